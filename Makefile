@@ -1,0 +1,45 @@
+# Needs Python 3.11 to 3.13, git and make. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# One thread to a process: two test processes fill two cores without waiting for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+WORKERS ?= 2
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv demo test test-slow check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+venv: $(STAMP) ## make the virtual environment (again only when the dependencies changed)
+
+$(STAMP): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		"resdet needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## train and evaluate a small detector on drawn pictures
+	$(PY) tools/train_det.py configs/detection/demo.yaml --output runs/demo
+	@echo "mAP table: runs/demo/metrics.json; pictures: runs/demo/pictures/; curves: tensorboard --logdir runs/demo"
+
+test: $(STAMP) ## run the tests
+	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-slow: $(STAMP) ## run the tests that train
+	$(PY) -m pytest -m slow
+
+check: $(STAMP) ## lint, check formatting, types and import directions
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(STAMP) ## time the parts of a training step
+	$(PY) tools/bench.py
+
+clean: ## remove the virtual environment, runs and caches
+	rm -rf $(VENV) runs data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,238 @@
+"""The detection part of a run's config. Defaults are the field's; configs say where they differ.
+
+Boxes and lengths are in pixels of the resized picture unless said otherwise.
+"""
+
+from typing import Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from engine.schema import Config, Fraction, RunConfig
+
+BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+class DemoConfig(Config):
+    """Drawn scenes, made on first use by detection/data/demo.py."""
+
+    root: str = "data/demo"
+    """Folder that receives `train/`, `val/` and `annotations/`."""
+    num_train: PositiveInt = 240
+    """Training pictures."""
+    num_val: PositiveInt = 60
+    """Validation pictures."""
+    seed: NonNegativeInt = 0
+    """Seed of the scenes."""
+
+
+class SplitConfig(Config):
+    """A folder of pictures and its COCO JSON."""
+
+    images: str = ""
+    """Folder to which the JSON's `file_name`s are relative."""
+    annotations: str = ""
+    """COCO JSON file."""
+
+
+class AugmentConfig(Config):
+    """What happens to a training picture."""
+
+    short_sides: tuple[PositiveInt, ...] = (640, 672, 704, 736, 768, 800)
+    """Target lengths of the shorter side; one is drawn for each picture."""
+    max_side: PositiveInt = 1333
+    """Cap on the longer side."""
+    flip_prob: Fraction = 0.5
+    """Chance of a left-right mirror."""
+    vertical_flip_prob: Fraction = 0.0
+    """Chance of an up-down mirror (microscopes and satellites, not street scenes)."""
+    color_jitter: Fraction = 0.0
+    """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
+
+
+class DataConfig(Config):
+    """Pictures, annotations and the policies for bad ones."""
+
+    train: SplitConfig = SplitConfig()
+    """Training pictures; the classes are read from this JSON."""
+    val: SplitConfig = SplitConfig()
+    """Validation pictures."""
+    demo: DemoConfig | None = None
+    """When set, demo pictures are made under `demo.root` if a split lies there and is missing."""
+    keep_empty: bool = True
+    """Train on pictures without objects."""
+    on_bad_box: Literal["error", "skip"] = "error"
+    """A box of no size, with NaN, or outside its picture: stop, or drop it and count it."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A truncated picture, or one of another size than annotated: stop, or skip and count it."""
+    augment: AugmentConfig = AugmentConfig()
+    """Training-time augmentation."""
+    eval_short_side: PositiveInt = 800
+    """Shorter side at evaluation and prediction."""
+    eval_max_side: PositiveInt = 1333
+    """Cap on the longer side at evaluation and prediction."""
+    aspect_groups: PositiveInt = 2
+    """Aspect-ratio groups from which training batches are drawn; 1 mixes all."""
+    size_divisor: PositiveInt = 32
+    """Batches are padded to multiples of this."""
+
+
+class BackboneConfig(Config):
+    """The residual network."""
+
+    kind: BackboneKind = "resnet101"
+    """Depth."""
+    weights: str | None = None
+    """Pretrained weights: our safetensors, or a torchvision file; none starts at random."""
+    norm: Literal["batch", "frozen", "group"] = "frozen"
+    """Batch norm; batch norm wholly fixed (the paper's choice for detection); group norm."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the variance."""
+    frozen_stages: int = Field(default=2, ge=0, le=5)
+    """Stages that do not train: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all."""
+    stride_in_1x1: bool = False
+    """Bottleneck stride on the 1x1 convolution (2015 paper, MSRA), not the 3x3 (torchvision)."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """RGB mean subtracted, on the scale 0..255."""
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    """RGB standard deviation divided by, on the scale 0..255."""
+
+
+class NeckConfig(Config):
+    """What stands between backbone and heads."""
+
+    kind: Literal["c4", "fpn"] = "c4"
+    """c4: RPN and RoI pooling on c4, conv5 on every RoI. fpn: p2..p6, two-layer box head."""
+    channels: PositiveInt = 256
+    """fpn: channels of every level."""
+    norm: Literal["none", "batch", "group"] = "none"
+    """fpn: norm after each convolution."""
+
+
+class RPNConfig(Config):
+    """Region proposal network."""
+
+    anchor_sizes: tuple[PositiveFloat, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Square roots of anchor areas: all on c4; one a level, p2 first, with fpn."""
+    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    """Height over width."""
+    fg_iou_thresh: Fraction = 0.7
+    """IoU from which an anchor is foreground; each object's best anchors are too."""
+    bg_iou_thresh: Fraction = 0.3
+    """IoU under which an anchor is background."""
+    num_samples: PositiveInt = 256
+    """Anchors in the loss for each picture."""
+    fg_fraction: Fraction = 0.5
+    """Largest share of foreground among them."""
+    pre_nms_topk_train: PositiveInt = 12000
+    """Best anchors (a level) that enter NMS in training."""
+    pre_nms_topk_test: PositiveInt = 6000
+    """The same at test."""
+    post_nms_topk_train: PositiveInt = 2000
+    """Proposals for each picture in training."""
+    post_nms_topk_test: PositiveInt = 1000
+    """The same at test."""
+    nms_thresh: Fraction = 0.7
+    """IoU above which the lower-scored proposal goes."""
+    min_size: NonNegativeFloat = 1e-3
+    """Proposals with a shorter side go."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where smooth L1 turns linear; 0 is L1."""
+    objectness_weight: NonNegativeFloat = 1.0
+    """Weight of `rpn_objectness`."""
+    box_weight: NonNegativeFloat = 1.0
+    """Weight of `rpn_box`."""
+
+
+class RoIConfig(Config):
+    """Region head: pooling, sampling, losses and post-processing."""
+
+    pool: Literal["roi_pool", "roi_align"] = "roi_align"
+    """Pooling operator."""
+    resolution: PositiveInt | None = None
+    """Side of the pooled map; none is 14 with c4 and 7 with fpn."""
+    sampling_ratio: NonNegativeInt = 2
+    """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
+    aligned: bool = True
+    """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
+    hidden_dim: PositiveInt = 1024
+    """fpn: width of the two hidden layers."""
+    fg_iou_thresh: Fraction = 0.5
+    """IoU from which a proposal is foreground; below it is background."""
+    num_samples: PositiveInt = 512
+    """Proposals in the loss for each picture."""
+    fg_fraction: Fraction = 0.25
+    """Largest share of foreground among them."""
+    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )
+    """Scale of the targets (dx, dy, dw, dh)."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where smooth L1 turns linear; 0 is L1."""
+    class_weight: NonNegativeFloat = 1.0
+    """Weight of `roi_class`."""
+    box_weight: NonNegativeFloat = 1.0
+    """Weight of `roi_box`."""
+    score_thresh: Fraction = 0.05
+    """Detections below go."""
+    nms_thresh: Fraction = 0.5
+    """IoU above which the lower-scored detection of a class goes."""
+    max_detections: PositiveInt = 100
+    """Detections for each picture."""
+
+
+class ModelConfig(Config):
+    """Faster R-CNN."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    """Residual network."""
+    neck: NeckConfig = NeckConfig()
+    """C4 or FPN."""
+    rpn: RPNConfig = RPNConfig()
+    """Region proposal network."""
+    roi: RoIConfig = RoIConfig()
+    """Region head."""
+    weights: str | None = None
+    """Detector weights to start from: our safetensors or torchvision's; classes must agree."""
+    crowd_ioa_thresh: Fraction = 0.5
+    """Share of its area in a crowd region from which a candidate is left out of the losses."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.neck.kind == "fpn" and len(self.rpn.anchor_sizes) != 5:
+            raise ValueError(
+                "rpn.anchor_sizes: expected 5 with fpn (one a level), "
+                f"got {len(self.rpn.anchor_sizes)}"
+            )
+        if self.rpn.bg_iou_thresh > self.rpn.fg_iou_thresh:
+            raise ValueError("rpn.bg_iou_thresh: expected at most rpn.fg_iou_thresh")
+        return self
+
+
+class EvaluationConfig(Config):
+    """Scoring and its pictures."""
+
+    draw_score_thresh: Fraction = 0.5
+    """Detections below are not drawn."""
+
+
+class DetectionConfig(RunConfig):
+    """A detection run."""
+
+    task: Literal["detection"] = "detection"
+    """Tag by which tools choose the task."""
+    data: DataConfig = DataConfig()
+    """Data."""
+    model: ModelConfig = ModelConfig()
+    """Network."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Scoring."""

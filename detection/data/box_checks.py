@@ -1,0 +1,96 @@
+"""What can be wrong with the boxes of an annotation file. M boxes, all checked at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from detection.ops.boxes import xywh_to_xyxy
+
+MIN_SIDE = 0.01
+"""Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
+CLIP_TOLERANCE = 1e-3
+"""Pixels that a box may stick out uncounted: rounding of x + width in the file."""
+NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
+
+
+@dataclass(frozen=True)
+class CheckedBoxes:
+    """Boxes after the checks.
+
+    boxes: (M, 4) float32 xyxy, cut to their images; of no meaning where bad. clipped: (M,) bool,
+    good boxes that stuck out. bad: for each reason (M,) bool; a box has one reason at most.
+    """
+
+    boxes: np.ndarray
+    clipped: np.ndarray
+    bad: dict[str, np.ndarray]
+
+
+def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
+    """Check `xywh` (M, 4) float64 as in the file, on images of `sizes` (M, 2); M may be 0."""
+    finite = np.isfinite(xywh).all(axis=1)
+    xywh = np.where(finite[:, None], xywh, 0.0)
+    raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+    boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
+    sized = (xywh[:, 2:] >= MIN_SIDE).all(axis=1)
+    inside = (boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE).all(axis=1)
+    good = finite & sized & inside
+    return CheckedBoxes(
+        boxes=boxes.astype(np.float32),
+        clipped=good & (np.abs(raw - boxes).max(axis=1, initial=0) > CLIP_TOLERANCE),
+        bad={
+            NOT_FINITE: ~finite,
+            NO_SIZE: finite & ~sized,
+            OUTSIDE: finite & sized & ~inside,
+        },
+    )
+
+
+def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> str:
+    """Return expected and got for one bad box."""
+    if reason == NO_SIZE:
+        name, side = ("width", xywh[2]) if xywh[2] < MIN_SIDE else ("height", xywh[3])
+        return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
+    shown = [round(value, 2) for value in xywh]
+    if reason == OUTSIDE:
+        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}"
+    return f"bbox: expected finite numbers, got {shown}"
+
+
+def shape(size: Any) -> str:
+    """Return (height, width) as people read it."""
+    return f"{size[1]}x{size[0]} (width x height)"
+
+
+def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
+    """Return why the boxes as a whole cannot be COCO's, None where they can.
+
+    A handful of odd boxes is left to `check_boxes`: the limits ask for more than chance gives.
+
+    Args:
+        xywh: (M, 4) float64 as in the file.
+        sizes: (M, 2) height and width of their images.
+    """
+    finite = np.isfinite(xywh).all(axis=1)
+    x, y, width, height = xywh[finite].T
+    image_height, image_width = sizes[finite].T
+    if len(x) < 5:
+        return None
+    if xywh[finite].max() <= 1.0:
+        return "every number in the boxes is at most 1; expected pixels, got fractions of the image"
+    outside = np.mean((x + width > image_width + 1) | (y + height > image_height + 1))
+    as_corners = (width > x) & (height > y)
+    as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
+    if outside > 0.3 and np.mean(as_corners) > 0.99:
+        return (
+            f"{outside:.0%} of the boxes reach outside their images, and none would as"
+            " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
+        )
+    if outside > 0.5 and len(x) >= 20:
+        return (
+            f"{outside:.0%} of the boxes reach outside their images; expected [x, y, width, height]"
+            " in pixels of images as large as their entries say"
+        )
+    return None

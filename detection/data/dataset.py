@@ -1,0 +1,177 @@
+"""The data set of a detection run: pictures of one folder, annotations of one COCO file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detection.config import DataConfig, SplitConfig
+from detection.data.box_checks import shape
+from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
+from detection.data.collate import Sample, collate_detection, round_up
+from detection.data.transforms import Augment, BadPictureError, read_image, resize, resized_size
+from detection.structures import DetectionBatch
+from engine.errors import SkippedSampleError, UserError
+
+
+class CocoDetection:
+    """Pictures and boxes of one split; implements `engine.task.DataSet`.
+
+    Args:
+        split: folder and JSON file.
+        config: policies, sizes and augmentation.
+        training: with random changes, grouped by aspect ratio; else resized alone, grouped by
+            padded shape so that a picture's result does not depend on its neighbours.
+        classes: what the file's categories must be; None takes them from the file.
+
+    Raises:
+        UserError: folder or file is missing, or the file is wrong.
+    """
+
+    def __init__(
+        self,
+        split: SplitConfig,
+        *,
+        config: DataConfig,
+        training: bool,
+        classes: ClassMap | None = None,
+    ) -> None:
+        self._folder = Path(split.images)
+        if not self._folder.is_dir():
+            raise UserError(f"{self._folder}: expected the folder of pictures, got no such folder")
+        self.annotations: Annotations = read_coco(
+            split.annotations, classes=classes, on_bad_box=config.on_bad_box, need_boxes=training
+        )
+        self._config = config
+        self._augment: Augment | None = None
+        self._rows = np.arange(len(self.annotations))
+        if training:
+            augment = config.augment
+            self._augment = Augment(
+                short_sides=augment.short_sides,
+                max_side=augment.max_side,
+                flip_prob=augment.flip_prob,
+                vertical_flip_prob=augment.vertical_flip_prob,
+                color_jitter=augment.color_jitter,
+            )
+            if not config.keep_empty:
+                self._rows = self._rows[_has_objects(self.annotations)]
+        sizes = self.annotations.sizes[self._rows]
+        self.groups: np.ndarray = (
+            aspect_groups(sizes, config.aspect_groups) if training else self._shape_groups(sizes)
+        )
+
+    @property
+    def classes(self) -> ClassMap:
+        """The classes and their category ids."""
+        return self.annotations.classes
+
+    @property
+    def ledger(self) -> Ledger:
+        """What reading the file counted."""
+        return self.annotations.ledger
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64 ids of the pictures that `load` reads, by its index."""
+        ids: np.ndarray = self.annotations.image_ids[self._rows]
+        return ids
+
+    def __len__(self) -> int:
+        """Return the number of pictures, after empty ones were left out where that is asked."""
+        return len(self._rows)
+
+    def load(self, index: int, seed: int) -> Sample:
+        """Read picture `index`; all its randomness comes from `seed`.
+
+        Raises:
+            UserError: the picture is missing, or bad and `on_bad_image` is error.
+            SkippedSampleError: the picture is bad and `on_bad_image` is skip.
+        """
+        row = int(self._rows[index])
+        try:
+            pixels = self._read(row)
+        except BadPictureError as error:
+            if self._config.on_bad_image == "skip":
+                raise SkippedSampleError(str(error)) from error
+            raise
+        objects = self.annotations.objects_of(row)
+        original_size = (pixels.shape[0], pixels.shape[1])
+        boxes = self.annotations.boxes[objects]
+        if self._augment is not None:
+            pixels, boxes = self._augment(pixels, boxes, seed=seed)
+        else:
+            pixels, boxes = resize(pixels, boxes, self._eval_size(original_size))
+        return Sample(
+            pixels=pixels,
+            boxes=boxes,
+            labels=self.annotations.labels[objects],
+            is_crowd=self.annotations.is_crowd[objects],
+            original_size=original_size,
+            image_id=int(self.annotations.image_ids[row]),
+            seed=seed,
+        )
+
+    def frame(self, draws: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Return the (height, width) that holds all of a global training batch.
+
+        Args:
+            draws: (index, seed) of its pictures; no file is read.
+        """
+        assert self._augment is not None, "evaluation batches have one padded shape anyway"
+        sizes = [
+            self._augment.size_of((height, width), seed=seed)
+            for index, seed in draws
+            for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
+        ]
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+    def collate(
+        self, samples: Sequence[Sample], frame: tuple[int, int] | None = None
+    ) -> DetectionBatch:
+        """Make one batch of at least one sample, padded to `frame` (height, width) or more."""
+        divisor = self._config.size_divisor
+        return collate_detection(samples, size_divisor=divisor, frame=frame or (1, 1))
+
+    def _read(self, row: int) -> np.ndarray:
+        """Return the picture of `row`, of the size that the file gives it."""
+        path = self._folder / self.annotations.file_name(row)
+        pixels = read_image(path)
+        expected = tuple(self.annotations.sizes[row].tolist())
+        if pixels.shape[:2] == expected:
+            return pixels
+        message = f"{path}: expected {shape(expected)} as annotated, got {shape(pixels.shape)}"
+        if read_image(path, rotate=False).shape[:2] == expected:
+            message += " after its EXIF rotation: it was annotated unrotated"
+        raise BadPictureError(message)
+
+    def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
+
+    def _shape_groups(self, sizes: np.ndarray) -> np.ndarray:
+        """Return (N,) int64, one number for each padded shape at evaluation."""
+        divisor = self._config.size_divisor
+        shapes = [
+            tuple(round_up(side, divisor) for side in self._eval_size((height, width)))
+            for height, width in sizes.tolist()
+        ]
+        groups: np.ndarray = np.unique(shapes, axis=0, return_inverse=True)[1]
+        return groups
+
+
+def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Return (N,) int64 in 0..count-1 by rising width / height of `sizes` (N, 2).
+
+    Two groups are portrait and landscape; more have about equal numbers of pictures.
+    """
+    log_aspect = np.log(sizes[:, 1] / sizes[:, 0])
+    bounds = [0.0] if count == 2 else np.quantile(log_aspect, np.arange(1, count) / count)
+    groups: np.ndarray = np.searchsorted(bounds, log_aspect, side="right")
+    return groups
+
+
+def _has_objects(annotations: Annotations) -> np.ndarray:
+    """Return (N,) bool: the image has a box that is no crowd region."""
+    single = np.concatenate([[0], np.cumsum(~annotations.is_crowd)])
+    has: np.ndarray = np.diff(single[annotations.offsets]) > 0
+    return has

@@ -1,0 +1,342 @@
+"""Drawn scenes with COCO annotations: what a detector can be tried on without a download.
+
+Six kinds of filled shapes, turned, shaded and partly hidden behind each other, over textured
+backgrounds; some pictures hold a crowd region, some nothing. The same parameters give the same
+bytes.
+"""
+
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from detection.config import DemoConfig
+from engine.errors import UserError
+
+# COCO's own ids have gaps, and code that takes an id for a label must fail here too.
+CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 8: "star", 9: "ring", 15: "cross"}
+MARKER = "demo.json"
+GENERATOR_VERSION = 1
+SIDE_RANGE = (192, 320)
+DIAMETER_RANGE = (20.0, 120.0)
+MIN_VISIBLE_SIDE = 10
+MIN_VISIBLE_FRACTION = 0.55
+MAX_OBJECTS = 8
+EMPTY_PROB = 0.05
+CROWD_PROB = 0.1
+CROWD_OWNER = -2
+
+
+def make_demo(config: DemoConfig) -> None:
+    """Draw `train/` and `val/` and their `annotations/{train,val}.json` under `config.root`.
+
+    Does nothing where the same parameters have been drawn before. The folder is made beside its
+    place and renamed, so it is there entirely or not at all.
+
+    Raises:
+        UserError: the folder holds something else than an earlier demo, or cannot be written.
+    """
+    root = Path(config.root)
+    parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
+    if _is_made(root, parameters):
+        return
+    try:
+        _check_replaceable(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            new = staging / "new"
+            files = [
+                *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
+                *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
+            ]
+            marker = {"parameters": parameters, "files": files}
+            (new / MARKER).write_text(json.dumps(marker, indent=0))
+            _swap(new, root, staging / "old", parameters)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{root}: cannot write the demo pictures: {error}") from error
+
+
+def _read_marker(root: Path) -> dict[str, Any] | None:
+    """Return what an earlier demo left, None where there is none."""
+    try:
+        marker = json.loads((root / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and {"parameters", "files"} <= set(marker) else None
+
+
+def _is_made(root: Path, parameters: dict[str, Any]) -> bool:
+    marker = _read_marker(root)
+    return marker is not None and marker["parameters"] == parameters
+
+
+def _check_replaceable(root: Path) -> None:
+    """Raise UserError where `root` holds any file that no demo made."""
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise UserError(f"{root}: expected a folder for the demo pictures, got a file")
+    marker = _read_marker(root)
+    own = {MARKER, *marker["files"]} if marker else set()
+    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    foreign = next((name for name in found if name not in own), None)
+    if foreign is not None:
+        raise UserError(
+            f"{root}: expected a folder that is new or holds an earlier demo alone, got one with"
+            f" {foreign}; choose another data.demo.root or move it away"
+        )
+
+
+def _swap(new: Path, root: Path, old: Path, parameters: dict[str, Any]) -> None:
+    """Put the folder `new` in the place of `root`; the earlier demo goes to `old`."""
+    if root.exists():
+        root.rename(old)
+    try:
+        new.rename(root)
+    except OSError:
+        if not _is_made(root, parameters):  # else another process was faster, with the same bytes
+            raise
+
+
+def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
+    """Draw `count` pictures and their JSON; return the names of the files below `root`."""
+    folder = root / split
+    folder.mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        scene = draw_scene(np.random.default_rng([*seed, number]))
+        height, width = scene.pixels.shape[:2]
+        name = f"{number:06d}.{'png' if number % 8 == 0 else 'jpg'}"
+        done, encoded = cv2.imencode(Path(name).suffix, scene.pixels[..., ::-1])
+        assert done, name
+        (folder / name).write_bytes(encoded.tobytes())
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for row in scene.annotations():
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **row})
+    categories = [{"id": key, "name": name} for key, name in CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return [f"annotations/{split}.json", *(f"{split}/{image['file_name']}" for image in images)]
+
+
+@dataclass
+class Scene:
+    """One picture while it is drawn.
+
+    pixels: (H, W, 3) uint8 RGB. owner: (H, W) int16, the object seen at each pixel: its number,
+    -1 for background, CROWD_OWNER for a crowd region. category_ids, outlines, drawn_areas: for each
+    object its category, its polygons ([outer] or [outer, hole], x y x y ...) and the number of
+    pixels that it had before others hid some.
+    """
+
+    pixels: np.ndarray
+    owner: np.ndarray
+    category_ids: list[int] = field(default_factory=list)
+    outlines: list[list[np.ndarray]] = field(default_factory=list)
+    drawn_areas: list[int] = field(default_factory=list)
+    crowd_category_id: int | None = None
+
+    def annotations(self) -> list[dict[str, Any]]:
+        """Return COCO annotations of the visible parts, without `id` and `image_id`."""
+        rows = []
+        for number, category_id in enumerate(self.category_ids):
+            mask = self.owner == number
+            segmentation: Any = _run_lengths(mask)
+            if len(self.outlines[number]) == 1 and mask.sum() == self.drawn_areas[number]:
+                segmentation = [self.outlines[number][0].tolist()]
+            rows.append(_annotation(mask, category_id, segmentation, iscrowd=0))
+        if self.crowd_category_id is not None:
+            mask = self.owner == CROWD_OWNER
+            rows.append(_annotation(mask, self.crowd_category_id, _run_lengths(mask), iscrowd=1))
+        return rows
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw one picture from `rng` alone."""
+    height, width = (int(side) for side in rng.integers(*SIDE_RANGE, endpoint=True, size=2))
+    scene = Scene(
+        pixels=_background(height, width, rng),
+        owner=np.full((height, width), -1, dtype=np.int16),
+    )
+    if rng.random() < EMPTY_PROB:
+        return scene
+    if rng.random() < CROWD_PROB:
+        _add_crowd(scene, rng)
+    for _ in range(int(rng.integers(1, MAX_OBJECTS, endpoint=True))):
+        _add_object(scene, rng)
+    return scene
+
+
+def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (height, width, 3) uint8: a gradient, stripes or blotches, and noise on top."""
+    first, second = rng.uniform(30, 225, size=(2, 3))
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    kind = rng.integers(3)
+    if kind == 0:
+        weight = (along - along.min()) / np.ptp(along)
+    elif kind == 1:
+        weight = 0.5 + 0.35 * np.sin(along * (2 * np.pi / rng.uniform(12, 60)))
+    else:
+        coarse = rng.random(size=tuple(rng.integers(4, 14, size=2)), dtype=np.float32)
+        weight = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture = first + (second - first) * weight[..., None]
+    picture += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
+    pixels: np.ndarray = picture.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def _add_crowd(scene: Scene, rng: np.random.Generator) -> None:
+    """Draw a cluster of shapes of one kind, too small to be annotated one by one."""
+    height, width = scene.owner.shape
+    category_id = int(rng.choice(list(CATEGORIES)))
+    centre = rng.uniform(0.25, 0.75, size=2) * (width, height)
+    for _ in range(int(rng.integers(12, 30))):
+        offset = rng.normal(0, 0.08, size=2).clip(-0.2, 0.2) * min(height, width)
+        outline = _outline(category_id, centre + offset, rng.uniform(6, 10), rng)
+        mask = _rasterise(outline, height, width)
+        _paint(scene.pixels, mask, _contrasting(scene.pixels, mask, rng), rng)
+        scene.owner[mask] = CROWD_OWNER
+    scene.crowd_category_id = category_id
+
+
+def _add_object(scene: Scene, rng: np.random.Generator, *, tries: int = 12) -> None:
+    """Draw one object where it hides no earlier one too much; none where no place is found."""
+    height, width = scene.owner.shape
+    category_id = int(rng.choice(list(CATEGORIES)))
+    low, high = DIAMETER_RANGE
+    for _ in range(tries):
+        diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        # Up to a fifth of the diameter may lie outside the picture.
+        centre = rng.uniform(0.3 * diameter, np.array([width, height]) - 0.3 * diameter)
+        outline = _outline(category_id, centre, diameter / 2, rng)
+        mask = _rasterise(outline, height, width)
+        owner = np.where(mask, len(scene.category_ids), scene.owner).astype(np.int16)
+        hides_crowd = bool((scene.owner[mask] == CROWD_OWNER).any())
+        if not hides_crowd and _all_visible(owner, [*scene.drawn_areas, int(mask.sum())]):
+            _paint(scene.pixels, mask, _contrasting(scene.pixels, mask, rng), rng)
+            scene.owner = owner
+            scene.category_ids.append(category_id)
+            scene.outlines.append(outline)
+            scene.drawn_areas.append(int(mask.sum()))
+            return
+
+
+def _all_visible(owner: np.ndarray, drawn_areas: list[int]) -> bool:
+    """Return whether enough of every object is seen for a box to make sense."""
+    for number, area in enumerate(drawn_areas):
+        mask = owner == number
+        if mask.sum() < MIN_VISIBLE_FRACTION * area:
+            return False
+        if min(_bounding_box(mask)[2:]) < MIN_VISIBLE_SIDE:
+            return False
+    return True
+
+
+def _star(radii: tuple[float, ...], points: int) -> np.ndarray:
+    """Return (points, 2) vertices whose distances from the centre run through `radii`."""
+    angles = np.arange(points) * (2 * np.pi / points)
+    radius = np.resize(radii, points)
+    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
+
+
+def _cross() -> np.ndarray:
+    """Return (12, 2) vertices of a plus sign within the unit circle."""
+    quarter = np.array([[0.3, -0.95], [0.3, -0.3], [0.95, -0.3]])
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+
+
+# Polygons within the unit circle: the outer one, and the hole where there is one.
+SHAPES = {
+    "disc": [_star((1.0,), 40)],
+    "square": [_star((1.0,), 4)],
+    "triangle": [_star((1.0,), 3)],
+    "star": [_star((1.0, 0.42), 10)],
+    "ring": [_star((1.0,), 40), _star((0.55,), 40)],
+    "cross": [_cross()],
+}
+
+
+def _outline(
+    category_id: int, centre: np.ndarray, radius: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return the polygons of one shape, turned at random: flat x y x y ..., picture pixels."""
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return [
+        (part @ turn * radius + centre).round(2).ravel() for part in SHAPES[CATEGORIES[category_id]]
+    ]
+
+
+def _rasterise(outline: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Return (height, width) bool: inside the first polygon and in no other.
+
+    pycocotools draws it, so that an annotated polygon and the drawn pixels agree exactly.
+    """
+    encoded = coco_mask.frPyObjects([part.tolist() for part in outline], height, width)
+    with warnings.catch_warnings():  # pycocotools does not know numpy 2's `copy` keyword
+        warnings.simplefilter("ignore", DeprecationWarning)
+        planes = coco_mask.decode(encoded).astype(bool)
+    inside: np.ndarray = planes[..., 0] & ~planes[..., 1:].any(axis=-1)
+    return inside
+
+
+def _contrasting(pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return an RGB colour (3,) that stands out from what `mask` will cover."""
+    colours = rng.uniform(0, 255, size=(16, 3))
+    far = np.abs(colours - pixels[mask].mean(axis=0)).max(axis=1) > 90
+    chosen: np.ndarray = colours[int(far.argmax())]
+    return chosen
+
+
+def _paint(
+    pixels: np.ndarray, mask: np.ndarray, colour: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Fill `mask`, not empty, in place with a shaded `colour` and a darker rim."""
+    rows, columns = np.nonzero(mask)
+    slope = rng.uniform(-0.2, 0.2, size=2)
+    offsets = np.stack([rows - rows.mean(), columns - columns.mean()], axis=1)
+    shade = 1 + offsets @ slope / np.sqrt(len(rows))
+    rim = ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)[rows, columns]
+    shade = np.where(rim, 0.55 * shade, shade)
+    grain = rng.normal(0, 5, size=len(rows))
+    pixels[rows, columns] = (colour * shade[:, None] + grain[:, None]).clip(0, 255)
+
+
+def _bounding_box(mask: np.ndarray) -> list[int]:
+    """Return COCO's [x, y, width, height] of the True pixels; zeros where there are none."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return [int(x), int(y), int(width), int(height)]
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Return COCO's uncompressed RLE: runs down the columns, the first one of zeros."""
+    changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
+    counts = np.diff(changes, prepend=0, append=mask.size)
+    return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
+def _annotation(
+    mask: np.ndarray, category_id: int, segmentation: Any, *, iscrowd: int
+) -> dict[str, Any]:
+    return {
+        "category_id": category_id,
+        "bbox": _bounding_box(mask),
+        "area": int(mask.sum()),
+        "iscrowd": iscrowd,
+        "segmentation": segmentation,
+    }

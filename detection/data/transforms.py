@@ -1,0 +1,161 @@
+"""Reading a picture, resizing it, and the random changes of training.
+
+H, W height and width; N boxes of one picture, crowd regions among them. Pictures stay 8-bit RGB
+(H, W, 3). No function drops, adds or reorders a box.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from engine.errors import UserError
+
+# After 0xFF: neither a stuffed zero, nor a restart, nor a fill byte. ITU-T T.81, B.1.1.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JPEG_START, JPEG_END = b"\xff\xd8", 0xD9
+MIN_SIDE = 0.01
+"""Shortest side of a box after a resize, in pixels: its logarithm is finite."""
+
+
+class BadPictureError(UserError):
+    """A file that is no picture, is cut short, or is of another size than annotated."""
+
+
+def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
+    """Return the picture at `path` as (H, W, 3) uint8 RGB.
+
+    Grey becomes three equal channels, transparency is dropped, 16 bits become 8. `rotate` turns it
+    as its EXIF orientation says.
+
+    Raises:
+        UserError: there is no such file, or it cannot be opened.
+        BadPictureError: it is no picture, or its end is missing.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if data.startswith(JPEG_START) and not _has_jpeg_end(data):
+        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
+    flags = cv2.IMREAD_COLOR | (0 if rotate else cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
+    if pixels is None:
+        raise BadPictureError(
+            f"{path}: expected a whole picture, got a file that cannot be decoded"
+        )
+    rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return rgb
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Return whether the JPEG in `data` ends: OpenCV 4 decodes a part of one without a word.
+
+    Segments are stepped over by their length, since a thumbnail in one of them ends as well.
+    """
+    position = len(JPEG_START)
+    while match := JPEG_MARKER.search(data, position):
+        position = match.end()
+        if data[position - 1] == JPEG_END:
+            return True
+        position += int.from_bytes(data[position : position + 2], "big")
+    return False
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
+    """Return (height, width) with the shorter side `short_side`, or the longer one `max_side`."""
+    scale = min(short_side / min(size), max_side / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def resize(
+    pixels: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture at `size` (height, width) and its boxes (N, 4), scaled alike."""
+    height, width = pixels.shape[:2]
+    shrinks = size[0] < height or size[1] < width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
+    resized: np.ndarray = cv2.resize(pixels, size[::-1], interpolation=method)
+    scale = np.array([size[1] / width, size[0] / height])
+    far = np.clip(boxes[:, 2:] * scale, MIN_SIDE, size[::-1])
+    near = np.clip(boxes[:, :2] * scale, 0, far - MIN_SIDE)
+    return resized, np.concatenate([near, far], axis=1).astype(np.float32)
+
+
+class Augment:
+    """Mirrors, colour changes and a random size; the same for one seed in any process.
+
+    Args:
+        short_sides: lengths from which the shorter side is drawn.
+        max_side: cap on the longer side.
+        flip_prob: chance of a left-right mirror.
+        vertical_flip_prob: chance of an up-down mirror.
+        color_jitter: strength of brightness, contrast and saturation changes; hue has a tenth.
+    """
+
+    def __init__(
+        self,
+        *,
+        short_sides: Sequence[int],
+        max_side: int,
+        flip_prob: float,
+        vertical_flip_prob: float,
+        color_jitter: float,
+    ) -> None:
+        self._short_sides = tuple(short_sides)
+        self._max_side = max_side
+        strength = dict.fromkeys(("brightness", "contrast", "saturation"), color_jitter)
+        transforms: list[A.BasicTransform] = [
+            A.HorizontalFlip(p=flip_prob),
+            A.VerticalFlip(p=vertical_flip_prob),
+            A.ColorJitter(**strength, hue=color_jitter / 10, p=float(color_jitter > 0)),
+        ]
+        self._compose = A.Compose(transforms, bbox_params=A.BboxParams(format="pascal_voc"))
+
+    def __call__(
+        self, pixels: np.ndarray, boxes: np.ndarray, *, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the changed picture and its boxes.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            boxes: (N, 4) float32 xyxy pixels inside the picture; N may be 0.
+            seed: 0 or more; the only source of chance.
+        """
+        rng = np.random.default_rng(seed)
+        height, width = pixels.shape[:2]
+        size = self._draw_size((height, width), rng)
+        # Mirrors and colours go where the picture is smaller.
+        if size[0] < height:
+            return self._change(*resize(pixels, boxes, size), rng)
+        return resize(*self._change(pixels, boxes, rng), size)
+
+    def size_of(self, size: tuple[int, int], *, seed: int) -> tuple[int, int]:
+        """Return the (height, width) that a picture of `size` will have with this seed."""
+        return self._draw_size(size, np.random.default_rng(seed))
+
+    def _draw_size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        return resized_size(size, int(rng.choice(self._short_sides)), self._max_side)
+
+    def _change(
+        self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # Compose gives all its transforms one seed, and both mirrors would always come together.
+        for transform, seed in zip(
+            self._compose.transforms, rng.integers(2**31, size=3), strict=True
+        ):
+            transform.set_random_seed(int(seed))
+        numbered = np.column_stack([boxes, np.arange(len(boxes))]).astype(np.float32)
+        result = self._compose(image=pixels, bboxes=numbered)
+        changed = np.asarray(result["bboxes"], dtype=np.float32).reshape(len(boxes), 5)
+        assert (changed[:, 4] == numbered[:, 4]).all(), "albumentations dropped or moved a box"
+        return result["image"], changed[:, :4]

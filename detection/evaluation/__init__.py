@@ -1,0 +1,1 @@
+"""Scoring: COCO average precision, and pictures of how it came about."""

@@ -1,0 +1,276 @@
+"""COCO average precision. pycocotools matches, accumulates and summarises; this file feeds it.
+
+It is fed one category at a time. Categories do not touch each other in COCO's rules, so the numbers
+are those of a single call, and memory holds one category's matches instead of all.
+
+K categories, T=10 IoU thresholds, R=101 recall thresholds, A=4 ranges of area, N detections.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Group
+from rich.table import Table
+
+from detection.data.coco import ClassMap, detections_to_coco
+from detection.evaluation.coco_files import (
+    Found,
+    IoUType,
+    Truth,
+    check_masks,
+    pack_results,
+    read_results,
+    read_truth,
+)
+from detection.evaluation.report import write_pr_curves
+from detection.structures import DetectionBatch, Detections
+
+# COCOeval.summarize's order
+SUMMARY = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+_ALL_AREAS, _MOST_DETECTIONS = 0, 2
+_COLUMNS = 3  # pairs of name and number in a row of a table; fits 80 characters
+
+
+@dataclass(frozen=True)
+class CocoScore:
+    """The outcome of one scoring.
+
+    metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where the truth has no such
+    object; `num_images`, `num_detections`. precision: (T, R, K) over all areas with 100 detections
+    an image, NaN for a class without objects. class_names: by rising category id. note: what was
+    scored, for the reader of the table.
+    """
+
+    metrics: dict[str, float]
+    precision: np.ndarray
+    class_names: tuple[str, ...]
+    iou_type: IoUType
+    note: str
+
+    def table(self) -> Group:
+        """Return the summary and the AP of every class, in percent, for the console."""
+        kind = "boxes" if self.iou_type == "bbox" else "masks"
+        summary = _table(f"COCO AP and AR of {kind}, in percent", SUMMARY, self.metrics)
+        summary.caption = self.note
+        keys = [f"ap/{name}" for name in self.class_names]
+        return Group(summary, _table("AP by class", keys, self.metrics))
+
+    def write(self, directory: Path) -> None:
+        """Write metrics.json (null where a number does not exist) and pr_curves.png."""
+        metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
+        text = json.dumps(metrics, indent=2, ensure_ascii=False)
+        (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        write_pr_curves(directory / "pr_curves.png", self.precision, self.class_names)
+
+
+def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Table:
+    table = Table(title=title, show_header=False, caption_justify="left")
+    cells = []
+    for key in keys:
+        value = metrics[key]
+        cells += [key.removeprefix("ap/"), "-" if math.isnan(value) else f"{100 * value:.1f}"]
+    for _ in range(_COLUMNS):
+        table.add_column()
+        table.add_column(justify="right")
+    for start in range(0, len(cells), 2 * _COLUMNS):
+        table.add_row(*cells[start : start + 2 * _COLUMNS])
+    return table
+
+
+def score_results(
+    results: Iterable[Any],
+    truth: Truth | Path | str,
+    *,
+    image_ids: Iterable[int] | None = None,
+    iou_type: IoUType = "bbox",
+    source: str = "results",
+) -> CocoScore:
+    """Score detections in COCO's results format.
+
+    Args:
+        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` (RLE).
+        truth: annotations, or the path of their file.
+        image_ids: the pictures to score; None scores all of the annotation file.
+        iou_type: compare boxes or masks.
+        source: the results' name in messages.
+
+    Raises:
+        UserError: a result is malformed, or of an image or category that the annotations lack.
+    """
+    if not isinstance(truth, Truth):
+        truth = read_truth(truth)
+    found = pack_results(results, truth, iou_type=iou_type, source=source)
+    scored = set(truth.images if image_ids is None else image_ids)
+    return _score(found, truth, image_ids=scored, iou_type=iou_type)
+
+
+def score_file(
+    path: Path | str, annotations: Path | str, *, listed_images: bool = False
+) -> CocoScore:
+    """Score a COCO results file: its boxes, or its masks when its first entry has no box.
+
+    Args:
+        path: the results.
+        annotations: the COCO JSON that they belong to.
+        listed_images: score only the pictures that the results name, not all annotated ones.
+
+    Raises:
+        UserError: as for `score_results`, and when a file cannot be read.
+    """
+    results = read_results(path)
+    has_masks = bool(results) and isinstance(results[0], dict) and "bbox" not in results[0]
+    iou_type: IoUType = "segm" if has_masks else "bbox"
+    truth = read_truth(annotations)
+    found = pack_results(results, truth, iou_type=iou_type, source=str(path))
+    scored = set(found.image_ids if listed_images else truth.images)
+    return _score(found, truth, image_ids=scored, iou_type=iou_type)
+
+
+def _score(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> CocoScore:
+    if iou_type == "segm":
+        check_masks(truth)
+    whole = COCOeval(iouType=iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        parts = [
+            _match_category(truth, category_id, found, image_ids=image_ids, iou_type=iou_type)
+            for category_id in truth.names
+        ]
+        whole.eval = {
+            "precision": np.concatenate([precision for precision, _ in parts], axis=2),
+            "recall": np.concatenate([recall for _, recall in parts], axis=1),
+        }
+        whole.summarize()
+    precision = whole.eval["precision"][..., _ALL_AREAS, _MOST_DETECTIONS]
+    precision = np.where(precision < 0, np.nan, precision)
+    names = tuple(truth.names.values())
+    metrics: dict[str, float] = {
+        name: float(value) if value >= 0 else math.nan
+        for name, value in zip(SUMMARY, whole.stats, strict=True)
+    }
+    # a class is absent as a whole or not at all, so that a plain mean keeps its NaN
+    per_class = precision.mean(axis=(0, 1))
+    metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
+    inside = [image_id for image_id in found.image_ids if image_id in image_ids]
+    metrics |= {"num_images": len(image_ids), "num_detections": len(inside)}
+    note = f"{len(inside)} detections in {len(set(inside))} of {len(image_ids)} pictures"
+    for name, count in truth.filled.items():
+        note += f"\n{name} was missing, and filled in, for {count} objects"
+    return CocoScore(metrics, precision, names, iou_type, note)
+
+
+def _match_category(
+    truth: Truth, category_id: int, found: Found, *, image_ids: set[int], iou_type: IoUType
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision (T, R, 1, A, 3) and recall (T, 1, A, 3), -1 where there is no object."""
+    # the pictures without this category change nothing; pycocotools writes into what it is given
+    objects = [dict(each) for each in truth.objects[category_id] if each["image_id"] in image_ids]
+    detections = [each for each in found.of_category(category_id) if each["image_id"] in image_ids]
+    images = [truth.images[i] for i in {each["image_id"] for each in (*objects, *detections)}]
+    shared = {"images": images, "categories": [{"id": category_id}]}
+    judge = COCOeval(_indexed(shared, objects), _indexed(shared, detections), iou_type)
+    judge.evaluate()
+    judge.accumulate()
+    return judge.eval["precision"], judge.eval["recall"]
+
+
+def _indexed(shared: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {**shared, "annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+# a picture's id and its detections: (N, 6) float32 of x1, y1, x2, y2, score, label
+_Row = tuple[int, np.ndarray]
+
+
+class CocoEvaluator:
+    """Gathers detections of a validation set, in any order and over any number of processes.
+
+    Args:
+        annotations: COCO JSON of the validation pictures.
+        classes: the map between labels and category ids.
+        image_ids: the pictures of which `compute` expects detections, each once.
+        kept_rows: places in the file of the annotations that count; None: all. Bad boxes that a
+            stated policy skips are not among them.
+        allow_missing: pictures may be missing (skipped by a stated policy); they then count as
+            pictures without detections.
+    """
+
+    main_metric = "ap"
+
+    def __init__(
+        self,
+        annotations: Path | str,
+        classes: ClassMap,
+        image_ids: Iterable[int],
+        *,
+        kept_rows: Iterable[int] | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        self._truth = read_truth(annotations, kept_rows=kept_rows)
+        self._classes = classes
+        self._expected = sorted(image_ids)
+        self._allow_missing = allow_missing
+        self._gathered: list[_Row] = []
+        self._score: CocoScore | None = None
+
+    def update(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> None:
+        """Add one batch: a `Detections` for each of its pictures, in order."""
+        for image_id, found in zip(batch.image_ids.tolist(), predictions, strict=True):
+            columns = [found.boxes, found.scores[:, None], found.labels[:, None].float()]
+            self._gathered.append((image_id, torch.cat(columns, dim=1).cpu().numpy()))
+
+    def state(self) -> list[_Row]:
+        """Return what this process has gathered."""
+        return self._gathered
+
+    def compute(self, states: Sequence[list[_Row]]) -> dict[str, float]:
+        """Score the union of the states; see `CocoScore.metrics`."""
+        gathered = [row for state in states for row in state]
+        self._gathered = sorted(gathered, key=lambda row: row[0])
+        self._check_images([image_id for image_id, _ in self._gathered])
+        self._score = score_results(
+            self._results(), self._truth, image_ids=self._expected, source="detections"
+        )
+        return self._score.metrics
+
+    def write(self, directory: Path) -> None:
+        """Write metrics.json, pr_curves.png and detections.json (COCO results, original ids)."""
+        self._scored().write(directory)
+        lines = ",\n".join(json.dumps(result) for result in self._results())
+        (directory / "detections.json").write_text(f"[{lines}]\n", encoding="utf-8")
+
+    def table(self) -> Group:
+        """Return the summary and the AP of every class for the console."""
+        return self._scored().table()
+
+    def _scored(self) -> CocoScore:
+        assert self._score is not None, "compute() comes first"
+        return self._score
+
+    def _results(self) -> Iterator[dict[str, Any]]:
+        for image_id, columns in self._gathered:
+            rows = torch.from_numpy(columns)
+            detections = Detections(rows[:, :4], rows[:, 4], rows[:, 5].long())
+            yield from detections_to_coco(image_id, detections, self._classes)
+
+    def _check_images(self, got: list[int]) -> None:
+        """Each expected picture is there once, or the numbers would mean something else."""
+        images = f"expected {len(self._expected)} pictures, each once, got {len(got)}"
+        assert len(got) == len(set(got)), f"{images}: some more than once"
+        assert set(got) <= set(self._expected), f"{images}: some that nobody asked for"
+        assert self._allow_missing or len(got) == len(self._expected), f"{images}: some are missing"

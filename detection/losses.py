@@ -1,0 +1,104 @@
+"""The losses of Faster R-CNN (Ren et al. 2015): values in, scalars out, never below float32.
+
+B images, A anchors, S samples of each image, K classes.
+Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
+processes average to that of one process with the whole batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detection.ops.precision import at_least_float32
+from engine.distributed import mean_over_ranks
+
+
+def smooth_l1(pred: Tensor, target: Tensor, *, beta: float) -> Tensor:
+    """Return the element-wise error: quadratic below `beta`, linear above; L1 when `beta` is 0."""
+    error = (pred - target).abs()
+    if beta == 0:
+        return error
+    return torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
+
+
+def rpn_loss(
+    objectness_logits: Tensor,
+    deltas: Tensor,
+    target_deltas: Tensor,
+    idxs: Tensor,
+    is_fg: Tensor,
+    valid: Tensor,
+    *,
+    beta: float,
+) -> dict[str, Tensor]:
+    """Score the region proposal network on its sampled anchors.
+
+    Args:
+        objectness_logits: (B, A).
+        deltas: (B, A, 4), predicted.
+        target_deltas: (B, S, 4), of the sampled anchors; counts where foreground.
+        idxs: (B, S) int64 into A.
+        is_fg: (B, S) bool.
+        valid: (B, S) bool; none valid gives zeros.
+        beta: where smooth L1 turns linear.
+
+    Returns:
+        `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1 summed over
+        coordinates and foreground, divided by the number of samples of both kinds.
+    """
+    logits = at_least_float32(objectness_logits.gather(1, idxs))
+    objectness = F.binary_cross_entropy_with_logits(
+        logits, is_fg.to(logits.dtype), reduction="none"
+    )
+    sampled = at_least_float32(deltas.gather(1, idxs[..., None].expand(-1, -1, 4)))
+    box = smooth_l1(sampled, target_deltas, beta=beta).sum(dim=-1)
+    count = _num_samples(valid)
+    return {
+        "rpn_objectness": _masked_sum(objectness, valid) / count,
+        "rpn_box": _masked_sum(box, valid & is_fg) / count,
+    }
+
+
+def roi_loss(
+    class_logits: Tensor,
+    deltas: Tensor,
+    labels: Tensor,
+    target_deltas: Tensor,
+    valid: Tensor,
+    *,
+    beta: float,
+) -> dict[str, Tensor]:
+    """Score the region head on its sampled proposals.
+
+    Args:
+        class_logits: (B, S, K + 1), background last.
+        deltas: (B, S, K, 4), predicted for each class; the true class's are scored.
+        labels: (B, S) int64 in 0..K; K is background.
+        target_deltas: (B, S, 4); counts where foreground.
+        valid: (B, S) bool; none valid gives zeros.
+        beta: where smooth L1 turns linear.
+
+    Returns:
+        `roi_class`: cross entropy, mean over samples. `roi_box`: smooth L1 summed over coordinates
+        and foreground, divided by the number of samples of both kinds.
+    """
+    num_classes = deltas.shape[2]
+    classification = F.cross_entropy(
+        at_least_float32(class_logits).flatten(0, 1), labels.flatten(), reduction="none"
+    ).view_as(labels)
+    row = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    own = at_least_float32(deltas.gather(2, row)[:, :, 0])
+    box = smooth_l1(own, target_deltas, beta=beta).sum(dim=-1)
+    count = _num_samples(valid)
+    return {
+        "roi_class": _masked_sum(classification, valid) / count,
+        "roi_box": _masked_sum(box, valid & (labels < num_classes)) / count,
+    }
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0).sum()
+
+
+def _num_samples(valid: Tensor) -> Tensor:
+    return mean_over_ranks(valid.sum().float()).clamp(min=1)

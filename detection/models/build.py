@@ -1,0 +1,84 @@
+"""From the config to a detector: the only function of the models that reads a config."""
+
+from backbones.fpn import FPN
+from backbones.resnet import build_resnet
+from detection.config import ModelConfig
+from detection.models.anchors import AnchorGenerator
+from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
+from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
+from detection.models.proposals import ProposalSettings
+from detection.models.rpn import RPNHead
+
+_RESOLUTION = {"c4": 14, "fpn": 7}
+
+
+def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: int) -> FasterRCNN:
+    """Build a detector with random weights; its frozen stages are frozen.
+
+    Args:
+        config: the network's part of a run's config.
+        num_classes: K, background not counted.
+        size_divisor: multiple to which images are padded.
+    """
+    backbone = build_resnet(
+        config.backbone.kind,
+        norm=config.backbone.norm,
+        norm_eps=config.backbone.norm_eps,
+        stride_in_1x1=config.backbone.stride_in_1x1,
+    )
+    backbone.freeze_stages(config.backbone.frozen_stages)
+    resolution = config.roi.resolution or _RESOLUTION[config.neck.kind]
+    specs, rpn, roi = backbone.feature_specs, config.rpn, config.roi
+    neck: FPN | None = None
+    box_head: C4BoxHead | FPNBoxHead
+    if config.neck.kind == "fpn":
+        neck = FPN(specs, channels=config.neck.channels, norm=config.neck.norm)
+        box_head = FPNBoxHead(
+            config.neck.channels, resolution=resolution, hidden_dim=roi.hidden_dim
+        )
+        head_dim, rpn_dim = roi.hidden_dim, config.neck.channels
+        sizes = [[size] for size in rpn.anchor_sizes]
+        strides = [spec.stride for spec in neck.feature_specs.values()]
+    else:
+        box_head = C4BoxHead()
+        head_dim, rpn_dim = specs["c5"].channels, specs["c4"].channels
+        sizes, strides = [list(rpn.anchor_sizes)], [specs["c4"].stride]
+    anchors = AnchorGenerator(sizes, ratios=rpn.anchor_ratios, strides=strides)
+    return FasterRCNN(
+        backbone,
+        neck=neck,
+        anchor_generator=anchors,
+        rpn_head=RPNHead(rpn_dim, anchors.num_anchors),
+        box_head=box_head,
+        box_predictor=BoxPredictor(head_dim, num_classes=num_classes),
+        settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
+    )
+
+
+def _settings(config: ModelConfig, *, resolution: int, size_divisor: int) -> DetectorSettings:
+    rpn, roi = config.rpn, config.roi
+    return DetectorSettings(
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
+        size_divisor=size_divisor,
+        proposals=ProposalSettings(
+            pre_nms_topk_train=rpn.pre_nms_topk_train,
+            pre_nms_topk_test=rpn.pre_nms_topk_test,
+            post_nms_topk_train=rpn.post_nms_topk_train,
+            post_nms_topk_test=rpn.post_nms_topk_test,
+            nms_thresh=rpn.nms_thresh,
+            min_size=rpn.min_size,
+        ),
+        pooling=PoolSettings(
+            kind=roi.pool,
+            resolution=resolution,
+            sampling_ratio=roi.sampling_ratio,
+            aligned=roi.aligned,
+        ),
+        box_weights=roi.box_weights,
+        detection=DetectSettings(
+            score_thresh=roi.score_thresh,
+            nms_thresh=roi.nms_thresh,
+            max_detections=roi.max_detections,
+        ),
+    )

@@ -1,0 +1,78 @@
+"""From the RPN's output to proposals: best anchors of each level, decoded, clipped, thinned by NMS.
+
+B images, N anchors, M = candidates that enter NMS, P proposals.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from detection.models.rpn import RPNOutput
+from detection.ops.box_coder import decode_boxes
+from detection.ops.boxes import clip_boxes
+from detection.ops.nms import nms_keep
+from detection.structures import Proposals
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """How many proposals are made, in training and at test.
+
+    pre_nms_topk: best anchors of each level that enter NMS. post_nms_topk: proposals of an image,
+    over all levels. nms_thresh: IoU above which the lower-scored one goes, within a level.
+    min_size: shortest side in pixels.
+    """
+
+    pre_nms_topk_train: int
+    pre_nms_topk_test: int
+    post_nms_topk_train: int
+    post_nms_topk_test: int
+    nms_thresh: float
+    min_size: float
+
+
+@torch.no_grad()
+def make_proposals(
+    rpn: RPNOutput, sizes: Tensor, *, settings: ProposalSettings, training: bool
+) -> Proposals:
+    """Turn the RPN's output into proposals (Faster R-CNN, section 3.1).
+
+    Args:
+        rpn: the RPN's output.
+        sizes: (B, 2) height and width of the images before padding, in pixels.
+        settings: how many, and which.
+        training: take the counts for training, not those for test.
+
+    Returns:
+        P = min(post_nms_topk, M) proposals an image, detached, in network-input pixels, by falling
+        score; rows of zeros, not valid, where NMS left fewer (or none).
+    """
+    pre_nms_topk = settings.pre_nms_topk_train if training else settings.pre_nms_topk_test
+    post_nms_topk = settings.post_nms_topk_train if training else settings.post_nms_topk_test
+
+    logits = rpn.objectness_logits.masked_fill(~rpn.anchor_valid, -torch.inf)
+    starts = accumulate(rpn.level_sizes, initial=0)
+    best = [
+        level.topk(min(pre_nms_topk, level.shape[1]), dim=1).indices + start
+        for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False)
+    ]
+    level_idxs = torch.cat([torch.full_like(idxs, level) for level, idxs in enumerate(best)], dim=1)
+    idxs = torch.cat(best, dim=1)  # (B, M)
+
+    deltas = torch.take_along_dim(rpn.deltas, idxs[..., None], dim=1)
+    boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
+    large = (boxes[..., 2:] - boxes[..., :2] >= settings.min_size).all(dim=2)
+    scores = logits.gather(1, idxs).sigmoid()
+    valid = rpn.anchor_valid.gather(1, idxs) & large
+    keep = nms_keep(boxes, scores, level_idxs, valid, iou_thresh=settings.nms_thresh)
+
+    # a stable sort, not a top-k, whose order of equal scores is anything
+    scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :post_nms_topk], order[:, :post_nms_topk]
+    valid = scores >= 0
+    boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
+    return Proposals(
+        boxes=boxes.masked_fill(~valid[..., None], 0.0), scores=scores.clamp(min=0), valid=valid
+    )

@@ -1,0 +1,56 @@
+"""Region proposal network: is there an object at this anchor, and where exactly.
+
+B images, A anchors a cell, N = sum of H*W*A over the levels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class RPNOutput:
+    """What the region proposal network says of one batch.
+
+    objectness_logits: (B, N) float32. deltas: (B, N, 4) float32 (dx, dy, dw, dh) from `anchors`.
+    anchors: (N, 4) xyxy, network-input pixels, the same for every image. anchor_valid: (B, N)
+    bool, which of them the image has (others lie on padding). level_sizes: anchors of each level,
+    in order; they sum to N.
+    """
+
+    objectness_logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    anchor_valid: Tensor
+    level_sizes: tuple[int, ...]
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then two sibling 1x1 convolutions; shared by all levels."""
+
+    def __init__(self, in_channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.objectness = nn.Conv2d(in_channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(in_channels, num_anchors * 4, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return objectness logits (B, N) and deltas (B, N, 4), in the order of the anchors.
+
+        Args:
+            features: for each level (B, C, H, W).
+
+        Returns:
+            float32 even under autocast: box arithmetic needs it.
+        """
+        hidden = [F.relu(self.conv(level)) for level in features]
+        logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
+        deltas = [self.deltas(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
+        return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float()

@@ -1,0 +1,1 @@
+"""Pure, batched tensor functions without parameters; `torchvision.ops` is used here alone."""

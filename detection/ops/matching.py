@@ -1,0 +1,75 @@
+"""Assignment of candidates (anchors or proposals) to ground truth by overlap.
+
+B images, G ground-truth boxes (padded), N candidates. Boxes are xyxy pixels of the network input.
+"""
+
+import torch
+from torch import Tensor
+
+from detection.ops.boxes import box_iou
+
+# ground truth compared at a time: memory is B * _CHUNK * N, however crowded a picture is
+_CHUNK = 4
+
+
+def match_boxes(
+    gt_boxes: Tensor,
+    gt_valid: Tensor,
+    is_crowd: Tensor,
+    candidates: Tensor,
+    *,
+    fg_thresh: float,
+    bg_thresh: float,
+    allow_low_quality: bool,
+    crowd_ioa_thresh: float,
+) -> tuple[Tensor, Tensor]:
+    """Give every candidate its ground-truth box of highest IoU, and say what to train it as.
+
+    An IoU of at least `fg_thresh` is foreground, below `bg_thresh` background, between them
+    ignored. Of equal overlaps the lowest ground-truth index wins. Crowd regions match nothing:
+    background candidates that lie in one are ignored.
+
+    Args:
+        gt_boxes: (B, G, 4); G at least 1.
+        gt_valid: (B, G) bool.
+        is_crowd: (B, G) bool.
+        candidates: (N, 4), the same for every image, or (B, N, 4). A candidate that is not there
+            is given as zeros: it overlaps nothing, takes no object's best match, and is 0.
+        fg_thresh: see above.
+        bg_thresh: see above; at most `fg_thresh`.
+        allow_low_quality: the candidates with an object's highest IoU (ties too, and above 0) are
+            foreground whatever that IoU is. They keep their own best box, which may be another
+            object (Faster R-CNN, section 3.1.2, as torchvision and detectron2 read it).
+        crowd_ioa_thresh: share of a candidate's area in one crowd region from which it is ignored.
+
+    Returns:
+        matched_idxs (B, N) int64, always a valid index into G; match_labels (B, N) int64:
+        1 foreground, 0 background, -1 ignore.
+    """
+    batch, num_gt = gt_valid.shape
+    candidates = candidates.expand(batch, -1, -1)
+    best_iou = candidates.new_zeros(candidates.shape[:2])
+    matched_idxs = torch.zeros_like(best_iou, dtype=torch.int64)
+    is_best = torch.zeros_like(best_iou, dtype=torch.bool)
+    crowd_ioa = torch.zeros_like(best_iou)
+    if candidates.shape[1] == 0:
+        return matched_idxs, matched_idxs.clone()
+
+    for start in range(0, num_gt, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        crowd = is_crowd[:, chunk]
+        overlap = box_iou(gt_boxes[:, chunk], candidates, is_crowd=crowd)
+        crowd_overlap = overlap * (gt_valid[:, chunk] & crowd)[..., None]
+        crowd_ioa = torch.maximum(crowd_ioa, crowd_overlap.amax(dim=1))
+        iou = overlap * (gt_valid[:, chunk] & ~crowd)[..., None]
+        chunk_iou, chunk_idxs = iou.max(dim=1)
+        # strictly greater: a tie stays with the earlier ground truth
+        matched_idxs = torch.where(chunk_iou > best_iou, chunk_idxs + start, matched_idxs)
+        best_iou = torch.maximum(best_iou, chunk_iou)
+        if allow_low_quality:
+            gt_best = iou.amax(dim=2, keepdim=True)
+            is_best |= ((iou == gt_best) & (gt_best > 0)).any(dim=1)
+
+    foreground = (best_iou >= fg_thresh) | is_best
+    ignored = (best_iou >= bg_thresh) | ((crowd_ioa > 0) & (crowd_ioa >= crowd_ioa_thresh))
+    return matched_idxs, torch.where(foreground, 1, torch.where(ignored, -1, 0))

@@ -1,0 +1,214 @@
+"""Pooling of regions to maps of one size: RoIAlign (He et al. 2017), RoIPool (Girshick 2015).
+
+B images, R regions in each, M = B * R regions, L pyramid levels, C channels, S bins along a side,
+T taps along a bin's side: the two cells beside each of its samples.
+Boxes are xyxy pixels of the network input; a cell of a level covers stride x stride pixels.
+
+RoIAlign is a product with a sparse matrix: every bin is a weighted sum of T * T cells. It runs as
+one embedding bag over the cells of all levels, channels innermost. On a CPU that is several times
+as fast as torchvision's kernel, and on a GPU no level makes the host wait for its regions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from detection.ops.boxes import box_area
+
+
+def assign_levels(
+    boxes: Tensor,
+    *,
+    num_levels: int,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+    min_level: int = 2,
+) -> Tensor:
+    """Return each box's pyramid level, by its size (Lin et al. 2017, feature pyramids, eq. 1).
+
+    Args:
+        boxes: (..., 4) xyxy; empty boxes go to the finest level.
+        num_levels: how many levels there are.
+        canonical_size: side in pixels from which a box belongs to `canonical_level`.
+        canonical_level: the 4 of p4.
+        min_level: the 2 of p2, the finest level.
+
+    Returns:
+        (...,) int64 in 0..num_levels-1, 0 the finest.
+    """
+    # 1e-6: a side of exactly 224 stays on its level where the logarithm rounds down (Detectron)
+    level = canonical_level + torch.log2(box_area(boxes).sqrt() / canonical_size) + 1e-6
+    return level.floor().clamp(min_level, min_level + num_levels - 1).to(torch.int64) - min_level
+
+
+def pool_rois(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Tensor,
+    *,
+    kind: Literal["roi_align", "roi_pool"],
+    resolution: int,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> Tensor:
+    """Pool every box from the pyramid level of its size, or from the only level.
+
+    Args:
+        features: L tensors (B, C, H_l, W_l), the finest first; p2 is the first when L > 1.
+        strides: L strides in pixels.
+        boxes: (B, R, 4); R may be 0. No gradient flows to them.
+        kind: roi_align averages bilinear samples, which are 0 where they lie a cell or more outside
+            the map; roi_pool takes the largest cell of a bin.
+        resolution: bins along a side.
+        sampling_ratio: roi_align: samples along a bin's side; 0 takes about one for each cell.
+        aligned: roi_align: cell centres are at half-integer coordinates. False is half a cell off,
+            as torchvision's detectors were trained.
+
+    Returns:
+        (M, C, resolution, resolution) of the features' type.
+    """
+    boxes = boxes.detach().to(torch.promote_types(features[0].dtype, torch.float32))
+    levels = boxes.new_zeros(boxes.shape[:2], dtype=torch.int64)
+    if len(features) > 1:
+        levels = assign_levels(boxes, num_levels=len(features))
+    if kind == "roi_align" and sampling_ratio > 0:
+        idxs, weights = _align_matrix(
+            [feature.shape[-2:] for feature in features],
+            strides,
+            boxes,
+            levels,
+            resolution=resolution,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+        )
+        channels = features[0].shape[1]
+        rows = [feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features]
+        cells = torch.cat(rows) if len(rows) > 1 else rows[0]
+        pooled: Tensor = _SparseProduct.apply(idxs, weights.to(cells.dtype), cells)
+        return pooled.view(levels.numel(), resolution, resolution, channels).permute(0, 3, 1, 2)
+
+    images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(levels)
+    rois = torch.cat([images[..., None].to(boxes.dtype), boxes], dim=-1).flatten(0, 1)
+    levels = levels.flatten()[:, None, None, None]
+    size = (resolution, resolution)
+    pooled = boxes.new_zeros(())
+    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        feature = feature.to(boxes.dtype)
+        if kind == "roi_pool":
+            part = torchvision.ops.roi_pool(feature, rois, size, 1 / stride)
+        else:
+            part = torchvision.ops.roi_align(feature, rois, size, 1 / stride, aligned=aligned)
+        pooled = torch.where(levels == level, part, pooled)
+    return pooled.to(features[0].dtype)
+
+
+def _align_matrix(
+    shapes: Sequence[torch.Size],
+    strides: Sequence[int],
+    boxes: Tensor,
+    levels: Tensor,
+    *,
+    resolution: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return RoIAlign's matrix: the cells (M * S * S, T * T) int32 of each bin, and their weights.
+
+    Cells are numbered by level, image, y, x. The arithmetic is torchvision's, step for step.
+    """
+    batch = len(boxes)
+    areas = [batch * height * width for height, width in shapes]
+    height = _of_level([height for height, _ in shapes], levels)
+    width = _of_level([width for _, width in shapes], levels)
+    first_cell = _of_level([sum(areas[:level]) for level in range(len(areas))], levels)
+    first_cell = first_cell + torch.arange(batch, device=boxes.device)[:, None] * height * width
+
+    # both axes at once: (M, 2), x and y
+    corners = boxes / _of_level(strides, levels)[..., None] - (0.5 if aligned else 0.0)
+    low, high = corners.flatten(0, 1).split(2, dim=-1)
+    extent = high - low if aligned else (high - low).clamp(min=1)
+    sizes = torch.stack([width, height], dim=-1).flatten(0, 1)
+    cells, weights = _taps(low, extent / resolution, sizes, resolution, sampling_ratio)
+    columns, rows = cells.unbind(1)
+    rows = rows * width.view(-1, 1, 1) + first_cell.view(-1, 1, 1)
+    column_weights, row_weights = weights.unbind(1)
+
+    idx_pairs = _pairs(rows.int(), columns.int())
+    weight_pairs = _pairs(row_weights, column_weights)
+    return torch.add(*idx_pairs).flatten(0, 2), torch.mul(*weight_pairs).flatten(0, 2)
+
+
+def _of_level(values: Sequence[int], levels: Tensor) -> Tensor:
+    """Return `values[levels]` without a copy to the device, which would wait for it."""
+    found = torch.full_like(levels, values[0])
+    for level, value in enumerate(values[1:], start=1):
+        found = torch.where(levels == level, value, found)
+    return found
+
+
+def _taps(
+    low: Tensor, bin_size: Tensor, sizes: Tensor, resolution: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
+    """Return the cells (M, 2, S, T) int64 that the bins of each axis read, and their weights.
+
+    `low` (M, 2) is where regions begin and `bin_size` (M, 2) how long their bins are, in cells;
+    `sizes` (M, 2) are the map's cells along the axis.
+    """
+    low, bin_size, sizes = (value[..., None, None] for value in (low, bin_size, sizes))
+    bins = torch.arange(resolution, device=low.device)[:, None]
+    samples = torch.arange(sampling_ratio, device=low.device) + 0.5
+    points = low + bins * bin_size + samples * (bin_size / sampling_ratio)
+    weight = ((points >= -1) & (points <= sizes)) / sampling_ratio
+    points = points.clamp(min=0)
+    # clamped as integers, so that a NaN box makes NaN features but no index outside the map
+    cell = points.to(torch.int64).clamp(min=0).minimum(sizes - 1)
+    share = (points - cell).clamp(max=1)
+    cells = torch.stack([cell, (cell + 1).minimum(sizes - 1)], dim=-1)
+    weights = torch.stack([(1 - share) * weight, share * weight], dim=-1)
+    return cells.flatten(-2), weights.flatten(-2)
+
+
+def _pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Line up every row tap (M, S, T) with every column tap: (M, S, 1, T * T), (M, 1, S, T * T).
+
+    Written out before they meet, because broadcasting over inner loops of T is slow on a CPU.
+    """
+    taps = rows.shape[-1]
+    return rows.repeat_interleave(taps, dim=-1)[:, :, None], columns.repeat(1, 1, taps)[:, None]
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Weighted sums of rows, and as gradient the product with the transposed matrix.
+
+    Not embedding_bag's own gradient, which adds bfloat16 in bfloat16: here both ways accumulate in
+    float32, and always in the same order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, idxs: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+        """Return (N, C) from `idxs` (N, J) into `rows` (P, C) with `weights` (N, J)."""
+        ctx.save_for_backward(idxs, weights)
+        ctx.num_rows = len(rows)
+        return F.embedding_bag(idxs, rows, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        """Return the gradient (P, C) of the rows for `grad` (N, C)."""
+        idxs, weights = ctx.saved_tensors
+        users, order = idxs.flatten().sort(stable=True)
+        first_user = torch.searchsorted(
+            users, torch.arange(ctx.num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True
+        )
+        bags = (order // idxs.shape[1]).to(idxs.dtype)
+        grad_rows = F.embedding_bag(
+            bags,
+            grad.contiguous(),
+            first_user,
+            mode="sum",
+            per_sample_weights=weights.flatten()[order],
+        )
+        return None, None, grad_rows

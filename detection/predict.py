@@ -1,0 +1,221 @@
+"""A trained detector: read from a run, and used on pictures.
+
+N pictures of one batch. Pictures are paths, or (H, W, 3) uint8 RGB arrays.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.weights import load_exactly
+from detection.config import DetectionConfig
+from detection.data.coco import ClassMap
+from detection.data.collate import Sample, collate_detection, round_up
+from detection.data.transforms import read_image, resize, resized_size
+from detection.models.build import build_faster_rcnn
+from detection.models.faster_rcnn import FasterRCNN
+from detection.structures import Detections
+from engine.checkpoint import load_checkpoint, read_safetensors
+from engine.config import apply_overrides, parse_config
+from engine.errors import UserError
+from engine.step import autocast
+
+Picture = np.ndarray | str | Path
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of the files in a folder, those that are taken for pictures."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves: its config, its classes, and the network in eval mode on the CPU."""
+
+    config: DetectionConfig
+    classes: ClassMap
+    model: FasterRCNN
+
+
+def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
+    """Read a run folder (its model.safetensors), a checkpoint or a .safetensors file.
+
+    Args:
+        path: the folder or file. Of a checkpoint with averaged weights these are taken.
+        overrides: `a.b.c=value`, changes to the config that the file holds.
+
+    Raises:
+        UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
+    """
+    path = _weights_file(Path(path))
+    state, metadata = _read(path)
+    for key in ("config", "class_names", "category_ids"):
+        if key not in metadata:
+            raise UserError(f"{path}: expected a detector's {key} beside its weights, got none")
+    # the text is read as an override is: as the YAML that the config files are written in
+    values = apply_overrides({}, [f"config={metadata['config']}"])["config"]
+    schemas = {"detection": DetectionConfig}
+    config = parse_config(apply_overrides(values, overrides), schemas=schemas, source=str(path))
+    assert isinstance(config, DetectionConfig)
+    names, category_ids = json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
+    classes = ClassMap(tuple(names), tuple(category_ids))
+    model = build_faster_rcnn(
+        config.model, num_classes=len(classes), size_divisor=config.data.size_divisor
+    )
+    load_exactly(model, state, path=path)
+    return Trained(config, classes, model.eval())
+
+
+class Detector:
+    """Finds objects in pictures, as evaluation does: same sizes, same batches, same arithmetic."""
+
+    def __init__(self, trained: Trained, *, device: torch.device) -> None:
+        self.class_names = trained.classes.names
+        self.category_ids = trained.classes.category_ids
+        self.config = trained.config
+        self._model = trained.model.to(device)
+        self._device = device
+
+    def predict(self, images: Iterable[Picture], *, batch_size: int = 4) -> list[Detections]:
+        """Return the objects found in each picture, in its own pixels, on the CPU.
+
+        Args:
+            images: paths, or (H, W, 3) uint8 RGB arrays of any sizes; there may be none.
+            batch_size: pictures in one forward pass; it changes nothing in the result.
+
+        Raises:
+            UserError: a file cannot be read, or an array is no such picture.
+        """
+        found = dict(self.stream(images, batch_size=batch_size))
+        return [found[index] for index in range(len(found))]
+
+    def stream(
+        self, images: Iterable[Picture], *, batch_size: int = 4
+    ) -> Iterator[tuple[int, Detections]]:
+        """Yield (place among `images`, objects found), in the order in which batches get full.
+
+        A batch holds pictures of one padded shape, so that none depends on its neighbours. At most
+        `batch_size` pictures of each shape are held at once.
+        """
+        waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
+        for index, image in enumerate(images):
+            sample = self._sample(index, image)
+            height, width = (
+                round_up(side, self.config.data.size_divisor) for side in sample.pixels.shape[:2]
+            )
+            batch = waiting[height, width]
+            batch.append(sample)
+            if len(batch) == batch_size:
+                yield from self._detect(batch)
+                batch.clear()
+        for batch in waiting.values():
+            if batch:
+                yield from self._detect(batch)
+
+    def _sample(self, index: int, image: Picture) -> Sample:
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            got = f"{pixels.shape} {pixels.dtype}"
+            raise UserError(f"picture {index}: expected (height, width, 3) uint8 RGB, got {got}")
+        height, width = pixels.shape[:2]
+        data = self.config.data
+        size = resized_size((height, width), data.eval_short_side, data.eval_max_side)
+        resized, no_boxes = resize(pixels, np.zeros((0, 4), np.float32), size)
+        return Sample(
+            pixels=resized,
+            boxes=no_boxes,
+            labels=np.zeros(0, np.int64),
+            is_crowd=np.zeros(0, np.bool_),
+            original_size=(height, width),
+            image_id=index,
+            seed=0,
+        )
+
+    def _detect(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Detections]]:
+        batch = collate_detection(samples, size_divisor=self.config.data.size_divisor)
+        images = batch.images.to(self._device)
+        with torch.inference_mode(), autocast(self._device, self.config.loop.precision):
+            found = self._model.predict(images)
+        yield from zip((sample.image_id for sample in samples), found, strict=True)
+
+
+def load_detector(
+    path: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()
+) -> Detector:
+    """Make a detector from a run folder, a checkpoint or a .safetensors file.
+
+    Args:
+        path: as for `load_trained`.
+        device: `cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one.
+        overrides: as for `load_trained`.
+
+    Raises:
+        UserError: bad file, device or override.
+    """
+    return Detector(load_trained(path, overrides), device=_device(device))
+
+
+def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> list[Path]:
+    """Return files as they are, and of folders the pictures in them, at any depth, by name.
+
+    Args:
+        inputs: files and folders.
+        apart_from: a folder whose content is left out, such as that of earlier output.
+
+    Raises:
+        UserError: an input does not exist, or a folder holds no picture.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path}: no such picture or folder")
+        if path.is_dir():
+            inside = [
+                each
+                for each in sorted(path.rglob("*"))
+                if each.suffix.lower() in SUFFIXES
+                and apart_from.resolve() not in each.resolve().parents
+            ]
+            if not inside:
+                raise UserError(f"{path}: expected pictures ({' '.join(SUFFIXES)}), got none")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device: expected one of this machine, got {name}: {reason}") from error
+    return device
+
+
+def _weights_file(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or file")
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise UserError(
+                f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
+                f"unfinished one give a file in {path / 'checkpoints'}"
+            )
+        return path / "model.safetensors"
+    return path
+
+
+def _read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    payload: dict[str, Any] = load_checkpoint(path)
+    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
+        raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
+    return payload["model"] | (payload.get("average") or {}), payload["metadata"]

@@ -1,0 +1,278 @@
+"""Faster R-CNN, read like the paper's figure: features, proposals, regions, classes and boxes.
+
+B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K classes.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbones.weights import WeightsReport, load_backbone_weights
+from detection.config import DetectionConfig
+from detection.data.coco import ClassMap
+from detection.data.dataset import CocoDetection
+from detection.data.demo import make_demo
+from detection.evaluation.coco_ap import CocoEvaluator
+from detection.losses import roi_loss, rpn_loss
+from detection.models.build import build_faster_rcnn
+from detection.models.faster_rcnn import FasterRCNN
+from detection.models.rpn import RPNOutput
+from detection.ops.box_coder import encode_boxes
+from detection.ops.matching import match_boxes
+from detection.ops.sampling import random_keys, sample_matches
+from detection.structures import DetectionBatch, Detections, Proposals
+from detection.visualize import draw_comparison
+from detection.weights import load_detector_weights
+from engine.config import dump_config
+
+# Streams of the per-picture random numbers: anchors and regions must not share draws.
+_ANCHOR_STREAM, _ROI_STREAM = 0, 1
+
+
+class Samples(NamedTuple):
+    """Candidates chosen for a loss.
+
+    boxes: (B, S, 4) the candidates. idxs: (B, S) among all candidates. gt_idxs: (B, S) matched
+    ground truth.
+    target_deltas: (B, S, 4). is_fg, valid: (B, S) bool.
+    """
+
+    boxes: Tensor
+    idxs: Tensor
+    gt_idxs: Tensor
+    target_deltas: Tensor
+    is_fg: Tensor
+    valid: Tensor
+
+
+class DetectionTask(nn.Module):
+    """Training, prediction and data of a detector."""
+
+    def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.classes = classes
+        self.class_names = classes.names
+        self._train_data: CocoDetection | None = None
+        self._val_data: CocoDetection | None = None
+        self._loaded: list[WeightsReport] = []
+
+    @classmethod
+    def for_training(cls, config: DetectionConfig) -> Self:
+        """Read the training annotations, make the network they ask for, load pretrained weights.
+
+        Raises:
+            UserError: bad annotations or weights.
+        """
+        make_demo_if_asked(config)
+        data = CocoDetection(config.data.train, config=config.data, training=True)
+        task = cls(config, _random_model(config, data.classes), data.classes)
+        task._train_data = data
+        task.val_data()  # a mistake there should show now, not after hours of training
+        weights = config.model.backbone.weights
+        if weights is not None:
+            task._loaded.append(load_backbone_weights(task.model.backbone, weights))
+        if config.model.weights is not None:
+            report = load_detector_weights(
+                task.model,
+                config.model.weights,
+                class_names=data.classes.names,
+                category_ids=data.classes.category_ids,
+            )
+            task._loaded.append(report)
+        return task
+
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return `rpn_objectness`, `rpn_box`, `roi_class` and `roi_box` of a batch."""
+        model, rpn_config, roi_config = self.model, self.config.model.rpn, self.config.model.roi
+        features = model.features(batch.images)
+        rpn = model.rpn(features, batch.images)
+        anchors = self._sample_anchors(rpn, batch)
+        proposals = model.proposals(rpn, batch.images.sizes, training=True)
+        rois = self._sample_rois(proposals, batch)
+        class_logits, deltas = model.roi_head(features, rois.boxes)
+
+        background = torch.full_like(rois.gt_idxs, len(self.class_names))
+        gt_labels = batch.targets.labels.gather(1, rois.gt_idxs)
+        losses = rpn_loss(
+            rpn.objectness_logits,
+            rpn.deltas,
+            anchors.target_deltas,
+            anchors.idxs,
+            anchors.is_fg,
+            anchors.valid,
+            beta=rpn_config.smooth_l1_beta,
+        ) | roi_loss(
+            class_logits,
+            deltas,
+            torch.where(rois.is_fg, gt_labels, background),
+            rois.target_deltas,
+            rois.valid,
+            beta=roi_config.smooth_l1_beta,
+        )
+        weights = {
+            "rpn_objectness": rpn_config.objectness_weight,
+            "rpn_box": rpn_config.box_weight,
+            "roi_class": roi_config.class_weight,
+            "roi_box": roi_config.box_weight,
+        }
+        return {name: value * weights[name] for name, value in losses.items()}
+
+    def predict(self, batch: DetectionBatch) -> list[Detections]:
+        """Return the objects found in each picture, in the pixels of its file."""
+        return self.model.predict(batch.images)
+
+    @torch.no_grad()
+    def _sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
+        config, targets = self.config.model.rpn, batch.targets
+        matched_idxs, labels = match_boxes(
+            targets.boxes,
+            targets.valid,
+            targets.is_crowd,
+            torch.where(rpn.anchor_valid[..., None], rpn.anchors, 0.0),
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.bg_iou_thresh,
+            allow_low_quality=True,
+            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
+        )
+        labels = labels.masked_fill(~rpn.anchor_valid, -1)
+        idxs, is_fg, valid = sample_matches(
+            labels,
+            random_keys(batch.images.seeds, labels.shape[1], stream=_ANCHOR_STREAM),
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+        )
+        boxes = rpn.anchors[idxs]
+        gt_idxs = matched_idxs.gather(1, idxs)
+        deltas = encode_boxes(_rows(targets.boxes, gt_idxs), boxes)
+        return Samples(boxes, idxs, gt_idxs, deltas, is_fg, valid)
+
+    @torch.no_grad()
+    def _sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
+        config, targets = self.config.model.roi, batch.targets
+        # The truth joins the proposals, so that the head sees good boxes from the first step on.
+        exists = torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
+        candidates = torch.cat([proposals.boxes, targets.boxes], dim=1)
+        candidates = torch.where(exists[..., None], candidates, 0.0)
+        matched_idxs, labels = match_boxes(
+            targets.boxes,
+            targets.valid,
+            targets.is_crowd,
+            candidates,
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.fg_iou_thresh,
+            allow_low_quality=False,
+            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
+        )
+        labels = labels.masked_fill(~exists, -1)
+        idxs, is_fg, valid = sample_matches(
+            labels,
+            random_keys(batch.images.seeds, labels.shape[1], stream=_ROI_STREAM),
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+        )
+        boxes = _rows(candidates, idxs)
+        gt_idxs = matched_idxs.gather(1, idxs)
+        deltas = encode_boxes(_rows(targets.boxes, gt_idxs), boxes, weights=config.box_weights)
+        return Samples(boxes, idxs, gt_idxs, deltas, is_fg, valid)
+
+    def train_data(self) -> CocoDetection:
+        """Return the training pictures."""
+        if self._train_data is None:
+            data = self.config.data
+            self._train_data = CocoDetection(
+                data.train, config=data, training=True, classes=self.classes
+            )
+        return self._train_data
+
+    def val_data(self) -> CocoDetection:
+        """Return the validation pictures; their classes must be the training classes."""
+        if self._val_data is None:
+            make_demo_if_asked(self.config)
+            data = self.config.data
+            self._val_data = CocoDetection(
+                data.val, config=data, training=False, classes=self.classes
+            )
+        return self._val_data
+
+    def evaluator(self) -> CocoEvaluator:
+        """Return a COCO evaluator of the validation pictures."""
+        ids = self.val_data().image_ids.tolist()
+        return CocoEvaluator(self.config.data.val.annotations, self.classes, ids)
+
+    def metadata(self) -> dict[str, str]:
+        """Return class names, category ids, config, and where pretrained weights came from."""
+        origin = [
+            {"path": report.path, "sha256": report.sha256, "source": report.source}
+            for report in self._loaded
+        ]
+        return {
+            "task": self.config.task,
+            "class_names": json.dumps(list(self.classes.names)),
+            "category_ids": json.dumps(list(self.classes.category_ids)),
+            "config": dump_config(self.config),
+            "pretrained": json.dumps(origin),
+        }
+
+    def notes(self) -> list[str]:
+        """Return what was loaded, and what the data filters removed or filled in."""
+        notes = [line for report in self._loaded for line in report.lines()]
+        backbone = self.config.model.backbone
+        if not self._loaded and (backbone.frozen_stages or backbone.norm == "frozen"):
+            notes.append(
+                "random weights with model.backbone.frozen_stages="
+                f"{backbone.frozen_stages} and norm={backbone.norm}: what is frozen stays random"
+            )
+        for name, data in (("training", self.train_data()), ("validation", self.val_data())):
+            counts = ", ".join(f"{count} {what}" for what, count in data.ledger.rows())
+            notes.append(f"{name} data: {counts}")
+        return notes
+
+    def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:
+        """Draw truth and predictions side by side, at the size that the network saw."""
+        images, targets = batch.images, batch.targets
+        drawn = []
+        for row, found in enumerate(predictions):
+            height, width = images.sizes[row].tolist()
+            scale = images.sizes[row].flip(0) / images.original_sizes[row].flip(0)
+            real = targets.valid[row]
+            drawn.append(
+                draw_comparison(
+                    images.pixels[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
+                    Detections(found.boxes * scale.repeat(2).cpu(), found.scores, found.labels),
+                    gt_boxes=targets.boxes[row][real].cpu(),
+                    gt_labels=targets.labels[row][real].cpu(),
+                    class_names=self.class_names,
+                    score_thresh=self.config.evaluation.draw_score_thresh,
+                )
+            )
+        return drawn
+
+
+def make_demo_if_asked(config: DetectionConfig) -> None:
+    """Make the demo's pictures when the config names them and a split lies among them."""
+    demo = config.data.demo
+    if demo is None:
+        return
+    root = Path(demo.root).resolve()
+    splits = (config.data.train, config.data.val)
+    if any(root in Path(split.annotations).resolve().parents for split in splits):
+        make_demo(demo)
+
+
+def _random_model(config: DetectionConfig, classes: ClassMap) -> FasterRCNN:
+    torch.manual_seed(config.seed)
+    return build_faster_rcnn(
+        config.model, num_classes=len(classes.names), size_divisor=config.data.size_divisor
+    )
+
+
+def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """Pick boxes (B, N, 4) by idxs (B, S) -> (B, S, 4)."""
+    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

@@ -1,0 +1,170 @@
+"""Boxes on pictures. Pictures are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
+
+N boxes of one picture. Small pictures are enlarged before drawing, so that labels can be read.
+"""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from detection.structures import Detections
+from engine.errors import UserError
+
+READABLE_SIDE = 480
+"""A picture whose longer side is shorter than this is enlarged by a whole factor, in pixels."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
+_GAP = 8
+_GREY = 64
+
+Color = tuple[int, int, int]
+
+
+def class_color(label: int) -> Color:
+    """Return the colour of a label in 0..K-1: always the same, bright enough for black text."""
+    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN % 1.0, 0.65, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: np.ndarray,
+    detections: Detections,
+    *,
+    class_names: Sequence[str],
+    score_thresh: float,
+) -> np.ndarray:
+    """Draw boxes, class names and scores.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        detections: on the CPU, in the picture's pixels; may be empty.
+        class_names: by label.
+        score_thresh: detections below are not drawn.
+
+    Returns:
+        A new picture, enlarged when the given one is small.
+    """
+    keep = detections.scores >= score_thresh
+    labels = detections.labels[keep].tolist()
+    scores = detections.scores[keep].tolist()
+    texts = [
+        f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)
+    ]
+    return _draw(image, detections.boxes[keep], labels, texts)
+
+
+def draw_truth(
+    image: np.ndarray, boxes: Tensor, labels: Tensor, *, class_names: Sequence[str]
+) -> np.ndarray:
+    """Draw ground truth, boxes (N, 4) and labels (N,), as `draw_detections` draws detections."""
+    numbers = labels.tolist()
+    return _draw(image, boxes, numbers, [class_names[label] for label in numbers])
+
+
+def draw_comparison(
+    image: np.ndarray,
+    detections: Detections,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    *,
+    class_names: Sequence[str],
+    score_thresh: float,
+) -> np.ndarray:
+    """Draw the truth on the left and the detections on the right, under a caption each."""
+    truth = draw_truth(image, gt_boxes, gt_labels, class_names=class_names)
+    found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
+    gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
+    return np.hstack([_captioned(truth, "truth"), gap, _captioned(found, "detections")])
+
+
+def mosaic(pictures: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
+    """Put pictures of any size on one sheet, row by row, padded to the largest.
+
+    Args:
+        pictures: at least one.
+        columns: None takes about as many as rows.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.full((rows * (height + _GAP), columns * (width + _GAP), 3), _GREY, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet[:-_GAP, :-_GAP]
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write a picture in the format of the path's suffix.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        assert done, f"no encoder for {path.suffix}"
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def free_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
+    """Return a path in `directory` for the drawing of each source: named alike, all different.
+
+    None is the path of a source, so that drawing into the folder of the pictures spares them.
+    """
+    taken = {source.resolve() for source in sources}
+    paths = []
+    for source in sources:
+        path, number = directory / f"{source.stem}.jpg", 1
+        while path.resolve() in taken:
+            number += 1
+            path = directory / f"{source.stem}_{number}.jpg"
+        taken.add(path.resolve())
+        paths.append(path)
+    return paths
+
+
+def _draw(
+    image: np.ndarray, boxes: Tensor, labels: Sequence[int], texts: Sequence[str]
+) -> np.ndarray:
+    factor = max(1, round(READABLE_SIDE / max(image.shape[:2])))
+    canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    # ends that lie outside would make OpenCV draw nothing at all, or take very long
+    limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2
+    corners = (boxes * factor).round().numpy().clip(0, limits).astype(int).tolist()
+    thickness = max(2, round(max(canvas.shape[:2]) / 500))
+    for (x1, y1, x2, y2), label in zip(corners, labels, strict=True):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_color(label), thickness)
+    for (x1, y1, _, _), label, text in zip(corners, labels, texts, strict=True):
+        _write(canvas, text, (x1, y1), class_color(label))
+    return canvas
+
+
+def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color) -> None:
+    """Write on a filled strip above the corner, or where there is room."""
+    scale = max(0.4, max(canvas.shape[:2]) / 1600)
+    text = text.encode("ascii", "replace").decode()  # OpenCV's font holds no more
+    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
+    left = max(0, min(corner[0], canvas.shape[1] - width - 2))
+    bottom = max(corner[1], height + baseline + 2)
+    top_left, bottom_right = (left, bottom - height - baseline - 2), (left + width + 2, bottom)
+    cv2.rectangle(canvas, top_left, bottom_right, color, cv2.FILLED)
+    place = (left + 1, bottom - baseline)
+    cv2.putText(canvas, text, place, _FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+_CAPTION = 24
+
+
+def _captioned(image: np.ndarray, caption: str) -> np.ndarray:
+    strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, caption, (6, 17), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([strip, image])

@@ -1,0 +1,174 @@
+"""Whole detectors: ours by class name, and torchvision's fasterrcnn_resnet50_fpn there and back.
+
+K classes. Ours: background is the last of K+1 logits, and boxes are predicted for K classes.
+torchvision: background is output 0 of logits and boxes; outputs 1.. are labels, which in its own
+COCO files are category ids (91 outputs, some never used).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from backbones.weights import (
+    COUNTER,
+    WeightsReport,
+    listing,
+    load_exactly,
+    read_state,
+    report_of,
+    with_counters,
+)
+from engine.errors import UserError
+
+# (torchvision's prefix, ours); with the two class-wise layers the rows change too.
+LOGITS = ("roi_heads.box_predictor.cls_score.", "box_predictor.class_logits.")
+DELTAS = ("roi_heads.box_predictor.bbox_pred.", "box_predictor.deltas.")
+PREFIXES = (
+    ("backbone.body.", "backbone."),
+    *((f"backbone.fpn.inner_blocks.{i}.0.", f"fpn.inner.{i}.") for i in range(4)),
+    *((f"backbone.fpn.layer_blocks.{i}.0.", f"fpn.layer.{i}.") for i in range(4)),
+    ("rpn.head.conv.0.0.", "rpn_head.conv."),
+    ("rpn.head.cls_logits.", "rpn_head.objectness."),
+    ("rpn.head.bbox_pred.", "rpn_head.deltas."),
+    ("roi_heads.box_head.fc6.", "box_head.fc1."),
+    ("roi_heads.box_head.fc7.", "box_head.fc2."),
+    LOGITS,
+    DELTAS,
+)
+# torchvision's published COCO files are older than the ".0" that its models now have here.
+OLD_NAME = re.compile(r"^(backbone\.fpn\.\w+_blocks\.\d|rpn\.head\.conv)\.(weight|bias)$")
+OLD_SUFFIXES = {"backbone": ".0", "rpn": ".0.0"}
+
+
+def from_torchvision_fasterrcnn(
+    state: Mapping[str, Tensor], *, keep_category_ids: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Turn a state dict of torchvision's Faster R-CNN with FPN into one of ours.
+
+    keep_category_ids: torchvision's labels (1..) that become our labels 0.., in this order; None
+    keeps all in theirs.
+
+    Raises:
+        UserError: a label that the file does not have.
+    """
+    num_outputs = len(state[LOGITS[0] + "bias"])
+    labels = range(1, num_outputs) if keep_category_ids is None else keep_category_ids
+    strangers = [label for label in labels if not 0 < label < num_outputs]
+    if strangers:
+        raise UserError(f"category ids: expected 1 to {num_outputs - 1}, got {strangers[0]}")
+    ours = {}
+    for name, tensor in state.items():
+        if name.endswith(COUNTER):
+            continue
+        renamed = _rename(OLD_NAME.sub(_new_name, name), PREFIXES)
+        if renamed.startswith(LOGITS[1]):
+            tensor = tensor[[*labels, 0]]
+        elif renamed.startswith(DELTAS[1]):
+            tensor = _take_classes(tensor, labels)
+        ours[renamed] = tensor
+    return ours
+
+
+def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of ours into one that torchvision's model of K+1 outputs loads strictly.
+
+    Its box outputs for background, which it never reads, are zero.
+    """
+    back = [(ours, theirs) for theirs, ours in PREFIXES]
+    theirs = {}
+    for name, tensor in state.items():
+        if name.startswith(LOGITS[1]):
+            tensor = tensor.roll(1, dims=0)
+        elif name.startswith(DELTAS[1]):
+            tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])
+        theirs[_rename(name, back)] = tensor
+    return with_counters(theirs)
+
+
+def load_detector_weights(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> WeightsReport:
+    """Load a whole detector: our model.safetensors, or torchvision's Faster R-CNN with FPN.
+
+    class_names, category_ids: of the model's labels 0..K-1. Our files are matched by name, and
+    their rows reordered where the order differs. torchvision's hold no names: K+1 outputs are
+    taken in order, and where the largest category id is the last output, outputs by category id.
+    Its COCO_V1 file was trained with a norm epsilon of 0 and RoIAlign without the half pixel
+    (`model.backbone.norm_eps=1e-12 model.roi.aligned=false`).
+
+    Raises:
+        UserError: the classes differ, or the file is bad or of another network.
+    """
+    state, metadata = read_state(path)
+    if LOGITS[0] + "bias" in state:
+        num_outputs = len(state[LOGITS[0] + "bias"])
+        if num_outputs == len(class_names) + 1:
+            state = from_torchvision_fasterrcnn(state)
+            note = "no class names in a torchvision file: outputs taken in order"
+        elif num_outputs == max(category_ids) + 1:
+            state = from_torchvision_fasterrcnn(state, keep_category_ids=category_ids)
+            note = "no class names in a torchvision file: outputs taken by category id"
+        else:
+            raise UserError(
+                f"{path}: expected {len(class_names) + 1} outputs (background, "
+                f"{listing(class_names)}), got {num_outputs}"
+            )
+        notes = [note]
+    else:
+        state, notes = _order_by_name(state, metadata, class_names=class_names, path=path)
+    load_exactly(model, state, path=path)
+    return report_of(path, metadata, notes=notes)
+
+
+def _order_by_name(
+    state: dict[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    class_names: Sequence[str],
+    path: Path | str,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Bring the class-wise rows of our file into the model's order; returns notes beside."""
+    if "class_names" not in metadata:
+        raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
+    in_file: list[str] = json.loads(metadata["class_names"])
+    if sorted(in_file) != sorted(class_names):
+        raise UserError(
+            f"{path}: classes differ; only in the file: "
+            f"{listing(n for n in in_file if n not in class_names)}; only in the data: "
+            f"{listing(n for n in class_names if n not in in_file)}"
+        )
+    if in_file == list(class_names):
+        return state, []
+    order = [in_file.index(name) for name in class_names]
+    state = dict(state)
+    for name, tensor in state.items():
+        if name.startswith(LOGITS[1]):
+            state[name] = tensor[[*order, len(order)]]
+        elif name.startswith(DELTAS[1]):
+            state[name] = _take_classes(tensor, order)
+    return state, ["the file's classes are in another order: rows reordered by name"]
+
+
+def _take_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
+    """Pick from rows that are four a class."""
+    return tensor.reshape(-1, 4, *tensor.shape[1:])[list(classes)].flatten(0, 1)
+
+
+def _new_name(old: re.Match[str]) -> str:
+    where, parameter = old.groups()
+    return f"{where}{OLD_SUFFIXES[where.split('.')[0]]}.{parameter}"
+
+
+def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name  # of no use to the model; loading it says so

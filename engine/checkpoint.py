@@ -1,0 +1,187 @@
+"""Files that survive a kill at any moment, and hold no code.
+
+Every file is written beside its place, flushed to the disk and renamed, so that under its name lies
+either the old content or the whole new one.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+
+_STEP_FILE = re.compile(r"step_(\d+)\.pt")
+
+
+def prepare_output(directory: Path) -> None:
+    """Make a folder and prove that it can be written to.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        message = f"{directory}: expected a folder that can be written to, got: {error.strerror}"
+        raise UserError(message) from error
+
+
+def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write a checkpoint in one piece.
+
+    Args:
+        path: replaced when it exists.
+        payload: tensors, numbers, text, None, and dicts, lists and tuples of these.
+
+    Raises:
+        UserError: the disk refuses; what was at `path` is still there.
+    """
+    _write_atomically(path, lambda file: torch.save(dict(payload), file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, on the CPU; runs no code from the file.
+
+    Raises:
+        UserError: missing, cut short, or not a checkpoint.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+    except Exception as error:  # bytes of another kind make the unpickler raise whatever it meets
+        raise UserError(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
+    if not isinstance(payload, dict):
+        raise UserError(f"{path}: expected a checkpoint, got a saved {type(payload).__name__}")
+    return payload
+
+
+class CheckpointFolder:
+    """The newest checkpoints of a run, `step_00001000.pt`, and `best.pt`."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Look after `directory`, made at the first save; the `keep` newest steps stay."""
+        self.directory = directory
+        self.keep = keep
+
+    def save(self, step: int, payload: Mapping[str, Any], best: bool = False) -> None:
+        """Write the checkpoint of `step`, as `best.pt` too when it is, and remove old ones.
+
+        Raises:
+            UserError: the disk refuses; the earlier checkpoints are still there.
+        """
+        prepare_output(self.directory)
+        save_checkpoint(self.directory / f"step_{step:08d}.pt", payload)
+        if best:
+            save_checkpoint(self.directory / "best.pt", payload)
+        leftovers = self.directory.glob("*.partial")  # of a process killed while saving
+        for path in [*self._by_step()[: -self.keep], *leftovers]:
+            path.unlink()
+
+    def latest(self) -> Path | None:
+        """Return the checkpoint of the highest step; None when there is none."""
+        return self._by_step()[-1] if self._by_step() else None
+
+    def best(self) -> Path | None:
+        """Return the checkpoint with the best main metric; None when there is none."""
+        path = self.directory / "best.pt"
+        return path if path.exists() else None
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """Return the content of the highest step's checkpoint; None when there is none.
+
+        Raises:
+            UserError: it cannot be read; the message names the one before it.
+        """
+        paths = self._by_step()
+        if not paths:
+            return None
+        try:
+            return load_checkpoint(paths[-1])
+        except UserError as error:
+            hint = (
+                f"remove it to resume from {paths[-2]}" if paths[1:] else "there is none before it"
+            )
+            raise UserError(f"{error}; {hint}") from error
+
+    def _by_step(self) -> list[Path]:
+        found = {
+            int(match[1]): path
+            for path in self.directory.glob("step_*.pt")
+            if (match := _STEP_FILE.fullmatch(path.name))
+        }
+        return [found[step] for step in sorted(found)]
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write weights, and text beside them, in one piece.
+
+    Raises:
+        UserError: the disk refuses; what was at `path` is still there.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    data = safetensors.torch.save(tensors, dict(metadata))
+    _write_atomically(path, lambda file: file.write(data))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights, on the CPU, and the text beside them ({} when there is none).
+
+    Raises:
+        UserError: missing, cut short, or not a safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: expected a safetensors file, got: {error}") from error
+
+
+def rng_state() -> dict[str, Tensor]:
+    """Return the state of torch's generators: `cpu`, and `cuda` (this process's GPU) if there."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put torch's generators back; a GPU's state is left out where there is no GPU."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut may undo the rename
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        # torch's writer hides the disk's answer behind a RuntimeError of its own
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"{path}: cannot write: {reason.strerror}") from error

@@ -1,0 +1,23 @@
+"""The ways in which a run or a sample ends early, and the exit code that each gives a command."""
+
+
+class UserError(ValueError):
+    """What the user can put right: a file, a key, a value. One clear line; exit code 2."""
+
+    exit_code = 2
+
+
+class SkippedSampleError(Exception):
+    """A data set's word that a picture is bad and that the policy is to skip and count it."""
+
+
+class DivergedError(RuntimeError):
+    """Training met too many non-finite losses or gradients in a row; exit code 3."""
+
+    exit_code = 3
+
+
+class InterruptedRunError(RuntimeError):
+    """Ctrl-C or SIGTERM arrived; a checkpoint to resume from has been written; exit code 130."""
+
+    exit_code = 130

@@ -1,0 +1,192 @@
+"""Which pictures make which batch, and reading them in worker processes.
+
+A batch is planned before anything is read: a list of draws (picture, seed). The plan depends on the
+seed and the data alone, neither on workers nor on processes, so a run resumes to the sample and N
+processes see the pictures of one.
+"""
+
+import itertools
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from engine.errors import SkippedSampleError, UserError
+from engine.schema import LoaderConfig
+from engine.task import Batch, DataSet
+
+_MAX_SUBSTITUTES = 20  # bad pictures in a row after which training with `skip` gives up
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Picture `index` of a data set, and the seed of all its randomness."""
+
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process's part of a batch, and what all its parts agree on (see `DataSet.frame`)."""
+
+    draws: list[Draw]
+    frame: Any = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a worker hands over: a batch (None: all skipped), and why pictures were skipped."""
+
+    batch: Batch | None
+    skipped: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def training_batches(
+    groups: np.ndarray, *, batch_size: int, seed: int, start: int = 0
+) -> Iterator[list[Draw]]:
+    """Plan global training batches without end, from batch `start` on.
+
+    Every pass over the data is one permutation, so each picture is drawn once a pass. Pictures wait
+    until `batch_size` of their group are there; those left waiting at the end of a pass come first
+    in the next, so no batch is short.
+
+    Args:
+        groups: (N,) group of each picture; a batch holds one group.
+        batch_size: pictures in a batch, over all processes.
+        seed: the run's seed.
+        start: batches to leave out, for resuming.
+    """
+    if len(groups) == 0:
+        raise UserError("training data: expected at least one picture, got none")
+    waiting: dict[int, list[Draw]] = {int(group): [] for group in np.unique(groups)}
+    planned = 0
+    for epoch in itertools.count():
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(len(groups))
+        seeds = rng.integers(2**62, size=len(groups))
+        for index, draw_seed in zip(order.tolist(), seeds.tolist(), strict=True):
+            queue = waiting[int(groups[index])]
+            queue.append(Draw(index, draw_seed))
+            if len(queue) == batch_size:
+                if planned >= start:
+                    yield queue.copy()
+                planned += 1
+                queue.clear()
+
+
+def split_batches(
+    data: DataSet,
+    batches: Iterable[list[Draw]],
+    *,
+    rank: int,
+    world_size: int,
+    accumulate: int,
+) -> Iterator[Part]:
+    """Give process `rank` its share of each global batch, in `accumulate` successive parts."""
+    for batch in batches:
+        frame = data.frame([(draw.index, draw.seed) for draw in batch])
+        share = batch[rank::world_size]
+        for number in range(accumulate):
+            yield Part(share[number::accumulate], frame)
+
+
+def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[Part]:
+    """Plan batches that hold every picture once, each of one group (one padded shape).
+
+    The plan is made before it is shared out among processes: a batch is the same whoever computes
+    it.
+    """
+    batches = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group).tolist()
+        batches += [
+            Part([Draw(index, index) for index in members[first : first + batch_size]])
+            for first in range(0, len(members), batch_size)
+        ]
+    return batches
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Reads draws. Errors travel as values: raised in a worker, they would arrive as tracebacks."""
+
+    def __init__(self, data: DataSet, *, substitute: bool) -> None:
+        self.data = data
+        self.substitute = substitute
+
+    def __getitems__(self, part: Part) -> Delivery:
+        skipped: list[str] = []
+        try:
+            samples = [sample for draw in part.draws for sample in self._read(draw, skipped)]
+            batch = self.data.collate(samples, part.frame) if samples else None
+        except UserError as error:
+            return Delivery(None, tuple(skipped), str(error))
+        return Delivery(batch, tuple(skipped))
+
+    def _read(self, draw: Draw, skipped: list[str]) -> list[Any]:
+        """Return the sample; in training the next readable one, so that batches keep their size."""
+        tries = _MAX_SUBSTITUTES if self.substitute else 1
+        for offset in range(tries):
+            try:
+                return [self.data.load((draw.index + offset) % len(self.data), draw.seed)]
+            except SkippedSampleError as reason:
+                skipped.append(str(reason))
+        if self.substitute:
+            raise UserError(f"{tries} bad pictures in a row, the last: {skipped[-1]}")
+        return []
+
+
+def _unpack(delivery: Any) -> Any:
+    return delivery
+
+
+def _start_worker(_worker: int) -> None:
+    # The main process decides what Ctrl-C means; its handlers must not live on in the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def read_batches(
+    data: DataSet,
+    plan: Iterable[Part],
+    *,
+    config: LoaderConfig,
+    device: torch.device,
+    substitute: bool,
+) -> Iterator[Delivery]:
+    """Read planned batches ahead in worker processes, in order, and move them to the device.
+
+    Args:
+        data: pictures.
+        plan: batches to read.
+        config: workers and how far they read ahead.
+        device: where batches go; copies do not wait for it.
+        substitute: whether a skipped picture is replaced by the next one (training) or left out
+        (evaluation).
+
+    Raises:
+        UserError: a picture is bad and the policy is to stop.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(data, substitute=substitute),
+        batch_sampler=plan,  # type: ignore[arg-type]
+        num_workers=config.workers,
+        prefetch_factor=config.prefetch if config.workers else None,
+        collate_fn=_unpack,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else making the iterator would draw from the run's own
+    )
+    for delivery in loader:
+        if delivery.error is not None:
+            raise UserError(delivery.error)
+        batch = delivery.batch
+        if batch is not None:
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            batch = batch.to(device, non_blocking=True)
+        yield Delivery(batch, delivery.skipped)

@@ -1,0 +1,43 @@
+"""Running means between two lines of the log, and the time that they took."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from engine.distributed import mean_over_ranks
+from engine.step import StepResult
+
+
+class StepMeter:
+    """Sums since the last log line, kept on the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.good = torch.zeros(())
+        self.started = time.perf_counter()
+        self.paused = 0.0
+        self.data_seconds = 0.0
+        self.skipped = 0
+
+    def add(self, result: StepResult) -> None:
+        """Add a step's losses and gradient norm, unless the step was skipped."""
+        good = (~result.status[0]).float()
+        self.good = good + (self.good if self.steps else 0)
+        for name, value in {**result.losses, "grad_norm": result.grad_norm}.items():
+            share = torch.where(good > 0, value, torch.zeros_like(value))
+            self.sums[name] = share + self.sums[name] if name in self.sums else share
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Average over steps and processes; waits for the device."""
+        names = list(self.sums)
+        sums = mean_over_ranks(torch.stack([self.sums[name] for name in names]))
+        values = (sums / self.good.clamp(min=1)).tolist()
+        means = dict(zip(names, values, strict=True))
+        return {"loss": sum(means.values()) - means["grad_norm"], **means}
+
+    def seconds(self) -> float:
+        """Wall clock without evaluations and checkpoints."""
+        return max(time.perf_counter() - self.started - self.paused, 1e-9)

@@ -1,0 +1,129 @@
+"""What every run has, whatever its task: seed, optimiser, schedule, loader and loop.
+
+Defaults live here and nowhere else. Units: steps are optimiser updates, seconds are wall clock.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(BaseModel):
+    """Base of every part of a config: frozen, and a key that is not declared is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class OptimConfig(Config):
+    """Optimiser and what is done to the gradient before it."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """Update rule."""
+    lr: PositiveFloat = 0.02
+    """Peak learning rate, for `loop.batch_size` or, when set, `reference_batch_size` images."""
+    reference_batch_size: PositiveInt | None = None
+    """When set, the rate is `lr * loop.batch_size / reference_batch_size`, said at the start."""
+    momentum: Fraction = 0.9
+    """SGD momentum."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW averaging factors."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """L2 penalty (SGD) or decoupled decay (AdamW)."""
+    decay_norm_and_bias: bool = True
+    """Whether norm parameters and biases decay as well."""
+    backbone_lr_factor: PositiveFloat = 1.0
+    """Rate of parameters under `backbone.` relative to the others."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Largest global L2 norm of the gradient; none leaves it alone."""
+
+
+class ScheduleConfig(Config):
+    """Learning rate over steps: linear warm-up, then one of three shapes."""
+
+    kind: Literal["steps", "cosine", "constant"] = "steps"
+    """Shape after the warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Length of the linear warm-up."""
+    warmup_factor: Fraction = 0.001
+    """Rate at step 0 relative to the peak."""
+    milestones: tuple[PositiveFloat, ...] = ()
+    """`steps`: where the rate drops; steps, or fractions of `loop.max_steps` when all are < 1."""
+    gamma: Fraction = 0.1
+    """`steps`: the factor at each milestone."""
+    final_factor: Fraction = 0.0
+    """`cosine`: rate at the last step relative to the peak."""
+
+
+class LoaderConfig(Config):
+    """Reading of pictures."""
+
+    workers: NonNegativeInt = 2
+    """Worker processes for each training process; 0 reads in the training process."""
+    prefetch: PositiveInt = 2
+    """Batches that each worker prepares ahead."""
+
+
+class LoopConfig(Config):
+    """The training loop."""
+
+    max_steps: PositiveInt = 1000
+    """Optimiser updates in the whole run."""
+    batch_size: PositiveInt = 16
+    """Global: images in one update, over all processes and accumulated parts."""
+    accumulate: PositiveInt = 1
+    """Parts into which a process's share of the batch is split, to save memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; bf16 is autocast, weights stay float32."""
+    channels_last: bool = True
+    """Memory layout of images and convolution weights."""
+    compile: bool = False
+    """Compile the loss module with `torch.compile`."""
+    ema_decay: Fraction | None = None
+    """When set, an exponential moving average of the weights is kept, evaluated and exported."""
+    eval_every: NonNegativeInt = 0
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_batch_size: PositiveInt = 4
+    """Images in one evaluation batch, for each process."""
+    patience: PositiveInt | None = None
+    """Evaluations without a better main metric after which the run stops; none never stops."""
+    drawn_pictures: NonNegativeInt = 8
+    """Predictions drawn into the run folder and TensorBoard at each evaluation."""
+    log_every: PositiveInt = 20
+    """Steps between lines in the log."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept; the best one by the main metric is kept besides."""
+    max_bad_steps: PositiveInt = 10
+    """Non-finite steps in a row after which the run stops with exit code 3."""
+    deterministic: bool = False
+    """Demand deterministic kernels (slower on a GPU); on a CPU runs repeat bit for bit anyway."""
+    collective_timeout_s: PositiveInt = 1800
+    """Longest wait of one process for the others before the run ends with a message."""
+
+
+class RunConfig(Config):
+    """Base of a run's config; a task adds its data and model."""
+
+    seed: NonNegativeInt = 0
+    """Seed of initial weights, order of pictures, augmentation and sampling."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over steps."""
+    loader: LoaderConfig = LoaderConfig()
+    """Reading of pictures."""
+    loop: LoopConfig = LoopConfig()
+    """Training loop."""

@@ -1,0 +1,148 @@
+"""One training step: forward, backward, clip, finite check, update; no wait for the device."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.distributed import World, any_over_ranks
+from engine.optim import clip_gradients, step_if_finite
+from engine.schema import LoopConfig
+from engine.task import Batch, Task
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which forward passes run."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class LossModule(nn.Module):
+    """What is compiled and what DDP wraps: a task's losses as a forward pass."""
+
+    def __init__(self, task: Task, *, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.task = task
+        self._autocast = (device, precision)
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return named scalar losses."""
+        with autocast(*self._autocast):
+            return self.task.losses(batch)
+
+
+def wrap_losses(task: Task, config: LoopConfig, world: World) -> nn.Module:
+    """Make the loss module, compiled and distributed as the config and the world say."""
+    module: nn.Module = LossModule(task, device=world.device, precision=config.precision)
+    if config.compile:
+        module = torch.compile(module)  # type: ignore[assignment]
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        module = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+    return module
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Values on the device, read by the host later.
+
+    losses: each averaged over the accumulated parts of this process. grad_norm: global L2 norm
+    before clipping.
+    status: (2,) bool, the same on all processes: whether the step was skipped as not finite,
+    whether somebody asked to stop. image_ids: the pictures of each part, for naming them.
+    """
+
+    losses: dict[str, Tensor]
+    grad_norm: Tensor
+    status: Tensor
+    image_ids: list[Tensor]
+
+
+def training_step(
+    losses_of: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Batch],
+    *,
+    clip_grad_norm: float | None,
+    stop: bool,
+) -> StepResult:
+    """Update the weights once.
+
+    A loss or gradient that is not finite leaves weights and optimiser as they were.
+
+    Args:
+        losses_of: made by `wrap_losses`.
+        optimizer: made by `build_optimizer`.
+        parts: this process's share of the global batch, whose gradients are averaged.
+        clip_grad_norm: largest global norm, or None.
+        stop: whether this process was asked to stop; all learn of it through `status`.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with _synchronised(losses_of, last=last):
+            losses = losses_of(part)
+            total = torch.stack(list(losses.values())).sum() / len(parts)
+            total.backward()
+        for name, value in losses.items():
+            share = value.detach() / len(parts)
+            totals[name] = totals[name] + share if name in totals else share
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = clip_gradients(parameters, clip_grad_norm)
+    finite = torch.isfinite(torch.stack([*totals.values(), grad_norm])).all()
+    flags = torch.stack([~finite, torch.tensor(stop).to(finite.device, non_blocking=True)])
+    status = any_over_ranks(flags)
+    step_if_finite(optimizer, ~status[0])
+    return StepResult(totals, grad_norm, status, [part.image_ids for part in parts])
+
+
+@contextlib.contextmanager
+def _synchronised(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Let DDP exchange gradients in the last part alone."""
+    if last or not isinstance(module, DistributedDataParallel):
+        yield
+    else:
+        with module.no_sync():
+            yield
+
+
+class WeightAverage:
+    """Exponential moving average of a model's floating-point parameters and buffers."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {
+            name: value.detach().clone()
+            for name, value in model.state_dict().items()
+            if value.is_floating_point()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, step: int, skipped: Tensor) -> None:
+        """Move towards the model; not at all where `skipped` (0-dim bool) holds."""
+        # The average starts short so that a short run is not held at its random start.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weight = (1 - decay) * (~skipped).float()
+        state = model.state_dict()
+        for name, value in self.values.items():
+            value.lerp_(state[name], weight.to(value.dtype))
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Put the average in the model's place for a while."""
+        state = model.state_dict()
+        kept = {name: state[name].clone() for name in self.values}
+        _copy(self.values, state)
+        try:
+            yield
+        finally:
+            _copy(kept, state)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, value in source.items():
+        target[name].copy_(value)

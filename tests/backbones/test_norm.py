@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones.norm import FrozenBatchNorm2d, make_norm
+
+
+def trained_batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, eps=eps)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert tensor is not None
+        nn.init.uniform_(tensor, 0.5, 2.0)
+    return norm.eval()
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-2], ids=["default", "large"])
+def test_frozen_equals_batch_norm_in_evaluation_also_in_train_mode(eps: float) -> None:
+    batch = trained_batch_norm(6, eps)
+    frozen = FrozenBatchNorm2d(6, eps=eps).train()
+    frozen.load_state_dict(batch.state_dict())
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(frozen(x), batch(x))
+    torch.testing.assert_close(frozen.running_mean, batch.running_mean)
+
+
+def test_frozen_gives_batch_norms_gradient_and_has_no_parameters() -> None:
+    batch = trained_batch_norm(4)
+    frozen = make_norm("frozen", 4)
+    frozen.load_state_dict(batch.state_dict())
+    gradients = []
+    for norm in (batch, frozen):
+        x = torch.linspace(-1, 1, 4 * 9).view(1, 4, 3, 3).requires_grad_()
+        norm(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert list(frozen.parameters()) == []
+
+
+def test_frozen_keeps_nothing_of_its_input_for_backward() -> None:
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    norm = FrozenBatchNorm2d(3)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm(torch.randn(2, 3, 8, 8, requires_grad=True))
+    assert max(tensor.numel() for tensor in saved) == 3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_format) -> None:
+    batch = trained_batch_norm(8)
+    frozen = FrozenBatchNorm2d(8)
+    frozen.load_state_dict(batch.state_dict())
+    x = torch.randn(2, 8, 4, 4).to(torch.bfloat16).contiguous(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = frozen(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y.float(), batch(x.float()), rtol=0.02, atol=0.03)
+
+
+def test_frozen_compiles_without_a_graph_break() -> None:
+    norm = FrozenBatchNorm2d(3)
+    x = torch.randn(1, 3, 2, 2)
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), norm(x))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (32, 32), (48, 24), (16, 16), (7, 7), (37, 1)]
+)
+def test_group_norm_has_the_most_groups_that_divide(channels: int, groups: int) -> None:
+    norm = make_norm("group", channels, eps=1e-3)
+    assert isinstance(norm, nn.GroupNorm)
+    assert (norm.num_groups, norm.eps) == (groups, 1e-3)
+
+
+def test_group_norm_does_not_depend_on_other_images() -> None:
+    norm = make_norm("group", 8)
+    x = torch.randn(3, 8, 4, 4)
+    torch.testing.assert_close(norm(x)[:1], norm(x[:1]))
+
+
+def test_batch_is_torchs() -> None:
+    norm = make_norm("batch", 8, eps=1e-3)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.eps == 1e-3

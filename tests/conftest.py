@@ -1,0 +1,57 @@
+"""What every test gets: fixed seeds, one thread to a process, the folder of real pictures."""
+
+import os
+import random
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA_REQUIRED = os.environ.get("RESDET_REQUIRE_DATA") == "1"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores; more threads only wait for each other
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark users of `data_dir` as `data`, and skip `gpu` tests where there is no device."""
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "data_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With RESDET_REQUIRE_DATA=1 a `data` test that was skipped has failed."""
+    report = yield
+    xfailed = hasattr(report, "wasxfail")
+    forbidden = DATA_REQUIRED and item.get_closest_marker("data") is not None
+    if forbidden and report.skipped and not xfailed:
+        reason = call.excinfo.value if call.excinfo else "skipped"
+        report.outcome = "failed"
+        report.longrepr = f"RESDET_REQUIRE_DATA=1 forbids skipping a data test: {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with coco128/, bccd/, ...: RESDET_DATA, else `shared/data` beside the repository."""
+    default = REPOSITORY.parent / "shared" / "data"
+    folder = Path(os.environ.get("RESDET_DATA", default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real pictures at {folder} (set RESDET_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,203 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.data.dataset import CocoDetection, aspect_groups
+from detection.data.transforms import read_image
+from engine.errors import SkippedSampleError, UserError
+from engine.task import DataSet
+
+Document = dict[str, Any]
+CocoWriter = Callable[[Document], Path]
+
+
+def open_data(path: Path, *, training: bool = True, **changes: Any) -> CocoDetection:
+    config = DataConfig(
+        augment=AugmentConfig(short_sides=(40, 60), max_side=90, color_jitter=0.2),
+        eval_short_side=64,
+        eval_max_side=120,
+        **changes,
+    )
+    split = SplitConfig(images=str(path.parent), annotations=str(path))
+    return CocoDetection(split, config=config, training=training)
+
+
+def test_evaluation_resizes_alone(document: Document, write_coco: CocoWriter) -> None:
+    data: DataSet = open_data(write_coco(document), training=False)
+    sample = data.load(1, 7)
+    assert sample.pixels.shape == (107, 64, 3)
+    assert sample.original_size == (50, 30)
+    assert (sample.image_id, sample.seed) == (5, 7)
+    assert sample.labels.tolist() == [1, 2]
+    assert sample.is_crowd.tolist() == [False, False]
+    scale = torch.tensor([64 / 30, 107 / 50] * 2)
+    expected = torch.tensor([[2, 3, 12, 23.5], [20, 30, 30, 50]]) * scale
+    torch.testing.assert_close(torch.from_numpy(sample.boxes), expected)
+
+
+def test_training_depends_on_index_and_seed_alone(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    path = write_coco(document)
+    first, second = open_data(path), open_data(path)
+    second.load(0, 99)
+    for seed in range(5):
+        a, b = first.load(1, seed), second.load(1, seed)
+        torch.testing.assert_close(a.pixels, b.pixels, rtol=0, atol=0)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=0)
+
+
+def test_annotations_are_not_changed_by_loading(document: Document, write_coco: CocoWriter) -> None:
+    data = open_data(write_coco(document))
+    before = data.annotations.boxes.copy()
+    for seed in range(10):
+        data.load(1, seed)
+    torch.testing.assert_close(data.annotations.boxes, before, rtol=0, atol=0)
+
+
+def test_a_batch(document: Document, write_coco: CocoWriter) -> None:
+    data = open_data(write_coco(document), training=False)
+    batch = data.collate([data.load(index, index) for index in range(3)])
+    assert batch.images.pixels.shape == (3, 3, 128, 96)
+    assert batch.image_ids.tolist() == [70, 5, 9]
+    assert batch.targets.valid.sum(dim=1).tolist() == [1, 2, 0]
+    assert batch.targets.is_crowd.sum(dim=1).tolist() == [1, 0, 0]
+
+
+def test_a_frame_holds_the_whole_batch(document: Document, write_coco: CocoWriter) -> None:
+    data = open_data(write_coco(document))
+    draws = [(index, seed) for seed in range(5) for index in range(3)]
+    frame = data.frame(draws)
+    samples = [data.load(index, seed) for index, seed in draws]
+    sizes = np.array([sample.pixels.shape[:2] for sample in samples])
+    assert frame == tuple(sizes.max(axis=0))
+    whole, part = data.collate(samples, frame), data.collate(samples[:1], frame)
+    assert whole.images.pixels.shape[2:] == part.images.pixels.shape[2:]
+
+
+def test_evaluation_groups_are_padded_shapes(document: Document, write_coco: CocoWriter) -> None:
+    document["images"][2].update(height=49)
+    data = open_data(write_coco(document), training=False)
+    shapes = []
+    for index in range(3):
+        shapes.append(data.collate([data.load(index, 0)]).images.pixels.shape)
+    equal = [[a == b for a in shapes] for b in shapes]
+    assert (data.groups[:, None] == data.groups).tolist() == equal
+    assert data.groups.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0, 0, 0, 0, 0, 0]),
+        (2, [0, 0, 0, 1, 1, 1]),
+        (3, [0, 0, 1, 1, 2, 2]),
+        (4, [0, 0, 1, 2, 3, 3]),
+    ],
+    ids=str,
+)
+def test_aspect_groups(count: int, expected: list[int]) -> None:
+    sizes = np.array([[40, 10], [30, 10], [30, 20], [30, 30], [30, 60], [30, 90]])
+    groups = aspect_groups(sizes, count)
+    assert groups.tolist() == expected
+    assert groups.dtype == np.int64
+
+
+def test_empty_pictures_are_left_out_when_asked(document: Document, write_coco: CocoWriter) -> None:
+    path = write_coco(document)
+    assert open_data(path).image_ids.tolist() == [70, 5, 9]
+    data = open_data(path, keep_empty=False)
+    assert data.image_ids.tolist() == [5]  # a crowd region alone teaches nothing
+    assert len(data) == len(data.groups) == 1
+    assert data.load(0, 0).image_id == 5
+    assert len(open_data(path, training=False, keep_empty=False)) == 3
+
+
+def test_another_size_than_annotated(document: Document, write_coco: CocoWriter) -> None:
+    path = write_coco(document)
+    Image.fromarray(np.zeros((50, 31, 3), np.uint8)).save(path.parent / "a.png")
+    with pytest.raises(UserError) as error:
+        open_data(path).load(1, 0)
+    assert str(error.value) == (
+        f"{path.parent / 'a.png'}: expected 30x50 (width x height) as annotated,"
+        " got 31x50 (width x height)"
+    )
+    skipping = open_data(path, on_bad_image="skip")
+    with pytest.raises(SkippedSampleError, match=r"a\.png: expected 30x50"):
+        skipping.load(1, 0)
+    assert skipping.load(0, 0).image_id == 70
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((40, 60), None),
+        (
+            (60, 40),
+            "got 60x40 (width x height) after its EXIF rotation: it was annotated unrotated",
+        ),
+    ],
+    ids=["annotated rotated", "annotated unrotated"],
+)
+def test_exif_rotation(
+    document: Document, write_coco: CocoWriter, size: tuple[int, int], expected: str | None
+) -> None:
+    document["images"][0].update(height=size[0], width=size[1])
+    document["annotations"] = document["annotations"][:1]
+    path = write_coco(document)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(path.parent / "b.png", exif=exif)
+    data = open_data(path)
+    if expected is None:
+        assert data.load(0, 0).original_size == (40, 60)
+    else:
+        with pytest.raises(UserError) as error:
+            data.load(0, 0)
+        assert str(error.value).endswith(expected)
+
+
+def test_a_truncated_picture_stops_or_is_skipped(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    path = write_coco(document)
+    picture = path.parent / "a.png"
+    content = picture.read_bytes()[:-30]
+    picture.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png"):
+        open_data(path).load(1, 0)
+    with pytest.raises(SkippedSampleError, match=r"a\.png"):
+        open_data(path, on_bad_image="skip").load(1, 0)
+    assert picture.read_bytes() == content
+
+
+def test_a_missing_picture_stops_in_any_case(document: Document, write_coco: CocoWriter) -> None:
+    path = write_coco(document)
+    (path.parent / "a.png").unlink()
+    with pytest.raises(UserError, match=r"a\.png: no such file"):
+        open_data(path, on_bad_image="skip").load(1, 0)
+
+
+def test_a_missing_folder_is_named(document: Document, write_coco: CocoWriter) -> None:
+    split = SplitConfig(images="nowhere", annotations=str(write_coco(document)))
+    with pytest.raises(UserError, match="nowhere: expected the folder of pictures"):
+        CocoDetection(split, config=DataConfig(), training=True)
+
+
+def test_real_pictures_load(data_dir: Path) -> None:
+    split = SplitConfig(
+        images=str(data_dir / "coco128/train2017"),
+        annotations=str(data_dir / "coco128/annotations/instances_train2017.json"),
+    )
+    data = CocoDetection(split, config=DataConfig(), training=False)
+    for index in range(0, len(data), 16):
+        sample = data.load(index, 0)
+        path = data_dir / "coco128/train2017" / data.annotations.file_name(index)
+        assert read_image(path).shape[:2] == sample.original_size
+        assert min(sample.pixels.shape[:2]) == 800 or max(sample.pixels.shape[:2]) == 1333

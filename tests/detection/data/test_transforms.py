@@ -1,0 +1,246 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.data.transforms import Augment, BadPictureError, read_image, resize, resized_size
+from engine.errors import UserError
+
+ORIENTATION = 0x0112
+
+
+def smooth_picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """Return (height, width, 3) uint8, smooth enough that JPEG changes it little."""
+    coarse = np.random.default_rng(0).integers(256, size=(4, 5, 3), dtype=np.uint8)
+    picture: np.ndarray = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "options", "tolerance"),
+    [
+        ("jpg", "RGB", {"quality": 95, "subsampling": 0}, 6),
+        ("jpg", "RGB", {"quality": 95, "subsampling": 0, "progressive": True}, 6),
+        ("jpg", "L", {"quality": 95}, 6),
+        ("jpg", "CMYK", {"quality": 95}, 8),
+        ("png", "RGB", {}, 0),
+        ("png", "L", {}, 0),
+        ("png", "LA", {}, 0),
+        ("png", "RGBA", {}, 0),
+        ("png", "P", {}, 0),
+        ("png", "1", {}, 0),
+        ("bmp", "RGB", {}, 0),
+        ("webp", "RGB", {"lossless": True}, 0),
+    ],
+    ids=str,
+)
+def test_every_kind_of_file_is_read_as_rgb(
+    tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], tolerance: int
+) -> None:
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(smooth_picture()).convert(mode).save(path, **options)
+    pixels = read_image(path)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= tolerance
+
+
+def test_transparency_is_dropped_and_not_blended(tmp_path: Path) -> None:
+    picture = smooth_picture()
+    alpha = np.random.default_rng(1).integers(256, size=picture.shape[:2], dtype=np.uint8)
+    Image.fromarray(np.dstack([picture, alpha])).save(tmp_path / "a.png")
+    torch.testing.assert_close(read_image(tmp_path / "a.png"), picture)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight(tmp_path: Path, channels: int) -> None:
+    picture = smooth_picture()[..., :channels]
+    cv2.imwrite(str(tmp_path / "deep.png"), picture[..., ::-1].astype(np.uint16) * 257)
+    expected = np.repeat(picture, 4 - channels, axis=2)[..., :3]
+    torch.testing.assert_close(read_image(tmp_path / "deep.png"), expected)
+
+
+TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p, 1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(smooth_picture()).save(path, exif=exif)
+    plain = read_image(path, rotate=False)
+    assert plain.shape == (48, 64, 3)
+    expected = np.ascontiguousarray(TURNED[orientation](plain))
+    torch.testing.assert_close(read_image(path), expected)
+
+
+@pytest.mark.parametrize("missing", [2, 20, 1500], ids=str)
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {})],
+    ids=str,
+)
+def test_a_truncated_file_is_named(
+    tmp_path: Path, suffix: str, options: dict[str, Any], missing: int
+) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **options)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(BadPictureError, match=rf"cut\.{suffix}: expected a whole"):
+        read_image(path)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(smooth_picture()).save(path, comment=b"\xff\xd8 thumbnail \xff\xd9")
+    whole = path.read_bytes()
+    assert read_image(path).shape == (48, 64, 3)
+    path.write_bytes(whole + b"left over")
+    assert read_image(path).shape == (48, 64, 3)
+    path.write_bytes(whole[:-40])
+    with pytest.raises(BadPictureError):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xd9"], ids=str)
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole picture"):
+        read_image(path)
+
+
+def test_a_missing_file_is_no_bad_picture(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jpg: no such file") as error:
+        read_image(tmp_path / "none.jpg")
+    assert not isinstance(error.value, BadPictureError)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((800, 1333), (800, 1333)),
+        ((100, 400), (333, 1333)),
+        ((10, 5000), (3, 1333)),
+        ((1, 9000), (1, 1333)),
+    ],
+    ids=str,
+)
+def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(size, 800, 1333) == expected
+
+
+@pytest.mark.parametrize("size", [(96, 200), (20, 30), (48, 64)], ids=str)
+def test_boxes_scale_by_each_axis(size: tuple[int, int]) -> None:
+    boxes = np.array([[0, 0, 64, 48], [10.5, 3, 20, 40]], dtype=np.float32)
+    pixels, resized = resize(smooth_picture(), boxes, size)
+    assert pixels.shape == (*size, 3)
+    assert resized.dtype == np.float32
+    scale = np.array([size[1] / 64, size[0] / 48] * 2, dtype=np.float32)
+    torch.testing.assert_close(resized, boxes * scale)
+    assert resize(smooth_picture(), boxes[:0], size)[1].shape == (0, 4)
+
+
+def make_augment(**changes: Any) -> Augment:
+    values: dict[str, Any] = {
+        "short_sides": (40, 48, 56),
+        "max_side": 100,
+        "flip_prob": 0.5,
+        "vertical_flip_prob": 0.5,
+        "color_jitter": 0.3,
+    }
+    return Augment(**{**values, **changes})
+
+
+@pytest.mark.parametrize("side", [24, 48, 96], ids=["shrinks", "same size", "grows"])
+@pytest.mark.parametrize("flips", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)
+def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
+    # One white rectangle on black: its box can be read back from the pixels.
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    pixels[8:20, 4:28] = 255
+    boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
+    augment = make_augment(
+        short_sides=[side],
+        max_side=1000,
+        flip_prob=float(flips[0]),
+        vertical_flip_prob=float(flips[1]),
+        color_jitter=0.0,
+    )
+    changed, moved = augment(pixels, boxes, seed=3)
+    rows, columns = np.nonzero(changed[..., 0] > 127)
+    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    expected = torch.tensor([edges], dtype=torch.float32)
+    torch.testing.assert_close(torch.from_numpy(moved), expected, rtol=0, atol=1e-3)
+    left = 36 if flips[0] else 4
+    assert abs(moved[0, 0] - left * side / 48) < 1e-3
+
+
+def test_one_seed_gives_one_picture() -> None:
+    pixels = smooth_picture()
+    boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
+    augment = make_augment()
+    first = [augment(pixels, boxes, seed=seed) for seed in range(8)]
+    # Another object, in another order, as another worker would have it.
+    other = make_augment()
+    for seed in reversed(range(8)):
+        again = other(pixels, boxes, seed=seed)
+        torch.testing.assert_close(again[0], first[seed][0], rtol=0, atol=0)
+        torch.testing.assert_close(again[1], first[seed][1], rtol=0, atol=0)
+    assert len({picture.tobytes() for picture, _ in first}) == 8
+
+
+def test_the_two_mirrors_are_drawn_apart() -> None:
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    boxes = np.array([[0, 0, 10, 10]], dtype=np.float32)
+    augment = make_augment(short_sides=[40], color_jitter=0.0)
+    corners = [tuple(augment(pixels, boxes, seed=seed)[1][0, :2]) for seed in range(200)]
+    counts = {corner: corners.count(corner) for corner in set(corners)}
+    assert set(counts) == {(0, 0), (30, 0), (0, 30), (30, 30)}
+    assert min(counts.values()) > 30
+
+
+def test_no_box_is_lost() -> None:
+    rng = np.random.default_rng(0)
+    augment = make_augment(short_sides=[13, 48, 200], max_side=5000)
+    for seed in range(30):
+        height, width = (int(side) for side in rng.integers(20, 400, size=2))
+        near = rng.uniform(0, 1, size=(50, 2)) * (width - 0.02, height - 0.02)
+        far = near + np.maximum(0.01, rng.uniform(0, 0.02, size=(50, 2)))
+        far[::5] = (width, height)
+        near[::7] = 0
+        boxes = np.concatenate([near, far], axis=1).astype(np.float32)
+        pixels, moved = augment(np.zeros((height, width, 3), np.uint8), boxes, seed=seed)
+        assert moved.shape == (50, 4)
+        assert (moved[:, 2:] > moved[:, :2]).all()
+        limits = np.array([pixels.shape[1], pixels.shape[0]]) + 1e-3
+        assert (moved[:, :2] >= -1e-3).all()
+        assert (moved[:, 2:] <= limits).all()
+
+
+def test_a_picture_without_boxes_is_augmented() -> None:
+    pixels, boxes = make_augment()(smooth_picture(), np.zeros((0, 4), np.float32), seed=1)
+    assert pixels.dtype == np.uint8
+    assert boxes.shape == (0, 4)
+    assert boxes.dtype == np.float32

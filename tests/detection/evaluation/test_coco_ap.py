@@ -1,0 +1,337 @@
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from detection.data.coco import ClassMap
+from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file, score_results
+from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
+from engine.errors import UserError
+
+CLASSES = ClassMap(("person", "dog", "kite"), (1, 18, 38))
+NUM_IMAGES = 9
+
+
+def make_document(seed: int = 0) -> dict[str, Any]:
+    """Random objects of two of the three classes, some of them crowds, one picture empty."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for number in range(40):
+        x, y, width, height = rng.uniform([0, 0, 5, 5], [200, 200, 150, 150])
+        annotations.append(
+            {
+                "id": 100 + number,
+                "image_id": int(rng.integers(1, NUM_IMAGES)),
+                "category_id": int(rng.choice([1, 38])),
+                "bbox": [x, y, width, height],
+                "area": 0.7 * width * height,
+                "iscrowd": int(number % 13 == 0),
+            }
+        )
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": 400, "width": 400}
+            for i in range(NUM_IMAGES)
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": i, "name": name}
+            for i, name in zip(CLASSES.category_ids, CLASSES.names, strict=True)
+        ],
+    }
+
+
+def make_detections(document: dict[str, Any], seed: int = 1) -> list[Detections]:
+    """Shaken copies of the truth and boxes from nowhere, with ties among the scores."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for image in document["images"]:
+        own = [a for a in document["annotations"] if a["image_id"] == image["id"]]
+        boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = torch.cat([boxes, boxes.flip(0), torch.tensor([[5.0, 6.0, 70.0, 90.0]])])
+        boxes += torch.randn(boxes.shape, generator=generator) * 4
+        own_labels = [CLASSES.label_of(a["category_id"]) for a in own]
+        labels = torch.tensor([*own_labels, *own_labels[::-1], 1])
+        scores = (torch.rand(len(boxes), generator=generator) * 20).round() / 20
+        order = scores.argsort(descending=True, stable=True)
+        found.append(Detections(boxes[order], scores[order], labels[order]))
+    return found
+
+
+def make_batch(image_ids: list[int]) -> DetectionBatch:
+    size = len(image_ids)
+    sizes = torch.full((size, 2), 32)
+    return DetectionBatch(
+        ImageBatch(
+            torch.zeros(size, 3, 32, 32, dtype=torch.uint8),
+            sizes,
+            sizes,
+            torch.tensor(image_ids),
+            torch.zeros(size, dtype=torch.int64),
+        ),
+        Targets(
+            torch.zeros(size, 1, 4),
+            torch.zeros(size, 1, dtype=torch.int64),
+            torch.zeros(size, 1, dtype=torch.bool),
+            torch.zeros(size, 1, dtype=torch.bool),
+        ),
+    )
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def evaluated(
+    path: Path, found: list[Detections], *, order: list[int], processes: int = 1
+) -> tuple[CocoEvaluator, dict[str, float]]:
+    """Evaluate pictures in `order`, two in a batch, dealt out to some processes."""
+    evaluators = [CocoEvaluator(path, CLASSES, range(NUM_IMAGES)) for _ in range(processes)]
+    for start in range(0, len(order), 2):
+        ids = order[start : start + 2]
+        evaluator = evaluators[start // 2 % processes]
+        evaluator.update(make_batch(ids), [found[i] for i in ids])
+    return evaluators[0], evaluators[0].compute([each.state() for each in evaluators])
+
+
+def plain_pycocotools(truth: Path, results: Path) -> list[float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        judge = COCOeval(coco, coco.loadRes(str(results)), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    numbers: list[float] = judge.stats.tolist()
+    return numbers
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_coco128_has_the_expected_numbers(data_dir: Path, iou_type: str) -> None:
+    folder = data_dir / "coco128"
+    score = score_file(
+        folder / "results" / f"{iou_type}.json",
+        folder / "annotations" / "instances_train2017.json",
+        listed_images=True,
+    )
+    expected = json.loads((folder / "results" / "expected.json").read_text())[iou_type]
+    assert [score.metrics[name] for name in SUMMARY] == pytest.approx(expected, abs=1e-6)
+    assert score.metrics["num_images"] == 43
+    assert score.iou_type == iou_type
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_one_call_of_pycocotools(tmp_path: Path, seed: int) -> None:
+    document = make_document(seed)
+    truth = write(tmp_path / "truth.json", document)
+    evaluator, metrics = evaluated(truth, make_detections(document), order=list(range(NUM_IMAGES)))
+    evaluator.write(tmp_path)
+    expected = plain_pycocotools(truth, tmp_path / "detections.json")
+    assert [metrics[name] for name in SUMMARY] == expected
+    per_class = [metrics[f"ap/{name}"] for name in ("person", "kite")]
+    assert np.mean(per_class) == pytest.approx(metrics["ap"])
+    assert math.isnan(metrics["ap/dog"])  # detected, but not in the truth
+    assert 0.1 < metrics["ap"] < 0.9
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_order_and_processes_change_nothing(tmp_path: Path, processes: int) -> None:
+    document = make_document()
+    truth = write(tmp_path / "truth.json", document)
+    found = make_detections(document)
+    _, expected = evaluated(truth, found, order=list(range(NUM_IMAGES)))
+    order = torch.randperm(NUM_IMAGES).tolist()
+    _, metrics = evaluated(truth, found, order=order, processes=processes)
+    np.testing.assert_equal(metrics, expected)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], "expected 9 pictures, each once, got 8: some are missing"),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], "got 10: some more than once"),
+    ],
+    ids=["missing", "twice"],
+)
+def test_each_picture_counts_once(tmp_path: Path, order: list[int], message: str) -> None:
+    document = make_document()
+    truth = write(tmp_path / "truth.json", document)
+    with pytest.raises(AssertionError, match=message):
+        evaluated(truth, make_detections(document), order=order)
+
+
+def test_skipped_pictures_count_as_without_detections(tmp_path: Path) -> None:
+    document = make_document()
+    truth = write(tmp_path / "truth.json", document)
+    found = make_detections(document)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    _, expected = evaluated(truth, [*found[:-1], nothing], order=list(range(NUM_IMAGES)))
+    evaluator = CocoEvaluator(truth, CLASSES, range(NUM_IMAGES), allow_missing=True)
+    evaluator.update(make_batch(list(range(NUM_IMAGES - 1))), found[:-1])
+    np.testing.assert_equal(evaluator.compute([evaluator.state()]), expected)
+
+
+def test_own_results_file_scores_the_same(tmp_path: Path) -> None:
+    document = make_document()
+    truth = write(tmp_path / "truth.json", document)
+    evaluator, metrics = evaluated(truth, make_detections(document), order=list(range(NUM_IMAGES)))
+    evaluator.write(tmp_path)
+    np.testing.assert_equal(score_file(tmp_path / "detections.json", truth).metrics, metrics)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written.pop("ap/dog") is None
+    assert written == {name: value for name, value in metrics.items() if name != "ap/dog"}
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {entry["category_id"] for entry in results} == set(CLASSES.category_ids)
+
+
+def test_no_detections_score_zero(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", make_document())
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    evaluator, metrics = evaluated(truth, [nothing] * NUM_IMAGES, order=list(range(NUM_IMAGES)))
+    evaluator.write(tmp_path)
+    assert metrics["ap"] == metrics["ar100"] == metrics["ap/person"] == 0
+    assert metrics["num_detections"] == 0
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+    assert score_file(tmp_path / "detections.json", truth).metrics["ap"] == 0
+
+
+def test_missing_fields_are_filled_in_and_counted(tmp_path: Path) -> None:
+    document = make_document()
+    for annotation in document["annotations"]:
+        width, height = annotation["bbox"][2:]
+        annotation.update(area=width * height, iscrowd=0)
+    full = score_results([], write(tmp_path / "full.json", document))
+    detections = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5}
+        for a in document["annotations"][::2]
+    ]
+    expected = score_results(detections, tmp_path / "full.json")
+    for annotation in document["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    bare = write(tmp_path / "bare.json", document)
+    before = bare.read_bytes()
+    score = score_results(detections, bare)
+    np.testing.assert_equal(score.metrics, expected.metrics)
+    assert bare.read_bytes() == before
+    assert "area was missing, and filled in, for 40 objects" in score.note
+    assert "missing" not in full.note
+
+
+def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:
+    document = make_document()
+    document["annotations"] = [{**document["annotations"][1], "id": 0}]
+    annotation = document["annotations"][0]
+    result = {**{k: annotation[k] for k in ("image_id", "category_id", "bbox")}, "score": 1}
+    assert score_results([result], write(tmp_path / "truth.json", document)).metrics["ap"] == 1
+
+
+def test_rows_left_out_are_no_truth(tmp_path: Path) -> None:
+    document = make_document()
+    document["annotations"][3]["bbox"] = [10, 10, float("nan"), 10]
+    path = write(tmp_path / "broken.json", document)
+    with pytest.raises(UserError, match="annotation 103: bbox: expected four numbers"):
+        CocoEvaluator(path, CLASSES, range(NUM_IMAGES))
+    kept = [row for row in range(40) if row != 3]
+    evaluator = CocoEvaluator(path, CLASSES, range(NUM_IMAGES), kept_rows=kept, allow_missing=True)
+    assert evaluator.compute([])["ap"] == 0
+
+
+def test_table_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = make_document()
+    truth = write(tmp_path / "truth.json", document)
+    evaluator, metrics = evaluated(truth, make_detections(document), order=list(range(NUM_IMAGES)))
+    assert capsys.readouterr().out == ""  # pycocotools is silent
+    Console(width=80).print(evaluator.table())
+    shown = capsys.readouterr().out
+    assert f"{100 * metrics['ap']:.1f}" in shown
+    row = next(line for line in shown.splitlines() if "dog" in line)
+    assert row.split("dog")[1].split("│")[1].strip() == "-"
+    assert "detections in 9 of 9 pictures" in shown
+
+
+GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"a": 1}, "expected a list of detections, got dict"),
+        ([GOOD, 7], "detection 1: expected an object, got int"),
+        ([{**GOOD, "image_id": 77}], "detection 0: image_id: expected one of .*truth.json, got 77"),
+        ([{**GOOD, "image_id": "1"}], "detection 0: image_id: expected an integer, got '1'"),
+        ([{**GOOD, "category_id": 2}], "detection 0: category_id: expected one of .*, got 2"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], r"detection 0: bbox: expected four .*, got \[1, 2, 3\]"),
+        ([{**GOOD, "bbox": [1, 2, 3, math.nan]}], r"detection 0: bbox: expected four numbers"),
+        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "expected no negative width or height"),
+        ([{**GOOD, "score": "high"}], "detection 0: score: expected a number, got 'high'"),
+        ([{**GOOD, "score": math.inf}], "detection 0: score: expected a number, got inf"),
+        ([{"image_id": 1, "category_id": 18, "score": 1}], "segmentation: expected a compressed"),
+    ],
+    ids=[
+        "no list",
+        "no object",
+        "image",
+        "image type",
+        "category",
+        "box shape",
+        "box NaN",
+        "box size",
+        "score",
+        "score infinite",
+        "nothing to score",
+    ],
+)
+def test_bad_results_are_one_line(tmp_path: Path, results: Any, message: str) -> None:
+    truth = write(tmp_path / "truth.json", make_document())
+    with pytest.raises(UserError, match=message) as caught:
+        score_file(write(tmp_path / "results.json", results), truth)
+    assert "results.json: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_results_that_are_no_json(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", make_document())
+    (tmp_path / "results.json").write_text('[{"image_id": 1,')
+    with pytest.raises(UserError, match=r"results.json: not valid JSON: "):
+        score_file(tmp_path / "results.json", truth)
+    with pytest.raises(UserError, match=r"absent.json: cannot be read: No such file"):
+        score_file(tmp_path / "absent.json", truth)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": []}, "annotations: expected at least one to score against, got none"),
+        ({"categories": "many"}, "categories: expected a list, got str"),
+        ({"images": [{"id": 1}]}, "image_id: expected one of"),
+        ({"categories": [{"id": 1}]}, "category 1: name: expected a name, got nothing"),
+    ],
+    ids=["empty", "shape", "image", "name"],
+)
+def test_bad_truth_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    truth = write(tmp_path / "truth.json", {**make_document(), **change})
+    with pytest.raises(UserError, match=message) as caught:
+        score_results([], truth)
+    assert str(caught.value).startswith(str(truth))
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_need_masks(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", make_document())
+    mask = {"size": [400, 400], "counts": "PPo42"}
+    result = {"image_id": 1, "category_id": 1, "segmentation": mask, "score": 1}
+    with pytest.raises(UserError, match="segmentation: expected polygons or an RLE, got nothing"):
+        score_results([result], truth, iou_type="segm")
+    result["segmentation"] = {**mask, "size": [40, 400]}
+    with pytest.raises(UserError, match=r"expected size \[400, 400\], got \[40, 400\]"):
+        score_results([result], truth, iou_type="segm")

@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from detection.models.box_head import (
+    BoxPredictor,
+    C4BoxHead,
+    DetectSettings,
+    FPNBoxHead,
+    make_detections,
+)
+from detection.ops.box_coder import decode_boxes
+from detection.structures import Detections, ImageBatch, Proposals
+from tests.detection.models.detectors import make_images, random_boxes
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SETTINGS = DetectSettings(score_thresh=0.05, nms_thresh=0.5, max_detections=100)
+SIZES = [(80, 120), (96, 64), (50, 128)]
+ORIGINAL_SIZES = [(160, 240), (301, 200), (25, 64)]
+
+
+def head_outputs(num_rois: int, num_classes: int) -> tuple[Tensor, Tensor, Proposals]:
+    boxes = torch.stack([random_boxes(num_rois, size) for size in SIZES])
+    valid = torch.rand(len(SIZES), num_rois) > 0.2
+    proposals = Proposals(boxes=boxes, scores=torch.rand(len(SIZES), num_rois), valid=valid)
+    class_logits = torch.randn(len(SIZES), num_rois, num_classes + 1) * 2
+    return class_logits, torch.randn(len(SIZES), num_rois, num_classes, 4), proposals
+
+
+def images() -> ImageBatch:
+    return make_images(SIZES, padded_to=(96, 128), original_sizes=ORIGINAL_SIZES)
+
+
+def detections_one_by_one(
+    class_logits: Tensor, deltas: Tensor, proposals: Proposals, settings: DetectSettings
+) -> list[Detections]:
+    """The obvious way: image by image, class by class."""
+    results = []
+    for i, (height, width) in enumerate(SIZES):
+        original_height, original_width = ORIGINAL_SIZES[i]
+        ratio = torch.tensor([original_width / width, original_height / height]).repeat(2)
+        rows: list[tuple[float, list[float], int]] = []
+        for label in range(deltas.shape[2]):
+            scores = class_logits[i].softmax(dim=1)[:, label]
+            boxes = decode_boxes(deltas[i, :, label], proposals.boxes[i], weights=WEIGHTS)
+            boxes = torchvision.ops.clip_boxes_to_image(boxes, (height, width))
+            sides = boxes[:, 2:] - boxes[:, :2]
+            good = proposals.valid[i] & (scores > settings.score_thresh)
+            good &= (sides >= 0.01).all(dim=1)
+            boxes, scores = boxes[good], scores[good]
+            for keep in torchvision.ops.nms(boxes, scores, settings.nms_thresh).tolist():
+                rows.append((float(scores[keep]), (boxes[keep] * ratio).tolist(), label))
+        rows = sorted(rows, reverse=True)[: settings.max_detections]
+        results.append(
+            Detections(
+                boxes=torch.tensor([row[1] for row in rows]).view(-1, 4),
+                scores=torch.tensor([row[0] for row in rows]),
+                labels=torch.tensor([row[2] for row in rows], dtype=torch.int64),
+            )
+        )
+    return results
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(SETTINGS, id="defaults"),
+        pytest.param(replace(SETTINGS, max_detections=7), id="few"),
+        pytest.param(replace(SETTINGS, score_thresh=0.0, nms_thresh=0.3), id="no_threshold"),
+        pytest.param(replace(SETTINGS, score_thresh=0.3), id="high_threshold"),
+        pytest.param(replace(SETTINGS, score_thresh=1.0), id="none_passes"),
+    ],
+)
+def test_equals_the_obvious_way(settings: DetectSettings) -> None:
+    class_logits, deltas, proposals = head_outputs(40, 30)
+    found = make_detections(
+        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=settings
+    )
+    expected = detections_one_by_one(class_logits, deltas, proposals, settings)
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.scores, reference.scores)
+        torch.testing.assert_close(ours.labels, reference.labels)
+        torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("thresh", [0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5])
+def test_every_candidate_above_the_threshold_is_looked_at(thresh: float) -> None:
+    # as many classes as possible just above the threshold, at every RoI
+    count = int(1 / thresh) - 1
+    scores = torch.full((50,), 1e-6)
+    scores[:count] = thresh * 1.0001
+    scores[-1] = 1 - scores[:-1].sum()
+    class_logits = scores.log().expand(1, 6, 50)
+    boxes = torch.arange(6.0)[:, None] * 20 + torch.tensor([0.0, 0.0, 10.0, 10.0])
+    found = make_detections(
+        class_logits,
+        torch.zeros(1, 6, 49, 4),
+        Proposals(boxes[None], torch.ones(1, 6), torch.ones(1, 6, dtype=torch.bool)),
+        make_images([(128, 128)], padded_to=(128, 128)),
+        box_weights=WEIGHTS,
+        settings=DetectSettings(score_thresh=thresh, nms_thresh=0.5, max_detections=1000),
+    )
+    assert len(found[0]) == 6 * count
+
+
+def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
+    class_logits, deltas, proposals = head_outputs(40, 5)
+    together = make_detections(
+        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
+    )
+    for i, ours in enumerate(together):
+        row = slice(i, i + 1)
+        alone = make_detections(
+            class_logits[row],
+            deltas[row],
+            Proposals(proposals.boxes[row], proposals.scores[row], proposals.valid[row]),
+            make_images(SIZES[row], padded_to=(128, 160), original_sizes=ORIGINAL_SIZES[row]),
+            box_weights=WEIGHTS,
+            settings=SETTINGS,
+        )[0]
+        torch.testing.assert_close(ours.boxes, alone.boxes, rtol=0, atol=0)
+        torch.testing.assert_close(ours.labels, alone.labels)
+
+
+def test_boxes_lie_in_the_original_picture() -> None:
+    class_logits, deltas, proposals = head_outputs(40, 5)
+    found = make_detections(
+        class_logits, deltas * 20, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
+    )
+    for detections, (height, width) in zip(found, ORIGINAL_SIZES, strict=True):
+        assert len(detections) > 0
+        assert (detections.boxes >= 0).all()
+        assert (detections.boxes <= torch.tensor([width, height, width, height])).all()
+        assert detections.boxes[:, 2].max() == width
+
+
+def test_image_without_proposals_has_no_detections() -> None:
+    class_logits, deltas, proposals = head_outputs(10, 5)
+    proposals.valid[1] = False
+    proposals.boxes[1] = 0
+    found = make_detections(
+        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
+    )
+    assert [len(detections) > 0 for detections in found] == [True, False, True]
+    assert found[1].boxes.shape == (0, 4)
+
+
+def test_c4_head_averages_and_owns_no_parameters() -> None:
+    head = C4BoxHead()
+    pooled = torch.randn(5, 8, 7, 7)
+    torch.testing.assert_close(head(pooled), pooled.flatten(2).mean(dim=2))
+    assert list(head.parameters()) == []
+
+
+def test_hidden_layers_see_channel_row_column_in_any_memory_layout() -> None:
+    head = FPNBoxHead(4, resolution=7, hidden_dim=6)
+    assert head.fc1.weight.shape == (6, 4 * 7 * 7)
+    pooled = torch.randn(5, 4, 7, 7)
+    expected = head.fc2(head.fc1(pooled.reshape(5, -1)).relu()).relu()
+    torch.testing.assert_close(head(pooled.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_predictor_shapes_and_first_weights() -> None:
+    predictor = BoxPredictor(1024, num_classes=20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        class_logits, deltas = predictor(torch.randn(3, 1024))
+    assert class_logits.shape == (3, 21)
+    assert deltas.shape == (3, 20, 4)
+    assert class_logits.dtype == deltas.dtype == torch.float32
+    assert 0.009 < predictor.class_logits.weight.std().item() < 0.011
+    assert 0.0009 < predictor.deltas.weight.std().item() < 0.0011
+    assert predictor.class_logits.bias.count_nonzero() == 0
+    assert predictor.deltas.bias.count_nonzero() == 0

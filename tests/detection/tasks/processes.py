@@ -1,0 +1,46 @@
+"""Run under torchrun by test_processes.py: one training step's gradients, or an evaluation."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from detection.tasks.detection import DetectionTask
+from engine.distributed import world
+from engine.evaluate import run_evaluation
+from engine.loader import Draw, split_batches
+from engine.log import RunLog
+from engine.step import wrap_losses
+from tests.detection.tasks.tiny import tiny_config
+
+
+def main(what: str, root: str, output: str, *settings: str) -> None:
+    """Write the gradients (`gradients NECK`) or the metrics (`evaluate BATCH_SIZE`) to `output`."""
+    torch.set_num_threads(1)
+    with world("cpu", timeout_s=60) as here:
+        if what == "gradients":
+            config = tiny_config(Path(root), neck=settings[0])
+            task = DetectionTask.for_training(config)
+            data = task.train_data()
+            plan = [[Draw(index, 100 + index) for index in range(4)]]
+            share = {"rank": here.rank, "world_size": here.size, "accumulate": 1}
+            (mine,) = split_batches(data, plan, **share)
+            samples = [data.load(draw.index, draw.seed) for draw in mine.draws]
+            batch = data.collate(samples, mine.frame)
+            losses_of = wrap_losses(task, config.loop, here)
+            torch.stack(list(losses_of(batch).values())).sum().backward()
+            result = {n: p.grad for n, p in task.model.named_parameters()}
+            if here.is_main:
+                torch.save(result, output)
+        else:
+            config = tiny_config(Path(root), loop={"eval_batch_size": int(settings[0])})
+            task = DetectionTask.for_training(config)
+            metrics = run_evaluation(task, config, here, RunLog(None, is_main=False)).metrics
+            metrics.pop("images_per_second")
+            if here.is_main:
+                Path(output).write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

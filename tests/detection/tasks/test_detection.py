@@ -1,0 +1,121 @@
+"""The detection task: its losses, its samples, what processes and compilers make of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection.structures import DetectionBatch
+from detection.tasks.detection import DetectionTask
+from tests.detection.tasks.tiny import NECKS, tiny_config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def make(root: Path, neck: str) -> tuple[DetectionTask, DetectionBatch]:
+    task = DetectionTask.for_training(tiny_config(root, neck=neck))
+    data = task.train_data()
+    batch = data.collate([data.load(index, 100 + index) for index in range(4)])
+    return task, batch
+
+
+def gradients(task: DetectionTask, batch: DetectionBatch) -> dict[str, Tensor]:
+    task.model.zero_grad(set_to_none=True)
+    torch.stack(list(task.losses(batch).values())).sum().backward()
+    return {
+        name: parameter.grad
+        for name, parameter in task.model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str) -> None:
+    task, batch = make(root, neck)
+    found = gradients(task, batch)
+    assert set(found) == {n for n, p in task.model.named_parameters() if p.requires_grad}
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> None:
+    task, batch = make(root, neck)
+    first = task.losses(batch)
+    torch.manual_seed(99)  # the global generator has no part in it
+    torch.testing.assert_close(task.losses(batch), first, rtol=0, atol=0)
+    other = replace(batch, images=replace(batch.images, seeds=batch.images.seeds + 1))
+    assert task.losses(other)["rpn_objectness"] != first["rpn_objectness"]
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
+    task, batch = make(root, neck)
+    compiled = torch.compile(task.losses, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), task.losses(batch))
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_pictures_without_objects_train(root: Path, neck: str) -> None:
+    task, batch = make(root, neck)
+    nothing = replace(batch.targets, valid=torch.zeros_like(batch.targets.valid))
+    losses = task.losses(replace(batch, targets=nothing))
+    assert losses["rpn_box"] == 0
+    assert losses["roi_box"] == 0
+    assert losses["roi_class"] > 0
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
+    task, batch = make(root, neck)
+    targets = batch.targets
+    boxes = torch.zeros_like(targets.boxes)
+    boxes[:, 0] = torch.tensor([-1e3, -1e3, 64.0, 1e3])  # the left of every picture
+    first = torch.zeros_like(targets.valid)
+    first[:, 0] = True
+    crowd = replace(targets, boxes=boxes, valid=first, is_crowd=first)
+    batch = replace(batch, targets=crowd)
+    features = task.model.features(batch.images)
+    rpn = task.model.rpn(features, batch.images)
+    anchors = task._sample_anchors(rpn, batch)
+    proposals = task.model.proposals(rpn, batch.images.sizes, training=True)
+    for samples in (anchors, task._sample_rois(proposals, batch)):
+        assert samples.valid.any()
+        assert not samples.is_fg.any()
+        x1, _, x2, _ = samples.boxes[samples.valid].unbind(1)
+        inside = (x2.clamp(max=64) - x1).clamp(min=0) / (x2 - x1)
+        assert (inside < 0.5).all()
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_predictions_do_not_depend_on_the_batch(root: Path, neck: str) -> None:
+    task, _ = make(root, neck)
+    task.model.eval()
+    data = task.val_data()
+    groups = torch.from_numpy(data.groups)
+    members = (groups == groups.mode().values).nonzero()[:, 0].tolist()
+    assert len(members) > 1
+    samples = [data.load(index, 0) for index in members]
+    with torch.inference_mode():
+        together = task.predict(data.collate(samples))
+        alone = [task.predict(data.collate([sample]))[0] for sample in samples]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one) > 0
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_drawn_pictures_have_the_network_input_size(root: Path, neck: str) -> None:
+    task, _ = make(root, neck)
+    task.model.eval()
+    data = task.val_data()
+    batch = data.collate([data.load(0, 0)])
+    with torch.inference_mode():
+        (picture,) = task.draw(batch, task.predict(batch))
+    assert picture.dtype == "uint8"
+    assert picture.shape[0] >= int(batch.images.sizes[0, 0])

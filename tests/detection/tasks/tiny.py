@@ -1,0 +1,59 @@
+"""A detector and data small enough for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from detection.config import DemoConfig, DetectionConfig
+from detection.data.demo import make_demo
+from engine.config import parse_config
+
+NECKS = ("c4", "fpn")
+
+
+def tiny_config(root: Path, *, neck: str = "fpn", **changes: Any) -> DetectionConfig:
+    """Return a config of a ResNet-18 detector on a few small demo pictures under `root`.
+
+    Args:
+        root: folder for the pictures; made on first use.
+        neck: c4 or fpn.
+        changes: top-level parts, merged into the defaults below.
+    """
+    demo = DemoConfig(root=str(root), num_train=10, num_val=7)
+    make_demo(demo)
+    values: dict[str, Any] = {
+        "task": "detection",
+        "data": {
+            "train": {
+                "images": str(root / "train"),
+                "annotations": str(root / "annotations" / "train.json"),
+            },
+            "val": {
+                "images": str(root / "val"),
+                "annotations": str(root / "annotations" / "val.json"),
+            },
+            "augment": {"short_sides": [96, 128], "max_side": 160},
+            "eval_short_side": 96,
+            "eval_max_side": 160,
+        },
+        "model": {
+            "backbone": {"kind": "resnet18", "norm": "group", "frozen_stages": 0},
+            "neck": {"kind": neck, "channels": 32},
+            "rpn": {
+                "anchor_sizes": [16, 32, 64, 96, 128],
+                "num_samples": 64,
+                "pre_nms_topk_train": 100,
+                "pre_nms_topk_test": 100,
+                "post_nms_topk_train": 50,
+                "post_nms_topk_test": 30,
+            },
+            "roi": {"num_samples": 32, "hidden_dim": 64, "score_thresh": 0.01},
+        },
+        "optim": {"lr": 0.01, "clip_grad_norm": 10.0},
+        "loader": {"workers": 0},
+        "loop": {"max_steps": 4, "batch_size": 4, "checkpoint_every": 1, "log_every": 1},
+    }
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value}
+    config = parse_config(values, schemas={"detection": DetectionConfig}, source="test")
+    assert isinstance(config, DetectionConfig)
+    return config

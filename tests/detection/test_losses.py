@@ -1,0 +1,131 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detection.losses import roi_loss, rpn_loss, smooth_l1
+from tests.reference import losses as reference
+
+BETAS = pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+
+
+@BETAS
+def test_smooth_l1_is_torchs(beta: float) -> None:
+    pred, target = torch.randn(2, 50)
+    expected = F.smooth_l1_loss(pred, target, beta=beta, reduction="none")
+    torch.testing.assert_close(smooth_l1(pred, target, beta=beta), expected)
+    at_beta = smooth_l1(torch.tensor(beta), torch.tensor(0.0), beta=beta)
+    torch.testing.assert_close(at_beta, torch.tensor(beta / 2))
+
+
+def rpn_case(*, valid_share: float = 0.7, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Two images of 20 anchors, 8 of them sampled."""
+    valid = torch.rand(2, 8) < valid_share
+    return {
+        "objectness_logits": torch.randn(2, 20, dtype=dtype, requires_grad=True),
+        "deltas": torch.randn(2, 20, 4, dtype=dtype, requires_grad=True),
+        "target_deltas": torch.randn(2, 8, 4, dtype=dtype),
+        "idxs": torch.stack([torch.randperm(20)[:8], torch.randperm(20)[:8]]),
+        "is_fg": (torch.rand(2, 8) < 0.5) & valid,
+        "valid": valid,
+    }
+
+
+def roi_case(*, valid_share: float = 0.7, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Two images of 8 samples, 3 classes."""
+    return {
+        "class_logits": torch.randn(2, 8, 4, dtype=dtype, requires_grad=True),
+        "deltas": torch.randn(2, 8, 3, 4, dtype=dtype, requires_grad=True),
+        "labels": torch.arange(16).view(2, 8) % 4,
+        "target_deltas": torch.randn(2, 8, 4, dtype=dtype),
+        "valid": torch.rand(2, 8) < valid_share,
+    }
+
+
+@BETAS
+@pytest.mark.parametrize("valid_share", [0.0, 0.5, 1.0])
+def test_rpn_loss_is_the_reference(beta: float, valid_share: float) -> None:
+    case = rpn_case(valid_share=valid_share)
+    rows = []
+    for i, s in case["valid"].nonzero().tolist():
+        anchor = case["idxs"][i, s]
+        rows.append(
+            (
+                case["objectness_logits"][i, anchor].item(),
+                case["deltas"][i, anchor].tolist(),
+                case["target_deltas"][i, s].tolist(),
+                case["is_fg"][i, s].item(),
+            )
+        )
+    losses = rpn_loss(**case, beta=beta)
+    assert list(losses) == ["rpn_objectness", "rpn_box"]
+    found = tuple(loss.item() for loss in losses.values())
+    torch.testing.assert_close(found, reference.rpn(rows, beta), rtol=1e-5, atol=1e-6)
+
+
+@BETAS
+@pytest.mark.parametrize("valid_share", [0.0, 0.5, 1.0])
+def test_roi_loss_is_the_reference(beta: float, valid_share: float) -> None:
+    case = roi_case(valid_share=valid_share)
+    rows = [
+        (
+            case["class_logits"][i, s].tolist(),
+            case["deltas"][i, s].tolist(),
+            case["target_deltas"][i, s].tolist(),
+            case["labels"][i, s].item(),
+        )
+        for i, s in case["valid"].nonzero().tolist()
+    ]
+    losses = roi_loss(**case, beta=beta)
+    assert list(losses) == ["roi_class", "roi_box"]
+    found = tuple(loss.item() for loss in losses.values())
+    torch.testing.assert_close(found, reference.roi(rows, beta), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients() -> None:
+    rpn, roi = rpn_case(dtype=torch.float64), roi_case(dtype=torch.float64)
+
+    def rpn_losses(logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
+        replaced = rpn | {"objectness_logits": logits, "deltas": deltas}
+        return tuple(rpn_loss(**replaced, beta=0.1).values())
+
+    def roi_losses(logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
+        replaced = roi | {"class_logits": logits, "deltas": deltas}
+        return tuple(roi_loss(**replaced, beta=0.1).values())
+
+    assert torch.autograd.gradcheck(rpn_losses, (rpn["objectness_logits"], rpn["deltas"]))
+    assert torch.autograd.gradcheck(roi_losses, (roi["class_logits"], roi["deltas"]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "case"), [(rpn_loss, rpn_case), (roi_loss, roi_case)], ids=["rpn", "roi"]
+)
+def test_only_valid_samples_count(loss: Any, case: Any) -> None:
+    inputs = case()
+    expected = loss(**inputs, beta=0.1)
+    targets = torch.where(inputs["valid"][..., None], inputs["target_deltas"], 1e30)
+    losses = loss(**(inputs | {"target_deltas": targets}), beta=0.1)
+    torch.testing.assert_close(losses, expected)
+    for grad in torch.autograd.grad(sum(losses.values()), [inputs["deltas"]]):
+        assert grad.isfinite().all()
+    nothing = torch.zeros_like(inputs["valid"])
+    losses = loss(**(inputs | {"valid": nothing}), beta=0.1)
+    assert all(value == 0 for value in losses.values())
+
+
+def test_background_has_no_box_loss() -> None:
+    case = roi_case(valid_share=1.0)
+    losses = roi_loss(**(case | {"labels": torch.full((2, 8), 3)}), beta=0.1)
+    assert losses["roi_box"] == 0
+
+
+def test_bfloat16_predictions_are_scored_in_float32() -> None:
+    case = roi_case(dtype=torch.bfloat16)
+    wide = {
+        name: value.float() if value.is_floating_point() else value for name, value in case.items()
+    }
+    losses = roi_loss(**case, beta=0.1)
+    assert losses["roi_class"].dtype == losses["roi_box"].dtype == torch.float32
+    torch.testing.assert_close(losses, roi_loss(**wide, beta=0.1))

@@ -1,0 +1,86 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from detection.structures import DetectionBatch, Detections, ImageBatch, Proposals, Targets
+
+
+def images(**changes: Any) -> ImageBatch:
+    sizes = torch.tensor([[30, 40], [32, 32]])
+    return replace(
+        ImageBatch(
+            pixels=torch.zeros(2, 3, 32, 64, dtype=torch.uint8),
+            sizes=sizes,
+            original_sizes=2 * sizes,
+            image_ids=torch.tensor([7, 9]),
+            seeds=torch.tensor([1, 2]),
+        ),
+        **changes,
+    )
+
+
+def targets(**changes: Any) -> Targets:
+    return replace(
+        Targets(
+            boxes=torch.zeros(2, 5, 4),
+            labels=torch.zeros(2, 5, dtype=torch.int64),
+            valid=torch.zeros(2, 5, dtype=torch.bool),
+            is_crowd=torch.zeros(2, 5, dtype=torch.bool),
+        ),
+        **changes,
+    )
+
+
+def proposals(**changes: Any) -> Proposals:
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    return replace(Proposals(torch.zeros(2, 5, 4), torch.zeros(2, 5), valid), **changes)
+
+
+def detections(**changes: Any) -> Detections:
+    labels = torch.zeros(3, dtype=torch.int64)
+    return replace(Detections(torch.zeros(3, 4), torch.zeros(3), labels), **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "message"),
+    [
+        (images, "pixels", torch.zeros(2, 3, 32, 64), r"\(2, 3, 'any', 'any'\) torch.uint8, got"),
+        (images, "sizes", torch.zeros(2, 2), r"got \(2, 2\) torch.float32"),
+        (images, "image_ids", torch.tensor([1]), r"expected \(2,\) torch.int64, got \(1,\)"),
+        (images, "seeds", torch.tensor([1, 2, 3]), r"got \(3,\) torch.int64"),
+        (targets, "boxes", torch.zeros(2, 5, 5), r"expected \(2, 5, 4\) .*, got \(2, 5, 5\)"),
+        (targets, "boxes", torch.zeros(2, 5, 4).double(), r"got \(2, 5, 4\) torch.float64"),
+        (targets, "labels", torch.zeros(2, 5), "torch.int64, got"),
+        (targets, "valid", torch.zeros(2, 4, dtype=torch.bool), r"got \(2, 4\)"),
+        (targets, "is_crowd", torch.zeros(2, 5), "torch.bool, got"),
+        (proposals, "scores", torch.zeros(2, 6), r"expected \(2, 5\) .*, got \(2, 6\)"),
+        (detections, "labels", torch.zeros(3, dtype=torch.int32), "got .* torch.int32"),
+        (detections, "scores", torch.zeros(4), r"expected \(3,\) .*, got \(4,\)"),
+    ],
+)
+def test_a_wrong_tensor_is_named(make: Any, name: str, value: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        make(**{name: value})
+
+
+def test_truth_is_padded_to_at_least_one_row() -> None:
+    with pytest.raises(AssertionError, match="at least 1"):
+        targets(boxes=torch.zeros(2, 0, 4))
+
+
+def test_no_detections() -> None:
+    assert len(Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())) == 0
+    assert len(detections()) == 3
+
+
+def test_a_batch_moves_as_one() -> None:
+    batch = DetectionBatch(images(), targets())
+    assert len(batch) == 2
+    assert batch.image_ids.tolist() == [7, 9]
+    moved = batch.to(torch.device("meta"), non_blocking=True)
+    parts = [*vars(moved.images).values(), *vars(moved.targets).values()]
+    assert len(parts) == 9
+    assert all(part.device.type == "meta" for part in parts)
+    assert batch.images.pixels.device.type == "cpu"

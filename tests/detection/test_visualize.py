@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detection.structures import Detections
+from detection.visualize import (
+    READABLE_SIDE,
+    class_color,
+    draw_comparison,
+    draw_detections,
+    draw_truth,
+    free_paths,
+    mosaic,
+    write_picture,
+)
+from engine.errors import UserError
+
+NAMES = ("person", "dog", "kite")
+
+
+def make_detections(*boxes: list[float], scores: list[float] | None = None) -> Detections:
+    count = len(boxes)
+    return Detections(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(scores or [0.9] * count, dtype=torch.float32).reshape(count),
+        torch.arange(count) % len(NAMES),
+    )
+
+
+def grey(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 100, np.uint8)
+
+
+def draw(image: np.ndarray, detections: Detections, score_thresh: float = 0.5) -> np.ndarray:
+    return draw_detections(image, detections, class_names=NAMES, score_thresh=score_thresh)
+
+
+def is_drawn(picture: np.ndarray, label: int) -> bool:
+    return bool((picture == np.array(class_color(label))).all(axis=2).any())
+
+
+@pytest.mark.parametrize("size", [(600, 800), (480, 480), (1200, 500)])
+def test_box_has_the_colour_of_its_class(size: tuple[int, int]) -> None:
+    image = grey(*size)
+    picture = draw(image, make_detections([100.0, 120.0, 300.0, 400.0]))
+    assert picture.shape == image.shape
+    assert tuple(picture[400, 200]) == class_color(0)
+    assert tuple(picture[200, 100]) == class_color(0)
+    assert tuple(picture[250, 200]) == (100, 100, 100)  # nothing inside the box
+    assert (image == 100).all()  # the given picture is untouched
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 64), (64, 64), (300, 200)])
+def test_small_picture_is_enlarged(size: tuple[int, int]) -> None:
+    picture = draw(grey(*size), make_detections([0.0, 0.0, size[1], size[0]]))
+    factor = picture.shape[0] // size[0]
+    assert picture.shape == (factor * size[0], factor * size[1], 3)
+    assert 0.6 * READABLE_SIDE <= max(picture.shape) <= 1.5 * READABLE_SIDE
+    assert is_drawn(picture, 0)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [-50.0, -50.0, 900.0, 900.0],
+        [590.0, 470.0, 5000.0, 4000.0],
+        [0.0, 0.0, 2.0, 2.0],
+        [300.0, 200.0, 300.0, 200.0],
+        [630.0, 0.0, 640.0, 480.0],
+    ],
+    ids=["around", "beyond", "corner", "point", "right edge"],
+)
+def test_any_box_can_be_drawn(box: list[float]) -> None:
+    assert is_drawn(draw(grey(480, 640), make_detections(box)), 0)
+
+
+def test_low_scores_are_left_out() -> None:
+    found = make_detections(
+        [10.0, 10.0, 90.0, 90.0], [200.0, 200.0, 300.0, 300.0], scores=[0.8, 0.3]
+    )
+    picture = draw(grey(480, 640), found, score_thresh=0.5)
+    assert is_drawn(picture, 0)
+    assert not is_drawn(picture, 1)
+
+
+def test_no_detections_leave_the_picture() -> None:
+    np.testing.assert_array_equal(draw(grey(480, 640), make_detections()), grey(480, 640))
+
+
+def test_labels_of_other_alphabets_are_drawn() -> None:
+    found = make_detections([10.0, 50.0, 90.0, 90.0])
+    picture = draw_detections(grey(480, 640), found, class_names=["猫"], score_thresh=0)
+    assert is_drawn(picture, 0)
+
+
+def test_neighbouring_classes_differ_in_colour() -> None:
+    colors = np.array([class_color(label) for label in range(80)], dtype=float)
+    assert len(np.unique(colors, axis=0)) == 80
+    assert np.linalg.norm(np.diff(colors, axis=0), axis=1).min() > 100
+
+
+def test_comparison_has_truth_left_and_detections_right() -> None:
+    boxes = torch.tensor([[100.0, 100.0, 200.0, 200.0]])
+    found = make_detections([300.0, 100.0, 400.0, 200.0])
+    picture = draw_comparison(
+        grey(480, 640), found, boxes, torch.tensor([2]), class_names=NAMES, score_thresh=0.5
+    )
+    left, right = np.array_split(picture, 2, axis=1)
+    assert is_drawn(left, 2)
+    assert not is_drawn(left, 0)
+    assert is_drawn(right, 0)
+    assert not is_drawn(right, 2)
+    assert picture.shape[1] > 2 * 640
+
+
+def test_truth_without_objects() -> None:
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    np.testing.assert_array_equal(
+        draw_truth(grey(480, 500), *none, class_names=NAMES), grey(480, 500)
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "grid"),
+    [(1, None, (1, 1)), (5, None, (2, 3)), (5, 1, (5, 1)), (4, 4, (1, 4))],
+    ids=["one", "square", "column", "row"],
+)
+def test_mosaic_holds_every_picture(count: int, columns: int | None, grid: tuple[int, int]) -> None:
+    pictures = [np.full((10 + i, 20 - i, 3), 200 + i, np.uint8) for i in range(count)]
+    sheet = mosaic(pictures, columns=columns)
+    height, width = 10 + count - 1, 20
+    assert sheet.shape == (grid[0] * (height + 8) - 8, grid[1] * (width + 8) - 8, 3)
+    for picture in pictures:
+        assert (sheet == picture[0, 0]).all(axis=2).sum() == picture.shape[0] * picture.shape[1]
+
+
+def test_written_picture_reads_back(tmp_path: Path) -> None:
+    image = draw(grey(480, 640), make_detections([10.0, 10.0, 90.0, 90.0]))
+    write_picture(tmp_path / "a.png", image)
+    back = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(back, image)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_picture(tmp_path / "a.png" / "b.png", image)
+
+
+def test_free_paths_spare_sources_and_each_other() -> None:
+    sources = [Path("in/a.png"), Path("other/a.jpg"), Path("out/b.jpg"), Path("out/c.png")]
+    names = [path.name for path in free_paths(sources, Path("out"))]
+    assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]

@@ -1,0 +1,217 @@
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from detection.weights import (
+    from_torchvision_fasterrcnn,
+    load_detector_weights,
+    to_torchvision_fasterrcnn,
+)
+from engine.checkpoint import write_safetensors
+from engine.errors import UserError
+from tests.detection.models.detectors import make_detector
+
+COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+NAMES = ("cat", "dog", "eel", "fox")
+LOGITS, DELTAS = "box_predictor.class_logits.", "box_predictor.deltas."
+
+
+@cache
+def torchvision_state() -> dict[str, Tensor]:
+    """State of torchvision's COCO detector, 91 outputs."""
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    return dict(model.state_dict())
+
+
+class Predictor(nn.Module):
+    """The part of a detector that knows classes; row r of a layer holds r everywhere."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.box_predictor = nn.Module()
+        for name, rows in (("class_logits", num_classes + 1), ("deltas", num_classes * 4)):
+            layer = nn.Linear(2, rows)
+            nn.init.zeros_(layer.weight)
+            with torch.no_grad():
+                layer.weight += torch.arange(rows)[:, None]
+                layer.bias.copy_(torch.arange(rows))
+            setattr(self.box_predictor, name, layer)
+
+
+def save_ours(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    state = dict(Predictor(len(names)).state_dict())
+    write_safetensors(path, state, {"class_names": json.dumps(names)})
+    return state
+
+
+def save_theirs(path: Path, num_outputs: int) -> None:
+    torch.save(
+        {
+            "roi_heads.box_predictor.cls_score.weight": torch.randn(num_outputs, 2),
+            "roi_heads.box_predictor.cls_score.bias": torch.arange(float(num_outputs)),
+            "roi_heads.box_predictor.bbox_pred.weight": torch.randn(num_outputs * 4, 2),
+            "roi_heads.box_predictor.bbox_pred.bias": torch.arange(num_outputs * 4.0),
+        },
+        path,
+    )
+
+
+def load(model: nn.Module, path: Path, names: Sequence[str], ids: Sequence[int]) -> Any:
+    return load_detector_weights(model, path, class_names=names, category_ids=ids)
+
+
+def biases(model: nn.Module) -> tuple[list[float], list[float]]:
+    """Return the logits' biases, and the first of each class's four box biases."""
+    state = model.state_dict()
+    return state[LOGITS + "bias"].tolist(), state[DELTAS + "bias"][::4].tolist()
+
+
+def test_torchvisions_names_and_shapes_are_those_of_our_detector() -> None:
+    with torch.device("meta"):
+        ours = make_detector(
+            "fpn", kind="resnet50", num_classes=90, hidden_dim=1024, pyramid_channels=256
+        )
+    converted = from_torchvision_fasterrcnn(torchvision_state())
+    assert {name: tensor.shape for name, tensor in converted.items()} == {
+        name: tensor.shape for name, tensor in ours.state_dict().items()
+    }
+
+
+def test_rows_of_classes_move_and_background_becomes_last() -> None:
+    theirs = torchvision_state()
+    score = theirs["roi_heads.box_predictor.cls_score.weight"]
+    boxes = theirs["roi_heads.box_predictor.bbox_pred.bias"]
+    ours = from_torchvision_fasterrcnn(theirs, keep_category_ids=[3, 90])
+    torch.testing.assert_close(ours[LOGITS + "weight"], score[[3, 90, 0]])
+    torch.testing.assert_close(ours[DELTAS + "bias"], torch.cat([boxes[12:16], boxes[360:364]]))
+
+
+@pytest.mark.parametrize("label", [0, 91, -1])
+def test_a_label_that_the_file_does_not_have(label: int) -> None:
+    with pytest.raises(UserError, match=f"category ids: expected 1 to 90, got {label}"):
+        from_torchvision_fasterrcnn(torchvision_state(), keep_category_ids=[1, label])
+
+
+def test_there_and_back_loads_strictly_and_loses_only_backgrounds_boxes() -> None:
+    theirs = torchvision_state()
+    back = to_torchvision_fasterrcnn(from_torchvision_fasterrcnn(theirs))
+    with torch.device("meta"):
+        model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    model.load_state_dict(back, strict=True, assign=True)
+    for name, tensor in theirs.items():
+        if ".bbox_pred." in name and name.startswith("roi_heads"):
+            torch.testing.assert_close(back[name][4:], tensor[4:])
+            assert not back[name][:4].any()
+        else:
+            torch.testing.assert_close(back[name], tensor)
+
+
+def test_names_of_torchvisions_published_files_are_older() -> None:
+    theirs = torchvision_state()
+    old = {
+        name.replace("conv.0.0.", "conv.")
+        if name.startswith("rpn")
+        else name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        if name.startswith("backbone.fpn")
+        else name: tensor
+        for name, tensor in theirs.items()
+    }
+    assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight"} < old.keys()
+    converted = from_torchvision_fasterrcnn(old)
+    assert converted.keys() == from_torchvision_fasterrcnn(theirs).keys()
+
+
+def test_91_outputs_load_into_80_classes(tmp_path: Path) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 91)
+    model = Predictor(80)
+    report = load(model, path, [f"class {i}" for i in COCO_IDS], COCO_IDS)
+    logits, deltas = biases(model)
+    assert logits == [*COCO_IDS, 0]
+    assert deltas == [4 * i for i in COCO_IDS]
+    assert report.source == "torchvision"
+    assert report.notes == ("no class names in a torchvision file: outputs taken by category id",)
+
+
+@pytest.mark.parametrize("ids", [(1, 2, 3, 4), (0, 1, 2, 3), (7, 8, 9, 30)], ids=str)
+def test_k_plus_1_outputs_are_taken_in_order(tmp_path: Path, ids: tuple[int, ...]) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 5)
+    model = Predictor(4)
+    report = load(model, path, NAMES, ids)
+    assert biases(model) == ([1, 2, 3, 4, 0], [4, 8, 12, 16])
+    assert report.notes == ("no class names in a torchvision file: outputs taken in order",)
+
+
+def test_other_numbers_of_outputs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 91)
+    message = r"fasterrcnn.pth: expected 5 outputs \(background, cat, dog, eel, fox\), got 91"
+    with pytest.raises(UserError, match=message):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+
+
+def test_our_file_loads_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = save_ours(path, NAMES)
+    model = Predictor(4)
+    nn.init.zeros_(model.get_parameter(LOGITS + "bias"))
+    report = load(model, path, NAMES, (1, 2, 3, 4))
+    torch.testing.assert_close(dict(model.state_dict()), state)
+    assert (report.source, report.notes, report.unexpected) == ("resdet", (), ())
+
+
+def test_classes_in_another_order_are_reordered_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_ours(path, ("fox", "dog", "cat", "eel"))
+    model = Predictor(4)
+    report = load(model, path, NAMES, (1, 2, 3, 4))
+    assert biases(model) == ([2, 1, 3, 0, 4], [8, 4, 12, 0])
+    assert report.notes == ("the file's classes are in another order: rows reordered by name",)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "message"),
+    [
+        (("cat", "dog", "eel", "foxx"), "only in the file: foxx; only in the data: fox$"),
+        (("cat", "dog", "eel"), "only in the file: none; only in the data: fox$"),
+        ((*NAMES, "gnu"), "only in the file: gnu; only in the data: none$"),
+        (
+            "abcdefg",
+            "only in the file: a, b, c, d, e and 2 more; only in the data: cat, dog, eel, fox$",
+        ),
+    ],
+    ids=["misspelt", "fewer", "more", "others"],
+)
+def test_other_classes_are_an_error_that_names_them(
+    tmp_path: Path, in_file: Sequence[str], message: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_ours(path, list(in_file))
+    model = Predictor(4)
+    with pytest.raises(UserError, match=f"{path}: classes differ; {message}"):
+        load(model, path, NAMES, (1, 2, 3, 4))
+    assert biases(model) == biases(Predictor(4))
+
+
+def test_a_file_without_class_names(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, Predictor(4).state_dict(), {})
+    with pytest.raises(UserError, match="expected class_names in the metadata"):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+
+
+def test_another_network_of_torchvision_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "maskrcnn.pth"
+    save_theirs(path, 5)
+    state = torch.load(path, weights_only=True) | {"roi_heads.mask_head.w": torch.ones(1)}
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"maskrcnn.pth: .*left over: roi_heads.mask_head.w$"):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))

@@ -1,0 +1,271 @@
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pytest
+from pydantic import model_validator
+
+from engine.config import apply_overrides, differences, dump_config, load_config, parse_config
+from engine.errors import UserError
+from engine.schema import Config, LoopConfig, OptimConfig, RunConfig
+
+
+class RangeConfig(Config):
+    """A part whose values must agree."""
+
+    low: int = 0
+    """Lower end."""
+    high: int = 1
+    """Upper end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low: expected at most high, {self.high}, got {self.low}")
+        return self
+
+
+class FirstConfig(RunConfig):
+    """A task's config."""
+
+    task: Literal["first"] = "first"
+    """Tag."""
+    folder: str = ""
+    """Text."""
+    extra: LoopConfig | None = None
+    """A part that may be absent."""
+    range: RangeConfig = RangeConfig()
+    """A part with a check of its own."""
+
+
+class SecondConfig(RunConfig):
+    """Another task's config."""
+
+    task: Literal["second"]
+    """Tag."""
+    size: int
+    """A value without a default."""
+
+
+SCHEMAS: dict[str, type[RunConfig]] = {"first": FirstConfig, "second": SecondConfig}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> FirstConfig:
+    config = load_config(write(tmp_path / "c.yaml", text), overrides, schemas=SCHEMAS)
+    assert isinstance(config, FirstConfig)
+    return config
+
+
+def test_an_empty_file_gives_the_defaults_of_the_first_schema(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == FirstConfig()
+
+
+def test_the_task_key_picks_the_schema(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "task: second\nsize: 3")
+    assert load_config(path, schemas=SCHEMAS) == SecondConfig(task="second", size=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-2", 0.01),
+        ("1E5", 1e5),
+        ("2.5e-3", 0.0025),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("3", 3.0),
+        ("1_000", 1000.0),
+    ],
+)
+def test_numbers_in_files_and_overrides(tmp_path: Path, text: str, expected: float) -> None:
+    for config in (
+        load(tmp_path, f"optim: {{lr: {text}}}"),
+        load(tmp_path, "", f"optim.lr={text}"),
+    ):
+        assert type(config.optim.lr) is float
+        assert math.isclose(config.optim.lr, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no", "no"),
+        ("2020-01-02", "2020-01-02"),
+        ("a=b", "a=b"),
+        ("12:30:45", "12:30:45"),
+        ("'1e-2'", "1e-2"),
+        ("/a b/c", "/a b/c"),
+    ],
+)
+def test_text_stays_text(tmp_path: Path, text: str, expected: str) -> None:
+    assert load(tmp_path, f"folder: {text}").folder == expected
+    assert load(tmp_path, "", f"folder={text}").folder == expected
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"], ids=["empty", "null", "tilde"])
+def test_nothing_is_none(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, "loop: {patience: 3}", f"loop.patience={text}").loop.patience is None
+
+
+def test_lists_and_mappings_as_overrides(tmp_path: Path) -> None:
+    text = "schedule: {milestones: [1, 2, 3], gamma: 0.5}"
+    config = load(tmp_path, text, "schedule.milestones=[4, 5]", "schedule={warmup_steps: 7}")
+    assert config.schedule.milestones == (4.0, 5.0)
+    assert config.schedule.warmup_steps == 7
+    assert config.schedule.gamma == 0.5
+
+
+def test_an_override_opens_a_part_that_is_absent(tmp_path: Path) -> None:
+    config = load(tmp_path, "extra: null", "extra.batch_size=3")
+    assert config.extra == LoopConfig(batch_size=3)
+
+
+def test_apply_overrides_changes_no_argument() -> None:
+    values: dict[str, Any] = {"optim": {"lr": 1.0}}
+    assert apply_overrides(values, ["optim.lr=2.0", "seed=1"]) == {"optim": {"lr": 2.0}, "seed": 1}
+    assert values == {"optim": {"lr": 1.0}}
+
+
+def test_base_then_file_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    write(tmp_path / "shared" / "base.yaml", "optim: {lr: 1.0, momentum: 0.5}\nseed: 1")
+    text = "base: shared/base.yaml\noptim: {lr: 2.0}"
+    config = load(tmp_path, text, "seed=3")
+    assert (config.optim.lr, config.optim.momentum, config.seed) == (2.0, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("optim: {lrr: 1}", [], "c.yaml: optim.lrr: unknown key; nearest: optim.lr"),
+        ("", ["optim.lrr=1"], "command line: optim.lrr: unknown key; nearest: optim.lr"),
+        ("opitm: {lr: 1}", [], "c.yaml: opitm: unknown key; nearest: optim"),
+        (
+            "batch_size: 4",
+            [],
+            "c.yaml: batch_size: unknown key; nearest: loop.batch_size or extra.batch_size",
+        ),
+        (
+            "extra: {log_evry: 4}",
+            [],
+            "c.yaml: extra.log_evry: unknown key; nearest: extra.log_every",
+        ),
+        ("loader: {zzz: 1}", [], "c.yaml: loader.zzz: unknown key; known here: workers, prefetch"),
+        ("optim: {lr: '0.1'}", [], 'c.yaml: optim.lr: expected a valid number, got "0.1"'),
+        ("optim: {lr: true}", [], "c.yaml: optim.lr: expected a valid number, got true"),
+        ("optim: {lr: .nan}", [], "c.yaml: optim.lr: expected a finite number, got NaN"),
+        ("", ["optim.lr=-1"], "command line: optim.lr: expected greater than 0, got -1"),
+        ("seed: 1.0", [], "c.yaml: seed: expected a valid integer, got 1.0"),
+        ("seed: true", [], "c.yaml: seed: expected a valid integer, got true"),
+        ("seed: 010", [], 'c.yaml: seed: expected a valid integer, got "010"'),
+        ("seed:", [], "c.yaml: seed: expected a valid integer, got null"),
+        (
+            "loop: {compile: 'true'}",
+            [],
+            'c.yaml: loop.compile: expected a valid boolean, got "true"',
+        ),
+        ("loop: {compile: 1}", [], "c.yaml: loop.compile: expected a valid boolean, got 1"),
+        ("folder: 1e5", [], "c.yaml: folder: expected a valid string, got 100000.0"),
+        ("optim: {kind: sdg}", [], "c.yaml: optim.kind: expected 'sgd' or 'adamw', got \"sdg\""),
+        ("optim: 3", [], "c.yaml: optim: expected a mapping of keys, got 3"),
+        ("", ["optim=3"], "command line: optim: expected a mapping of keys, got 3"),
+        (
+            "schedule: {milestones: 3}",
+            [],
+            "c.yaml: schedule.milestones: expected a list, got 3",
+        ),
+        (
+            "schedule: {milestones: [3, x]}",
+            [],
+            'c.yaml: schedule.milestones.1: expected a valid number, got "x"',
+        ),
+        (
+            "",
+            ["schedule.milestones=[x]"],
+            'command line: schedule.milestones.0: expected a valid number, got "x"',
+        ),
+        ("optim: {betas: [0.1]}", [], "c.yaml: optim.betas.1: expected a value, got none"),
+        ("task: second", [], "c.yaml: size: expected a value, got none"),
+        ("task: third", [], 'c.yaml: task: expected first or second, got "third"'),
+        ("", ["task=[1]"], "command line: task: expected first or second, got [1]"),
+        ("1: 2", [], "c.yaml: 1: unknown key; known here: "),
+        ("base: [a, b]", [], 'c.yaml: base: expected one file name, got ["a", "b"]'),
+        ("base: gone.yaml", [], "gone.yaml: no such config file"),
+        ("seed: 1\nseed: 2", [], "c.yaml: not YAML: key seed is given twice (line 2, column 1)"),
+        ("seed: [1", [], "c.yaml: not YAML: "),
+        ("- 1", [], "c.yaml: expected a mapping of keys, got [1]"),
+        ("", ["seed"], "command line: expected key=value, got seed"),
+        ("", ["=1"], "command line: expected key=value, got =1"),
+        ("", ["folder=@x"], "command line: folder: expected a YAML value"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text, *overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_three_of_many_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seed: .*; .*optim.lr: .*; .*loop.a: .*; and 1 more$"):
+        load(tmp_path, "seed: x\noptim: {lr: x}\nloop: {a: 1, b: 2}")
+
+
+def test_a_base_has_no_base(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b.yaml")
+    with pytest.raises(UserError, match=r"c.yaml: base: .*without a base of its own, got a.yaml"):
+        load(tmp_path, "base: a.yaml")
+
+
+def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "seed: x")
+    with pytest.raises(UserError, match=r"a.yaml: seed: expected"):
+        load(tmp_path, "base: a.yaml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.yaml: no such config file"):
+        load_config(tmp_path / "none.yaml", schemas=SCHEMAS)
+    with pytest.raises(UserError, match="cannot read: Is a directory"):
+        load_config(tmp_path, schemas=SCHEMAS)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match=r"bytes.yaml: expected YAML text"):
+        load_config(tmp_path / "bytes.yaml", schemas=SCHEMAS)
+
+
+def test_a_check_of_the_schema_speaks_for_itself() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config({"range": {"low": 3}}, schemas=SCHEMAS, source="run.pt")
+    assert str(caught.value) == "run.pt: range: low: expected at most high, 1, got 3"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FirstConfig(),
+        FirstConfig(folder="1e-2", extra=LoopConfig(patience=2)),
+        FirstConfig(folder="é: null # x\n y", optim=OptimConfig(lr=1e-5, betas=(0.5, 1 / 3))),
+        FirstConfig(folder="010"),
+        FirstConfig(folder="true"),
+    ],
+    ids=["defaults", "number-like", "odd text", "octal-like", "bool-like"],
+)
+def test_dump_loads_to_an_equal_config(tmp_path: Path, config: Config) -> None:
+    assert isinstance(config, FirstConfig)
+    assert load(tmp_path, dump_config(config)) == config
+    values = config.model_dump(mode="json")
+    assert parse_config(values, schemas=SCHEMAS, source="checkpoint") == config
+
+
+def test_differences_are_listed_by_dotted_path() -> None:
+    old = FirstConfig()
+    new = FirstConfig(optim=OptimConfig(lr=0.01), seed=3)
+    assert differences(old, new) == ["seed: 0 -> 3", "optim.lr: 0.02 -> 0.01"]
+    assert differences(old, old) == []

@@ -1,0 +1,130 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.distributed import (
+    World,
+    any_over_ranks,
+    barrier,
+    broadcast_object,
+    current,
+    gather_objects,
+    mean_over_ranks,
+    world,
+)
+from engine.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+COLLECTIVES = """
+import torch
+from engine.distributed import *
+
+assert current() == (0, 1)
+with world("cpu", timeout_s=60) as here:
+    rank = here.rank
+    assert (rank, 2) == current() and here.size == 2 and here.is_main == (rank == 0)
+    value = torch.tensor([1.0, 3.0], requires_grad=True) * (rank + 1)
+    mean = mean_over_ranks(value)
+    assert mean.tolist() == [1.5, 4.5] and not mean.requires_grad
+    assert value.tolist() == [1.0 * (rank + 1), 3.0 * (rank + 1)]
+    assert torch.compile(mean_over_ranks, backend="eager", fullgraph=True)(value).equal(mean)
+    flags = torch.tensor([False, True, rank == 1])
+    assert any_over_ranks(flags).tolist() == [False, True, True]
+    everything = [{"rank": 0}, {"rank": 1}]
+    assert gather_objects({"rank": rank}) == (everything if rank == 0 else [])
+    assert broadcast_object({"from": rank}) == {"from": 0}
+    barrier()
+assert current() == (0, 1)
+"""
+
+ONE_NEVER_COMES = """
+import time, torch
+from engine.distributed import *
+
+with world("cpu", timeout_s=2) as here:
+    if here.rank == 1:
+        time.sleep(6)
+    mean_over_ranks(torch.ones(1))
+"""
+
+ONE_FAILS = """
+from engine.distributed import *
+
+with world("cpu", timeout_s=30) as here:
+    if here.rank == 1:
+        raise KeyError("of its own")
+    barrier()
+"""
+
+
+def torchrun(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, path], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_two_processes_share_what_they_have(tmp_path: Path) -> None:
+    done = torchrun(COLLECTIVES, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_waiting_too_long_ends_with_the_rank(tmp_path: Path) -> None:
+    done = torchrun(ONE_NEVER_COMES, tmp_path)
+    assert done.returncode != 0
+    assert "in process 0 of 0..1 (time limit on waits: 2 s)" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_names_its_rank_and_ends_all(tmp_path: Path) -> None:
+    done = torchrun(ONE_FAILS, tmp_path)
+    assert done.returncode != 0
+    assert "KeyError: 'of its own'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
+
+
+def test_one_process_does_nothing() -> None:
+    value, flag = torch.tensor([1.0, 2.0]), torch.tensor(True)
+    with world("cpu") as here:
+        assert here == World(0, 1, torch.device("cpu"))
+        assert here.is_main
+        assert current() == (0, 1)
+        assert mean_over_ranks(value) is value
+        assert any_over_ranks(flag) is flag
+        assert gather_objects("x") == ["x"]
+        assert broadcast_object("x") == "x"
+        barrier()
+
+
+def test_the_mean_compiles_without_a_break() -> None:
+    def scaled(value: torch.Tensor) -> torch.Tensor:
+        return mean_over_ranks(value) * 2
+
+    compiled = torch.compile(scaled, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(torch.ones(3)), torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match=r"^device: ") as caught, world(name):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_several_processes_cannot_share_one_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="expected cuda with 2 processes"), world("cuda:0"):
+        pass
+
+
+def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
+    with world() as here:
+        assert here.device.type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,161 @@
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.table import Table
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from engine.log import RunLog
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    text = (directory / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_step_is_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(None, is_main=True)
+    losses = {f"loss_with_a_long_name_{index}": 0.5 for index in range(10)}
+    log.step(20, 1000, losses, lr=0.02, images_per_second=12.34)
+    text = capsys.readouterr().out
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+    pattern = (
+        r"step 20/1000  loss_with_a_long_name_0 0\.5 .*  lr 0\.02  12\.3 images/s  eta 0:00:\d\d\n"
+    )
+    assert re.fullmatch(pattern, text)
+
+
+def test_remaining_time_counts_from_where_the_run_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 100.0, 120.0, 130.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    log = RunLog(None, is_main=True)
+    log.truncate_after(500)
+    for step in (510, 520):
+        log.step(step, 1000, {}, lr=0.1, images_per_second=1.0)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("eta 0:16:20")  # 490 steps of 2 s
+    assert second.endswith("eta 0:12:00")  # 480 steps of 1.5 s
+
+
+def test_numbers_go_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, is_main=True)
+    log.step(1, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
+    log.step(2, 4, {"loss": math.nan}, lr=0.1, images_per_second=3.0)
+    log.evaluation(2, {"ap": 0.25, "ap/cat": 0.5})
+    log.pictures(2, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.close()
+    assert lines(tmp_path) == [
+        {"kind": "train", "step": 1, "loss": 2.0, "lr": 0.1, "images_per_second": 3.0},
+        {"kind": "train", "step": 2, "loss": None, "lr": 0.1, "images_per_second": 3.0},
+        {"kind": "eval", "step": 2, "ap": 0.25, "ap/cat": 0.5},
+    ]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = {"train/loss", "train/lr", "train/images_per_second", "eval/ap", "eval/ap/cat"}
+    assert set(events.Tags()["scalars"]) == scalars
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert events.Tags()["images"] == ["val/0"]
+
+
+def test_a_resumed_run_forgets_what_lies_beyond(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, is_main=True)
+    log.truncate_after(0)  # nothing there yet
+    for step in (1, 2, 3):
+        log.step(step, 4, {"loss": float(step)}, lr=0.1, images_per_second=3.0)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a kill in the middle of a line
+    resumed = RunLog(tmp_path, is_main=True)
+    resumed.truncate_after(2)
+    resumed.step(3, 4, {"loss": 30.0}, lr=0.1, images_per_second=3.0)
+    resumed.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert scalars == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_an_evaluation_shows_the_overall_numbers_or_the_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = RunLog(None, is_main=True)
+    log.evaluation(5, {"ap": 0.25, "ap/cat": 0.5})
+    assert capsys.readouterr().out == "evaluation at step 5  ap 0.25\n"
+    table = Table("class", "ap")
+    table.add_row("x" * 100, "0.5")
+    log.evaluation(5, {"ap": 0.25}, table)
+    text = capsys.readouterr().out
+    assert "x" * 100 in text
+    assert "evaluation" not in text
+
+
+def test_notes_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[bold]a/b.yaml[/bold]: expected [1, 2] :smile: " + "long " * 60
+    RunLog(None, is_main=True).note(text)
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = RunLog(tmp_path, is_main=False)
+    log.note("x")
+    log.step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
+    log.evaluation(1, {"ap": 0.5})
+    log.pictures(1, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.truncate_after(0)
+    assert list(log.progress([1, 2], 2, "reading")) == [1, 2]
+    log.close()
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog(None, is_main=True)
+    assert list(log.progress(range(3), 3, "reading")) == [0, 1, 2]
+    assert capsys.readouterr().out == ""
+    clock = iter([0.0, 20.0, 40.0, 60.0, 80.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert list(log.progress(range(4), 4, "reading")) == [0, 1, 2, 3]
+    assert capsys.readouterr().out == "reading 2/4  eta 0:00:40\nreading 4/4  eta 0:00:00\n"
+
+
+@pytest.fixture
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(None, is_main=True)
+    assert list(log.progress(range(3), 3, "reading")) == [0, 1, 2]
+    text = capsys.readouterr().out
+    assert "reading" in text
+    assert "3/3" in text
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_a_terminal_has_colours_unless_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunLog(None, is_main=True).step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
+    assert "\x1b[1;36m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    RunLog(None, is_main=True).step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
+    assert "36m" not in capsys.readouterr().out

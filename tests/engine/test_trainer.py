@@ -1,0 +1,174 @@
+"""The training loop on the toy task: what it writes, how it stops, how it goes on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import CheckpointFolder, load_checkpoint, read_safetensors
+from engine.errors import DivergedError, InterruptedRunError, UserError
+from engine.evaluate import evaluate
+from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig
+from engine.step import WeightAverage
+from engine.task import Task
+from engine.trainer import fit
+from tests.engine.toy import ToyBatch, ToyData, ToyTask
+
+
+def config(*, lr: float = 0.05, clip: float | None = None, **loop: Any) -> RunConfig:
+    settings = {"max_steps": 12, "batch_size": 4, "log_every": 3, "checkpoint_every": 5} | loop
+    return RunConfig(
+        optim=OptimConfig(lr=lr, clip_grad_norm=clip),
+        loader=LoaderConfig(workers=0),
+        loop=LoopConfig(**settings),
+    )
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return read_safetensors(output / "model.safetensors")[0]
+
+
+def lines(output: Path, kind: str) -> list[dict[str, Any]]:
+    text = (output / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, text) if line["kind"] == kind]
+
+
+def test_toy_is_a_task() -> None:
+    assert isinstance(ToyTask(), Task)
+
+
+def test_run_folder(tmp_path: Path) -> None:
+    metrics = fit(ToyTask(), config(lr=0.02, max_steps=60, eval_every=20), output=tmp_path)
+    assert metrics["score"] > -0.05
+    assert metrics["num_rows"] == 9
+    assert [line["step"] for line in lines(tmp_path, "train")] == list(range(3, 61, 3))
+    assert [line["step"] for line in lines(tmp_path, "eval")] == [20, 40, 60]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "model.safetensors"}
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"step_00000055.pt", "step_00000060.pt", "best.pt"}
+
+
+@pytest.mark.parametrize(
+    "loop", [{}, {"ema_decay": 0.9}, {"accumulate": 2}], ids=["plain", "ema", "accumulate"]
+)
+@pytest.mark.parametrize("cut", [5, 10])
+def test_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, cut: int, loop: dict[str, Any]
+) -> None:
+    fit(ToyTask(), config(**loop), output=tmp_path / "whole")
+    fit(ToyTask(), config(max_steps=cut, **loop), output=tmp_path / "cut")
+    fit(ToyTask(), config(**loop), output=tmp_path / "cut", resume=True)
+    torch.testing.assert_close(
+        weights(tmp_path / "cut"), weights(tmp_path / "whole"), rtol=0, atol=0
+    )
+
+
+def test_accumulated_parts_give_the_whole_batch(tmp_path: Path) -> None:
+    for parts in (1, 2, 4):
+        fit(ToyTask(), config(accumulate=parts), output=tmp_path / str(parts))
+    for parts in (2, 4):
+        torch.testing.assert_close(weights(tmp_path / str(parts)), weights(tmp_path / "1"))
+
+
+def test_compiled_losses_train_alike(tmp_path: Path) -> None:
+    fit(ToyTask(), config(), output=tmp_path / "eager")
+    with torch.compiler.set_stance("force_eager"):
+        fit(ToyTask(), config(compile=True), output=tmp_path / "compiled")
+    torch.testing.assert_close(weights(tmp_path / "eager"), weights(tmp_path / "compiled"))
+
+
+def test_non_finite_step_changes_nothing_and_names_its_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ToyTask(ToyData(8, poison=[3]))
+    fit(task, config(max_steps=8, max_bad_steps=10), output=tmp_path)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "not finite" in told
+    assert "3" in told.split("images [")[1].split("]")[0]
+
+
+def test_ten_non_finite_steps_end_the_run(tmp_path: Path) -> None:
+    task = ToyTask(ToyData(8, poison=range(8)))
+    with pytest.raises(DivergedError, match="10 non-finite steps in a row, the last at step 10"):
+        fit(task, config(max_steps=40), output=tmp_path)
+
+
+def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
+    class Interrupting(ToyData):
+        def load(self, index: int, seed: int) -> tuple[int, torch.Tensor]:
+            self.reads = getattr(self, "reads", 0) + 1
+            if self.reads == 15:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().load(index, seed)
+
+    with pytest.raises(InterruptedRunError, match="--resume"):
+        fit(ToyTask(Interrupting()), config(), output=tmp_path / "cut")
+    fit(ToyTask(), config(), output=tmp_path / "cut", resume=True)
+    fit(ToyTask(), config(), output=tmp_path / "whole")
+    torch.testing.assert_close(
+        weights(tmp_path / "cut"), weights(tmp_path / "whole"), rtol=0, atol=0
+    )
+
+
+def test_patience_stops_early_and_exports_the_best(tmp_path: Path) -> None:
+    settings = config(lr=5.0, max_steps=50, eval_every=1, patience=3, checkpoint_every=50)
+    fit(ToyTask(), settings, output=tmp_path)
+    evaluated = lines(tmp_path, "eval")
+    assert len(evaluated) < 50
+    best = CheckpointFolder(tmp_path / "checkpoints", keep=2).best()
+    assert best is not None
+    payload = load_checkpoint(best)
+    torch.testing.assert_close(weights(tmp_path), dict(payload["model"]), rtol=0, atol=0)
+
+
+def test_skipped_pictures_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(ToyTask(ToyData(8, bad=[2])), config(max_steps=4), output=tmp_path)
+    assert "row 2 is bad" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"batch_size": 5, "accumulate": 2}, r"loop.batch_size: expected a multiple.*got 5")],
+    ids=["batch that cannot be split"],
+)
+def test_impossible_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(ToyTask(), config(**changes), output=tmp_path)
+
+
+def test_resume_with_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        fit(ToyTask(), config(), output=tmp_path, resume=True)
+
+
+def test_evaluate_writes_and_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = evaluate(ToyTask(), config(), output=tmp_path)
+    assert metrics["num_rows"] == 9
+    assert metrics["num_skipped"] == 0
+    assert (tmp_path / "metrics.json").exists()
+    assert "toy table" in capsys.readouterr().out
+
+
+def test_weight_average_follows_and_steps_aside() -> None:
+    model = torch.nn.Linear(2, 1)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    average = WeightAverage(model, 0.5)
+    with torch.no_grad():
+        model.weight += 1
+    average.update(model, step=1000, skipped=torch.tensor(False))
+    average.update(model, step=1000, skipped=torch.tensor(True))
+    torch.testing.assert_close(average.values["weight"], start["weight"] + 0.5)
+    with average.applied(model):
+        torch.testing.assert_close(model.weight.data, start["weight"] + 0.5)
+    torch.testing.assert_close(model.weight.data, start["weight"] + 1)
+
+
+def test_toy_batch_moves() -> None:
+    batch = ToyData().collate([ToyData().load(0, 0)])
+    assert isinstance(batch.to(torch.device("cpu")), ToyBatch)

@@ -1,0 +1,142 @@
+"""The smallest task there is: fit a line. It shows what the engine asks of a task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.errors import SkippedSampleError
+
+
+@dataclass(frozen=True)
+class ToyBatch:
+    """inputs: (B, 3). outputs: (B, 1). image_ids: (B,)."""
+
+    inputs: Tensor
+    outputs: Tensor
+    image_ids: Tensor
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """Move the numbers; the ids stay."""
+        return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device))
+
+    def pin_memory(self) -> Self:
+        """Return the batch as it is."""
+        return self
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.inputs)
+
+
+class ToyData:
+    """Rows of a plane, with noise that depends on the seed of the draw."""
+
+    def __init__(
+        self, count: int = 24, *, poison: Sequence[int] = (), bad: Sequence[int] = ()
+    ) -> None:
+        self.groups = np.arange(count) % 2
+        self.poison, self.bad = poison, bad
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.groups)
+
+    def load(self, index: int, seed: int) -> tuple[int, Tensor]:
+        """Return the index and (3,) inputs; poisoned rows are NaN, bad ones are skipped."""
+        if index in self.bad:
+            raise SkippedSampleError(f"row {index} is bad")
+        row = torch.randn(3, generator=torch.Generator().manual_seed(seed % 2**31))
+        return index, row * (float("nan") if index in self.poison else 1.0)
+
+    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+        """Rows have no shape to agree on."""
+
+    def collate(self, samples: Sequence[tuple[int, Tensor]], frame: None = None) -> ToyBatch:
+        """Stack rows; the outputs follow from the inputs."""
+        inputs = torch.stack([row for _, row in samples])
+        outputs = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])
+        return ToyBatch(inputs, outputs, torch.tensor([index for index, _ in samples]))
+
+
+class ToyEvaluator:
+    """Counts rows and averages the squared error; `score` is higher when better."""
+
+    main_metric = "score"
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float]] = []
+
+    def update(self, batch: ToyBatch, predictions: Sequence[Any]) -> None:
+        """Add rows."""
+        errors = [
+            float((p - o) ** 2) for p, o in zip(predictions, batch.outputs[:, 0], strict=True)
+        ]
+        self.rows += zip(batch.image_ids.tolist(), errors, strict=True)
+
+    def state(self) -> list[tuple[int, float]]:
+        """Return the rows."""
+        return self.rows
+
+    def compute(self, states: Sequence[list[tuple[int, float]]]) -> dict[str, float]:
+        """Score all rows."""
+        rows = sorted(row for state in states for row in state)
+        return {"score": -sum(error for _, error in rows) / len(rows), "num_rows": len(rows)}
+
+    def write(self, directory: Path) -> None:
+        """Leave a file."""
+        (directory / "metrics.json").write_text("{}")
+
+    def table(self) -> str:
+        """Return text."""
+        return "toy table"
+
+
+class ToyTask(nn.Module):
+    """Linear regression."""
+
+    class_names: tuple[str, ...] = ("plane",)
+
+    def __init__(self, data: ToyData | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 1)
+        self.data = data or ToyData()
+
+    def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
+        """Return the mean squared error and a small penalty."""
+        error = (self.model(batch.inputs) - batch.outputs).square().mean()
+        return {"square": error, "penalty": 1e-3 * self.model.weight.square().sum()}
+
+    def predict(self, batch: ToyBatch) -> list[float]:
+        """Return the fitted values."""
+        values: list[float] = self.model(batch.inputs)[:, 0].tolist()
+        return values
+
+    def train_data(self) -> ToyData:
+        """Return the rows."""
+        return self.data
+
+    def val_data(self) -> ToyData:
+        """Return fewer rows."""
+        return ToyData(9)
+
+    def evaluator(self) -> ToyEvaluator:
+        """Return a fresh one."""
+        return ToyEvaluator()
+
+    def metadata(self) -> dict[str, str]:
+        """Return a little."""
+        return {"class_names": '["plane"]'}
+
+    def notes(self) -> list[str]:
+        """Return one note."""
+        return ["toy data are made up"]
+
+    def draw(self, batch: ToyBatch, predictions: Sequence[Any]) -> list[np.ndarray]:
+        """Draw grey squares."""
+        return [np.full((8, 8, 3), 128, dtype=np.uint8) for _ in predictions]

@@ -1,0 +1,78 @@
+"""Rules of the house: import directions, sizes, names, and who speaks to the console."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SOURCES = {
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for room in ("engine", "backbones", "detection", "tools", "tests")
+    for path in sorted((REPOSITORY / room).rglob("*.py"))
+}
+NAMELESS_ROOMS = {"util", "utils", "misc", "common", "helper", "helpers"}
+MAY_PRINT = ("engine/log.py", "engine/cli.py", "tools/", "tests/")
+MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "tests/")
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Yield dotted names: `from a import b` gives a.b, whether b is a module or not."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def called_names(source: str) -> Iterator[str]:
+    """Yield the last part of each called name: `console.print(...)` gives print."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.func.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def test_import_contracts_hold() -> None:
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "--no-cache"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_torchvision_ops_stay_in_detection_ops() -> None:
+    # import-linter knows other people's packages as a whole, and this rule is about a part of one
+    strays = [
+        name
+        for name, source in SOURCES.items()
+        if not name.startswith(MAY_IMPORT_TORCHVISION_OPS)
+        and any(module.startswith("torchvision.ops") for module in imported_modules(source))
+    ]
+    assert strays == []
+
+
+def test_files_are_short() -> None:
+    lengths = {name: len(source.splitlines()) for name, source in SOURCES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_tools_are_thin() -> None:
+    lengths = {
+        name: len(source.splitlines())
+        for name, source in SOURCES.items()
+        if name.startswith("tools/")
+    }
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > 80} == {}
+
+
+def test_every_room_has_a_name() -> None:
+    parts = {name: set(name.removesuffix(".py").split("/")) for name in SOURCES}
+    assert [name for name, words in parts.items() if words & NAMELESS_ROOMS] == []
+
+
+def test_only_the_log_and_the_tools_print() -> None:
+    printing = [name for name, source in SOURCES.items() if "print" in called_names(source)]
+    assert [name for name in printing if not name.startswith(MAY_PRINT)] == []

@@ -1,0 +1,52 @@
+"""Every config file loads, comes back from its own dump, says what it is for, and builds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detection.config import DetectionConfig
+from detection.models.build import build_faster_rcnn
+from engine.config import dump_config, load_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((REPOSITORY / "configs" / "detection").glob("*.yaml"))
+RECIPES = [path for path in CONFIGS if not path.name.startswith("base_")]
+
+
+def load(path: Path) -> DetectionConfig:
+    config = load_config(path, schemas={"detection": DetectionConfig})
+    assert isinstance(config, DetectionConfig)
+    return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_survives_its_dump(path: Path, tmp_path: Path) -> None:
+    config = load(path)
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load(dumped) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_gives_command_time_and_score(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert f"tools/train_det.py {path.relative_to(REPOSITORY).as_posix()}" in header
+    assert "Time: " in header or "Hours: " in header
+    assert "Score: " in header
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds(path: Path) -> None:
+    config = load(path)
+    with torch.device("meta"):  # shapes without memory
+        model = build_faster_rcnn(
+            config.model, num_classes=80, size_divisor=config.data.size_divisor
+        )
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e6

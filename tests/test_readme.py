@@ -1,0 +1,86 @@
+"""What the documents and config headers name exists: tools, flags, configs, keys, defaults."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detection.config import DetectionConfig
+from engine.config import load_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+KEY = r"`((?:data|model|optim|loop|loader)\.[a-z0-9_.]+)[=`]"
+
+
+def shell_commands(text: str) -> list[str]:
+    """Lines of ```sh blocks, continued lines joined, comments cut."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines]
+
+
+def header_commands() -> list[str]:
+    """Commands in the comments of the config files."""
+    headers = "\n".join(path.read_text(encoding="utf-8") for path in CONFIGS)
+    return re.findall(r"^#.*?((?:python|torchrun) .*tools/.*)$", headers, flags=re.MULTILINE)
+
+
+COMMANDS = shell_commands(README) + shell_commands(CONTRIBUTING)
+TOOL_COMMANDS = [command for command in COMMANDS if "tools/" in command] + header_commands()
+MAKE_COMMANDS = [command for command in COMMANDS if command.startswith("make ")]
+
+
+def default_of(key: str) -> Any:
+    """Value of a dotted key in the schema; KeyError when there is none."""
+    value: Any = DetectionConfig().model_dump(mode="json")
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize("command", TOOL_COMMANDS)
+def test_tool_command_names_what_exists(command: str) -> None:
+    words = shlex.split(command)
+    start = next(i for i, word in enumerate(words) if word.startswith("tools/"))
+    tool, *arguments = words[start:]
+    flags = [word for word in arguments if word.startswith("--")]
+    overrides = [word for word in arguments if "=" in word and word not in flags]
+    configs = [word for word in arguments if word.endswith(".yaml")]
+    source = (REPOSITORY / tool).read_text(encoding="utf-8")
+    source += (REPOSITORY / "engine" / "cli.py").read_text(encoding="utf-8")
+    assert [flag for flag in flags if f'"{flag}"' not in source] == []
+    config = configs[0] if configs else "configs/detection/demo.yaml"
+    load_config(REPOSITORY / config, overrides, schemas={"detection": DetectionConfig})
+
+
+@pytest.mark.parametrize("command", MAKE_COMMANDS)
+def test_make_target_exists(command: str) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_table_of_configs_is_complete() -> None:
+    table = README.split("## Configs")[1].split("\n### ")[0]
+    assert sorted(re.findall(r"`(\w+\.yaml)`", table)) == sorted(path.name for path in CONFIGS)
+
+
+def test_table_of_keys_gives_their_defaults() -> None:
+    table = README.split("### Keys used most")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \| (.*?) ?\|", table, flags=re.MULTILINE)
+    assert rows
+    for keys, default in rows:
+        expected = yaml.safe_load(default.strip("`")) if default else ""
+        for key in re.findall(r"`(.*?)`", keys):
+            assert default_of(key) == expected, key
+
+
+def test_keys_in_the_text_exist() -> None:
+    for key in re.findall(KEY, README):
+        if key != "model.safetensors":
+            default_of(key)

@@ -1,0 +1,65 @@
+"""Find objects in pictures: predict.py RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [--output DIR]."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.cli import run_command
+
+
+def main() -> None:
+    """Parse, load the detector, predict, draw."""
+    parser = argparse.ArgumentParser(description="Write detections.json and drawn pictures.")
+    parser.add_argument("run", help="a run folder, a checkpoint or a .safetensors file")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="their folder")
+    parser.add_argument(
+        "--score",
+        type=float,
+        help="leave out what scores less (default: the run's model.roi.score_thresh, and its "
+        "evaluation.draw_score_thresh in pictures)",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    arguments = parser.parse_args()
+
+    from detection.data.coco import ClassMap, detections_to_coco
+    from detection.data.transforms import read_image
+    from detection.predict import find_pictures, load_detector
+    from detection.visualize import draw_detections, free_paths, write_picture
+    from engine.checkpoint import prepare_output
+    from engine.log import RunLog
+
+    keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
+    overrides = [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
+    detector = load_detector(arguments.run, device=arguments.device, overrides=overrides)
+    paths = find_pictures(arguments.inputs, apart_from=arguments.output)
+    prepare_output(arguments.output)
+    drawings = free_paths(paths, arguments.output)
+    classes = ClassMap(detector.class_names, detector.category_ids)
+    log = RunLog(None, is_main=True)
+    entries = []
+    for index, found in log.progress(detector.stream(paths), len(paths), "predicting"):
+        names = [detector.class_names[label] for label in found.labels.tolist()]
+        results = detections_to_coco(index, found, classes)
+        entries += [
+            {"file_name": str(paths[index]), "category_name": name, **result}
+            for name, result in zip(names, results, strict=True)
+        ]
+        drawing = draw_detections(
+            read_image(paths[index]),
+            found,
+            class_names=detector.class_names,
+            score_thresh=detector.config.evaluation.draw_score_thresh,
+        )
+        write_picture(drawings[index], drawing)
+    entries.sort(key=lambda entry: entry["image_id"])
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    (arguments.output / "detections.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    log.note(f"{len(entries)} objects in {len(paths)} pictures: {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_command(main)
