@@ -48,6 +48,64 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm whose backward pass is written out for the CPU.
+
+    torch 2.15's own is 5 times slower there for channels-last bfloat16 (docs/LOG.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape and dtype."""
+        if x.is_cuda:
+            return super().forward(x)
+        normed: Tensor = _GroupNormCPU.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return normed
+
+
+class _GroupNormCPU(torch.autograd.Function):
+    """torch's forward pass, and a backward pass of three passes over the map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
+        sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), groups)
+        out: Tensor
+        out, mean, rstd = torch.native_group_norm(
+            x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps
+        )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Return the gradients of x, weight and bias."""
+        x, weight, mean, rstd = ctx.saved_tensors
+        groups = mean.shape[1]
+        per_group = x.shape[1] // groups
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = mean.to(wide).repeat_interleave(per_group, 1)  # (B, C), as all below
+        rstd = rstd.to(wide).repeat_interleave(per_group, 1)
+        grad_bias = grad.sum((2, 3), dtype=wide)
+        grad_weight = ((grad * x).sum((2, 3), dtype=wide) - mean * grad_bias) * rstd
+
+        def group_mean(values: Tensor) -> Tensor:
+            sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
+            return sums.repeat_interleave(per_group, 1) / (per_group * x[0, 0].numel())
+
+        # grad_x = rstd * (weight * grad - group_mean(weight * grad)
+        #                  - normed * group_mean(weight * grad * normed)), linear in grad and x
+        of_grad = rstd * weight
+        of_x = -rstd * rstd * group_mean(weight * grad_weight)
+        constant = -rstd * group_mean(weight * grad_bias) - of_x * mean
+        of_grad, of_x, constant = (
+            v.to(x.dtype)[..., None, None] for v in (of_grad, of_x, constant)
+        )
+        grad_x = torch.addcmul(torch.addcmul(constant, x, of_x), grad, of_grad)
+        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
+
+
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype).view(1, -1, 1, 1)
 
@@ -61,4 +119,4 @@ def make_norm(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
             return FrozenBatchNorm2d(channels, eps=eps)
         case "group":
             groups = next(g for g in range(32, 0, -1) if channels % g == 0)
-            return nn.GroupNorm(groups, channels, eps=eps)
+            return GroupNorm(groups, channels, eps=eps)

@@ -236,3 +236,7 @@ class DetectionConfig(RunConfig):
     """Network."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Scoring."""
+
+
+SCHEMAS: dict[str, type[RunConfig]] = {"detection": DetectionConfig}
+"""Schema of each `task` that a config can name."""

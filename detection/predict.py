@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbones.weights import load_exactly
-from detection.config import DetectionConfig
+from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.transforms import read_image, resize, resized_size
@@ -57,10 +57,8 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     for key in ("config", "class_names", "category_ids"):
         if key not in metadata:
             raise UserError(f"{path}: expected a detector's {key} beside its weights, got none")
-    # the text is read as an override is: as the YAML that the config files are written in
-    values = apply_overrides({}, [f"config={metadata['config']}"])["config"]
-    schemas = {"detection": DetectionConfig}
-    config = parse_config(apply_overrides(values, overrides), schemas=schemas, source=str(path))
+    values = apply_overrides(json.loads(metadata["config"]), overrides)
+    config = parse_config(values, schemas=SCHEMAS, source=str(path))
     assert isinstance(config, DetectionConfig)
     names, category_ids = json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
     classes = ClassMap(tuple(names), tuple(category_ids))

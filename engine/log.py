@@ -47,8 +47,8 @@ class RunLog:
         self._purge_step: int | None = None
         self._times = deque([(0, time.monotonic())], maxlen=RATE_WINDOW)
 
-    def note(self, text: str) -> None:
-        """Print one line."""
+    def note(self, text: Any) -> None:
+        """Print one line, or a table of rich's."""
         if self._is_main:
             self._console.print(text, highlight=False)
 
@@ -91,11 +91,17 @@ class RunLog:
         self._record("eval", step, metrics)
 
     def pictures(self, step: int, pictures: Sequence[np.ndarray], tag: str) -> None:
-        """Show (H, W, 3) uint8 RGB pictures in TensorBoard."""
-        if self._directory is not None:
-            for index, picture in enumerate(pictures):
-                writer = self._tensorboard(self._directory)
-                writer.add_image(f"{tag}/{index}", picture, step, dataformats="HWC")
+        """Put (H, W, 3) uint8 RGB pictures into TensorBoard, and the newest into pictures/."""
+        if self._directory is None:
+            return
+        from PIL import Image  # comes with torchvision; TensorBoard uses it too
+
+        folder = self._directory / "pictures"
+        folder.mkdir(exist_ok=True)
+        for index, picture in enumerate(pictures):
+            writer = self._tensorboard(self._directory)
+            writer.add_image(f"{tag}/{index}", picture, step, dataformats="HWC")
+            Image.fromarray(picture).save(folder / f"{tag}_{index:02d}.png")
 
     def progress(self, iterable: Iterable[T], total: int, description: str) -> Iterator[T]:
         """Yield the items and show how far it is: a bar on a terminal, else a line now and then."""

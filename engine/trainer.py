@@ -343,18 +343,19 @@ class _Run:
         self.log.note(f"resumed at step {self.progress.step}")
 
     def _load_tensors(self, payload: Mapping[str, Any]) -> None:
-        _load_model(self.task.model, payload["model"])
+        _load_model(self.task.model, payload["model"], source=self.checkpoints.directory)
         if self.average is not None and payload["average"] is not None:
             for name, value in self.average.values.items():
                 value.copy_(payload["average"][name])
 
 
-def _load_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load_model(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = str(error).split("\n\t")
-        raise UserError(f"checkpoint: not of this network: {lines[-1].strip()}") from error
+        message = f"{source}: checkpoint of another network than the config's: {lines[-1].strip()}"
+        raise UserError(message) from error
 
 
 def _check_split(config: RunConfig, here: World) -> None:

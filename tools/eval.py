@@ -22,9 +22,9 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, help="COCO results file to score; no model needed")
     parser.add_argument(
-        "--listed-images",
+        "--all-images",
         action="store_true",
-        help="with --results: score only the pictures that FILE names (default: all annotated)",
+        help="with --results: score all annotated pictures (default: those that FILE names)",
     )
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
@@ -36,7 +36,7 @@ def main() -> None:
     if runs:
         _score_run(runs[0], overrides, output=arguments.output, device=arguments.device)
     else:
-        _score_file(arguments.results, overrides, arguments.output, arguments.listed_images)
+        _score_file(arguments.results, overrides, arguments.output, arguments.all_images)
 
 
 def _score_run(run: Path, overrides: Sequence[str], *, output: Path | None, device: str) -> None:
@@ -51,12 +51,13 @@ def _score_run(run: Path, overrides: Sequence[str], *, output: Path | None, devi
     evaluate(task, trained.config, output=output or folder / "eval", device=device)
 
 
-def _score_file(path: Path, overrides: Sequence[str], output: Path | None, listed: bool) -> None:
-    from detection.config import DetectionConfig
+def _score_file(
+    path: Path, overrides: Sequence[str], output: Path | None, everything: bool
+) -> None:
+    from detection.config import SCHEMAS, DetectionConfig
     from engine.config import apply_overrides, parse_config
 
-    schemas = {"detection": DetectionConfig}
-    config = parse_config(apply_overrides({}, overrides), schemas=schemas, source="command line")
+    config = parse_config(apply_overrides({}, overrides), schemas=SCHEMAS, source="command line")
     assert isinstance(config, DetectionConfig)
     if not config.data.val.annotations:
         raise UserError("--results: expected data.val.annotations=PATH beside it, got none")
@@ -65,8 +66,8 @@ def _score_file(path: Path, overrides: Sequence[str], output: Path | None, liste
     from engine.checkpoint import prepare_output
     from engine.log import make_console
 
-    score = score_file(path, config.data.val.annotations, listed_images=listed)
-    make_console().print(score.table())
+    score = score_file(path, config.data.val.annotations, all_images=everything)
+    make_console().print(score.table(), soft_wrap=False)
     if output is not None:
         prepare_output(output)
         score.write(output)

@@ -35,10 +35,10 @@ def main() -> None:
     if arguments.resume and not files and (output / "config.yaml").is_file():
         config_path = output / "config.yaml"
 
-    from detection.config import DetectionConfig
+    from detection.config import SCHEMAS
     from engine.config import load_config
 
-    config = load_config(config_path, overrides, schemas={"detection": DetectionConfig})
+    config = load_config(config_path, overrides, schemas=SCHEMAS)
     if arguments.resume and not list(output.glob("checkpoints/step_*.pt")):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
 

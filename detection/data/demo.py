@@ -5,6 +5,8 @@ backgrounds; some pictures hold a crowd region, some nothing. The same parameter
 bytes.
 """
 
+import fcntl
+import hashlib
 import json
 import shutil
 import tempfile
@@ -38,7 +40,7 @@ def make_demo(config: DemoConfig) -> None:
     """Draw `train/` and `val/` and their `annotations/{train,val}.json` under `config.root`.
 
     Does nothing where the same parameters have been drawn before. The folder is made beside its
-    place and renamed, so it is there entirely or not at all.
+    place and renamed, so it is there entirely or not at all. Of several processes one draws.
 
     Raises:
         UserError: the folder holds something else than an earlier demo, or cannot be written.
@@ -48,22 +50,33 @@ def make_demo(config: DemoConfig) -> None:
     if _is_made(root, parameters):
         return
     try:
-        _check_replaceable(root)
         root.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
-            new = staging / "new"
-            files = [
-                *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
-                *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
-            ]
-            marker = {"parameters": parameters, "files": files}
-            (new / MARKER).write_text(json.dumps(marker, indent=0))
-            _swap(new, root, staging / "old", parameters)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+        with (Path(tempfile.gettempdir()) / f"resdet-demo-{place}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_made(root, parameters):
+                _check_replaceable(root)
+                _draw_all(root, config, parameters)
     except OSError as error:
         raise UserError(f"{root}: cannot write the demo pictures: {error}") from error
+
+
+def _draw_all(root: Path, config: DemoConfig, parameters: dict[str, Any]) -> None:
+    """Draw everything beside `root`, then put it in its place; an earlier demo goes."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        new = staging / "new"
+        files = [
+            *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
+            *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
+        ]
+        marker = {"parameters": parameters, "files": files}
+        (new / MARKER).write_text(json.dumps(marker, indent=0))
+        if root.exists():
+            root.rename(staging / "old")
+        new.rename(root)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read_marker(root: Path) -> dict[str, Any] | None:
@@ -95,17 +108,6 @@ def _check_replaceable(root: Path) -> None:
             f"{root}: expected a folder that is new or holds an earlier demo alone, got one with"
             f" {foreign}; choose another data.demo.root or move it away"
         )
-
-
-def _swap(new: Path, root: Path, old: Path, parameters: dict[str, Any]) -> None:
-    """Put the folder `new` in the place of `root`; the earlier demo goes to `old`."""
-    if root.exists():
-        root.rename(old)
-    try:
-        new.rename(root)
-    except OSError:
-        if not _is_made(root, parameters):  # else another process was faster, with the same bytes
-            raise
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:

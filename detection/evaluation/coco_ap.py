@@ -82,7 +82,7 @@ def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Tab
     for key in keys:
         value = metrics[key]
         cells += [key.removeprefix("ap/"), "-" if math.isnan(value) else f"{100 * value:.1f}"]
-    for _ in range(_COLUMNS):
+    for _ in range(min(_COLUMNS, len(keys))):
         table.add_column()
         table.add_column(justify="right")
     for start in range(0, len(cells), 2 * _COLUMNS):
@@ -117,15 +117,13 @@ def score_results(
     return _score(found, truth, image_ids=scored, iou_type=iou_type)
 
 
-def score_file(
-    path: Path | str, annotations: Path | str, *, listed_images: bool = False
-) -> CocoScore:
+def score_file(path: Path | str, annotations: Path | str, *, all_images: bool = False) -> CocoScore:
     """Score a COCO results file: its boxes, or its masks when its first entry has no box.
 
     Args:
         path: the results.
         annotations: the COCO JSON that they belong to.
-        listed_images: score only the pictures that the results name, not all annotated ones.
+        all_images: score every annotated picture, not only those that the results name.
 
     Raises:
         UserError: as for `score_results`, and when a file cannot be read.
@@ -135,7 +133,7 @@ def score_file(
     iou_type: IoUType = "segm" if has_masks else "bbox"
     truth = read_truth(annotations)
     found = pack_results(results, truth, iou_type=iou_type, source=str(path))
-    scored = set(found.image_ids if listed_images else truth.images)
+    scored = set(truth.images if all_images else found.image_ids)
     return _score(found, truth, image_ids=scored, iou_type=iou_type)
 
 
@@ -166,6 +164,9 @@ def _score(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType
     inside = [image_id for image_id in found.image_ids if image_id in image_ids]
     metrics |= {"num_images": len(image_ids), "num_detections": len(inside)}
     note = f"{len(inside)} detections in {len(set(inside))} of {len(image_ids)} pictures"
+    unscored = len(truth.images) - len(image_ids)
+    if unscored:
+        note += f"\n{unscored} annotated pictures that the results do not name are not scored"
     for name, count in truth.filled.items():
         note += f"\n{name} was missing, and filled in, for {count} objects"
     return CocoScore(metrics, precision, names, iou_type, note)

@@ -85,11 +85,11 @@ def pool_rois(
             sampling_ratio=sampling_ratio,
             aligned=aligned,
         )
-        channels = features[0].shape[1]
-        rows = [feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features]
-        cells = torch.cat(rows) if len(rows) > 1 else rows[0]
+        maps = [feature.flatten(2).transpose(1, 2) for feature in features]  # (B, H_l * W_l, C)
+        cells = (torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]).flatten(0, 1).contiguous()
         pooled: Tensor = _SparseProduct.apply(idxs, weights.to(cells.dtype), cells)
-        return pooled.view(levels.numel(), resolution, resolution, channels).permute(0, 3, 1, 2)
+        shape = (levels.numel(), resolution, resolution, cells.shape[1])
+        return pooled.view(shape).permute(0, 3, 1, 2)
 
     images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(levels)
     rois = torch.cat([images[..., None].to(boxes.dtype), boxes], dim=-1).flatten(0, 1)
@@ -118,14 +118,13 @@ def _align_matrix(
 ) -> tuple[Tensor, Tensor]:
     """Return RoIAlign's matrix: the cells (M * S * S, T * T) int32 of each bin, and their weights.
 
-    Cells are numbered by level, image, y, x. The arithmetic is torchvision's, step for step.
+    Cells are numbered by image, level, y, x. The arithmetic is torchvision's, step for step.
     """
-    batch = len(boxes)
-    areas = [batch * height * width for height, width in shapes]
+    areas = [height * width for height, width in shapes]
     height = _of_level([height for height, _ in shapes], levels)
     width = _of_level([width for _, width in shapes], levels)
     first_cell = _of_level([sum(areas[:level]) for level in range(len(areas))], levels)
-    first_cell = first_cell + torch.arange(batch, device=boxes.device)[:, None] * height * width
+    first_cell = first_cell + torch.arange(len(boxes), device=boxes.device)[:, None] * sum(areas)
 
     # both axes at once: (M, 2), x and y
     corners = boxes / _of_level(strides, levels)[..., None] - (0.5 if aligned else 0.0)
@@ -166,7 +165,7 @@ def _taps(
     points = points.clamp(min=0)
     # clamped as integers, so that a NaN box makes NaN features but no index outside the map
     cell = points.to(torch.int64).clamp(min=0).minimum(sizes - 1)
-    share = (points - cell).clamp(max=1)
+    share = points - cell
     cells = torch.stack([cell, (cell + 1).minimum(sizes - 1)], dim=-1)
     weights = torch.stack([(1 - share) * weight, share * weight], dim=-1)
     return cells.flatten(-2), weights.flatten(-2)

@@ -4,8 +4,6 @@ from detection.config import DetectionConfig
 from detection.tasks.detection import DetectionTask
 from engine.schema import RunConfig
 
-SCHEMAS: dict[str, type[RunConfig]] = {"detection": DetectionConfig}
-
 
 def build_task(config: RunConfig) -> DetectionTask:
     """Make a config's task: reads annotations, makes the network, loads pretrained weights."""

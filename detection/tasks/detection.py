@@ -28,7 +28,6 @@ from detection.ops.sampling import random_keys, sample_matches
 from detection.structures import DetectionBatch, Detections, Proposals
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
-from engine.config import dump_config
 
 # Streams of the per-picture random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
@@ -203,8 +202,14 @@ class DetectionTask(nn.Module):
 
     def evaluator(self) -> CocoEvaluator:
         """Return a COCO evaluator of the validation pictures."""
-        ids = self.val_data().image_ids.tolist()
-        return CocoEvaluator(self.config.data.val.annotations, self.classes, ids)
+        data = self.val_data()
+        return CocoEvaluator(
+            data.annotations.path,
+            self.classes,
+            data.image_ids.tolist(),
+            kept_rows=data.annotations.segmentation_idxs.tolist(),
+            allow_missing=self.config.data.on_bad_image == "skip",
+        )
 
     def metadata(self) -> dict[str, str]:
         """Return class names, category ids, config, and where pretrained weights came from."""
@@ -216,7 +221,7 @@ class DetectionTask(nn.Module):
             "task": self.config.task,
             "class_names": json.dumps(list(self.classes.names)),
             "category_ids": json.dumps(list(self.classes.category_ids)),
-            "config": dump_config(self.config),
+            "config": self.config.model_dump_json(),
             "pretrained": json.dumps(origin),
         }
 

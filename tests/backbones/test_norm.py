@@ -88,3 +88,33 @@ def test_batch_is_torchs() -> None:
     norm = make_norm("batch", 8, eps=1e-3)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.eps == 1e-3
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_group_norm_is_torchs(layout: torch.memory_format) -> None:
+    ours, theirs = make_norm("group", 64), nn.GroupNorm(32, 64)
+    x = torch.randn(2, 64, 5, 7).contiguous(memory_format=layout)
+    results = []
+    for norm in (ours, theirs):
+        assert isinstance(norm, nn.GroupNorm)
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 64))
+            norm.bias.copy_(torch.linspace(-1, 1, 64))
+        inputs = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        outputs = norm(inputs)
+        (outputs * torch.linspace(-1, 3, outputs.numel()).view_as(outputs)).sum().backward()
+        results.append((outputs, inputs.grad, norm.weight.grad, norm.bias.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+def test_group_norm_gradient_in_float64() -> None:
+    norm = make_norm("group", 6).double()
+    assert isinstance(norm, nn.GroupNorm)
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def call(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        parameters = {"weight": weight, "bias": bias}
+        result: Tensor = torch.func.functional_call(norm, parameters, (inputs,))
+        return result
+
+    assert torch.autograd.gradcheck(call, (x, norm.weight, norm.bias))

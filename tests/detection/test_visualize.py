@@ -140,8 +140,9 @@ def test_mosaic_holds_every_picture(count: int, columns: int | None, grid: tuple
 def test_written_picture_reads_back(tmp_path: Path) -> None:
     image = draw(grey(480, 640), make_detections([10.0, 10.0, 90.0, 90.0]))
     write_picture(tmp_path / "a.png", image)
-    back = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
-    np.testing.assert_array_equal(back, image)
+    back = cv2.imread(str(tmp_path / "a.png"))
+    assert back is not None
+    np.testing.assert_array_equal(cv2.cvtColor(back, cv2.COLOR_BGR2RGB), image)
     with pytest.raises(UserError, match="cannot be written"):
         write_picture(tmp_path / "a.png" / "b.png", image)
 

@@ -8,6 +8,12 @@ import pytest
 from detection.evaluation.report import write_curves, write_pr_curves
 
 
+def read(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    return picture
+
+
 def make_precision(num_classes: int) -> np.ndarray:
     falling = np.linspace(1, 0, 101)[None, :, None]
     return np.repeat(np.repeat(falling, 10, axis=0), num_classes, axis=2)
@@ -17,9 +23,7 @@ def make_precision(num_classes: int) -> np.ndarray:
 def test_panels_are_drawn(tmp_path: Path, num_classes: int) -> None:
     path = tmp_path / "curves.png"
     write_pr_curves(path, make_precision(num_classes), [f"class {k}" for k in range(num_classes)])
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    assert picture.std() > 5  # not blank
+    assert read(path).std() > 5  # not blank
 
 
 def test_class_without_objects_gets_no_panel(tmp_path: Path) -> None:
@@ -28,7 +32,7 @@ def test_class_without_objects_gets_no_panel(tmp_path: Path) -> None:
     write_pr_curves(tmp_path / "all.png", precision, names)
     precision[..., 5:] = np.nan
     write_pr_curves(tmp_path / "some.png", precision, names)
-    heights = [len(cv2.imread(str(tmp_path / name))) for name in ("all.png", "some.png")]
+    heights = [len(read(tmp_path / name)) for name in ("all.png", "some.png")]
     assert heights[1] < heights[0]
     write_pr_curves(tmp_path / "none.png", np.full((10, 101, 12), np.nan), names)
     assert (tmp_path / "none.png").stat().st_size > 0
@@ -44,7 +48,7 @@ def test_course_of_a_run_is_drawn(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(lines)
     path = write_curves(tmp_path)
     assert path == tmp_path / "curves.png"
-    assert cv2.imread(str(path)).std() > 5
+    assert read(path).std() > 5
 
 
 def test_course_of_a_run_without_training_lines(tmp_path: Path) -> None:

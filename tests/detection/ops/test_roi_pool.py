@@ -190,7 +190,7 @@ def test_a_box_with_nan_reads_no_cell_outside_the_map() -> None:
 
 
 def test_levels_are_the_reference_and_torchvisions() -> None:
-    sides = [0.0, 1.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 1e4, *(torch.rand(50) * 900)]
+    sides = [0.0, 1.0, 112.0, 223.9, 223.9999, 224.0, 447.9, 448.0, 1e4, *(torch.rand(50) * 900)]
     boxes = torch.tensor([[3.0, 5.0, 3.0 + side, 5.0 + side] for side in sides])
     boxes = torch.cat([boxes, make_boxes(50)[0]])
     levels = assign_levels(boxes, num_levels=4)

@@ -1,0 +1,250 @@
+"""Whatever a user can do wrong is one line on stderr, exit code 2, and no traceback."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import save_checkpoint
+from tests.cli.conftest import Call, Outcome
+from tools import eval as eval_tool
+from tools import predict, train_det
+
+Document = dict[str, Any]
+
+
+def assert_one_line(outcome: Outcome, *parts: str) -> None:
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def change_box(*box: float) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        document["annotations"][1]["bbox"] = list(box)
+
+    return change
+
+
+def set_in(*path: str | int, value: Any) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        place: Any = document
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+
+    return change
+
+
+ANNOTATIONS = {
+    "unknown image": (
+        set_in("annotations", 0, "image_id", value=77),
+        ["train.json", "annotation 1", "image_id", "77"],
+    ),
+    "unknown category": (
+        set_in("annotations", 0, "category_id", value=77),
+        ["train.json", "annotation 1", "0.jpg", "category_id", "77"],
+    ),
+    "box negative": (change_box(1, 2, -3, 4), ["train.json", "annotation 2", "1.jpg", "-3"]),
+    "box zero": (change_box(1, 2, 3, 0), ["train.json", "annotation 2", "1.jpg", "height", "0"]),
+    "box NaN": (change_box(1, 2, math.nan, 4), ["train.json", "annotation 2", "1.jpg", "nan"]),
+    "box outside": (change_box(70, 2, 9, 9), ["train.json", "annotation 2", "1.jpg", "70"]),
+    "box of three": (change_box(1, 2, 3), ["train.json", "annotation 2", "bbox", "[1, 2, 3]"]),
+    "no annotations": (set_in("annotations", value=[]), ["train.json", "annotations", "none"]),
+    "no images": (set_in("images", value=[]), ["train.json", "images", "none"]),
+    "no categories": (set_in("categories", value=[]), ["train.json", "categories", "none"]),
+    "categories of another shape": (
+        set_in("categories", value={"1": "cow"}),
+        ["train.json", "categories", "expected a list", "dict"],
+    ),
+    "picture missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
+    "picture of another size": (
+        set_in("images", 0, "width", value=96),
+        ["0.jpg", "96x64", "64x64"],
+    ),
+    "classes of another data set": (
+        set_in("categories", 0, "name", value="bull"),
+        ["val.json", "cow", "bull"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "parts"), ANNOTATIONS.values(), ids=ANNOTATIONS)
+def test_training_annotations(
+    site: Path, document: Document, call: Call, change: Callable[[Document], None], parts: list[str]
+) -> None:
+    change(document)
+    (site / "data" / "train.json").write_text(json.dumps(document))
+    assert_one_line(call(train_det, "tiny.yaml", "loop.batch_size=3"), *parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('{"images": [', ["not valid JSON", "line 1"]),
+        ("[1, 2]", ["expected a COCO object", "list"]),
+        ('{"images": []}', ["annotations", "expected a list", "nothing"]),
+        ("\x00\x01", ["not valid JSON"]),
+    ],
+    ids=["cut", "list", "keys", "bytes"],
+)
+def test_training_json(site: Path, call: Call, text: str, parts: list[str]) -> None:
+    (site / "data" / "train.json").write_text(text)
+    assert_one_line(call(train_det, "tiny.yaml"), "data/train.json", *parts)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_jpeg(site: Path, call: Call, workers: int) -> None:
+    path = site / "data" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-900])
+    words = ["tiny.yaml", "loop.batch_size=3", f"loader.workers={workers}"]
+    assert_one_line(call(train_det, *words), "data/1.jpg", "whole JPEG")
+
+
+TRAIN_WORDS = {
+    "no config": (["absent.yaml"], ["absent.yaml: no such"]),
+    "two configs": (["tiny.yaml", "other.yaml"], ["expected one config", "other.yaml"]),
+    "config that is no YAML": (["data/0.jpg"], ["data/0.jpg"]),
+    "key misspelt": (["tiny.yaml", "optim.lrr=1"], ["optim.lrr", "optim.lr"]),
+    "key unknown": (["tiny.yaml", "model.depth=50"], ["model.depth"]),
+    "wrong type": (["tiny.yaml", "loop.batch_size=many"], ["loop.batch_size", "many"]),
+    "impossible value": (["tiny.yaml", "optim.lr=-1"], ["optim.lr", "-1"]),
+    "impossible pair": (
+        ["tiny.yaml", "model.rpn.bg_iou_thresh=0.9"],
+        ["rpn.bg_iou_thresh", "rpn.fg_iou_thresh"],
+    ),
+    "task unknown": (["tiny.yaml", "task=dancing"], ["task", "detection", "dancing"]),
+    "no such folder": (["tiny.yaml", "data.train.images=absent"], ["absent"]),
+    "no such JSON": (["tiny.yaml", "data.val.annotations=absent.json"], ["absent.json"]),
+    "no such weights": (["tiny.yaml", "model.backbone.weights=absent.pth"], ["absent.pth"]),
+    "weights of another kind": (
+        ["tiny.yaml", "model.backbone.weights=data/0.jpg"],
+        ["data/0.jpg", "damaged or foreign"],
+    ),
+    "output below a file": (["tiny.yaml", "--output", "tiny.yaml/run"], ["tiny.yaml/run"]),
+    "nothing to resume": (["tiny.yaml", "--resume"], ["--resume", "runs/tiny/checkpoints"]),
+    "no such device": (["tiny.yaml", "--device", "abacus"], ["device", "abacus"]),
+}
+
+
+@pytest.mark.parametrize(("words", "parts"), TRAIN_WORDS.values(), ids=TRAIN_WORDS)
+@pytest.mark.usefixtures("site")
+def test_training_command(call: Call, words: list[str], parts: list[str]) -> None:
+    assert_one_line(call(train_det, *words), *parts)
+
+
+def test_weights_of_another_class_count(
+    site: Path, trained: Path, document: Document, call: Call
+) -> None:
+    document["categories"].append({"id": 30, "name": "owl"})
+    for split in ("train", "val"):
+        (site / "data" / f"{split}.json").write_text(json.dumps(document))
+    weights = trained / "model.safetensors"
+    assert_one_line(call(train_det, "tiny.yaml", f"model.weights={weights}"), str(weights), "owl")
+    words = ["data.val.images=data", "data.val.annotations=data/val.json"]
+    outcome = call(eval_tool, trained, *words, "--output", "scores", "--device", "cpu")
+    assert_one_line(outcome, "val.json", "owl")
+
+
+def test_weights_of_another_network(site: Path, call: Call) -> None:
+    save_checkpoint(site / "other.pth", {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    outcome = call(train_det, "tiny.yaml", "model.backbone.weights=other.pth")
+    assert_one_line(outcome, "other.pth", "missing", "bn1.weight")
+
+
+@pytest.fixture
+def cut_run(site: Path, trained: Path) -> Path:
+    """A copy of the trained run whose weights and checkpoints are cut in half."""
+    run = site / "run"
+    shutil.copytree(trained, run)
+    for path in (run / "model.safetensors", *(run / "checkpoints").iterdir()):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return run
+
+
+def test_files_cut_in_half(cut_run: Path, call: Call) -> None:
+    checkpoint = cut_run / "checkpoints" / "step_00000002.pt"
+    resumed = call(train_det, "--resume", "--output", cut_run, "loop.max_steps=3")
+    assert_one_line(resumed, "step_00000002.pt", "damaged")
+    assert_one_line(call(eval_tool, checkpoint), "step_00000002.pt", "damaged")
+    assert_one_line(call(eval_tool, cut_run), "model.safetensors")
+    assert_one_line(call(predict, cut_run, "data"), "model.safetensors")
+
+
+def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) -> None:
+    shutil.copytree(trained, site / "run")
+    outcome = call(train_det, "--resume", "--output", "run", "model.neck.channels=16")
+    assert_one_line(outcome, "not of this network")
+
+
+EVAL_WORDS = {
+    "nothing to score": ([], ["RUN_OR_CHECKPOINT", "--results"]),
+    "no such run": (["absent"], ["absent: no such run"]),
+    "a folder without a run": (["data"], ["data: expected model.safetensors"]),
+    "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
+    "run and results": (["run", "--results", "some.json"], ["expected one"]),
+    "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
+    "no such results": (
+        ["--results", "absent.json", "data.val.annotations=data/val.json"],
+        ["absent.json", "cannot be read"],
+    ),
+    "results that are annotations": (
+        ["--results", "data/val.json", "data.val.annotations=data/val.json"],
+        ["data/val.json: expected a list of detections, got dict"],
+    ),
+    "results of other pictures": (
+        ["--results", "some.json", "data.val.annotations=data/val.json"],
+        ["some.json: detection 0: image_id", "99"],
+    ),
+    "key misspelt": (
+        ["--results", "some.json", "data.val.annotation=data/val.json"],
+        ["data.val.annotation", "data.val.annotations"],
+    ),
+    "output below a file": (
+        [
+            "--results",
+            "empty.json",
+            "data.val.annotations=data/val.json",
+            "--output",
+            "empty.json/x",
+        ],
+        ["empty.json/x"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "parts"), EVAL_WORDS.values(), ids=EVAL_WORDS)
+def test_evaluation_command(site: Path, call: Call, words: list[str], parts: list[str]) -> None:
+    stranger = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
+    (site / "some.json").write_text(json.dumps([stranger]))
+    (site / "empty.json").write_text("[]")
+    assert_one_line(call(eval_tool, *words), *parts)
+
+
+PREDICT_WORDS = {
+    "no such picture": (["absent.jpg"], ["absent.jpg: no such picture"]),
+    "no pictures": (["empty"], ["empty: expected pictures"]),
+    "no picture": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
+    "truncated JPEG": (["half.jpg"], ["half.jpg", "whole JPEG"]),
+    "score above one": (["data", "--score", "7"], ["score_thresh", "7"]),
+    "output below a file": (["data", "--output", "tiny.yaml/out"], ["tiny.yaml/out"]),
+    "no such device": (["data", "--device", "abacus"], ["device", "abacus"]),
+}
+
+
+@pytest.mark.parametrize(("words", "parts"), PREDICT_WORDS.values(), ids=PREDICT_WORDS)
+def test_prediction_command(
+    site: Path, trained: Path, call: Call, words: list[str], parts: list[str]
+) -> None:
+    whole = (site / "data" / "0.jpg").read_bytes()
+    (site / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (site / "empty").mkdir()
+    assert_one_line(call(predict, trained, *words), *parts)

@@ -1,0 +1,75 @@
+"""A run that is killed and resumed ends as one that never was."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import read_safetensors
+
+TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train_det.py"
+STEPS = 12
+
+
+def start(folder: Path, output: str, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(TRAIN), "tiny.yaml", f"loop.max_steps={STEPS}"]
+    command += ["loop.checkpoint_every=1", "loop.ema_decay=0.9", "--output", output, *words]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            return
+    pytest.fail(f"the run ended before step {step}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkill_at_a_random_step(site: Path, workers: int) -> None:
+    rng = random.Random(time.time_ns())
+    step, delay = rng.randrange(1, STEPS - 1), rng.uniform(0, 0.1)
+    words = [f"loader.workers={workers}"]
+    killed = start(site, "killed", *words)
+    wait_for_step(killed, step)
+    time.sleep(delay)  # may fall into a step, or into the writing of a checkpoint
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(timeout=60)
+    finish(start(site, "killed", "--resume", *words))
+    finish(start(site, "whole", *words))
+    ours, whole = (
+        read_safetensors(site / name / "model.safetensors")[0] for name in ("killed", "whole")
+    )
+    where = f"killed {delay:.3f} s after step {step}"
+    torch.testing.assert_close(ours, whole, rtol=0, atol=0, msg=lambda text: f"{where}: {text}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_polite_signals_leave_a_checkpoint(site: Path, number: signal.Signals) -> None:
+    process = start(site, "run", "loop.max_steps=10000", "loop.checkpoint_every=10000")
+    wait_for_step(process, 2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert len(list((site / "run" / "checkpoints").glob("step_*.pt"))) == 1

@@ -1,0 +1,190 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detection
+from detection.config import DetectionConfig
+from detection.data.coco import ClassMap
+from detection.models.build import build_faster_rcnn
+from detection.predict import Detector, find_pictures, load_detector, load_trained
+from detection.structures import Detections
+from engine.checkpoint import save_checkpoint, write_safetensors
+from engine.config import parse_config
+from engine.errors import UserError
+
+CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
+
+
+def make_config() -> DetectionConfig:
+    values = {
+        "data": {"val": {"images": "no"}, "eval_short_side": 64, "eval_max_side": 96},
+        "model": {
+            "backbone": {"kind": "resnet18", "norm": "group"},
+            "neck": {"kind": "fpn", "channels": 16},
+            "rpn": {"pre_nms_topk_test": 60, "post_nms_topk_test": 20},
+            "roi": {"hidden_dim": 16, "score_thresh": 0.0, "max_detections": 15},
+        },
+    }
+    config = parse_config(values, schemas={"detection": DetectionConfig}, source="test")
+    assert isinstance(config, DetectionConfig)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with random weights: model.safetensors and a checkpoint with an average."""
+    folder = tmp_path_factory.mktemp("run")
+    config = make_config()
+    torch.manual_seed(0)
+    model = build_faster_rcnn(config.model, num_classes=3, size_divisor=32)
+    metadata = {
+        "task": "detection",
+        "config": config.model_dump_json(),
+        "class_names": json.dumps(CLASSES.names),
+        "category_ids": json.dumps(CLASSES.category_ids),
+    }
+    write_safetensors(folder / "model.safetensors", model.state_dict(), metadata)
+    (folder / "checkpoints").mkdir()
+    payload = {"model": model.state_dict(), "average": None, "metadata": metadata}
+    save_checkpoint(folder / "checkpoints" / "step_00000001.pt", payload)
+    average = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    save_checkpoint(folder / "checkpoints" / "best.pt", {**payload, "average": average})
+    return folder
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    """Five pictures of three shapes, two of them of one padded shape."""
+    rng = np.random.default_rng(0)
+    shapes = [(50, 70), (90, 40), (52, 70), (64, 64), (50, 70)]
+    return [rng.integers(256, size=(*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def assert_same(found: list[Detections], expected: list[Detections]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.boxes, other.boxes)
+        torch.testing.assert_close(one.scores, other.scores)
+        assert one.labels.tolist() == other.labels.tolist()
+
+
+def one_by_one(detector: Detector, pictures: list[np.ndarray]) -> list[Detections]:
+    return [detector.predict([picture])[0] for picture in pictures]
+
+
+@pytest.mark.parametrize("place", [".", "model.safetensors", "checkpoints/step_00000001.pt"])
+def test_detector_loads_from_any_place_of_a_run(
+    run: Path, place: str, pictures: list[np.ndarray]
+) -> None:
+    detector = detection.load_detector(run / place, device="cpu")
+    assert (detector.class_names, detector.category_ids) == (CLASSES.names, CLASSES.category_ids)
+    assert detector.config == make_config()
+    found = detector.predict(pictures[:2])
+    assert_same(found, load_detector(str(run), device="cpu").predict(pictures[:2]))
+    for picture, each in zip(pictures, found, strict=False):
+        assert 0 < len(each) <= 15
+        assert (each.boxes >= 0).all()
+        assert (each.boxes[:, 2:] <= torch.tensor(picture.shape[1::-1])).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_order_is_kept_and_neighbours_change_nothing(
+    run: Path, pictures: list[np.ndarray], batch_size: int
+) -> None:
+    detector = load_detector(run, device="cpu")
+    found = detector.predict(pictures, batch_size=batch_size)
+    assert_same(found, one_by_one(detector, pictures))
+
+
+def test_paths_give_what_arrays_give(run: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    detector = load_detector(run, device="cpu")
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), cv2.cvtColor(pictures[1], cv2.COLOR_RGB2BGR))
+    expected = detector.predict([pictures[1]]) * 2
+    assert_same(detector.predict([path, str(path)]), expected)
+
+
+def test_no_pictures_give_no_detections(run: Path) -> None:
+    assert load_detector(run, device="cpu").predict([]) == []
+
+
+def test_averaged_weights_are_preferred(run: Path) -> None:
+    model = load_trained(run / "checkpoints" / "best.pt").model
+    assert model.rpn_head.conv.weight.abs().sum() == 0
+
+
+def test_overrides_change_the_config(run: Path, pictures: list[np.ndarray]) -> None:
+    detector = load_detector(run, device="cpu", overrides=["model.roi.max_detections=2"])
+    assert [len(found) for found in detector.predict(pictures)] == [2] * 5
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((10, 10), np.uint8),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((10, 10, 3), np.float32),
+        np.zeros((0, 10, 3), np.uint8),
+    ],
+    ids=["grey", "alpha", "float", "empty"],
+)
+def test_array_of_another_kind(run: Path, picture: np.ndarray) -> None:
+    detector = load_detector(run, device="cpu")
+    with pytest.raises(UserError, match=r"picture 1: expected \(height, width, 3\) uint8 RGB, got"):
+        detector.predict([np.zeros((10, 10, 3), np.uint8), picture])
+
+
+def test_damaged_files_are_one_line(run: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "checkpoints/best.pt"):
+        whole = (run / name).read_bytes()
+        half = tmp_path / Path(name).name
+        half.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=half.name) as caught:
+            load_detector(half)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "bare.safetensors", {"a": torch.zeros(1)}, {})
+    save_checkpoint(tmp_path / "bare.pt", {"a": torch.zeros(1)})
+    cases = {
+        tmp_path / "bare.safetensors": "expected a detector's config beside its weights, got none",
+        tmp_path / "bare.pt": "expected a checkpoint of a run",
+        tmp_path: "expected model.safetensors in it",
+        tmp_path / "absent": "no such run folder or file",
+    }
+    for path, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_detector(path)
+    with pytest.raises(UserError, match="of another network than the model"):
+        load_trained(run, ["model.neck.kind=c4"])
+    with pytest.raises(UserError, match="device: expected one of this machine, got cuda:99"):
+        load_detector(run, device="cuda:99")
+
+
+def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt", "deep/c.webp", "out/a.jpg", "deep/x.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = find_pictures([tmp_path, tmp_path / "notes.txt"], apart_from=tmp_path / "out")
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
+    with pytest.raises(UserError, match=r"expected pictures \(.*\), got none"):
+        find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
+    with pytest.raises(UserError, match="no such picture or folder"):
+        find_pictures([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+
+
+def test_importing_the_package_is_quick() -> None:
+    code = "import sys, detection; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert detection.Detections is Detections
+    with pytest.raises(AttributeError, match="module detection has no attribute nothing"):
+        _ = detection.nothing
