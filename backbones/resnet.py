@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.features import FeatureSpec
-from backbones.norm import NormKind, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, make_norm
 from engine.errors import UserError
 
 Shortcut = Literal["A", "B", "C", "none"]
@@ -169,6 +169,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al., 2015b: the paper's reference 13
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if norm == "frozen" and shortcut != "none":
+            self._scale_branches(sum(layers) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pixels (B, 3, H, W) to logits (B, num_classes).
@@ -215,6 +217,17 @@ class ResNet(nn.Module):
             for module in modules:
                 module.eval()
         return self
+
+    def _scale_branches(self, scale: float) -> None:
+        """Scale what every block adds: L norms without statistics would let sums grow like 2^L.
+
+        It lets a net of random weights keep its scale; weights that are loaded override it.
+        """
+        for block in self.modules():
+            if isinstance(block, BasicBlock | Bottleneck):
+                last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+                assert isinstance(last, FrozenBatchNorm2d)
+                last.weight.fill_(scale)
 
     def _stages(self) -> list[list[nn.Module]]:
         layers = [[getattr(self, f"layer{n}")] for n in range(1, len(self.feature_specs) + 1)]

@@ -1,10 +1,17 @@
-"""What every command shares: how errors become one line and an exit code."""
+"""What every command shares: its words, and how errors become one line and an exit code."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import DivergedError, InterruptedRunError, UserError
+
+
+def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Tell the paths on a command line from its `key=value` overrides."""
+    paths = [Path(word) for word in words if "=" not in word]
+    return paths, [word for word in words if "=" in word]
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -48,7 +48,7 @@ def evaluate(
         task.model.to(here.device)
         result = run_evaluation(task, config, here, log)
         if here.is_main:
-            log.note(result.evaluator.table())
+            log.evaluation(0, result.metrics, result.evaluator.table())
             if output is not None:
                 result.evaluator.write(output)
         log.close()

@@ -47,8 +47,8 @@ class RunLog:
         self._purge_step: int | None = None
         self._times = deque([(0, time.monotonic())], maxlen=RATE_WINDOW)
 
-    def note(self, text: Any) -> None:
-        """Print one line, or a table of rich's."""
+    def note(self, text: str) -> None:
+        """Print one line."""
         if self._is_main:
             self._console.print(text, highlight=False)
 

@@ -83,7 +83,7 @@ class LoopConfig(Config):
     batch_size: PositiveInt = 16
     """Global: images in one update, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
-    """Parts into which a process's share of the batch is split, to save memory."""
+    """Parts into which a process's share of a batch is split, to save memory; losses average."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; bf16 is autocast, weights stay float32."""
     channels_last: bool = True

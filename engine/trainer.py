@@ -118,6 +118,8 @@ class _Run:
         loop = self.config.loop
         if resume:
             self._resume()
+        elif self.checkpoints.latest() is not None:
+            raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
             (self.output / "config.yaml").write_text(dump_config(self.config))
         self._introduce()

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,22 @@ def test_keys_in_the_text_exist() -> None:
     for key in re.findall(KEY, README):
         if key != "model.safetensors":
             default_of(key)
+
+
+@pytest.mark.slow
+def test_commands_run_in_their_order(tmp_path: Path) -> None:
+    """Those on the demo, shortened; the others need COCO or a user's pictures."""
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    on_demo = [
+        command
+        for command in shell_commands(README)
+        if "tools/" in command and "coco" not in command and "my/" not in command
+    ]
+    assert len(on_demo) >= 6
+    for command in on_demo:
+        words = [sys.executable, *shlex.split(command)[1:]]
+        words[1] = str(REPOSITORY / words[1])
+        if "train_det" in words[1]:
+            words += ["loop.max_steps=3", "loop.eval_every=0", "loader.workers=0"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"

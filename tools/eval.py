@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import run_command, split_words
 from engine.errors import UserError
 
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_args()
-    overrides = [word for word in arguments.words if "=" in word]
-    runs = [Path(word) for word in arguments.words if "=" not in word]
+    runs, overrides = split_words(arguments.words)
     if len(runs) != (arguments.results is None):
         raise UserError("command line: expected one RUN_OR_CHECKPOINT, or --results FILE.json")
     if runs:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import run_command, split_words
 from engine.errors import UserError
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "detection" / "demo.yaml"
@@ -26,8 +26,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_args()
-    overrides = [word for word in arguments.words if "=" in word]
-    files = [Path(word) for word in arguments.words if "=" not in word]
+    files, overrides = split_words(arguments.words)
     if len(files) > 1:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config_path = files[0] if files else DEMO

@@ -222,3 +222,10 @@ def test_features_compile_without_a_graph_break() -> None:
 def test_cifar_depth_is_6n_plus_2(depth: int) -> None:
     with pytest.raises(UserError, match=rf"depth: expected 6n\+2 .*, got {depth}"):
         backbones.cifar_resnet(depth)
+
+
+@pytest.mark.parametrize("depth", [18, 101, 152])
+def test_frozen_norm_keeps_the_scale_of_random_weights(depth: int) -> None:
+    model = builder(f"resnet{depth}")(None, norm="frozen")
+    for feature in model.features(torch.randn(1, 3, 64, 64)).values():
+        assert 0.02 < feature.std() < 50

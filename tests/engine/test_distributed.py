@@ -32,7 +32,6 @@ with world("cpu", timeout_s=60) as here:
     mean = mean_over_ranks(value)
     assert mean.tolist() == [1.5, 4.5] and not mean.requires_grad
     assert value.tolist() == [1.0 * (rank + 1), 3.0 * (rank + 1)]
-    assert torch.compile(mean_over_ranks, backend="eager", fullgraph=True)(value).equal(mean)
     flags = torch.tensor([False, True, rank == 1])
     assert any_over_ranks(flags).tolist() == [False, True, True]
     everything = [{"rank": 0}, {"rank": 1}]

@@ -70,6 +70,7 @@ def test_numbers_go_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) == scalars
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
     assert events.Tags()["images"] == ["val/0"]
+    assert (tmp_path / "pictures" / "val_00.png").exists()
 
 
 def test_a_resumed_run_forgets_what_lies_beyond(tmp_path: Path) -> None:

@@ -9,19 +9,12 @@ from torch import Tensor
 
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
-from tests.detection.tasks.tiny import NECKS, tiny_config
+from tests.detection.tasks.tiny import NECKS, tiny_task
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
-
-
-def make(root: Path, neck: str) -> tuple[DetectionTask, DetectionBatch]:
-    task = DetectionTask.for_training(tiny_config(root, neck=neck))
-    data = task.train_data()
-    batch = data.collate([data.load(index, 100 + index) for index in range(4)])
-    return task, batch
 
 
 def gradients(task: DetectionTask, batch: DetectionBatch) -> dict[str, Tensor]:
@@ -36,7 +29,7 @@ def gradients(task: DetectionTask, batch: DetectionBatch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     found = gradients(task, batch)
     assert set(found) == {n for n, p in task.model.named_parameters() if p.requires_grad}
     assert all(gradient.isfinite().all() for gradient in found.values())
@@ -44,7 +37,7 @@ def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     first = task.losses(batch)
     torch.manual_seed(99)  # the global generator has no part in it
     torch.testing.assert_close(task.losses(batch), first, rtol=0, atol=0)
@@ -54,14 +47,14 @@ def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> No
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     compiled = torch.compile(task.losses, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_pictures_without_objects_train(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     nothing = replace(batch.targets, valid=torch.zeros_like(batch.targets.valid))
     losses = task.losses(replace(batch, targets=nothing))
     assert losses["rpn_box"] == 0
@@ -71,7 +64,7 @@ def test_pictures_without_objects_train(root: Path, neck: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     targets = batch.targets
     boxes = torch.zeros_like(targets.boxes)
     boxes[:, 0] = torch.tensor([-1e3, -1e3, 64.0, 1e3])  # the left of every picture
@@ -93,7 +86,7 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_predictions_do_not_depend_on_the_batch(root: Path, neck: str) -> None:
-    task, _ = make(root, neck)
+    task, _ = tiny_task(root, neck)
     task.model.eval()
     data = task.val_data()
     groups = torch.from_numpy(data.groups)
@@ -111,7 +104,7 @@ def test_predictions_do_not_depend_on_the_batch(root: Path, neck: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_drawn_pictures_have_the_network_input_size(root: Path, neck: str) -> None:
-    task, _ = make(root, neck)
+    task, _ = tiny_task(root, neck)
     task.model.eval()
     data = task.val_data()
     batch = data.collate([data.load(0, 0)])

@@ -11,9 +11,7 @@ from detection.tasks import build_task
 from engine.config import load_config
 from engine.trainer import fit
 
-CONFIG = (
-    Path(__file__).resolve().parents[3] / "configs/detection/faster_rcnn_r101_c4_coco.yaml"
-)
+CONFIG = Path(__file__).resolve().parents[3] / "configs/detection/faster_rcnn_r101_c4_coco.yaml"
 GIB = 2**20  # of the kilobytes that getrusage counts
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from detection.losses import rpn_loss
-from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
 from engine.trainer import fit
-from tests.detection.tasks.tiny import NECKS, tiny_config
+from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -21,16 +20,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-def make(root: Path, neck: str) -> tuple[DetectionTask, DetectionBatch]:
-    task = DetectionTask.for_training(tiny_config(root, neck=neck))
-    data = task.train_data()
-    return task, data.collate([data.load(index, 100 + index) for index in range(4)])
-
-
 @pytest.mark.parametrize("neck", NECKS)
 def test_losses_are_the_cpus(root: Path, neck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     expected = task.losses(batch)
     task.model.to(CUDA)
     found = {name: value.cpu() for name, value in task.losses(batch.to(CUDA)).items()}
@@ -39,7 +32,7 @@ def test_losses_are_the_cpus(root: Path, neck: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_nothing_but_nms_waits_for_the_device(root: Path, neck: str) -> None:
-    task, batch = make(root, neck)
+    task, batch = tiny_task(root, neck)
     task.model.to(CUDA)
     batch = batch.to(CUDA)
     features = task.model.features(batch.images)  # the first call may initialise libraries

@@ -5,6 +5,8 @@ from typing import Any
 
 from detection.config import DemoConfig, DetectionConfig
 from detection.data.demo import make_demo
+from detection.structures import DetectionBatch
+from detection.tasks.detection import DetectionTask
 from engine.config import parse_config
 
 NECKS = ("c4", "fpn")
@@ -57,3 +59,10 @@ def tiny_config(root: Path, *, neck: str = "fpn", **changes: Any) -> DetectionCo
     config = parse_config(values, schemas={"detection": DetectionConfig}, source="test")
     assert isinstance(config, DetectionConfig)
     return config
+
+
+def tiny_task(root: Path, neck: str) -> tuple[DetectionTask, DetectionBatch]:
+    """Return a task for training and a batch of its first four pictures."""
+    task = DetectionTask.for_training(tiny_config(root, neck=neck))
+    data = task.train_data()
+    return task, data.collate([data.load(index, 100 + index) for index in range(4)])
