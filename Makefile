@@ -7,7 +7,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test test-slow check bench clean
+.PHONY: help venv demo test test-slow test-gpu check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +31,9 @@ test: $(STAMP) ## run the tests
 
 test-slow: $(STAMP) ## run the tests that train
 	$(PY) -m pytest -m slow
+
+test-gpu: $(STAMP) ## run the tests that need a CUDA device
+	$(PY) -m pytest -m gpu
 
 check: $(STAMP) ## lint, check formatting, types and import directions
 	$(PY) -m ruff check

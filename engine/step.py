@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import World, any_over_ranks
@@ -70,7 +71,8 @@ def training_step(
 ) -> StepResult:
     """Update the weights once.
 
-    A loss or gradient that is not finite leaves weights and optimiser as they were.
+    A loss or gradient that is not finite leaves weights, optimiser and the moving statistics of
+    batch norm as they were.
 
     Args:
         losses_of: made by `wrap_losses`.
@@ -80,6 +82,8 @@ def training_step(
         stop: whether this process was asked to stop; all learn of it through `status`.
     """
     optimizer.zero_grad(set_to_none=True)
+    statistics = _moving_statistics(losses_of)
+    before = [value.clone() for value in statistics]
     totals: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
@@ -96,7 +100,14 @@ def training_step(
     flags = torch.stack([~finite, torch.tensor(stop).to(finite.device, non_blocking=True)])
     status = any_over_ranks(flags)
     step_if_finite(optimizer, ~status[0])
+    for value, old in zip(statistics, before, strict=True):
+        value.copy_(torch.where(status[0], old, value))
     return StepResult(totals, grad_norm, status, [part.image_ids for part in parts])
+
+
+def _moving_statistics(module: nn.Module) -> list[Tensor]:
+    norms = (each for each in module.modules() if isinstance(each, _BatchNorm) and each.training)
+    return [value for norm in norms for value in norm.buffers()]
 
 
 @contextlib.contextmanager

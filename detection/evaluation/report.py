@@ -39,10 +39,11 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
         title = f"{class_names[k]}  AP {100 * precision[..., k].mean():.1f}"
         axes.set_title(_plain(title), fontsize=9)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    figure.supxlabel("recall", x=0.15)
-    figure.supylabel("precision")
     absent = len(class_names) - len(known)
-    figure.suptitle(f"{len(drawn)} of {len(class_names)} classes, {absent} without objects")
+    figure.suptitle(
+        f"precision over recall: {len(drawn)} of {len(class_names)} classes, "
+        f"{absent} without objects"
+    )
     if panels:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower right", ncols=3, fontsize=9)

@@ -93,6 +93,15 @@ def test_non_finite_step_changes_nothing_and_names_its_images(
     assert "3" in told.split("images [")[1].split("]")[0]
 
 
+def test_non_finite_step_leaves_batch_norm_as_it_was(tmp_path: Path) -> None:
+    task = ToyTask(ToyData(8, poison=[3]))
+    task.model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    task.losses = lambda batch: {"square": task.model(batch.inputs).square().mean()}  # type: ignore[method-assign]
+    fit(task, config(max_steps=8, ema_decay=0.9), output=tmp_path)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert weights(tmp_path)["0.num_batches_tracked"] < 8
+
+
 def test_ten_non_finite_steps_end_the_run(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=range(8)))
     with pytest.raises(DivergedError, match="10 non-finite steps in a row, the last at step 10"):

@@ -34,7 +34,7 @@ def settings(images: Path, annotations: Path, *, neck: dict[str, Any]) -> Detect
             },
             **neck,
         },
-        "optim": {"kind": "adamw", "lr": 5e-4, "weight_decay": 1e-4, "clip_grad_norm": 10.0},
+        "optim": {"kind": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_grad_norm": 10.0},
         "schedule": {"kind": "cosine", "warmup_steps": 20},
         "loader": {"workers": 1},
         "loop": {"max_steps": 600, "batch_size": 4, "precision": "bf16", "log_every": 50},
@@ -46,11 +46,16 @@ def settings(images: Path, annotations: Path, *, neck: dict[str, Any]) -> Detect
 
 C4 = {
     "neck": {"kind": "c4"},
-    "roi": {"pool": "roi_pool", "resolution": 14, "num_samples": 64, "smooth_l1_beta": 0.0},
+    "roi": {"pool": "roi_pool", "num_samples": 32, "fg_fraction": 0.5, "smooth_l1_beta": 0.0},
 }
 FPN = {
     "neck": {"kind": "fpn", "channels": 128},
-    "roi": {"hidden_dim": 512, "num_samples": 128, "smooth_l1_beta": 0.0},
+    "roi": {
+        "hidden_dim": 512,
+        "num_samples": 128,
+        "fg_fraction": 0.5,
+        "smooth_l1_beta": 0.0,
+    },
 }
 
 
