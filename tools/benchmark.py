@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("name", choices=["worker-memory"])
     parser.add_argument("--annotations", type=int, default=860_000, help="objects in the JSON")
     parser.add_argument("--workers", type=int, default=4, help="reading processes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         worker_memory(Path(folder), annotations=arguments.annotations, workers=arguments.workers)
 

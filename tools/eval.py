@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     runs, overrides = split_words(arguments.words)
     if len(runs) != (arguments.results is None):
         raise UserError("command line: expected one RUN_OR_CHECKPOINT, or --results FILE.json")

@@ -23,7 +23,7 @@ def main() -> None:
         "evaluation.draw_score_thresh in pictures)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     from detection.data.coco import ClassMap, detections_to_coco
     from detection.data.transforms import read_image

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     files, overrides = split_words(arguments.words)
     if len(files) > 1:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")

@@ -64,9 +64,8 @@ class CocoScore:
         """Return the summary and the AP of every class, in percent, for the console."""
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         summary = _table(f"COCO AP and AR of {kind}, in percent", SUMMARY, self.metrics)
-        summary.caption = self.note
         keys = [f"ap/{name}" for name in self.class_names]
-        return Group(summary, _table("AP by class", keys, self.metrics))
+        return Group(summary, self.note, _table("AP by class", keys, self.metrics))
 
     def write(self, directory: Path) -> None:
         """Write metrics.json (null where a number does not exist) and pr_curves.png."""
@@ -77,7 +76,7 @@ class CocoScore:
 
 
 def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Table:
-    table = Table(title=title, show_header=False, caption_justify="left")
+    table = Table(title=title, show_header=False)
     cells = []
     for key in keys:
         value = metrics[key]
@@ -133,7 +132,8 @@ def score_file(path: Path | str, annotations: Path | str, *, all_images: bool = 
     iou_type: IoUType = "segm" if has_masks else "bbox"
     truth = read_truth(annotations)
     found = pack_results(results, truth, iou_type=iou_type, source=str(path))
-    scored = set(truth.images if all_images else found.image_ids)
+    named = set() if all_images else set(found.image_ids)
+    scored = named or set(truth.images)  # a file without detections scores 0, not nothing
     return _score(found, truth, image_ids=scored, iou_type=iou_type)
 
 

@@ -182,7 +182,7 @@ def test_files_cut_in_half(cut_run: Path, call: Call) -> None:
 def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "run")
     outcome = call(train_det, "--resume", "--output", "run", "model.neck.channels=16")
-    assert_one_line(outcome, "not of this network")
+    assert_one_line(outcome, "another network")
 
 
 EVAL_WORDS = {

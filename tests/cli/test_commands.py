@@ -140,6 +140,12 @@ def test_earlier_run_is_moved_aside(site: Path, trained: Path, call: Call) -> No
     assert (site / "runs" / "tiny" / "checkpoints" / "step_00000001.pt").exists()
 
 
+def test_keys_may_stand_behind_flags(site: Path, call: Call) -> None:
+    words = ["--device", "cpu", "loop.max_steps=1", "--output", "run", "seed=3"]
+    assert call(train_det, "tiny.yaml", *words).code == 0
+    assert "seed: 3" in (site / "run" / "config.yaml").read_text()
+
+
 def test_folder_without_a_run_is_left_alone(site: Path, call: Call) -> None:
     (site / "out").mkdir()
     (site / "out" / "notes.txt").write_text("mine")
