@@ -92,7 +92,8 @@ class _GroupNormCPU(torch.autograd.Function):
 
         def group_mean(values: Tensor) -> Tensor:
             sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
-            return sums.repeat_interleave(per_group, 1) / (per_group * x[0, 0].numel())
+            means: Tensor = sums.repeat_interleave(per_group, 1) / (per_group * x[0, 0].numel())
+            return means
 
         # grad_x = rstd * (weight * grad - group_mean(weight * grad)
         #                  - normed * group_mean(weight * grad * normed)), linear in grad and x

@@ -104,13 +104,14 @@ class ToyTask(nn.Module):
     def __init__(self, data: ToyData | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = nn.Linear(3, 1)
+        self.model: nn.Module = nn.Linear(3, 1)
         self.data = data or ToyData()
 
     def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
         """Return the mean squared error and a small penalty."""
         error = (self.model(batch.inputs) - batch.outputs).square().mean()
-        return {"square": error, "penalty": 1e-3 * self.model.weight.square().sum()}
+        sizes = [parameter.square().sum() for parameter in self.model.parameters()]
+        return {"square": error, "penalty": 1e-3 * torch.stack(sizes).sum()}
 
     def predict(self, batch: ToyBatch) -> list[float]:
         """Return the fitted values."""
