@@ -41,8 +41,9 @@ def worker_memory(folder: Path, *, annotations: int, workers: int) -> None:
     config = DataConfig(train=split, augment=AugmentConfig(short_sides=(32,)))
     data = CocoDetection(split, config=config, training=True)
     say(f"{len(data)} pictures, {len(data.annotations.boxes)} objects, {workers} workers")
-    plan = training_batches(data.groups, batch_size=64, seed=0)
-    epoch = (Part(next(plan)) for _ in range(len(data) // 64))
+    batch_size = min(64, len(data))
+    plan = training_batches(data.groups, batch_size=batch_size, seed=0)
+    epoch = (Part(next(plan)) for _ in range(len(data) // batch_size))
     loader, device = LoaderConfig(workers=workers), torch.device("cpu")
     batches = read_batches(data, epoch, config=loader, device=device, substitute=True)
     sizes = [proportional_mb() for number, _ in enumerate(batches) if number % 100 == 0]

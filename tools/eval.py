@@ -35,7 +35,8 @@ def main() -> None:
     if runs:
         _score_run(runs[0], overrides, output=arguments.output, device=arguments.device)
     else:
-        _score_file(arguments.results, overrides, arguments.output, arguments.all_images)
+        more = {"output": arguments.output, "all_images": arguments.all_images}
+        _score_file(arguments.results, overrides, **more)
 
 
 def _score_run(run: Path, overrides: Sequence[str], *, output: Path | None, device: str) -> None:
@@ -51,7 +52,7 @@ def _score_run(run: Path, overrides: Sequence[str], *, output: Path | None, devi
 
 
 def _score_file(
-    path: Path, overrides: Sequence[str], output: Path | None, everything: bool
+    path: Path, overrides: Sequence[str], *, output: Path | None, all_images: bool
 ) -> None:
     from detection.config import SCHEMAS, DetectionConfig
     from engine.config import apply_overrides, parse_config
@@ -65,7 +66,7 @@ def _score_file(
     from engine.checkpoint import prepare_output
     from engine.log import make_console
 
-    score = score_file(path, config.data.val.annotations, all_images=everything)
+    score = score_file(path, config.data.val.annotations, all_images=all_images)
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:
         prepare_output(output)
