@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
+DEMO_STEPS := loop.max_steps=600 loop.eval_every=600
 
 .PHONY: help venv demo test test-slow test-gpu check bench clean
 .DEFAULT_GOAL := help
@@ -22,9 +23,14 @@ $(STAMP): setup.py pyproject.toml
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: $(STAMP) ## train and evaluate a small detector on drawn pictures
-	$(PY) tools/train_det.py configs/detection/demo.yaml --output runs/demo
-	@echo "mAP table: runs/demo/metrics.json; pictures: runs/demo/pictures/; curves: tensorboard --logdir runs/demo"
+demo: $(STAMP) ## pretrain a backbone on drawn objects, train a detector with it and one without
+	$(PY) tools/pretrain_backbone.py configs/backbones/demo_objects.yaml --output runs/demo_objects
+	$(PY) tools/train_det.py configs/detection/demo.yaml $(DEMO_STEPS) --output runs/demo_random
+	$(PY) tools/train_det.py configs/detection/demo.yaml $(DEMO_STEPS) \
+		model.backbone.weights=runs/demo_objects/backbone.safetensors --output runs/demo
+	@echo "What pretraining bought: the same steps from random weights, and on the backbone from above."
+	$(PY) tools/compare.py runs/demo_random runs/demo
+	@echo "mAP table: runs/demo/metrics.json; pictures: runs/demo/pictures/; curves: tensorboard --logdir runs"
 
 test: $(STAMP) ## run the tests
 	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal

@@ -353,8 +353,15 @@ def plain34(num_classes: int | None = 1000) -> ResNet:
     return resnet34(num_classes, shortcut="none")
 
 
-def cifar_resnet(depth: int, num_classes: int = 10, *, residual: bool = True) -> ResNet:
-    """Build the 6n+2 layer net of section 4.2 for 32x32 pictures, with option A or plain.
+def cifar_resnet(
+    depth: int,
+    num_classes: int | None = 10,
+    *,
+    norm: NormKind = "batch",
+    norm_eps: float = 1e-5,
+    shortcut: Shortcut = "A",
+) -> ResNet:
+    """Build the 6n+2 layer net of section 4.2 for 32x32 pictures; plain with shortcut "none".
 
     Raises:
         UserError: `depth` is not 6n+2 with n of at least 1.
@@ -365,7 +372,9 @@ def cifar_resnet(depth: int, num_classes: int = 10, *, residual: bool = True) ->
         BasicBlock,
         [depth // 6] * 3,
         num_classes=num_classes,
-        shortcut="A" if residual else "none",
+        norm=norm,
+        norm_eps=norm_eps,
+        shortcut=shortcut,
         stem="cifar",
         widths=(16, 32, 64),
     )

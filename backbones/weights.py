@@ -1,13 +1,29 @@
-"""Pretrained weights: read, renamed where another project's names differ, checked, loaded."""
+"""Pretrained weights: read, changed where another project's conventions differ, checked, loaded."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from backbones.foreign_weights import (
+    CAFFE2,
+    DETECTRON2,
+    PixelFormat,
+    PixelOrder,
+    absorb_biases,
+    caffe2_names,
+    check_stride,
+    complete_norms,
+    detectron2_names,
+    fold_pixels,
+    pixels_of_file,
+    read_pickle,
+)
 from backbones.resnet import ResNet
 from engine.checkpoint import load_checkpoint, read_safetensors
 from engine.errors import UserError
@@ -15,14 +31,17 @@ from engine.errors import UserError
 # Where a file keeps the residual network: torchvision's detectors, ours, a bare network.
 BACKBONE_PREFIXES = ("backbone.body.", "backbone.", "")
 COUNTER = "num_batches_tracked"  # of BatchNorm2d; plays no part in what a network computes
+RESDET, TORCHVISION, TIMM, AKAMASTER = "resdet", "torchvision", "torchvision or timm", "akamaster"
 
 
 @dataclass(frozen=True)
 class WeightsReport:
     """What was loaded, for the log.
 
-    sha256: of the file. source: "resdet" or "torchvision", by the file's metadata. unexpected: the
-    file's tensors that the model has no place for. notes: what was changed on the way, a line each.
+    sha256: of the file. source: "resdet" by the file's metadata, else by its names: "torchvision"
+    (detectors), "torchvision or timm", "detectron2", "Caffe2 (MSRA)" or "akamaster". unexpected:
+    the file's tensors that the model has no place for. notes: what was changed on the way, and
+    what was found to agree though names and shapes do not tell; a line each.
     """
 
     path: str
@@ -39,10 +58,11 @@ class WeightsReport:
 
 
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict and its metadata (none but in safetensors) without running code in it.
+    """Read a state dict and its metadata ({} when there is none) without running code in it.
 
-    A file of torch.save may hold the dict itself or have it under "state_dict" or "model". A
-    prefix "module." or "model." that all names share is taken off.
+    A file of torch.save may hold the dict itself or have it under "state_dict" or "model"; a
+    pickle (.pkl) of numpy arrays, the dict itself or one under "model" or "blobs". A prefix
+    "module." or "model." that all names share is taken off.
 
     Raises:
         UserError: no such file, a truncated one, or one without a state dict.
@@ -51,10 +71,14 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
+    elif path.suffix == ".pkl":
+        state, metadata = read_pickle(path)
     else:
         payload = load_checkpoint(path)
         state = payload.get("state_dict", payload.get("model", payload))
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{path}: expected names and tensors, got something else beside or instead")
     for prefix in ("module.", "model."):
         if all(name.startswith(prefix) for name in state):
@@ -66,12 +90,17 @@ def report_of(
     path: Path | str,
     metadata: Mapping[str, str],
     *,
+    source: str = TORCHVISION,
     unexpected: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> WeightsReport:
-    """Describe a file that was loaded."""
-    source = "resdet" if "class_names" in metadata else "torchvision"
+    """Describe a file that was loaded; source: whose it is when its metadata is not ours."""
+    source = RESDET if _is_ours(metadata) else source
     return WeightsReport(str(path), sha256_of(path), source, tuple(unexpected), tuple(notes))
+
+
+def _is_ours(metadata: Mapping[str, str]) -> bool:
+    return "class_names" in metadata or "pixel_mean" in metadata
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
@@ -86,6 +115,11 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
     wanted = {n: tensor for n, tensor in model.state_dict().items() if not n.endswith(COUNTER)}
     missing = [name for name in wanted if name not in given]
     left_over = [name for name in given if name not in wanted]
+    if not left_over and missing and all(".running_" in f".{name}" for name in missing):
+        raise UserError(
+            f"{path}: weights of a network with group norm, but the model has batch norm "
+            f"(missing: {listing(missing)})"
+        )
     if not missing and left_over and all(".running_" in f".{name}" for name in left_over):
         raise UserError(
             f"{path}: weights of a network with batch norm, but the model has group norm "
@@ -104,30 +138,92 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
     model.load_state_dict(given, strict=False)  # compared above, all but the counters
 
 
-def load_backbone_weights(model: ResNet, path: Path | str) -> WeightsReport:
-    """Load a residual network from our safetensors, or from a torchvision or timm file.
+def load_backbone_weights(
+    model: ResNet,
+    path: Path | str,
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    pixels: PixelOrder = "auto",
+) -> WeightsReport:
+    """Load a residual network from our safetensors, or from another project's file.
 
-    The network may lie under "backbone." in a detector's file; the rest of the detector is left
-    out. So is `fc` when the model has none. The report names both.
+    Told apart by names: torchvision's and timm's files, detectron2's (.pth, .pkl), Caffe2's of
+    MSRA's networks (.pkl), akamaster's CIFAR nets. The network may lie in a detector's file; the
+    rest of the detector is left out. So is `fc` when the model has none. The report names both,
+    and notes what was changed so that the model computes what the file's own project computes.
+
+    pixel_mean, pixel_std: of red, green and blue on the scale 0..255; the model's pixels are RGB,
+    less the mean, over the std. pixels: the order of channels that the file's network takes;
+    "rgb" means normalised like the model's, "bgr" not divided (MSRA), where a file holds no
+    numbers of its own; "auto" as `pixels_of_file` tells.
 
     Raises:
-        UserError: the file is missing or truncated, or holds another network than the model.
+        UserError: the file is missing or damaged, wants to run code, holds another network than
+            the model, strides elsewhere, or was made for another pixel mean; one of detectron2
+            does not tell its pixels. The model is as it was.
     """
     state, metadata = read_state(path)
+    ours = PixelFormat("rgb", tuple(pixel_mean), tuple(pixel_std))
+    _check_normalisation(metadata, ours, path=path)
+    source, names = _names_of(state, path=path)
+    if isinstance(model.fc, nn.Identity):
+        names = {name: own for name, own in names.items() if not own.startswith("fc.")}
+    tensors = {own: state[name] for name, own in names.items()}
+    notes: list[str] = []
+    theirs = pixels_of_file(state, metadata, source=source, setting=pixels, ours=ours, path=path)
+    if source == CAFFE2:
+        tensors, notes = complete_norms(tensors, model)
+    if _is_ours(metadata):
+        backbone = json.loads(metadata.get("config", "{}")).get("model", {}).get("backbone", {})
+        notes += check_stride(model, in_1x1=backbone.get("stride_in_1x1", False), path=path)
+    if source in (CAFFE2, DETECTRON2):
+        tensors, bias_notes = absorb_biases(tensors)
+        in_1x1 = source == CAFFE2 or theirs.has_unit_std
+        notes += [*bias_notes, *check_stride(model, in_1x1=in_1x1, path=path)]
+    conv1, pixel_notes = fold_pixels(tensors["conv1.weight"], theirs=theirs, ours=ours, path=path)
+    load_exactly(model, tensors | {"conv1.weight": conv1}, path=path)
+    return report_of(
+        path,
+        metadata,
+        source=source,
+        unexpected=[name for name in state if name not in names],
+        notes=[*notes, *pixel_notes],
+    )
+
+
+def _check_normalisation(
+    metadata: Mapping[str, str], ours: PixelFormat, *, path: Path | str
+) -> None:
+    """Compare our file's pixel mean and std, where it has them, with the model's."""
+    for key, got in (("pixel_mean", ours.mean), ("pixel_std", ours.std)):
+        expected = metadata.get(key, json.dumps(got))
+        if json.loads(expected) != list(got):
+            raise UserError(
+                f"{path}: expected model.backbone.{key}={expected} (the file's), got {list(got)}"
+            )
+
+
+def _names_of(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, dict[str, str]]:
+    """Tell whose a file is, and our name of each tensor of its residual network by its own."""
+    if names := caffe2_names(state, path=path):
+        return CAFFE2, names
+    if names := detectron2_names(state):
+        return DETECTRON2, names
+    deep = next((p for p in BACKBONE_PREFIXES if f"{p}conv1.0.weight" in state), None)
+    if deep is not None:
+        raise UserError(
+            f"{path}: expected a stem of one convolution (conv1.weight), got a deep stem "
+            f"({deep}conv1.0.weight)"
+        )
     prefix = next((p for p in BACKBONE_PREFIXES if f"{p}conv1.weight" in state), None)
     if prefix is None:
         raise UserError(f"{path}: expected a residual network (conv1.weight), got {listing(state)}")
-    inside, unexpected = {}, []
-    for name, tensor in state.items():
-        # "linear" is the last layer of the CIFAR nets of akamaster/pytorch_resnet_cifar10.
-        own = name.removeprefix(prefix).replace("linear.", "fc.")
-        is_surplus_fc = own.startswith("fc.") and isinstance(model.fc, nn.Identity)
-        if not name.startswith(prefix) or is_surplus_fc:
-            unexpected.append(name)
-        else:
-            inside[own] = tensor
-    load_exactly(model, inside, path=path)
-    return report_of(path, metadata, unexpected=unexpected)
+    own = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    if f"{prefix}linear.weight" not in state:
+        return TIMM, own
+    # The CIFAR nets of akamaster/pytorch_resnet_cifar10 name their last layer so.
+    return AKAMASTER, {name: re.sub(r"^linear\.", "fc.", plain) for name, plain in own.items()}
 
 
 def to_torchvision(model: ResNet) -> dict[str, Tensor]:

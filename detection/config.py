@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from backbones.config import NetworkConfig
 from engine.schema import Config, Fraction, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -83,25 +84,15 @@ class DataConfig(Config):
     """Batches are padded to multiples of this."""
 
 
-class BackboneConfig(Config):
+class BackboneConfig(NetworkConfig):
     """The residual network."""
 
     kind: BackboneKind = "resnet101"
     """Depth."""
-    weights: str | None = None
-    """Pretrained weights: our safetensors, or a torchvision file; none starts at random."""
     norm: Literal["batch", "frozen", "group"] = "frozen"
     """Batch norm; batch norm wholly fixed (the paper's choice for detection); group norm."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to the variance."""
     frozen_stages: int = Field(default=2, ge=0, le=5)
     """Stages that do not train: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all."""
-    stride_in_1x1: bool = False
-    """Bottleneck stride on the 1x1 convolution (2015 paper, MSRA), not the 3x3 (torchvision)."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """RGB mean subtracted, on the scale 0..255."""
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    """RGB standard deviation divided by, on the scale 0..255."""
 
 
 class NeckConfig(Config):

@@ -5,32 +5,29 @@ N pictures of one batch. Pictures are paths, or (H, W, 3) uint8 RGB arrays.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from backbones.pictures import SUFFIXES, read_image
 from backbones.weights import load_exactly
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
-from detection.data.transforms import read_image, resize, resized_size
+from detection.data.transforms import resize, resized_size
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
-from engine.checkpoint import load_checkpoint, read_safetensors
+from engine.checkpoint import read_trained
 from engine.config import apply_overrides, parse_config
+from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.step import autocast
 
 Picture = np.ndarray | str | Path
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of the files in a folder, those that are taken for pictures."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     Raises:
         UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
     """
-    path = _weights_file(Path(path))
-    state, metadata = _read(path)
+    path, state, metadata = read_trained(Path(path))
     for key in ("config", "class_names", "category_ids"):
         if key not in metadata:
             raise UserError(f"{path}: expected a detector's {key} beside its weights, got none")
@@ -155,7 +151,7 @@ def load_detector(
     Raises:
         UserError: bad file, device or override.
     """
-    return Detector(load_trained(path, overrides), device=_device(device))
+    return Detector(load_trained(path, overrides), device=pick_device(device))
 
 
 def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> list[Path]:
@@ -185,35 +181,3 @@ def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> list[Path]:
         else:
             found.append(path)
     return found
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device: expected one of this machine, got {name}: {reason}") from error
-    return device
-
-
-def _weights_file(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"{path}: no such run folder or file")
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise UserError(
-                f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
-                f"unfinished one give a file in {path / 'checkpoints'}"
-            )
-        return path / "model.safetensors"
-    return path
-
-
-def _read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    payload: dict[str, Any] = load_checkpoint(path)
-    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
-        raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
-    return payload["model"] | (payload.get("average") or {}), payload["metadata"]

@@ -150,6 +150,33 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: expected a safetensors file, got: {error}") from error
 
 
+def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
+    """Read a run folder (its model.safetensors), a run's checkpoint or a .safetensors file.
+
+    Returns:
+        The file that was read; its weights, of a checkpoint the averaged ones where it has them;
+        and the text beside them.
+
+    Raises:
+        UserError: no such file or folder, a run that has not finished, or a foreign file.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or file")
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise UserError(
+                f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
+                f"unfinished one give a file in {path / 'checkpoints'}"
+            )
+        path = path / "model.safetensors"
+    if path.suffix == ".safetensors":
+        return path, *read_safetensors(path)
+    payload = load_checkpoint(path)
+    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
+        raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
+    return path, payload["model"] | (payload.get("average") or {}), payload["metadata"]
+
+
 def rng_state() -> dict[str, Tensor]:
     """Return the state of torch's generators: `cpu`, and `cuda` (this process's GPU) if there."""
     state = {"cpu": torch.get_rng_state()}

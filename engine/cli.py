@@ -1,7 +1,10 @@
 """What every command shares: its words, and how errors become one line and an exit code."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,3 +28,64 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stderr.write("stopped: interrupted\n")
         sys.exit(InterruptedRunError.exit_code)
     sys.exit(0)
+
+
+@dataclass(frozen=True)
+class TrainingWords:
+    """The command line of a training: CONFIG, `key=value` ..., `--output`, `--resume`, `--device`.
+
+    is_main: whether this is the only process, or the first of those that torchrun started.
+    """
+
+    config: Path
+    overrides: list[str]
+    output: Path
+    resume: bool
+    device: str | None
+    is_main: bool
+
+    def move_earlier_run_aside(self) -> str | None:
+        """Rename a run in `output` to the next free of `output`.1, .2 ..., unless it is resumed.
+
+        Returns:
+            A line for the log; None when there was no run.
+        """
+        kept = any((self.output / name).exists() for name in ("config.yaml", "checkpoints"))
+        if self.resume or not self.is_main or not kept:
+            return None
+        number = 1
+        while (aside := self.output.with_name(f"{self.output.name}.{number}")).exists():
+            number += 1
+        return f"{self.output}: the run that lay there is now {self.output.rename(aside)}"
+
+
+def parse_training(description: str, *, default: Path) -> TrainingWords:
+    """Read the command line of a training; without CONFIG it trains `default`.
+
+    A resumed run without CONFIG takes the config that lies in its folder.
+
+    Raises:
+        UserError: two configs, or `--resume` without a checkpoint to resume from.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help="a YAML file (default: the demo's), then changes to it such as optim.lr=0.01",
+    )
+    parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    arguments = parser.parse_intermixed_args()
+    files, overrides = split_words(arguments.words)
+    if len(files) > 1:
+        raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
+    config = files[0] if files else default
+    output = arguments.output or Path("runs") / config.stem
+    if arguments.resume and not files and (output / "config.yaml").is_file():
+        config = output / "config.yaml"
+    if arguments.resume and not list(output.glob("checkpoints/step_*.pt")):
+        raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun's; the processes meet in fit
+    return TrainingWords(config, overrides, output, arguments.resume, arguments.device, is_main)

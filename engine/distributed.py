@@ -42,7 +42,7 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
         UserError: a device that is not there.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    own = _pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
+    own = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if size == 1:
@@ -112,7 +112,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def _pick_device(name: str | None, *, local_rank: int, size: int) -> torch.device:
+def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torch.device:
+    """Return the device that `--device` names, or a GPU when there is one.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N` or None.
+        local_rank: place of this process among those of its machine.
+        size: number of processes.
+
+    Raises:
+        UserError: a device that is not there.
+    """
     count = torch.cuda.device_count()
     try:
         device = torch.device(name or ("cuda" if count else "cpu"))

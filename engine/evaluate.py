@@ -14,7 +14,7 @@ from engine.distributed import World, broadcast_object, gather_objects, world
 from engine.loader import Delivery, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.schema import RunConfig
-from engine.step import autocast
+from engine.step import autocast, memory_layout
 from engine.task import Evaluator, Task
 
 
@@ -45,7 +45,7 @@ def evaluate(
         if output is not None and here.is_main:
             prepare_output(output)
         log = RunLog(None, is_main=here.is_main)
-        task.model.to(here.device)
+        task.model.to(here.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
         result = run_evaluation(task, config, here, log)
         if here.is_main:
             log.evaluation(0, result.metrics, result.evaluator.table())

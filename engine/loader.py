@@ -48,18 +48,19 @@ class Delivery:
 
 
 def training_batches(
-    groups: np.ndarray, *, batch_size: int, seed: int, start: int = 0
+    groups: np.ndarray, *, batch_size: int, seed: int, repeats: int = 1, start: int = 0
 ) -> Iterator[list[Draw]]:
     """Plan global training batches without end, from batch `start` on.
 
-    Every pass over the data is one permutation, so each picture is drawn once a pass. Pictures wait
-    until `batch_size` of their group are there; those left waiting at the end of a pass come first
-    in the next, so no batch is short.
+    Every pass over the data is one permutation, so each picture is drawn once a pass, or `repeats`
+    times in a row with different seeds. Pictures wait until `batch_size` of their group are there;
+    those left waiting at the end of a pass come first in the next, so no batch is short.
 
     Args:
         groups: (N,) group of each picture; a batch holds one group.
         batch_size: pictures in a batch, over all processes.
         seed: the run's seed.
+        repeats: draws of each picture in a pass.
         start: batches to leave out, for resuming.
     """
     if len(groups) == 0:
@@ -69,8 +70,9 @@ def training_batches(
     for epoch in itertools.count():
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(groups))
-        seeds = rng.integers(2**62, size=len(groups))
-        for index, draw_seed in zip(order.tolist(), seeds.tolist(), strict=True):
+        seeds = rng.integers(2**62, size=len(groups) * repeats)
+        drawn = order.repeat(repeats)
+        for index, draw_seed in zip(drawn.tolist(), seeds.tolist(), strict=True):
             queue = waiting[int(groups[index])]
             queue.append(Draw(index, draw_seed))
             if len(queue) == batch_size:

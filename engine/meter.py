@@ -14,6 +14,7 @@ class StepMeter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.measured: frozenset[str] = frozenset()
         self.steps = 0
         self.good = torch.zeros(())
         self.started = time.perf_counter()
@@ -22,7 +23,8 @@ class StepMeter:
         self.skipped = 0
 
     def add(self, result: StepResult) -> None:
-        """Add a step's losses and gradient norm, unless the step was skipped."""
+        """Add a step's losses, measurements and gradient norm, unless the step was skipped."""
+        self.measured = result.measured | {"grad_norm"}
         good = (~result.status[0]).float()
         self.good = good + (self.good if self.steps else 0)
         for name, value in {**result.losses, "grad_norm": result.grad_norm}.items():
@@ -36,7 +38,8 @@ class StepMeter:
         sums = mean_over_ranks(torch.stack([self.sums[name] for name in names]))
         values = (sums / self.good.clamp(min=1)).tolist()
         means = dict(zip(names, values, strict=True))
-        return {"loss": sum(means.values()) - means["grad_norm"], **means}
+        loss = sum(value for name, value in means.items() if name not in self.measured)
+        return {"loss": loss, **means}
 
     def seconds(self) -> float:
         """Wall clock without evaluations and checkpoints."""

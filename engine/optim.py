@@ -79,8 +79,11 @@ def note(config: OptimConfig, batch_size: int) -> str | None:
     )
 
 
-def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int) -> float:
-    """Return the rate, relative to the peak, of update `step` in 0..max_steps-1."""
+def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int, drops: int = 0) -> float:
+    """Return the rate, relative to the peak, of update `step` in 0..max_steps-1.
+
+    drops: of `plateau`, how often the rate has dropped so far.
+    """
     if config.kind == "steps":
         share = all(milestone < 1 for milestone in config.milestones)
         scale = max_steps if share else 1
@@ -91,9 +94,10 @@ def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int) -> float:
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         factor = config.final_factor + (1.0 - config.final_factor) * cosine
     else:
-        factor = 1.0
+        factor = config.gamma**drops
     if step < config.warmup_steps:
-        factor *= config.warmup_factor + (1.0 - config.warmup_factor) * step / config.warmup_steps
+        risen = step / config.warmup_steps if config.warmup_kind == "linear" else 0.0
+        factor *= config.warmup_factor + (1.0 - config.warmup_factor) * risen
     return factor
 
 

@@ -50,18 +50,22 @@ class OptimConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """Learning rate over steps: linear warm-up, then one of three shapes."""
+    """Learning rate over steps: a warm-up, then one of four shapes."""
 
-    kind: Literal["steps", "cosine", "constant"] = "steps"
+    kind: Literal["steps", "cosine", "plateau", "constant"] = "steps"
     """Shape after the warm-up."""
     warmup_steps: NonNegativeInt = 0
-    """Length of the linear warm-up."""
+    """Length of the warm-up."""
+    warmup_kind: Literal["linear", "constant"] = "linear"
+    """Whether the rate rises from `warmup_factor` to the peak, or stays there and then jumps."""
     warmup_factor: Fraction = 0.001
     """Rate at step 0 relative to the peak."""
     milestones: tuple[PositiveFloat, ...] = ()
     """`steps`: where the rate drops; steps, or fractions of `loop.max_steps` when all are < 1."""
     gamma: Fraction = 0.1
-    """`steps`: the factor at each milestone."""
+    """`steps`: the factor at each milestone; `plateau`: at each drop."""
+    plateau_evaluations: PositiveInt = 5
+    """`plateau`: evaluations without a better main metric after which the rate drops."""
     final_factor: Fraction = 0.0
     """`cosine`: rate at the last step relative to the peak."""
 
@@ -73,6 +77,8 @@ class LoaderConfig(Config):
     """Worker processes for each training process; 0 reads in the training process."""
     prefetch: PositiveInt = 2
     """Batches that each worker prepares ahead."""
+    repeats: PositiveInt = 1
+    """Times that a picture is drawn in a row, augmented differently (repeated augmentation)."""
 
 
 class LoopConfig(Config):
@@ -90,6 +96,10 @@ class LoopConfig(Config):
     """Memory layout of images and convolution weights."""
     compile: bool = False
     """Compile the loss module with `torch.compile`."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """`torch.compile`'s mode; `reduce-overhead` replays CUDA graphs, for small networks."""
+    sync_batch_norm: bool = True
+    """Batch norm takes its statistics over all processes; else each takes its own share's."""
     ema_decay: Fraction | None = None
     """When set, an exponential moving average of the weights is kept, evaluated and exported."""
     eval_every: NonNegativeInt = 0

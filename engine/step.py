@@ -12,12 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.distributed import World, any_over_ranks
 from engine.optim import clip_gradients, step_if_finite
 from engine.schema import LoopConfig
+from engine.sync_norm import synchronise_norms
 from engine.task import Batch, Task
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which forward passes run."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def memory_layout(config: LoopConfig) -> torch.memory_format:
+    """Return the layout of images and convolution weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 class LossModule(nn.Module):
@@ -36,9 +42,11 @@ class LossModule(nn.Module):
 
 def wrap_losses(task: Task, config: LoopConfig, world: World) -> nn.Module:
     """Make the loss module, compiled and distributed as the config and the world say."""
+    if config.sync_batch_norm:
+        synchronise_norms(task.model, world)
     module: nn.Module = LossModule(task, device=world.device, precision=config.precision)
     if config.compile:
-        module = torch.compile(module)  # type: ignore[assignment]
+        module = torch.compile(module, mode=config.compile_mode)  # type: ignore[assignment]
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
         module = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
@@ -49,13 +57,14 @@ def wrap_losses(task: Task, config: LoopConfig, world: World) -> nn.Module:
 class StepResult:
     """Values on the device, read by the host later.
 
-    losses: each averaged over the accumulated parts of this process. grad_norm: global L2 norm
-    before clipping.
+    losses: each averaged over the accumulated parts of this process. measured: the names of those
+    that were not minimised. grad_norm: global L2 norm before clipping.
     status: (2,) bool, the same on all processes: whether the step was skipped as not finite,
     whether somebody asked to stop. image_ids: the pictures of each part, for naming them.
     """
 
     losses: dict[str, Tensor]
+    measured: frozenset[str]
     grad_norm: Tensor
     status: Tensor
     image_ids: list[Tensor]
@@ -83,14 +92,17 @@ def training_step(
     """
     optimizer.zero_grad(set_to_none=True)
     statistics = _moving_statistics(losses_of)
-    before = [value.clone() for value in statistics]
+    before = [_flat(values) for values in statistics]
     totals: dict[str, Tensor] = {}
+    measured: frozenset[str] = frozenset()
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         with _synchronised(losses_of, last=last):
             losses = losses_of(part)
-            total = torch.stack(list(losses.values())).sum() / len(parts)
+            minimised = [value for value in losses.values() if value.requires_grad]
+            total = torch.stack(minimised).sum() / len(parts)
             total.backward()
+        measured = frozenset(name for name, value in losses.items() if not value.requires_grad)
         for name, value in losses.items():
             share = value.detach() / len(parts)
             totals[name] = totals[name] + share if name in totals else share
@@ -100,14 +112,26 @@ def training_step(
     flags = torch.stack([~finite, torch.tensor(stop).to(finite.device, non_blocking=True)])
     status = any_over_ranks(flags)
     step_if_finite(optimizer, ~status[0])
-    for value, old in zip(statistics, before, strict=True):
-        value.copy_(torch.where(status[0], old, value))
-    return StepResult(totals, grad_norm, status, [part.image_ids for part in parts])
+    for values, old in zip(statistics, before, strict=True):
+        kept = torch.where(status[0], old, _flat(values)).split([v.numel() for v in values])
+        torch._foreach_copy_(values, [k.view_as(v) for k, v in zip(kept, values, strict=True)])
+    ids = [part.image_ids for part in parts]
+    return StepResult(totals, measured, grad_norm, status, ids)
 
 
-def _moving_statistics(module: nn.Module) -> list[Tensor]:
+def _moving_statistics(module: nn.Module) -> list[list[Tensor]]:
+    """Return the buffers of all batch norms in training: the floating-point ones, the counters."""
     norms = (each for each in module.modules() if isinstance(each, _BatchNorm) and each.training)
-    return [value for norm in norms for value in norm.buffers()]
+    buffers = [value for norm in norms for value in norm.buffers()]
+    kinds = [
+        [v for v in buffers if v.is_floating_point() == floating] for floating in (True, False)
+    ]
+    return [kind for kind in kinds if kind]
+
+
+def _flat(values: Sequence[Tensor]) -> Tensor:
+    """Return one vector of all values: one launch on a GPU, not one for each of a hundred norms."""
+    return torch.cat([value.flatten() for value in values])
 
 
 @contextlib.contextmanager

@@ -106,7 +106,10 @@ class Task(Protocol):
         ...
 
     def losses(self, batch: Any) -> Mapping[str, Tensor]:
-        """Return named scalar losses; their sum is minimised."""
+        """Return named scalar losses; their sum is minimised.
+
+        A value without gradient is a measurement: it is logged beside them and not minimised.
+        """
         ...
 
     def predict(self, batch: Any) -> list[Any]:

@@ -36,7 +36,7 @@ from engine.optim import (
 )
 from engine.optim import note as rate_note
 from engine.schema import RunConfig
-from engine.step import StepResult, WeightAverage, training_step, wrap_losses
+from engine.step import StepResult, WeightAverage, memory_layout, training_step, wrap_losses
 from engine.task import Batch, Task
 
 
@@ -48,6 +48,7 @@ class Progress:
     best: float = float("-inf")
     best_step: int = 0
     evaluations_since_best: int = 0
+    rate_drops: int = 0
     bad_in_a_row: int = 0
 
 
@@ -97,7 +98,7 @@ class _Run:
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self.task, self.config, self.output, self.here, self.log = task, config, output, here, log
         self.data = task.train_data()
-        layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        layout = memory_layout(config.loop)
         task.model.to(here.device, memory_format=layout)  # type: ignore[call-overload]
         task.model.train()
         self.losses_of = wrap_losses(task, config.loop, here)
@@ -127,10 +128,9 @@ class _Run:
         metrics: dict[str, float] = {}
         with stop_requests() as stop:
             for step in range(self.progress.step, loop.max_steps):
-                set_lr(
-                    self.optimizer,
-                    lr_factor(step, self.config.schedule, max_steps=loop.max_steps),
-                )
+                drops, schedule = self.progress.rate_drops, self.config.schedule
+                factor = lr_factor(step, schedule, max_steps=loop.max_steps, drops=drops)
+                set_lr(self.optimizer, factor)
                 self._step(step, next(deliveries), stop=stop.requested)
                 self.progress.step = step + 1
                 if self._asked_to_stop(step):
@@ -154,6 +154,7 @@ class _Run:
                 self.data.groups,
                 batch_size=loop.batch_size,
                 seed=self.config.seed,
+                repeats=self.config.loader.repeats,
                 start=self.progress.step,
             ),
             rank=self.here.rank,
@@ -253,6 +254,7 @@ class _Run:
         if score > progress.best:
             progress.best, progress.best_step = score, progress.step
             progress.evaluations_since_best = 0
+        self._drop_rate_on_plateau()
         if self.here.is_main:
             self.log.evaluation(progress.step, metrics, result.evaluator.table())
             self.log.pictures(progress.step, result.pictures, "predictions")
@@ -261,6 +263,15 @@ class _Run:
             self._save(best=True)
         self.meter.paused += time.perf_counter() - started
         return metrics
+
+    def _drop_rate_on_plateau(self) -> None:
+        schedule, waited = self.config.schedule, self.progress.evaluations_since_best
+        if schedule.kind == "plateau" and waited and waited % schedule.plateau_evaluations == 0:
+            self.progress.rate_drops += 1
+            self.log.note(
+                f"learning rate times {schedule.gamma:g} after step {self.progress.step}: "
+                f"no better score in {waited} evaluations"
+            )
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         if self.average is None:

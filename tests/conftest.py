@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real pictures at {folder} (set RESDET_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_root(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with cifar-10-batches-py/ as torchvision reads it, unpacked once a session."""
+    unpack = data_dir / "cifar10" / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip(f"no CIFAR-10 at {unpack.parent}")
+    root = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, str(unpack), str(root)], check=True, capture_output=True)
+    return root
 
 
 @pytest.fixture(autouse=True)

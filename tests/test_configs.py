@@ -4,20 +4,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from backbones.classification.config import ClassificationConfig
+from backbones.classification.task import build_classifier
 from detection.config import DetectionConfig
 from detection.models.build import build_faster_rcnn
 from engine.config import dump_config, load_config
+from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((REPOSITORY / "configs" / "detection").glob("*.yaml"))
+TOOLS = {"detection": "train_det", "backbones": "pretrain_backbone"}
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "detection": DetectionConfig,
+    "classification": ClassificationConfig,
+}
+CONFIGS = sorted(path for room in TOOLS for path in (REPOSITORY / "configs" / room).glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if not path.name.startswith("base_")]
 
 
-def load(path: Path) -> DetectionConfig:
-    config = load_config(path, schemas={"detection": DetectionConfig})
-    assert isinstance(config, DetectionConfig)
-    return config
+def load(path: Path) -> RunConfig:
+    return load_config(path, schemas=SCHEMAS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -37,7 +44,8 @@ def test_config_is_short(path: Path) -> None:
 def test_header_gives_command_time_and_score(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))
-    assert f"tools/train_det.py {path.relative_to(REPOSITORY).as_posix()}" in header
+    tool = TOOLS[path.parent.name]
+    assert f"tools/{tool}.py {path.relative_to(REPOSITORY).as_posix()}" in header
     assert "Time: " in header or "Hours: " in header
     assert "Score: " in header
 
@@ -45,8 +53,12 @@ def test_header_gives_command_time_and_score(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds(path: Path) -> None:
     config = load(path)
+    model: nn.Module
     with torch.device("meta"):  # shapes without memory
-        model = build_faster_rcnn(
-            config.model, num_classes=80, size_divisor=config.data.size_divisor
-        )
-    assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
+        if isinstance(config, DetectionConfig):
+            divisor = config.data.size_divisor
+            model = build_faster_rcnn(config.model, num_classes=80, size_divisor=divisor)
+        else:
+            assert isinstance(config, ClassificationConfig)
+            model = build_classifier(config, num_classes=10)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 2e5

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 import yaml
 
+from backbones.classification.config import SCHEMAS as CLASSIFICATION
+from backbones.classification.config import ClassificationConfig
+from detection.config import SCHEMAS as DETECTION
 from detection.config import DetectionConfig
 from engine.config import load_config
+from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
+SCHEMAS = {"backbones": CLASSIFICATION, "detection": DETECTION}
 KEY = r"`((?:data|model|optim|loop|loader)\.[a-z0-9_.]+)[=`]"
 
 
@@ -38,9 +43,9 @@ TOOL_COMMANDS = [command for command in COMMANDS if "tools/" in command] + heade
 MAKE_COMMANDS = [command for command in COMMANDS if command.startswith("make ")]
 
 
-def default_of(key: str) -> Any:
-    """Value of a dotted key in the schema; KeyError when there is none."""
-    value: Any = DetectionConfig().model_dump(mode="json")
+def default_of(key: str, *, schema: type[RunConfig] = DetectionConfig) -> Any:
+    """Value of a dotted key in a schema; KeyError when there is none."""
+    value: Any = schema().model_dump(mode="json")
     for name in key.split("."):
         value = value[name]
     return value
@@ -57,8 +62,12 @@ def test_tool_command_names_what_exists(command: str) -> None:
     source = (REPOSITORY / tool).read_text(encoding="utf-8")
     source += (REPOSITORY / "engine" / "cli.py").read_text(encoding="utf-8")
     assert [flag for flag in flags if f'"{flag}"' not in source] == []
-    config = configs[0] if configs else "configs/detection/demo.yaml"
-    load_config(REPOSITORY / config, overrides, schemas={"detection": DetectionConfig})
+    classifiers = {f"runs/{path.stem}" for path in CONFIGS if path.parent.name == "backbones"}
+    room = "backbones" if "pretrain" in tool or classifiers & set(arguments) else "detection"
+    default = {"backbones": "demo_objects", "detection": "demo"}[room]
+    config = configs[0] if configs else f"configs/{room}/{default}.yaml"
+    if "repro" not in tool:
+        load_config(REPOSITORY / config, overrides, schemas=SCHEMAS[room])
 
 
 @pytest.mark.parametrize("command", MAKE_COMMANDS)
@@ -84,24 +93,26 @@ def test_table_of_keys_gives_their_defaults() -> None:
 
 def test_keys_in_the_text_exist() -> None:
     for key in re.findall(KEY, README):
-        if key != "model.safetensors":
+        if key == "data.download":
+            default_of(key, schema=ClassificationConfig)
+        elif key != "model.safetensors":
             default_of(key)
 
 
 @pytest.mark.slow
 def test_commands_run_in_their_order(tmp_path: Path) -> None:
-    """Those on the demo, shortened; the others need COCO or a user's pictures."""
+    """Those on the demo, shortened; the others need COCO, CIFAR-10 or a user's pictures."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     on_demo = [
         command
         for command in shell_commands(README)
-        if "tools/" in command and "coco" not in command and "my/" not in command
+        if "tools/" in command and not any(word in command for word in ("coco", "cifar", "my/"))
     ]
-    assert len(on_demo) >= 6
+    assert len(on_demo) >= 11
     for command in on_demo:
         words = [sys.executable, *shlex.split(command)[1:]]
         words[1] = str(REPOSITORY / words[1])
-        if "train_det" in words[1]:
+        if "train_det" in words[1] or "pretrain" in words[1]:
             words += ["loop.max_steps=3", "loop.eval_every=0", "loader.workers=0"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

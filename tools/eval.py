@@ -1,4 +1,4 @@
-"""Score a detector, or a COCO results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
+"""Score a trained model, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
 
 import argparse
 import sys
@@ -13,12 +13,13 @@ from engine.errors import UserError
 
 def main() -> None:
     """Parse, then score the one or the other."""
-    parser = argparse.ArgumentParser(description="Print the mAP table and write metrics.json.")
+    parser = argparse.ArgumentParser(description="Print a table of scores, write metrics.json.")
     parser.add_argument(
         "words",
         nargs="*",
         metavar="RUN_OR_CHECKPOINT | key=value",
-        help="a run folder, a checkpoint or a .safetensors file, then changes to its config",
+        help="run folder, checkpoint or .safetensors file (classifiers: or several of them, an "
+        "ensemble), then changes to its config",
     )
     parser.add_argument("--results", type=Path, help="COCO results file to score; no model needed")
     parser.add_argument(
@@ -30,25 +31,25 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
     runs, overrides = split_words(arguments.words)
-    if len(runs) != (arguments.results is None):
-        raise UserError("command line: expected one RUN_OR_CHECKPOINT, or --results FILE.json")
+    if bool(runs) == (arguments.results is not None):
+        raise UserError("command line: expected one of RUN_OR_CHECKPOINT and --results FILE.json")
     if runs:
-        _score_run(runs[0], overrides, output=arguments.output, device=arguments.device)
+        _score_runs(runs, overrides, output=arguments.output, device=arguments.device)
     else:
         more = {"output": arguments.output, "all_images": arguments.all_images}
         _score_file(arguments.results, overrides, **more)
 
 
-def _score_run(run: Path, overrides: Sequence[str], *, output: Path | None, device: str) -> None:
-    from detection.predict import load_trained
-    from detection.tasks.detection import DetectionTask
+def _score_runs(
+    runs: Sequence[Path], overrides: Sequence[str], *, output: Path | None, device: str | None
+) -> None:
+    from detection.tasks import load_task
     from engine.evaluate import evaluate
 
-    trained = load_trained(run, overrides)
-    task = DetectionTask(trained.config, trained.model, trained.classes)
-    folder = run if run.is_dir() else run.parent
+    task = load_task(runs, overrides)
+    folder = runs[0] if runs[0].is_dir() else runs[0].parent
     folder = folder.parent if folder.name == "checkpoints" else folder
-    evaluate(task, trained.config, output=output or folder / "eval", device=device)
+    evaluate(task, task.config, output=output or folder / "eval", device=device)
 
 
 def _score_file(

@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
 
+    from backbones.pictures import read_image
     from detection.data.coco import ClassMap, detections_to_coco
-    from detection.data.transforms import read_image
     from detection.predict import find_pictures, load_detector
     from detection.visualize import draw_detections, free_paths, write_picture
     from engine.checkpoint import prepare_output

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones.pictures import BadPictureError, read_image
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
 from detection.data.collate import Sample, collate_detection, round_up
-from detection.data.transforms import Augment, BadPictureError, read_image, resize, resized_size
+from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
 

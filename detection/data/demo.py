@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,36 @@ CROWD_OWNER = -2
 def make_demo(config: DemoConfig) -> None:
     """Draw `train/` and `val/` and their `annotations/{train,val}.json` under `config.root`.
 
-    Does nothing where the same parameters have been drawn before. The folder is made beside its
-    place and renamed, so it is there entirely or not at all. Of several processes one draws.
+    Does nothing where the same parameters have been drawn before; see `draw_once`.
 
     Raises:
         UserError: the folder holds something else than an earlier demo, or cannot be written.
     """
-    root = Path(config.root)
+
+    def draw(new: Path) -> list[str]:
+        return [
+            *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
+            *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
+        ]
+
     parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
+    draw_once(Path(config.root), parameters, draw)
+
+
+def draw_once(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
+    """Let `draw` fill a folder that becomes `root`, unless the same parameters did so before.
+
+    The folder is made beside its place and renamed, so it is there entirely or not at all. Of
+    several processes one draws.
+
+    Args:
+        root: the folder.
+        parameters: all that the pictures depend on, plain values.
+        draw: fills the new folder that it is given, and returns the names of its files in it.
+
+    Raises:
+        UserError: the folder holds something else than an earlier demo, or cannot be written.
+    """
     if _is_made(root, parameters):
         return
     try:
@@ -56,21 +79,17 @@ def make_demo(config: DemoConfig) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_made(root, parameters):
                 _check_replaceable(root)
-                _draw_all(root, config, parameters)
+                _draw_beside(root, parameters, draw)
     except OSError as error:
         raise UserError(f"{root}: cannot write the demo pictures: {error}") from error
 
 
-def _draw_all(root: Path, config: DemoConfig, parameters: dict[str, Any]) -> None:
+def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
     """Draw everything beside `root`, then put it in its place; an earlier demo goes."""
     staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         new = staging / "new"
-        files = [
-            *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
-            *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
-        ]
-        marker = {"parameters": parameters, "files": files}
+        marker = {"parameters": parameters, "files": draw(new)}
         (new / MARKER).write_text(json.dumps(marker, indent=0))
         if root.exists():
             root.rename(staging / "old")

@@ -1,73 +1,18 @@
-"""Reading a picture, resizing it, and the random changes of training.
+"""Resizing a picture and the random changes of training.
 
 H, W height and width; N boxes of one picture, crowd regions among them. Pictures stay 8-bit RGB
 (H, W, 3). No function drops, adds or reorders a box.
 """
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import albumentations as A
-import cv2
 import numpy as np
 
-from engine.errors import UserError
+from backbones.pictures import resize_pixels
 
-# After 0xFF: neither a stuffed zero, nor a restart, nor a fill byte. ITU-T T.81, B.1.1.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-JPEG_START, JPEG_END = b"\xff\xd8", 0xD9
 MIN_SIDE = 0.01
 """Shortest side of a box after a resize, in pixels: its logarithm is finite."""
-
-
-class BadPictureError(UserError):
-    """A file that is no picture, is cut short, or is of another size than annotated."""
-
-
-def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
-    """Return the picture at `path` as (H, W, 3) uint8 RGB.
-
-    Grey becomes three equal channels, transparency is dropped, 16 bits become 8. `rotate` turns it
-    as its EXIF orientation says.
-
-    Raises:
-        UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is no picture, or its end is missing.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if data.startswith(JPEG_START) and not _has_jpeg_end(data):
-        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
-    flags = cv2.IMREAD_COLOR | (0 if rotate else cv2.IMREAD_IGNORE_ORIENTATION)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error as error:
-        raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
-    if pixels is None:
-        raise BadPictureError(
-            f"{path}: expected a whole picture, got a file that cannot be decoded"
-        )
-    rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return rgb
-
-
-def _has_jpeg_end(data: bytes) -> bool:
-    """Return whether the JPEG in `data` ends: OpenCV 4 decodes a part of one without a word.
-
-    Segments are stepped over by their length, since a thumbnail in one of them ends as well.
-    """
-    position = len(JPEG_START)
-    while match := JPEG_MARKER.search(data, position):
-        position = match.end()
-        if data[position - 1] == JPEG_END:
-            return True
-        position += int.from_bytes(data[position : position + 2], "big")
-    return False
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
@@ -82,9 +27,7 @@ def resize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the picture at `size` (height, width) and its boxes (N, 4), scaled alike."""
     height, width = pixels.shape[:2]
-    shrinks = size[0] < height or size[1] < width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
-    resized: np.ndarray = cv2.resize(pixels, size[::-1], interpolation=method)
+    resized = resize_pixels(pixels, size)
     scale = np.array([size[1] / width, size[0] / height])
     far = np.clip(boxes[:, 2:] * scale, MIN_SIDE, size[::-1])
     near = np.clip(boxes[:, :2] * scale, 0, far - MIN_SIDE)

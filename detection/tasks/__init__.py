@@ -1,11 +1,39 @@
-"""Tasks by the tag that a config carries, and how a run's config becomes a task."""
+"""The tasks of this package: made from a config, or read from what a run left."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from backbones.classification.task import ClassificationTask
+from backbones.classification.trained import load_trained as load_classifier
 from detection.config import DetectionConfig
+from detection.predict import load_trained
 from detection.tasks.detection import DetectionTask
+from engine.checkpoint import read_trained
+from engine.errors import UserError
 from engine.schema import RunConfig
 
 
 def build_task(config: RunConfig) -> DetectionTask:
-    """Make a config's task: reads annotations, makes the network, loads pretrained weights."""
+    """Make the task that a config asks for, ready to train."""
     assert isinstance(config, DetectionConfig)
     return DetectionTask.for_training(config)
+
+
+def load_task(
+    paths: Sequence[Path], overrides: Sequence[str] = ()
+) -> DetectionTask | ClassificationTask:
+    """Read the task of a run folder, a checkpoint or a .safetensors file, ready to be scored.
+
+    Args:
+        paths: one; several classifiers are an ensemble.
+        overrides: `a.b.c=value`, changes to the config that the file holds.
+
+    Raises:
+        UserError: a file is missing, damaged or foreign, or an override is wrong.
+    """
+    if read_trained(paths[0])[2].get("task") == "classification":
+        return load_classifier(paths, overrides)
+    if len(paths) > 1:
+        raise UserError(f"expected one detector, got {len(paths)}: {paths[1]}")
+    trained = load_trained(paths[0], overrides)
+    return DetectionTask(trained.config, trained.model, trained.classes)

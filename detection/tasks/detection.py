@@ -24,10 +24,11 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPNOutput
 from detection.ops.box_coder import encode_boxes
 from detection.ops.matching import match_boxes
-from detection.ops.sampling import random_keys, sample_matches
+from detection.ops.sampling import sample_matches
 from detection.structures import DetectionBatch, Detections, Proposals
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
+from engine.random_keys import random_keys
 
 # Streams of the per-picture random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
@@ -74,9 +75,16 @@ class DetectionTask(nn.Module):
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
-        weights = config.model.backbone.weights
-        if weights is not None:
-            task._loaded.append(load_backbone_weights(task.model.backbone, weights))
+        backbone = config.model.backbone
+        if backbone.weights is not None:
+            report = load_backbone_weights(
+                task.model.backbone,
+                backbone.weights,
+                pixel_mean=backbone.pixel_mean,
+                pixel_std=backbone.pixel_std,
+                pixels=backbone.pixels,
+            )
+            task._loaded.append(report)
         if config.model.weights is not None:
             report = load_detector_weights(
                 task.model,

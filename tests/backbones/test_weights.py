@@ -1,19 +1,34 @@
 import hashlib
-import lzma
+import json
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from backbones import ResNet, build_resnet, cifar_resnet
+from backbones import ResNet, build_resnet
+from backbones.foreign_weights import read_pickle
 from backbones.resnet import BasicBlock
-from backbones.weights import load_backbone_weights, read_state, sha256_of, to_torchvision
+from backbones.weights import (
+    WeightsReport,
+    load_backbone_weights,
+    read_state,
+    sha256_of,
+    to_torchvision,
+)
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def load(model: ResNet, path: Path | str) -> WeightsReport:
+    return load_backbone_weights(model, path, pixel_mean=MEAN, pixel_std=STD)
 
 
 def tiny(**options: Any) -> ResNet:
@@ -41,10 +56,33 @@ def test_our_safetensors(tmp_path: Path) -> None:
     path, source = tmp_path / "model.safetensors", trained()
     write_safetensors(path, source.state_dict(), {"class_names": "[]"})
     model = tiny()
-    report = load_backbone_weights(model, path)
+    report = load(model, path)
     assert_same_weights(model, source)
     assert (report.path, report.source, report.unexpected) == (str(path), "resdet", ())
     assert report.sha256 == sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pixel_mean", MEAN, None),
+        ("pixel_mean", (0, 0, 0), r"pixel_mean=\[0, 0, 0\] \(the file's\), got \[123.675, 116"),
+        ("pixel_std", STD, None),
+        ("pixel_std", (1.0, 1.0, 1.0), r"pixel_std=\[1.0, 1.0, 1.0\] \(the file's\), got \[58.395"),
+    ],
+    ids=["mean", "other-mean", "std", "other-std"],
+)
+def test_our_pixels_must_be_the_models(
+    tmp_path: Path, key: str, value: tuple[float, ...], message: str | None
+) -> None:
+    path = tmp_path / "model.safetensors"
+    metadata = {"pixel_mean": json.dumps(MEAN), "pixel_std": json.dumps(STD)}
+    write_safetensors(path, trained().state_dict(), metadata | {key: json.dumps(value)})
+    if message is None:
+        assert load(tiny(), path).source == "resdet"
+    else:
+        with pytest.raises(UserError, match=f"{path}: expected model.backbone.{message}"):
+            load(tiny(), path)
 
 
 @pytest.mark.parametrize("wrap", ["", "state_dict", "model"], ids=["bare", "state_dict", "model"])
@@ -54,9 +92,9 @@ def test_torch_file_with_prefixes(tmp_path: Path, prefix: str, wrap: str) -> Non
     state = {prefix + name: tensor for name, tensor in to_torchvision(source).items()}
     torch.save({wrap: state, "epoch": 3} if wrap else state, path)
     model = tiny()
-    report = load_backbone_weights(model, str(path))
+    report = load(model, str(path))
     assert_same_weights(model, source)
-    assert (report.source, report.unexpected) == ("torchvision", ())
+    assert (report.source, report.unexpected) == ("torchvision or timm", ())
 
 
 def test_file_without_counters_and_of_half_precision(tmp_path: Path) -> None:
@@ -64,7 +102,7 @@ def test_file_without_counters_and_of_half_precision(tmp_path: Path) -> None:
     state = {n: t for n, t in source.state_dict().items() if "num_batches" not in n}
     torch.save(state, tmp_path / "net.pth")
     model = tiny()
-    load_backbone_weights(model, tmp_path / "net.pth")
+    load(model, tmp_path / "net.pth")
     assert_same_weights(model, source.float())
 
 
@@ -73,11 +111,11 @@ def test_headless_backbone_names_the_classifier_that_it_leaves(tmp_path: Path, n
     source = trained()
     torch.save(to_torchvision(source), tmp_path / "net.pth")
     model = tiny(num_classes=None, norm=norm)
-    report = load_backbone_weights(model, tmp_path / "net.pth")
+    report = load(model, tmp_path / "net.pth")
     assert_same_weights(model, source)
     assert report.unexpected == ("fc.weight", "fc.bias")
     assert report.lines() == [
-        f"weights from {tmp_path / 'net.pth'} (torchvision, sha256 {report.sha256[:12]})",
+        f"weights from {tmp_path / 'net.pth'} (torchvision or timm, sha256 {report.sha256[:12]})",
         "left out: fc.weight, fc.bias",
     ]
 
@@ -88,7 +126,7 @@ def test_backbone_out_of_a_detector(tmp_path: Path, prefix: str) -> None:
     state = {prefix + n: t for n, t in source.state_dict().items() if not n.startswith("fc")}
     torch.save(state | {"rpn_head.conv.weight": torch.zeros(1)}, tmp_path / "detector.pth")
     model = tiny(num_classes=None)
-    report = load_backbone_weights(model, tmp_path / "detector.pth")
+    report = load(model, tmp_path / "detector.pth")
     assert_same_weights(model, source)
     assert report.unexpected == ("rpn_head.conv.weight",)
 
@@ -120,6 +158,14 @@ BAD_STATES = {
         lambda _: {"encoder.w": torch.ones(1)},
         r"expected a residual network \(conv1.weight\), got encoder.w$",
     ),
+    "deep-stem": (
+        lambda s: without(s, "conv1") | {"conv1.0.weight": torch.ones(1)},
+        r"expected a stem of one convolution \(conv1.weight\), got a deep stem \(conv1.0.weight\)$",
+    ),
+    "group-norm": (
+        lambda s: {n: t for n, t in s.items() if "running" not in n},
+        "network with group norm, but the model has batch norm .missing: bn1.running_mean, ",
+    ),
     "empty": (lambda _: {}, r"expected a residual network \(conv1.weight\), got none$"),
     "not-tensors": (lambda _: {"epoch": 1}, "expected names and tensors"),
 }
@@ -134,7 +180,7 @@ def test_bad_file_is_one_line_and_changes_nothing(
     model = tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as caught:
-        load_backbone_weights(model, path)
+        load(model, path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     torch.testing.assert_close(dict(model.state_dict()), before)
@@ -162,7 +208,7 @@ def test_group_norm_net_says_that_the_file_is_of_a_batch_norm_net(tmp_path: Path
     torch.save(to_torchvision(trained()), tmp_path / "net.pth")
     message = r"batch norm, but the model has group norm .*bn1.running_mean, .* and 35 more"
     with pytest.raises(UserError, match=message):
-        load_backbone_weights(tiny(norm="group"), tmp_path / "net.pth")
+        load(tiny(norm="group"), tmp_path / "net.pth")
 
 
 def test_frozen_net_gets_its_counters_for_torchvision() -> None:
@@ -172,17 +218,111 @@ def test_frozen_net_gets_its_counters_for_torchvision() -> None:
     assert to_torchvision(model).keys() == to_torchvision(batch).keys()
 
 
-def test_cifar_weights_of_others_score_what_they_scored(data_dir: Path) -> None:
-    model = cifar_resnet(20)
-    load_backbone_weights(model, data_dir / "cifar_resnet_weights" / "resnet20-12fca82f.th")
-    mosaic = np.asarray(Image.open(data_dir / "cifar10" / "test_batch.webp"))[:160]
-    tiles = mosaic.reshape(5, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    pixels = torch.from_numpy(tiles.copy()) / 255
-    frame = lzma.decompress((data_dir / "cifar10" / "test_batch.frame.xz").read_bytes())
-    start = frame.index(b"]q\x05(") + 4  # pickled list: each label is a "K" and a byte
-    labels = torch.tensor(list(frame[start + 1 : start + 1000 : 2]))
-    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-    with torch.inference_mode():
-        logits = model.eval()((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-    accuracy = (logits.argmax(1) == labels).float().mean().item()
-    assert accuracy == pytest.approx(0.9173, abs=0.02)
+class Trap:
+    """Pickled, it is a call."""
+
+    def __init__(self, function: Callable[..., object], *args: object) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("name", ["posix.mkdir", "eval", "numpy.save"])
+def test_a_pickle_runs_no_code(tmp_path: Path, name: str, protocol: int) -> None:
+    path, made = tmp_path / "R-50.pkl", str(tmp_path / "made")
+    traps = {
+        "posix.mkdir": Trap(os.mkdir, made),
+        "eval": Trap(eval, f"__import__('os').mkdir({made!r})"),
+        "numpy.save": Trap(np.save, made, np.ones(1)),
+    }
+    blobs = {"conv1_w": np.ones(1), "trap": traps[name]}
+    path.write_bytes(pickle.dumps({"model": blobs}, protocol=protocol))
+    message = f"R-50.pkl: .* got one that wants to run the code '.*{name}'; it was not run$"
+    with pytest.raises(UserError, match=message):
+        load(tiny(), path)
+    assert list(tmp_path.iterdir()) == [path]
+    pickle.loads(path.read_bytes())  # the trap does work
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999], ids=str)
+def test_truncated_pickle(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "R-50.pkl"
+    data = pickle.dumps({f"res{n}_w": np.ones((n, n)) for n in range(40)})
+    path.write_bytes(data[: int(len(data) * share)])
+    message = "R-50.pkl: expected a pickle of numpy arrays, got a damaged or foreign file$"
+    with pytest.raises(UserError, match=message):
+        load(tiny(), path)
+
+
+NOT_ARRAYS = {
+    "list": ([np.ones(1)], "expected a pickle of numpy arrays, got a damaged or foreign file$"),
+    "objects": ({"w": np.array(["x", None], dtype=object)}, "expected a pickle of numpy arrays"),
+    "complex": ({"w": np.ones(2, dtype=complex)}, "expected a pickle of numpy arrays"),
+    "number": ({"w": 3}, "expected names and tensors"),
+    "numbered": ({1: np.ones(1)}, "expected names and tensors"),
+    "empty": ({}, r"expected a residual network \(conv1.weight\), got none$"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), NOT_ARRAYS.values(), ids=list(NOT_ARRAYS))
+def test_pickle_of_something_else(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=f"R-50.pkl: {message}"):
+        load(tiny(), path)
+
+
+def test_absent_pickle(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"R-50.pkl: cannot read the weights: No such file"):
+        read_state(tmp_path / "R-50.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_of_every_layout_and_protocol(tmp_path: Path, protocol: int) -> None:
+    cube = np.arange(24.0).reshape(2, 3, 4)
+    content = {
+        "rows": cube,
+        "columns": np.asfortranarray(cube),
+        "permuted": cube.transpose(0, 2, 1),
+        "big-endian": np.array([1, 256], dtype=">i4"),
+        "half": np.array([0.5], dtype=np.float16),
+        "number": np.float32(2.5),
+        "counter": np.array(7),
+        "flags": np.array([True, False]),
+    }
+    path = tmp_path / "arrays.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    state, metadata = read_pickle(path)
+    assert metadata == {}
+    assert state.keys() == content.keys()
+    for name, value in content.items():
+        np.testing.assert_array_equal(state[name].numpy(), value)
+
+
+def test_pickle_of_python_2(tmp_path: Path) -> None:
+    # As numpy 1 wrote it there: text for bytes, and its module's old name.
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        b"(K\x01(K\x02tcnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + np.array([1.5, -2], dtype="<f4").tobytes() + b"tb"
+    )
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(b"\x80\x02}U\x07conv1_b" + array + b"s.")
+    state, _ = read_state(path)
+    torch.testing.assert_close(state, {"conv1_b": torch.tensor([1.5, -2.0])})
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_stride_of_our_own_bottlenecks_must_be_the_models(tmp_path: Path, in_file: bool) -> None:
+    config = {"model": {"backbone": {"kind": "resnet50", "stride_in_1x1": in_file}}}
+    metadata = {"class_names": "[]", "config": json.dumps(config)}
+    path = tmp_path / "backbone.safetensors"
+    write_safetensors(path, build_resnet("resnet50", stride_in_1x1=in_file).state_dict(), metadata)
+    report = load(build_resnet("resnet50", stride_in_1x1=in_file), path)
+    assert report.source == "resdet"
+    expected = f"expected model.backbone.stride_in_1x1={str(in_file).lower()}"
+    with pytest.raises(UserError, match=expected):
+        load(build_resnet("resnet50", stride_in_1x1=not in_file), path)

@@ -48,6 +48,15 @@ def test_seed_changes_order_and_draws() -> None:
     assert len({draw.seed for batch in take(40) for draw in batch}) == 120
 
 
+def test_repeated_draws_of_a_picture_follow_each_other_with_seeds_of_their_own() -> None:
+    drawn = [draw for batch in take(11 * 3, repeats=3) for draw in batch]
+    assert len({draw.seed for draw in drawn}) == len(drawn)
+    counts = np.bincount([draw.index for draw in drawn], minlength=len(GROUPS))
+    assert counts.tolist() == [9] * len(GROUPS)
+    in_group = [draw.index for draw in drawn if GROUPS[draw.index] == 0]
+    assert all(len(set(in_group[i : i + 3])) == 1 for i in range(0, len(in_group), 3))
+
+
 def test_processes_and_parts_share_out_the_global_batch() -> None:
     plan = [[Draw(i, i) for i in range(8)]]
     parts = [

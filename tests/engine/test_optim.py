@@ -235,6 +235,15 @@ def test_the_rate_follows_the_batch_size_when_asked() -> None:
         ({"warmup_steps": 10, "warmup_factor": 0.1}, {0: 0.1, 5: 0.55, 10: 1}),
         ({"warmup_steps": 10, "warmup_factor": 0.0, "milestones": (5,)}, {4: 0.4, 5: 0.05}),
         ({"kind": "cosine", "warmup_steps": 200, "warmup_factor": 0.5}, {0: 0.5, 100: 0.75}),
+        (
+            {
+                "kind": "constant",
+                "warmup_kind": "constant",
+                "warmup_steps": 9,
+                "warmup_factor": 0.1,
+            },
+            {0: 0.1, 8: 0.1, 9: 1},
+        ),
     ],
     ids=[
         "constant",
@@ -246,6 +255,7 @@ def test_the_rate_follows_the_batch_size_when_asked() -> None:
         "warm-up",
         "milestone in warm-up",
         "warm-up longer than the run",
+        "constant warm-up",
     ],
 )
 def test_rate_over_steps(options: dict[str, Any], expected: dict[int, float]) -> None:

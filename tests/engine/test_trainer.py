@@ -12,7 +12,7 @@ import torch
 from engine.checkpoint import CheckpointFolder, load_checkpoint, read_safetensors
 from engine.errors import DivergedError, InterruptedRunError, UserError
 from engine.evaluate import evaluate
-from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig
+from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig, ScheduleConfig
 from engine.step import WeightAverage
 from engine.task import Task
 from engine.trainer import fit
@@ -181,3 +181,47 @@ def test_weight_average_follows_and_steps_aside() -> None:
 def test_toy_batch_moves() -> None:
     batch = ToyData().collate([ToyData().load(0, 0)])
     assert isinstance(batch.to(torch.device("cpu")), ToyBatch)
+
+
+class MeasuringTask(ToyTask):
+    """Also returns a number that is not to be minimised."""
+
+    def losses(self, batch: ToyBatch) -> dict[str, torch.Tensor]:
+        losses = super().losses(batch)
+        return losses | {"measured": 100 * losses["square"].detach()}
+
+
+def test_a_value_without_gradient_is_logged_and_not_minimised(tmp_path: Path) -> None:
+    fit(ToyTask(), config(), output=tmp_path / "plain")
+    fit(MeasuringTask(), config(), output=tmp_path / "measured")
+    torch.testing.assert_close(weights(tmp_path / "measured"), weights(tmp_path / "plain"))
+    for plain, line in zip(
+        lines(tmp_path / "plain", "train"), lines(tmp_path / "measured", "train"), strict=True
+    ):
+        assert line["loss"] == plain["loss"]
+        assert line["measured"] == pytest.approx(100 * line["square"])
+
+
+def on_plateau(steps: int) -> RunConfig:
+    """A rate so low that the score of 9 rows hardly moves, evaluated after every second step."""
+    settings = config(max_steps=steps, eval_every=2, log_every=1, checkpoint_every=1)
+    schedule = ScheduleConfig(kind="plateau", plateau_evaluations=2, gamma=0.5)
+    return settings.model_copy(update={"schedule": schedule})
+
+
+class StuckTask(ToyTask):
+    """Its predictions never change, so that the first evaluation stays the best one."""
+
+    def predict(self, batch: ToyBatch) -> list[float]:
+        return [0.0] * len(batch)
+
+
+def test_the_rate_drops_on_a_plateau_and_stays_down_after_a_resume(tmp_path: Path) -> None:
+    fit(StuckTask(), on_plateau(12), output=tmp_path / "whole")
+    rates = [line["lr"] for line in lines(tmp_path / "whole", "train")]
+    # evaluations after steps 2 (the best), 4, 6 (two without a better one), 8, 10
+    assert rates == pytest.approx([0.05] * 6 + [0.025] * 4 + [0.0125] * 2)
+    fit(StuckTask(), on_plateau(7), output=tmp_path / "cut")
+    fit(StuckTask(), on_plateau(12), output=tmp_path / "cut", resume=True)
+    assert [line["lr"] for line in lines(tmp_path / "cut", "train")] == pytest.approx(rates)
+    torch.testing.assert_close(weights(tmp_path / "cut"), weights(tmp_path / "whole"))

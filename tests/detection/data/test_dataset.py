@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from backbones.pictures import read_image
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection, aspect_groups
-from detection.data.transforms import read_image
 from engine.errors import SkippedSampleError, UserError
 from engine.task import DataSet
 

@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from detection.evaluation.report import write_curves, write_pr_curves
+from backbones.curves import write_curves
+from detection.evaluation.report import write_pr_curves
 
 
 def read(path: Path) -> np.ndarray:

@@ -18,9 +18,10 @@ from detection.losses import roi_loss, rpn_loss
 from detection.models import FasterRCNN, PoolSettings, RPNOutput
 from detection.ops.box_coder import encode_boxes
 from detection.ops.matching import match_boxes
-from detection.ops.sampling import random_keys, sample_matches
+from detection.ops.sampling import sample_matches
 from detection.structures import ImageBatch, Proposals, Targets
 from detection.weights import from_torchvision_fasterrcnn
+from engine.random_keys import random_keys
 from tests.detection.models.detectors import (
     make_detector,
     make_images,

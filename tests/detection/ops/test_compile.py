@@ -7,7 +7,8 @@ from detection.ops.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh
 from detection.ops.matching import match_boxes
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
-from detection.ops.sampling import random_keys, sample_matches
+from detection.ops.sampling import sample_matches
+from engine.random_keys import random_keys
 
 
 def step(features: list[Tensor], gt: Tensor, anchors: Tensor, seeds: Tensor) -> list[Tensor]:

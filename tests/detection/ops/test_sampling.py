@@ -1,39 +1,9 @@
 import pytest
 import torch
 
-from detection.ops.sampling import random_keys, sample_matches
+from detection.ops.sampling import sample_matches
+from engine.random_keys import random_keys
 from tests.reference import matching as reference
-
-
-def test_keys_are_the_reference() -> None:
-    seeds = [0, 1, -1, 2**31, 2**40 + 7, 2**63 - 1, -(2**63)]
-    keys = random_keys(torch.tensor(seeds), 50, stream=3)
-    expected = [[reference.random_key(seed, 3, i) for i in range(50)] for seed in seeds]
-    assert keys.tolist() == expected
-
-
-def test_keys_depend_on_seed_stream_and_position_alone() -> None:
-    seeds = torch.tensor([5, 6])
-    keys = random_keys(seeds, 1000, stream=0)
-    torch.testing.assert_close(random_keys(seeds.flip(0), 10, stream=0), keys.flip(0)[:, :10])
-    assert (keys[0] != keys[1]).float().mean() > 0.99
-    assert (random_keys(seeds, 1000, stream=1) != keys).float().mean() > 0.99
-    assert random_keys(seeds, 0, stream=0).shape == (2, 0)
-
-
-def test_keys_are_uniform_and_independent() -> None:
-    # 100 seeds in a row, as a run has them
-    shares = random_keys(torch.arange(100), 10_000, stream=1).double() / 2**31
-    assert shares.min() >= 0
-    assert shares.max() < 1
-    # a million draws: the mean's standard error is 0.0003, that of a bin's share 0.0003
-    assert abs(shares.mean().item() - 0.5) < 0.0015
-    bins = torch.histc(shares, bins=10, min=0, max=1) / shares.numel()
-    torch.testing.assert_close(bins, torch.full_like(bins, 0.1), atol=0.0015, rtol=0)
-    centered = shares - 0.5
-    for other in (centered.roll(1, 0), centered.roll(1, 1), centered.roll((1, 1), (0, 1))):
-        assert abs((centered * other).mean().item() * 12) < 0.005
-
 
 CASES = {
     "many of both": ([0.3, 0.5, 0.2], 30, 0.5),

@@ -16,7 +16,7 @@ from tests.detection.tasks.tiny import tiny_config
 
 
 def main(what: str, root: str, output: str, *settings: str) -> None:
-    """Write the gradients (`gradients NECK`) or the metrics (`evaluate BATCH_SIZE`) to `output`."""
+    """Write gradients (`gradients NECK`) or metrics (`evaluate BATCH_SIZE`) to `output`."""
     torch.set_num_threads(1)
     with world("cpu", timeout_s=60) as here:
         if what == "gradients":

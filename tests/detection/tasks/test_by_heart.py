@@ -12,8 +12,9 @@ from detection.tasks import build_task
 from engine.config import parse_config
 from engine.trainer import fit
 
-# 438 and 564 hold crowd regions beside their 13 and 16 single objects.
-IMAGE_IDS = (30, 34, 36, 42, 72, 73, 78, 142, 326, 370, 438, 502, 514, 564, 575, 581)
+# 438 holds a crowd region beside its 13 single objects. No object is smaller than 50 pixels at 320:
+# on a map of stride 16 a RoI of a cell or two holds too little to tell its box by.
+IMAGE_IDS = (30, 34, 36, 42, 72, 73, 78, 142, 326, 370, 438, 443, 502, 514, 575, 581)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ C4 = Lesson(
     },
     sides=(320, 480),
     smallest_anchor=16,
-    steps=1500,
+    steps=1200,
 )
 FPN = Lesson(
     model={

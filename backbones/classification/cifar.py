@@ -1,0 +1,116 @@
+"""CIFAR-10 and CIFAR-100, held in memory as one array; batches are cut from it without a copy each.
+
+N pictures, B of one batch. The files are torchvision's, checked by their MD5.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from backbones.classification.config import DataConfig
+from backbones.classification.structures import LabelledBatch
+from engine.errors import UserError
+
+ARCHIVES: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+HOLDOUT_SEED = 0
+"""Of the choice of pictures that are set aside; every run sets the same ones aside."""
+
+
+class CifarPictures:
+    """32x32 pictures and their classes.
+
+    pixels: (N, 32, 32, 3) uint8 RGB. labels: (N,) int64. class_names: by label. notes: lines for
+    the log.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        *,
+        class_names: Sequence[str],
+        notes: Sequence[str] = (),
+    ) -> None:
+        # torchvision holds them channels first, and cutting batches out would keep that
+        self.pixels, self.labels = np.ascontiguousarray(pixels), labels
+        self.class_names, self.notes = tuple(class_names), tuple(notes)
+
+    @classmethod
+    def training(cls, config: DataConfig) -> Self:
+        """Read the training pictures but those that `config.holdout` sets aside.
+
+        Raises:
+            UserError: the files are missing, damaged or cannot be fetched; or nothing is left.
+        """
+        pictures = _read(config, train=True)
+        if config.holdout >= len(pictures.data):
+            raise UserError(
+                f"data.holdout: expected less than {len(pictures.data)}, got {config.holdout}"
+            )
+        rows = _held_out(len(pictures.data), config.holdout)
+        notes = [f"{config.holdout} training pictures are set aside for validation"]
+        return cls._of(pictures, ~rows, notes if config.holdout else [])
+
+    @classmethod
+    def validation(cls, config: DataConfig) -> Self:
+        """Read the test pictures, or the training pictures that `config.holdout` sets aside.
+
+        Raises:
+            UserError: the files are missing, damaged or cannot be fetched.
+        """
+        pictures = _read(config, train=config.holdout > 0)
+        count = len(pictures.data)
+        rows = _held_out(count, config.holdout) if config.holdout else np.ones(count, bool)
+        return cls._of(pictures, rows, [])
+
+    @classmethod
+    def _of(cls, pictures: CIFAR10, rows: np.ndarray, notes: Sequence[str]) -> Self:
+        labels = np.asarray(pictures.targets, dtype=np.int64)
+        return cls(pictures.data[rows], labels[rows], class_names=pictures.classes, notes=notes)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(N,) int64 zeros: all pictures have one shape."""
+        return np.zeros(len(self.labels), dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
+    def load(self, index: int, seed: int) -> tuple[int, int]:
+        """Return the draw itself; `collate` cuts the whole batch from the array."""
+        return index, seed
+
+    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+        """Agree on nothing: all pictures have one shape."""
+
+    def collate(self, samples: Sequence[tuple[int, int]], frame: Any = None) -> LabelledBatch:
+        """Make a batch of at least one draw, pixels channels last in memory."""
+        rows, seeds = np.array(samples, dtype=np.int64).T
+        return LabelledBatch(
+            pixels=torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2),
+            labels=torch.from_numpy(self.labels[rows]),
+            image_ids=torch.from_numpy(rows.copy()),
+            seeds=torch.from_numpy(seeds.copy()),
+        )
+
+
+def _held_out(count: int, holdout: int) -> np.ndarray:
+    """Return (count,) bool with `holdout` pictures chosen."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.random.default_rng(HOLDOUT_SEED).permutation(count)[:holdout]] = True
+    return chosen
+
+
+def _read(config: DataConfig, *, train: bool) -> CIFAR10:
+    archive = ARCHIVES[config.kind]
+    try:
+        return archive(config.root, train=train, download=config.download)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"data.root {config.root}: expected {archive.base_folder}/ as torchvision keeps it "
+            f"(data.download=true fetches it), got: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,267 @@
+"""Accuracy, calibration and confusions of a classifier.
+
+N pictures, K classes, T = min(5, K) best labels of a picture.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from backbones.classification.structures import LabelledBatch
+from backbones.classification.visualize import draw_confusion
+from engine.errors import UserError
+
+MAX_DRAWN = 50
+"""Above so many classes there is no picture of the confusions."""
+MAX_LISTED = 100
+"""Above so many classes the console does not list each."""
+NUM_CONFUSIONS = 10
+"""Most frequent confusions shown on the console."""
+
+_BEST = 5
+_COLUMNS = 3  # pairs of name and number in a row of a table; fits 80 characters
+_PERCENT = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "top1_error": "top-1 error",
+    "top5_error": "top-5 error",
+    "calibration_error": "calibration error",
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is kept of the predictions for N pictures.
+
+    image_ids: (N,) int64. labels: (N,) int64, the true classes. best: (N, T) int32, labels by
+    falling probability; of equal ones the lower goes first. confidences: (N,) float32, probability
+    of the best label. losses: (N,) float32, -log of the true label's probability.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    best: np.ndarray
+    confidences: np.ndarray
+    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassificationScore:
+    """The outcome of one scoring.
+
+    metrics: `top1`, `top5` (the true label is among the T best) and their `_error`s in [0, 1];
+    `nll_loss`, mean negative log-likelihood in nats; `calibration_error` in [0, 1]; `num_pictures`;
+    `top1/<class>` for each class that has pictures. confusion: (K, K) int64 counts, true class by
+    predicted class. class_names: by label.
+    """
+
+    metrics: dict[str, float]
+    confusion: np.ndarray
+    class_names: tuple[str, ...]
+
+    def table(self) -> Group:
+        """Return the numbers, those of each class and the worst confusions, for the console."""
+        title = f"classification of {self.metrics['num_pictures']} pictures, in percent"
+        cells = [(name, f"{100 * self.metrics[key]:.2f}") for key, name in _PERCENT.items()]
+        parts = [_pairs(title, [*cells, ("log loss (nats)", f"{self.metrics['nll_loss']:.3f}")])]
+        if len(self.class_names) <= MAX_LISTED:
+            accuracies = {name: self.metrics.get(f"top1/{name}") for name in self.class_names}
+            cells = [
+                (escape(name), "-" if value is None else f"{100 * value:.1f}")
+                for name, value in sorted(accuracies.items())
+            ]
+            parts.append(_pairs("top-1 by class, in percent", cells))
+        worst = self.worst_confusions()
+        if worst:
+            parts.append(_confusion_table(worst))
+        return Group(*parts)
+
+    def worst_confusions(self) -> list[tuple[str, str, int]]:
+        """Return (true, predicted, count) of the most frequent errors, at most NUM_CONFUSIONS."""
+        errors = self.confusion * ~np.eye(len(self.class_names), dtype=bool)
+        places = np.argsort(-errors, axis=None, kind="stable")[:NUM_CONFUSIONS]
+        cells = zip(*np.unravel_index(places, errors.shape), strict=True)
+        names = self.class_names
+        return [(names[i], names[j], int(errors[i, j])) for i, j in cells if errors[i, j]]
+
+    def write(self, directory: Path) -> None:
+        """Write metrics.json, confusion.csv, and confusion.png for up to MAX_DRAWN classes.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        text = json.dumps(self.metrics, indent=2, ensure_ascii=False)
+        _write_whole(directory / "metrics.json", f"{text}\n".encode())
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["true / predicted", *self.class_names])
+        for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True):
+            writer.writerow([name, *counts])
+        _write_whole(directory / "confusion.csv", table.getvalue().encode())
+        if len(self.class_names) <= MAX_DRAWN:
+            drawing = draw_confusion(self.confusion, self.class_names)
+            _, png = cv2.imencode(".png", cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
+            _write_whole(directory / "confusion.png", png.tobytes())
+
+
+class ClassificationEvaluator:
+    """Gathers answers for a validation set, in any order and over any number of processes.
+
+    Args:
+        class_names: by label, each different.
+        num_bins: bins of the calibration error.
+    """
+
+    main_metric = "top1"
+
+    def __init__(self, class_names: Sequence[str], *, num_bins: int = 15) -> None:
+        assert len(set(class_names)) == len(class_names), "class names must differ"
+        self._class_names = tuple(class_names)
+        self._num_bins = num_bins
+        self._gathered: list[Answers] = []
+        self._score: ClassificationScore | None = None
+
+    def update(self, batch: LabelledBatch, predictions: Sequence[Tensor]) -> None:
+        """Add one batch.
+
+        Args:
+            batch: at least one picture.
+            predictions: (K,) float32 probabilities on the CPU for each of its pictures, in order.
+                NaN counts as 0, so that a network that has diverged is scored all the same.
+        """
+        probabilities = np.nan_to_num(torch.stack(list(predictions)).numpy(), nan=0.0)
+        expected = (len(batch), len(self._class_names))
+        assert probabilities.shape == expected, f"expected {expected}, got {probabilities.shape}"
+        labels = batch.labels.cpu().numpy()
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :_BEST]
+        of_truth = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
+        # a probability that has underflowed would make the mean infinite
+        losses = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny))
+        self._gathered.append(
+            Answers(
+                image_ids=batch.image_ids.cpu().numpy(),
+                labels=labels,
+                best=best.astype(np.int32),
+                confidences=probabilities.max(axis=1),
+                losses=losses,
+            )
+        )
+
+    def state(self) -> list[Answers]:
+        """Return what this process has gathered, batch by batch."""
+        return self._gathered
+
+    def compute(self, states: Sequence[list[Answers]]) -> dict[str, float]:
+        """Score the union of the states; see `ClassificationScore.metrics`.
+
+        Raises:
+            UserError: there is no picture.
+        """
+        answers = _merge([part for state in states for part in state])
+        num_classes = len(self._class_names)
+        cells = answers.labels * num_classes + answers.best[:, 0]
+        counts = np.bincount(cells, minlength=num_classes**2)
+        confusion = counts.reshape(num_classes, num_classes)
+        hits = answers.best == answers.labels[:, None]
+        top1, top5 = float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
+        metrics: dict[str, float] = {
+            "top1": top1,
+            "top5": top5,
+            "top1_error": 1 - top1,
+            "top5_error": 1 - top5,
+            "nll_loss": float(answers.losses.mean(dtype=np.float64)),
+            "calibration_error": calibration_error(
+                answers.confidences, hits[:, 0], num_bins=self._num_bins
+            ),
+            "num_pictures": len(answers.labels),
+        }
+        per_class = zip(self._class_names, np.diag(confusion), confusion.sum(axis=1), strict=True)
+        metrics |= {f"top1/{name}": float(right / all_) for name, right, all_ in per_class if all_}
+        self._score = ClassificationScore(metrics, confusion, self._class_names)
+        return metrics
+
+    def write(self, directory: Path) -> None:
+        """Write metrics.json, confusion.csv and, unless the classes are many, confusion.png."""
+        self._scored().write(directory)
+
+    def table(self) -> Group:
+        """Return the numbers, those of each class and the worst confusions, for the console."""
+        return self._scored().table()
+
+    def _scored(self) -> ClassificationScore:
+        assert self._score is not None, "compute() comes first"
+        return self._score
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins: int) -> float:
+    """Return how far confidence and accuracy lie apart, in [0, 1].
+
+    The expected calibration error of Guo et al. 2017, *On Calibration of Modern Neural Networks*,
+    equation 3: the mean over bins of equal width, ((m - 1) / M, m / M], of the difference between
+    the bin's accuracy and its mean confidence, weighted by the pictures in it.
+
+    Args:
+        confidences: (N,) probabilities of the predicted labels, N of at least 1.
+        correct: (N,) bool, whether the predicted label is the true one.
+        num_bins: M, at least 1.
+    """
+    edges = np.arange(1, num_bins) / num_bins
+    bins = np.searchsorted(edges, confidences.astype(np.float64), side="left")
+    # a bin's count cancels: count / N * |sum of correct / count - sum of confidence / count|
+    gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64))
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def _merge(parts: Sequence[Answers]) -> Answers:
+    """Return all answers by rising image id: sums then round alike for any number of processes."""
+    if not parts:
+        raise UserError("evaluation: expected at least one validation picture, got none")
+    image_ids = np.concatenate([part.image_ids for part in parts])
+    order = np.argsort(image_ids)
+    unique = len(np.unique(image_ids))
+    assert unique == len(image_ids), f"{len(image_ids) - unique} pictures more than once"
+    columns = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
+        for field in fields(Answers)
+    }
+    return Answers(**columns)
+
+
+def _pairs(title: str, cells: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title=title, show_header=False)
+    for _ in range(min(_COLUMNS, len(cells))):
+        table.add_column()
+        table.add_column(justify="right")
+    for start in range(0, len(cells), _COLUMNS):
+        table.add_row(*(text for cell in cells[start : start + _COLUMNS] for text in cell))
+    return table
+
+
+def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Table:
+    table = Table("true", "predicted", title="most frequent confusions")
+    table.add_column("pictures", justify="right")
+    for true, predicted, count in confusions:
+        table.add_row(escape(true), escape(predicted), str(count))
+    return table
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Put a file in place in one piece, so that a run cut short leaves the old one."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

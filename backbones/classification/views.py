@@ -1,0 +1,108 @@
+"""How a picture is tested: one crop, ten crops, or fully convolutional at several scales.
+
+B pictures, V views of a picture, K classes. Pixels are RGB on the scale 0..255.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.classification.model import Classifier
+from engine.errors import UserError
+
+View = Literal["center", "ten_crop", "multi_scale"]
+
+
+def ten_crops(pixels: Tensor, crop: int) -> Tensor:
+    """Cut the centre and the four corners out of each picture, and mirror the five.
+
+    Krizhevsky et al. 2012, section 4.1, which the paper's 10-crop testing follows (section 3.4).
+
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        crop: side of a crop, in pixels.
+
+    Returns:
+        (B, V=10, 3, crop, crop) uint8: centre, top left, top right, bottom left, bottom right,
+        and the mirror of each in this order.
+
+    Raises:
+        UserError: the pictures are smaller than a crop.
+    """
+    height, width = pixels.shape[2:]
+    bottom, right = height - crop, width - crop
+    if min(bottom, right) < 0:
+        raise UserError(
+            f"evaluation.crop: expected at most the pictures' sides ({height} x {width}), "
+            f"got {crop}"
+        )
+    corners = ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right))
+    crops = [pixels[:, :, top : top + crop, left : left + crop] for top, left in corners]
+    crops += [each.flip(3) for each in crops]
+    return torch.stack(crops, dim=1)
+
+
+def predict_probabilities(
+    models: Sequence[Classifier],
+    pixels: Tensor,
+    *,
+    view: View,
+    crop: int,
+    scales: Sequence[int],
+) -> Tensor:
+    """Return the mean of the probabilities that networks give to views of each picture.
+
+    Args:
+        models: at least one, in evaluation mode, each with its own normalisation, all with the
+            same K classes; several are an ensemble.
+        pixels: (B, 3, H, W) uint8. "center": what the network shall see. "ten_crop": sides of at
+            least `crop`. "multi_scale": the shorter side is the largest scale, so that pictures
+            only shrink.
+        view: "center": the picture itself. "ten_crop": see `ten_crops`. "multi_scale": the picture
+            with each of `scales` as its shorter side, and its mirror, all windows of `crop` pixels
+            averaged before the softmax (the paper, section 3.4).
+        crop: side of a crop or a window, in pixels.
+        scales: "multi_scale": lengths of the shorter side, in pixels.
+
+    Returns:
+        (B, K) float32; under autocast too the softmax is taken in float32.
+
+    Raises:
+        UserError: a scale or a picture is smaller than a crop.
+    """
+    answers = []
+    for picture in _views(pixels, view=view, crop=crop, scales=scales):
+        for model in models:
+            x = model.normalize(picture)
+            dense = view == "multi_scale"
+            logits = model.dense_logits(x, window=crop) if dense else model(x)
+            answers.append(logits.float().softmax(dim=1))
+    return torch.stack(answers).mean(dim=0)
+
+
+def _views(pixels: Tensor, *, view: View, crop: int, scales: Sequence[int]) -> Iterator[Tensor]:
+    """Yield (B, 3, h, w) one after the other, so that memory holds the activations of one."""
+    if view == "center":
+        yield pixels
+    elif view == "ten_crop":
+        yield from ten_crops(pixels, crop).unbind(dim=1)
+    else:
+        if min(scales) < crop:
+            raise UserError(
+                f"evaluation.scales: expected at least evaluation.crop ({crop}), got {min(scales)}"
+            )
+        for scale in scales:
+            resized = _resize(pixels, scale)
+            yield resized
+            yield resized.flip(3)
+
+
+def _resize(pixels: Tensor, short_side: int) -> Tensor:
+    """Return float32 pictures (B, 3, h, w) with this shorter side and the same aspect."""
+    sides = pixels.shape[2:]
+    size = [round(side * short_side / min(sides)) for side in sides]
+    # by float: CUDA resizes no bytes; without rounding back, which would only add noise
+    return F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=True)

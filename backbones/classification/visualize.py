@@ -1,0 +1,105 @@
+"""Drawings of a classifier's results: (H, W, 3) uint8 RGB arrays. K classes."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+READABLE_SIDE = 192
+"""A picture whose longer side is shorter than this is enlarged by a whole factor, in pixels."""
+
+_CELL = 36
+_GAP = 6
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
+_MAX_CHARACTERS = 24
+_CAPTION = "rows: true class, columns: predicted class, shade: share of the row"
+_BLUE = np.array((20, 60, 140))
+_BLACK, _WHITE, _GREEN, _RED = (0, 0, 0), (255, 255, 255), (0, 110, 0), (190, 0, 0)
+
+
+def draw_prediction(
+    picture: np.ndarray, label: int, prediction: Tensor, *, class_names: Sequence[str]
+) -> np.ndarray:
+    """Draw a picture under its true class and the best prediction, green if right and else red.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB; not changed, in the drawing enlarged when small.
+        label: the true class.
+        prediction: (K,) probabilities on the CPU.
+        class_names: K names, by label; long ones are cut short.
+    """
+    best = int(prediction.argmax())
+    lines = (
+        (f"true: {_printable(class_names[label])}", _BLACK),
+        (
+            f"predicted: {_printable(class_names[best])} {float(prediction[best]):.2f}",
+            _GREEN if best == label else _RED,
+        ),
+    )
+    factor = max(1, round(READABLE_SIDE / max(picture.shape[:2])))
+    enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width, _ = enlarged.shape
+    sizes = [_text_size(text) for text, _ in lines]
+    line = max(size[1] for size in sizes) + 2 * _GAP
+    top = line * len(lines)
+    canvas_width = max(width, max(size[0] for size in sizes) + 2 * _GAP)
+    canvas = np.full((top + height, canvas_width, 3), 255, np.uint8)
+    canvas[top:, (canvas_width - width) // 2 :][:, :width] = enlarged
+    for number, (text, color) in enumerate(lines):
+        middle = (canvas_width // 2, line * number + line // 2)
+        _write(canvas, text, center=middle, color=color)
+    return canvas
+
+
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Draw a confusion matrix: a cell for each pair of classes, with its count unless that is 0.
+
+    Args:
+        counts: (K, K) numbers of pictures, true class by predicted class; K of at least 1.
+        class_names: K names, by label; long ones are cut short.
+    """
+    num_classes = len(class_names)
+    names = [_printable(name) for name in class_names]
+    margin = max(_text_size(name)[0] for name in names) + 2 * _GAP
+    line = _text_size(_CAPTION)[1] + 2 * _GAP
+    top, side = line + margin, num_classes * _CELL
+    width = max(margin + side + _GAP, _text_size(_CAPTION)[0] + 2 * _GAP)
+    canvas = np.full((top + side + _GAP, width, 3), 255, np.uint8)
+    _write(canvas, _CAPTION, center=(width // 2, line // 2), color=_BLACK)
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    colors = np.round(255 + shares[..., None] * (_BLUE - 255)).astype(np.uint8)
+    cells = colors.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+    cells[::_CELL], cells[:, ::_CELL] = 208, 208
+    canvas[top : top + side, margin : margin + side] = cells
+
+    for place, name in enumerate(names):
+        strip = np.full((_CELL, margin, 3), 255, np.uint8)
+        _write(strip, name, center=(margin // 2, _CELL // 2), color=_BLACK)
+        start = place * _CELL
+        canvas[top + start : top + start + _CELL, :margin] = strip
+        canvas[line:top, margin + start : margin + start + _CELL] = np.rot90(strip)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        middle = (margin + column * _CELL + _CELL // 2, top + row * _CELL + _CELL // 2)
+        color = _WHITE if shares[row, column] > 0.5 else _BLACK
+        _write(canvas, str(counts[row, column]), center=middle, color=color)
+    return canvas
+
+
+def _printable(name: str) -> str:
+    text = name.encode("ascii", "replace").decode()  # OpenCV's font holds no more
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 2]}.."
+
+
+def _text_size(text: str) -> tuple[int, int]:
+    (width, height), _ = cv2.getTextSize(text, _FONT, _SCALE, 1)
+    return width, height
+
+
+def _write(
+    canvas: np.ndarray, text: str, *, center: tuple[int, int], color: tuple[int, int, int]
+) -> None:
+    width, height = _text_size(text)
+    corner = (int(center[0] - width // 2), int(center[1] + height // 2))
+    cv2.putText(canvas, text, corner, _FONT, _SCALE, color, 1, cv2.LINE_AA)

@@ -1,0 +1,80 @@
+"""Curves of a run, and figures of panels, as PNG files; the user of matplotlib for all rooms."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_COLUMNS = 8
+_SCORES = ("ap", "ap50", "ap75", "top1", "top5")
+_LOSSES = ("loss", "rpn", "roi", "class")
+
+
+def write_curves(run_dir: Path) -> Path:
+    """Draw what a run folder's metrics.jsonl holds: losses, learning rate and scores over steps.
+
+    Returns:
+        the picture, `curves.png` in the run folder.
+    """
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    trained = [record for record in records if record["kind"] == "train"]
+    scored = [record for record in records if record["kind"] == "eval"]
+    figure, (losses, rate, scores) = panels_of(3, columns=3, size=4.0)
+    names = [name for name in _keys(trained) if name.startswith(_LOSSES)]
+    _draw(losses, trained, names, title="losses")
+    _draw(rate, trained, ["lr"], title="learning rate")
+    _draw(scores, scored, [name for name in _SCORES if name in _keys(scored)], title="scores")
+    for axes in (losses, rate, scores):
+        axes.set_xlabel("step")
+    path = run_dir / "curves.png"
+    save_figure(figure, path)
+    return path
+
+
+def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for record in records for key in record))
+
+
+def _draw(
+    axes: Axes, records: Sequence[dict[str, Any]], names: Sequence[str], *, title: str
+) -> None:
+    steps = [record["step"] for record in records]
+    marker = "o" if len(steps) < 20 else ""
+    for name in names:
+        values = [record.get(name) for record in records]  # null: a number that does not exist
+        numbers = [math.nan if value is None else value for value in values]
+        axes.plot(steps, numbers, label=name, linewidth=1.2, marker=marker, markersize=3)
+    axes.set_title(title)
+    if names and steps:
+        axes.legend()
+
+
+def panels_of(
+    count: int, *, columns: int = _COLUMNS, size: float = 2.0
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its `count` panels of `size` inches; pyplot would keep every figure."""
+    columns = min(columns, max(count, 3))
+    rows = max(1, math.ceil(count / columns))
+    width, height = size * columns, size * rows + 1
+    figure = Figure(figsize=(width, height))
+    # margins in inches; matplotlib's own layouts take twice as long as the drawing
+    figure.subplots_adjust(
+        left=0.6 / width, right=1 - 0.2 / width, bottom=0.8 / height, top=1 - 0.7 / height
+    )
+    figure.subplots_adjust(wspace=0.25, hspace=0.35)
+    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=7)
+    return figure, panels
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    FigureCanvasAgg(figure).print_figure(path, dpi=100)

@@ -1,0 +1,172 @@
+"""Reading a picture file, and its size. Pictures are (H, W, 3) uint8 RGB arrays."""
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from engine.errors import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of the files in a folder, those that are taken for pictures."""
+
+# After 0xFF: neither a stuffed zero, nor a restart, nor a fill byte. ITU-T T.81, B.1.1.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JPEG_START, JPEG_END, JPEG_APP1 = b"\xff\xd8", 0xD9, 0xE1
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # headers that hold the size
+EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x0112
+EXIF_TURNED = range(5, 9)  # orientations that swap height and width
+HEADER_BYTES = 1 << 16  # holds the size in most files, and is one read
+
+REDUCTIONS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+"""Factors by which a JPEG can be decoded smaller."""
+
+
+class BadPictureError(UserError):
+    """A file that is no picture, is cut short, or is of another size than annotated."""
+
+
+def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
+    """Return the picture at `path` as (H, W, 3) uint8 RGB.
+
+    Grey becomes three equal channels, transparency is dropped, 16 bits become 8. `rotate` turns it
+    as its EXIF orientation says.
+
+    Raises:
+        UserError: there is no such file, or it cannot be opened.
+        BadPictureError: it is no picture, or its end is missing.
+    """
+    return decode(read_file(path), path, rotate=rotate)
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return the bytes of the file at `path`.
+
+    Raises:
+        UserError: there is no such file, or it cannot be opened.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int = 1) -> np.ndarray:
+    """Return the picture in `data` as (H, W, 3) uint8 RGB.
+
+    Args:
+        data: a whole file.
+        path: its name, for errors.
+        rotate: whether it is turned as its EXIF orientation says.
+        reduction: a key of `REDUCTIONS`. A JPEG of h x w becomes ceil(h / reduction) x
+            ceil(w / reduction), in less time; other formats come at their full size.
+
+    Raises:
+        BadPictureError: it is no picture, or its end is missing.
+    """
+    is_jpeg = data.startswith(JPEG_START)
+    if is_jpeg and not _has_jpeg_end(data):
+        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
+    # OpenCV would decode the other formats in full and then resize.
+    flags = REDUCTIONS[reduction if is_jpeg else 1]
+    flags |= 0 if rotate else cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
+    if pixels is None:
+        raise BadPictureError(
+            f"{path}: expected a whole picture, got a file that cannot be decoded"
+        )
+    rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return rgb
+
+
+def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the picture (H, W, 3) at `size` (height, width)."""
+    shrinks = size[0] < pixels.shape[0] or size[1] < pixels.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
+    resized: np.ndarray = cv2.resize(pixels, size[::-1], interpolation=method)
+    return resized
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) of `read_image(path)`, decoding it only where its header is silent.
+
+    Raises:
+        UserError: as for `read_image`. A file whose end is missing may go unnoticed.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            size = picture_size(file.read(HEADER_BYTES))
+    except OSError:
+        size = None  # reading it whole says what is wrong
+    if size is None:
+        height, width = read_image(path).shape[:2]
+        size = height, width
+    return size
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) that decoding would give, EXIF orientation applied, from the header.
+
+    None: `data` is no JPEG, or its header is not whole.
+    """
+    if not data.startswith(JPEG_START):
+        return None
+    orientation = None
+    for marker, content in _jpeg_segments(data):
+        if marker == JPEG_APP1 and content.startswith(EXIF) and orientation is None:
+            orientation = _exif_orientation(content[len(EXIF) :])
+        elif marker in JPEG_FRAMES and len(content) >= 5:
+            height, width = struct.unpack_from(">HH", content, 1)
+            if not height or not width:
+                return None
+            return (width, height) if orientation in EXIF_TURNED else (height, width)
+    return None
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Return the orientation that EXIF data (a TIFF header) ask for; 1: upright, or none."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            # tag, type, number of values, then the value itself, left-aligned in four bytes
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, place)
+            if tag == EXIF_ORIENTATION:
+                return int(value)
+    except struct.error:
+        pass  # cut short: what it says is not heeded
+    return 1
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Return whether the JPEG in `data` ends: OpenCV 4 decodes a part of one without a word."""
+    return any(marker == JPEG_END for marker, _ in _jpeg_segments(data))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (marker, content) of each segment, in order; what was cut off is not there.
+
+    They are stepped over by their length, since a thumbnail in one of them has segments as well.
+    """
+    position = len(JPEG_START)
+    while match := JPEG_MARKER.search(data, position):
+        position = match.end()
+        length = int.from_bytes(data[position : position + 2], "big")
+        yield data[position - 1], data[position + 2 : position + length]
+        position += length

@@ -1,0 +1,279 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones.classification.config import (
+    AugmentConfig,
+    ClassificationConfig,
+    DataConfig,
+    EvaluationConfig,
+)
+from backbones.classification.folder import FolderPictures
+from backbones.pictures import BadPictureError, read_image, resize_pixels
+from engine.errors import SkippedSampleError, UserError
+from engine.loader import evaluation_batches
+from engine.task import DataSet
+from tests.reference.pictures import smooth_picture
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def write_picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 50)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(smooth_picture(*size)).convert(mode).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two pictures of each of three classes to train, one to validate."""
+    for name in CLASSES:
+        write_picture(tmp_path / "train" / name / "1.jpg")
+        write_picture(tmp_path / "train" / name / "2.png", size=(60, 45))
+        write_picture(tmp_path / "val" / name / "3.jpg")
+    return tmp_path
+
+
+def make_config(root: Path | str, *, data: Any = None, **evaluation: Any) -> ClassificationConfig:
+    return ClassificationConfig(
+        data=DataConfig(root=str(root), **(data or {})),
+        augment=AugmentConfig(crop=24, pca_std=0.1, auto="trivial"),
+        evaluation=EvaluationConfig(**{"resize": 32, "crop": 24, "scales": (24, 36), **evaluation}),
+    )
+
+
+def open_training(root: Path, **data: Any) -> FolderPictures:
+    return FolderPictures.training(make_config(root, data=data))
+
+
+def open_validation(
+    root: Path, class_names: Sequence[str] = CLASSES, **evaluation: Any
+) -> FolderPictures:
+    return FolderPictures.validation(make_config(root, **evaluation), class_names)
+
+
+def names(data: FolderPictures) -> list[str]:
+    return [data.file_name(index) for index in range(len(data))]
+
+
+def test_pictures_come_by_class_and_name(root: Path) -> None:
+    write_picture(root / "train" / "bee" / "deep" / "er" / "0.JPEG")
+    data = open_training(root)
+    assert data.class_names == CLASSES
+    assert names(data) == [
+        *("ant/1.jpg", "ant/2.png"),
+        *("bee/1.jpg", "bee/2.png", "bee/deep/er/0.JPEG"),
+        *("cow/1.jpg", "cow/2.png"),
+    ]
+    samples = [data.load(index, index) for index in range(len(data))]
+    assert [sample.label for sample in samples] == [0, 0, 1, 1, 1, 2, 2]
+    assert [sample.image_id for sample in samples] == list(range(7))
+    assert data.groups.tolist() == [0] * 7
+    assert data.notes == ()
+
+
+def test_names_of_any_length_and_script_are_kept(root: Path) -> None:
+    odd = ["ü.jpg", "x" * 200 + ".png", "a b.png", "名.webp"]
+    for name in odd:
+        write_picture(root / "train" / "bee" / name)
+    data = open_training(root)
+    assert {f"bee/{name}" for name in odd} < set(names(data))
+    for index in range(len(data)):
+        assert data.load(index, 0).pixels.shape == (24, 24, 3)
+
+
+def test_training_depends_on_index_and_seed_alone(root: Path) -> None:
+    first, second = open_training(root), open_training(root)
+    second.load(0, 99)
+    pictures = set()
+    for index in (0, 1):
+        for seed in range(5):
+            a, b = first.load(index, seed), second.load(index, seed)
+            torch.testing.assert_close(a.pixels, b.pixels, rtol=0, atol=0)
+            pictures.add(a.pixels.tobytes())
+    assert len(pictures) == 10
+
+
+def test_a_batch(root: Path) -> None:
+    data = open_training(root)
+    as_engine_sees_it: DataSet = data
+    assert as_engine_sees_it.frame([(0, 1), (1, 2)]) is None
+    draws = [(1, 2**61), (4, 3)]
+    batch = data.collate([data.load(*draw) for draw in draws])
+    assert batch.pixels.shape == (2, 3, 24, 24)
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.tolist() == [0, 2]
+    assert batch.image_ids.tolist() == [1, 4]
+    assert batch.seeds.tolist() == [2**61, 3]
+    expected = torch.from_numpy(data.load(4, 3).pixels).permute(2, 0, 1)
+    torch.testing.assert_close(batch.pixels[1], expected, rtol=0, atol=0)
+
+
+def test_the_centre_is_validated(root: Path) -> None:
+    data = open_validation(root)
+    assert data.class_names == CLASSES
+    assert data.groups.tolist() == [0, 0, 0]
+    whole = resize_pixels(read_image(root / "val" / "bee" / "3.jpg"), (32, 40))
+    torch.testing.assert_close(data.load(1, 5).pixels, whole[4:28, 8:32].copy(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("view", "side"), [("ten_crop", 32), ("multi_scale", 36)])
+def test_pictures_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> None:
+    write_picture(root / "val" / "ant" / "tall.png", size=(50, 40))
+    write_picture(root / "val" / "ant" / "large.jpg", size=(80, 100))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(smooth_picture(40, 50)).save(root / "val/ant/turned.jpg", exif=turned)
+    data = open_validation(root, view=view)
+    shapes = [data.load(index, 0).pixels.shape[:2] for index in range(len(data))]
+    assert {min(shape) for shape in shapes} == {side}
+    by_group = set(zip(data.groups.tolist(), shapes, strict=True))
+    assert len(by_group) == len(set(shapes)) == 2
+    sizes = [
+        len(data.collate([data.load(draw.index, draw.seed) for draw in part.draws]))
+        for part in evaluation_batches(data.groups, batch_size=8)
+    ]
+    assert sorted(sizes) == [2, 4]
+
+
+def test_every_kind_of_picture_works(root: Path) -> None:
+    folder = root / "train" / "ant"
+    write_picture(folder / "grey.jpg", "L")
+    write_picture(folder / "grey.png", "LA")
+    write_picture(folder / "cmyk.jpg", "CMYK")
+    write_picture(folder / "alpha.PNG", "RGBA")
+    write_picture(folder / "palette.png", "P")
+    cv2.imwrite(str(folder / "deep.png"), smooth_picture().astype(np.uint16) * 257)
+    (folder / "1.jpg").rename(folder / "a jpeg.png")
+    data = open_training(root)
+    assert len(data) == 12
+    for index in range(len(data)):
+        sample = data.load(index, 0)
+        assert sample.pixels.shape == (24, 24, 3)
+        assert sample.pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("suffix", ["1.jpg", "2.png"])
+@pytest.mark.parametrize("bad", [b"", b"no picture", None], ids=["empty", "text", "truncated"])
+def test_a_bad_picture_stops_or_is_skipped(root: Path, suffix: str, bad: bytes | None) -> None:
+    path = root / "train" / "bee" / suffix
+    path.write_bytes(path.read_bytes()[:-30] if bad is None else bad)
+    index = 2 if suffix == "1.jpg" else 3
+    with pytest.raises(BadPictureError, match=rf"bee/{suffix}: expected a whole"):
+        open_training(root).load(index, 0)
+    skipping = open_training(root, on_bad_image="skip")
+    with pytest.raises(SkippedSampleError, match=rf"bee/{suffix}: expected a whole"):
+        skipping.load(index, 0)
+    assert skipping.load(0, 0).label == 0
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        skipping.load(index, 0)
+
+
+def test_a_bad_picture_is_met_while_sizes_are_read(root: Path) -> None:
+    path = root / "val" / "bee" / "3.jpg"
+    path.write_bytes(b"no picture")
+    with pytest.raises(BadPictureError, match=r"bee/3\.jpg"):
+        open_validation(root, view="ten_crop")
+    config = make_config(root, data={"on_bad_image": "skip"}, view="ten_crop")
+    data = FolderPictures.validation(config, CLASSES)
+    assert data.groups[0] == data.groups[2] != data.groups[1]
+    with pytest.raises(SkippedSampleError):
+        data.load(1, 0)
+
+
+def test_other_files_are_left_out_and_counted(root: Path) -> None:
+    train = root / "train"
+    for name in ("list.txt", "cow/notes.md", "cow/deep/1.gif", ".cache/1.jpg", "cow/._1.jpg"):
+        (train / name).parent.mkdir(exist_ok=True)
+        (train / name).write_bytes(b"something")
+    data = open_training(root)
+    assert data.class_names == CLASSES
+    assert len(data) == 6
+    assert data.notes == (f"{train}: 3 files that are no pictures were left out",)
+
+
+def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
+    (root / "val" / "bee" / "3.jpg").unlink()
+    (root / "val" / "ant" / "3.jpg").unlink()
+    (root / "val" / "ant").rmdir()
+    data = open_validation(root)
+    assert data.class_names == CLASSES
+    assert names(data) == ["cow/3.jpg"]
+    assert data.load(0, 0).label == 2
+    assert data.notes == (
+        f"{root / 'val'}: 2 of 3 classes have no picture and count in no metric: ant, bee",
+    )
+    many = [f"class{number:02}" for number in range(20)]
+    (note,) = open_validation(root, [*many, *CLASSES]).notes
+    assert note.endswith(f": {', '.join(many[:10])} and 12 more")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all in it."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("removed", "made", "message"),
+    [
+        (["."], [], r"^data\.root .*: expected the folder with train/ and val/, got no such"),
+        (["train"], [], r"train: expected a folder for each class in it, got no such folder"),
+        (["val"], [], r"val: expected a folder for each class in it, got no such folder"),
+        (["train"], ["train/1.jpg"], r"train: expected a folder .*, got none \(files: 1\)"),
+        (["val"], ["val/1.jpg", "val/2.jpg"], r"val: expected a folder .*, got none \(files: 2\)"),
+        (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected pictures of the class"),
+        ([], ["train/dog/readme.txt"], r"train/dog: expected pictures of the class \(\.bmp .*none"),
+        ([], ["val/cows/1.jpg"], r"val/cows: expected a class .*nearest is cow\), got one that"),
+        (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected pictures in it, got empty"),
+    ],
+    ids=str,
+)
+def test_wrong_folders_are_named(
+    root: Path, removed: list[str], made: list[str], message: str
+) -> None:
+    for name in removed:
+        if (root / name).is_dir():
+            remove(root / name)
+        else:
+            (root / name).unlink()
+    for name in made:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message) as error:
+        open_validation(root, open_training(root).class_names)
+    assert "\n" not in str(error.value)
+
+
+def test_no_root_is_no_current_folder(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match=r"data\.root .*got nothing"):
+        FolderPictures.training(make_config(""))
+
+
+def test_real_pictures(data_dir: Path) -> None:
+    folder = data_dir / "imagenette128"
+    config = ClassificationConfig(
+        data=DataConfig(root=str(folder)), evaluation=EvaluationConfig(view="ten_crop")
+    )
+    train = FolderPictures.training(config)
+    val = FolderPictures.validation(config, train.class_names)
+    assert (len(train), len(val), len(train.class_names)) == (7000, 1500, 10)
+    assert train.class_names[0] == "n01440764"
+    assert train.file_name(0).startswith("n01440764/ILSVRC2012_val_")
+    batch = train.collate([train.load(index, index) for index in range(0, 7000, 700)])
+    assert batch.pixels.shape == (10, 3, 224, 224)
+    assert batch.labels.tolist() == list(range(10))
+    assert 80 < batch.pixels.float().mean() < 150
+    assert val.load(1499, 0).pixels.shape == (256, 256, 3)
+    assert val.groups.tolist() == [0] * 1500

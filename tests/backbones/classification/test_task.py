@@ -1,0 +1,180 @@
+"""The classification task: losses, what a run leaves, and the way to a detector."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backbones import build_resnet
+from backbones.classification.structures import LabelledBatch
+from backbones.classification.task import ClassificationTask
+from backbones.classification.trained import export_backbone, load_trained, recompute_norms
+from backbones.weights import load_backbone_weights
+from engine.checkpoint import read_safetensors
+from engine.errors import UserError
+from engine.step import LossModule
+from engine.task import Task
+from engine.trainer import fit
+from tests.backbones.classification.tiny import tiny_config, write_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with its exported backbone, not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    config = tiny_config(folder, loop={"max_steps": 30, "ema_decay": 0.9})
+    metrics = fit(ClassificationTask.for_training(config), config, output=output)
+    export_backbone(output, metrics=metrics)
+    return output
+
+
+def batch_of(task: ClassificationTask, count: int = 6) -> LabelledBatch:
+    data: Any = task.train_data()
+    batch: LabelledBatch = data.collate([data.load(i, seed=100 + i) for i in range(count)])
+    return batch
+
+
+def test_it_is_a_task(folder: Path) -> None:
+    assert isinstance(ClassificationTask.for_training(tiny_config(folder)), Task)
+
+
+def test_loss_is_cross_entropy_and_the_error_is_not_minimised(folder: Path) -> None:
+    task = ClassificationTask.for_training(tiny_config(folder, loss={"label_smoothing": 0.1}))
+    task.eval()
+    batch = batch_of(task)
+    losses = task.losses(batch)
+    logits = task.model(task.model.normalize(batch.pixels))
+    expected = F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    torch.testing.assert_close(losses["class"], expected)
+    error = (logits.argmax(1) != batch.labels).float().mean()
+    torch.testing.assert_close(losses["train_error"], error)
+    assert losses["class"].requires_grad
+    assert not losses["train_error"].requires_grad
+
+
+def test_binary_loss(folder: Path) -> None:
+    task = ClassificationTask.for_training(tiny_config(folder, loss={"kind": "bce"})).eval()
+    batch = batch_of(task)
+    logits = task.model(task.model.normalize(batch.pixels)).double()
+    target = F.one_hot(batch.labels, 2).double()
+    expected = -(target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log()).mean()
+    torch.testing.assert_close(task.losses(batch)["class"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+AUGMENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mixed": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "erasing_prob": 0.5},
+}
+
+
+@pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
+def test_a_training_step_compiles_without_a_graph_break(
+    folder: Path, augment: dict[str, Any]
+) -> None:
+    config = tiny_config(folder, augment={"crop": 32, **augment})
+    task = ClassificationTask.for_training(config)
+    module = LossModule(task, device=torch.device("cpu"), precision="bf16")
+    batch = batch_of(task)
+    with torch.no_grad():
+        expected = module(batch)
+        found = torch.compile(module, fullgraph=True, backend="eager")(batch)
+    assert set(expected) == ({"class", "train_error"} if not augment else {"class"})
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_run_folder_and_scores(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["top1"] >= 0.75  # eight pictures of two colours
+    assert metrics["num_pictures"] == 8
+    assert (run / "confusion.png").is_file()
+    trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in trained if line["kind"] == "train")
+    assert first["loss"] == first["class"]
+    assert 0 <= first["train_error"] <= 1
+
+
+def test_the_exported_backbone_is_the_network_with_new_statistics(run: Path) -> None:
+    weights, metadata = read_safetensors(run / "backbone.safetensors")
+    whole, _ = read_safetensors(run / "model.safetensors")
+    assert json.loads(metadata["class_names"]) == ["blue", "red"]
+    assert json.loads(metadata["metrics"])["num_pictures"] == 8
+    assert json.loads(metadata["config"])["model"]["backbone"]["kind"] == "cifar_resnet8"
+    assert not [name for name in weights if name.startswith("fc.")]
+    changed = {name for name in weights if not weights[name].equal(whole[f"backbone.{name}"])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed == {name for name in weights if name.endswith(statistics)}
+
+
+def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> None:
+    task = load_trained([run])
+    seen = []
+    handle = task.model.backbone.conv1.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.double())
+    )
+    assert recompute_norms(task, limit=13) == 12  # three whole batches of four
+    handle.remove()
+    assert [len(each) for each in seen] == [4, 4, 4]
+    norm = task.model.backbone.bn1
+    mean = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
+    var = torch.stack([each.var((0, 2, 3)) for each in seen]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, var.float(), rtol=1e-4, atol=1e-5)
+    assert not task.model.training
+    assert all(m.momentum == 0.1 for m in task.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_an_ensemble_of_one_equals_the_one_and_of_two_is_their_mean(run: Path) -> None:
+    one = load_trained([run])
+    data: Any = one.val_data()
+    batch = data.collate([data.load(i, seed=0) for i in range(3)])
+    alone = torch.stack(one.predict(batch))
+    twice = torch.stack(load_trained([run, run]).predict(batch))
+    torch.testing.assert_close(twice, alone)
+    torch.testing.assert_close(alone.sum(1), torch.ones(3))
+
+
+def test_an_ensemble_of_other_classes_is_refused(run: Path, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    for split in ("train", "val"):
+        (root / split / "red").rename(root / split / "green")
+    config = tiny_config(root, loop={"max_steps": 1})
+    fit(ClassificationTask.for_training(config), config, output=tmp_path / "other")
+    with pytest.raises(UserError, match=r"expected the classes of .* \(blue, red\), got"):
+        load_trained([run, tmp_path / "other"])
+
+
+def test_the_backbone_goes_under_a_detector(folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        folder, model={"backbone": {"kind": "resnet18"}}, loop={"max_steps": 1, "batch_size": 2}
+    )
+    metrics = fit(ClassificationTask.for_training(config), config, output=tmp_path / "run")
+    export_backbone(tmp_path / "run", metrics=metrics)
+    backbone = config.model.backbone
+    network = build_resnet("resnet18", norm="frozen")
+    pixels: Any = {"pixel_mean": backbone.pixel_mean, "pixel_std": backbone.pixel_std}
+    report = load_backbone_weights(network, tmp_path / "run" / "backbone.safetensors", **pixels)
+    assert report.source == "resdet"
+    assert report.unexpected == ()
+    for view in (network, load_trained([tmp_path / "run"]).model.backbone):
+        assert view.conv1.weight.equal(network.conv1.weight)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+    for name, steps in (("whole", [6]), ("cut", [3, 6])):
+        for number, last in enumerate(steps):
+            loop = {"max_steps": last, "checkpoint_every": 3}
+            config = tiny_config(folder, loop=loop, augment={"crop": 32, "auto": "trivial"})
+            task = ClassificationTask.for_training(config)
+            fit(task, config, output=tmp_path / name, resume=number > 0)
+    whole, cut = (read_safetensors(tmp_path / n / "model.safetensors")[0] for n in ("whole", "cut"))
+    assert all(whole[name].equal(cut[name]) for name in whole)

@@ -1,0 +1,379 @@
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from backbones.classification.config import AugmentConfig, EvaluationConfig
+from backbones.classification.transforms import (
+    OPERATIONS,
+    AutoAugment,
+    EvaluationView,
+    TrainingView,
+    Window,
+    cut,
+    draw_area_window,
+    draw_color_shift,
+    draw_resized_window,
+    largest_reduction,
+    operate,
+    reach_of,
+    shift_colors,
+    short_side_size,
+)
+from backbones.pictures import BadPictureError, decode, resize_pixels
+from engine.errors import UserError
+from tests.reference.pictures import smooth_picture
+
+PATH = Path("a.jpg")
+SIZES = [(48, 64), (64, 48), (48, 48), (300, 20), (1, 1), (7, 500)]
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def bounds(window: Window) -> tuple[float, float, float, float]:
+    """Return top, left, bottom, right."""
+    bottom, right = window.top + window.height, window.left + window.width
+    return window.top, window.left, bottom, right
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_shorter_side_is_exact(size: tuple[int, int]) -> None:
+    for short_side in (1, 7, 224, 255, 257):
+        resized = short_side_size(size, short_side)
+        assert min(resized) == short_side
+        assert abs(max(resized) - max(size) * short_side / min(size)) <= 0.5
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_papers_window_is_a_crop_of_the_resized_picture(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    short_sides, seen = set(), []
+    for _ in range(300):
+        window = draw_resized_window(size, rng, short_sides=(20, 24), crop=20)
+        top, left, bottom, right = bounds(window)
+        assert top >= 0
+        assert left >= 0
+        assert bottom <= size[0] + 1e-9
+        assert right <= size[1] + 1e-9
+        shorter = window.height if size[0] <= size[1] else window.width
+        short_sides.add(round(20 * min(size) / shorter))
+        seen.append((top / size[0], bottom / size[0], left / size[1], right / size[1]))
+    assert short_sides == {20, 21, 22, 23, 24}
+    low, high = np.min(seen, axis=0), np.max(seen, axis=0)
+    assert low[[0, 2]].max() < 0.01  # every border is reached
+    assert high[[1, 3]].min() > 0.99
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_area_window_is_inside_and_in_range(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        window = draw_area_window(size, rng, area=(0.2, 0.6), aspect=(0.5, 2.0))
+        height, width = int(window.height), int(window.width)
+        top, left, bottom, right = bounds(window)
+        assert 0 <= top < bottom <= size[0]
+        assert 0 <= left < right <= size[1]
+        # The area may be smaller only where the ten draws did not fit, hence in long pictures.
+        slack = (height + width + 1) / (size[0] * size[1])
+        assert height * width / (size[0] * size[1]) <= 0.6 + slack
+        if max(size) < 2 * min(size):
+            assert height * width / (size[0] * size[1]) >= 0.2 - slack
+        assert (width - 0.51) / (height + 0.51) <= 2.0
+        assert (width + 0.51) / (height - 0.51) >= 0.5
+
+
+def test_area_and_aspect_are_spread_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    windows = [
+        draw_area_window((1000, 1000), rng, area=(0.1, 0.4), aspect=(0.5, 2.0)) for _ in range(2000)
+    ]
+    areas = np.array([window.height * window.width for window in windows]) / 1e6
+    shapes = np.log2([window.width / window.height for window in windows])
+    for values, low, high in ((areas, 0.1, 0.4), (shapes, -1, 1)):
+        counts = np.histogram(values, bins=5, range=(low - 0.01, high + 0.01))[0]
+        assert counts.min() > 300  # 400 each if uniform
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((10, 1000), (10, 20)), ((1000, 10), (20, 10)), ((50, 60), (50, 60))],
+    ids=str,
+)
+def test_what_never_fits_gives_the_centre(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    area = (1.0, 1.0) if size != (50, 60) else (0.0, 0.0)
+    window = draw_area_window(size, np.random.default_rng(0), area=area, aspect=(0.5, 2.0))
+    assert (window.height, window.width) == expected
+    middle = ((size[0] - expected[0]) // 2, (size[1] - expected[1]) // 2)
+    assert (window.top, window.left) == middle
+
+
+@pytest.mark.parametrize("crop", [8, 20, 47])
+def test_a_crop_is_the_crop_of_the_whole(crop: int) -> None:
+    picture = smooth_picture(96, 128)
+    rng = np.random.default_rng(crop)
+    for short_side, tolerance in ((48, 0), (96, 0), (64, 9), (120, 9)):
+        size = short_side_size((96, 128), short_side)
+        whole = resize_pixels(picture, size)
+        top, left = (int(rng.integers(side - crop + 1)) for side in size)
+        down, across = 96 / size[0], 128 / size[1]
+        window = Window(top * down, left * across, crop * down, crop * across)
+        expected = whole[top : top + crop, left : left + crop].astype(int)
+        difference = np.abs(cut(picture, window, crop) - expected)
+        assert difference.max() <= tolerance  # window's edges lie between pixels
+
+
+def test_reduced_decoding_never_falls_short() -> None:
+    rng = np.random.default_rng(0)
+    chosen: Counter[int] = Counter()
+    for _ in range(500):
+        height, width = (int(side) for side in rng.integers(1, 700, size=2))
+        window = draw_area_window((height, width), rng, area=(0.08, 1.0), aspect=(0.75, 1.33))
+        factor = largest_reduction(window, 40)
+        chosen[factor] += 1
+        if factor > 1:
+            assert min(window.height, window.width) / factor >= 40
+        if factor < 8:
+            assert min(window.height, window.width) / (2 * factor) < 40
+    assert set(chosen) == {1, 2, 4, 8}
+
+
+def test_reduced_and_full_decoding_agree() -> None:
+    picture = smooth_picture(330, 403)
+    data = jpeg(picture)
+    rng = np.random.default_rng(0)
+    for aligned in (True, False):
+        for _ in range(10):
+            window = draw_resized_window((330, 403), rng, short_sides=(40, 80), crop=40)
+            if aligned:
+                window = Window(8 * (window.top // 8), 8 * (window.left // 8), 160, 160)
+            factor = largest_reduction(window, 40)
+            assert factor == 4 if aligned else factor in (4, 8)
+            reduced = cut(decode(data, PATH, reduction=factor), window, 40, reduction=factor)
+            difference = np.abs(reduced.astype(int) - cut(picture, window, 40))
+            # else up to half a reduced pixel of rounding, where colours change by some 25 a pixel
+            assert difference.max() < (6 if aligned else 16)
+
+
+def test_colour_noise_against_the_formula() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(9, 7, 3), dtype=np.uint8)
+    shift = draw_color_shift(np.random.default_rng(5), 0.1)
+    alphas = np.random.default_rng(5).normal(0, 0.1, size=3)
+    variances = [0.2175, 0.0188, 0.0045]
+    axes = [  # one principal axis a row
+        [-0.5675, -0.5808, -0.5836],
+        [0.7192, -0.0045, -0.6948],
+        [0.4009, -0.8140, 0.4203],
+    ]
+    expected_shift = np.zeros(3)
+    for alpha, variance, axis in zip(alphas, variances, axes, strict=True):
+        expected_shift += 255 * alpha * variance * np.array(axis)
+    torch.testing.assert_close(shift, expected_shift)
+    for scale in (1, 20):  # the second one clips
+        expected = np.clip(np.rint(pixels + scale * shift), 0, 255).astype(np.uint8)
+        torch.testing.assert_close(shift_colors(pixels, scale * shift), expected)
+
+
+def test_the_axes_are_orthonormal() -> None:
+    shifts = [draw_color_shift(np.random.default_rng(seed), 0.1) for seed in range(4000)]
+    variances = np.linalg.eigvalsh(np.cov(np.transpose(shifts) / 25.5))
+    expected = np.array([0.0045, 0.0188, 0.2175]) ** 2
+    torch.testing.assert_close(variances, expected, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["trivial", "randaugment"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_changes_a_picture(name: str, kind: str) -> None:
+    picture = smooth_picture() // 2 + 40  # not the full range, for autocontrast
+    reach = reach_of(kind, side=48)
+    for strength in (1.0, -1.0):
+        changed = operate(picture, name, reach, strength=strength)
+        assert changed.shape == picture.shape
+        assert changed.dtype == np.uint8
+        assert (changed != picture).any() == (name != "identity")
+        again = operate(picture, name, reach, strength=strength)
+        torch.testing.assert_close(again, changed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if OPERATIONS[name][0] != "nothing"])
+def test_no_strength_is_no_change(name: str) -> None:
+    picture = smooth_picture().clip(0, 254)  # solarize starts at 255
+    changed = operate(picture, name, reach_of("trivial", side=48), strength=0.0)
+    torch.testing.assert_close(changed, picture, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strength", [-1.0, -0.4, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("name", "enhancer"),
+    [
+        ("brightness", ImageEnhance.Brightness),
+        ("saturation", ImageEnhance.Color),
+        ("contrast", ImageEnhance.Contrast),
+        ("sharpness", ImageEnhance.Sharpness),
+    ],
+)
+def test_colour_operations_are_pillows(name: str, enhancer: Any, strength: float) -> None:
+    picture = smooth_picture()
+    changed = operate(picture, name, reach_of("trivial", side=48), strength=strength)
+    expected = np.asarray(enhancer(Image.fromarray(picture)).enhance(1 + 0.99 * strength))
+    inside = (slice(1, -1), slice(1, -1))  # Pillow sharpens no border
+    assert np.abs(changed[inside].astype(int) - expected[inside]).max() <= 2
+
+
+def test_posterize_and_solarize_are_pillows() -> None:
+    picture = smooth_picture()
+    image = Image.fromarray(picture)
+    for kind, bits in (("trivial", 2), ("randaugment", 4)):
+        changed = operate(picture, "posterize", reach_of(kind, side=48), strength=-1.0)
+        torch.testing.assert_close(changed, np.array(ImageOps.posterize(image, bits)))
+    changed = operate(picture, "solarize", reach_of("trivial", side=48), strength=0.5)
+    torch.testing.assert_close(changed, np.array(ImageOps.solarize(image, 128)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_geometry_goes_where_it_says(sign: int) -> None:
+    line = np.zeros((101, 101, 3), np.uint8)
+    line[:, 50] = 255
+    trivial, randaugment = reach_of("trivial", side=101), reach_of("randaugment", side=101)
+    moved = operate(line, "translate_x", trivial, strength=sign)
+    assert moved[3].max(axis=1).argmax() == 50 + sign * 32
+    moved = operate(line, "translate_x", randaugment, strength=sign * 0.5)
+    assert moved[3].max(axis=1).argmax() == 50 + sign * 22  # 0.5 * 150 / 331 * 101
+    turned = operate(line.transpose(1, 0, 2), "translate_y", trivial, strength=sign)
+    assert turned[:, 3].max(axis=1).argmax() == 50 + sign * 32
+    sheared = operate(line, "shear_x", randaugment, strength=sign)
+    offsets = [sheared[row].max(axis=1).argmax() - 50 for row in (10, 50, 90)]
+    assert offsets[1] == 0
+    assert abs(offsets[0]) == abs(offsets[2]) == 12  # 0.3 * 40
+    assert offsets[0] == -offsets[2]
+    tilted = operate(line, "rotate", randaugment, strength=sign)
+    assert abs(tilted[30].max(axis=1).argmax() - 50) == 12  # tan(30 degrees) * 20
+
+
+def test_operations_are_drawn_alike() -> None:
+    picture = smooth_picture() // 2 + 40
+    reach = reach_of("randaugment", side=48)
+    by_result = {
+        operate(picture, name, reach, strength=sign * 0.5).tobytes(): name
+        for name in OPERATIONS
+        for sign in (1, -1)
+    }
+    assert len(by_result) == 9 * 2 + 5  # signed ones in two directions
+    auto = AutoAugment(reach, num_ops=1, strength=0.5)
+    rng = np.random.default_rng(0)
+    counts = Counter(by_result[auto(picture, rng).tobytes()] for _ in range(1400))
+    assert set(counts) == set(OPERATIONS)
+    assert min(counts.values()) > 60  # 100 each if uniform
+
+
+def make_view(**changes: Any) -> TrainingView:
+    return TrainingView(AugmentConfig(**{"crop": 32, "pca_std": 0.1, **changes}))
+
+
+VIEWS: list[dict[str, Any]] = [
+    {},
+    {"short_sides": (32, 60)},
+    {"auto": "trivial"},
+    {"auto": "randaugment", "auto_ops": 3, "auto_magnitude": 0.9},
+]
+
+
+@pytest.mark.parametrize("encode", [jpeg, png])
+@pytest.mark.parametrize("changes", VIEWS, ids=str)
+def test_one_seed_gives_one_picture(changes: dict[str, Any], encode: Any) -> None:
+    data = encode(smooth_picture(150, 200))
+    view = make_view(**changes)
+    first = [view(data, PATH, seed=seed) for seed in range(10)]
+    other = make_view(**changes)  # another object, in another order, as another worker's
+    for seed in reversed(range(10)):
+        again = other(data, PATH, seed=seed)
+        assert again.shape == (32, 32, 3)
+        assert again.dtype == np.uint8
+        torch.testing.assert_close(again, first[seed], rtol=0, atol=0)
+    assert len({picture.tobytes() for picture in first}) == 10
+
+
+def test_the_mirror_is_drawn() -> None:
+    picture = smooth_picture()
+    for prob in (0.0, 0.25, 1.0):
+        view = make_view(flip_prob=prob, pca_std=0.0)
+        changed = [view.change(picture, np.random.default_rng(seed)) for seed in range(200)]
+        mirrored = [np.array_equal(each, picture[:, ::-1]) for each in changed]
+        plain = [np.array_equal(each, picture) for each in changed]
+        assert all(a != b for a, b in zip(mirrored, plain, strict=True))
+        assert abs(sum(mirrored) - 200 * prob) < 25
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (31, 33)], ids=str)
+def test_tiny_pictures_are_enlarged(size: tuple[int, int]) -> None:
+    picture = np.full((*size, 3), 77, np.uint8)
+    for changes in VIEWS[:2]:
+        view = make_view(pca_std=0.0, **changes)
+        out = view(png(picture), PATH, seed=1)
+        torch.testing.assert_close(out, np.full((32, 32, 3), 77, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"short_sides": (31, 60)}, r"augment\.short_sides: .* above 31, got 31 and 60"),
+        ({"short_sides": (60, 40)}, r"augment\.short_sides: .* got 60 and 40"),
+        ({"area": (0.5, 0.1)}, r"augment\.area: expected two rising numbers above 0, got 0\.5 "),
+        ({"area": (0.0, 0.1)}, r"augment\.area"),
+        ({"aspect": (2.0, 1.0)}, r"augment\.aspect"),
+    ],
+    ids=str,
+)
+def test_wrong_ranges_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_view(**changes)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (20, 20), (301, 404)], ids=str)
+def test_the_centre_is_tested(size: tuple[int, int]) -> None:
+    picture = smooth_picture(*size)
+    view = EvaluationView(EvaluationConfig(resize=36, crop=30))
+    assert view.one_shape
+    whole = resize_pixels(picture, short_side_size(size, 36))
+    top, left = (whole.shape[0] - 30) // 2, (whole.shape[1] - 30) // 2
+    expected = whole[top : top + 30, left : left + 30]
+    for seed in range(2):
+        pixels = view(png(picture), PATH, seed=seed)
+        torch.testing.assert_close(pixels, np.ascontiguousarray(expected), rtol=0, atol=0)
+    assert view.shape_of(size) == (30, 30)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("ten_crop", 36), ("multi_scale", 50)])
+@pytest.mark.parametrize("size", [(48, 64), (64, 47), (20, 20)], ids=str)
+def test_other_views_keep_the_whole(kind: Any, side: int, size: tuple[int, int]) -> None:
+    view = EvaluationView(EvaluationConfig(view=kind, resize=36, crop=30, scales=(30, 50, 40)))
+    assert not view.one_shape
+    picture = smooth_picture(*size)
+    pixels = view(png(picture), PATH, seed=0)
+    assert min(pixels.shape[:2]) == side
+    assert pixels.shape[:2] == view.shape_of(size)
+    expected = resize_pixels(picture, short_side_size(size, side))
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "view", [make_view(), EvaluationView(EvaluationConfig())], ids=["training", "evaluation"]
+)
+def test_what_is_no_picture_is_named(view: TrainingView | EvaluationView) -> None:
+    for data in (b"", b"no picture", jpeg(smooth_picture())[:-9]):
+        with pytest.raises(BadPictureError, match=r"^a\.jpg: expected"):
+            view(data, PATH, seed=0)

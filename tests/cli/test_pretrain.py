@@ -1,0 +1,97 @@
+"""pretrain_backbone.py, and eval.py and compare.py on what it leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.backbones.classification.tiny import write_folder
+from tests.cli.conftest import Call
+from tools import compare, pretrain_backbone, train_det
+from tools import eval as eval_tool
+
+CONFIG = """\
+data: {root: classes}
+augment: {crop: 32, area: [0.5, 1.0]}
+model: {backbone: {kind: resnet18}}
+evaluation: {resize: 36, crop: 32}
+loader: {workers: 0}
+loop: {max_steps: 2, batch_size: 4, log_every: 1}
+"""
+
+
+@pytest.fixture
+def classes(site: Path) -> Path:
+    """The site of the detector's commands, with pictures of two classes and tiny_class.yaml."""
+    write_folder(site / "classes")
+    (site / "tiny_class.yaml").write_text(CONFIG)
+    return site
+
+
+def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
+    done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "batch-norm statistics computed anew over 16 training pictures" in done.out
+    names = {path.name for path in (classes / "run").iterdir()}
+    assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
+    center = json.loads((classes / "run" / "metrics.json").read_text())
+
+    again = call(eval_tool, "run", "--device", "cpu")
+    assert again.code == 0, again.err
+    scored = json.loads((classes / "run" / "eval" / "metrics.json").read_text())
+    assert scored["top1"] == center["top1"]
+    for words in (["run", "evaluation.view=ten_crop"], ["run", "run/checkpoints/best.pt"]):
+        done = call(eval_tool, *words, "--output", "more", "--device", "cpu")
+        assert done.code == 0, done.err
+        assert json.loads((classes / "more" / "metrics.json").read_text())["num_pictures"] == 8
+
+    weights = "model.backbone.weights=run/backbone.safetensors"
+    words = ["tiny.yaml", weights, "model.backbone.norm=batch", "--output", "detector"]
+    done = call(train_det, *words, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "weights from run/backbone.safetensors (resdet, sha256" in done.out
+
+    done = call(compare, "run", "detector")
+    assert done.code == 0, done.err
+    assert "detector" in done.out
+    assert f"{100 * center['top1']:.1f}" in done.out
+
+
+def test_pixels_of_the_detector_must_be_the_backbones(classes: Path, call: Call) -> None:
+    words = ["tiny_class.yaml", "model.backbone.pixel_mean=[128, 128, 128]", "--output", "run"]
+    assert call(pretrain_backbone, *words, "--device", "cpu").code == 0
+    weights = "model.backbone.weights=run/backbone.safetensors"
+    done = call(train_det, "tiny.yaml", weights, "model.backbone.norm=batch", "--device", "cpu")
+    assert done.code == 2
+    assert "expected model.backbone.pixel_mean=[128.0, 128.0, 128.0] (the file's)" in done.err
+
+
+MISTAKES = {
+    "no data": (["data.root=nowhere"], "data.root nowhere: expected the folder with train/ and"),
+    "no root": (["data.root="], "data.root"),
+    "typo": (["augment.cropp=3"], "augment.cropp: unknown key"),
+    "crop": (["evaluation.crop=64"], "resize: expected at least crop (64), got 36"),
+    "cifar": (["data.kind=cifar10"], "expected cifar-10-batches-py/"),
+    "cifar crop": (
+        ["data.kind=cifar10", "augment.crop=48"],
+        "augment.crop: expected at most 32 (32 and the padding), got 48",
+    ),
+    "weights": (["model.backbone.weights=none.pth"], "none.pth"),
+    "two configs": (["other.yaml"], "expected one config"),
+    "resume": (["--resume"], "--resume: expected checkpoints in"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(classes: Path, call: Call, words: list[str], message: str) -> None:
+    done = call(pretrain_backbone, "tiny_class.yaml", *words, "--output", "run")
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+
+
+def test_a_run_that_is_none_cannot_be_compared(site: Path, call: Call) -> None:
+    done = call(compare, "data")
+    assert done.code == 2
+    assert "metrics.json: expected that of a finished run" in done.err

@@ -1,0 +1,147 @@
+"""tools/repro.py: the list of the paper's figures, whose commands all exist, and bad words."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backbones.classification.config import ClassificationConfig
+from backbones.classification.study_config import load_repro
+from backbones.classification.study_runs import plan_runs
+from detection.config import DetectionConfig
+from engine.config import load_config
+from engine.errors import UserError
+from engine.schema import RunConfig
+from tests.cli.conftest import Call
+from tools import repro
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REPRO = load_repro(repro.REPRO)
+BUILT = [figure for figure in REPRO.figures if figure.commands]
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "detection": DetectionConfig,
+    "classification": ClassificationConfig,
+}
+
+
+def config_file(words: list[str]) -> Path:
+    (file,) = [word for word in words if word.endswith(".yaml")]
+    return REPOSITORY / file
+
+
+def output_of(words: list[str]) -> str:
+    """The run folder of a training command."""
+    if "--output" in words:
+        return words[words.index("--output") + 1]
+    return f"runs/{config_file(words).stem}"
+
+
+def test_commands_exist() -> None:
+    trained: dict[str, tuple[Path, list[str]]] = {}
+    for command in (command for figure in BUILT for command in figure.commands):
+        python, tool, *words = shlex.split(command)
+        assert python == "python"
+        overrides = [word for word in words if "=" in word]
+        if tool == "-m":
+            module, path = words
+            assert module == "pytest"
+            assert (REPOSITORY / path).is_file()
+        elif tool == "tools/repro.py":
+            arguments = repro.make_parser().parse_args(words)
+            assert arguments.scale in REPRO.cifar_degradation
+        elif tool == "tools/eval.py":  # of runs that commands before leave
+            for run in (word for word in words if "=" not in word):
+                file, before = trained[run]
+                load_config(file, [*before, *overrides], schemas=SCHEMAS)
+        else:
+            file = config_file(words)
+            room = {"tools/train_det.py": "detection", "tools/pretrain_backbone.py": "backbones"}
+            assert file.parent.name == room[tool]
+            load_config(file, overrides, schemas=SCHEMAS)
+            trained[output_of(words)] = (file, overrides)
+
+
+def test_every_table_and_figure_is_named() -> None:
+    text = " ".join(figure.what for figure in REPRO.figures)
+    assert [number for number in range(1, 15) if f"Table {number}" not in text] == []
+    for words in ("Figures 2, 3, 5", "Figures 1, 6", "Figure 4", "Figure 7"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_scales_load(name: str, tmp_path: Path) -> None:
+    scale = REPRO.cifar_degradation[name]
+    runs = plan_runs(scale, configs=repro.REPRO.parent, output=tmp_path)
+    assert len(runs) == len(scale.networks) * len(scale.seeds)
+    assert all(run.config.data.kind == "cifar10" for run in runs)
+    assert all(run.config.data.holdout == 0 for run in runs)  # or the test pictures are none
+
+
+def test_list_cuts_no_command_short(site: Path, call: Call) -> None:
+    outcome = call(repro, "list")
+    assert outcome.code == 0, outcome.err
+    assert "…" not in outcome.out
+    assert outcome.out.count("not built yet") >= sum(not each.commands for each in REPRO.figures)
+    for figure in BUILT:
+        assert figure.commands[0] in outcome.out
+
+
+def test_typo_in_the_file_is_one_line(tmp_path: Path) -> None:
+    text = repro.REPRO.read_text(encoding="utf-8").replace("tolerance: 2.5 %", "tolerence: 2.5 %")
+    file = tmp_path / "repro.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"figures\.0\.tolerence: unknown key") as caught:
+        load_repro(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scale", "huge"], "error: --scale: expected quick or paper, got huge"),
+        (["--seeds", "-1"], "seed: expected greater than or equal to 0, got -1"),
+        (["--data", "nowhere"], "data.root nowhere: expected cifar-10-batches-py/"),
+    ],
+)
+def test_bad_words_are_one_line(site: Path, call: Call, words: list[str], message: str) -> None:
+    outcome = call(repro, "run", "cifar-degradation", *words, "--device", "cpu")
+    assert outcome.code == 2
+    assert message in outcome.err.replace("\n", " ")
+    assert len(outcome.err.splitlines()) == 1
+    assert not list(site.glob("runs/**/config.yaml"))
+
+
+def test_plan_comes_before_the_training(site: Path, call: Call) -> None:
+    outcome = call(repro, "run", "cifar-degradation", "--data", "nowhere", "--seeds", "4")
+    assert "0 runs done, 4 left" in outcome.out
+    assert "cifar_resnet56-seed4" in outcome.out
+
+
+@pytest.mark.slow
+def test_interrupted_study_goes_on(tmp_path: Path, cifar_root: Path) -> None:
+    tool = REPOSITORY / "tools" / "repro.py"
+    command = [sys.executable, str(tool), "run", "cifar-degradation", "--device", "cpu"]
+    command += ["--data", str(cifar_root)]
+    for begun in ("training pictures", "resumed at step"):
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert any(begun in line for line in process.stdout)
+        time.sleep(3)  # into the first steps
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        assert "cifar_plain20-seed0 interrupted; the same command goes on" in err
+    run = tmp_path / "runs" / "repro" / "cifar-degradation-quick" / "cifar_plain20-seed0"
+    assert len(list(run.glob("checkpoints/step_*.pt"))) == 2

@@ -1,0 +1,34 @@
+"""Run under torchrun by test_sync_norm.py: gradients and statistics of a net with batch norm."""
+
+import sys
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.distributed import world
+from engine.sync_norm import GlobalBatchNorm2d, synchronise_norms
+
+
+def main(output: str) -> None:
+    """Train the net on this process's share of six pictures for one step, in float64."""
+    torch.set_num_threads(1)
+    with world("cpu", timeout_s=60) as here:
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+        ).double()
+        pictures = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+        synchronise_norms(net, here)
+        synced = [isinstance(each, GlobalBatchNorm2d) for each in net.modules()]
+        assert sum(synced) == (0 if here.size == 1 else 2)
+        wrapped = net if here.size == 1 else DistributedDataParallel(net)
+        wrapped(pictures[here.rank :: here.size]).pow(3).mean().backward()
+        result = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
+        net.eval()
+        if here.is_main:
+            torch.save(result | {"evaluated": net(pictures).detach()}, output)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Scores and views of a classifier, picture by picture."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def best_labels(probabilities: Sequence[float], count: int) -> list[int]:
+    """Labels by falling probability; of equal ones the lower goes first."""
+    return sorted(range(len(probabilities)), key=lambda k: -probabilities[k])[:count]
+
+
+def score(labels: Sequence[int], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Top-1, top-5 and the mean log-loss of rows of probabilities."""
+    count = len(labels)
+    answered = list(zip(labels, rows, strict=True))
+    return {
+        "top1": sum(best_labels(row, 1) == [label] for label, row in answered) / count,
+        "top5": sum(label in best_labels(row, 5) for label, row in answered) / count,
+        "nll_loss": -sum(math.log(row[label]) for label, row in answered) / count,
+    }
+
+
+def calibration_error(
+    confidences: Sequence[float], correct: Sequence[bool], num_bins: int
+) -> float:
+    """Bins ((m - 1) / M, m / M], one after the other."""
+    error = 0.0
+    for m in range(1, num_bins + 1):
+        inside = [
+            (confidence, right)
+            for confidence, right in zip(confidences, correct, strict=True)
+            if (m - 1) / num_bins < confidence <= m / num_bins
+        ]
+        if inside:
+            accuracy = sum(right for _, right in inside) / len(inside)
+            confidence = sum(confidence for confidence, _ in inside) / len(inside)
+            error += len(inside) / len(confidences) * abs(accuracy - confidence)
+    return error
+
+
+def ten_crops(picture: np.ndarray, crop: int) -> list[np.ndarray]:
+    """Centre, four corners and their mirrors of one (3, H, W) picture."""
+    _, height, width = picture.shape
+    top, left = (height - crop) // 2, (width - crop) // 2
+    crops = [
+        picture[:, top : top + crop, left : left + crop],
+        picture[:, :crop, :crop],
+        picture[:, :crop, width - crop :],
+        picture[:, height - crop :, :crop],
+        picture[:, height - crop :, width - crop :],
+    ]
+    return [*crops, *(each[:, :, ::-1] for each in crops)]
+
+
+def shifted(
+    picture: np.ndarray, pad: int, size: tuple[int, int]
+) -> Iterator[tuple[tuple[int, int, bool], np.ndarray]]:
+    """Every (top, left, mirrored) cut of `size` out of the padded (3, H, W) picture."""
+    height, width = size
+    padded = np.pad(picture, ((0, 0), (pad, pad), (pad, pad)))
+    for top in range(padded.shape[1] - height + 1):
+        for left in range(padded.shape[2] - width + 1):
+            cut = padded[:, top : top + height, left : left + width]
+            yield (top, left, False), cut
+            yield (top, left, True), cut[:, :, ::-1]

@@ -1,0 +1,11 @@
+"""Pictures for tests."""
+
+import cv2
+import numpy as np
+
+
+def smooth_picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """Return (height, width, 3) uint8, smooth enough that JPEG changes it little."""
+    coarse = np.random.default_rng(0).integers(256, size=(4, 5, 3), dtype=np.uint8)
+    picture: np.ndarray = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return picture
