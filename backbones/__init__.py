@@ -1,5 +1,7 @@
 """Residual networks and the feature pyramid on them."""
 
+import os
+
 from backbones.features import FeatureSpec
 from backbones.fpn import FPN
 from backbones.resnet import (
@@ -29,3 +31,6 @@ __all__ = [
     "resnet101",
     "resnet152",
 ]
+
+# albumentations asks the network for newer releases at import, unless told not to before it.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

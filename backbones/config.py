@@ -1,10 +1,23 @@
-"""The part of a config that every network on a residual backbone shares."""
+"""The parts of a config that the tasks on a residual backbone share."""
 
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from engine.schema import Config
+
+
+class DemoConfig(Config):
+    """Pictures to be drawn on first use: scenes for a detector, or their objects cut out."""
+
+    root: str = "data/demo"
+    """Folder that receives `train/` and `val/`."""
+    num_train: PositiveInt = 240
+    """Training pictures."""
+    num_val: PositiveInt = 60
+    """Validation pictures."""
+    seed: NonNegativeInt = 0
+    """Seed of the scenes."""
 
 
 class NetworkConfig(Config):

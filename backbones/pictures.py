@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -141,7 +142,7 @@ def _exif_orientation(tiff: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
-    try:
+    with suppress(struct.error):  # cut short: what it says is not heeded
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         for place in range(start + 2, start + 2 + 12 * count, 12):
@@ -149,8 +150,6 @@ def _exif_orientation(tiff: bytes) -> int:
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, place)
             if tag == EXIF_ORIENTATION:
                 return int(value)
-    except struct.error:
-        pass  # cut short: what it says is not heeded
     return 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backbones.config import NetworkConfig
 from backbones.foreign_weights import (
     CAFFE2,
     DETECTRON2,
@@ -190,6 +191,20 @@ def load_backbone_weights(
         unexpected=[name for name in state if name not in names],
         notes=[*notes, *pixel_notes],
     )
+
+
+def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[WeightsReport]:
+    """Load the weights that a config names, if it names any; see `load_backbone_weights`."""
+    if config.weights is None:
+        return []
+    report = load_backbone_weights(
+        model,
+        config.weights,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+        pixels=config.pixels,
+    )
+    return [report]
 
 
 def _check_normalisation(

@@ -14,23 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from backbones.config import NetworkConfig
+from backbones.config import DemoConfig, NetworkConfig
 from engine.schema import Config, Fraction, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-
-
-class DemoConfig(Config):
-    """Drawn scenes, made on first use by detection/data/demo.py."""
-
-    root: str = "data/demo"
-    """Folder that receives `train/`, `val/` and `annotations/`."""
-    num_train: PositiveInt = 240
-    """Training pictures."""
-    num_val: PositiveInt = 60
-    """Validation pictures."""
-    seed: NonNegativeInt = 0
-    """Seed of the scenes."""
 
 
 class SplitConfig(Config):

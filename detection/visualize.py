@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from detection.structures import Detections
-from engine.errors import UserError
+from engine.files import write_file
 
 READABLE_SIDE = 480
 """A picture whose longer side is shorter than this is enlarged by a whole factor, in pixels."""
@@ -107,12 +107,9 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        assert done, f"no encoder for {path.suffix}"
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done, f"no encoder for {path.suffix}"
+    write_file(path, data.tobytes())
 
 
 def free_paths(sources: Sequence[Path], directory: Path) -> list[Path]:

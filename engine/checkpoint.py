@@ -1,15 +1,10 @@
-"""Files that survive a kill at any moment, and hold no code.
+"""Checkpoints and weights: files that survive a kill at any moment, and hold no code."""
 
-Every file is written beside its place, flushed to the disk and renamed, so that under its name lies
-either the old content or the whole new one.
-"""
-
-import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.files import write_atomically, write_file
 
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
@@ -46,7 +42,7 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     Raises:
         UserError: the disk refuses; what was at `path` is still there.
     """
-    _write_atomically(path, lambda file: torch.save(dict(payload), file))
+    write_atomically(path, lambda file: torch.save(dict(payload), file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -130,8 +126,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         UserError: the disk refuses; what was at `path` is still there.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    data = safetensors.torch.save(tensors, dict(metadata))
-    _write_atomically(path, lambda file: file.write(data))
+    write_file(path, safetensors.torch.save(tensors, dict(metadata)))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -190,25 +185,3 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # else a power cut may undo the rename
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        # torch's writer hides the disk's answer behind a RuntimeError of its own
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise UserError(f"{path}: cannot write: {reason.strerror}") from error

@@ -8,13 +8,15 @@ import json
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from engine.errors import UserError
-from engine.schema import RunConfig
+from engine.schema import Config
+
+C = TypeVar("C", bound=Config)
 
 MAX_ERRORS = 3
 MAX_VALUE_LENGTH = 60
@@ -59,8 +61,8 @@ for _kind in (_Loader, _Dumper):
 
 
 def load_config(
-    path: Path | str, overrides: Sequence[str] = (), *, schemas: Mapping[str, type[RunConfig]]
-) -> RunConfig:
+    path: Path | str, overrides: Sequence[str] = (), *, schemas: Mapping[str, type[C]]
+) -> C:
     """Read a YAML file, its base and the overrides, and check the result.
 
     Args:
@@ -87,9 +89,7 @@ def load_config(
     return _validate(apply_overrides(values, overrides), str(path), layers, schemas)
 
 
-def parse_config(
-    values: Mapping[str, Any], *, schemas: Mapping[str, type[RunConfig]], source: str
-) -> RunConfig:
+def parse_config(values: Mapping[str, Any], *, schemas: Mapping[str, type[C]], source: str) -> C:
     """Check values that are already a mapping, as a checkpoint holds them.
 
     Args:
@@ -128,13 +128,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: Config) -> str:
     """Return the whole config, defaults included, as YAML that loads to an equal config."""
     values = config.model_dump(mode="json")
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """Return one line `optim.lr: 0.02 -> 0.01` for each value that differs; none when equal."""
     return list(_compare(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
@@ -188,8 +188,8 @@ def _validate(
     values: Mapping[str, Any],
     source: str,
     layers: Mapping[str, Mapping[str, Any]],
-    schemas: Mapping[str, type[RunConfig]],
-) -> RunConfig:
+    schemas: Mapping[str, type[C]],
+) -> C:
     """Check `values`; a message names the first of `layers` that sets the key, else `source`."""
     task = values.get("task", next(iter(schemas)))
     if not isinstance(task, str) or task not in schemas:
@@ -243,7 +243,8 @@ def _nearest(schema: type[BaseModel], location: Sequence[str]) -> str:
     *parents, wrong = location
     here: type[BaseModel] | None = schema
     for name in parents:
-        here = _submodel(here, name) if here else None
+        if here and not name.isdecimal():  # a place in a list of models
+            here = _submodel(here, name)
     names = list(here.model_fields) if here else []
     prefix = ".".join([*parents, ""])
     near = [prefix + name for name in difflib.get_close_matches(wrong, names, n=1)]
@@ -254,7 +255,7 @@ def _nearest(schema: type[BaseModel], location: Sequence[str]) -> str:
 
 
 def _submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the model that a field holds, `X` or `X | None`; None for plain values."""
+    """Return the model in a field `X`, `X | None` or `tuple[X, ...]`; None for plain values."""
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -14,6 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.files import write_file
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -126,9 +128,7 @@ class RunLog:
         kept = [
             line for line in path.read_text(encoding="utf-8").splitlines() if _until(line, step)
         ]
-        partial = path.with_name("metrics.jsonl.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_file(path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""

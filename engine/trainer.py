@@ -23,6 +23,7 @@ from engine.config import differences, dump_config, parse_config
 from engine.distributed import World, barrier, gather_objects, world
 from engine.errors import DivergedError, InterruptedRunError, UserError
 from engine.evaluate import run_evaluation
+from engine.files import write_file
 from engine.interrupt import stop_requests
 from engine.loader import Delivery, read_batches, split_batches, training_batches
 from engine.log import RunLog
@@ -122,7 +123,7 @@ class _Run:
         elif self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
-            (self.output / "config.yaml").write_text(dump_config(self.config))
+            write_file(self.output / "config.yaml", dump_config(self.config))
         self._introduce()
         deliveries = self._deliveries()
         metrics: dict[str, float] = {}

@@ -30,6 +30,7 @@ def main() -> None:
     from detection.predict import find_pictures, load_detector
     from detection.visualize import draw_detections, free_paths, write_picture
     from engine.checkpoint import prepare_output
+    from engine.files import write_file
     from engine.log import RunLog
 
     keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
@@ -57,7 +58,7 @@ def main() -> None:
         write_picture(drawings[index], drawing)
     entries.sort(key=lambda entry: entry["image_id"])
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (arguments.output / "detections.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    write_file(arguments.output / "detections.json", f"[{lines}]\n")
     log.note(f"{len(entries)} objects in {len(paths)} pictures: {arguments.output}")
 
 

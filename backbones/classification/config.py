@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from backbones.config import NetworkConfig
+from backbones.config import DemoConfig, NetworkConfig
 from engine.schema import Config, Fraction, RunConfig
 
 NetworkKind = Literal[
@@ -46,19 +46,6 @@ CIFAR_SIDE = 32
 """Height and width of CIFAR's pictures."""
 
 
-class DemoObjectsConfig(Config):
-    """The drawn objects of the detection demo, cut out one by one; made on first use."""
-
-    root: str = "data/demo_objects"
-    """Folder that receives `train/` and `val/`."""
-    num_train: PositiveInt = 3000
-    """Training pictures."""
-    num_val: PositiveInt = 600
-    """Validation pictures."""
-    seed: NonNegativeInt = 1
-    """Seed of the scenes; that of the detection demo's is 0."""
-
-
 class DataConfig(Config):
     """Pictures and the policies for bad ones."""
 
@@ -66,8 +53,8 @@ class DataConfig(Config):
     """folder: `train/CLASS/*` and `val/CLASS/*` (ImageNet's layout). cifar: torchvision's sets."""
     root: str = ""
     """Folder that holds `train/` and `val/`, or `cifar-10-batches-py/`."""
-    demo: DemoObjectsConfig | None = None
-    """When set, the demo's objects are made under `demo.root`."""
+    demo: DemoConfig | None = None
+    """folder: when set, the demo's objects are drawn under `demo.root`."""
     download: bool = False
     """cifar: fetch the archive into `root` when it is not there."""
     holdout: NonNegativeInt = 0
@@ -105,6 +92,18 @@ class AugmentConfig(Config):
     """Beta parameter of mixup; 0 is off."""
     cutmix_alpha: NonNegativeFloat = 0.0
     """Beta parameter of cutmix; 0 is off. With both on, half of the pictures get each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        floors = {"area": 0, "aspect": 0, "short_sides": self.crop - 1}
+        for key, floor in floors.items():
+            bounds = getattr(self, key)
+            if bounds is not None and not floor < bounds[0] <= bounds[1]:
+                low, high = bounds
+                raise ValueError(
+                    f"{key}: expected two rising numbers above {floor}, got {low} and {high}"
+                )
+        return self
 
 
 class BackboneConfig(NetworkConfig):

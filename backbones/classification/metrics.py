@@ -21,6 +21,7 @@ from torch import Tensor
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.visualize import draw_confusion
 from engine.errors import UserError
+from engine.files import write_file
 
 MAX_DRAWN = 50
 """Above so many classes there is no picture of the confusions."""
@@ -102,17 +103,17 @@ class ClassificationScore:
             UserError: the disk refuses.
         """
         text = json.dumps(self.metrics, indent=2, ensure_ascii=False)
-        _write_whole(directory / "metrics.json", f"{text}\n".encode())
+        write_file(directory / "metrics.json", f"{text}\n")
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["true / predicted", *self.class_names])
         for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True):
             writer.writerow([name, *counts])
-        _write_whole(directory / "confusion.csv", table.getvalue().encode())
+        write_file(directory / "confusion.csv", table.getvalue())
         if len(self.class_names) <= MAX_DRAWN:
             drawing = draw_confusion(self.confusion, self.class_names)
             _, png = cv2.imencode(".png", cv2.cvtColor(drawing, cv2.COLOR_RGB2BGR))
-            _write_whole(directory / "confusion.png", png.tobytes())
+            write_file(directory / "confusion.png", png.tobytes())
 
 
 class ClassificationEvaluator:
@@ -254,14 +255,3 @@ def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Table:
     for true, predicted, count in confusions:
         table.add_row(escape(true), escape(predicted), str(count))
     return table
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Put a file in place in one piece, so that a run cut short leaves the old one."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

@@ -24,6 +24,7 @@ from backbones.classification.study_runs import (
 )
 from backbones.curves import panels_of, save_figure
 from engine.checkpoint import prepare_output
+from engine.files import write_file
 from engine.log import RunLog
 
 HEADINGS = (
@@ -217,7 +218,7 @@ def write_report(
     report = StudyReport(tuple(rows), judge(scale, rows), scale.paper_errors)
     prepare_output(output)
     text = _markdown(report, measured, runs, command=command)
-    (output / "report.md").write_text(text, encoding="utf-8")
+    write_file(output / "report.md", text)
     _draw_curves(rows, output / "figure6.png")
     return report
 

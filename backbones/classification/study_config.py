@@ -4,7 +4,7 @@ Errors are in percent, as the paper prints them, and bounds between two errors i
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 from rich.table import Table
@@ -133,6 +133,4 @@ def load_repro(path: Path) -> ReproConfig:
     Raises:
         UserError: a missing file, or a wrong key, type or value.
     """
-    # It is no run's config, but is read as strictly; the reader asks of a schema no more than that.
-    schemas = cast(Any, {"repro": ReproConfig})
-    return cast(ReproConfig, load_config(path, schemas=schemas))
+    return load_config(path, schemas={"repro": ReproConfig})

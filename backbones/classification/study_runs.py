@@ -24,6 +24,7 @@ from engine.checkpoint import prepare_output
 from engine.config import differences, load_config
 from engine.distributed import pick_device
 from engine.errors import InterruptedRunError, UserError
+from engine.files import write_file
 from engine.trainer import fit
 
 Stage = Literal["done", "interrupted", "not run"]
@@ -202,7 +203,7 @@ def _write_origin(folder: Path, device: torch.device) -> None:
     else:
         name = f"{platform.machine()} processor, {torch.get_num_threads()} thread(s)"
     text = f"{name}, torch {torch.__version__}, commit {current_commit()}\n"
-    (folder / "origin.txt").write_text(text, encoding="utf-8")
+    write_file(folder / "origin.txt", text)
 
 
 def current_commit() -> str:

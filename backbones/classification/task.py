@@ -21,7 +21,7 @@ from backbones.classification.model import Classifier, build_network
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.views import predict_probabilities
 from backbones.classification.visualize import draw_prediction
-from backbones.weights import WeightsReport, load_backbone_weights
+from backbones.weights import WeightsReport, load_configured_weights
 
 Pictures = CifarPictures | FolderPictures
 
@@ -61,16 +61,7 @@ class ClassificationTask(nn.Module):
         )
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
-        backbone = config.model.backbone
-        if backbone.weights is not None:
-            report = load_backbone_weights(
-                task.model.backbone,
-                backbone.weights,
-                pixel_mean=backbone.pixel_mean,
-                pixel_std=backbone.pixel_std,
-                pixels=backbone.pixels,
-            )
-            task._loaded.append(report)
+        task._loaded += load_configured_weights(task.model.backbone, config.model.backbone)
         return task
 
     def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ import numpy as np
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.pictures import REDUCTIONS, decode, picture_size, resize_pixels
-from engine.errors import UserError
 
 # Principal axes of the RGB values of ImageNet's training pictures on the scale 0..1: variances, and
 # the axes as columns. AlexNet (2012), section 4.1; figures of facebookarchive/fb.resnet.torch.
@@ -142,16 +141,9 @@ class TrainingView:
 
     Args:
         config: sizes, chances and strengths.
-
-    Raises:
-        UserError: a range falls, or `short_sides` goes below `crop`.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
-        _check_range("area", config.area, above=0)
-        _check_range("aspect", config.aspect, above=0)
-        if config.short_sides is not None:
-            _check_range("short_sides", config.short_sides, above=config.crop - 1)
         self._config = config
         self._auto: AutoAugment | None = None
         if config.auto != "none":
@@ -244,14 +236,6 @@ class EvaluationView:
         if self.one_shape:
             return self._crop, self._crop
         return short_side_size(size, self._short_side)
-
-
-def _check_range(key: str, bounds: tuple[float, float], *, above: float) -> None:
-    low, high = bounds
-    if not above < low <= high:
-        raise UserError(
-            f"augment.{key}: expected two rising numbers above {above}, got {low} and {high}"
-        )
 
 
 @dataclass(frozen=True)

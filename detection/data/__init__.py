@@ -1,6 +1,3 @@
 """Pictures and their truth: COCO files, the drawn demo, transforms and batches."""
 
-import os
-
-# albumentations asks the network for newer releases at import, unless told not to before it.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import backbones  # noqa: F401  (before albumentations: it turns off that package's network check)

@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from detection.config import DemoConfig
+from backbones.config import DemoConfig
 from engine.errors import UserError
 
 # COCO's own ids have gaps, and code that takes an id for a label must fail here too.
@@ -37,6 +37,13 @@ CROWD_PROB = 0.1
 CROWD_OWNER = -2
 
 
+class SplitMaker(Protocol):
+    """Draws one split."""
+
+    def __call__(self, root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
+        """Draw `count` pictures into a new folder; return the names of its files below `root`."""
+
+
 def make_demo(config: DemoConfig) -> None:
     """Draw `train/` and `val/` and their `annotations/{train,val}.json` under `config.root`.
 
@@ -45,31 +52,34 @@ def make_demo(config: DemoConfig) -> None:
     Raises:
         UserError: the folder holds something else than an earlier demo, or cannot be written.
     """
-
-    def draw(new: Path) -> list[str]:
-        return [
-            *_make_split(new, "train", config.num_train, seed=(config.seed, 0)),
-            *_make_split(new, "val", config.num_val, seed=(config.seed, 1)),
-        ]
-
-    parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
-    draw_once(Path(config.root), parameters, draw)
+    draw_once(config, _make_split, streams=(0, 1))
 
 
-def draw_once(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
-    """Let `draw` fill a folder that becomes `root`, unless the same parameters did so before.
+def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int, int]) -> None:
+    """Let `make_split` fill `config.root`, unless the same parameters did so before.
 
     The folder is made beside its place and renamed, so it is there entirely or not at all. Of
     several processes one draws.
 
     Args:
-        root: the folder.
-        parameters: all that the pictures depend on, plain values.
-        draw: fills the new folder that it is given, and returns the names of its files in it.
+        config: where, and all that the pictures depend on.
+        make_split: called for `train` and `val`.
+        streams: of random numbers, for the two; others than any other demo's.
 
     Raises:
         UserError: the folder holds something else than an earlier demo, or cannot be written.
     """
+    root = Path(config.root)
+    parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
+
+    def draw(new: Path) -> list[str]:
+        counts = {"train": config.num_train, "val": config.num_val}
+        return [
+            name
+            for (split, count), stream in zip(counts.items(), streams, strict=True)
+            for name in make_split(new, split, count, seed=(config.seed, stream))
+        ]
+
     if _is_made(root, parameters):
         return
     try:

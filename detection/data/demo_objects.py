@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from backbones.classification.config import DemoObjectsConfig
-from detection.data.demo import CATEGORIES, GENERATOR_VERSION, Scene, draw_once, draw_scene
+from backbones.config import DemoConfig
+from detection.data.demo import CATEGORIES, Scene, draw_once, draw_scene
 
 SIDE = 64
 MARGIN_RANGE = (1.05, 1.5)
@@ -19,7 +19,7 @@ EDGE = 96
 """Rows and columns by which a scene is continued, mirrored, for squares that reach beyond it."""
 
 
-def make_demo_objects(config: DemoObjectsConfig) -> None:
+def make_demo_objects(config: DemoConfig) -> None:
     """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 pictures.
 
     Does nothing where the same parameters have been drawn before; see `draw_once`.
@@ -27,15 +27,7 @@ def make_demo_objects(config: DemoObjectsConfig) -> None:
     Raises:
         UserError: the folder holds something else than an earlier demo, or cannot be written.
     """
-
-    def draw(new: Path) -> list[str]:
-        return [
-            *_make_split(new, "train", config.num_train, seed=(config.seed, 2)),
-            *_make_split(new, "val", config.num_val, seed=(config.seed, 3)),
-        ]
-
-    parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
-    draw_once(Path(config.root), parameters, draw)
+    draw_once(config, _make_split, streams=(2, 3))
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:

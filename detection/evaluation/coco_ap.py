@@ -34,6 +34,7 @@ from detection.evaluation.coco_files import (
 )
 from detection.evaluation.report import write_pr_curves
 from detection.structures import DetectionBatch, Detections
+from engine.files import write_file
 
 # COCOeval.summarize's order
 SUMMARY = (
@@ -71,7 +72,7 @@ class CocoScore:
         """Write metrics.json (null where a number does not exist) and pr_curves.png."""
         metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        write_file(directory / "metrics.json", f"{text}\n")
         write_pr_curves(directory / "pr_curves.png", self.precision, self.class_names)
 
 
@@ -253,7 +254,7 @@ class CocoEvaluator:
         """Write metrics.json, pr_curves.png and detections.json (COCO results, original ids)."""
         self._scored().write(directory)
         lines = ",\n".join(json.dumps(result) for result in self._results())
-        (directory / "detections.json").write_text(f"[{lines}]\n", encoding="utf-8")
+        write_file(directory / "detections.json", f"[{lines}]\n")
 
     def table(self) -> Group:
         """Return the summary and the AP of every class for the console."""

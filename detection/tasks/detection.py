@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.weights import WeightsReport, load_backbone_weights
+from backbones.weights import WeightsReport, load_configured_weights
 from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.dataset import CocoDetection
@@ -75,16 +75,7 @@ class DetectionTask(nn.Module):
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
-        backbone = config.model.backbone
-        if backbone.weights is not None:
-            report = load_backbone_weights(
-                task.model.backbone,
-                backbone.weights,
-                pixel_mean=backbone.pixel_mean,
-                pixel_std=backbone.pixel_std,
-                pixels=backbone.pixels,
-            )
-            task._loaded.append(report)
+        task._loaded += load_configured_weights(task.model.backbone, config.model.backbone)
         if config.model.weights is not None:
             report = load_detector_weights(
                 task.model,

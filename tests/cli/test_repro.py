@@ -95,7 +95,8 @@ def test_typo_in_the_file_is_one_line(tmp_path: Path) -> None:
     text = repro.REPRO.read_text(encoding="utf-8").replace("tolerance: 2.5 %", "tolerence: 2.5 %")
     file = tmp_path / "repro.yaml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"figures\.0\.tolerence: unknown key") as caught:
+    message = r"figures\.0\.tolerence: unknown key; nearest: figures\.0\.tolerance"
+    with pytest.raises(UserError, match=message) as caught:
         load_repro(file)
     assert "\n" not in str(caught.value)
 

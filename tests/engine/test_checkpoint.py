@@ -65,9 +65,9 @@ def test_a_failed_save_leaves_the_old_file_alone(tmp_path: Path) -> None:
     weights = {"w": torch.zeros(100_000)}
     save_checkpoint(tmp_path / "a.pt", PAYLOAD)
     write_safetensors(tmp_path / "a.safetensors", {"w": torch.ones(2)}, {})
-    with pytest.raises(UserError, match=r"a.pt: cannot write: File too large$"):
+    with pytest.raises(UserError, match=r"a.pt: cannot be written: File too large$"):
         save_checkpoint(tmp_path / "a.pt", weights)
-    with pytest.raises(UserError, match=r"a.safetensors: cannot write: File too large$"):
+    with pytest.raises(UserError, match=r"a.safetensors: cannot be written: File too large$"):
         write_safetensors(tmp_path / "a.safetensors", weights, {})
     assert load_checkpoint(tmp_path / "a.pt")["step"] == 7
     torch.testing.assert_close(read_safetensors(tmp_path / "a.safetensors")[0]["w"], torch.ones(2))

@@ -6,7 +6,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detection.config import DataConfig, DemoConfig, SplitConfig
+from backbones.config import DemoConfig
+from detection.config import DataConfig, SplitConfig
 from detection.data.coco import read_coco
 from detection.data.dataset import CocoDetection
 from detection.data.demo import CATEGORIES, MARKER, MIN_VISIBLE_SIDE, make_demo

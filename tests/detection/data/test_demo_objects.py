@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backbones.classification.config import DemoObjectsConfig
+from backbones.config import DemoConfig
 from backbones.pictures import read_image
 from detection.data.demo import CATEGORIES
 from detection.data.demo_objects import SIDE, make_demo_objects
 from engine.errors import UserError
 
 
-def small(root: Path, *, seed: int = 1) -> DemoObjectsConfig:
-    return DemoObjectsConfig(root=str(root), num_train=40, num_val=10, seed=seed)
+def small(root: Path, *, seed: int = 1) -> DemoConfig:
+    return DemoConfig(root=str(root), num_train=40, num_val=10, seed=seed)
 
 
 def content(root: Path) -> dict[str, bytes]:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from detection.config import DemoConfig, DetectionConfig
+from backbones.config import DemoConfig
+from detection.config import DetectionConfig
 from detection.data.demo import make_demo
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask

@@ -1,0 +1,43 @@
+"""Writing a file in one piece: a kill at any moment leaves the old content or the whole new one."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk and rename it.
+
+    Raises:
+        UserError: the disk refuses; what was at `path` is still there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut may undo the rename
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        # torch's writer hides the disk's answer behind a RuntimeError of its own
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written: {reason.strerror}") from error
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write bytes, or text as UTF-8; see `write_atomically`."""
+    data = content.encode() if isinstance(content, str) else content
+    write_atomically(path, lambda file: file.write(data))
