@@ -11,6 +11,10 @@ import numpy as np
 
 from engine.errors import UserError
 
+# Pictures are read by one process for each core. Set before they are forked: a worker that wanted
+# to stop OpenCV's threads would wait for ever for those that only its parent has.
+cv2.setNumThreads(0)
+
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of the files in a folder, those that are taken for pictures."""
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -175,10 +174,6 @@ def read_batches(
     Raises:
         UserError: a picture is bad and the policy is to stop.
     """
-    if config.workers:
-        # Else every worker starts a thread for each core. Set here: once forked, a worker would
-        # wait for ever for threads that only its parent has.
-        cv2.setNumThreads(0)
     loader: DataLoader[Any] = DataLoader(
         _Reader(data, substitute=substitute),
         batch_sampler=plan,  # type: ignore[arg-type]
