@@ -1,6 +1,8 @@
-"""The losses of Faster R-CNN (Ren et al. 2015): values in, scalars out, never below float32.
+"""The losses of Faster and Mask R-CNN (Ren et al. 2015, He et al. 2017).
 
-B images, A anchors, S samples of each image, K classes.
+Values in, scalars out, never below float32.
+
+B images, A anchors, S samples of each image, K classes, M cells along a mask's side.
 Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
 processes average to that of one process with the whole batch.
 """
@@ -94,6 +96,23 @@ def roi_loss(
         "roi_class": _masked_sum(classification, valid) / count,
         "roi_box": _masked_sum(box, valid & (labels < num_classes)) / count,
     }
+
+
+def mask_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Score the masks of the foreground samples (Mask R-CNN, section 3).
+
+    Args:
+        logits: (B, S, M, M), of each sample's true class.
+        targets: (B, S, M, M) in [0, 1], what the true mask covers of each cell.
+        valid: (B, S) bool; none valid gives zero.
+
+    Returns:
+        `mask`: binary cross entropy, mean over cells and valid samples.
+    """
+    error = F.binary_cross_entropy_with_logits(
+        at_least_float32(logits), targets, reduction="none"
+    ).mean(dim=(2, 3))
+    return {"mask": _masked_sum(error, valid) / _num_samples(valid)}
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The four structures that pass between the rooms. They check themselves when made.
+"""The structures that pass between the rooms. They check themselves when made.
 
 B images, G ground-truth boxes (padded), P proposals (padded), N boxes of one image.
 Boxes are float32 xyxy pixels; sizes are (height, width). What is not there is masked, not absent.
@@ -6,9 +6,11 @@ Boxes are float32 xyxy pixels; sizes are (height, width). What is not there is m
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from detection.run_lengths import decode
 from engine.structures import Movable, check_tensor
 
 
@@ -44,12 +46,15 @@ class Targets(Movable):
     boxes: (B, G, 4) float32, zeros where not valid. labels: (B, G) int64 in 0..K-1, 0 where not
     valid.
     valid: (B, G) bool. is_crowd: (B, G) bool, regions to be ignored. G is at least 1.
+    masks: (B, G, H, ceil(W / 8)) uint8, bits of the padded picture as `ops.masks.pack_bits` makes
+    them, zero for crowds; None where nothing asks for masks.
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
     is_crowd: Tensor
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         batch, count = self.boxes.shape[:2]
@@ -58,6 +63,8 @@ class Targets(Movable):
         check_tensor("labels", self.labels, (batch, count), torch.int64)
         check_tensor("valid", self.valid, (batch, count), torch.bool)
         check_tensor("is_crowd", self.is_crowd, (batch, count), torch.bool)
+        if self.masks is not None:
+            check_tensor("masks", self.masks, (batch, count, None, None), torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -93,22 +100,54 @@ class Proposals(Movable):
 
 
 @dataclass(frozen=True)
+class RunLengthMasks:
+    """N masks of one picture as COCO's compressed run lengths, a few hundred bytes each.
+
+    size: (height, width) of the picture. codes: N byte strings, `counts` of COCO's RLE.
+    """
+
+    size: tuple[int, int]
+    codes: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        """Return the number of masks."""
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return mask `index`, (height, width) bool."""
+        return decode(self.codes[index], self.size)
+
+
+@dataclass(frozen=True)
 class Detections(Movable):
     """Objects found in one image, by falling score, in original pixels.
 
     boxes: (N, 4) float32 xyxy. scores: (N,) float32 in [0, 1]. labels: (N,) int64 in 0..K-1.
+    masks: N masks of the whole picture; None from a network without a mask head.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: RunLengthMasks | None = None
 
     def __post_init__(self) -> None:
         count = self.boxes.shape[0]
         check_tensor("boxes", self.boxes, (count, 4), torch.float32)
         check_tensor("scores", self.scores, (count,), torch.float32)
         check_tensor("labels", self.labels, (count,), torch.int64)
+        if self.masks is not None and len(self.masks) != count:
+            raise ValueError(f"masks: expected {count}, got {len(self.masks)}")
 
     def __len__(self) -> int:
         """Return the number of objects."""
         return self.boxes.shape[0]
+
+    def above(self, score_thresh: float) -> "Detections":
+        """Return the objects with at least this score."""
+        keep = self.scores >= score_thresh
+        masks = self.masks
+        if masks is not None:
+            codes = zip(masks.codes, keep.tolist(), strict=True)
+            masks = RunLengthMasks(masks.size, tuple(code for code, kept in codes if kept))
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from detection.ops.masks import pack_bits
 from detection.structures import DetectionBatch, ImageBatch, Targets
 
 
@@ -18,7 +19,8 @@ class Sample:
 
     pixels: (H, W, 3) uint8 RGB. boxes: (N, 4) float32 xyxy in these pixels; N may be 0. labels:
     (N,) int64. is_crowd: (N,) bool. original_size: (height, width) of the file, EXIF applied.
-    seed: the picture's own draw, from which the network's random choices for it come too.
+    seed: the picture's own draw, from which the network's random choices for it come too. masks:
+    (N, H, W) bool, zero for crowd regions; None where nothing asks for masks.
     """
 
     pixels: np.ndarray
@@ -28,6 +30,7 @@ class Sample:
     original_size: tuple[int, int]
     image_id: int
     seed: int
+    masks: np.ndarray | None = None
 
 
 def collate_detection(
@@ -70,10 +73,24 @@ def collate_detection(
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         seeds=torch.tensor([sample.seed for sample in samples]),
     )
+    masks = None
+    if any(sample.masks is not None for sample in samples):
+        masks = _collate_masks(samples, (batch, count, height, width))
     return DetectionBatch(
         images=images,
-        targets=Targets(boxes=boxes, labels=labels, valid=valid, is_crowd=is_crowd),
+        targets=Targets(boxes=boxes, labels=labels, valid=valid, is_crowd=is_crowd, masks=masks),
     )
+
+
+def _collate_masks(samples: Sequence[Sample], shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """Return the packed masks (B, G, H, ceil(W / 8)) uint8 of all samples."""
+    batch, count, height, width = shape
+    packed = torch.zeros(batch, count, height, -(-width // 8), dtype=torch.uint8)
+    for i, sample in enumerate(samples):
+        assert sample.masks is not None, "all samples of a batch have masks, or none has"
+        bits = torch.from_numpy(pack_bits(sample.masks))
+        packed[i, : bits.shape[0], : bits.shape[1], : bits.shape[2]] = bits
+    return packed
 
 
 def round_up(length: int, multiple: int) -> int:

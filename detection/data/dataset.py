@@ -10,6 +10,7 @@ from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
 from detection.data.collate import Sample, collate_detection, round_up
+from detection.data.masks import draw_masks
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
@@ -24,6 +25,7 @@ class CocoDetection:
         training: with random changes, grouped by aspect ratio; else resized alone, grouped by
             padded shape so that a picture's result does not depend on its neighbours.
         classes: what the file's categories must be; None takes them from the file.
+        with_masks: samples have the masks of their objects, which each must then have.
 
     Raises:
         UserError: folder or file is missing, or the file is wrong.
@@ -36,6 +38,7 @@ class CocoDetection:
         config: DataConfig,
         training: bool,
         classes: ClassMap | None = None,
+        with_masks: bool = False,
     ) -> None:
         self._folder = Path(split.images)
         if not self._folder.is_dir():
@@ -43,6 +46,9 @@ class CocoDetection:
         self.annotations: Annotations = read_coco(
             split.annotations, classes=classes, on_bad_box=config.on_bad_box, need_boxes=training
         )
+        if with_masks:
+            _check_masks(self.annotations)
+        self._with_masks = with_masks
         self._config = config
         self._augment: Augment | None = None
         self._rows = np.arange(len(self.annotations))
@@ -100,9 +106,12 @@ class CocoDetection:
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
         if self._augment is not None:
-            pixels, boxes = self._augment(pixels, boxes, seed=seed)
+            masks = self._draw_masks(row, self._augment.size_of(original_size, seed=seed))
+            pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed)
         else:
-            pixels, boxes = resize(pixels, boxes, self._eval_size(original_size))
+            size = self._eval_size(original_size)
+            masks = self._draw_masks(row, size)
+            pixels, boxes = resize(pixels, boxes, size)
         return Sample(
             pixels=pixels,
             boxes=boxes,
@@ -111,6 +120,7 @@ class CocoDetection:
             original_size=original_size,
             image_id=int(self.annotations.image_ids[row]),
             seed=seed,
+            masks=masks if self._with_masks else None,
         )
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -146,6 +156,26 @@ class CocoDetection:
             message += " after its EXIF rotation: it was annotated unrotated"
         raise BadPictureError(message)
 
+    def _draw_masks(self, row: int, resized: tuple[int, int]) -> np.ndarray:
+        """Return the masks (N, *resized) bool of the objects of `row`; none unless asked for."""
+        if not self._with_masks:
+            return np.zeros((0, *resized), np.bool_)
+        annotations = self.annotations
+        objects = annotations.objects_of(row)
+        rows = annotations.segmentation_idxs[objects].tolist()
+        crowds = annotations.is_crowd[objects].tolist()
+        height, width = annotations.sizes[row].tolist()
+        try:
+            return draw_masks(
+                annotations.segmentations,
+                [None if crowd else index for index, crowd in zip(rows, crowds, strict=True)],
+                (height, width),
+                resized,
+            )
+        except ValueError as error:
+            name = annotations.file_name(row)
+            raise UserError(f"{annotations.path}: a mask of image {name}: {error}") from error
+
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
@@ -176,3 +206,17 @@ def _has_objects(annotations: Annotations) -> np.ndarray:
     single = np.concatenate([[0], np.cumsum(~annotations.is_crowd)])
     has: np.ndarray = np.diff(single[annotations.offsets]) > 0
     return has
+
+
+def _check_masks(annotations: Annotations) -> None:
+    """Raise UserError where an object that is no crowd has neither polygons nor run lengths."""
+    segmentations = annotations.segmentations
+    lengths = np.diff(segmentations.object_offsets) + np.diff(segmentations.run_lengths.offsets)
+    missing = (lengths[annotations.segmentation_idxs] == 0) & ~annotations.is_crowd
+    if missing.any():
+        first = int(missing.argmax())
+        row = int(np.searchsorted(annotations.offsets, first, side="right")) - 1
+        raise UserError(
+            f"{annotations.path}: image {annotations.file_name(row)}: segmentation: expected "
+            f"polygons or an RLE for every object, got nothing for {int(missing.sum())}"
+        )

@@ -1,7 +1,7 @@
 """Resizing a picture and the random changes of training.
 
 H, W height and width; N boxes of one picture, crowd regions among them. Pictures stay 8-bit RGB
-(H, W, 3). No function drops, adds or reorders a box.
+(H, W, 3). No function drops, adds or reorders a box or a mask.
 """
 
 from collections.abc import Sequence
@@ -62,16 +62,20 @@ class Augment:
             A.VerticalFlip(p=vertical_flip_prob),
             A.ColorJitter(**strength, hue=color_jitter / 10, p=float(color_jitter > 0)),
         ]
-        self._compose = A.Compose(transforms, bbox_params=A.BboxParams(format="pascal_voc"))
+        # masks have the size after the resize, which the picture may not have yet
+        self._compose = A.Compose(
+            transforms, bbox_params=A.BboxParams(format="pascal_voc"), is_check_shapes=False
+        )
 
     def __call__(
-        self, pixels: np.ndarray, boxes: np.ndarray, *, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the changed picture and its boxes.
+        self, pixels: np.ndarray, boxes: np.ndarray, masks: np.ndarray, *, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the changed picture, its boxes and its masks.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
             boxes: (N, 4) float32 xyxy pixels inside the picture; N may be 0.
+            masks: (any, height, width) bool, drawn at `size_of` the picture; there may be none.
             seed: 0 or more; the only source of chance.
         """
         rng = np.random.default_rng(seed)
@@ -79,8 +83,9 @@ class Augment:
         size = self._draw_size((height, width), rng)
         # Mirrors and colours go where the picture is smaller.
         if size[0] < height:
-            return self._change(*resize(pixels, boxes, size), rng)
-        return resize(*self._change(pixels, boxes, rng), size)
+            return self._change(*resize(pixels, boxes, size), masks, rng)
+        pixels, boxes, masks = self._change(pixels, boxes, masks, rng)
+        return *resize(pixels, boxes, size), masks
 
     def size_of(self, size: tuple[int, int], *, seed: int) -> tuple[int, int]:
         """Return the (height, width) that a picture of `size` will have with this seed."""
@@ -90,15 +95,20 @@ class Augment:
         return resized_size(size, int(rng.choice(self._short_sides)), self._max_side)
 
     def _change(
-        self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, pixels: np.ndarray, boxes: np.ndarray, masks: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # Compose gives all its transforms one seed, and both mirrors would always come together.
         for transform, seed in zip(
             self._compose.transforms, rng.integers(2**31, size=3), strict=True
         ):
             transform.set_random_seed(int(seed))
         numbered = np.column_stack([boxes, np.arange(len(boxes))]).astype(np.float32)
-        result = self._compose(image=pixels, bboxes=numbered)
+        inputs = {"image": pixels, "bboxes": numbered}
+        if len(masks):
+            inputs["masks"] = masks.view(np.uint8)
+        result = self._compose(**inputs)
         changed = np.asarray(result["bboxes"], dtype=np.float32).reshape(len(boxes), 5)
         assert (changed[:, 4] == numbered[:, 4]).all(), "albumentations dropped or moved a box"
-        return result["image"], changed[:, :4]
+        if len(masks):
+            masks = np.asarray(result["masks"]).view(np.bool_)
+        return result["image"], changed[:, :4], masks

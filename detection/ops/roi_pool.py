@@ -161,14 +161,29 @@ def _taps(
     bins = torch.arange(resolution, device=low.device)[:, None]
     samples = torch.arange(sampling_ratio, device=low.device) + 0.5
     points = low + bins * bin_size + samples * (bin_size / sampling_ratio)
-    weight = ((points >= -1) & (points <= sizes)) / sampling_ratio
+    cells, weights = bilinear_taps(points, sizes)
+    return cells.flatten(-2), (weights / sampling_ratio).flatten(-2)
+
+
+def bilinear_taps(points: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two cells beside each point of an axis, and their weights.
+
+    Args:
+        points: any shape, float; 0 is the centre of the first cell. A point a cell or more outside
+            has weights of 0, one nearer the outermost cell alone.
+        sizes: int64, cells along the axis; broadcasts with `points`.
+
+    Returns:
+        cells int64 and weights, each of the shape of `points` with 2 behind it.
+    """
+    inside = (points >= -1) & (points <= sizes)
     points = points.clamp(min=0)
     # clamped as integers, so that a NaN box makes NaN features but no index outside the map
     cell = points.to(torch.int64).clamp(min=0).minimum(sizes - 1)
     share = points - cell
     cells = torch.stack([cell, (cell + 1).minimum(sizes - 1)], dim=-1)
-    weights = torch.stack([(1 - share) * weight, share * weight], dim=-1)
-    return cells.flatten(-2), weights.flatten(-2)
+    weights = torch.stack([(1 - share) * inside, share * inside], dim=-1)
+    return cells, weights
 
 
 def _pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,9 @@ def test_boxes_scale_by_each_axis(size: tuple[int, int]) -> None:
     assert resize(smooth_picture(), boxes[:0], size)[1].shape == (0, 4)
 
 
+NO_MASKS = np.zeros((0, 1, 1), np.bool_)
+
+
 def make_augment(**changes: Any) -> Augment:
     values: dict[str, Any] = {
         "short_sides": (40, 48, 56),
@@ -60,7 +63,7 @@ def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
         vertical_flip_prob=float(flips[1]),
         color_jitter=0.0,
     )
-    changed, moved = augment(pixels, boxes, seed=3)
+    changed, moved = augment(pixels, boxes, NO_MASKS, seed=3)[:2]
     rows, columns = np.nonzero(changed[..., 0] > 127)
     edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     expected = torch.tensor([edges], dtype=torch.float32)
@@ -73,11 +76,11 @@ def test_one_seed_gives_one_picture() -> None:
     pixels = smooth_picture()
     boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
     augment = make_augment()
-    first = [augment(pixels, boxes, seed=seed) for seed in range(8)]
+    first = [augment(pixels, boxes, NO_MASKS, seed=seed) for seed in range(8)]
     # Another object, in another order, as another worker would have it.
     other = make_augment()
     for seed in reversed(range(8)):
-        again = other(pixels, boxes, seed=seed)
+        again = other(pixels, boxes, NO_MASKS, seed=seed)
         torch.testing.assert_close(again[0], first[seed][0], rtol=0, atol=0)
         torch.testing.assert_close(again[1], first[seed][1], rtol=0, atol=0)
     assert len({picture.tobytes() for picture, _ in first}) == 8
@@ -87,7 +90,7 @@ def test_the_two_mirrors_are_drawn_apart() -> None:
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 10, 10]], dtype=np.float32)
     augment = make_augment(short_sides=[40], color_jitter=0.0)
-    corners = [tuple(augment(pixels, boxes, seed=seed)[1][0, :2]) for seed in range(200)]
+    corners = [tuple(augment(pixels, boxes, NO_MASKS, seed=seed)[1][0, :2]) for seed in range(200)]
     counts = {corner: corners.count(corner) for corner in set(corners)}
     assert set(counts) == {(0, 0), (30, 0), (0, 30), (30, 30)}
     assert min(counts.values()) > 30
@@ -103,7 +106,8 @@ def test_no_box_is_lost() -> None:
         far[::5] = (width, height)
         near[::7] = 0
         boxes = np.concatenate([near, far], axis=1).astype(np.float32)
-        pixels, moved = augment(np.zeros((height, width, 3), np.uint8), boxes, seed=seed)
+        blank = np.zeros((height, width, 3), np.uint8)
+        pixels, moved, _ = augment(blank, boxes, NO_MASKS, seed=seed)
         assert moved.shape == (50, 4)
         assert (moved[:, 2:] > moved[:, :2]).all()
         limits = np.array([pixels.shape[1], pixels.shape[0]]) + 1e-3
@@ -112,7 +116,32 @@ def test_no_box_is_lost() -> None:
 
 
 def test_a_picture_without_boxes_is_augmented() -> None:
-    pixels, boxes = make_augment()(smooth_picture(), np.zeros((0, 4), np.float32), seed=1)
+    no_boxes = np.zeros((0, 4), np.float32)
+    pixels, boxes, _ = make_augment()(smooth_picture(), no_boxes, NO_MASKS, seed=1)
     assert pixels.dtype == np.uint8
     assert boxes.shape == (0, 4)
     assert boxes.dtype == np.float32
+
+
+@pytest.mark.parametrize("short_side", [40, 120])
+def test_masks_follow_their_boxes(short_side: int) -> None:
+    """A mask that fills its box still does after mirrors and the resize."""
+    augment = make_augment(short_sides=[short_side], max_side=5000, color_jitter=0.0)
+    pixels = smooth_picture()
+    height, width = pixels.shape[:2]
+    boxes = np.array([[0, 0, width / 2, height / 4], [width / 4, height / 2, width, height]])
+    corners = set()
+    for seed in range(12):
+        size = augment.size_of((height, width), seed=seed)
+        masks = np.zeros((2, *size), np.bool_)
+        scale = np.array([size[1] / width, size[0] / height] * 2)
+        for mask, (x1, y1, x2, y2) in zip(masks, (boxes * scale).round().astype(int), strict=True):
+            mask[y1:y2, x1:x2] = True
+        changed, moved, found = augment(pixels, boxes.astype(np.float32), masks, seed=seed)
+        assert found.shape == (2, *changed.shape[:2])
+        for mask, box in zip(found, moved, strict=True):
+            y, x = np.nonzero(mask)
+            edges = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            np.testing.assert_allclose(edges, box, atol=1.0)
+        corners.add(tuple(moved[0].round().tolist()))
+    assert len(corners) == 4

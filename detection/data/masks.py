@@ -1,0 +1,56 @@
+"""Masks of one picture's objects, drawn at the size that the network sees.
+
+N objects of one picture, H, W the picture's height and width after its resize.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from backbones.pictures import resize_pixels
+from detection.data.packed import Segmentations
+from detection.run_lengths import decode
+
+
+def draw_masks(
+    segmentations: Segmentations,
+    idxs: Sequence[int | None],
+    size: tuple[int, int],
+    resized: tuple[int, int],
+) -> np.ndarray:
+    """Return masks (N, H, W) bool of one picture.
+
+    Args:
+        segmentations: of the whole file.
+        idxs: N rows of `segmentations`; None gives a mask of zeros.
+        size: (height, width) of the file's picture.
+        resized: (H, W).
+
+    Raises:
+        ValueError: run lengths that do not fill the picture.
+    """
+    masks = np.zeros((len(idxs), *resized), np.bool_)
+    for mask, index in zip(masks, idxs, strict=True):
+        if index is not None:
+            mask[:] = _draw(segmentations, index, size, resized)
+    return masks
+
+
+def _draw(
+    segmentations: Segmentations, index: int, size: tuple[int, int], resized: tuple[int, int]
+) -> np.ndarray:
+    code = segmentations.run_lengths[index]
+    if not code:  # polygons, drawn where they lie after the resize
+        scale = np.array([resized[1] / size[1], resized[0] / size[0]])
+        polygons = [
+            (part.reshape(-1, 2) * scale).ravel().tolist()
+            for part in segmentations.polygons(index)
+        ]
+        parts = coco_mask.frPyObjects(polygons, *resized)
+        return np.asarray(coco_mask.decode(coco_mask.merge(parts)), np.bool_)
+    mask = decode(code, size)
+    if size == resized:
+        return mask
+    resized_mask: np.ndarray = resize_pixels(mask.astype(np.uint8) * 255, resized) > 127
+    return resized_mask
