@@ -167,10 +167,12 @@ def _fetch(archive: Archive, path: Path, log: RunLog) -> None:
         fetched = _size(partial)
         try:
             _fetch_rest(archive, partial, log)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            if isinstance(error, urllib.error.HTTPError) or _size(partial) == fetched:
-                raise UserError(f"{archive.url}: cannot be fetched: {reason}") from error
+            if _size(partial) == fetched:
+                raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
     if _size(partial) < archive.size:
         got = f"{_size(partial)}; the same command goes on from there"
         raise UserError(f"{archive.url}: expected {archive.size} bytes, got {got}")

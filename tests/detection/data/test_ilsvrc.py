@@ -39,14 +39,13 @@ def test_sets_by_list_and_by_folder(tmp_path: Path) -> None:
     val = "ILSVRC2012_val_00000001", "ILSVRC2012_val_00000002"
     one = "ILSVRC2013_train/n02219486/n02219486_7"
     train = one, "ILSVRC2014_train_0000/ILSVRC2014_train_00000001"
-    folders = [f"{part}/DET" for part in ("Annotations", "Data")]
     for name, split, names in (
         ("val", "val", val),
         ("val1", "val", val[1:]),
         ("train_1", "train", (one,)),
         ("train", "train", train),
     ):
-        expected = ImageSet(*(f"{folder}/{split}" for folder in folders), names)
+        expected = ImageSet(f"Annotations/DET/{split}", f"Data/DET/{split}", names)
         assert ilsvrc_set(tmp_path, name) == expected
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,21 +49,30 @@ def test_lists_with_numbers_and_empty_lines(tmp_path: Path) -> None:
     assert read_names(path) == ("a", "b")
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no list": (
+        lambda root: find_sets(root, ["VOC2007/train"]),
+        r"Main/train\.txt: cannot be read",
+    ),
+    "nothing": (lambda root: find_sets(root, []), "expected one of --sets and --xml"),
+    "both": (lambda root: find_sets(root, ["a"], xml="b"), "expected one of --sets and --xml"),
+    "pictures of a set": (
+        lambda root: find_sets(root, ["a"], pictures="b"),
+        "expected --pictures and --list with --xml, got --sets",
+    ),
+    "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files in it"),
+    "empty": (lambda root: read_names(root / "empty.txt"), r"empty\.txt: expected a name on each"),
+    "encoding": (lambda root: read_names(root / "latin.txt"), r"latin\.txt: expected UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(
+    tmp_path: Path, call: Callable[[Path], object], message: str
+) -> None:
     write_voc(tmp_path, "VOC2007", {"test": "000003"})
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe4")
-    (tmp_path / "xml").mkdir()
-    faults = [
-        (lambda: find_sets(tmp_path, ["VOC2007/train"]), r"Main/train\.txt: cannot be read"),
-        (lambda: find_sets(tmp_path, []), "expected one of --sets and --xml"),
-        (lambda: find_sets(tmp_path, ["a"], xml="b"), "expected one of --sets and --xml"),
-        (lambda: find_sets(tmp_path, ["a"], pictures="b"), "--pictures and --list with --xml"),
-        (lambda: find_sets(tmp_path, [], xml="xml"), r"xml: expected XML files in it, got none"),
-        (lambda: read_names(tmp_path / "empty.txt"), r"empty\.txt: expected a name on each line"),
-        (lambda: read_names(tmp_path / "latin.txt"), r"latin\.txt: expected UTF-8 text"),
-    ]
-    for call, message in faults:
-        with pytest.raises(UserError, match=message) as error:
-            call()
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=message) as error:
+        call(tmp_path)
+    assert "\n" not in str(error.value)
