@@ -18,6 +18,7 @@ from backbones.config import DemoConfig, NetworkConfig
 from engine.schema import Config, Fraction, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Protocol = Literal["voc07", "voc12", "ilsvrc"]
 
 
 class SplitConfig(Config):
@@ -201,6 +202,8 @@ class EvaluationConfig(Config):
 
     draw_score_thresh: Fraction = 0.5
     """Detections below are not drawn."""
+    protocols: tuple[Protocol, ...] = ()
+    """Rules beside COCO's: VOC's 11-point or area AP at IoU 0.5, or ILSVRC detection's."""
 
 
 class DetectionConfig(RunConfig):

@@ -1,7 +1,6 @@
 """The losses of Faster and Mask R-CNN (Ren et al. 2015, He et al. 2017).
 
 Values in, scalars out, never below float32.
-
 B images, A anchors, S samples of each image, K classes, M cells along a mask's side.
 Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
 processes average to that of one process with the whole batch.

@@ -41,3 +41,9 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Write bytes, or text as UTF-8; see `write_atomically`."""
     data = content.encode() if isinstance(content, str) else content
     write_atomically(path, lambda file: file.write(data))
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise UserError where there is a file at `path`, unless it may be replaced."""
+    if path.exists() and not force:
+        raise UserError(f"{path}: expected no such file yet, got one; --force replaces it")

@@ -67,7 +67,8 @@ def _score_file(
     from engine.checkpoint import prepare_output
     from engine.log import make_console
 
-    score = score_file(path, config.data.val.annotations, all_images=all_images)
+    annotations, protocols = config.data.val.annotations, config.evaluation.protocols
+    score = score_file(path, annotations, all_images=all_images, protocols=protocols)
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:
         prepare_output(output)

@@ -61,6 +61,7 @@ class Ledger:
     images_without_boxes: int
     boxes_by_class: Mapping[str, int]
     crowds: int
+    difficult: int
     filled_areas: int
     filled_iscrowds: int
     unreadable_masks: int
@@ -74,6 +75,7 @@ class Ledger:
             ("images without boxes", self.images_without_boxes),
             ("boxes", sum(self.boxes_by_class.values())),
             ("crowd regions among them", self.crowds),
+            ("difficult objects among them", self.difficult),
             ("boxes clipped to their image", self.clipped_boxes),
             ("areas filled in", self.filled_areas),
             ("iscrowd filled in", self.filled_iscrowds),
@@ -89,7 +91,8 @@ class Annotations:
 
     image_ids: (N,) int64, in the order of the file. file_names: N, UTF-8. sizes: (N, 2) int64.
     offsets: (N + 1,) int64. boxes: (M, 4) float32 in original pixels, clipped to the image.
-    labels: (M,) int64. is_crowd: (M,) bool. areas: (M,) float32, of the mask where there is one.
+    labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's mark on what is
+    hard to recognise. areas: (M,) float32, of the mask where there is one.
     segmentation_idxs: (M,) int64, rows of `segmentations`, which keep the order of the file.
     """
 
@@ -103,6 +106,7 @@ class Annotations:
     boxes: np.ndarray
     labels: np.ndarray
     is_crowd: np.ndarray
+    is_difficult: np.ndarray
     areas: np.ndarray
     segmentation_idxs: np.ndarray
     segmentations: Segmentations
@@ -151,7 +155,7 @@ def read_coco(
     image_rows, labels = _resolve(columns, images, found, path)
     checked = _check_boxes(columns, images, image_rows, path, stop=on_bad_box == "error")
     keep = ~np.any(list(checked.bad.values()), axis=0)
-    if need_boxes and not (keep & ~columns.is_crowd).any():
+    if need_boxes and not (keep & ~columns.is_crowd & ~columns.is_difficult).any():
         raise UserError(f"{path}: annotations: expected at least one box to train on, got none")
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
@@ -162,6 +166,7 @@ def read_coco(
         images_without_boxes=int((per_image == 0).sum()),
         boxes_by_class=dict(zip(found.names, per_class.tolist(), strict=True)),
         crowds=int(columns.is_crowd[rows].sum()),
+        difficult=int(columns.is_difficult[rows].sum()),
         filled_areas=columns.filled_areas,
         filled_iscrowds=columns.filled_iscrowds,
         unreadable_masks=columns.unreadable_masks,
@@ -179,6 +184,7 @@ def read_coco(
         boxes=checked.boxes[rows],
         labels=labels[rows],
         is_crowd=columns.is_crowd[rows],
+        is_difficult=columns.is_difficult[rows],
         areas=columns.areas[rows],
         segmentation_idxs=rows,
         segmentations=columns.segmentations,

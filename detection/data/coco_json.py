@@ -126,6 +126,7 @@ class AnnotationTable:
     xywh: np.ndarray
     areas: np.ndarray
     is_crowd: np.ndarray
+    is_difficult: np.ndarray
     filled_areas: int
     filled_iscrowds: int
     unreadable_masks: int
@@ -135,7 +136,7 @@ class AnnotationTable:
 def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTable:
     """Check and pack `annotations`; UserError names the first bad entry. There may be none."""
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
-    xywh, areas, is_crowd = array("d"), array("f"), array("b")
+    xywh, areas, is_crowd, is_difficult = array("d"), array("f"), array("b"), array("b")
     filled_areas = filled_iscrowds = 0
     packer = SegmentationPacker()
     for position, entry in enumerate(entries):
@@ -145,15 +146,14 @@ def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTab
         category_ids.append(int_of(entry, "category_id", where))
         box = _box_of(entry, where)
         xywh.extend(box)
-        area, crowd = entry.get("area"), entry.get("iscrowd")
+        area, crowd = entry.get("area"), _flag_of(entry, "iscrowd", where)
         if area is not None and not _is_number(area):
             raise UserError(f"{where}: area: expected a number, got {area!r:.60}")
-        if crowd not in (0, 1, None):
-            raise UserError(f"{where}: iscrowd: expected 0 or 1, got {crowd!r:.60}")
         filled_areas += area is None
         filled_iscrowds += crowd is None
         areas.append(box[2] * box[3] if area is None else area)
-        is_crowd.append(int(crowd or 0))
+        is_crowd.append(crowd or 0)
+        is_difficult.append(_flag_of(entry, "difficult", where) or 0)
         packer.add(entry.get("segmentation"))
     columns = AnnotationTable(
         ids=np.frombuffer(ids, np.int64),
@@ -162,6 +162,7 @@ def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTab
         xywh=np.frombuffer(xywh, np.float64).reshape(-1, 4),
         areas=np.frombuffer(areas, np.float32),
         is_crowd=np.frombuffer(is_crowd, np.bool_),
+        is_difficult=np.frombuffer(is_difficult, np.bool_),
         filled_areas=filled_areas,
         filled_iscrowds=filled_iscrowds,
         unreadable_masks=packer.num_unreadable,
@@ -177,6 +178,14 @@ def _box_of(entry: dict[str, Any], where: str) -> list[float]:
         got = f"{box!r:.60}" if "bbox" in entry else "nothing"
         raise UserError(f"{where}: bbox: expected four numbers [x, y, width, height], got {got}")
     return box
+
+
+def _flag_of(entry: dict[str, Any], key: str, where: str) -> int | None:
+    """Return the 0 or 1 under `key`; None: it is not there."""
+    value = entry.get(key)
+    if value not in (0, 1, None):
+        raise UserError(f"{where}: {key}: expected 0 or 1, got {value!r:.60}")
+    return None if value is None else int(value)
 
 
 def _is_number(value: Any) -> bool:

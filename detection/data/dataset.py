@@ -105,6 +105,8 @@ class CocoDetection:
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
+        # difficult objects are as crowds are: neither foreground nor background
+        is_ignored = self.annotations.is_crowd[objects] | self.annotations.is_difficult[objects]
         if self._augment is not None:
             masks = self._draw_masks(row, self._augment.size_of(original_size, seed=seed))
             pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed)
@@ -116,7 +118,7 @@ class CocoDetection:
             pixels=pixels,
             boxes=boxes,
             labels=self.annotations.labels[objects],
-            is_crowd=self.annotations.is_crowd[objects],
+            is_crowd=is_ignored,
             original_size=original_size,
             image_id=int(self.annotations.image_ids[row]),
             seed=seed,
@@ -202,8 +204,9 @@ def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
 
 
 def _has_objects(annotations: Annotations) -> np.ndarray:
-    """Return (N,) bool: the image has a box that is no crowd region."""
-    single = np.concatenate([[0], np.cumsum(~annotations.is_crowd)])
+    """Return (N,) bool: the image has a box that is neither a crowd region nor difficult."""
+    is_plain = ~annotations.is_crowd & ~annotations.is_difficult
+    single = np.concatenate([[0], np.cumsum(is_plain)])
     has: np.ndarray = np.diff(single[annotations.offsets]) > 0
     return has
 

@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Group
 from rich.table import Table
 
+from detection.config import Protocol
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.evaluation.coco_files import (
     Found,
@@ -33,7 +34,9 @@ from detection.evaluation.coco_files import (
     read_truth,
 )
 from detection.evaluation.report import write_pr_curves
+from detection.evaluation.voc_ap import score_protocols
 from detection.structures import DetectionBatch, Detections
+from engine.errors import UserError
 from engine.files import write_file
 
 # COCOeval.summarize's order
@@ -50,9 +53,9 @@ class CocoScore:
     """The outcome of one scoring.
 
     metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where the truth has no such
-    object; `num_images`, `num_detections`. precision: (T, R, K) over all areas with 100 detections
-    an image, NaN for a class without objects. class_names: by rising category id. note: what was
-    scored, for the reader of the table.
+    object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) over
+    all areas with 100 detections an image, NaN for a class without objects. class_names: by rising
+    category id. note: what was scored, for the reader of the table.
     """
 
     metrics: dict[str, float]
@@ -65,8 +68,10 @@ class CocoScore:
         """Return the summary and the AP of every class, in percent, for the console."""
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         summary = _table(f"COCO AP and AR of {kind}, in percent", SUMMARY, self.metrics)
+        others = [key for key in self.metrics if key.endswith("_map") and "/" not in key]
+        more = [_table("mAP by other rules, in percent", others, self.metrics)] if others else []
         keys = [f"ap/{name}" for name in self.class_names]
-        return Group(summary, self.note, _table("AP by class", keys, self.metrics))
+        return Group(summary, *more, self.note, _table("AP by class", keys, self.metrics))
 
     def write(self, directory: Path) -> None:
         """Write metrics.json (null where a number does not exist) and pr_curves.png."""
@@ -97,6 +102,7 @@ def score_results(
     image_ids: Iterable[int] | None = None,
     iou_type: IoUType = "bbox",
     source: str = "results",
+    protocols: Sequence[Protocol] = (),
 ) -> CocoScore:
     """Score detections in COCO's results format.
 
@@ -106,6 +112,7 @@ def score_results(
         image_ids: the pictures to score; None scores all of the annotation file.
         iou_type: compare boxes or masks.
         source: the results' name in messages.
+        protocols: further rules to score boxes by.
 
     Raises:
         UserError: a result is malformed, or of an image or category that the annotations lack.
@@ -114,31 +121,47 @@ def score_results(
         truth = read_truth(truth)
     found = pack_results(results, truth, iou_type=iou_type, source=source)
     scored = set(truth.images if image_ids is None else image_ids)
-    return _score(found, truth, image_ids=scored, iou_type=iou_type)
+    return _score(found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols)
 
 
-def score_file(path: Path | str, annotations: Path | str, *, all_images: bool = False) -> CocoScore:
+def score_file(
+    path: Path | str,
+    annotations: Path | str,
+    *,
+    all_images: bool = False,
+    protocols: Sequence[Protocol] = (),
+) -> CocoScore:
     """Score a COCO results file: its boxes, or its masks when its first entry has no box.
 
     Args:
         path: the results.
         annotations: the COCO JSON that they belong to.
         all_images: score every annotated picture, not only those that the results name.
+        protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, and when a file cannot be read.
+        UserError: as for `score_results`, when a file cannot be read, and for masks with protocols.
     """
     results = read_results(path)
     has_masks = bool(results) and isinstance(results[0], dict) and "bbox" not in results[0]
     iou_type: IoUType = "segm" if has_masks else "bbox"
+    if has_masks and protocols:
+        raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
     truth = read_truth(annotations)
     found = pack_results(results, truth, iou_type=iou_type, source=str(path))
     named = set() if all_images else set(found.image_ids)
     scored = named or set(truth.images)  # a file without detections scores 0, not nothing
-    return _score(found, truth, image_ids=scored, iou_type=iou_type)
+    return _score(found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols)
 
 
-def _score(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> CocoScore:
+def _score(
+    found: Found,
+    truth: Truth,
+    *,
+    image_ids: set[int],
+    iou_type: IoUType,
+    protocols: Sequence[Protocol],
+) -> CocoScore:
     if iou_type == "segm":
         check_masks(truth)
     whole = COCOeval(iouType=iou_type)
@@ -164,12 +187,16 @@ def _score(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
     inside = [image_id for image_id in found.image_ids if image_id in image_ids]
     metrics |= {"num_images": len(image_ids), "num_detections": len(inside)}
+    metrics |= score_protocols(found, truth, protocols=protocols, image_ids=image_ids)
     note = f"{len(inside)} detections in {len(set(inside))} of {len(image_ids)} pictures"
     unscored = len(truth.images) - len(image_ids)
     if unscored:
         note += f"\n{unscored} annotated pictures that the results do not name are not scored"
     for name, count in truth.filled.items():
         note += f"\n{name} was missing, and filled in, for {count} objects"
+    scored = (each for row in truth.objects.values() for each in row)
+    if difficult := sum(each["difficult"] for each in scored if each["image_id"] in image_ids):
+        note += f"\n{difficult} difficult objects count like any other in COCO's numbers"
     return CocoScore(metrics, precision, names, iou_type, note)
 
 
@@ -210,6 +237,7 @@ class CocoEvaluator:
             stated policy skips are not among them.
         allow_missing: pictures may be missing (skipped by a stated policy); they then count as
             pictures without detections.
+        protocols: further rules to score by.
     """
 
     main_metric = "ap"
@@ -222,11 +250,13 @@ class CocoEvaluator:
         *,
         kept_rows: Iterable[int] | None = None,
         allow_missing: bool = False,
+        protocols: Sequence[Protocol] = (),
     ) -> None:
         self._truth = read_truth(annotations, kept_rows=kept_rows)
         self._classes = classes
         self._expected = sorted(image_ids)
         self._allow_missing = allow_missing
+        self._protocols = protocols
         self._gathered: list[_Row] = []
         self._score: CocoScore | None = None
 
@@ -246,7 +276,11 @@ class CocoEvaluator:
         self._gathered = sorted(gathered, key=lambda row: row[0])
         self._check_images([image_id for image_id, _ in self._gathered])
         self._score = score_results(
-            self._results(), self._truth, image_ids=self._expected, source="detections"
+            self._results(),
+            self._truth,
+            image_ids=self._expected,
+            source="detections",
+            protocols=self._protocols,
         )
         return self._score.metrics
 

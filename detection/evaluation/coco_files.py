@@ -26,9 +26,9 @@ class Truth:
     """A COCO annotation file, as far as scoring needs it.
 
     images: by image id. names: by rising category id. objects: by category id, annotations with
-    `area` (width times height of the box) and `iscrowd` (0) filled in, and with ids from 1, because
-    pycocotools takes an object with id 0 for an unmatched one. filled: how many objects lacked a
-    field, by its name; empty when none did.
+    `area` (width times height of the box), `iscrowd` and `difficult` (0) filled in, and with ids
+    from 1, because pycocotools takes an object with id 0 for an unmatched one. filled: how many
+    objects lacked a field that COCO's files have, by its name; empty when none did.
     """
 
     path: Path
@@ -83,6 +83,7 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
             "bbox": box,
             "area": box[2] * box[3] if area is None else area,
             "iscrowd": int(entry.get("iscrowd") or 0),
+            "difficult": int(entry.get("difficult") or 0),
             "segmentation": entry.get("segmentation"),
         }
     )

@@ -208,6 +208,7 @@ class DetectionTask(nn.Module):
             data.image_ids.tolist(),
             kept_rows=data.annotations.segmentation_idxs.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
+            protocols=self.config.evaluation.protocols,
         )
 
     def metadata(self) -> dict[str, str]:

@@ -89,6 +89,19 @@ def test_the_ledger_counts(document: Document, write_coco: CocoWriter) -> None:
     assert annotations.boxes[annotations.objects_of(0)].tolist() == [[0, 0, 60, 40], [0, 0, 4, 5]]
 
 
+def test_difficult_objects_are_marked_and_counted(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    document["annotations"][0]["difficult"] = 1
+    document["annotations"][2]["difficult"] = 0
+    annotations = read_coco(write_coco(document))
+    assert annotations.is_difficult.tolist() == [False, True, False]
+    assert ("difficult objects among them", 1) in annotations.ledger.rows()
+    document["annotations"][2]["difficult"] = 1
+    with pytest.raises(UserError, match="expected at least one box to train on, got none"):
+        read_coco(write_coco(document))
+
+
 def change(key: str, position: int, **values: Any) -> Callable[[Document], None]:
     return lambda document: document[key][position].update(values)
 
@@ -225,6 +238,11 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
             change("annotations", 0, iscrowd=2),
             "annotation 11: iscrowd: expected 0 or 1, got 2",
             id="iscrowd",
+        ),
+        pytest.param(
+            change("annotations", 0, difficult="yes"),
+            "annotation 11: difficult: expected 0 or 1, got 'yes'",
+            id="difficult",
         ),
         pytest.param(
             change("annotations", 0, bbox=[1, 2, -3, 4]),

@@ -119,6 +119,22 @@ def test_empty_pictures_are_left_out_when_asked(document: Document, write_coco: 
     assert len(open_data(path, training=False, keep_empty=False)) == 3
 
 
+def test_difficult_objects_are_ignored_as_crowds_are(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    document["annotations"][0]["difficult"] = 1
+    document["annotations"].append(
+        {"id": 15, "image_id": 9, "category_id": 3, "bbox": [1, 1, 9, 9], "difficult": 1}
+    )
+    path = write_coco(document)
+    assert open_data(path).load(1, 0).is_crowd.tolist() == [True, False]
+    data = open_data(path, keep_empty=False)
+    assert data.image_ids.tolist() == [5]
+    batch = data.collate([data.load(0, 0)])
+    assert batch.targets.is_crowd[0, :3].tolist() == [True, False, False]
+    assert batch.targets.valid[0, :3].tolist() == [True, True, False]
+
+
 def test_another_size_than_annotated(document: Document, write_coco: CocoWriter) -> None:
     path = write_coco(document)
     Image.fromarray(np.zeros((50, 31, 3), np.uint8)).save(path.parent / "a.png")

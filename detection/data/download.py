@@ -1,0 +1,220 @@
+"""Fetching public data sets: what is missing, from where it broke off, checked, then unpacked.
+
+The addresses and checksums of VOC and CIFAR-10 are torchvision's, whose data sets read the same
+files. COCO publishes none; its checksums are those that TensorFlow Datasets keeps.
+"""
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from engine.checkpoint import prepare_output
+from engine.errors import UserError
+from engine.log import RunLog
+
+CHUNK_BYTES = 10**6
+TIMEOUT_S = 60.0
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch and unpack.
+
+    checksum: `md5:` or `sha256:` and the digest. size, unpacked_size: bytes. holds: what is there
+    once it is unpacked: files, and folders with the number of their entries.
+    """
+
+    url: str
+    checksum: str
+    size: int
+    unpacked_size: int
+    holds: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[1]
+
+    def is_unpacked(self, root: Path) -> bool:
+        """Return whether all that it holds lies under `root`."""
+        return all(_count(root / path) >= count for path, count in self.holds.items())
+
+
+def _voc(key: str, *, size: int, list_name: str, pictures: int) -> Archive:
+    known = DATASET_YEAR_DICT[key]
+    year = known["base_dir"]
+    holds = {f"{year}/JPEGImages": pictures, f"{year}/ImageSets/Main/{list_name}.txt": 1}
+    return Archive(known["url"], f"md5:{known['md5']}", size, size, holds)
+
+
+_COCO = "http://images.cocodataset.org"
+DATA_SETS: dict[str, tuple[Archive, ...]] = {
+    "coco": (
+        Archive(
+            f"{_COCO}/annotations/annotations_trainval2017.zip",
+            "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+            size=252_907_541,
+            unpacked_size=900_000_000,
+            holds={
+                "annotations/instances_train2017.json": 1,
+                "annotations/instances_val2017.json": 1,
+            },
+        ),
+        Archive(
+            f"{_COCO}/zips/val2017.zip",
+            "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            size=815_585_330,
+            unpacked_size=830_000_000,
+            holds={"val2017": 5_000},
+        ),
+        Archive(
+            f"{_COCO}/zips/train2017.zip",
+            "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            size=19_336_861_798,
+            unpacked_size=19_700_000_000,
+            holds={"train2017": 118_287},
+        ),
+    ),
+    # both archives of 2007 unpack into the same folders
+    "voc2007": (
+        _voc("2007", size=460_032_000, list_name="trainval", pictures=5_011),
+        _voc("2007-test", size=451_020_800, list_name="test", pictures=5_011 + 4_952),
+    ),
+    "voc2012": (_voc("2012", size=1_999_639_040, list_name="trainval", pictures=17_125),),
+    "cifar10": (
+        Archive(
+            CIFAR10.url,
+            f"md5:{CIFAR10.tgz_md5}",
+            size=170_498_071,
+            unpacked_size=186_000_000,
+            holds={CIFAR10.base_folder: 8},
+        ),
+    ),
+}
+
+
+def download(archives: Sequence[Archive], root: Path, log: RunLog) -> None:
+    """Fetch and unpack what is not there; an earlier attempt goes on where it broke off.
+
+    The archives stay beside what they held, and may be deleted.
+
+    Args:
+        archives: in the order to fetch.
+        root: folder for all of it; made where it is missing.
+        log: shows how far it is.
+
+    Raises:
+        UserError: too little disk, no connection, or a file is not what was to be expected.
+    """
+    prepare_output(root)
+    missing = [archive for archive in archives if not archive.is_unpacked(root)]
+    for archive in archives:
+        if archive not in missing:
+            log.note(f"{archive.name}: already there")
+    _check_disk(missing, root)
+    for archive in missing:
+        path = root / archive.name
+        if not path.is_file():
+            _fetch(archive, path, log)
+        log.note(f"{archive.name}: checking and unpacking")
+        _check(archive, path)
+        _unpack(path, root)
+        if not archive.is_unpacked(root):
+            raise UserError(f"{path}: expected {dict(archive.holds)} in {root}, got less")
+
+
+def _count(path: Path) -> int:
+    """Return 1 for a file, the number of entries for a folder, and 0 where there is nothing."""
+    return sum(1 for _ in path.iterdir()) if path.is_dir() else int(path.is_file())
+
+
+def _check_disk(archives: Sequence[Archive], root: Path) -> None:
+    need = 0
+    for archive in archives:
+        present = [root / archive.name, _partial(root / archive.name)]
+        fetched = sum(path.stat().st_size for path in present if path.is_file())
+        need += archive.unpacked_size + max(archive.size - fetched, 0)
+    free = shutil.disk_usage(root).free
+    if need > free:
+        names = ", ".join(archive.name for archive in archives)
+        raise UserError(
+            f"{root}: expected {need / GB:.1f} GB of free disk for {names}, got {free / GB:.1f} GB"
+        )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _fetch(archive: Archive, path: Path, log: RunLog) -> None:
+    """Bring the file to `path`; it gets its name when all of it is there."""
+    partial = _partial(path)
+    fetched = -1
+    # as long as a connection brings something, a lost one is taken up again
+    while _size(partial) < archive.size and _size(partial) != fetched:
+        fetched = _size(partial)
+        try:
+            _fetch_rest(archive, partial, log)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            if _size(partial) == fetched:
+                raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
+    if _size(partial) < archive.size:
+        got = f"{_size(partial)}; the same command goes on from there"
+        raise UserError(f"{archive.url}: expected {archive.size} bytes, got {got}")
+    partial.rename(path)
+
+
+def _check(archive: Archive, path: Path) -> None:
+    algorithm, expected = archive.checksum.split(":")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    if digest != expected:
+        advice = "delete it to fetch it anew"
+        raise UserError(f"{path}: expected {archive.checksum}, got {digest}; {advice}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _fetch_rest(archive: Archive, partial: Path, log: RunLog) -> None:
+    """Append what is missing; start anew where the server sends the whole file all the same."""
+    start = _size(partial)
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        is_rest = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        rest = archive.size - start if is_rest else archive.size
+        with partial.open("ab" if is_rest else "wb") as file:
+            chunks = log.progress(_chunks(response), -(-rest // CHUNK_BYTES), f"{archive.name}, MB")
+            for chunk in chunks:
+                file.write(chunk)
+
+
+def _chunks(response: BinaryIO) -> Iterator[bytes]:
+    while chunk := response.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _unpack(path: Path, root: Path) -> None:
+    try:
+        if path.suffix == ".zip":
+            shutil.unpack_archive(path, root)
+        else:
+            shutil.unpack_archive(path, root, filter="data")
+    except (OSError, shutil.ReadError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be unpacked: {error}") from error

@@ -1,0 +1,237 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from detection.data.coco import read_coco
+from detection.data.voc import Category, ImageSet, find_sets, number_classes
+from detection.data.voc_to_coco import LINES_SHOWN, BoxConvention, Conversion, convert
+from detection.evaluation.coco_ap import score_results
+from engine.errors import UserError
+from tests.detection.data.voc_files import XmlRow, write_picture, write_voc, write_xml
+
+CLASSES = number_classes(["cat", "dog"])
+
+
+def one_picture(tmp_path: Path, objects: list[XmlRow], **changes: Any) -> Conversion:
+    """Convert picture a.jpg of 60x40 with these objects."""
+    write_xml(tmp_path / "a.xml", objects)
+    if not (tmp_path / "a.jpg").exists():
+        write_picture(tmp_path / "a.jpg")
+    arguments = {"classes": CLASSES, "boxes": "pixels", **changes}
+    return convert(tmp_path, [ImageSet(".", ".", ("a",))], **arguments)
+
+
+def test_two_years_become_one_document(tmp_path: Path) -> None:
+    write_voc(tmp_path, "VOC2007", {"trainval": "000001 000002", "test": "000003"})
+    write_voc(tmp_path, "VOC2012", {"trainval": "000001"})
+    sets = find_sets(tmp_path, ["VOC2007/trainval", "VOC2012/trainval", "VOC2007/trainval"])
+    conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
+    document = conversion.document
+    assert document["images"] == [
+        {"id": number, "file_name": name, "width": 60, "height": 40}
+        for number, name in enumerate(
+            [
+                "VOC2007/JPEGImages/000001.jpg",
+                "VOC2007/JPEGImages/000002.jpg",
+                "VOC2012/JPEGImages/000001.jpg",
+            ],
+            start=1,
+        )
+    ]
+    cat = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 30, 20], "area": 600, "iscrowd": 0}
+    dog = {"image_id": 1, "category_id": 2, "bbox": [10, 20, 50, 20], "area": 1000, "iscrowd": 0}
+    expected = [{"id": 1, **cat}, {"id": 2, **dog, "difficult": 1}]
+    assert document["annotations"][:2] == expected
+    assert [annotation["id"] for annotation in document["annotations"]] == list(range(1, 7))
+    assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert conversion.rows == [
+        ("pictures", 3),
+        ("objects", 6),
+        ("difficult objects among them", 3),
+        ("classes", 2),
+        ("pictures listed more than once", 2),
+    ]
+    conversion.write(tmp_path / "new" / "all.json")
+    annotations = read_coco(tmp_path / "new" / "all.json")
+    assert annotations.ledger.difficult == 3
+    assert annotations.ledger.clipped_boxes == 0
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [("pixels", [0, 0, 60, 40]), ("corners", [1, 1, 59, 39])],
+    ids=["pixels", "corners"],
+)
+def test_the_two_conventions(tmp_path: Path, boxes: BoxConvention, expected: list[float]) -> None:
+    document = one_picture(tmp_path, [("cat", 1, 1, 60, 40, "")], boxes=boxes).document
+    assert document["annotations"][0]["bbox"] == expected
+
+
+def test_one_pixel_is_a_box_and_one_corner_is_none(tmp_path: Path) -> None:
+    rows: list[XmlRow] = [("cat", 7, 7, 7, 7, "")]
+    assert one_picture(tmp_path, rows).document["annotations"][0]["bbox"] == [6, 6, 1, 1]
+    with pytest.raises(UserError, match="bbox width: expected at least"):
+        one_picture(tmp_path, rows, boxes="corners")
+
+
+BAD = {
+    "no size": (("cat", 9, 9, 8, 20, ""), "no width or height: cat", "bbox width: expected at"),
+    "inverted": (("cat", 9, 20, 30, 9, ""), "no width or height: cat", "bbox height: expected"),
+    "not finite": (("dog", 9, 9, float("nan"), 20, ""), "not finite: dog", "expected finite"),
+    "outside": (("dog", 70, 9, 80, 20, ""), "outside its image: dog", "that overlaps its image"),
+    "class": (("cow", 1, 1, 8, 8, ""), "unknown class: cow", "such as cat, dog, got cow"),
+}
+
+
+@pytest.mark.parametrize(("row", "counted", "message"), BAD.values(), ids=BAD)
+def test_bad_objects_stop_or_are_named(
+    tmp_path: Path, row: XmlRow, counted: str, message: str
+) -> None:
+    rows: list[XmlRow] = [("cat", 1, 1, 60, 40, ""), row, ("dog", 1, 1, 5, 5, "")]
+    with pytest.raises(UserError, match=message) as error:
+        one_picture(tmp_path, rows)
+    assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: object 2 ({row[0]}): ")
+    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    assert conversion.dropped == [str(error.value)]
+    assert (f"objects dropped, {counted}", 1) in conversion.rows
+    assert ("objects", 2) in conversion.rows
+    assert [each["id"] for each in conversion.document["annotations"]] == [1, 2]
+
+
+def test_the_first_bad_object_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"object 1 \(cow\)"):
+        one_picture(tmp_path, [("cow", 1, 1, 8, 8, ""), ("cat", 9, 9, 1, 1, "")])
+
+
+def test_boxes_partly_outside_stay_and_are_counted(tmp_path: Path) -> None:
+    conversion = one_picture(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
+    assert ("boxes partly outside their picture", 2) in conversion.rows
+    assert conversion.document["annotations"][0]["bbox"] == [-1, 0, 31, 20]
+
+
+def broken(tmp_path: Path) -> None:
+    (tmp_path / "b.xml").write_text("<annotation>")
+
+
+def without_picture(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").unlink()
+
+
+def without_size(tmp_path: Path) -> None:
+    write_xml(tmp_path / "b.xml", [], size="")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8no picture")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda folder: (folder / "b.xml").unlink(), r"b\.xml: cannot be read: No such file"),
+        (broken, r"b\.xml: not valid XML"),
+        (without_picture, r"b\.\*: expected a picture of the XML file's name, got none"),
+        (without_size, r"b\.jpg: expected a whole"),
+    ],
+    ids=["no XML", "broken XML", "no picture", "broken picture"],
+)
+def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: str) -> None:
+    for name in "abc":
+        write_xml(tmp_path / f"{name}.xml", [("cat", 1, 1, 60, 40, "")])
+        write_picture(tmp_path / f"{name}.jpg")
+    breaks(tmp_path)
+    sets = [ImageSet(".", ".", ("a", "b", "c"))]
+    with pytest.raises(UserError, match=message) as error:
+        convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
+    conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
+    assert conversion.dropped == [str(error.value)]
+    assert conversion.rows[0] == ("pictures", 2)
+    assert conversion.rows[-1] == ("pictures dropped", 1)
+    assert [image["id"] for image in conversion.document["images"]] == [1, 2]
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    sets = [ImageSet(".", ".", ("a",))]
+    with pytest.raises(UserError, match="expected pictures to convert, got none"):
+        convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
+
+
+def test_size_and_classes_are_filled_in(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", height=30, width=50)
+    write_xml(tmp_path / "a.xml", [("yak", 1, 1, 9, 9, ""), ("ant", 1, 1, 9, 9, "")], size="")
+    sets = [ImageSet(".", ".", ("a",))]
+    conversion = convert(tmp_path, sets, classes=None, boxes="pixels")
+    assert conversion.document["images"][0]["width"] == 50
+    assert conversion.document["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "yak"}]
+    assert ("sizes filled in from the picture", 1) in conversion.rows
+
+
+def test_pictures_without_objects(tmp_path: Path) -> None:
+    conversion = one_picture(tmp_path, [], classes={"x": Category(5, "ex")})
+    assert conversion.document["annotations"] == []
+    assert ("pictures without objects", 1) in conversion.rows
+    assert ("objects", 0) in conversion.rows
+
+
+def test_the_console_names_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[XmlRow] = [("cow", 1, 1, 8, 8, "")] * (LINES_SHOWN + 3)
+    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    assert len(conversion.dropped) == LINES_SHOWN + 3
+    assert conversion.lines()[-1] == "... and 3 more"
+    assert len(conversion.lines()) == LINES_SHOWN + 1
+    Console(width=80).print(conversion.table())
+    assert "objects dropped, unknown class: cow" in capsys.readouterr().out
+
+
+BLOOD_CELLS = number_classes(["WBC", "RBC", "Platelets"])
+
+
+def bccd(data_dir: Path, names: tuple[str, ...], **changes: Any) -> Conversion:
+    sets = [ImageSet("voc_xml", "images", names)]
+    return convert(data_dir / "bccd", sets, classes=BLOOD_CELLS, boxes="corners", **changes)
+
+
+def shaken_truth(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (file name, detection without its image id): what a fair detector might find."""
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    rng = np.random.default_rng(0)
+    found = []
+    for annotation in document["annotations"]:
+        box = np.array(annotation["bbox"]) + rng.normal(0, 6, size=4)
+        category_id = int(rng.choice([1, 2, 3, *[annotation["category_id"]] * 12]))
+        detection = {"bbox": np.maximum(box, 1).tolist(), "score": float(rng.random())}
+        found.append((names[annotation["image_id"]], {"category_id": category_id, **detection}))
+    return found
+
+
+def test_bccds_xml_scores_as_its_json(data_dir: Path, tmp_path: Path) -> None:
+    given = data_dir / "bccd" / "annotations" / "test.json"
+    document = json.loads(given.read_text())
+    names = tuple(Path(image["file_name"]).stem for image in document["images"])
+    conversion = bccd(data_dir, names)
+    assert conversion.dropped == []
+    conversion.write(tmp_path / "test.json")
+    found = shaken_truth(document)
+    metrics = []
+    for path, folder in ((given, ""), (tmp_path / "test.json", "images/")):
+        images = json.loads(path.read_text())["images"]
+        ids = {image["file_name"].removeprefix(folder): image["id"] for image in images}
+        results = [{"image_id": ids[name], **detection} for name, detection in found]
+        metrics.append(score_results(results, path, protocols=["voc07", "voc12"]).metrics)
+    assert metrics[0] == metrics[1]
+    assert 0.2 < metrics[0]["ap"] < 0.9
+    assert 0.5 < metrics[0]["voc07_map"] < 1
+
+
+def test_bccds_two_empty_boxes_are_named(data_dir: Path) -> None:
+    names = ("BloodImage_00338", "BloodImage_00343", "BloodImage_00000")
+    with pytest.raises(UserError, match=r"00338\.xml: object 13 \(RBC\): bbox width: .* got 0"):
+        bccd(data_dir, names)
+    conversion = bccd(data_dir, names, on_bad_box="skip")
+    assert ("objects dropped, no width or height: RBC", 2) in conversion.rows
+    places = [line.split("voc_xml/")[1].split(": bbox")[0] for line in conversion.dropped]
+    assert places == [
+        "BloodImage_00338.xml: object 13 (RBC)",
+        "BloodImage_00343.xml: object 4 (RBC)",
+    ]
