@@ -1,8 +1,8 @@
 """From the config to a detector: the only function of the models that reads a config."""
 
 from backbones.fpn import FPN
-from backbones.resnet import build_resnet
-from detection.config import ModelConfig
+from backbones.resnet import ResNet, build_resnet
+from detection.config import BackboneConfig, ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
@@ -10,6 +10,18 @@ from detection.models.proposals import ProposalSettings
 from detection.models.rpn import RPNHead
 
 _RESOLUTION = {"c4": 14, "fpn": 7}
+
+
+def build_backbone(config: BackboneConfig) -> ResNet:
+    """Build a residual network with random weights and without `fc`; its frozen stages are."""
+    backbone = build_resnet(
+        config.kind,
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        stride_in_1x1=config.stride_in_1x1,
+    )
+    backbone.freeze_stages(config.frozen_stages)
+    return backbone
 
 
 def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: int) -> FasterRCNN:
@@ -20,13 +32,7 @@ def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: in
         num_classes: K, background not counted.
         size_divisor: multiple to which images are padded.
     """
-    backbone = build_resnet(
-        config.backbone.kind,
-        norm=config.backbone.norm,
-        norm_eps=config.backbone.norm_eps,
-        stride_in_1x1=config.backbone.stride_in_1x1,
-    )
-    backbone.freeze_stages(config.backbone.frozen_stages)
+    backbone = build_backbone(config.backbone)
     resolution = config.roi.resolution or _RESOLUTION[config.neck.kind]
     specs, rpn, roi = backbone.feature_specs, config.rpn, config.roi
     neck: FPN | None = None
