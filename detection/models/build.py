@@ -1,11 +1,13 @@
-"""From the config to a detector: the only function of the models that reads a config."""
+"""From the config to a network: the only file of the models that reads one."""
 
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
 from detection.config import BackboneConfig, ModelConfig
+from detection.localization_config import LocalizerConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
+from detection.models.localizer import Localizer, LocalizerHead
 from detection.models.proposals import ProposalSettings
 from detection.models.rpn import RPNHead
 
@@ -58,6 +60,28 @@ def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: in
         box_head=box_head,
         box_predictor=BoxPredictor(head_dim, num_classes=num_classes),
         settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
+    )
+
+
+def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
+    """Build a localizer with random weights; its frozen stages are frozen."""
+    backbone = build_backbone(config.backbone)
+    spec = backbone.feature_specs[config.level]
+    anchors = AnchorGenerator(
+        [config.anchor_sizes], ratios=config.anchor_ratios, strides=[spec.stride]
+    )
+    head = LocalizerHead(
+        spec.channels,
+        num_classes=num_classes if config.per_class else 1,
+        num_anchors=anchors.num_anchors,
+    )
+    return Localizer(
+        backbone,
+        level=config.level,
+        anchor_generator=anchors,
+        head=head,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
     )
 
 
