@@ -67,8 +67,8 @@ class LocalizerHead(nn.Module):
         """Return (B, H*W, T, outputs of a class), float32."""
         weight = layer.weight.unflatten(0, (self.num_classes, -1))[classes]  # (B, T, outputs, C)
         bias = layer.bias.unflatten(0, (self.num_classes, -1))[classes]
-        outputs: Tensor = torch.einsum("bcp,btoc->bpto", hidden, weight)
-        return outputs.float() + bias[:, None]
+        outputs: Tensor = torch.einsum("bcp,btoc->bpto", hidden, weight).float() + bias[:, None]
+        return outputs
 
 
 class Localizer(NormalizedNetwork):
