@@ -39,11 +39,16 @@ class AugmentConfig(WindowConfig):
     """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
 
 
-class LocalizerConfig(Config):
-    """A region proposal network whose outputs are per class, on a classification network."""
+class OneClassModelConfig(Config):
+    """What the networks of both stages share."""
 
     backbone: BackboneConfig = BackboneConfig()
     """Residual network."""
+
+
+class LocalizerConfig(OneClassModelConfig):
+    """A region proposal network whose outputs are per class, on a classification network."""
+
     level: Level = "c5"
     """Features that the head sees: c5 in the paper; on small pictures c4 has more places."""
     per_class: bool = True
@@ -94,22 +99,68 @@ class EvaluationConfig(ViewConfig):
     vote_iou_thresh: Fraction = Field(default=0.5, gt=0.0)
     """vote: IoU with the best box from which a box has a say."""
     candidates: PositiveInt = 100
-    """vote: best boxes of each view that may have a say."""
+    """Best boxes of each view that may have a say, or become proposals of the second stage."""
     classifier: str | None = None
     """Run, checkpoint or weights of tools/pretrain_backbone.py with the same classes; its best five
     are looked for too, besides the given class."""
 
 
-class LocalizationConfig(RunConfig):
-    """A localization run."""
+class OneClassConfig(RunConfig):
+    """A run on pictures of one class each."""
 
-    task: Literal["localization"] = "localization"
+    task: str
     """Tag by which tools choose the task."""
     data: DataConfig = DataConfig()
     """Data."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
-    model: LocalizerConfig = LocalizerConfig()
+    model: OneClassModelConfig = OneClassModelConfig()
     """Network."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Testing."""
+
+
+class LocalizationConfig(OneClassConfig):
+    """The first stage: boxes of a class from the whole picture."""
+
+    task: Literal["localization"] = "localization"
+    """Tag by which tools choose the task."""
+    model: LocalizerConfig = LocalizerConfig()
+    """Network."""
+
+
+class RegionClassifierConfig(OneClassModelConfig):
+    """R-CNN: proposals cut out of the picture, warped, and each put through the network."""
+
+    localizer: str = ""
+    """Run of the first stage, or its weights; its boxes are the proposals."""
+    num_proposals: PositiveInt = 200
+    """Proposals of a picture and class."""
+    nms_thresh: Fraction = 0.7
+    """IoU above which the lower-scored proposal goes."""
+    side: PositiveInt = 224
+    """Sides of a proposal after warping."""
+    num_samples: PositiveInt = 4
+    """Proposals in the loss for each picture."""
+    fg_fraction: Fraction = 0.25
+    """Largest share of foreground among them."""
+    fg_iou_thresh: Fraction = 0.5
+    """IoU from which a proposal is foreground; below it is background."""
+    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )
+    """Scale of the targets (dx, dy, dw, dh)."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where smooth L1 turns linear; 0 is L1."""
+
+
+class LocalizationRegionsConfig(OneClassConfig):
+    """The second stage: the first one's proposals scored and moved anew."""
+
+    task: Literal["localization_regions"] = "localization_regions"
+    """Tag by which tools choose the task."""
+    model: RegionClassifierConfig = RegionClassifierConfig()
+    """Network."""

@@ -9,8 +9,12 @@ from torch import nn
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.task import build_classifier
 from detection.config import DetectionConfig
-from detection.localization_config import LocalizationConfig
-from detection.models.build import build_faster_rcnn, build_localizer
+from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
+from detection.models.build import (
+    build_faster_rcnn,
+    build_localizer,
+    build_region_classifier,
+)
 from detection.schemas import SCHEMAS as DETECTION
 from engine.config import dump_config, load_config
 from engine.schema import RunConfig
@@ -59,6 +63,8 @@ def test_config_builds(path: Path) -> None:
             model = build_faster_rcnn(config.model, num_classes=80, size_divisor=divisor)
         elif isinstance(config, LocalizationConfig):
             model = build_localizer(config.model, num_classes=10)
+        elif isinstance(config, LocalizationRegionsConfig):
+            model = build_region_classifier(config.model, num_classes=10)
         else:
             assert isinstance(config, ClassificationConfig)
             model = build_classifier(config, num_classes=10)

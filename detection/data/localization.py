@@ -17,7 +17,7 @@ from detection.data.demo_localization import make_demo_localization
 from detection.data.ilsvrc import read_ilsvrc
 from detection.data.tiny_imagenet import read_tiny_imagenet
 from detection.data.transforms import Augment, resize
-from detection.localization_config import AugmentConfig, LocalizationConfig
+from detection.localization_config import AugmentConfig, OneClassConfig
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
 
@@ -44,7 +44,7 @@ class LocalizationPictures:
 
     def __init__(
         self,
-        config: LocalizationConfig,
+        config: OneClassConfig,
         split: str,
         *,
         training: bool,
@@ -120,7 +120,7 @@ class LocalizationPictures:
 
 
 def read_split(
-    config: LocalizationConfig, split: str, *, class_names: Sequence[str] | None
+    config: OneClassConfig, split: str, *, class_names: Sequence[str] | None
 ) -> BoxedPictures:
     """Read the annotations of a split; the demo's pictures are drawn first when they are asked for.
 

@@ -3,12 +3,13 @@
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
 from detection.config import BackboneConfig, ModelConfig
-from detection.localization_config import LocalizerConfig
+from detection.localization_config import LocalizerConfig, RegionClassifierConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
 from detection.models.localizer import Localizer, LocalizerHead
 from detection.models.proposals import ProposalSettings
+from detection.models.region_classifier import RegionClassifier
 from detection.models.rpn import RPNHead
 
 _RESOLUTION = {"c4": 14, "fpn": 7}
@@ -80,6 +81,20 @@ def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
         level=config.level,
         anchor_generator=anchors,
         head=head,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
+    )
+
+
+def build_region_classifier(
+    config: RegionClassifierConfig, *, num_classes: int
+) -> RegionClassifier:
+    """Build the second stage of localization with random weights; its frozen stages are frozen."""
+    backbone = build_backbone(config.backbone)
+    return RegionClassifier(
+        backbone,
+        BoxPredictor(backbone.feature_specs["c5"].channels, num_classes=num_classes),
+        side=config.side,
         pixel_mean=config.backbone.pixel_mean,
         pixel_std=config.backbone.pixel_std,
     )

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from backbones.classification.views import resize_short_side
 from detection.models.localizer import Localizer
+from detection.models.proposals import thin_out
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_iou, clip_boxes
-from detection.structures import ImageBatch
+from detection.ops.boxes import box_area, box_iou, clip_boxes
+from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
 
 
@@ -69,6 +70,34 @@ def localize(
     boxes, scores = find_candidates(model, images.pixels, classes, settings=settings)
     best, scores = merge_candidates(boxes, scores, settings=settings)
     return best * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
+
+
+@torch.no_grad()
+def propose(
+    model: Localizer,
+    images: ImageBatch,
+    classes: Tensor,
+    *,
+    settings: LocalizeSettings,
+    nms_thresh: float,
+    count: int,
+) -> Proposals:
+    """Find the best boxes of one class of each picture, in the pixels of `images`.
+
+    Args:
+        model: in evaluation mode.
+        images: pictures of one shape, without padding.
+        classes: (B,) int64.
+        settings: views.
+        nms_thresh: IoU above which the lower-scored one goes.
+        count: boxes for each picture, at most.
+    """
+    boxes, scores = find_candidates(model, images.pixels, classes[:, None], settings=settings)
+    boxes = boxes[:, 0] * images.sizes.flip(1).repeat(1, 2)[:, None]
+    scores = scores[:, 0]
+    one_group = torch.zeros_like(scores, dtype=torch.int64)
+    has_area = box_area(boxes) > 0
+    return thin_out(boxes, scores, one_group, has_area, nms_thresh=nms_thresh, topk=count)
 
 
 def find_candidates(
