@@ -49,7 +49,8 @@ class LocalizationRegionsTask(OneClassTask):
     ) -> None:
         """Take what the base takes, and read the first stage."""
         super().__init__(config, model, class_names, mean_box=mean_box)
-        first = LocalizationTask.from_run(Path(config.model.localizer))
+        own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
+        first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
         if first.class_names != self.class_names:
             raise UserError(
                 f"model.localizer {config.model.localizer}: expected the classes "

@@ -8,8 +8,8 @@ import pytest
 from engine.config import dump_config
 from tests.cli.conftest import Call
 from tests.detection.tasks.tiny_localizer import tiny_config, write_tiny_imagenet
+from tools import compare, train_det
 from tools import eval as eval_tool
-from tools import train_det
 
 
 @pytest.fixture
@@ -65,3 +65,12 @@ def test_two_localizers_are_no_ensemble(patches: Path, call: Call) -> None:
     done = call(eval_tool, "run", "run", "--device", "cpu")
     assert done.code == 2
     assert "expected one detector or localizer, got 2" in done.err
+
+
+def test_runs_are_compared_by_their_errors(patches: Path, call: Call) -> None:
+    assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
+    error = json.loads((patches / "run/metrics.json").read_text())["localization_error"]
+    done = call(compare, "run")
+    assert done.code == 0, done.err
+    assert "localization" in done.out
+    assert f"{100 * error:.1f}" in done.out

@@ -163,3 +163,20 @@ def test_drawn_pictures_show_truth_and_answer(root: Path) -> None:
     (picture,) = task.draw(batch, task.predict(batch))
     assert picture.dtype == "uint8"
     assert picture.ndim == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_losses_and_answers_on_a_gpu_are_the_cpu_s(
+    root: Path, box_loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    task, batch = task_and_batch(tiny_config(root, model={"box_loss": box_loss}))
+    task.model.eval()
+    losses, answers = task.losses(batch), task.predict(batch)
+    task.model.to("cuda")
+    on_gpu = batch.to(torch.device("cuda"))
+    found = {name: value.cpu() for name, value in task.losses(on_gpu).items()}
+    torch.testing.assert_close(found, losses, rtol=1e-3, atol=1e-4)
+    for one, other in zip(task.predict(on_gpu), answers, strict=True):
+        torch.testing.assert_close(one.given.scores, other.given.scores, rtol=1e-3, atol=1e-4)
