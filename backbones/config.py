@@ -1,10 +1,10 @@
 """The parts of a config that the tasks on a residual backbone share."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from engine.schema import Config
+from engine.schema import Config, Fraction
 
 
 class DemoConfig(Config):
@@ -38,3 +38,47 @@ class NetworkConfig(Config):
     """RGB mean subtracted, on the scale 0..255."""
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """RGB standard deviation divided by, on the scale 0..255."""
+
+
+class WindowConfig(Config):
+    """What is cut out of a training picture. Lengths are in pixels."""
+
+    crop: PositiveInt = 224
+    """Side of the square that the network sees."""
+    short_sides: tuple[PositiveInt, PositiveInt] | None = None
+    """When set, the shorter side is drawn from this range, then a square cut out (the paper)."""
+    area: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Without `short_sides`: share of the picture's area that is cut out and resized."""
+    aspect: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """The same: range of width over height."""
+    flip_prob: Fraction = 0.5
+    """Chance of a left-right mirror."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        floors = {"area": 0, "aspect": 0, "short_sides": self.crop - 1}
+        for key, floor in floors.items():
+            bounds = getattr(self, key)
+            if bounds is not None and not floor < bounds[0] <= bounds[1]:
+                low, high = bounds
+                raise ValueError(
+                    f"{key}: expected two rising numbers above {floor}, got {low} and {high}"
+                )
+        return self
+
+
+class ViewConfig(Config):
+    """Sizes at which a picture is tested, in pixels."""
+
+    resize: PositiveInt = 256
+    """Length of the shorter side before the centre is cut out."""
+    crop: PositiveInt = 224
+    """Side of the square that is cut out."""
+    scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
+    """Fully convolutional testing: lengths of the shorter side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.resize < self.crop:
+            raise ValueError(f"resize: expected at least crop ({self.crop}), got {self.resize}")
+        return self

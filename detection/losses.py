@@ -1,15 +1,20 @@
-"""The losses of Faster and Mask R-CNN (Ren et al. 2015, He et al. 2017).
+"""The losses of Faster and Mask R-CNN, and of localization: values in, scalars out.
 
-Values in, scalars out, never below float32.
+They are never computed below float32.
+
 B images, A anchors, S samples of each image, K classes, M cells along a mask's side.
 Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
 processes average to that of one process with the whole batch.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detection.ops.box_coder import decode_boxes, encode_boxes
+from detection.ops.boxes import generalized_iou
 from detection.ops.precision import at_least_float32
 from engine.distributed import mean_over_ranks
 
@@ -47,10 +52,7 @@ def rpn_loss(
         `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1 summed over
         coordinates and foreground, divided by the number of samples of both kinds.
     """
-    logits = at_least_float32(objectness_logits.gather(1, idxs))
-    objectness = F.binary_cross_entropy_with_logits(
-        logits, is_fg.to(logits.dtype), reduction="none"
-    )
+    objectness = _objectness(objectness_logits.gather(1, idxs), is_fg)
     sampled = at_least_float32(deltas.gather(1, idxs[..., None].expand(-1, -1, 4)))
     box = smooth_l1(sampled, target_deltas, beta=beta).sum(dim=-1)
     count = _num_samples(valid)
@@ -112,6 +114,55 @@ def mask_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tenso
         at_least_float32(logits), targets, reduction="none"
     ).mean(dim=(2, 3))
     return {"mask": _masked_sum(error, valid) / _num_samples(valid)}
+
+
+def localization_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    is_fg: Tensor,
+    valid: Tensor,
+    *,
+    box_loss: Literal["smooth_l1", "giou"],
+    beta: float,
+) -> dict[str, Tensor]:
+    """Score the outputs of each picture's own class on its sampled anchors (appendix C).
+
+    The outputs of other classes get no gradient, neither boxes nor logits. Of the eight anchors of
+    a picture half are positive; were all thousand logits trained on each, four positive terms
+    would stand against 7,996 negative ones, and nothing be left of that half.
+
+    Args:
+        logits: (B, S), that an anchor holds the picture's class.
+        deltas: (B, S, 4), predicted.
+        anchors: (B, S, 4) xyxy.
+        gt_boxes: (B, S, 4) xyxy, of the anchor's object; counts where foreground.
+        is_fg: (B, S) bool.
+        valid: (B, S) bool; none valid gives zeros.
+        box_loss: smooth L1 of the deltas summed over coordinates, or 1 - generalized IoU.
+        beta: where smooth L1 turns linear.
+
+    Returns:
+        `localization_class`: binary cross entropy, mean over samples. `localization_box`: summed
+        over foreground, divided by the number of samples of both kinds.
+    """
+    if box_loss == "giou":
+        box = 1 - generalized_iou(decode_boxes(deltas, anchors), at_least_float32(gt_boxes))
+    else:
+        targets = encode_boxes(gt_boxes, anchors)
+        box = smooth_l1(at_least_float32(deltas), targets, beta=beta).sum(dim=-1)
+    count = _num_samples(valid)
+    return {
+        "localization_class": _masked_sum(_objectness(logits, is_fg), valid) / count,
+        "localization_box": _masked_sum(box, valid & is_fg) / count,
+    }
+
+
+def _objectness(logits: Tensor, is_fg: Tensor) -> Tensor:
+    """Return the binary cross entropy of each of `logits` (B, S)."""
+    logits = at_least_float32(logits)
+    return F.binary_cross_entropy_with_logits(logits, is_fg.to(logits.dtype), reduction="none")
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

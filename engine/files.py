@@ -1,4 +1,4 @@
-"""Writing a file in one piece: a kill at any moment leaves the old content or the whole new one."""
+"""Reading text files, and writing files in one piece: a kill leaves the old one or the new one."""
 
 import os
 from collections.abc import Callable
@@ -47,3 +47,23 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise UserError where there is a file at `path`, unless it may be replaced."""
     if path.exists() and not force:
         raise UserError(f"{path}: expected no such file yet, got one; --force replaces it")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file without the space around them, blank ones left out.
+
+    Raises:
+        UserError: it is missing, cannot be read, is no UTF-8 text, or holds no line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: expected at least one line, got none")
+    return lines

@@ -9,16 +9,19 @@ from torch import nn
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.task import build_classifier
 from detection.config import DetectionConfig
-from detection.models.build import build_faster_rcnn
+from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
+from detection.models.build import (
+    build_faster_rcnn,
+    build_localizer,
+    build_region_classifier,
+)
+from detection.schemas import SCHEMAS as DETECTION
 from engine.config import dump_config, load_config
 from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TOOLS = {"detection": "train_det", "backbones": "pretrain_backbone"}
-SCHEMAS: dict[str, type[RunConfig]] = {
-    "detection": DetectionConfig,
-    "classification": ClassificationConfig,
-}
+TOOLS = {"detection": "train_det", "localization": "train_det", "backbones": "pretrain_backbone"}
+SCHEMAS: dict[str, type[RunConfig]] = {**DETECTION, "classification": ClassificationConfig}
 CONFIGS = sorted(path for room in TOOLS for path in (REPOSITORY / "configs" / room).glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if not path.name.startswith("base_")]
 
@@ -27,7 +30,7 @@ def load(path: Path) -> RunConfig:
     return load_config(path, schemas=SCHEMAS)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_config_survives_its_dump(path: Path, tmp_path: Path) -> None:
     config = load(path)
     dumped = tmp_path / "config.yaml"
@@ -35,12 +38,12 @@ def test_config_survives_its_dump(path: Path, tmp_path: Path) -> None:
     assert load(dumped) == config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_config_is_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_header_gives_command_time_and_score(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))
@@ -50,7 +53,7 @@ def test_header_gives_command_time_and_score(path: Path) -> None:
     assert "Score: " in header
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_config_builds(path: Path) -> None:
     config = load(path)
     model: nn.Module
@@ -58,6 +61,10 @@ def test_config_builds(path: Path) -> None:
         if isinstance(config, DetectionConfig):
             divisor = config.data.size_divisor
             model = build_faster_rcnn(config.model, num_classes=80, size_divisor=divisor)
+        elif isinstance(config, LocalizationConfig):
+            model = build_localizer(config.model, num_classes=10)
+        elif isinstance(config, LocalizationRegionsConfig):
+            model = build_region_classifier(config.model, num_classes=10)
         else:
             assert isinstance(config, ClassificationConfig)
             model = build_classifier(config, num_classes=10)

@@ -12,8 +12,8 @@ import yaml
 
 from backbones.classification.config import SCHEMAS as CLASSIFICATION
 from backbones.classification.config import ClassificationConfig
-from detection.config import SCHEMAS as DETECTION
 from detection.config import DetectionConfig
+from detection.schemas import SCHEMAS as DETECTION
 from engine.config import load_config
 from engine.schema import RunConfig
 
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
-SCHEMAS = {"backbones": CLASSIFICATION, "detection": DETECTION}
+SCHEMAS = {"backbones": CLASSIFICATION, "detection": DETECTION, "localization": DETECTION}
 KEY = r"`((?:data|model|optim|loop|loader)\.[a-z0-9_.]+)[=`]"
 
 
@@ -36,6 +36,11 @@ def header_commands() -> list[str]:
     """Commands in the comments of the config files."""
     headers = "\n".join(path.read_text(encoding="utf-8") for path in CONFIGS)
     return re.findall(r"^#.*?((?:python|torchrun) .*tools/.*)$", headers, flags=re.MULTILINE)
+
+
+def run_of(path: Path) -> str:
+    """Run folder of a localization config in the documents: the demo's own name is taken."""
+    return "runs/demo_localization" if path.stem == "demo" else f"runs/{path.stem}"
 
 
 COMMANDS = shell_commands(README) + shell_commands(CONTRIBUTING)
@@ -63,8 +68,10 @@ def test_tool_command_names_what_exists(command: str) -> None:
     source += (REPOSITORY / "engine" / "cli.py").read_text(encoding="utf-8")
     assert [flag for flag in flags if f'"{flag}"' not in source] == []
     classifiers = {f"runs/{path.stem}" for path in CONFIGS if path.parent.name == "backbones"}
-    room = "backbones" if "pretrain" in tool or classifiers & set(arguments) else "detection"
-    default = {"backbones": "demo_objects", "detection": "demo"}[room]
+    localizers = {run_of(path) for path in CONFIGS if path.parent.name == "localization"}
+    room = "localization" if localizers & set(arguments) else "detection"
+    room = "backbones" if "pretrain" in tool or classifiers & set(arguments) else room
+    default = {"backbones": "demo_objects"}.get(room, "demo")
     config = configs[0] if configs else f"configs/{room}/{default}.yaml"
     if "repro" not in tool:
         load_config(REPOSITORY / config, overrides, schemas=SCHEMAS[room])

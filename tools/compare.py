@@ -11,7 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.cli import run_command
 from engine.errors import UserError
 
-SCORES = ("ap", "ap50", "ap75", "top1", "top5")
+SCORES = (
+    *("ap", "ap50", "ap75", "top1", "top5"),
+    *("localization_error", "top5_localization_error", "baseline_localization_error"),
+)
 
 
 def main() -> None:

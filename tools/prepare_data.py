@@ -55,7 +55,7 @@ def main() -> None:
 
     from detection.data import ilsvrc, voc
     from detection.data.voc_to_coco import convert
-    from engine.files import refuse_existing
+    from engine.files import read_lines, refuse_existing
 
     refuse_existing(arguments.output, force=arguments.force)
     root, names = arguments.root, arguments.names
@@ -66,7 +66,7 @@ def main() -> None:
     else:
         folders = {"xml": arguments.xml, "pictures": arguments.pictures, "names": arguments.list}
         sets = voc.find_sets(root, arguments.sets or (), **folders)
-        classes = voc.number_classes(voc.read_lines(names)) if names else classes
+        classes = voc.number_classes(read_lines(names)) if names else classes
     policies = {"on_bad_box": arguments.on_bad_box, "on_bad_image": arguments.on_bad_image}
     converted = convert(root, sets, classes=classes, boxes=arguments.boxes, **policies)
     converted.write(arguments.output)

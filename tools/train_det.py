@@ -1,4 +1,4 @@
-"""Train a detector: train_det.py [CONFIG] [key=value ...] [--output DIR] [--resume]."""
+"""Train a detector or localizer: train_det.py [CONFIG] [key=value ...] [--output DIR] [...]."""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "detection" / "demo.
 
 def main() -> None:
     """Parse, load the config, train."""
-    words = parse_training("Train a detector; on many GPUs with torchrun.", default=DEMO)
+    words = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
 
-    from detection.config import SCHEMAS
+    from detection.schemas import SCHEMAS
     from engine.config import load_config
 
     config = load_config(words.config, words.overrides, schemas=SCHEMAS)

@@ -4,18 +4,11 @@ Lengths are in pixels. A picture is decoded and cut in the worker; what is rando
 and shift of small pictures, mixing, erasing) happens for the whole batch on the device.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from backbones.config import DemoConfig, NetworkConfig
+from backbones.config import DemoConfig, NetworkConfig, ViewConfig, WindowConfig
 from engine.schema import Config, Fraction, RunConfig
 
 NetworkKind = Literal[
@@ -63,21 +56,11 @@ class DataConfig(Config):
     """folder: a picture that cannot be decoded: stop, or skip it and count it."""
 
 
-class AugmentConfig(Config):
-    """What happens to a training picture."""
+class AugmentConfig(WindowConfig):
+    """What happens to a training picture; CIFAR's small ones are not cut by area."""
 
-    crop: PositiveInt = 224
-    """Side of the square that the network sees."""
-    short_sides: tuple[PositiveInt, PositiveInt] | None = None
-    """folder: the shorter side is drawn from this range, then a square cut out (the paper)."""
-    area: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """folder without `short_sides`: share of the picture's area that is cut out and resized."""
-    aspect: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """The same: range of width over height."""
     pad: NonNegativeInt = 0
     """cifar: zeros added on every side before a square is cut out at random."""
-    flip_prob: Fraction = 0.5
-    """Chance of a left-right mirror."""
     pca_std: NonNegativeFloat = 0.0
     """folder: colour noise along the principal axes of ImageNet's colours; 0.1 in the paper."""
     auto: Literal["none", "trivial", "randaugment"] = "none"
@@ -92,18 +75,6 @@ class AugmentConfig(Config):
     """Beta parameter of mixup; 0 is off."""
     cutmix_alpha: NonNegativeFloat = 0.0
     """Beta parameter of cutmix; 0 is off. With both on, half of the pictures get each."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        floors = {"area": 0, "aspect": 0, "short_sides": self.crop - 1}
-        for key, floor in floors.items():
-            bounds = getattr(self, key)
-            if bounds is not None and not floor < bounds[0] <= bounds[1]:
-                low, high = bounds
-                raise ValueError(
-                    f"{key}: expected two rising numbers above {floor}, got {low} and {high}"
-                )
-        return self
 
 
 class BackboneConfig(NetworkConfig):
@@ -134,23 +105,14 @@ class LossConfig(Config):
     """Share of the target spread over all classes."""
 
 
-class EvaluationConfig(Config):
-    """How a picture is tested."""
+class EvaluationConfig(ViewConfig):
+    """How a picture is tested; CIFAR's small ones are not resized."""
 
     view: Literal["center", "ten_crop", "multi_scale"] = "center"
-    """One centre crop; the mean over ten crops; fully convolutional over `scales` and mirrors."""
-    resize: PositiveInt = 256
-    """folder: length of the shorter side before cropping."""
-    crop: PositiveInt = 224
-    """Side of the crop; multi_scale: side of the window that the pooling covers."""
-    scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
-    """multi_scale: lengths of the shorter side."""
+    """One centre crop; the mean over ten crops; fully convolutional over `scales` and mirrors.
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.resize < self.crop:
-            raise ValueError(f"resize: expected at least crop ({self.crop}), got {self.resize}")
-        return self
+    multi_scale: `crop` is the side of the window that the pooling covers.
+    """
 
 
 class ExportConfig(Config):

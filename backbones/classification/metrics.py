@@ -75,14 +75,16 @@ class ClassificationScore:
         """Return the numbers, those of each class and the worst confusions, for the console."""
         title = f"classification of {self.metrics['num_pictures']} pictures, in percent"
         cells = [(name, f"{100 * self.metrics[key]:.2f}") for key, name in _PERCENT.items()]
-        parts = [_pairs(title, [*cells, ("log loss (nats)", f"{self.metrics['nll_loss']:.3f}")])]
+        parts = [
+            pairs_table(title, [*cells, ("log loss (nats)", f"{self.metrics['nll_loss']:.3f}")])
+        ]
         if len(self.class_names) <= MAX_LISTED:
             accuracies = {name: self.metrics.get(f"top1/{name}") for name in self.class_names}
             cells = [
                 (escape(name), "-" if value is None else f"{100 * value:.1f}")
                 for name, value in sorted(accuracies.items())
             ]
-            parts.append(_pairs("top-1 by class, in percent", cells))
+            parts.append(pairs_table("top-1 by class, in percent", cells))
         worst = self.worst_confusions()
         if worst:
             parts.append(_confusion_table(worst))
@@ -239,7 +241,8 @@ def _merge(parts: Sequence[Answers]) -> Answers:
     return Answers(**columns)
 
 
-def _pairs(title: str, cells: Sequence[tuple[str, str]]) -> Table:
+def pairs_table(title: str, cells: Sequence[tuple[str, str]]) -> Table:
+    """Return a table of names and numbers, three pairs in a row."""
     table = Table(title=title, show_header=False)
     for _ in range(min(_COLUMNS, len(cells))):
         table.add_column()

@@ -4,34 +4,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.norm import NormKind
+from backbones.normalized import NormalizedNetwork
 from backbones.resnet import ResNet, Shortcut, build_resnet, cifar_resnet
 
 
-class Classifier(nn.Module):
+class Classifier(NormalizedNetwork):
     """A ResNet with its `fc`, and the mean and deviation of the pixels that it was trained on."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self, backbone: ResNet, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ) -> None:
         """Take RGB means and deviations on the scale 0..255."""
-        super().__init__()
+        super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
-        # In the config, not in the weights: hence not persistent.
-        mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
-        self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Map RGB pixels (B, 3, H, W), 0..255, to float32 of about zero mean and unit deviation."""
-        return (pixels - self.pixel_mean) / self.pixel_std
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pixels (B, 3, H, W) to logits (B, K)."""

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
+from backbones.config import WindowConfig
 from backbones.pictures import REDUCTIONS, decode, picture_size, resize_pixels
 
 # Principal axes of the RGB values of ImageNet's training pictures on the scale 0..1: variances, and
@@ -96,6 +97,13 @@ def draw_area_window(
     return Window((height - tall) // 2, (width - wide) // 2, tall, wide)
 
 
+def draw_window(size: tuple[int, int], rng: np.random.Generator, config: WindowConfig) -> Window:
+    """Draw what is cut out of a picture of `size` (height, width), as the config says."""
+    if config.short_sides is not None:
+        return draw_resized_window(size, rng, short_sides=config.short_sides, crop=config.crop)
+    return draw_area_window(size, rng, area=config.area, aspect=config.aspect)
+
+
 def largest_reduction(window: Window, side: int) -> int:
     """Return by how much a JPEG may be decoded smaller, so that the window keeps `side` pixels."""
     shortest = min(window.height, window.width)
@@ -169,20 +177,13 @@ class TrainingView:
         size, reduction = picture_size(data), 1
         if size is None:
             pixels = decode(data, path)
-            window = self.draw_window((pixels.shape[0], pixels.shape[1]), rng)
+            window = draw_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
         else:
             # The window is known before decoding, and so how small the picture may be decoded.
-            window = self.draw_window(size, rng)
+            window = draw_window(size, rng, self._config)
             reduction = largest_reduction(window, crop)
             pixels = decode(data, path, reduction=reduction)
         return self.change(cut(pixels, window, crop, reduction=reduction), rng)
-
-    def draw_window(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
-        """Draw what is cut out of a picture of `size` (height, width)."""
-        config = self._config
-        if config.short_sides is not None:
-            return draw_resized_window(size, rng, short_sides=config.short_sides, crop=config.crop)
-        return draw_area_window(size, rng, area=config.area, aspect=config.aspect)
 
     def change(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the square (crop, crop, 3) mirrored, augmented and shifted in colour."""

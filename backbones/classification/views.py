@@ -95,12 +95,12 @@ def _views(pixels: Tensor, *, view: View, crop: int, scales: Sequence[int]) -> I
                 f"evaluation.scales: expected at least evaluation.crop ({crop}), got {min(scales)}"
             )
         for scale in scales:
-            resized = _resize(pixels, scale)
+            resized = resize_short_side(pixels, scale)
             yield resized
             yield resized.flip(3)
 
 
-def _resize(pixels: Tensor, short_side: int) -> Tensor:
+def resize_short_side(pixels: Tensor, short_side: int) -> Tensor:
     """Return float32 pictures (B, 3, h, w) with this shorter side and the same aspect."""
     sides = pixels.shape[2:]
     size = [round(side * short_side / min(sides)) for side in sides]

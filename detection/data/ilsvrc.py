@@ -4,8 +4,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from detection.data.voc import Category, ImageSet, folder_set, read_lines, read_names
+from detection.data.voc import Category, ImageSet, folder_set, read_names
 from engine.errors import UserError
+from engine.files import read_lines
 
 # map_det.txt of the devkit has `WNID number name`, lists of words have `WNID name, name ...`
 SYNSET = re.compile(r"(n\d{8})\s+(?:(\d+)\s+)?(\S.*)")
@@ -49,8 +50,6 @@ def read_synsets(names: Path, wnids: Path | None = None) -> dict[str, Category]:
             expected = "expected a WNID, perhaps a number, and a name"
             raise UserError(f"{names}: entry {position}: {expected}, got {line!r:.60}")
         synsets[match[1]] = (match[2], match[3].split(",")[0].strip())
-    if not synsets:
-        raise UserError(f"{names}: expected a class on each line, got an empty list")
     chosen = list(synsets) if wnids is None else list(dict.fromkeys(read_names(wnids)))
     for wnid in chosen:
         if wnid not in synsets:

@@ -44,8 +44,7 @@ def _draw(
     if not code:  # polygons, drawn where they lie after the resize
         scale = np.array([resized[1] / size[1], resized[0] / size[0]])
         polygons = [
-            (part.reshape(-1, 2) * scale).ravel().tolist()
-            for part in segmentations.polygons(index)
+            (part.reshape(-1, 2) * scale).ravel().tolist() for part in segmentations.polygons(index)
         ]
         parts = coco_mask.frPyObjects(polygons, *resized)
         return np.asarray(coco_mask.decode(coco_mask.merge(parts)), np.bool_)

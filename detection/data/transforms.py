@@ -11,6 +11,8 @@ import numpy as np
 
 from backbones.pictures import resize_pixels
 
+NO_MASKS = np.zeros((0, 1, 1), np.bool_)
+"""The masks of a picture of which none are wanted."""
 MIN_SIDE = 0.01
 """Shortest side of a box after a resize, in pixels: its logarithm is finite."""
 

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from engine.errors import UserError
+from engine.files import read_lines
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -47,21 +48,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: the file cannot be read, or names nothing.
     """
-    names = tuple(line.split()[0] for line in read_lines(path))
-    if not names:
-        raise UserError(f"{path}: expected a name on each line, got an empty list")
-    return names
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, stripped, without the empty ones; else UserError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return tuple(line.split()[0] for line in read_lines(path))
 
 
 def voc_set(root: Path, name: str) -> ImageSet:

@@ -1,15 +1,30 @@
-"""From the config to a detector: the only function of the models that reads a config."""
+"""From the config to a network: the only file of the models that reads one."""
 
 from backbones.fpn import FPN
-from backbones.resnet import build_resnet
-from detection.config import ModelConfig
+from backbones.resnet import ResNet, build_resnet
+from detection.config import BackboneConfig, ModelConfig
+from detection.localization_config import LocalizerConfig, RegionClassifierConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
+from detection.models.localizer import Localizer, LocalizerHead
 from detection.models.proposals import ProposalSettings
+from detection.models.region_classifier import RegionClassifier
 from detection.models.rpn import RPNHead
 
 _RESOLUTION = {"c4": 14, "fpn": 7}
+
+
+def build_backbone(config: BackboneConfig) -> ResNet:
+    """Build a residual network with random weights and without `fc`; its frozen stages are."""
+    backbone = build_resnet(
+        config.kind,
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        stride_in_1x1=config.stride_in_1x1,
+    )
+    backbone.freeze_stages(config.frozen_stages)
+    return backbone
 
 
 def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: int) -> FasterRCNN:
@@ -20,13 +35,7 @@ def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: in
         num_classes: K, background not counted.
         size_divisor: multiple to which images are padded.
     """
-    backbone = build_resnet(
-        config.backbone.kind,
-        norm=config.backbone.norm,
-        norm_eps=config.backbone.norm_eps,
-        stride_in_1x1=config.backbone.stride_in_1x1,
-    )
-    backbone.freeze_stages(config.backbone.frozen_stages)
+    backbone = build_backbone(config.backbone)
     resolution = config.roi.resolution or _RESOLUTION[config.neck.kind]
     specs, rpn, roi = backbone.feature_specs, config.rpn, config.roi
     neck: FPN | None = None
@@ -52,6 +61,42 @@ def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: in
         box_head=box_head,
         box_predictor=BoxPredictor(head_dim, num_classes=num_classes),
         settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
+    )
+
+
+def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
+    """Build a localizer with random weights; its frozen stages are frozen."""
+    backbone = build_backbone(config.backbone)
+    spec = backbone.feature_specs[config.level]
+    anchors = AnchorGenerator(
+        [config.anchor_sizes], ratios=config.anchor_ratios, strides=[spec.stride]
+    )
+    head = LocalizerHead(
+        spec.channels,
+        num_classes=num_classes if config.per_class else 1,
+        num_anchors=anchors.num_anchors,
+    )
+    return Localizer(
+        backbone,
+        level=config.level,
+        anchor_generator=anchors,
+        head=head,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
+    )
+
+
+def build_region_classifier(
+    config: RegionClassifierConfig, *, num_classes: int
+) -> RegionClassifier:
+    """Build the second stage of localization with random weights; its frozen stages are frozen."""
+    backbone = build_backbone(config.backbone)
+    return RegionClassifier(
+        backbone,
+        BoxPredictor(backbone.feature_specs["c5"].channels, num_classes=num_classes),
+        side=config.side,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
     )
 
 

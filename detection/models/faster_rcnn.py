@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.fpn import FPN
+from backbones.normalized import NormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
@@ -55,16 +56,13 @@ class DetectorSettings:
     detection: DetectSettings
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(NormalizedNetwork):
     """The detector's parts, called in order: features, rpn, proposals, roi_head, detect.
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
     pooling on p2..p5.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -77,7 +75,7 @@ class FasterRCNN(nn.Module):
         box_predictor: BoxPredictor,
         settings: DetectorSettings,
     ) -> None:
-        super().__init__()
+        super().__init__(pixel_mean=settings.pixel_mean, pixel_std=settings.pixel_std)
         self.backbone = backbone
         self.fpn = neck
         self.anchor_generator = anchor_generator
@@ -85,11 +83,6 @@ class FasterRCNN(nn.Module):
         self.box_head = box_head
         self.box_predictor = box_predictor
         self.settings = settings
-        # In the config, not in the weights: hence not persistent.
-        mean, std = settings.pixel_mean, settings.pixel_std
-        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
         specs = backbone.feature_specs if neck is None else neck.feature_specs
         self.rpn_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5", "p6")
         self.roi_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5")
@@ -108,7 +101,7 @@ class FasterRCNN(nn.Module):
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
-        pixels = self._normalize(images)
+        pixels = self._masked_pixels(images)
         if self.fpn is None:
             return self.backbone.features(pixels, upto=4)
         pyramid: dict[str, Tensor] = self.fpn(self.backbone.features(pixels))
@@ -172,12 +165,12 @@ class FasterRCNN(nn.Module):
             settings=self.settings.detection,
         )
 
-    def _normalize(self, images: ImageBatch) -> Tensor:
+    def _masked_pixels(self, images: ImageBatch) -> Tensor:
         """Return float pixels (B, 3, H, W), normalised; padding is zero, as convolutions pad."""
         height, width = images.pixels.shape[2:]
         sizes = images.sizes[:, :, None, None]  # (B, 2, 1, 1)
         rows = torch.arange(height, device=sizes.device)[:, None] < sizes[:, :1]
         columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
-        pixels = (images.pixels - self.pixel_mean) / self.pixel_std
+        pixels = self.normalize(images.pixels)
         # not masked_fill, which would lose the memory layout of `pixels`
         return torch.where(rows & columns, pixels, 0.0)

@@ -66,11 +66,31 @@ def make_proposals(
     large = (boxes[..., 2:] - boxes[..., :2] >= settings.min_size).all(dim=2)
     scores = logits.gather(1, idxs).sigmoid()
     valid = rpn.anchor_valid.gather(1, idxs) & large
-    keep = nms_keep(boxes, scores, level_idxs, valid, iou_thresh=settings.nms_thresh)
+    return thin_out(
+        boxes, scores, level_idxs, valid, nms_thresh=settings.nms_thresh, topk=post_nms_topk
+    )
 
+
+def thin_out(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, nms_thresh: float, topk: int
+) -> Proposals:
+    """Keep the best of M boxes of each image that do not overlap too much.
+
+    Args:
+        boxes: (B, M, 4) xyxy.
+        scores: (B, M).
+        groups: (B, M) int64; boxes of two groups do not meet.
+        valid: (B, M) bool.
+        nms_thresh: IoU above which the lower-scored one goes.
+        topk: boxes kept, at most.
+
+    Returns:
+        P = min(topk, M) an image, by falling score; rows of zeros, not valid, where fewer are left.
+    """
+    keep = nms_keep(boxes, scores, groups, valid, iou_thresh=nms_thresh)
     # a stable sort, not a top-k, whose order of equal scores is anything
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :post_nms_topk], order[:, :post_nms_topk]
+    scores, order = scores[:, :topk], order[:, :topk]
     valid = scores >= 0
     boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
     return Proposals(

@@ -39,6 +39,27 @@ def box_iou(a: Tensor, b: Tensor, *, is_crowd: Tensor | None = None) -> Tensor:
     return intersection / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the generalized IoU of each box of `a` with the one of `b` in its place.
+
+    Rezatofighi et al. 2019: IoU, less the share that neither box fills of the smallest box around
+    both. Unlike IoU it has a gradient where the boxes do not touch.
+
+    Args:
+        a: (..., 4).
+        b: (..., 4).
+
+    Returns:
+        (...,) in [-1, 1]; 0 where both boxes are empty and in one place.
+    """
+    overlap = torch.cat([torch.maximum(a, b)[..., :2], torch.minimum(a, b)[..., 2:]], dim=-1)
+    around = torch.cat([torch.minimum(a, b)[..., :2], torch.maximum(a, b)[..., 2:]], dim=-1)
+    intersection, hull = box_area(overlap), box_area(around)
+    union = box_area(a) + box_area(b) - intersection
+    tiny = torch.finfo(union.dtype).tiny
+    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Return `boxes` (B, N, 4) cut to their pictures: `sizes` (B, 2), (height, width)."""
     limits = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)

@@ -131,7 +131,7 @@ def _pasting_weights(
     if aligned:
         first, last = math.floor(begin), math.ceil(end)
         pixels = np.arange(max(first, 0), min(last, length))
-        places = (pixels + 0.5 - begin) * (resolution / max(end - begin, 1e-6)) - 0.5
+        places = (pixels + 0.5 - begin) * (resolution / max(float(end - begin), 1e-6)) - 0.5
     else:
         # The mask has a border of one cell, the box grows with it and is cut to whole pixels.
         half = (end - begin) * np.float32(0.5) * np.float32((resolution + 2) / resolution)

@@ -6,22 +6,30 @@ from pathlib import Path
 from backbones.classification.task import ClassificationTask
 from backbones.classification.trained import load_trained as load_classifier
 from detection.config import DetectionConfig
+from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
 from detection.predict import load_trained
 from detection.tasks.detection import DetectionTask
+from detection.tasks.localization import LocalizationTask
+from detection.tasks.localization_regions import LocalizationRegionsTask
+from detection.tasks.one_class import OneClassTask
 from engine.checkpoint import read_trained
 from engine.errors import UserError
 from engine.schema import RunConfig
 
 
-def build_task(config: RunConfig) -> DetectionTask:
+def build_task(config: RunConfig) -> DetectionTask | OneClassTask:
     """Make the task that a config asks for, ready to train."""
+    if isinstance(config, LocalizationConfig):
+        return LocalizationTask.for_training(config)
+    if isinstance(config, LocalizationRegionsConfig):
+        return LocalizationRegionsTask.for_training(config)
     assert isinstance(config, DetectionConfig)
     return DetectionTask.for_training(config)
 
 
 def load_task(
     paths: Sequence[Path], overrides: Sequence[str] = ()
-) -> DetectionTask | ClassificationTask:
+) -> DetectionTask | OneClassTask | ClassificationTask:
     """Read the task of a run folder, a checkpoint or a .safetensors file, ready to be scored.
 
     Args:
@@ -31,9 +39,14 @@ def load_task(
     Raises:
         UserError: a file is missing, damaged or foreign, or an override is wrong.
     """
-    if read_trained(paths[0])[2].get("task") == "classification":
+    kind = read_trained(paths[0])[2].get("task")
+    if kind == "classification":
         return load_classifier(paths, overrides)
     if len(paths) > 1:
-        raise UserError(f"expected one detector, got {len(paths)}: {paths[1]}")
+        raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
+    if kind == "localization":
+        return LocalizationTask.from_run(paths[0], overrides)
+    if kind == "localization_regions":
+        return LocalizationRegionsTask.from_run(paths[0], overrides)
     trained = load_trained(paths[0], overrides)
     return DetectionTask(trained.config, trained.model, trained.classes)

@@ -6,7 +6,7 @@ B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K cl
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,32 +22,13 @@ from detection.losses import roi_loss, rpn_loss
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPNOutput
-from detection.ops.box_coder import encode_boxes
-from detection.ops.matching import match_boxes
-from detection.ops.sampling import sample_matches
 from detection.structures import DetectionBatch, Detections, Proposals
+from detection.tasks.samples import Samples, SampleSettings, draw_samples
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
-from engine.random_keys import random_keys
 
 # Streams of the per-picture random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
-
-
-class Samples(NamedTuple):
-    """Candidates chosen for a loss.
-
-    boxes: (B, S, 4) the candidates. idxs: (B, S) among all candidates. gt_idxs: (B, S) matched
-    ground truth.
-    target_deltas: (B, S, 4). is_fg, valid: (B, S) bool.
-    """
-
-    boxes: Tensor
-    idxs: Tensor
-    gt_idxs: Tensor
-    target_deltas: Tensor
-    is_fg: Tensor
-    valid: Tensor
 
 
 class DetectionTask(nn.Module):
@@ -126,59 +107,45 @@ class DetectionTask(nn.Module):
         """Return the objects found in each picture, in the pixels of its file."""
         return self.model.predict(batch.images)
 
-    @torch.no_grad()
     def _sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
-        config, targets = self.config.model.rpn, batch.targets
-        matched_idxs, labels = match_boxes(
-            targets.boxes,
-            targets.valid,
-            targets.is_crowd,
-            torch.where(rpn.anchor_valid[..., None], rpn.anchors, 0.0),
+        config = self.config.model.rpn
+        settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
             bg_thresh=config.bg_iou_thresh,
             allow_low_quality=True,
             crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
-        )
-        labels = labels.masked_fill(~rpn.anchor_valid, -1)
-        idxs, is_fg, valid = sample_matches(
-            labels,
-            random_keys(batch.images.seeds, labels.shape[1], stream=_ANCHOR_STREAM),
             num_samples=config.num_samples,
             fg_fraction=config.fg_fraction,
         )
-        boxes = rpn.anchors[idxs]
-        gt_idxs = matched_idxs.gather(1, idxs)
-        deltas = encode_boxes(_rows(targets.boxes, gt_idxs), boxes)
-        return Samples(boxes, idxs, gt_idxs, deltas, is_fg, valid)
+        return draw_samples(
+            batch.targets,
+            rpn.anchors,
+            rpn.anchor_valid,
+            batch.images.seeds,
+            settings=settings,
+            stream=_ANCHOR_STREAM,
+        )
 
-    @torch.no_grad()
     def _sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
         config, targets = self.config.model.roi, batch.targets
-        # The truth joins the proposals, so that the head sees good boxes from the first step on.
-        exists = torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
-        candidates = torch.cat([proposals.boxes, targets.boxes], dim=1)
-        candidates = torch.where(exists[..., None], candidates, 0.0)
-        matched_idxs, labels = match_boxes(
-            targets.boxes,
-            targets.valid,
-            targets.is_crowd,
-            candidates,
+        settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
             bg_thresh=config.fg_iou_thresh,
             allow_low_quality=False,
             crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
-        )
-        labels = labels.masked_fill(~exists, -1)
-        idxs, is_fg, valid = sample_matches(
-            labels,
-            random_keys(batch.images.seeds, labels.shape[1], stream=_ROI_STREAM),
             num_samples=config.num_samples,
             fg_fraction=config.fg_fraction,
+            box_weights=config.box_weights,
         )
-        boxes = _rows(candidates, idxs)
-        gt_idxs = matched_idxs.gather(1, idxs)
-        deltas = encode_boxes(_rows(targets.boxes, gt_idxs), boxes, weights=config.box_weights)
-        return Samples(boxes, idxs, gt_idxs, deltas, is_fg, valid)
+        # The truth joins the proposals, so that the head sees good boxes from the first step on.
+        return draw_samples(
+            targets,
+            torch.cat([proposals.boxes, targets.boxes], dim=1),
+            torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1),
+            batch.images.seeds,
+            settings=settings,
+            stream=_ROI_STREAM,
+        )
 
     def train_data(self) -> CocoDetection:
         """Return the training pictures."""
@@ -276,8 +243,3 @@ def _random_model(config: DetectionConfig, classes: ClassMap) -> FasterRCNN:
     return build_faster_rcnn(
         config.model, num_classes=len(classes.names), size_divisor=config.data.size_divisor
     )
-
-
-def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:
-    """Pick boxes (B, N, 4) by idxs (B, S) -> (B, S, 4)."""
-    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

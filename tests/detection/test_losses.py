@@ -1,11 +1,13 @@
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detection.losses import roi_loss, rpn_loss, smooth_l1
+from detection.losses import localization_loss, roi_loss, rpn_loss, smooth_l1
+from tests.reference import boxes as reference_boxes
+from tests.reference import localization as reference_localization
 from tests.reference import losses as reference
 
 BETAS = pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
@@ -129,3 +131,57 @@ def test_bfloat16_predictions_are_scored_in_float32() -> None:
     losses = roi_loss(**case, beta=0.1)
     assert losses["roi_class"].dtype == losses["roi_box"].dtype == torch.float32
     torch.testing.assert_close(losses, roi_loss(**wide, beta=0.1))
+
+
+def localization_case(*, valid_share: float = 0.7, dtype: torch.dtype = torch.float32) -> Any:
+    """Two images of 8 sampled anchors, each with the box that it is to be moved to."""
+    corners = 20 * torch.rand(2, 2, 8, 2, dtype=dtype)
+    sides = 5 + 10 * torch.rand(2, 2, 8, 2, dtype=dtype)
+    anchors, gt_boxes = torch.cat([corners, corners + sides], dim=-1)
+    valid = torch.rand(2, 8) < valid_share
+    return {
+        "logits": torch.randn(2, 8, dtype=dtype, requires_grad=True),
+        "deltas": (0.3 * torch.randn(2, 8, 4, dtype=dtype)).requires_grad_(),
+        "anchors": anchors,
+        "gt_boxes": gt_boxes,
+        "is_fg": (torch.rand(2, 8) < 0.5) & valid,
+        "valid": valid,
+    }
+
+
+BOX_LOSSES = pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+
+
+@BOX_LOSSES
+@pytest.mark.parametrize("valid_share", [0.0, 0.5, 1.0])
+def test_localization_loss_is_the_reference(
+    box_loss: Literal["smooth_l1", "giou"], valid_share: float
+) -> None:
+    case = localization_case(valid_share=valid_share)
+    rows = []
+    giou = 0.0
+    for i, s in case["valid"].nonzero().tolist():
+        anchor, gt_box = case["anchors"][i, s].tolist(), case["gt_boxes"][i, s].tolist()
+        delta, is_fg = case["deltas"][i, s].tolist(), case["is_fg"][i, s].item()
+        target = reference_boxes.encode(gt_box, anchor, (1, 1, 1, 1))
+        rows.append((case["logits"][i, s].item(), delta, target, is_fg))
+        decoded = reference_boxes.decode(delta, anchor, (1, 1, 1, 1))
+        giou += (1 - reference_localization.giou(decoded, gt_box)) * is_fg
+    objectness, box = reference.rpn(rows, 1 / 9)
+    box = giou / max(len(rows), 1) if box_loss == "giou" else box
+    losses = localization_loss(**case, box_loss=box_loss, beta=1 / 9)
+    assert losses["localization_class"].item() == pytest.approx(objectness, abs=1e-5)
+    assert losses["localization_box"].item() == pytest.approx(box, abs=1e-5)
+
+
+@BOX_LOSSES
+def test_localization_loss_has_the_gradient_of_its_value(
+    box_loss: Literal["smooth_l1", "giou"],
+) -> None:
+    case = localization_case(dtype=torch.float64)
+
+    def loss(logits: Tensor, deltas: Tensor) -> Tensor:
+        changed = {**case, "logits": logits, "deltas": deltas}
+        return torch.stack([*localization_loss(**changed, box_loss=box_loss, beta=1.0).values()])
+
+    assert torch.autograd.gradcheck(loss, (case["logits"], case["deltas"]))

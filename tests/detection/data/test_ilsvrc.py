@@ -78,7 +78,7 @@ def test_classes_of_the_devkit_and_of_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("", r"names\.txt: expected a class on each line, got an empty list"),
+        ("", r"names\.txt: expected at least one line, got none"),
         (f"{ANT} 1 ant\nbee\n", r"entry 2: expected a WNID, perhaps a number, .*got 'bee'"),
         (f"{ANT} 1 ant\n{BEE} 1 bee\n", "category_id: expected each one once, got 1 2 times"),
         (f"{ANT} 1 ant\n{BEE} 2 ant\n", "name: expected each one once, got ant 2 times"),

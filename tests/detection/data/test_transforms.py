@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detection.data.transforms import Augment, resize, resized_size
+from detection.data.transforms import NO_MASKS, Augment, resize, resized_size
 from tests.reference.pictures import smooth_picture
 
 
@@ -33,9 +33,6 @@ def test_boxes_scale_by_each_axis(size: tuple[int, int]) -> None:
     scale = np.array([size[1] / 64, size[0] / 48] * 2, dtype=np.float32)
     torch.testing.assert_close(resized, boxes * scale)
     assert resize(smooth_picture(), boxes[:0], size)[1].shape == (0, 4)
-
-
-NO_MASKS = np.zeros((0, 1, 1), np.bool_)
 
 
 def make_augment(**changes: Any) -> Augment:
@@ -83,7 +80,7 @@ def test_one_seed_gives_one_picture() -> None:
         again = other(pixels, boxes, NO_MASKS, seed=seed)
         torch.testing.assert_close(again[0], first[seed][0], rtol=0, atol=0)
         torch.testing.assert_close(again[1], first[seed][1], rtol=0, atol=0)
-    assert len({picture.tobytes() for picture, _ in first}) == 8
+    assert len({picture.tobytes() for picture, _, _ in first}) == 8
 
 
 def test_the_two_mirrors_are_drawn_apart() -> None:

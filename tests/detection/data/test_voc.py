@@ -52,7 +52,7 @@ def test_lists_with_numbers_and_empty_lines(tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list": (
         lambda root: find_sets(root, ["VOC2007/train"]),
-        r"Main/train\.txt: cannot be read",
+        r"Main/train\.txt: no such file",
     ),
     "nothing": (lambda root: find_sets(root, []), "expected one of --sets and --xml"),
     "both": (lambda root: find_sets(root, ["a"], xml="b"), "expected one of --sets and --xml"),
@@ -61,7 +61,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected --pictures and --list with --xml, got --sets",
     ),
     "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files in it"),
-    "empty": (lambda root: read_names(root / "empty.txt"), r"empty\.txt: expected a name on each"),
+    "empty": (lambda root: read_names(root / "empty.txt"), r"empty\.txt: expected at least one line"),
     "encoding": (lambda root: read_names(root / "latin.txt"), r"latin\.txt: expected UTF-8 text"),
 }
 

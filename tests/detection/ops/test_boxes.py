@@ -3,8 +3,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.ops.boxes import box_area, box_iou, clip_boxes, xywh_to_xyxy, xyxy_to_xywh
+from detection.ops.boxes import (
+    box_area,
+    box_iou,
+    clip_boxes,
+    generalized_iou,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
 from tests.reference import boxes as reference
+from tests.reference.localization import giou
 
 EMPTY = torch.zeros(0, 4)
 UNIT = torch.tensor([[0.0, 0, 1, 1]])
@@ -65,3 +73,18 @@ def test_xywh_there_and_back() -> None:
     expected = torchvision.ops.box_convert(boxes, "xyxy", "xywh")
     torch.testing.assert_close(xyxy_to_xywh(boxes), expected)
     torch.testing.assert_close(xywh_to_xyxy(expected), boxes)
+
+
+@pytest.mark.parametrize(("a", "b"), CASES.values(), ids=CASES)
+def test_generalized_iou_is_the_reference(a: Tensor, b: Tensor) -> None:
+    pairs = [(x, y) for x in a for y in b]
+    rows = torch.cat([torch.stack(pair)[None] for pair in pairs] or [torch.zeros(0, 2, 4)])
+    expected = [giou(x.tolist(), y.tolist()) for x, y in pairs]
+    found = generalized_iou(rows[:, 0], rows[:, 1])
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_generalized_iou_is_torchvisions() -> None:
+    a, b = (random_boxes(30) + torch.tensor([0, 0, 1, 1]) for _ in range(2))
+    expected = 1 - torchvision.ops.generalized_box_iou_loss(a, b, reduction="none")
+    torch.testing.assert_close(generalized_iou(a, b), expected, rtol=1e-4, atol=1e-5)

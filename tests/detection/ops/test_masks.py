@@ -109,12 +109,10 @@ def outline(mask: np.ndarray) -> np.ndarray:
     """Return the pixels of which a neighbour has another value."""
     padded = np.pad(mask, 1, mode="edge")
     middle = padded[1:-1, 1:-1]
-    return np.logical_or.reduce(
-        [
-            middle != padded[1 + y : 1 + y + mask.shape[0], 1 + x : 1 + x + mask.shape[1]]
-            for y, x in ((-1, 0), (1, 0), (0, -1), (0, 1))
-        ]
-    )
+    changes = np.zeros_like(mask)
+    for y, x in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        changes |= middle != padded[1 + y : 1 + y + mask.shape[0], 1 + x : 1 + x + mask.shape[1]]
+    return changes
 
 
 def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
@@ -124,7 +122,8 @@ def disc(size: tuple[int, int], centre: tuple[float, float], radius: float) -> n
 
 
 def ring(size: tuple[int, int]) -> np.ndarray:
-    return disc(size, (24, 22), 14) & ~disc(size, (24, 22), 6)
+    hollow: np.ndarray = disc(size, (24, 22), 14) & ~disc(size, (24, 22), 6)
+    return hollow
 
 
 SHAPES = {
@@ -173,7 +172,6 @@ def test_two_hundred_in_a_large_picture_take_little_memory() -> None:
 @pytest.mark.parametrize("window", [(0, 0, 45, 60), (3, 5, 20, 30), (0, 59, 45, 1), (7, 8, 0, 3)])
 def test_codes_are_cocos(window: tuple[int, int, int, int]) -> None:
 
-
     top, left, height, width = window
     whole = np.zeros(SIZE, np.bool_)
     for part in (blobs(1)[0], np.ones(SIZE, np.bool_), np.zeros(SIZE, np.bool_)):
@@ -187,7 +185,13 @@ def test_codes_are_cocos(window: tuple[int, int, int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("code", "size"),
-    [(b"92203", (3, 5)), (b"92203", (8, 8)), (b"zz\x01", (4, 5)), (b"9220P", (4, 5)), (b"", (1, 1))],
+    [
+        (b"92203", (3, 5)),
+        (b"92203", (8, 8)),
+        (b"zz\x01", (4, 5)),
+        (b"9220P", (4, 5)),
+        (b"", (1, 1)),
+    ],
     ids=str,
 )
 def test_wrong_codes_are_refused(code: bytes, size: tuple[int, int]) -> None:

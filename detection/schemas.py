@@ -1,0 +1,12 @@
+"""Which configs the tools of this package take."""
+
+from detection.config import SCHEMAS as DETECTORS
+from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
+from engine.schema import RunConfig
+
+SCHEMAS: dict[str, type[RunConfig]] = {
+    **DETECTORS,
+    "localization": LocalizationConfig,
+    "localization_regions": LocalizationRegionsConfig,
+}
+"""Schema of each `task` that a config can name; the first one is meant where it names none."""

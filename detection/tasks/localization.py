@@ -1,0 +1,97 @@
+"""Localization, read like the paper's appendix C: features, outputs of the class, anchors, losses.
+
+B pictures of one class each, N anchors, S samples of a picture, T classes asked for of one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from backbones.weights import load_exactly
+from detection.data.localization import LocalizationPictures
+from detection.localization_config import LocalizationConfig
+from detection.losses import localization_loss
+from detection.models.build import build_localizer
+from detection.models.localizer import Localizer
+from detection.models.localizer_views import localize
+from detection.structures import DetectionBatch, ImageBatch
+from detection.tasks.one_class import OneClassTask, read_run, view_settings
+from detection.tasks.samples import SampleSettings, draw_samples
+
+_ANCHOR_STREAM = 0  # of the per-picture random numbers
+
+
+class LocalizationTask(OneClassTask):
+    """Training, prediction and data of a localizer."""
+
+    config: LocalizationConfig
+    model: Localizer
+
+    @classmethod
+    def for_training(cls, config: LocalizationConfig) -> Self:
+        """Read the training boxes, make the network they ask for, load pretrained weights.
+
+        Raises:
+            UserError: bad data, weights or classifier.
+        """
+        data = LocalizationPictures(config, "train", training=True)
+        names = data.pictures.class_names
+        torch.manual_seed(config.seed)
+        model = build_localizer(config.model, num_classes=len(names))
+        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
+        task.prepare(data, model.backbone)
+        return task
+
+    @classmethod
+    def from_run(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read what a run leaves, in evaluation mode; see `read_run`."""
+        run = read_run(path, overrides, task="localization", schema=LocalizationConfig)
+        model = build_localizer(run.config.model, num_classes=len(run.class_names))
+        load_exactly(model, run.state, path=run.path)
+        return cls(run.config, model.eval(), run.class_names, mean_box=run.mean_box)
+
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return `localization_class` and `localization_box` of a batch."""
+        config, targets = self.config.model, batch.targets
+        own_class = targets.labels[:, :1]  # all boxes of a picture are of its class
+        output = self.model(batch.images.pixels, own_class)
+        logits, deltas = output.logits[..., 0], output.deltas[:, :, 0]
+        settings = SampleSettings(
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.bg_iou_thresh,
+            allow_low_quality=True,
+            crowd_ioa_thresh=0.5,
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+        )
+        samples = draw_samples(
+            targets,
+            output.anchors,
+            torch.ones_like(logits, dtype=torch.bool),
+            batch.images.seeds,
+            settings=settings,
+            stream=_ANCHOR_STREAM,
+        )
+        losses = localization_loss(
+            logits.gather(1, samples.idxs),
+            torch.take_along_dim(deltas, samples.idxs[..., None], dim=1),
+            samples.boxes,
+            samples.gt_boxes,
+            samples.is_fg,
+            samples.valid,
+            box_loss=config.box_loss,
+            beta=config.smooth_l1_beta,
+        )
+        weights = {
+            "localization_class": config.class_weight,
+            "localization_box": config.box_weight,
+        }
+        return {name: value * weights[name] for name, value in losses.items()}
+
+    def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        settings = view_settings(self.config.evaluation)
+        return localize(self.model, images, classes, settings=settings)

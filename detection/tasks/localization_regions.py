@@ -1,0 +1,164 @@
+"""The second stage of localization: R-CNN on the first one's proposals (appendix C).
+
+B pictures of one class each, P proposals, S samples of a picture, T classes asked for of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from backbones.weights import listing, load_exactly
+from detection.data.localization import LocalizationPictures
+from detection.localization_config import LocalizationRegionsConfig
+from detection.losses import roi_loss
+from detection.models.build import build_region_classifier
+from detection.models.localizer_views import merge_candidates, propose
+from detection.models.region_classifier import RegionClassifier
+from detection.ops.box_coder import decode_boxes
+from detection.ops.boxes import clip_boxes
+from detection.structures import DetectionBatch, ImageBatch, Proposals
+from detection.tasks.localization import LocalizationTask
+from detection.tasks.one_class import OneClassTask, read_run, view_settings
+from detection.tasks.samples import SampleSettings, draw_samples
+from engine.errors import UserError
+
+_REGION_STREAM = 1  # of the per-picture random numbers
+
+
+class LocalizationRegionsTask(OneClassTask):
+    """Training, prediction and data of the network on regions.
+
+    The first stage proposes and is not trained. A few proposals of each of many pictures make a
+    batch, so that it is centred on regions and not on a picture with all of its own.
+    """
+
+    config: LocalizationRegionsConfig
+    model: RegionClassifier
+
+    def __init__(
+        self,
+        config: LocalizationRegionsConfig,
+        model: RegionClassifier,
+        class_names: Sequence[str],
+        *,
+        mean_box: Sequence[float],
+    ) -> None:
+        """Take what the base takes, and read the first stage."""
+        super().__init__(config, model, class_names, mean_box=mean_box)
+        own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
+        first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
+        if first.class_names != self.class_names:
+            raise UserError(
+                f"model.localizer {config.model.localizer}: expected the classes "
+                f"{listing(self.class_names)}, got {listing(first.class_names)}"
+            )
+        # In a list, so that it is no part of what is trained, averaged and saved.
+        self._first = [first.model.requires_grad_(False)]
+
+    @classmethod
+    def for_training(cls, config: LocalizationRegionsConfig) -> Self:
+        """Read the training boxes and the first stage, make the network, load pretrained weights.
+
+        Raises:
+            UserError: bad data, weights, classifier or first stage.
+        """
+        if not config.model.localizer:
+            raise UserError("model.localizer: expected a run of task localization, got nothing")
+        data = LocalizationPictures(config, "train", training=True)
+        names = data.pictures.class_names
+        torch.manual_seed(config.seed)
+        model = build_region_classifier(config.model, num_classes=len(names))
+        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
+        task.prepare(data, model.backbone)
+        return task
+
+    @classmethod
+    def from_run(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read what a run leaves, in evaluation mode; see `read_run`."""
+        schema = LocalizationRegionsConfig
+        run = read_run(path, overrides, task="localization_regions", schema=schema)
+        model = build_region_classifier(run.config.model, num_classes=len(run.class_names))
+        load_exactly(model, run.state, path=run.path)
+        return cls(run.config, model.eval(), run.class_names, mean_box=run.mean_box)
+
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return `roi_class` and `roi_box` of a batch."""
+        config, targets = self.config.model, batch.targets
+        own_class = targets.labels[:, 0]
+        proposals = self._propose(batch.images, own_class, whole=True)
+        settings = SampleSettings(
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.fg_iou_thresh,
+            allow_low_quality=False,
+            crowd_ioa_thresh=0.5,
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+            box_weights=config.box_weights,
+        )
+        # The truth joins the proposals, so that there is foreground whatever these are worth.
+        samples = draw_samples(
+            targets,
+            torch.cat([proposals.boxes, targets.boxes], dim=1),
+            torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1),
+            batch.images.seeds,
+            settings=settings,
+            stream=_REGION_STREAM,
+        )
+        class_logits, deltas = self.model(batch.images.pixels, samples.boxes)
+        background = torch.full_like(samples.idxs, len(self.class_names))
+        return roi_loss(
+            class_logits,
+            deltas,
+            torch.where(samples.is_fg, own_class[:, None], background),
+            samples.target_deltas,
+            samples.valid,
+            beta=config.smooth_l1_beta,
+        )
+
+    def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        settings = view_settings(self.config.evaluation)
+        found = []
+        for label in classes.unbind(1):  # one after the other, so that memory holds one's regions
+            proposals = self._propose(images, label, whole=False)
+            class_logits, deltas = self.model(images.pixels, proposals.boxes)
+            own = label[:, None, None].expand(-1, deltas.shape[1], 1)
+            scores = class_logits.softmax(dim=2).gather(2, own)[..., 0]
+            own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
+            weights = self.config.model.box_weights
+            boxes = decode_boxes(own_deltas, proposals.boxes, weights=weights)
+            boxes = clip_boxes(boxes, images.sizes)
+            scores = scores.masked_fill(~proposals.valid, 0.0)
+            found.append(merge_candidates(boxes, scores, settings=settings))
+        scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
+        boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
+        return boxes, torch.stack([score for _, score in found], dim=1)
+
+    def notes(self) -> list[str]:
+        """Return the notes of every localization run, and where proposals come from."""
+        path = self.config.model.localizer
+        return [
+            *super().notes(),
+            f"proposals from {path}, at most {self.config.model.num_proposals}",
+        ]
+
+    def _propose(self, images: ImageBatch, label: Tensor, *, whole: bool) -> Proposals:
+        """Return the first stage's proposals of a class; `whole`: one view of the whole picture."""
+        config = self.config.model
+        settings = view_settings(self.config.evaluation)
+        settings = replace(settings, candidates=max(settings.candidates, config.num_proposals))
+        if whole:
+            side = min(images.pixels.shape[2:])
+            settings = replace(settings, view="dense", scales=(side,), mirror=False)
+        return propose(
+            self._first[0].to(images.pixels.device),
+            images,
+            label,
+            settings=settings,
+            nms_thresh=config.nms_thresh,
+            count=config.num_proposals,
+        )

@@ -1,0 +1,214 @@
+"""What both stages of localization share: pictures of one class each, answers, their scoring.
+
+B pictures, T classes asked for of one.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbones.resnet import ResNet
+from backbones.weights import WeightsReport, load_configured_weights
+from detection.data.localization import LocalizationPictures
+from detection.evaluation.localization import Localization, LocalizationEvaluator
+from detection.localization_config import EvaluationConfig, OneClassConfig
+from detection.models.localizer_views import LocalizeSettings
+from detection.structures import DetectionBatch, Detections, ImageBatch
+from detection.tasks.class_guesser import ClassGuesser
+from detection.visualize import draw_comparison
+from engine.checkpoint import read_trained
+from engine.config import apply_overrides, parse_config
+from engine.errors import UserError
+
+C = TypeVar("C", bound=OneClassConfig)
+
+
+class OneClassTask(nn.Module, ABC):
+    """Base of the two tasks, which add the network, its losses and where it finds boxes.
+
+    Args:
+        config: the run's.
+        model: the network.
+        class_names: WordNet ids, by label.
+        mean_box: (4,) the mean box of the training set in shares of a picture: what results are
+            compared with.
+
+    Raises:
+        UserError: the classifier that the config names is not one of these classes.
+    """
+
+    def __init__(
+        self,
+        config: OneClassConfig,
+        model: nn.Module,
+        class_names: Sequence[str],
+        *,
+        mean_box: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.class_names = tuple(class_names)
+        self._mean_box = tuple(float(value) for value in mean_box)
+        classifier = config.evaluation.classifier
+        self._guesser = None
+        if classifier is not None:
+            self._guesser = ClassGuesser(Path(classifier), self.class_names)
+        self._train_data: LocalizationPictures | None = None
+        self._val_data: LocalizationPictures | None = None
+        self._loaded: list[WeightsReport] = []
+
+    def prepare(self, data: LocalizationPictures, backbone: ResNet) -> None:
+        """Take the training pictures, find those of validation, load pretrained weights.
+
+        Raises:
+            UserError: bad data or weights.
+        """
+        self._train_data = data
+        self.val_data()  # a mistake there should show now, not after hours of training
+        self._loaded += load_configured_weights(backbone, self.config.model.backbone)
+
+    @abstractmethod
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return named scalar losses of a training batch."""
+
+    @abstractmethod
+    def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+
+    @torch.no_grad()
+    def predict(self, batch: DetectionBatch) -> list[Localization]:
+        """Return where each picture's own class is, and where those are that a classifier names."""
+        classes = batch.targets.labels[:, :1]
+        chances = None
+        if self._guesser is not None:
+            chances, guessed = self._guesser.best(batch.images)
+            classes = torch.cat([classes, guessed], dim=1)
+        boxes, scores = self.locate(batch.images, classes)
+        if chances is not None:
+            scores = torch.cat([scores[:, :1], chances], dim=1)
+        rows = zip(boxes.cpu(), scores.cpu(), classes.cpu(), strict=True)
+        return [
+            Localization(
+                given=Detections(boxes=box[:1], scores=score[:1], labels=label[:1]),
+                predicted=Detections(boxes=box[1:], scores=score[1:], labels=label[1:]),
+            )
+            for box, score, label in rows
+        ]
+
+    def train_data(self) -> LocalizationPictures:
+        """Return the training pictures."""
+        if self._train_data is None:
+            self._train_data = LocalizationPictures(
+                self.config, "train", training=True, class_names=self.class_names
+            )
+        return self._train_data
+
+    def val_data(self) -> LocalizationPictures:
+        """Return the validation pictures; their classes must be the training classes."""
+        if self._val_data is None:
+            self._val_data = LocalizationPictures(
+                self.config, "val", training=False, class_names=self.class_names
+            )
+        return self._val_data
+
+    def evaluator(self) -> LocalizationEvaluator:
+        """Return a fresh evaluator of the validation pictures."""
+        data = self.val_data()
+        return LocalizationEvaluator(
+            self.class_names,
+            words=data.pictures.words,
+            mean_box=self._mean_box,
+            file_name=data.file_name,
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """Return class names, pixels, the training set's mean box and the config."""
+        backbone = self.config.model.backbone
+        return {
+            "task": self.config.task,
+            "class_names": json.dumps(self.class_names),
+            "pixel_mean": json.dumps(backbone.pixel_mean),
+            "pixel_std": json.dumps(backbone.pixel_std),
+            "mean_box": json.dumps(self._mean_box),
+            "config": self.config.model_dump_json(),
+        }
+
+    def notes(self) -> list[str]:
+        """Return what was loaded, and what the data's checks left out or changed."""
+        notes = [line for report in self._loaded for line in report.lines()]
+        for name, data in (("training", self.train_data()), ("validation", self.val_data())):
+            notes += [f"{name} data: {line}" for line in data.pictures.lines()]
+        shares = ", ".join(f"{value:.3f}" for value in self._mean_box)
+        return [*notes, f"baseline: the mean box of the training set, {shares} of a picture"]
+
+    def draw(self, batch: DetectionBatch, predictions: Sequence[Localization]) -> list[np.ndarray]:
+        """Draw the truth and the box of the given class side by side, at the size tested."""
+        images, targets = batch.images.to(torch.device("cpu")), batch.targets
+        words = self.val_data().pictures.words
+        drawn = []
+        for row, found in enumerate(predictions):
+            scale = images.sizes[row].flip(0) / images.original_sizes[row].flip(0)
+            given, real = found.given, targets.valid[row]
+            drawn.append(
+                draw_comparison(
+                    images.pixels[row].permute(1, 2, 0).numpy(),
+                    Detections(given.boxes * scale.repeat(2), given.scores, given.labels),
+                    gt_boxes=targets.boxes[row][real].cpu(),
+                    gt_labels=targets.labels[row][real].cpu(),
+                    class_names=words,
+                    score_thresh=0.0,
+                )
+            )
+        return drawn
+
+
+class FinishedRun(NamedTuple, Generic[C]):
+    """What a run leaves: the file and its tensors, the config, WordNet ids, the mean box."""
+
+    path: Path
+    state: dict[str, Tensor]
+    config: C
+    class_names: list[str]
+    mean_box: list[float]
+
+
+def read_run(path: Path, overrides: Sequence[str], *, task: str, schema: type[C]) -> FinishedRun[C]:
+    """Read a run folder, a checkpoint or a .safetensors file.
+
+    Args:
+        path: folder or file.
+        overrides: `a.b.c=value`, changes to the config that the file holds.
+        task: the tag of its config.
+        schema: that config's.
+
+    Raises:
+        UserError: it is missing, damaged or another task's, or an override is wrong.
+    """
+    file, state, metadata = read_trained(path)
+    got = metadata.get("task", "none")
+    if got != task:
+        raise UserError(f"{file}: expected a run of task {task}, got {got}")
+    values = apply_overrides(json.loads(metadata["config"]), overrides)
+    config = parse_config(values, schemas={task: schema}, source=str(file))
+    names, mean_box = (json.loads(metadata[key]) for key in ("class_names", "mean_box"))
+    return FinishedRun(file, state, config, names, mean_box)
+
+
+def view_settings(config: EvaluationConfig) -> LocalizeSettings:
+    """Return how pictures are tested, as plain values."""
+    return LocalizeSettings(
+        view=config.view,
+        crop=config.crop,
+        scales=config.scales,
+        mirror=config.mirror,
+        merge=config.merge,
+        vote_iou_thresh=config.vote_iou_thresh,
+        candidates=config.candidates,
+    )

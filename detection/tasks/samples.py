@@ -1,0 +1,98 @@
+"""The candidates that enter a loss: matched to the truth, drawn, and told where to move.
+
+B images, G ground-truth boxes, N candidates, S samples an image. Frame: network-input pixels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detection.ops.box_coder import BoxWeights, encode_boxes
+from detection.ops.matching import match_boxes
+from detection.ops.sampling import sample_matches
+from detection.structures import Targets
+from engine.random_keys import random_keys
+
+
+class Samples(NamedTuple):
+    """Candidates chosen for a loss.
+
+    boxes: (B, S, 4) the candidates. idxs: (B, S) among all candidates. gt_idxs: (B, S) matched
+    ground truth. gt_boxes: (B, S, 4) its boxes.
+    target_deltas: (B, S, 4). is_fg, valid: (B, S) bool.
+    """
+
+    boxes: Tensor
+    idxs: Tensor
+    gt_idxs: Tensor
+    gt_boxes: Tensor
+    target_deltas: Tensor
+    is_fg: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How candidates are matched and drawn; see `match_boxes` and `sample_matches`.
+
+    box_weights: scale of the target deltas.
+    """
+
+    fg_thresh: float
+    bg_thresh: float
+    allow_low_quality: bool
+    crowd_ioa_thresh: float
+    num_samples: int
+    fg_fraction: float
+    box_weights: BoxWeights = (1.0, 1.0, 1.0, 1.0)
+
+
+@torch.no_grad()
+def draw_samples(
+    targets: Targets,
+    candidates: Tensor,
+    exists: Tensor,
+    seeds: Tensor,
+    *,
+    settings: SampleSettings,
+    stream: int,
+) -> Samples:
+    """Match candidates to the truth and draw those that a loss is taken on.
+
+    Args:
+        targets: the truth.
+        candidates: (N, 4), the same for every image, or (B, N, 4).
+        exists: (B, N) bool, which of them an image has; the others match nothing and are not drawn.
+        seeds: (B,) int64, each picture's own draw.
+        settings: thresholds and numbers.
+        stream: of random numbers; each use of one seed has its own.
+    """
+    candidates = torch.where(exists[..., None], candidates, 0.0)
+    matched_idxs, labels = match_boxes(
+        targets.boxes,
+        targets.valid,
+        targets.is_crowd,
+        candidates,
+        fg_thresh=settings.fg_thresh,
+        bg_thresh=settings.bg_thresh,
+        allow_low_quality=settings.allow_low_quality,
+        crowd_ioa_thresh=settings.crowd_ioa_thresh,
+    )
+    labels = labels.masked_fill(~exists, -1)
+    idxs, is_fg, valid = sample_matches(
+        labels,
+        random_keys(seeds, labels.shape[1], stream=stream),
+        num_samples=settings.num_samples,
+        fg_fraction=settings.fg_fraction,
+    )
+    boxes, gt_idxs = _rows(candidates, idxs), matched_idxs.gather(1, idxs)
+    gt_boxes = _rows(targets.boxes, gt_idxs)
+    deltas = encode_boxes(gt_boxes, boxes, weights=settings.box_weights)
+    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
+
+
+def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """Pick boxes (B, N, 4) by idxs (B, S) -> (B, S, 4)."""
+    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

@@ -1,0 +1,76 @@
+"""train_det.py and eval.py on a localizer: a run, its scores, and mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import dump_config
+from tests.cli.conftest import Call
+from tests.detection.tasks.tiny_localizer import tiny_config, write_tiny_imagenet
+from tools import compare, train_det
+from tools import eval as eval_tool
+
+
+@pytest.fixture
+def patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny data set and patches.yaml, in which the commands are called."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_imagenet(tmp_path / "data")
+    (tmp_path / "patches.yaml").write_text(dump_config(tiny_config(Path("data"))))
+    return tmp_path
+
+
+def test_train_and_evaluate(patches: Path, call: Call) -> None:
+    (patches / "data/train/red/red_boxes.txt").write_text(
+        "red_0.png\t1\t1\t20\t20\nred_1.png\t3\t4\t3\t9\n"
+    )
+    done = call(train_det, "patches.yaml", "--output", "run", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "1 boxes left out (no width or height): red_1.png (3, 4, 3, 9)" in done.out
+    assert "error of the mean box" in done.out
+    written = {path.name for path in (patches / "run").iterdir()}
+    assert written >= {"metrics.json", "localizations.json", "model.safetensors", "pictures"}
+
+    for words in ([], ["evaluation.view=dense", "evaluation.merge=vote", "evaluation.mirror=true"]):
+        done = call(eval_tool, "run", *words, "--device", "cpu")
+        assert done.code == 0, done.err
+        metrics = json.loads((patches / "run/eval/metrics.json").read_text())
+        assert metrics["num_pictures"] == 4
+        assert metrics["baseline_localization_error"] <= 1
+    done = call(eval_tool, "run/checkpoints/step_00000002.pt", "--device", "cpu")
+    assert done.code == 0, done.err
+
+
+MISTAKES = {
+    "no data": (["data.root=absent"], "data.root absent: expected the folder of the data set"),
+    "typo": (["model.per_clas=true"], "model.per_clas: unknown key; nearest: model.per_class"),
+    "classifier": (["evaluation.classifier=absent"], "absent: no such run folder or file"),
+    "weights": (["model.backbone.weights=none.pth"], "none.pth"),
+    "bad box": (["data.on_bad_box=error"], "blue_0.png: expected a box with x1 < x2 and y1 < y2"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(patches: Path, call: Call, words: list[str], message: str) -> None:
+    (patches / "data/train/blue/blue_boxes.txt").write_text("blue_0.png\t9\t9\t9\t9\n")
+    done = call(train_det, "patches.yaml", *words, "--output", "run", "--device", "cpu")
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_two_localizers_are_no_ensemble(patches: Path, call: Call) -> None:
+    assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
+    done = call(eval_tool, "run", "run", "--device", "cpu")
+    assert done.code == 2
+    assert "expected one detector or localizer, got 2" in done.err
+
+
+def test_runs_are_compared_by_their_errors(patches: Path, call: Call) -> None:
+    assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
+    error = json.loads((patches / "run/metrics.json").read_text())["localization_error"]
+    done = call(compare, "run")
+    assert done.code == 0, done.err
+    assert "localization" in done.out
+    assert f"{100 * error:.1f}" in done.out

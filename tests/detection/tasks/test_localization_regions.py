@@ -1,0 +1,124 @@
+"""The second stage of localization: losses on the first one's boxes, answers, a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection.localization_config import LocalizationRegionsConfig
+from detection.schemas import SCHEMAS
+from detection.structures import DetectionBatch
+from detection.tasks import build_task, load_task
+from detection.tasks.localization_regions import LocalizationRegionsTask
+from engine.config import parse_config
+from engine.errors import UserError
+from engine.evaluate import evaluate
+from engine.optim import build_optimizer
+from engine.trainer import fit
+from tests.detection.tasks.tiny_localizer import tiny_config, write_tiny_imagenet
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a first stage, beside its data in `patches`."""
+    folder = tmp_path_factory.mktemp("first")
+    config = tiny_config(write_tiny_imagenet(folder / "patches"))
+    fit(build_task(config), config, output=folder / "run", device="cpu")
+    return folder / "run"
+
+
+def regions_config(first: Path, **model: Any) -> LocalizationRegionsConfig:
+    stage_one = tiny_config(first.parent / "patches").model_dump(mode="json")
+    values = {key: stage_one[key] for key in ("data", "augment", "evaluation", "optim", "loop")}
+    values |= {
+        "task": "localization_regions",
+        "loader": {"workers": 0},
+        "model": {
+            "backbone": stage_one["model"]["backbone"],
+            "localizer": str(first),
+            "num_proposals": 10,
+            "side": 32,
+            **model,
+        },
+    }
+    config = parse_config(values, schemas=SCHEMAS, source="test")
+    assert isinstance(config, LocalizationRegionsConfig)
+    return config
+
+
+def task_and_batch(
+    config: LocalizationRegionsConfig,
+) -> tuple[LocalizationRegionsTask, DetectionBatch]:
+    task = build_task(config)
+    assert isinstance(task, LocalizationRegionsTask)
+    data = task.train_data()
+    return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
+
+
+def test_a_dozen_steps_lower_the_loss_and_leave_the_first_stage(first: Path) -> None:
+    config = regions_config(first)
+    task, batch = task_and_batch(config)
+    before = {n: p.clone() for n, p in task._first[0].state_dict().items()}
+    optimizer = build_optimizer(task.model, config.optim, batch_size=8)
+    task.model.train()
+    seen = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses = task.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        optimizer.step()
+        seen.append(total.item())
+    assert set(losses) == {"roi_class", "roi_box"}
+    assert seen[-1] < 0.7 * seen[0]
+    torch.testing.assert_close(dict(task._first[0].state_dict()), before, rtol=0, atol=0)
+    assert not any("first" in name for name, _ in task.named_parameters())
+
+
+def test_every_parameter_gets_a_gradient(first: Path) -> None:
+    task, batch = task_and_batch(regions_config(first))
+    torch.stack(list(task.losses(batch).values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
+def test_regions_are_the_proposals_of_the_class(first: Path) -> None:
+    task, batch = task_and_batch(regions_config(first, nms_thresh=0.5))
+    task.model.eval()
+    label = batch.targets.labels[:, 0]
+    proposals = task._propose(batch.images, label, whole=True)
+    assert proposals.boxes.shape == (8, 10, 4)
+    assert proposals.valid[:, 0].all()
+    assert (proposals.scores.diff(dim=1) <= 0).all()
+    assert proposals.boxes.max() <= batch.images.sizes.max()
+    boxes, scores = task.locate(batch.images, torch.stack([label, 1 - label], dim=1))
+    assert boxes.shape == (8, 2, 4)
+    assert boxes.isfinite().all()
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> None:
+    config = regions_config(first)
+    scored = fit(build_task(config), config, output=tmp_path / "run", device="cpu")
+    again = load_task([tmp_path / "run"])
+    assert isinstance(again, LocalizationRegionsTask)
+    assert evaluate(again, again.config, device="cpu")["mean_iou"] == scored["mean_iou"]
+
+
+MISTAKES = {
+    "none": ("", "model.localizer: expected a run of task localization, got nothing"),
+    "missing": ("absent", "absent: no such run folder or file"),
+}
+
+
+@pytest.mark.parametrize(("localizer", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_no_first_stage(first: Path, localizer: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_task(regions_config(first, localizer=localizer))
+
+
+def test_a_second_stage_is_no_first_one(first: Path, tmp_path: Path) -> None:
+    config = regions_config(first)
+    fit(build_task(config), config, output=tmp_path / "run", device="cpu")
+    with pytest.raises(UserError, match="expected a run of task localization, got localization_re"):
+        build_task(regions_config(first, localizer=str(tmp_path / "run")))

@@ -1,0 +1,64 @@
+"""A localizer and data small enough for tests: one bright patch a picture, two colours."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detection.localization_config import LocalizationConfig
+from engine.config import parse_config
+
+CLASSES = ("blue", "red")
+SIDE = 32
+
+
+def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 2) -> Path:
+    """Write Tiny ImageNet's layout: `num_train` and `num_val` pictures of each class."""
+    rng = np.random.default_rng(0)
+    (root / "wnids.txt").parent.mkdir(parents=True, exist_ok=True)
+    (root / "wnids.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    (root / "words.txt").write_text("blue\tblue patch, azure\nred\tred patch\n")
+    lines: list[str] = []
+    for split, count in (("train", num_train), ("val", num_val)):
+        for channel, name in enumerate(("blue", "red")):
+            folder = root / (f"train/{name}" if split == "train" else "val")
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            boxes = []
+            for number in range(count):
+                pixels = rng.integers(0, 60, size=(SIDE, SIDE, 3), dtype=np.uint8)
+                x1, y1 = rng.integers(0, 12, size=2).tolist()
+                x2, y2 = (rng.integers(10, 20, size=2) + np.array([x1, y1])).tolist()
+                pixels[y1 : y2 + 1, x1 : x2 + 1, 2 * channel] = 255
+                picture = f"{name}_{number}.png"
+                cv2.imwrite(str(folder / "images" / picture), pixels)  # BGR
+                boxes.append((picture, f"{x1}\t{y1}\t{x2}\t{y2}"))
+            if split == "train":
+                text = "".join(f"{picture}\t{box}\n" for picture, box in boxes)
+                (folder / f"{name}_boxes.txt").write_text(text)
+            lines += [f"{picture}\t{name}\t{box}\n" for picture, box in boxes * (split == "val")]
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def tiny_config(root: Path, **changes: Any) -> LocalizationConfig:
+    """Return the config of a short run; `changes` are merged into top-level parts."""
+    values: dict[str, Any] = {
+        "task": "localization",
+        "data": {"kind": "tiny_imagenet", "root": str(root)},
+        "augment": {"crop": SIDE, "area": [0.6, 1.0]},
+        "model": {
+            "backbone": {"kind": "resnet18", "norm": "batch", "frozen_stages": 0},
+            "level": "c3",
+            "anchor_sizes": [8, 16, 24],
+            "fg_iou_thresh": 0.5,
+        },
+        "evaluation": {"resize": SIDE, "crop": SIDE, "scales": [SIDE]},
+        "optim": {"kind": "adamw", "lr": 1e-3},
+        "loader": {"workers": 0},
+        "loop": {"max_steps": 2, "batch_size": 4, "log_every": 1},
+    }
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value}
+    schemas = {"localization": LocalizationConfig}
+    return parse_config(values, schemas=schemas, source="test")
