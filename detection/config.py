@@ -155,6 +155,12 @@ class RoIConfig(Config):
         5.0,
     )
     """Scale of the targets (dx, dy, dw, dh)."""
+    stages: int = Field(default=1, ge=1, le=3)
+    """How often the head runs, each time on the boxes that the time before it gave."""
+    later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
+    """`fg_iou_thresh` of the second and third stage (Cascade R-CNN, 2018)."""
+    later_box_scale: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)
+    """`box_weights` of the second and third stage, relative to those of the first."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where smooth L1 turns linear; 0 is L1."""
     class_weight: NonNegativeFloat = 1.0
@@ -168,6 +174,29 @@ class RoIConfig(Config):
     max_detections: PositiveInt = 100
     """Detections for each picture."""
 
+    def fg_thresh_of(self, stage: int) -> float:
+        """Return the IoU from which a box is foreground to a stage, 0 the first."""
+        return (self.fg_iou_thresh, *self.later_fg_iou_thresh)[stage]
+
+    def box_weights_of(self, stage: int) -> tuple[float, float, float, float]:
+        """Return the scale of a stage's targets, 0 the first."""
+        scale = (1.0, *self.later_box_scale)[stage]
+        x, y, width, height = self.box_weights
+        return x * scale, y * scale, width * scale, height * scale
+
+
+class MaskConfig(Config):
+    """Mask head."""
+
+    num_convs: NonNegativeInt = 4
+    """fpn: 3x3 convolutions before the deconvolution; with c4 conv5 stands in their place."""
+    hidden_dim: PositiveInt = 256
+    """Channels of the convolutions and of the deconvolution."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the loss `mask`."""
+    aligned: bool = True
+    """Half-pixel correction of targets and exact boxes when pasting (torchvision has neither)."""
+
 
 class ModelConfig(Config):
     """Faster R-CNN."""
@@ -180,6 +209,8 @@ class ModelConfig(Config):
     """Region proposal network."""
     roi: RoIConfig = RoIConfig()
     """Region head."""
+    mask: MaskConfig = MaskConfig()
+    """Mask head, which a run of the task `segmentation` has."""
     weights: str | None = None
     """Detector weights to start from: our safetensors or torchvision's; classes must agree."""
     crowd_ioa_thresh: Fraction = 0.5
@@ -207,9 +238,9 @@ class EvaluationConfig(Config):
 
 
 class DetectionConfig(RunConfig):
-    """A detection run."""
+    """A run of a detector, with a mask head or without one."""
 
-    task: Literal["detection"] = "detection"
+    task: Literal["detection", "segmentation"] = "detection"
     """Tag by which tools choose the task."""
     data: DataConfig = DataConfig()
     """Data."""
@@ -219,5 +250,8 @@ class DetectionConfig(RunConfig):
     """Scoring."""
 
 
-SCHEMAS: dict[str, type[RunConfig]] = {"detection": DetectionConfig}
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "detection": DetectionConfig,
+    "segmentation": DetectionConfig,
+}
 """Schema of each `task` that a config can name."""

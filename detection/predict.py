@@ -59,7 +59,10 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     names, category_ids = json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
     classes = ClassMap(tuple(names), tuple(category_ids))
     model = build_faster_rcnn(
-        config.model, num_classes=len(classes), size_divisor=config.data.size_divisor
+        config.model,
+        num_classes=len(classes),
+        size_divisor=config.data.size_divisor,
+        with_masks=config.task == "segmentation",
     )
     load_exactly(model, state, path=path)
     return Trained(config, classes, model.eval())

@@ -4,6 +4,7 @@ B images, G ground-truth boxes (padded), P proposals (padded), N boxes of one im
 Boxes are float32 xyxy pixels; sizes are (height, width). What is not there is masked, not absent.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,10 @@ class RunLengthMasks:
     def __getitem__(self, index: int) -> np.ndarray:
         """Return mask `index`, (height, width) bool."""
         return decode(self.codes[index], self.size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the masks one by one."""
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Boxes on pictures. Pictures are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
+"""Boxes and masks on pictures. Pictures are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
 
 N boxes of one picture. Small pictures are enlarged before drawing, so that labels can be read.
 """
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
 _GAP = 8
 _GREY = 64
+_OPACITY = 0.5
 
 Color = tuple[int, int, int]
 
@@ -50,21 +51,30 @@ def draw_detections(
     Returns:
         A new picture, enlarged when the given one is small.
     """
-    keep = detections.scores >= score_thresh
-    labels = detections.labels[keep].tolist()
-    scores = detections.scores[keep].tolist()
+    detections = detections.above(score_thresh)
+    labels = detections.labels.tolist()
     texts = [
-        f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)
+        f"{class_names[label]} {score:.2f}"
+        for label, score in zip(labels, detections.scores.tolist(), strict=True)
     ]
-    return _draw(image, detections.boxes[keep], labels, texts)
+    return _draw(image, detections.boxes, labels, texts, masks=detections.masks or ())
 
 
 def draw_truth(
-    image: np.ndarray, boxes: Tensor, labels: Tensor, *, class_names: Sequence[str]
+    image: np.ndarray,
+    boxes: Tensor,
+    labels: Tensor,
+    *,
+    class_names: Sequence[str],
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw ground truth, boxes (N, 4) and labels (N,), as `draw_detections` draws detections."""
+    """Draw ground truth as `draw_detections` draws detections.
+
+    boxes: (N, 4). labels: (N,). masks: (N, H, W) bool, or none.
+    """
     numbers = labels.tolist()
-    return _draw(image, boxes, numbers, [class_names[label] for label in numbers])
+    texts = [class_names[label] for label in numbers]
+    return _draw(image, boxes, numbers, texts, masks=() if masks is None else masks)
 
 
 def draw_comparison(
@@ -75,9 +85,10 @@ def draw_comparison(
     *,
     class_names: Sequence[str],
     score_thresh: float,
+    gt_masks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw the truth on the left and the detections on the right, under a caption each."""
-    truth = draw_truth(image, gt_boxes, gt_labels, class_names=class_names)
+    truth = draw_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
     found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
     gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
     return np.hstack([_captioned(truth, "truth"), gap, _captioned(found, "detections")])
@@ -130,10 +141,18 @@ def free_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
 
 
 def _draw(
-    image: np.ndarray, boxes: Tensor, labels: Sequence[int], texts: Sequence[str]
+    image: np.ndarray,
+    boxes: Tensor,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    *,
+    masks: Iterable[np.ndarray] = (),
 ) -> np.ndarray:
     factor = max(1, round(READABLE_SIDE / max(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    # the last come first: by falling score, so that the best lies on top
+    for mask, label in reversed(list(zip(masks, labels, strict=False))):
+        _tint(canvas, mask, class_color(label))
     # ends that lie outside would make OpenCV draw nothing at all, or take very long
     limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2
     corners = (boxes * factor).round().numpy().clip(0, limits).astype(int).tolist()
@@ -143,6 +162,15 @@ def _draw(
     for (x1, y1, _, _), label, text in zip(corners, labels, texts, strict=True):
         _write(canvas, text, (x1, y1), class_color(label))
     return canvas
+
+
+def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
+    """Colour the pixels of a mask (h, w) bool of the whole picture at any size."""
+    enlarged = cv2.resize(
+        mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
+    )
+    inside = enlarged.astype(np.bool_)
+    canvas[inside] = (canvas[inside] * (1 - _OPACITY) + np.array(color) * _OPACITY).astype(np.uint8)
 
 
 def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color) -> None:

@@ -197,7 +197,7 @@ def detections_to_coco(
     """Return one image's entries of a COCO results file, with the data set's category ids."""
     boxes = xyxy_to_xywh(detections.boxes).tolist()
     columns = zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    return [
+    entries: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": classes.category_ids[label],
@@ -206,6 +206,11 @@ def detections_to_coco(
         }
         for box, label, score in columns
     ]
+    if detections.masks is not None:
+        size = list(detections.masks.size)
+        for entry, code in zip(entries, detections.masks.codes, strict=True):
+            entry["segmentation"] = {"size": size, "counts": code.decode()}
+    return entries
 
 
 def _read_classes(entries: list[dict[str, Any]], path: Path) -> ClassMap:

@@ -29,13 +29,14 @@ from detection.evaluation.coco_files import (
     IoUType,
     Truth,
     check_masks,
+    iou_types_of,
     pack_results,
     read_results,
     read_truth,
 )
 from detection.evaluation.report import write_pr_curves
 from detection.evaluation.voc_ap import score_protocols
-from detection.structures import DetectionBatch, Detections
+from detection.structures import DetectionBatch, Detections, RunLengthMasks
 from engine.errors import UserError
 from engine.files import write_file
 
@@ -73,12 +74,36 @@ class CocoScore:
         keys = [f"ap/{name}" for name in self.class_names]
         return Group(summary, *more, self.note, _table("AP by class", keys, self.metrics))
 
+
+@dataclass(frozen=True)
+class CocoReport:
+    """The score of boxes, of masks, or of both; the names of the second's numbers have `mask_`."""
+
+    scores: tuple[CocoScore, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers by name; see `CocoScore`."""
+        first, *others = self.scores
+        return first.metrics | {
+            f"mask_{name}": value
+            for score in others
+            for name, value in score.metrics.items()
+            if name not in ("num_images", "num_detections")
+        }
+
+    def table(self) -> Group:
+        """Return summaries and the AP of every class, in percent, for the console."""
+        return Group(*(score.table() for score in self.scores))
+
     def write(self, directory: Path) -> None:
-        """Write metrics.json (null where a number does not exist) and pr_curves.png."""
+        """Write metrics.json (null where a number does not exist), pr_curves.png, and masks'."""
         metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
-        write_pr_curves(directory / "pr_curves.png", self.precision, self.class_names)
+        for score, prefix in zip(self.scores, ("", "mask_"), strict=False):
+            path = directory / f"{prefix}pr_curves.png"
+            write_pr_curves(path, score.precision, score.class_names)
 
 
 def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Table:
@@ -130,8 +155,8 @@ def score_file(
     *,
     all_images: bool = False,
     protocols: Sequence[Protocol] = (),
-) -> CocoScore:
-    """Score a COCO results file: its boxes, or its masks when its first entry has no box.
+) -> CocoReport:
+    """Score a COCO results file: boxes, masks or both, whichever its first entry has.
 
     Args:
         path: the results.
@@ -140,18 +165,22 @@ def score_file(
         protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, when a file cannot be read, and for masks with protocols.
+        UserError: as for `score_results`, when a file cannot be read, and for protocols without
+            boxes.
     """
     results = read_results(path)
-    has_masks = bool(results) and isinstance(results[0], dict) and "bbox" not in results[0]
-    iou_type: IoUType = "segm" if has_masks else "bbox"
-    if has_masks and protocols:
+    iou_types = iou_types_of(results)
+    if "bbox" not in iou_types and protocols:
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
     truth = read_truth(annotations)
-    found = pack_results(results, truth, iou_type=iou_type, source=str(path))
-    named = set() if all_images else set(found.image_ids)
-    scored = named or set(truth.images)  # a file without detections scores 0, not nothing
-    return _score(found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols)
+    scores = []
+    for iou_type in iou_types:
+        found = pack_results(results, truth, iou_type=iou_type, source=str(path))
+        named = set() if all_images else set(found.image_ids)
+        scored = named or set(truth.images)  # a file without detections scores 0, not nothing
+        rules = protocols if iou_type == "bbox" else ()
+        scores.append(_score(found, truth, image_ids=scored, iou_type=iou_type, protocols=rules))
+    return CocoReport(tuple(scores))
 
 
 def _score(
@@ -222,8 +251,8 @@ def _indexed(shared: Mapping[str, Any], annotations: list[dict[str, Any]]) -> CO
     return coco
 
 
-# a picture's id and its detections: (N, 6) float32 of x1, y1, x2, y2, score, label
-_Row = tuple[int, np.ndarray]
+# a picture's id, its detections, (N, 6) float32 of x1, y1, x2, y2, score, label, and their masks
+_Row = tuple[int, np.ndarray, RunLengthMasks | None]
 
 
 class CocoEvaluator:
@@ -237,10 +266,9 @@ class CocoEvaluator:
             stated policy skips are not among them.
         allow_missing: pictures may be missing (skipped by a stated policy); they then count as
             pictures without detections.
-        protocols: further rules to score by.
+        protocols: further rules to score boxes by.
+        with_masks: score masks too, and take their AP for the main metric.
     """
-
-    main_metric = "ap"
 
     def __init__(
         self,
@@ -251,20 +279,24 @@ class CocoEvaluator:
         kept_rows: Iterable[int] | None = None,
         allow_missing: bool = False,
         protocols: Sequence[Protocol] = (),
+        with_masks: bool = False,
     ) -> None:
+        self.main_metric = "mask_ap" if with_masks else "ap"
+        self._iou_types: tuple[IoUType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
         self._truth = read_truth(annotations, kept_rows=kept_rows)
         self._classes = classes
         self._expected = sorted(image_ids)
         self._allow_missing = allow_missing
         self._protocols = protocols
         self._gathered: list[_Row] = []
-        self._score: CocoScore | None = None
+        self._report: CocoReport | None = None
 
     def update(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> None:
         """Add one batch: a `Detections` for each of its pictures, in order."""
         for image_id, found in zip(batch.image_ids.tolist(), predictions, strict=True):
             columns = [found.boxes, found.scores[:, None], found.labels[:, None].float()]
-            self._gathered.append((image_id, torch.cat(columns, dim=1).cpu().numpy()))
+            rows = torch.cat(columns, dim=1).cpu().numpy()
+            self._gathered.append((image_id, rows, found.masks))
 
     def state(self) -> list[_Row]:
         """Return what this process has gathered."""
@@ -274,34 +306,39 @@ class CocoEvaluator:
         """Score the union of the states; see `CocoScore.metrics`."""
         gathered = [row for state in states for row in state]
         self._gathered = sorted(gathered, key=lambda row: row[0])
-        self._check_images([image_id for image_id, _ in self._gathered])
-        self._score = score_results(
-            self._results(),
-            self._truth,
-            image_ids=self._expected,
-            source="detections",
-            protocols=self._protocols,
-        )
-        return self._score.metrics
+        self._check_images([image_id for image_id, *_ in self._gathered])
+        scores = [
+            score_results(
+                self._results(),
+                self._truth,
+                image_ids=self._expected,
+                iou_type=iou_type,
+                source="detections",
+                protocols=self._protocols if iou_type == "bbox" else (),
+            )
+            for iou_type in self._iou_types
+        ]
+        self._report = CocoReport(tuple(scores))
+        return self._report.metrics
 
     def write(self, directory: Path) -> None:
-        """Write metrics.json, pr_curves.png and detections.json (COCO results, original ids)."""
-        self._scored().write(directory)
+        """Write `CocoReport`'s files and detections.json (COCO results, original ids)."""
+        self._reported().write(directory)
         lines = ",\n".join(json.dumps(result) for result in self._results())
         write_file(directory / "detections.json", f"[{lines}]\n")
 
     def table(self) -> Group:
         """Return the summary and the AP of every class for the console."""
-        return self._scored().table()
+        return self._reported().table()
 
-    def _scored(self) -> CocoScore:
-        assert self._score is not None, "compute() comes first"
-        return self._score
+    def _reported(self) -> CocoReport:
+        assert self._report is not None, "compute() comes first"
+        return self._report
 
     def _results(self) -> Iterator[dict[str, Any]]:
-        for image_id, columns in self._gathered:
+        for image_id, columns, masks in self._gathered:
             rows = torch.from_numpy(columns)
-            detections = Detections(rows[:, :4], rows[:, 4], rows[:, 5].long())
+            detections = Detections(rows[:, :4], rows[:, 4], rows[:, 5].long(), masks)
             yield from detections_to_coco(image_id, detections, self._classes)
 
     def _check_images(self, got: list[int]) -> None:

@@ -136,6 +136,16 @@ def read_results(path: Path | str) -> list[Any]:
     return results
 
 
+def iou_types_of(results: list[Any]) -> tuple[IoUType, ...]:
+    """Return what can be scored of results in COCO's format: what the first entry has."""
+    first = results[0] if results else None
+    if not isinstance(first, dict):
+        return ("bbox",)
+    if "bbox" not in first:
+        return ("segm",)
+    return ("bbox", "segm") if "segmentation" in first else ("bbox",)
+
+
 @dataclass
 class Found:
     """M detections, packed: 56 bytes each instead of a dictionary. boxes: 4 M numbers, or masks."""

@@ -4,6 +4,7 @@ B images, R RoIs an image, K classes, M = candidates (RoI, class) that enter NMS
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
+from detection.ops.masks import paste_mask
 from detection.ops.nms import nms_keep
-from detection.structures import Detections, ImageBatch, Proposals
+from detection.structures import Detections, ImageBatch, Proposals, RunLengthMasks
 
 MIN_SIDE = 1e-2  # pixels; smaller detections go, as in torchvision
 
@@ -70,8 +72,56 @@ class BoxPredictor(nn.Module):
         return class_logits.float(), deltas.unflatten(1, (-1, 4)).float()
 
 
+class BoxStage(nn.Module):
+    """A box head and its two output layers: one more stage, on the boxes of the one before."""
+
+    def __init__(self, box_head: C4BoxHead | FPNBoxHead, box_predictor: BoxPredictor) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits (N, K+1) and deltas (N, K, 4) from pooled RoIs (N, C, h, w)."""
+        outputs: tuple[Tensor, Tensor] = self.box_predictor(self.box_head(pooled))
+        return outputs
+
+
+class Selection(NamedTuple):
+    """The detections of a batch while they are on the device, by falling score.
+
+    boxes: (B, D, 4) network-input pixels. scores: (B, D), -1 where there is none. labels: (B, D).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
 @torch.no_grad()
-def make_detections(
+def refine_boxes(
+    class_logits: Tensor,
+    deltas: Tensor,
+    boxes: Tensor,
+    sizes: Tensor,
+    *,
+    box_weights: BoxWeights,
+) -> Tensor:
+    """Return each RoI moved as its best class asks, for the next stage.
+
+    Args:
+        class_logits: (B, R, K+1), background last; which is passed over.
+        deltas: (B, R, K, 4) from the RoIs.
+        boxes: (B, R, 4) the RoIs, network-input pixels.
+        sizes: (B, 2) height and width of the images before padding.
+        box_weights: scale of the deltas.
+    """
+    labels = class_logits[..., :-1].argmax(dim=2)
+    own = torch.take_along_dim(deltas, labels[..., None, None], dim=2)[:, :, 0]
+    return clip_boxes(decode_boxes(own, boxes, weights=box_weights), sizes)
+
+
+@torch.no_grad()
+def select_detections(
     class_logits: Tensor,
     deltas: Tensor,
     proposals: Proposals,
@@ -79,8 +129,8 @@ def make_detections(
     *,
     box_weights: BoxWeights,
     settings: DetectSettings,
-) -> list[Detections]:
-    """Turn the head's output into detections, each class by itself.
+) -> Selection:
+    """Choose the detections of each image from the head's output, each class by itself.
 
     Args:
         class_logits: (B, R, K+1), background last.
@@ -89,9 +139,6 @@ def make_detections(
         images: for the sizes of the pictures.
         box_weights: scale of the deltas.
         settings: which candidates to keep.
-
-    Returns:
-        for each image its detections in original pixels, on the CPU; maybe none.
     """
     num_rois, num_classes = deltas.shape[1:3]
     scores = class_logits.softmax(dim=2)[..., :-1]
@@ -113,12 +160,37 @@ def make_detections(
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, : settings.max_detections], order[:, : settings.max_detections]
     boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
+    return Selection(boxes, scores, labels.gather(1, order))
+
+
+@torch.no_grad()
+def to_detections(
+    selection: Selection, images: ImageBatch, *, masks: Tensor | None = None, aligned: bool = True
+) -> list[Detections]:
+    """Return each image's detections in original pixels, on the CPU; maybe none.
+
+    Args:
+        selection: detections in network-input pixels.
+        images: for the sizes of the pictures.
+        masks: (B, up to D, M, M) float32 probabilities over the boxes; at least one a detection.
+        aligned: see `paste_mask`.
+    """
     scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)  # (B, 4): w, h, w, h
-    boxes = clip_boxes(boxes * scale[:, None], images.original_sizes)
-    columns = [boxes, scores[..., None], labels.gather(1, order)[..., None]]
+    boxes = clip_boxes(selection.boxes * scale[:, None], images.original_sizes)
+    columns = [boxes, selection.scores[..., None], selection.labels[..., None]]
     packed = torch.cat(columns, dim=2).cpu()  # one transfer; a float32 holds any label exactly
-    return [
-        Detections(boxes=rows[:, :4], scores=rows[:, 4], labels=rows[:, 5].long())
-        for image in packed
-        for rows in [image[image[:, 4] >= 0]]
-    ]
+    cells = None if masks is None else masks.cpu().numpy()
+    detections = []
+    for row, (image, (height, width)) in enumerate(
+        zip(packed, images.original_sizes.tolist(), strict=True)
+    ):
+        rows = image[image[:, 4] >= 0]
+        pasted = None
+        if cells is not None:
+            codes = [
+                paste_mask(mask, box, (height, width), aligned=aligned)
+                for mask, box in zip(cells[row], rows[:, :4].numpy(), strict=False)
+            ]
+            pasted = RunLengthMasks((height, width), tuple(codes))
+        detections.append(Detections(rows[:, :4], rows[:, 4], rows[:, 5].long(), pasted))
+    return detections

@@ -5,9 +5,16 @@ from backbones.resnet import ResNet, build_resnet
 from detection.config import BackboneConfig, ModelConfig
 from detection.localization_config import LocalizerConfig, RegionClassifierConfig
 from detection.models.anchors import AnchorGenerator
-from detection.models.box_head import BoxPredictor, C4BoxHead, DetectSettings, FPNBoxHead
+from detection.models.box_head import (
+    BoxPredictor,
+    BoxStage,
+    C4BoxHead,
+    DetectSettings,
+    FPNBoxHead,
+)
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
 from detection.models.localizer import Localizer, LocalizerHead
+from detection.models.mask_head import MaskHead
 from detection.models.proposals import ProposalSettings
 from detection.models.region_classifier import RegionClassifier
 from detection.models.rpn import RPNHead
@@ -27,39 +34,59 @@ def build_backbone(config: BackboneConfig) -> ResNet:
     return backbone
 
 
-def build_faster_rcnn(config: ModelConfig, *, num_classes: int, size_divisor: int) -> FasterRCNN:
+def build_faster_rcnn(
+    config: ModelConfig, *, num_classes: int, size_divisor: int, with_masks: bool = False
+) -> FasterRCNN:
     """Build a detector with random weights; its frozen stages are frozen.
 
     Args:
         config: the network's part of a run's config.
         num_classes: K, background not counted.
         size_divisor: multiple to which images are padded.
+        with_masks: build Mask R-CNN.
     """
     backbone = build_backbone(config.backbone)
-    resolution = config.roi.resolution or _RESOLUTION[config.neck.kind]
-    specs, rpn, roi = backbone.feature_specs, config.rpn, config.roi
+    specs, rpn, roi, mask = backbone.feature_specs, config.rpn, config.roi, config.mask
+    resolution = roi.resolution or _RESOLUTION[config.neck.kind]
     neck: FPN | None = None
-    box_head: C4BoxHead | FPNBoxHead
     if config.neck.kind == "fpn":
         neck = FPN(specs, channels=config.neck.channels, norm=config.neck.norm)
-        box_head = FPNBoxHead(
-            config.neck.channels, resolution=resolution, hidden_dim=roi.hidden_dim
-        )
-        head_dim, rpn_dim = roi.hidden_dim, config.neck.channels
+        head_dim, rpn_dim, mask_dim = roi.hidden_dim, config.neck.channels, config.neck.channels
+        num_convs = mask.num_convs
         sizes = [[size] for size in rpn.anchor_sizes]
         strides = [spec.stride for spec in neck.feature_specs.values()]
     else:
-        box_head = C4BoxHead()
-        head_dim, rpn_dim = specs["c5"].channels, specs["c4"].channels
+        head_dim, rpn_dim, mask_dim = (
+            specs["c5"].channels,
+            specs["c4"].channels,
+            specs["c5"].channels,
+        )
+        num_convs = 0
         sizes, strides = [list(rpn.anchor_sizes)], [specs["c4"].stride]
     anchors = AnchorGenerator(sizes, ratios=rpn.anchor_ratios, strides=strides)
+    box_heads: list[C4BoxHead | FPNBoxHead] = [
+        C4BoxHead()
+        if neck is None
+        else FPNBoxHead(rpn_dim, resolution=resolution, hidden_dim=roi.hidden_dim)
+        for _ in range(roi.stages)
+    ]
+    rpn_head = RPNHead(rpn_dim, anchors.num_anchors)
+    box_stages = [
+        BoxStage(head, BoxPredictor(head_dim, num_classes=num_classes)) for head in box_heads
+    ]
+
+    mask_head = None
+    if with_masks:
+        mask_head = MaskHead(
+            mask_dim, num_convs=num_convs, hidden_dim=mask.hidden_dim, num_classes=num_classes
+        )
     return FasterRCNN(
         backbone,
         neck=neck,
         anchor_generator=anchors,
-        rpn_head=RPNHead(rpn_dim, anchors.num_anchors),
-        box_head=box_head,
-        box_predictor=BoxPredictor(head_dim, num_classes=num_classes),
+        rpn_head=rpn_head,
+        box_stages=box_stages,
+        mask_head=mask_head,
         settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
     )
 
@@ -120,10 +147,11 @@ def _settings(config: ModelConfig, *, resolution: int, size_divisor: int) -> Det
             sampling_ratio=roi.sampling_ratio,
             aligned=roi.aligned,
         ),
-        box_weights=roi.box_weights,
+        box_weights=tuple(roi.box_weights_of(stage) for stage in range(roi.stages)),
         detection=DetectSettings(
             score_thresh=roi.score_thresh,
             nms_thresh=roi.nms_thresh,
             max_detections=roi.max_detections,
         ),
+        mask_aligned=config.mask.aligned,
     )

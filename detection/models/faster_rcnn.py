@@ -1,32 +1,37 @@
-"""Faster R-CNN on a residual network: on c4 as in the paper, or on a feature pyramid.
+"""Faster and Mask R-CNN on a residual network: on c4 as in the paper, or on a feature pyramid.
 
-B images, R RoIs an image, K classes. Frame: network-input pixels, detections excepted. The model
-knows neither targets nor losses; a task calls its parts in order.
+B images, R RoIs an image, K classes, M cells along a mask's side. Frame: network-input pixels,
+detections excepted. The model knows neither targets nor losses; a task calls its parts in order.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.fpn import FPN
 from backbones.normalized import NormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
-    BoxPredictor,
-    C4BoxHead,
+    BoxStage,
     DetectSettings,
-    FPNBoxHead,
-    make_detections,
+    Selection,
+    refine_boxes,
+    select_detections,
+    to_detections,
 )
+from detection.models.mask_head import MaskHead, masks_of_labels
 from detection.models.proposals import ProposalSettings, make_proposals
 from detection.models.rpn import RPNHead, RPNOutput
 from detection.ops.box_coder import BoxWeights
 from detection.ops.roi_pool import pool_rois
 from detection.structures import Detections, ImageBatch, Proposals
+
+MASK_RESOLUTION = 14
+"""Side of the map that is pooled from the pyramid for a mask, which has twice as many cells."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class DetectorSettings:
     """The plain values of a detector.
 
     pixel_mean, pixel_std: RGB, on the scale 0..255. size_divisor: multiple to which an image is
-    padded. box_weights: scale of the region head's deltas.
+    padded. box_weights: scale of the region head's deltas, for each of its stages. mask_aligned:
+    see `paste_mask`.
     """
 
     pixel_mean: tuple[float, float, float]
@@ -52,8 +58,9 @@ class DetectorSettings:
     size_divisor: int
     proposals: ProposalSettings
     pooling: PoolSettings
-    box_weights: BoxWeights
+    box_weights: tuple[BoxWeights, ...]
     detection: DetectSettings
+    mask_aligned: bool = True
 
 
 class FasterRCNN(NormalizedNetwork):
@@ -61,7 +68,8 @@ class FasterRCNN(NormalizedNetwork):
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
-    pooling on p2..p5.
+    pooling on p2..p5. Each of `box_stages` but the first classifies and moves the boxes of the one
+    before it (Cai and Vasconcelos 2018); classes, boxes and masks are the last one's.
     """
 
     def __init__(
@@ -71,17 +79,20 @@ class FasterRCNN(NormalizedNetwork):
         neck: FPN | None,
         anchor_generator: AnchorGenerator,
         rpn_head: RPNHead,
-        box_head: C4BoxHead | FPNBoxHead,
-        box_predictor: BoxPredictor,
+        box_stages: Sequence[BoxStage],
         settings: DetectorSettings,
+        mask_head: MaskHead | None = None,
     ) -> None:
         super().__init__(pixel_mean=settings.pixel_mean, pixel_std=settings.pixel_std)
         self.backbone = backbone
         self.fpn = neck
         self.anchor_generator = anchor_generator
         self.rpn_head = rpn_head
-        self.box_head = box_head
-        self.box_predictor = box_predictor
+        self.box_head = box_stages[0].box_head
+        self.box_predictor = box_stages[0].box_predictor
+        self.later_stages = nn.ModuleList(box_stages[1:])
+        self.mask_head = mask_head
+        self.num_stages = len(box_stages)
         self.settings = settings
         specs = backbone.feature_specs if neck is None else neck.feature_specs
         self.rpn_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5", "p6")
@@ -96,8 +107,14 @@ class FasterRCNN(NormalizedNetwork):
         features = self.features(images)
         rpn = self.rpn(features, images)
         proposals = self.proposals(rpn, images.sizes, training=False)
-        class_logits, deltas = self.roi_head(features, proposals.boxes)
-        return self.detect(class_logits, deltas, proposals, images)
+        for stage in range(self.num_stages - 1):
+            outputs = self.roi_head(features, proposals.boxes, stage=stage)
+            boxes = self.refine(*outputs, proposals.boxes, images.sizes, stage=stage)
+            proposals = replace(proposals, boxes=boxes)
+        class_logits, deltas = self.roi_head(features, proposals.boxes, stage=self.num_stages - 1)
+        found = self.select(class_logits, deltas, proposals, images)
+        masks = None if self.mask_head is None else self._masks(features, found)
+        return to_detections(found, images, masks=masks, aligned=self.settings.mask_aligned)
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
@@ -126,43 +143,98 @@ class FasterRCNN(NormalizedNetwork):
         """Return the best boxes of the RPN, detached; see `make_proposals`."""
         return make_proposals(rpn, sizes, settings=self.settings.proposals, training=training)
 
-    def roi_head(self, features: Mapping[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify boxes and refine them.
+    def roi_head(
+        self, features: Mapping[str, Tensor], boxes: Tensor, *, stage: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Classify boxes and refine them; `region_features` and `box_outputs` in one.
 
         Args:
             features: what `features` returned.
             boxes: (B, R, 4) xyxy.
+            stage: which of the head's stages, from 0 on.
 
         Returns:
             class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from `boxes`,
-            to be divided by `settings.box_weights`.
+            to be divided by `settings.box_weights[stage]`.
         """
-        pooling = self.settings.pooling
-        pooled = pool_rois(
-            [features[level] for level in self.roi_levels],
-            self.roi_strides,
-            boxes,
-            kind=pooling.kind,
-            resolution=pooling.resolution,
-            sampling_ratio=pooling.sampling_ratio,
-            aligned=pooling.aligned,
-        )
+        return self.box_outputs(self.region_features(features, boxes), stage=stage)
+
+    def region_features(self, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+        """Return what the heads look at, (B, R, C, h, w): pooled RoIs, on c4 after conv5."""
+        pooled = self._pool(features, boxes, resolution=self.settings.pooling.resolution)
         if self.fpn is None:
             pooled = self.backbone.stage(pooled, 5)
-        class_logits, deltas = self.box_predictor(self.box_head(pooled))
-        return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+        regions: Tensor = pooled.unflatten(0, boxes.shape[:2])
+        return regions
+
+    def box_outputs(self, regions: Tensor, *, stage: int = 0) -> tuple[Tensor, Tensor]:
+        """Return class logits (B, R, K+1) and deltas (B, R, K, 4) of `region_features`."""
+        pooled = regions.flatten(0, 1)
+        if stage == 0:
+            class_logits, deltas = self.box_predictor(self.box_head(pooled))
+        else:
+            class_logits, deltas = self.later_stages[stage - 1](pooled)
+        shape = regions.shape[:2]
+        return class_logits.unflatten(0, shape), deltas.unflatten(0, shape)
+
+    def refine(
+        self, class_logits: Tensor, deltas: Tensor, boxes: Tensor, sizes: Tensor, *, stage: int
+    ) -> Tensor:
+        """Return the boxes of the next stage, (B, R, 4), detached; see `refine_boxes`."""
+        weights = self.settings.box_weights[stage]
+        return refine_boxes(class_logits, deltas, boxes, sizes, box_weights=weights)
+
+    def mask_logits(
+        self, features: Mapping[str, Tensor], boxes: Tensor, *, regions: Tensor | None = None
+    ) -> Tensor:
+        """Return mask logits of every class over boxes (B, R, 4): (B, R, K, M, M).
+
+        On c4 the masks share `region_features` with the boxes: `regions`, where they are at hand.
+        """
+        assert self.mask_head is not None, "a detector without a mask head"
+        if self.fpn is not None:
+            pooled = self._pool(features, boxes, resolution=MASK_RESOLUTION)
+        else:
+            shared = self.region_features(features, boxes) if regions is None else regions
+            pooled = shared.flatten(0, 1)
+        logits: Tensor = self.mask_head(pooled).unflatten(0, boxes.shape[:2])
+        return logits
+
+    def select(
+        self, class_logits: Tensor, deltas: Tensor, proposals: Proposals, images: ImageBatch
+    ) -> Selection:
+        """Choose detections from the last stage's output on its boxes."""
+        return select_detections(
+            class_logits,
+            deltas,
+            proposals,
+            images,
+            box_weights=self.settings.box_weights[-1],
+            settings=self.settings.detection,
+        )
 
     def detect(
         self, class_logits: Tensor, deltas: Tensor, proposals: Proposals, images: ImageBatch
     ) -> list[Detections]:
         """Return each image's detections from the head's output on its proposals, on the CPU."""
-        return make_detections(
-            class_logits,
-            deltas,
-            proposals,
-            images,
-            box_weights=self.settings.box_weights,
-            settings=self.settings.detection,
+        return to_detections(self.select(class_logits, deltas, proposals, images), images)
+
+    def _masks(self, features: Mapping[str, Tensor], found: Selection) -> Tensor:
+        """Return mask probabilities (B, d, M, M) of the d detections that any image has."""
+        count = int((found.scores >= 0).sum(dim=1).max())
+        logits = self.mask_logits(features, found.boxes[:, :count])
+        return masks_of_labels(logits, found.labels[:, :count]).float().sigmoid()
+
+    def _pool(self, features: Mapping[str, Tensor], boxes: Tensor, *, resolution: int) -> Tensor:
+        pooling = self.settings.pooling
+        return pool_rois(
+            [features[level] for level in self.roi_levels],
+            self.roi_strides,
+            boxes,
+            kind=pooling.kind,
+            resolution=resolution,
+            sampling_ratio=pooling.sampling_ratio,
+            aligned=pooling.aligned,
         )
 
     def _masked_pixels(self, images: ImageBatch) -> Tensor:

@@ -12,9 +12,15 @@ from detection.tasks.detection import DetectionTask
 from detection.tasks.localization import LocalizationTask
 from detection.tasks.localization_regions import LocalizationRegionsTask
 from detection.tasks.one_class import OneClassTask
+from detection.tasks.segmentation import SegmentationTask
 from engine.checkpoint import read_trained
 from engine.errors import UserError
 from engine.schema import RunConfig
+
+_DETECTORS: dict[str, type[DetectionTask]] = {
+    "detection": DetectionTask,
+    "segmentation": SegmentationTask,
+}
 
 
 def build_task(config: RunConfig) -> DetectionTask | OneClassTask:
@@ -24,7 +30,7 @@ def build_task(config: RunConfig) -> DetectionTask | OneClassTask:
     if isinstance(config, LocalizationRegionsConfig):
         return LocalizationRegionsTask.for_training(config)
     assert isinstance(config, DetectionConfig)
-    return DetectionTask.for_training(config)
+    return _DETECTORS[config.task].for_training(config)
 
 
 def load_task(
@@ -49,4 +55,5 @@ def load_task(
     if kind == "localization_regions":
         return LocalizationRegionsTask.from_run(paths[0], overrides)
     trained = load_trained(paths[0], overrides)
-    return DetectionTask(trained.config, trained.model, trained.classes)
+    detector = _DETECTORS[trained.config.task]
+    return detector(trained.config, trained.model, trained.classes)

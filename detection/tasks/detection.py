@@ -5,8 +5,9 @@ B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K cl
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from detection.losses import roi_loss, rpn_loss
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPNOutput
+from detection.ops.masks import unpack_bits
 from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.samples import Samples, SampleSettings, draw_samples
 from detection.visualize import draw_comparison
@@ -31,8 +33,22 @@ from detection.weights import load_detector_weights
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
 
 
+class Regions(NamedTuple):
+    """What the last stage of the region head saw in training.
+
+    features: of the pictures, by level. samples: its boxes, foreground first. pooled: (B, S, C, h,
+    w), `region_features` of them.
+    """
+
+    features: dict[str, Tensor]
+    samples: Samples
+    pooled: Tensor
+
+
 class DetectionTask(nn.Module):
     """Training, prediction and data of a detector."""
+
+    with_masks: ClassVar[bool] = False
 
     def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
         super().__init__()
@@ -52,7 +68,9 @@ class DetectionTask(nn.Module):
             UserError: bad annotations or weights.
         """
         make_demo_if_asked(config)
-        data = CocoDetection(config.data.train, config=config.data, training=True)
+        data = CocoDetection(
+            config.data.train, config=config.data, training=True, with_masks=cls.with_masks
+        )
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
@@ -68,17 +86,34 @@ class DetectionTask(nn.Module):
         return task
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return `rpn_objectness`, `rpn_box`, `roi_class` and `roi_box` of a batch."""
-        model, rpn_config, roi_config = self.model, self.config.model.rpn, self.config.model.roi
+        """Return `rpn_objectness`, `rpn_box`, `roi_class` and `roi_box` of a batch.
+
+        Those of the second and third stage of the region head have `_2` and `_3` behind them.
+        """
+        return self.box_losses(batch)[0]
+
+    def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], Regions]:
+        """Return the losses, and the last stage's samples for other heads."""
+        model, sizes = self.model, batch.images.sizes
         features = model.features(batch.images)
         rpn = model.rpn(features, batch.images)
-        anchors = self._sample_anchors(rpn, batch)
-        proposals = model.proposals(rpn, batch.images.sizes, training=True)
+        losses = self._rpn_losses(rpn, self._sample_anchors(rpn, batch))
+        proposals = model.proposals(rpn, sizes, training=True)
         rois = self._sample_rois(proposals, batch)
-        class_logits, deltas = model.roi_head(features, rois.boxes)
+        regions = model.region_features(features, rois.boxes)
+        class_logits, deltas = model.box_outputs(regions)
+        losses |= self._roi_losses(class_logits, deltas, rois, batch)
+        for stage in range(1, model.num_stages):
+            boxes = model.refine(class_logits, deltas, rois.boxes, sizes, stage=stage - 1)
+            rois = self._match_again(boxes, rois.valid, batch, stage=stage)
+            regions = model.region_features(features, rois.boxes)
+            class_logits, deltas = model.box_outputs(regions, stage=stage)
+            later = self._roi_losses(class_logits, deltas, rois, batch)
+            losses |= {f"{name}_{stage + 1}": value for name, value in later.items()}
+        return losses, Regions(features, rois, regions)
 
-        background = torch.full_like(rois.gt_idxs, len(self.class_names))
-        gt_labels = batch.targets.labels.gather(1, rois.gt_idxs)
+    def _rpn_losses(self, rpn: RPNOutput, anchors: Samples) -> dict[str, Tensor]:
+        config = self.config.model.rpn
         losses = rpn_loss(
             rpn.objectness_logits,
             rpn.deltas,
@@ -86,21 +121,26 @@ class DetectionTask(nn.Module):
             anchors.idxs,
             anchors.is_fg,
             anchors.valid,
-            beta=rpn_config.smooth_l1_beta,
-        ) | roi_loss(
+            beta=config.smooth_l1_beta,
+        )
+        weights = {"rpn_objectness": config.objectness_weight, "rpn_box": config.box_weight}
+        return {name: value * weights[name] for name, value in losses.items()}
+
+    def _roi_losses(
+        self, class_logits: Tensor, deltas: Tensor, rois: Samples, batch: DetectionBatch
+    ) -> dict[str, Tensor]:
+        config = self.config.model.roi
+        background = torch.full_like(rois.gt_idxs, len(self.class_names))
+        gt_labels = batch.targets.labels.gather(1, rois.gt_idxs)
+        losses = roi_loss(
             class_logits,
             deltas,
             torch.where(rois.is_fg, gt_labels, background),
             rois.target_deltas,
             rois.valid,
-            beta=roi_config.smooth_l1_beta,
+            beta=config.smooth_l1_beta,
         )
-        weights = {
-            "rpn_objectness": rpn_config.objectness_weight,
-            "rpn_box": rpn_config.box_weight,
-            "roi_class": roi_config.class_weight,
-            "roi_box": roi_config.box_weight,
-        }
+        weights = {"roi_class": config.class_weight, "roi_box": config.box_weight}
         return {name: value * weights[name] for name, value in losses.items()}
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
@@ -127,24 +167,37 @@ class DetectionTask(nn.Module):
         )
 
     def _sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
-        config, targets = self.config.model.roi, batch.targets
-        settings = SampleSettings(
-            fg_thresh=config.fg_iou_thresh,
-            bg_thresh=config.fg_iou_thresh,
-            allow_low_quality=False,
-            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
-            num_samples=config.num_samples,
-            fg_fraction=config.fg_fraction,
-            box_weights=config.box_weights,
-        )
+        targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
         # The truth joins the proposals, so that the head sees good boxes from the first step on.
         return draw_samples(
             targets,
             torch.cat([proposals.boxes, targets.boxes], dim=1),
             torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1),
             batch.images.seeds,
-            settings=settings,
+            settings=self._roi_settings(stage=0, fg_fraction=fg_fraction),
             stream=_ROI_STREAM,
+        )
+
+    def _match_again(
+        self, boxes: Tensor, exists: Tensor, batch: DetectionBatch, *, stage: int
+    ) -> Samples:
+        """Return all boxes that the stage before moved, as samples of this one."""
+        settings = self._roi_settings(stage=stage, fg_fraction=1.0)
+        seeds = batch.images.seeds
+        return draw_samples(
+            batch.targets, boxes, exists, seeds, settings=settings, stream=_ROI_STREAM + stage
+        )
+
+    def _roi_settings(self, *, stage: int, fg_fraction: float) -> SampleSettings:
+        config = self.config.model.roi
+        return SampleSettings(
+            fg_thresh=config.fg_thresh_of(stage),
+            bg_thresh=config.fg_thresh_of(stage),
+            allow_low_quality=False,
+            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
+            num_samples=config.num_samples,
+            fg_fraction=fg_fraction,
+            box_weights=config.box_weights_of(stage),
         )
 
     def train_data(self) -> CocoDetection:
@@ -152,7 +205,11 @@ class DetectionTask(nn.Module):
         if self._train_data is None:
             data = self.config.data
             self._train_data = CocoDetection(
-                data.train, config=data, training=True, classes=self.classes
+                data.train,
+                config=data,
+                training=True,
+                classes=self.classes,
+                with_masks=self.with_masks,
             )
         return self._train_data
 
@@ -162,7 +219,11 @@ class DetectionTask(nn.Module):
             make_demo_if_asked(self.config)
             data = self.config.data
             self._val_data = CocoDetection(
-                data.val, config=data, training=False, classes=self.classes
+                data.val,
+                config=data,
+                training=False,
+                classes=self.classes,
+                with_masks=self.with_masks,
             )
         return self._val_data
 
@@ -176,6 +237,7 @@ class DetectionTask(nn.Module):
             kept_rows=data.annotations.segmentation_idxs.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
             protocols=self.config.evaluation.protocols,
+            with_masks=self.with_masks,
         )
 
     def metadata(self) -> dict[str, str]:
@@ -212,14 +274,19 @@ class DetectionTask(nn.Module):
         drawn = []
         for row, found in enumerate(predictions):
             height, width = images.sizes[row].tolist()
-            scale = images.sizes[row].flip(0) / images.original_sizes[row].flip(0)
+            scale = (images.sizes[row].flip(0) / images.original_sizes[row].flip(0)).repeat(2)
             real = targets.valid[row]
+            gt_masks = None
+            if targets.masks is not None:
+                bits = unpack_bits(targets.masks[row][real], width=images.pixels.shape[3])
+                gt_masks = bits[:, :height, :width].bool().cpu().numpy()
             drawn.append(
                 draw_comparison(
                     images.pixels[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
-                    Detections(found.boxes * scale.repeat(2).cpu(), found.scores, found.labels),
+                    replace(found, boxes=found.boxes * scale.cpu()),
                     gt_boxes=targets.boxes[row][real].cpu(),
                     gt_labels=targets.labels[row][real].cpu(),
+                    gt_masks=gt_masks,
                     class_names=self.class_names,
                     score_thresh=self.config.evaluation.draw_score_thresh,
                 )
@@ -241,5 +308,8 @@ def make_demo_if_asked(config: DetectionConfig) -> None:
 def _random_model(config: DetectionConfig, classes: ClassMap) -> FasterRCNN:
     torch.manual_seed(config.seed)
     return build_faster_rcnn(
-        config.model, num_classes=len(classes.names), size_divisor=config.data.size_divisor
+        config.model,
+        num_classes=len(classes.names),
+        size_divisor=config.data.size_divisor,
+        with_masks=config.task == "segmentation",
     )

@@ -128,7 +128,7 @@ MISTAKES = {
     "no set": (["voc-to-coco", "voc", "--output", "v.json"], "expected one of --sets and --xml"),
     "no list": (
         ["voc-to-coco", "voc", "--sets", "VOC2007/test", "--output", "v.json"],
-        "voc/VOC2007/ImageSets/Main/test.txt: cannot be read: No such file",
+        "voc/VOC2007/ImageSets/Main/test.txt: no such file",
     ),
     "no names": (
         ["ilsvrc-to-coco", "voc", "--sets", "val", "--names", "absent", "--output", "v.json"],

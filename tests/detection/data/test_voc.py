@@ -61,7 +61,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected --pictures and --list with --xml, got --sets",
     ),
     "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files in it"),
-    "empty": (lambda root: read_names(root / "empty.txt"), r"empty\.txt: expected at least one line"),
+    "empty": (
+        lambda root: read_names(root / "empty.txt"),
+        r"empty\.txt: .* one line",
+    ),
     "encoding": (lambda root: read_names(root / "latin.txt"), r"latin\.txt: expected UTF-8 text"),
 }
 

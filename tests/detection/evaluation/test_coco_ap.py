@@ -127,7 +127,7 @@ def test_coco128_has_the_expected_numbers(data_dir: Path, iou_type: str) -> None
     expected = json.loads((folder / "results" / "expected.json").read_text())[iou_type]
     assert [score.metrics[name] for name in SUMMARY] == pytest.approx(expected, abs=1e-6)
     assert score.metrics["num_images"] == 43
-    assert score.iou_type == iou_type
+    assert score.scores[0].iou_type == iou_type
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,6 +11,7 @@ from backbones.resnet import build_resnet
 from detection.models import (
     AnchorGenerator,
     BoxPredictor,
+    BoxStage,
     C4BoxHead,
     DetectorSettings,
     DetectSettings,
@@ -63,7 +64,7 @@ def make_detector(
         size_divisor=size_divisor,
         proposals=proposals or proposal_settings(),
         pooling=pooling or PoolSettings("roi_align", resolution, sampling_ratio=2, aligned=True),
-        box_weights=(10.0, 10.0, 5.0, 5.0),
+        box_weights=((10.0, 10.0, 5.0, 5.0),),
         detection=DetectSettings(score_thresh=0.05, nms_thresh=0.5, max_detections=100),
     )
     if neck == "c4":
@@ -72,8 +73,9 @@ def make_detector(
             neck=None,
             anchor_generator=AnchorGenerator([SIZES], ratios=RATIOS, strides=[16]),
             rpn_head=RPNHead(specs["c4"].channels, len(SIZES) * len(RATIOS)),
-            box_head=C4BoxHead(),
-            box_predictor=BoxPredictor(specs["c5"].channels, num_classes=num_classes),
+            box_stages=[
+                BoxStage(C4BoxHead(), BoxPredictor(specs["c5"].channels, num_classes=num_classes))
+            ],
             settings=settings,
         ).eval()
     return FasterRCNN(
@@ -83,8 +85,12 @@ def make_detector(
             [[size] for size in SIZES], ratios=RATIOS, strides=PYRAMID_STRIDES
         ),
         rpn_head=RPNHead(pyramid_channels, len(RATIOS)),
-        box_head=FPNBoxHead(pyramid_channels, resolution=7, hidden_dim=hidden_dim),
-        box_predictor=BoxPredictor(hidden_dim, num_classes=num_classes),
+        box_stages=[
+            BoxStage(
+                FPNBoxHead(pyramid_channels, resolution=7, hidden_dim=hidden_dim),
+                BoxPredictor(hidden_dim, num_classes=num_classes),
+            )
+        ],
         settings=settings,
     ).eval()
 

@@ -10,7 +10,8 @@ from detection.models.box_head import (
     C4BoxHead,
     DetectSettings,
     FPNBoxHead,
-    make_detections,
+    select_detections,
+    to_detections,
 )
 from detection.ops.box_coder import decode_boxes
 from detection.structures import Detections, ImageBatch, Proposals
@@ -64,6 +65,20 @@ def detections_one_by_one(
     return results
 
 
+def detect(
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Proposals,
+    images: ImageBatch,
+    *,
+    settings: DetectSettings,
+) -> list[Detections]:
+    found = select_detections(
+        class_logits, deltas, proposals, images, box_weights=WEIGHTS, settings=settings
+    )
+    return to_detections(found, images)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -76,9 +91,7 @@ def detections_one_by_one(
 )
 def test_equals_the_obvious_way(settings: DetectSettings) -> None:
     class_logits, deltas, proposals = head_outputs(40, 30)
-    found = make_detections(
-        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=settings
-    )
+    found = detect(class_logits, deltas, proposals, images(), settings=settings)
     expected = detections_one_by_one(class_logits, deltas, proposals, settings)
     for ours, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.scores, reference.scores)
@@ -95,12 +108,11 @@ def test_every_candidate_above_the_threshold_is_looked_at(thresh: float) -> None
     scores[-1] = 1 - scores[:-1].sum()
     class_logits = scores.log().expand(1, 6, 50)
     boxes = torch.arange(6.0)[:, None] * 20 + torch.tensor([0.0, 0.0, 10.0, 10.0])
-    found = make_detections(
+    found = detect(
         class_logits,
         torch.zeros(1, 6, 49, 4),
         Proposals(boxes[None], torch.ones(1, 6), torch.ones(1, 6, dtype=torch.bool)),
         make_images([(128, 128)], padded_to=(128, 128)),
-        box_weights=WEIGHTS,
         settings=DetectSettings(score_thresh=thresh, nms_thresh=0.5, max_detections=1000),
     )
     assert len(found[0]) == 6 * count
@@ -108,17 +120,14 @@ def test_every_candidate_above_the_threshold_is_looked_at(thresh: float) -> None
 
 def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
     class_logits, deltas, proposals = head_outputs(40, 5)
-    together = make_detections(
-        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
-    )
+    together = detect(class_logits, deltas, proposals, images(), settings=SETTINGS)
     for i, ours in enumerate(together):
         row = slice(i, i + 1)
-        alone = make_detections(
+        alone = detect(
             class_logits[row],
             deltas[row],
             Proposals(proposals.boxes[row], proposals.scores[row], proposals.valid[row]),
             make_images(SIZES[row], padded_to=(128, 160), original_sizes=ORIGINAL_SIZES[row]),
-            box_weights=WEIGHTS,
             settings=SETTINGS,
         )[0]
         torch.testing.assert_close(ours.boxes, alone.boxes, rtol=0, atol=0)
@@ -127,9 +136,7 @@ def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
 
 def test_boxes_lie_in_the_original_picture() -> None:
     class_logits, deltas, proposals = head_outputs(40, 5)
-    found = make_detections(
-        class_logits, deltas * 20, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
-    )
+    found = detect(class_logits, deltas * 20, proposals, images(), settings=SETTINGS)
     for detections, (height, width) in zip(found, ORIGINAL_SIZES, strict=True):
         assert len(detections) > 0
         assert (detections.boxes >= 0).all()
@@ -141,9 +148,7 @@ def test_image_without_proposals_has_no_detections() -> None:
     class_logits, deltas, proposals = head_outputs(10, 5)
     proposals.valid[1] = False
     proposals.boxes[1] = 0
-    found = make_detections(
-        class_logits, deltas, proposals, images(), box_weights=WEIGHTS, settings=SETTINGS
-    )
+    found = detect(class_logits, deltas, proposals, images(), settings=SETTINGS)
     assert [len(detections) > 0 for detections in found] == [True, False, True]
     assert found[1].boxes.shape == (0, 4)
 

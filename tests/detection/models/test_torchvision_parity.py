@@ -266,7 +266,7 @@ def test_roi_losses(pair: Pair) -> None:
     boxes = torch.take_along_dim(candidates, idxs[..., None], dim=1)
     gt_idxs = matched_idxs.gather(1, idxs)
     gt_boxes = torch.take_along_dim(targets.boxes, gt_idxs[..., None], dim=1)
-    target_deltas = encode_boxes(gt_boxes, boxes, weights=pair.ours.settings.box_weights)
+    target_deltas = encode_boxes(gt_boxes, boxes, weights=pair.ours.settings.box_weights[0])
     roi_labels = targets.labels.gather(1, gt_idxs).masked_fill(~is_fg, NUM_CLASSES)
     class_logits, deltas = pair.ours.roi_head(pair.features, boxes)
     losses = roi_loss(class_logits, deltas, roi_labels, target_deltas, valid, beta=1 / 9)
