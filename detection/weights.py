@@ -1,4 +1,4 @@
-"""Whole detectors: ours by class name, and torchvision's fasterrcnn_resnet50_fpn there and back.
+"""Whole detectors: ours by class name; torchvision's Faster and Mask R-CNN there and back.
 
 K classes. Ours: background is the last of K+1 logits, and boxes are predicted for K classes.
 torchvision: background is output 0 of logits and boxes; outputs 1.. are labels, which in its own
@@ -27,6 +27,7 @@ from engine.errors import UserError
 # (torchvision's prefix, ours); with the two class-wise layers the rows change too.
 LOGITS = ("roi_heads.box_predictor.cls_score.", "box_predictor.class_logits.")
 DELTAS = ("roi_heads.box_predictor.bbox_pred.", "box_predictor.deltas.")
+MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits.")
 PREFIXES = (
     ("backbone.body.", "backbone."),
     *((f"backbone.fpn.inner_blocks.{i}.0.", f"fpn.inner.{i}.") for i in range(4)),
@@ -38,6 +39,11 @@ PREFIXES = (
     ("roi_heads.box_head.fc7.", "box_head.fc2."),
     LOGITS,
     DELTAS,
+    *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convs.conv{i + 1}.") for i in range(4)),
+    # the name of the published file
+    *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convs.conv{i + 1}.") for i in range(4)),
+    ("roi_heads.mask_predictor.conv5_mask.", "mask_head.deconv."),
+    MASKS,
 )
 # torchvision's published COCO files are older than the ".0" that its models now have here.
 OLD_NAME = re.compile(r"^(backbone\.fpn\.\w+_blocks\.\d|rpn\.head\.conv)\.(weight|bias)$")
@@ -47,7 +53,7 @@ OLD_SUFFIXES = {"backbone": ".0", "rpn": ".0.0"}
 def from_torchvision_fasterrcnn(
     state: Mapping[str, Tensor], *, keep_category_ids: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision's Faster R-CNN with FPN into one of ours.
+    """Turn a state dict of torchvision's Faster or Mask R-CNN with FPN into one of ours.
 
     keep_category_ids: torchvision's labels (1..) that become our labels 0.., in this order; None
     keeps all in theirs.
@@ -69,6 +75,8 @@ def from_torchvision_fasterrcnn(
             tensor = tensor[[*labels, 0]]
         elif renamed.startswith(DELTAS[1]):
             tensor = _take_classes(tensor, labels)
+        elif renamed.startswith(MASKS[1]):
+            tensor = tensor[list(labels)]
         ours[renamed] = tensor
     return ours
 
@@ -76,7 +84,7 @@ def from_torchvision_fasterrcnn(
 def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn a state dict of ours into one that torchvision's model of K+1 outputs loads strictly.
 
-    Its box outputs for background, which it never reads, are zero.
+    Its box and mask outputs for background, which it never reads, are zero.
     """
     back = [(ours, theirs) for theirs, ours in PREFIXES]
     theirs = {}
@@ -85,6 +93,8 @@ def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.roll(1, dims=0)
         elif name.startswith(DELTAS[1]):
             tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])
+        elif name.startswith(MASKS[1]):
+            tensor = torch.cat([torch.zeros_like(tensor[:1]), tensor])
         theirs[_rename(name, back)] = tensor
     return with_counters(theirs)
 
@@ -96,13 +106,13 @@ def load_detector_weights(
     class_names: Sequence[str],
     category_ids: Sequence[int],
 ) -> WeightsReport:
-    """Load a whole detector: our model.safetensors, or torchvision's Faster R-CNN with FPN.
+    """Load a whole detector: our model.safetensors, or torchvision's Faster or Mask R-CNN with FPN.
 
     class_names, category_ids: of the model's labels 0..K-1. Our files are matched by name, and
     their rows reordered where the order differs. torchvision's hold no names: K+1 outputs are
     taken in order, and where the largest category id is the last output, outputs by category id.
-    Its COCO_V1 file was trained with a norm epsilon of 0 and RoIAlign without the half pixel
-    (`model.backbone.norm_eps=1e-12 model.roi.aligned=false`).
+    Its COCO_V1 files were trained with a norm epsilon of 0 and RoIAlign without the half pixel
+    (`model.backbone.norm_eps=1e-12 model.roi.aligned=false model.mask.aligned=false`).
 
     Raises:
         UserError: the classes differ, or the file is bad or of another network.
@@ -150,9 +160,11 @@ def _order_by_name(
     order = [in_file.index(name) for name in class_names]
     state = dict(state)
     for name, tensor in state.items():
-        if name.startswith(LOGITS[1]):
+        if LOGITS[1] in name:  # of the later stages too
             state[name] = tensor[[*order, len(order)]]
-        elif name.startswith(DELTAS[1]):
+        elif name.startswith(MASKS[1]):
+            state[name] = tensor[order]
+        elif DELTAS[1] in name:
             state[name] = _take_classes(tensor, order)
     return state, ["the file's classes are in another order: rows reordered by name"]
 

@@ -20,7 +20,12 @@ from engine.config import dump_config, load_config
 from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TOOLS = {"detection": "train_det", "localization": "train_det", "backbones": "pretrain_backbone"}
+TOOLS = {
+    "detection": "train_det",
+    "segmentation": "train_det",
+    "localization": "train_det",
+    "backbones": "pretrain_backbone",
+}
 SCHEMAS: dict[str, type[RunConfig]] = {**DETECTION, "classification": ClassificationConfig}
 CONFIGS = sorted(path for room in TOOLS for path in (REPOSITORY / "configs" / room).glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if not path.name.startswith("base_")]
@@ -60,7 +65,12 @@ def test_config_builds(path: Path) -> None:
     with torch.device("meta"):  # shapes without memory
         if isinstance(config, DetectionConfig):
             divisor = config.data.size_divisor
-            model = build_faster_rcnn(config.model, num_classes=80, size_divisor=divisor)
+            model = build_faster_rcnn(
+                config.model,
+                num_classes=80,
+                size_divisor=divisor,
+                with_masks=config.task == "segmentation",
+            )
         elif isinstance(config, LocalizationConfig):
             model = build_localizer(config.model, num_classes=10)
         elif isinstance(config, LocalizationRegionsConfig):

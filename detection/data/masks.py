@@ -5,10 +5,10 @@ N objects of one picture, H, W the picture's height and width after its resize.
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from backbones.pictures import resize_pixels
 from detection.data.packed import Segmentations
 from detection.run_lengths import decode
 
@@ -49,7 +49,7 @@ def _draw(
         parts = coco_mask.frPyObjects(polygons, *resized)
         return np.asarray(coco_mask.decode(coco_mask.merge(parts)), np.bool_)
     mask = decode(code, size)
-    if size == resized:
-        return mask
-    resized_mask: np.ndarray = resize_pixels(mask.astype(np.uint8) * 255, resized) > 127
-    return resized_mask
+    # a smaller pixel is in the mask where more than half of it is
+    method = cv2.INTER_AREA if resized[0] < size[0] else cv2.INTER_NEAREST_EXACT
+    shares = cv2.resize(mask.astype(np.uint8) * 255, resized[::-1], interpolation=method)
+    return np.asarray(shares > 127)

@@ -34,6 +34,7 @@ class MaskHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        nn.init.normal_(self.logits.weight, std=0.001)  # as detectron2: first masks are all 0.5
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return logits (N, K, 2h, 2w) from (N, C, h, w)."""

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from detection.structures import Detections
+from detection.run_lengths import encode_window
+from detection.structures import Detections, RunLengthMasks
 from detection.visualize import (
     READABLE_SIDE,
     class_color,
@@ -151,3 +153,18 @@ def test_free_paths_spare_sources_and_each_other() -> None:
     sources = [Path("in/a.png"), Path("other/a.jpg"), Path("out/b.jpg"), Path("out/c.png")]
     names = [path.name for path in free_paths(sources, Path("out"))]
     assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]
+
+
+def test_masks_tint_their_pixels_alone() -> None:
+    mask = np.zeros((480, 640), np.bool_)
+    mask[200:300, 100:250] = True
+    code = encode_window(mask, top=0, left=0, size=mask.shape)
+    boxes = make_detections([90.0, 190.0, 260.0, 310.0])
+    found = replace(boxes, masks=RunLengthMasks((480, 640), (code,)))
+    picture = draw(grey(480, 640), found)
+    plain = draw(grey(480, 640), boxes)
+    changed = (picture != plain).any(axis=2)
+    assert changed[210:290, 110:240].all()
+    assert not (changed & ~mask).any()
+    half = cv2.resize(plain[:240, :320], (320, 240))
+    assert draw(half, found).shape == draw(half, boxes).shape  # a mask fits any size of its picture

@@ -66,6 +66,7 @@ def make_detector(
         pooling=pooling or PoolSettings("roi_align", resolution, sampling_ratio=2, aligned=True),
         box_weights=((10.0, 10.0, 5.0, 5.0),),
         detection=DetectSettings(score_thresh=0.05, nms_thresh=0.5, max_detections=100),
+        mask_aligned=pooling.aligned if pooling else True,
     )
     if neck == "c4":
         return FasterRCNN(

@@ -99,11 +99,8 @@ def coco_pictures(folder: Path) -> tuple[ImageBatch, Targets]:
     return images, Targets(boxes, labels, valid, is_crowd=torch.zeros_like(valid))
 
 
-def lively_torchvision_detector(example: Tensor) -> TorchvisionFasterRCNN:
-    """Random weights, but norm statistics that fit the pictures and outputs that are not flat."""
-    model = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1
-    )
+def enliven(model: TorchvisionFasterRCNN, example: Tensor) -> None:
+    """Give random weights norm statistics that fit the pictures, and outputs that are not flat."""
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -122,7 +119,17 @@ def lively_torchvision_detector(example: Tensor) -> TorchvisionFasterRCNN:
         (model.roi_heads.box_predictor.bbox_pred, 5.0),
     ):
         layer.weight *= factor
-    return model.eval()
+    model.eval()
+
+
+def normalized(images: ImageBatch) -> ImageList:
+    """Return the pictures as torchvision's detectors see them."""
+    batch = torch.zeros(images.pixels.shape)
+    sizes = [(int(height), int(width)) for height, width in images.sizes]
+    for row, (height, width) in enumerate(sizes):
+        picture = images.pixels[row, :, :height, :width] / 255
+        batch[row, :, :height, :width] = (picture - MEAN) / STD
+    return ImageList(batch, sizes)
 
 
 @pytest.fixture(
@@ -135,13 +142,12 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         images, targets = drawn_pictures()
     else:
         images, targets = coco_pictures(request.getfixturevalue("data_dir") / "coco128")
-    sizes = [(int(height), int(width)) for height, width in images.sizes]
-    batch = torch.zeros(images.pixels.shape)
-    for row, (height, width) in enumerate(sizes):
-        picture = images.pixels[row, :, :height, :width] / 255
-        batch[row, :, :height, :width] = (picture - MEAN) / STD
+    image_list = normalized(images)
+    theirs = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1
+    )
     with torch.no_grad():
-        theirs = lively_torchvision_detector(batch)
+        enliven(theirs, image_list.tensors)
     ours = make_detector(
         "fpn",
         kind="resnet50",
@@ -155,7 +161,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     ours.load_state_dict(from_torchvision_fasterrcnn(theirs.state_dict()))
     with torch.no_grad():
         features = ours.features(images)
-        yield Pair(ours, theirs, images, targets, ImageList(batch, sizes), features)
+        yield Pair(ours, theirs, images, targets, image_list, features)
 
 
 def test_features(pair: Pair) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detection.config import DetectionConfig
+from detection.config import SCHEMAS, DetectionConfig
 from detection.tasks import build_task
 from engine.config import parse_config
 from engine.trainer import fit
@@ -27,13 +27,13 @@ class Lesson:
     steps: int
 
 
-def settings(images: Path, annotations: Path, lesson: Lesson) -> DetectionConfig:
+def settings(images: Path, annotations: Path, lesson: Lesson, *, task: str) -> DetectionConfig:
     short_side, max_side = lesson.sides
     split = {"images": str(images), "annotations": str(annotations)}
     augment = {"short_sides": [short_side], "max_side": max_side, "flip_prob": 0.0}
     data = {"augment": augment, "eval_short_side": short_side, "eval_max_side": max_side}
     values = {
-        "task": "detection",
+        "task": task,
         "data": {"train": split, "val": split, **data},
         "model": {
             "backbone": {"kind": "resnet18", "norm": "batch", "frozen_stages": 0},
@@ -58,7 +58,7 @@ def settings(images: Path, annotations: Path, lesson: Lesson) -> DetectionConfig
             "eval_every": 250,
         },
     }
-    config = parse_config(values, schemas={"detection": DetectionConfig}, source="test")
+    config = parse_config(values, schemas=SCHEMAS, source="test")
     assert isinstance(config, DetectionConfig)
     return config
 
@@ -96,8 +96,9 @@ FPN = Lesson(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
 @pytest.mark.parametrize("lesson", [C4, FPN], ids=["c4-roi_pool", "fpn"])
-def test_sixteen_pictures(data_dir: Path, tmp_path: Path, lesson: Lesson) -> None:
+def test_sixteen_pictures(data_dir: Path, tmp_path: Path, lesson: Lesson, task: str) -> None:
     coco = data_dir / "coco128"
     document = json.loads((coco / "annotations/instances_train2017.json").read_text())
     for key, name in (("images", "id"), ("annotations", "image_id")):
@@ -107,6 +108,8 @@ def test_sixteen_pictures(data_dir: Path, tmp_path: Path, lesson: Lesson) -> Non
     assert len(document["images"]) == 16
     assert any(entry["iscrowd"] for entry in document["annotations"])
     (tmp_path / "sixteen.json").write_text(json.dumps(document))
-    config = settings(coco / "train2017", tmp_path / "sixteen.json", lesson)
+    config = settings(coco / "train2017", tmp_path / "sixteen.json", lesson, task=task)
     metrics = fit(build_task(config), config, output=tmp_path / "run")
     assert metrics["ap"] >= 0.9
+    if task == "segmentation":
+        assert metrics["mask_ap"] >= 0.8

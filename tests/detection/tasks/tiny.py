@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.config import DemoConfig
-from detection.config import DetectionConfig
+from detection.config import SCHEMAS, DetectionConfig
 from detection.data.demo import make_demo
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
@@ -13,18 +13,21 @@ from engine.config import parse_config
 NECKS = ("c4", "fpn")
 
 
-def tiny_config(root: Path, *, neck: str = "fpn", **changes: Any) -> DetectionConfig:
+def tiny_config(
+    root: Path, *, neck: str = "fpn", task: str = "detection", **changes: Any
+) -> DetectionConfig:
     """Return a config of a ResNet-18 detector on a few small demo pictures under `root`.
 
     Args:
         root: folder for the pictures; made on first use.
         neck: c4 or fpn.
+        task: detection or segmentation.
         changes: top-level parts, merged into the defaults below.
     """
     demo = DemoConfig(root=str(root), num_train=10, num_val=7)
     make_demo(demo)
     values: dict[str, Any] = {
-        "task": "detection",
+        "task": task,
         "data": {
             "train": {
                 "images": str(root / "train"),
@@ -50,6 +53,7 @@ def tiny_config(root: Path, *, neck: str = "fpn", **changes: Any) -> DetectionCo
                 "post_nms_topk_test": 30,
             },
             "roi": {"num_samples": 32, "hidden_dim": 64, "score_thresh": 0.01},
+            "mask": {"num_convs": 1, "hidden_dim": 16},
         },
         "optim": {"lr": 0.01, "clip_grad_norm": 10.0},
         "loader": {"workers": 0},
@@ -57,7 +61,7 @@ def tiny_config(root: Path, *, neck: str = "fpn", **changes: Any) -> DetectionCo
     }
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value}
-    config = parse_config(values, schemas={"detection": DetectionConfig}, source="test")
+    config = parse_config(values, schemas=SCHEMAS, source="test")
     assert isinstance(config, DetectionConfig)
     return config
 

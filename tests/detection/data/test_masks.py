@@ -1,0 +1,131 @@
+"""Masks drawn from polygons and run lengths at the size that the network sees."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from detection.config import DataConfig, SplitConfig
+from detection.data.dataset import CocoDetection
+from detection.data.masks import draw_masks
+from detection.data.packed import SegmentationPacker
+from detection.ops.masks import unpack_bits
+from engine.errors import UserError
+
+SIZE = (60, 80)
+SQUARE = [10.0, 12.0, 50.0, 12.0, 50.0, 40.0, 10.0, 40.0]
+BESIDE = [60.0, 5.0, 75.0, 5.0, 75.0, 55.0, 60.0, 55.0]
+
+
+def filled(*boxes: tuple[int, int, int, int], size: tuple[int, int] = SIZE) -> np.ndarray:
+    mask = np.zeros(size, np.bool_)
+    for x1, y1, x2, y2 in boxes:
+        mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}
+
+
+VALUES = {
+    "polygon": ([SQUARE], filled((10, 12, 50, 40))),
+    "two parts": ([SQUARE, BESIDE], filled((10, 12, 50, 40), (60, 5, 75, 55))),
+    "over the border": ([[-20.0, -5.0, 30.0, -5.0, 30.0, 20.0]], None),
+    "one pixel": (run_lengths(filled((33, 20, 34, 21))), filled((33, 20, 34, 21))),
+    "hole": (run_lengths(filled((5, 5, 40, 50)) & ~filled((10, 10, 30, 30))), None),
+    "whole": (run_lengths(filled((0, 0, 80, 60))), filled((0, 0, 80, 60))),
+}
+
+
+def draw(value: Any, resized: tuple[int, int]) -> np.ndarray:
+    packer = SegmentationPacker()
+    packer.add(value)
+    mask: np.ndarray = draw_masks(packer.pack(), [0], SIZE, resized)[0]
+    return mask
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_at_its_own_size_a_mask_is_what_the_file_says(name: str) -> None:
+    value, expected = VALUES[name]
+    if expected is None:
+        code = (
+            value
+            if isinstance(value, dict)
+            else coco_mask.merge(coco_mask.frPyObjects(value, *SIZE))
+        )
+        expected = coco_mask.decode(code).astype(np.bool_)
+    np.testing.assert_array_equal(draw(value, SIZE), expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 3.0])
+@pytest.mark.parametrize("name", ["polygon", "two parts", "hole", "whole"])
+def test_resized_masks_move_by_less_than_half_a_pixel(name: str, factor: float) -> None:
+    resized = (round(SIZE[0] * factor), round(SIZE[1] * factor))
+    found = draw(VALUES[name][0], resized)
+    whole = draw(VALUES[name][0], SIZE)
+    # the pixel of the file under each centre, and whether all within half a pixel agree
+    y, x = np.mgrid[0 : resized[0], 0 : resized[1]] + 0.5
+    corners = [
+        whole[
+            np.clip((y + dy) / factor, 0, SIZE[0] - 1).astype(int),
+            np.clip((x + dx) / factor, 0, SIZE[1] - 1).astype(int),
+        ]
+        for dy in (-0.5, 0.5)
+        for dx in (-0.5, 0.5)
+    ]
+    inside, outside = np.logical_and.reduce(corners), ~np.logical_or.reduce(corners)
+    assert found[inside].all()
+    assert not found[outside].any()
+
+
+def test_crowds_have_no_mask() -> None:
+    packer = SegmentationPacker()
+    packer.add([SQUARE])
+    assert not draw_masks(packer.pack(), [None], SIZE, SIZE).any()
+
+
+def write_data_set(folder: Path, segmentation: Any) -> SplitConfig:
+    cv2.imwrite(str(folder / "a.png"), np.full((*SIZE, 3), 90, np.uint8))
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 7, "name": "thing"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 7,
+                "bbox": [10, 12, 40, 28],
+                "segmentation": segmentation,
+            }
+        ],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    return SplitConfig(images=str(folder), annotations=str(folder / "a.json"))
+
+
+def test_a_batch_holds_the_masks_as_bits(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, [SQUARE])
+    config = DataConfig(val=split, eval_short_side=60, eval_max_side=80)
+    data = CocoDetection(split, config=config, training=False, with_masks=True)
+    targets = data.collate([data.load(0, 0)]).targets
+    assert targets.masks is not None
+    bits = unpack_bits(targets.masks, width=96)
+    assert bits.shape == (1, 8, 64, 96)
+    np.testing.assert_array_equal(bits[0, 0, :60, :80].numpy(), filled((10, 12, 50, 40)))
+    assert not bits[0, 1:].any()
+    bare = CocoDetection(split, config=config, training=False)
+    assert bare.collate([bare.load(0, 0)]).targets.masks is None
+
+
+def test_run_lengths_of_another_size_are_named(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, run_lengths(np.ones((20, 30), np.bool_)))
+    config = DataConfig(val=split, eval_short_side=60, eval_max_side=80)
+    data = CocoDetection(split, config=config, training=False, with_masks=True)
+    with pytest.raises(UserError, match=r"a\.json: a mask of image a\.png: .* got 600"):
+        data.load(0, 0)

@@ -1,0 +1,125 @@
+"""The segmentation task: its losses, its stages, and the whole way from JSON to mask AP."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detection import load_detector
+from detection.structures import DetectionBatch
+from detection.tasks import build_task, load_task
+from detection.tasks.segmentation import SegmentationTask
+from engine.errors import UserError
+from engine.evaluate import evaluate
+from engine.trainer import fit
+from tests.detection.tasks.tiny import NECKS, tiny_config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def make_task(root: Path, neck: str, *, stages: int = 1) -> tuple[SegmentationTask, DetectionBatch]:
+    """Return a task for training and a batch of its first four pictures."""
+    config = tiny_config(root, neck=neck, task="segmentation")
+    roi = config.model.roi.model_copy(update={"stages": stages})
+    model = config.model.model_copy(update={"roi": roi})
+    task = build_task(config.model_copy(update={"model": model}))
+    assert isinstance(task, SegmentationTask)
+    data = task.train_data()
+    return task, data.collate([data.load(index, 100 + index) for index in range(4)])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: int) -> None:
+    task, batch = make_task(root, neck, stages=stages)
+    losses = task.losses(batch)
+    later = {f"roi_{kind}_{stage}" for kind in ("class", "box") for stage in (2, 3)}
+    assert later & set(losses) == {name for name in later if int(name[-1]) <= stages}
+    torch.stack(list(losses.values())).sum().backward()
+    trained = {name: p.grad for name, p in task.model.named_parameters() if p.requires_grad}
+    assert all(g is not None and g.isfinite().all() for g in trained.values())
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
+    task, batch = make_task(root, neck, stages=2)
+    compiled = torch.compile(task.losses, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), task.losses(batch))
+
+
+def test_pictures_without_objects_train(root: Path) -> None:
+    task, batch = make_task(root, "fpn", stages=2)
+    nothing = replace(batch.targets, valid=torch.zeros_like(batch.targets.valid))
+    losses = task.losses(replace(batch, targets=nothing))
+    assert losses["mask"] == 0
+    assert losses["roi_box_2"] == 0
+    assert losses["roi_class_2"] > 0
+
+
+def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
+    task, batch = make_task(root, "fpn", stages=2)
+    task.eval()
+    sizes = batch.images.sizes
+    with torch.no_grad():
+        features = task.model.features(batch.images)
+        rpn = task.model.rpn(features, batch.images)
+        boxes = task.model.proposals(rpn, sizes, training=False).boxes
+        outputs = task.model.roi_head(features, boxes, stage=0)
+        moved = task.model.refine(*outputs, boxes, sizes, stage=0)
+    assert moved.shape == boxes.shape
+    assert not torch.equal(moved, boxes)
+    limits = sizes.flip(1).repeat(1, 2)[:, None]
+    assert ((moved >= 0) & (moved <= limits)).all()
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
+    config = tiny_config(
+        tmp_path / "demo",
+        neck=neck,
+        task="segmentation",
+        model={"roi": {"num_samples": 32, "hidden_dim": 64, "score_thresh": 0.0}},
+        loop={"max_steps": 2, "eval_every": 2},
+        evaluation={"draw_score_thresh": 0.01},
+    )
+    run = tmp_path / "run"
+    metrics = fit(build_task(config), config, output=run)
+    assert {"ap", "ap50", "mask_ap", "mask_ap75", "mask_ap/disc"} <= set(metrics)
+    assert (run / "mask_pr_curves.png").stat().st_size > 0
+    results = json.loads((run / "detections.json").read_text())
+    assert {"bbox", "segmentation"} <= set(results[0])
+
+    task = load_task([run])
+    again = evaluate(task, task.config, output=tmp_path / "eval")
+    for name in ("ap", "mask_ap", "mask_ap50", "mask_ap/disc", "num_detections"):
+        assert again[name] == pytest.approx(metrics[name], nan_ok=True)
+
+    picture = sorted((tmp_path / "demo" / "val").iterdir())[0]
+    (found,) = load_detector(run).predict([picture])
+    assert found.masks is not None
+    assert len(found.masks) == len(found)
+    for mask, (x1, y1, x2, y2) in zip(found.masks, found.boxes.tolist(), strict=True):
+        y, x = np.nonzero(mask)
+        if len(y):
+            assert x1 - 1 <= x.min() <= x.max() <= x2
+            assert y1 - 1 <= y.min() <= y.max() <= y2
+
+
+def test_an_object_without_a_mask_is_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "demo", task="segmentation")
+    path = tmp_path / "demo" / "annotations" / "train.json"
+    document = json.loads(path.read_text())
+    first = next(entry for entry in document["annotations"] if not entry["iscrowd"])
+    first["segmentation"] = []
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(document))
+    split = config.data.train.model_copy(update={"annotations": str(bare)})
+    data = config.data.model_copy(update={"train": split})
+    with pytest.raises(UserError, match=r"bare\.json: image .*: expected polygons or an RLE"):
+        build_task(config.model_copy(update={"data": data}))
