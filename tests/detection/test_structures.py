@@ -28,6 +28,7 @@ def targets(**changes: Any) -> Targets:
             labels=torch.zeros(2, 5, dtype=torch.int64),
             valid=torch.zeros(2, 5, dtype=torch.bool),
             is_crowd=torch.zeros(2, 5, dtype=torch.bool),
+            masks=torch.zeros(2, 5, 32, 8, dtype=torch.uint8),
         ),
         **changes,
     )
@@ -81,6 +82,6 @@ def test_a_batch_moves_as_one() -> None:
     assert batch.image_ids.tolist() == [7, 9]
     moved = batch.to(torch.device("meta"), non_blocking=True)
     parts = [*vars(moved.images).values(), *vars(moved.targets).values()]
-    assert len(parts) == 9
+    assert len(parts) == 10
     assert all(part.device.type == "meta" for part in parts)
     assert batch.images.pixels.device.type == "cpu"
