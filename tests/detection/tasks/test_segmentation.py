@@ -34,8 +34,7 @@ def make_task(root: Path, neck: str, *, stages: int = 1) -> tuple[SegmentationTa
     return task, data.collate([data.load(index, 100 + index) for index in range(4)])
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize(("neck", "stages"), [("fpn", 1), ("fpn", 3), ("c4", 2)])
 def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: int) -> None:
     task, batch = make_task(root, neck, stages=stages)
     losses = task.losses(batch)
@@ -46,9 +45,9 @@ def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: 
     assert all(g is not None and g.isfinite().all() for g in trained.values())
 
 
-@pytest.mark.parametrize("neck", NECKS)
-def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
-    task, batch = make_task(root, neck, stages=2)
+@pytest.mark.parametrize(("neck", "stages"), [("fpn", 2), ("c4", 1)])
+def test_compiles_without_a_graph_break(root: Path, neck: str, stages: int) -> None:
+    task, batch = make_task(root, neck, stages=stages)
     compiled = torch.compile(task.losses, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
@@ -84,7 +83,7 @@ def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
         tmp_path / "demo",
         neck=neck,
         task="segmentation",
-        model={"roi": {"num_samples": 32, "hidden_dim": 64, "score_thresh": 0.0}},
+        model={"roi": {"num_samples": 16, "score_thresh": 0.0, "max_detections": 8}},
         loop={"max_steps": 2, "eval_every": 2},
         evaluation={"draw_score_thresh": 0.01},
     )
