@@ -5,32 +5,38 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from detection.tasks.detection import DetectionTask
-from engine.distributed import world
+from engine.distributed import World, world
 from engine.evaluate import run_evaluation
 from engine.loader import Draw, split_batches
 from engine.log import RunLog
 from engine.step import wrap_losses
-from tests.detection.tasks.tiny import tiny_config
+from tests.detection.tasks.tiny import NECKS, tiny_config
+
+
+def gradients(root: Path, neck: str, here: World) -> dict[str, Tensor | None]:
+    """Return this process's gradients of one global batch of four pictures, after averaging."""
+    config = tiny_config(root, neck=neck)
+    task = DetectionTask.for_training(config)
+    data = task.train_data()
+    plan = [[Draw(index, 100 + index) for index in range(4)]]
+    share = {"rank": here.rank, "world_size": here.size, "accumulate": 1}
+    (mine,) = split_batches(data, plan, **share)
+    samples = [data.load(draw.index, draw.seed) for draw in mine.draws]
+    batch = data.collate(samples, mine.frame)
+    losses_of = wrap_losses(task, config.loop, here)
+    torch.stack(list(losses_of(batch).values())).sum().backward()
+    return {name: parameter.grad for name, parameter in task.model.named_parameters()}
 
 
 def main(what: str, root: str, output: str, *settings: str) -> None:
-    """Write gradients (`gradients NECK`) or metrics (`evaluate BATCH_SIZE`) to `output`."""
+    """Write gradients by neck (`gradients`) or metrics (`evaluate BATCH_SIZE`) to `output`."""
     torch.set_num_threads(1)
     with world("cpu", timeout_s=60) as here:
         if what == "gradients":
-            config = tiny_config(Path(root), neck=settings[0])
-            task = DetectionTask.for_training(config)
-            data = task.train_data()
-            plan = [[Draw(index, 100 + index) for index in range(4)]]
-            share = {"rank": here.rank, "world_size": here.size, "accumulate": 1}
-            (mine,) = split_batches(data, plan, **share)
-            samples = [data.load(draw.index, draw.seed) for draw in mine.draws]
-            batch = data.collate(samples, mine.frame)
-            losses_of = wrap_losses(task, config.loop, here)
-            torch.stack(list(losses_of(batch).values())).sum().backward()
-            result = {n: p.grad for n, p in task.model.named_parameters()}
+            result = {neck: gradients(Path(root), neck, here) for neck in NECKS}
             if here.is_main:
                 torch.save(result, output)
         else:
