@@ -146,6 +146,7 @@ def load_backbone_weights(
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
     pixels: PixelOrder = "auto",
+    new_classes: bool = False,
 ) -> WeightsReport:
     """Load a residual network from our safetensors, or from another project's file.
 
@@ -157,7 +158,8 @@ def load_backbone_weights(
     pixel_mean, pixel_std: of red, green and blue on the scale 0..255; the model's pixels are RGB,
     less the mean, over the std. pixels: the order of channels that the file's network takes;
     "rgb" means normalised like the model's, "bgr" not divided (MSRA), where a file holds no
-    numbers of its own; "auto" as `pixels_of_file` tells.
+    numbers of its own; "auto" as `pixels_of_file` tells. new_classes: the model's `fc` stays as it
+    is where the file's is missing or of another number of classes, and a note says so.
 
     Raises:
         UserError: the file is missing or damaged, wants to run code, holds another network than
@@ -172,9 +174,12 @@ def load_backbone_weights(
         names = {name: own for name, own in names.items() if not own.startswith("fc.")}
     tensors = {own: state[name] for name, own in names.items()}
     notes: list[str] = []
+    if new_classes and not isinstance(model.fc, nn.Identity):
+        tensors, notes = _own_classes(tensors, model.fc)
     theirs = pixels_of_file(state, metadata, source=source, setting=pixels, ours=ours, path=path)
     if source == CAFFE2:
-        tensors, notes = complete_norms(tensors, model)
+        tensors, norm_notes = complete_norms(tensors, model)
+        notes += norm_notes
     if _is_ours(metadata):
         backbone = json.loads(metadata.get("config", "{}")).get("model", {}).get("backbone", {})
         notes += check_stride(model, in_1x1=backbone.get("stride_in_1x1", False), path=path)
@@ -193,6 +198,15 @@ def load_backbone_weights(
     )
 
 
+def _own_classes(tensors: dict[str, Tensor], fc: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """Take the model's own `fc` where the file has none, or one of another number of classes."""
+    own = {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()}
+    if all(name in tensors and tensors[name].shape == own[name].shape for name in own):
+        return tensors, []
+    got = f"is of {len(tensors['fc.bias'])} classes" if "fc.bias" in tensors else "is not there"
+    return tensors | own, [f"fc {got}: the model's, of {len(own['fc.bias'])}, starts at random"]
+
+
 def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[WeightsReport]:
     """Load the weights that a config names, if it names any; see `load_backbone_weights`."""
     if config.weights is None:
@@ -203,6 +217,7 @@ def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[Weight
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
         pixels=config.pixels,
+        new_classes=True,
     )
     return [report]
 

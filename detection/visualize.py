@@ -91,7 +91,7 @@ def draw_comparison(
     truth = draw_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
     found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
     gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
-    return np.hstack([_captioned(truth, "truth"), gap, _captioned(found, "detections")])
+    return np.hstack([captioned(truth, "truth"), gap, captioned(found, "detections")])
 
 
 def mosaic(pictures: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
@@ -189,7 +189,8 @@ def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color)
 _CAPTION = 24
 
 
-def _captioned(image: np.ndarray, caption: str) -> np.ndarray:
+def captioned(image: np.ndarray, caption: str) -> np.ndarray:
+    """Return the picture under a strip with a caption."""
     strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, caption, (6, 17), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, image])

@@ -23,16 +23,13 @@ def main() -> None:
     config = load_config(words.config, words.overrides, schemas=SCHEMAS)
     assert isinstance(config, ClassificationConfig)
 
-    from backbones.classification.task import ClassificationTask
     from backbones.classification.trained import export_backbone
     from backbones.curves import write_curves
-    from detection.data.demo_objects import make_demo_objects
+    from detection.tasks import build_task
     from engine.log import RunLog
     from engine.trainer import fit
 
-    if config.data.demo is not None:
-        make_demo_objects(config.data.demo)
-    task = ClassificationTask.for_training(config)
+    task = build_task(config)
     if aside := words.move_earlier_run_aside():
         RunLog(None, is_main=True).note(aside)
     metrics = fit(task, config, output=words.output, resume=words.resume, device=words.device)

@@ -19,13 +19,13 @@ from backbones.classification.study_runs import (
     Measurement,
     Run,
     measure,
-    stage_of,
     train_run,
 )
 from backbones.curves import panels_of, save_figure
 from engine.checkpoint import prepare_output
 from engine.files import write_file
 from engine.log import RunLog
+from engine.planned import stage_of
 
 HEADINGS = (
     "network",

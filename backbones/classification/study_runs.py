@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,30 +21,22 @@ from backbones.classification.study_config import ScaleConfig
 from backbones.classification.task import ClassificationTask
 from backbones.curves import write_curves
 from engine.checkpoint import prepare_output
-from engine.config import differences, load_config
+from engine.config import load_config
 from engine.distributed import pick_device
-from engine.errors import InterruptedRunError, UserError
+from engine.errors import UserError
 from engine.files import write_file
-from engine.trainer import fit
+from engine.planned import PlannedRun, train_planned
 
-Stage = Literal["done", "interrupted", "not run"]
 TAIL_FRACTION = 0.1
 """Share of a run's log lines, the last ones, over which its training error is averaged."""
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(PlannedRun[ClassificationConfig]):
     """One training of the study."""
 
     network: str
     seed: int
-    config: ClassificationConfig
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder."""
-        return self.folder.name
 
 
 @dataclass(frozen=True)
@@ -97,58 +89,20 @@ def plan_runs(
                 raise UserError(
                     f"{configs / file}: model.backbone.kind: expected {network}, got {kind}"
                 )
-            runs.append(Run(network, seed, config, output / f"{network}-seed{seed}"))
+            runs.append(Run(config, output / f"{network}-seed{seed}", network, seed))
     return runs
 
 
-def stage_of(run: Run) -> Stage:
-    """Say how far a run is: done, interrupted with a checkpoint to go on from, or not run.
-
-    Raises:
-        UserError: the folder holds a run of another config.
-    """
-    saved = run.folder / "config.yaml"
-    if not saved.exists():
-        return "not run"
-    changed = differences(load_config(saved, schemas=SCHEMAS), run.config)
-    if changed:
-        raise UserError(
-            f"{run.folder}: holds a run of another config ({'; '.join(changed)}); "
-            "remove it, or choose another --output"
-        )
-    # The weights are written last; metrics.json at every evaluation.
-    if all((run.folder / name).exists() for name in ("metrics.json", "model.safetensors")):
-        return "done"
-    return "interrupted" if any(run.folder.glob("checkpoints/step_*.pt")) else "not run"
-
-
 def train_run(run: Run, *, device: str | None = None) -> None:
-    """Train a run that is not done, from its newest checkpoint when it has one.
+    """Train a run that is not done, and draw its curves; see `train_planned`."""
 
-    Args:
-        run: what to train.
-        device: as `--device`; None picks a GPU when there is one.
+    def make_task(config: ClassificationConfig) -> ClassificationTask:
+        task = ClassificationTask.for_training(config)
+        prepare_output(run.folder)
+        _write_origin(run.folder, pick_device(device))
+        return task
 
-    Raises:
-        UserError: the pictures are missing, or the folder holds a run of another config.
-        DivergedError: too many non-finite steps in a row.
-        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
-    """
-    resume = stage_of(run) == "interrupted"
-    if run.config.loop.compile:
-        # torch.compile stops compiling one function after some ten networks in a process.
-        torch.compiler.reset()
-    task = ClassificationTask.for_training(run.config)
-    prepare_output(run.folder)
-    if not resume:  # lines of an earlier start that ended before its first checkpoint
-        (run.folder / "metrics.jsonl").unlink(missing_ok=True)
-    _write_origin(run.folder, pick_device(device))
-    try:
-        fit(task, run.config, output=run.folder, resume=resume, device=device)
-    except InterruptedRunError as error:
-        raise InterruptedRunError(
-            f"{run.name} interrupted; the same command goes on from its newest checkpoint"
-        ) from error
+    train_planned(run, make_task, device=device)
     write_curves(run.folder)
 
 

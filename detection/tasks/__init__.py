@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from backbones.classification.config import ClassificationConfig
 from backbones.classification.task import ClassificationTask
 from backbones.classification.trained import load_trained as load_classifier
 from detection.config import DetectionConfig
+from detection.data.demo_objects import make_demo_objects
 from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
 from detection.predict import load_trained
 from detection.tasks.detection import DetectionTask
@@ -23,8 +25,12 @@ _DETECTORS: dict[str, type[DetectionTask]] = {
 }
 
 
-def build_task(config: RunConfig) -> DetectionTask | OneClassTask:
-    """Make the task that a config asks for, ready to train."""
+def build_task(config: RunConfig) -> DetectionTask | OneClassTask | ClassificationTask:
+    """Make the task that a config asks for, ready to train; the demo's pictures are drawn first."""
+    if isinstance(config, ClassificationConfig):
+        if config.data.demo is not None:
+            make_demo_objects(config.data.demo)
+        return ClassificationTask.for_training(config)
     if isinstance(config, LocalizationConfig):
         return LocalizationTask.for_training(config)
     if isinstance(config, LocalizationRegionsConfig):

@@ -10,9 +10,10 @@ import pytest
 from backbones.classification.responses import measure_responses
 from backbones.classification.study import judge, plan_table, run_study, write_report
 from backbones.classification.study_config import ExpectationConfig, ScaleConfig
-from backbones.classification.study_runs import Run, measure, plan_runs, stage_of, train_run
+from backbones.classification.study_runs import Run, measure, plan_runs, train_run
 from engine.config import dump_config
 from engine.errors import UserError
+from engine.planned import stage_of
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CONFIG = """\

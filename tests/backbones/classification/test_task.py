@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import build_resnet
+from backbones import build_resnet, resnet18
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.task import ClassificationTask
 from backbones.classification.trained import export_backbone, load_trained, recompute_norms
-from backbones.weights import load_backbone_weights
-from engine.checkpoint import read_safetensors
+from backbones.config import NetworkConfig
+from backbones.weights import load_backbone_weights, load_configured_weights
+from engine.checkpoint import read_safetensors, write_safetensors
 from engine.errors import UserError
 from engine.step import LossModule
 from engine.task import Task
@@ -151,6 +152,23 @@ def test_an_ensemble_of_other_classes_is_refused(run: Path, tmp_path: Path) -> N
     fit(ClassificationTask.for_training(config), config, output=tmp_path / "other")
     with pytest.raises(UserError, match=r"expected the classes of .* \(blue, red\), got"):
         load_trained([run, tmp_path / "other"])
+
+
+@pytest.mark.parametrize("num_classes", [None, 7])
+def test_weights_of_other_classes_leave_fc_at_random(
+    tmp_path: Path, num_classes: int | None
+) -> None:
+    torch.manual_seed(0)
+    theirs = resnet18(num_classes=num_classes).state_dict()
+    write_safetensors(tmp_path / "theirs.safetensors", theirs, {})
+    ours, alike = resnet18(num_classes=3), resnet18(num_classes=3)
+    alike.load_state_dict(ours.state_dict())
+    config = NetworkConfig(weights=str(tmp_path / "theirs.safetensors"))
+    (report,) = load_configured_weights(ours, config)
+    expected = "is not there" if num_classes is None else "is of 7 classes"
+    assert report.notes == (f"fc {expected}: the model's, of 3, starts at random",)
+    torch.testing.assert_close(ours.fc.state_dict(), alike.fc.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(ours.conv1.weight, theirs["conv1.weight"], rtol=0, atol=0)
 
 
 def test_the_backbone_goes_under_a_detector(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""tools/transfer.py: which runs it plans, what it leaves, what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones import resnet18
+from backbones.pictures import read_image
+from detection.config import DetectionConfig
+from detection.transfer import plan_trials
+from engine.checkpoint import write_safetensors
+from engine.errors import UserError
+from tests.cli.conftest import Call
+from tools import transfer
+
+CLASSIFIER = """
+task: classification
+data: {root: objects, demo: {root: objects, num_train: 24, num_val: 12}}
+augment: {crop: 32}
+model: {backbone: {kind: resnet18}}
+evaluation: {resize: 32, crop: 32}
+loader: {workers: 0}
+loop: {max_steps: 2, batch_size: 8}
+"""
+DETECTOR = """
+data:
+  train: {images: demo/train, annotations: demo/annotations/train.json}
+  val: {images: demo/val, annotations: demo/annotations/val.json}
+  demo: {root: demo, num_train: 8, num_val: 4}
+  augment: {short_sides: [64], max_side: 96}
+  eval_short_side: 64
+  eval_max_side: 96
+model:
+  backbone: {kind: resnet18, norm: batch, frozen_stages: 0}
+  neck: {kind: fpn, channels: 16}
+  rpn: {anchor_sizes: [8, 16, 32, 64, 96], post_nms_topk_train: 30, post_nms_topk_test: 20}
+  roi: {hidden_dim: 16, num_samples: 16}
+loader: {workers: 0}
+loop: {max_steps: 2, batch_size: 4}
+"""
+TRIALS = """
+trials:
+  classification: {config: classifier.yaml, score: top1}
+  detection: {config: detector.yaml, score: ap, overrides: [optim.lr=0.001]}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configs and a backbone, in which commands are called."""
+    for name, text in (
+        ("classifier.yaml", CLASSIFIER),
+        ("detector.yaml", DETECTOR),
+        ("trials.yaml", TRIALS),
+    ):
+        (tmp_path / name).write_text(text)
+    torch.manual_seed(0)
+    network = resnet18(num_classes=None)
+    write_safetensors(tmp_path / "backbone.safetensors", network.state_dict(), {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_overrides_go_to_one_task_or_to_all(place: Path) -> None:
+    words = ["seed=5", "detection.loop.max_steps=1", "classification.optim.lr=0.5"]
+    classification, detection = plan_trials(
+        place / "trials.yaml",
+        place / "backbone.safetensors",
+        output=place / "out",
+        overrides=words,
+    )
+    for run in (detection.pretrained, detection.random):
+        assert (run.config.seed, run.config.loop.max_steps, run.config.optim.lr) == (5, 1, 0.001)
+    assert classification.random.config.optim.lr == 0.5
+    assert classification.random.config.loop.max_steps == 2
+    config = detection.pretrained.config
+    assert isinstance(config, DetectionConfig)
+    assert config.model.backbone.weights == str(place / "backbone.safetensors")
+    assert detection.random.folder == place / "out" / "detection_random"
+
+
+def test_the_configs_of_the_repository_make_four_trials(place: Path) -> None:
+    trials = plan_trials(transfer.TRANSFER, place / "backbone.safetensors", output=place)
+    assert [t.name for t in trials] == [
+        "classification",
+        "localization",
+        "detection",
+        "segmentation",
+    ]
+
+
+def test_table_picture_and_runs_that_are_done(place: Path, call: Call) -> None:
+    words = [
+        "backbone.safetensors",
+        "--config",
+        "trials.yaml",
+        "--output",
+        "out",
+        "--device",
+        "cpu",
+    ]
+    outcome = call(transfer, *words)
+    assert outcome.code == 0, outcome.err
+    report = (place / "out" / "report.md").read_text()
+    assert [line.split("|")[1].strip() for line in report.splitlines()[2:]] == [
+        "task",
+        "---",
+        "classification",
+        "detection",
+    ]
+    assert min(read_image(place / "out" / "transfer.png").shape[:2]) > 100
+    again = call(transfer, *words)
+    assert again.code == 0
+    assert again.out.count("is done") == 4
+    assert (place / "out" / "report.md").read_text() == report
+    changed = call(transfer, *words, "seed=3")
+    assert changed.code == 2
+    assert "holds a run of another config (seed: 0 -> 3)" in changed.err
+
+
+def test_a_backbone_that_is_not_there(place: Path, call: Call) -> None:
+    outcome = call(transfer, "nowhere.safetensors", "--config", "trials.yaml")
+    assert outcome.code == 2
+    assert "nowhere.safetensors: expected a file of weights, got none" in outcome.err
+    assert call(transfer, "seed=1").code == 2
+
+
+def test_a_wrong_key_of_the_file_is_named(place: Path) -> None:
+    (place / "trials.yaml").write_text(TRIALS.replace("score: ap", "scores: ap"))
+    with pytest.raises(UserError, match=r"trials\.yaml: .*unknown key"):
+        plan_trials(place / "trials.yaml", place / "backbone.safetensors", output=place)
