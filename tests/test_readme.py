@@ -120,7 +120,7 @@ def test_commands_run_in_their_order(tmp_path: Path) -> None:
     for command in on_demo:
         words = [sys.executable, *shlex.split(command)[1:]]
         words[1] = str(REPOSITORY / words[1])
-        if "train_det" in words[1] or "pretrain" in words[1]:
+        if any(tool in words[1] for tool in ("train_det", "pretrain", "transfer")):
             words += ["loop.max_steps=3", "loop.eval_every=0", "loader.workers=0"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
