@@ -70,7 +70,7 @@ class _GroupNormCPU(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
         """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
-        sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), groups)
+        sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], groups)
         out: Tensor
         out, mean, rstd = torch.native_group_norm(
             x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps
@@ -92,7 +92,7 @@ class _GroupNormCPU(torch.autograd.Function):
 
         def group_mean(values: Tensor) -> Tensor:
             sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
-            means: Tensor = sums.repeat_interleave(per_group, 1) / (per_group * x[0, 0].numel())
+            means: Tensor = sums.repeat_interleave(per_group, 1) / (per_group * x.shape[2] * x.shape[3])
             return means
 
         # grad_x = rstd * (weight * grad - group_mean(weight * grad)

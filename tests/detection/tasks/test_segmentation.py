@@ -122,3 +122,15 @@ def test_an_object_without_a_mask_is_named(tmp_path: Path) -> None:
     data = config.data.model_copy(update={"train": split})
     with pytest.raises(UserError, match=r"bare\.json: image .*: expected polygons or an RLE"):
         build_task(config.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_pictures_without_detections_have_no_masks(root: Path, neck: str) -> None:
+    task, batch = make_task(root, neck)
+    task.model.settings = replace(
+        task.model.settings, detection=replace(task.model.settings.detection, score_thresh=1.0)
+    )
+    for found in task.eval().predict(batch):
+        assert len(found) == 0
+        assert found.masks is not None
+        assert len(found.masks) == 0
