@@ -57,9 +57,7 @@ def cut_masks(
     batch, count = idxs.shape
     images = torch.arange(batch, device=idxs.device)[:, None].expand_as(idxs)
     rows, columns = (
-        _sampling_weights(
-            boxes[..., [axis, axis + 2]].flatten(0, 1), length, resolution, aligned=aligned
-        )
+        _sampling_weights(boxes[..., axis::2].flatten(0, 1), length, resolution, aligned=aligned)
         for axis, length in ((1, height), (0, width))
     )
     size = max(1, _CHUNK_BYTES // (4 * height * width))
