@@ -84,6 +84,7 @@ class _GroupNormCPU(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         groups = mean.shape[1]
         per_group = x.shape[1] // groups
+        group_size = per_group * x.shape[2] * x.shape[3]
         wide = torch.promote_types(x.dtype, torch.float32)
         mean = mean.to(wide).repeat_interleave(per_group, 1)  # (B, C), as all below
         rstd = rstd.to(wide).repeat_interleave(per_group, 1)
@@ -92,7 +93,7 @@ class _GroupNormCPU(torch.autograd.Function):
 
         def group_mean(values: Tensor) -> Tensor:
             sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
-            means: Tensor = sums.repeat_interleave(per_group, 1) / (per_group * x.shape[2] * x.shape[3])
+            means: Tensor = sums.repeat_interleave(per_group, 1) / group_size
             return means
 
         # grad_x = rstd * (weight * grad - group_mean(weight * grad)

@@ -20,10 +20,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
+@pytest.mark.parametrize("kind", ["detection", "segmentation"])
 @pytest.mark.parametrize("neck", NECKS)
-def test_losses_are_the_cpus(root: Path, neck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_the_cpus(
+    root: Path, neck: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    task, batch = tiny_task(root, neck)
+    task, batch = tiny_task(root, neck, task=kind)
     expected = task.losses(batch)
     task.model.to(CUDA)
     found = {name: value.cpu() for name, value in task.losses(batch.to(CUDA)).items()}

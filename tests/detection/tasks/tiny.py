@@ -7,6 +7,7 @@ from backbones.config import DemoConfig
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.demo import make_demo
 from detection.structures import DetectionBatch
+from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from engine.config import parse_config
 
@@ -66,8 +67,11 @@ def tiny_config(
     return config
 
 
-def tiny_task(root: Path, neck: str) -> tuple[DetectionTask, DetectionBatch]:
+def tiny_task(
+    root: Path, neck: str, *, task: str = "detection"
+) -> tuple[DetectionTask, DetectionBatch]:
     """Return a task for training and a batch of its first four pictures."""
-    task = DetectionTask.for_training(tiny_config(root, neck=neck))
-    data = task.train_data()
-    return task, data.collate([data.load(index, 100 + index) for index in range(4)])
+    made = build_task(tiny_config(root, neck=neck, task=task))
+    assert isinstance(made, DetectionTask)
+    data = made.train_data()
+    return made, data.collate([data.load(index, 100 + index) for index in range(4)])
