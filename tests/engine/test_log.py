@@ -79,6 +79,10 @@ def test_a_resumed_run_forgets_what_lies_beyond(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.step(step, 4, {"loss": float(step)}, lr=0.1, images_per_second=3.0)
     log.close()
+    # TensorBoard reads files in the order of their names: second, host, process, and a counter as
+    # text, by which a file of the same second may come before one that is older.
+    (first,) = tmp_path.glob("events.out.tfevents.*")
+    first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a kill in the middle of a line
     resumed = RunLog(tmp_path, is_main=True)
