@@ -11,7 +11,7 @@ from rich.table import Table
 from backbones.pictures import read_image
 from detection.schemas import ALL_SCHEMAS
 from detection.tasks import build_task
-from detection.visualize import captioned, mosaic, write_picture
+from detection.visualize import READABLE_SIDE, captioned, mosaic, write_picture
 from engine.checkpoint import prepare_output
 from engine.config import load_config
 from engine.errors import UserError
@@ -144,4 +144,6 @@ def _picture(trial: Trial) -> np.ndarray:
     path = min((trial.pretrained.folder / "pictures").glob("*.png"))
     with_it, without = trial.scores()
     caption = f"{trial.name}: {trial.score} {100 * with_it:.1f} (random {100 * without:.1f})"
-    return captioned(read_image(path), caption)
+    drawn = read_image(path)
+    factor = max(1, round(READABLE_SIDE / drawn.shape[1]))  # else the caption would not fit
+    return captioned(drawn.repeat(factor, axis=0).repeat(factor, axis=1), caption)
