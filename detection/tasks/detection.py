@@ -25,7 +25,7 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
 from detection.structures import DetectionBatch, Detections, Proposals
-from detection.tasks.samples import Samples, SampleSettings, draw_samples
+from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_truth
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
 
@@ -168,11 +168,9 @@ class DetectionTask(nn.Module):
 
     def _sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
         targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
-        # The truth joins the proposals, so that the head sees good boxes from the first step on.
         return draw_samples(
             targets,
-            torch.cat([proposals.boxes, targets.boxes], dim=1),
-            torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1),
+            *with_truth(proposals, targets),
             batch.images.seeds,
             settings=self._roi_settings(stage=0, fg_fraction=fg_fraction),
             stream=_ROI_STREAM,

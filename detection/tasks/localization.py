@@ -3,22 +3,16 @@
 B pictures of one class each, N anchors, S samples of a picture, T classes asked for of one.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from backbones.weights import load_exactly
-from detection.data.localization import LocalizationPictures
 from detection.localization_config import LocalizationConfig
 from detection.losses import localization_loss
 from detection.models.build import build_localizer
 from detection.models.localizer import Localizer
 from detection.models.localizer_views import localize
 from detection.structures import DetectionBatch, ImageBatch
-from detection.tasks.one_class import OneClassTask, read_run, view_settings
+from detection.tasks.one_class import OneClassTask, view_settings
 from detection.tasks.samples import SampleSettings, draw_samples
 
 _ANCHOR_STREAM = 0  # of the per-picture random numbers
@@ -27,31 +21,14 @@ _ANCHOR_STREAM = 0  # of the per-picture random numbers
 class LocalizationTask(OneClassTask):
     """Training, prediction and data of a localizer."""
 
+    schema = LocalizationConfig
     config: LocalizationConfig
     model: Localizer
 
-    @classmethod
-    def for_training(cls, config: LocalizationConfig) -> Self:
-        """Read the training boxes, make the network they ask for, load pretrained weights.
-
-        Raises:
-            UserError: bad data, weights or classifier.
-        """
-        data = LocalizationPictures(config, "train", training=True)
-        names = data.pictures.class_names
-        torch.manual_seed(config.seed)
-        model = build_localizer(config.model, num_classes=len(names))
-        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
-        task.prepare(data, model.backbone)
-        return task
-
-    @classmethod
-    def from_run(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
-        """Read what a run leaves, in evaluation mode; see `read_run`."""
-        run = read_run(path, overrides, task="localization", schema=LocalizationConfig)
-        model = build_localizer(run.config.model, num_classes=len(run.class_names))
-        load_exactly(model, run.state, path=run.path)
-        return cls(run.config, model.eval(), run.class_names, mean_box=run.mean_box)
+    @staticmethod
+    def build(config: LocalizationConfig, *, num_classes: int) -> Localizer:
+        """Return the network of a config, at random weights."""
+        return build_localizer(config.model, num_classes=num_classes)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Return `localization_class` and `localization_box` of a batch."""

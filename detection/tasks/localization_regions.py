@@ -6,13 +6,11 @@ B pictures of one class each, P proposals, S samples of a picture, T classes ask
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from backbones.weights import listing, load_exactly
-from detection.data.localization import LocalizationPictures
+from backbones.weights import listing
 from detection.localization_config import LocalizationRegionsConfig
 from detection.losses import roi_loss
 from detection.models.build import build_region_classifier
@@ -22,8 +20,8 @@ from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from detection.tasks.localization import LocalizationTask
-from detection.tasks.one_class import OneClassTask, read_run, view_settings
-from detection.tasks.samples import SampleSettings, draw_samples
+from detection.tasks.one_class import OneClassTask, view_settings
+from detection.tasks.samples import SampleSettings, draw_samples, with_truth
 from engine.errors import UserError
 
 _REGION_STREAM = 1  # of the per-picture random numbers
@@ -36,6 +34,7 @@ class LocalizationRegionsTask(OneClassTask):
     batch, so that it is centred on regions and not on a picture with all of its own.
     """
 
+    schema = LocalizationRegionsConfig
     config: LocalizationRegionsConfig
     model: RegionClassifier
 
@@ -49,6 +48,8 @@ class LocalizationRegionsTask(OneClassTask):
     ) -> None:
         """Take what the base takes, and read the first stage."""
         super().__init__(config, model, class_names, mean_box=mean_box)
+        if not config.model.localizer:
+            raise UserError("model.localizer: expected a run of task localization, got nothing")
         own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
         first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
         if first.class_names != self.class_names:
@@ -59,31 +60,10 @@ class LocalizationRegionsTask(OneClassTask):
         # In a list, so that it is no part of what is trained, averaged and saved.
         self._first = [first.model.requires_grad_(False)]
 
-    @classmethod
-    def for_training(cls, config: LocalizationRegionsConfig) -> Self:
-        """Read the training boxes and the first stage, make the network, load pretrained weights.
-
-        Raises:
-            UserError: bad data, weights, classifier or first stage.
-        """
-        if not config.model.localizer:
-            raise UserError("model.localizer: expected a run of task localization, got nothing")
-        data = LocalizationPictures(config, "train", training=True)
-        names = data.pictures.class_names
-        torch.manual_seed(config.seed)
-        model = build_region_classifier(config.model, num_classes=len(names))
-        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
-        task.prepare(data, model.backbone)
-        return task
-
-    @classmethod
-    def from_run(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
-        """Read what a run leaves, in evaluation mode; see `read_run`."""
-        schema = LocalizationRegionsConfig
-        run = read_run(path, overrides, task="localization_regions", schema=schema)
-        model = build_region_classifier(run.config.model, num_classes=len(run.class_names))
-        load_exactly(model, run.state, path=run.path)
-        return cls(run.config, model.eval(), run.class_names, mean_box=run.mean_box)
+    @staticmethod
+    def build(config: LocalizationRegionsConfig, *, num_classes: int) -> RegionClassifier:
+        """Return the network of a config, at random weights."""
+        return build_region_classifier(config.model, num_classes=num_classes)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Return `roi_class` and `roi_box` of a batch."""
@@ -99,11 +79,9 @@ class LocalizationRegionsTask(OneClassTask):
             fg_fraction=config.fg_fraction,
             box_weights=config.box_weights,
         )
-        # The truth joins the proposals, so that there is foreground whatever these are worth.
         samples = draw_samples(
             targets,
-            torch.cat([proposals.boxes, targets.boxes], dim=1),
-            torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1),
+            *with_truth(proposals, targets),
             batch.images.seeds,
             settings=settings,
             stream=_REGION_STREAM,

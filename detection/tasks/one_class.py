@@ -7,26 +7,25 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.resnet import ResNet
-from backbones.weights import WeightsReport, load_configured_weights
+from backbones.weights import WeightsReport, load_configured_weights, load_exactly
 from detection.data.localization import LocalizationPictures
 from detection.evaluation.localization import Localization, LocalizationEvaluator
 from detection.localization_config import EvaluationConfig, OneClassConfig
+from detection.models.localizer import Localizer
 from detection.models.localizer_views import LocalizeSettings
+from detection.models.region_classifier import RegionClassifier
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.tasks.class_guesser import ClassGuesser
 from detection.visualize import draw_comparison
 from engine.checkpoint import read_trained
 from engine.config import apply_overrides, parse_config
 from engine.errors import UserError
-
-C = TypeVar("C", bound=OneClassConfig)
 
 
 class OneClassTask(nn.Module, ABC):
@@ -43,10 +42,12 @@ class OneClassTask(nn.Module, ABC):
         UserError: the classifier that the config names is not one of these classes.
     """
 
+    schema: ClassVar[type[OneClassConfig]]
+
     def __init__(
         self,
         config: OneClassConfig,
-        model: nn.Module,
+        model: Localizer | RegionClassifier,
         class_names: Sequence[str],
         *,
         mean_box: Sequence[float],
@@ -64,15 +65,49 @@ class OneClassTask(nn.Module, ABC):
         self._val_data: LocalizationPictures | None = None
         self._loaded: list[WeightsReport] = []
 
-    def prepare(self, data: LocalizationPictures, backbone: ResNet) -> None:
-        """Take the training pictures, find those of validation, load pretrained weights.
+    @staticmethod
+    @abstractmethod
+    def build(config: Any, *, num_classes: int) -> Localizer | RegionClassifier:
+        """Return the network of a config of `schema`, at random weights."""
+
+    @classmethod
+    def for_training(cls, config: OneClassConfig) -> Self:
+        """Read the training boxes, make the network they ask for, load pretrained weights.
 
         Raises:
-            UserError: bad data or weights.
+            UserError: bad data, weights, classifier or first stage.
         """
-        self._train_data = data
-        self.val_data()  # a mistake there should show now, not after hours of training
-        self._loaded += load_configured_weights(backbone, self.config.model.backbone)
+        data = LocalizationPictures(config, "train", training=True)
+        names = data.pictures.class_names
+        torch.manual_seed(config.seed)
+        model = cls.build(config, num_classes=len(names))
+        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
+        task._train_data = data
+        task.val_data()  # a mistake there should show now, not after hours of training
+        task._loaded += load_configured_weights(model.backbone, config.model.backbone)
+        return task
+
+    @classmethod
+    def from_run(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read what a run leaves, in evaluation mode: a folder, checkpoint or .safetensors file.
+
+        Args:
+            path: folder or file.
+            overrides: `a.b.c=value`, changes to the config that the file holds.
+
+        Raises:
+            UserError: it is missing, damaged or another task's, or an override is wrong.
+        """
+        file, state, metadata = read_trained(path)
+        wanted, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
+        if got != wanted:
+            raise UserError(f"{file}: expected a run of task {wanted}, got {got}")
+        values = apply_overrides(json.loads(metadata["config"]), overrides)
+        config = parse_config(values, schemas={wanted: cls.schema}, source=str(file))
+        names, mean_box = (json.loads(metadata[key]) for key in ("class_names", "mean_box"))
+        model = cls.build(config, num_classes=len(names))
+        load_exactly(model, state, path=file)
+        return cls(config, model.eval(), names, mean_box=mean_box)
 
     @abstractmethod
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
@@ -167,38 +202,6 @@ class OneClassTask(nn.Module, ABC):
                 )
             )
         return drawn
-
-
-class FinishedRun(NamedTuple, Generic[C]):
-    """What a run leaves: the file and its tensors, the config, WordNet ids, the mean box."""
-
-    path: Path
-    state: dict[str, Tensor]
-    config: C
-    class_names: list[str]
-    mean_box: list[float]
-
-
-def read_run(path: Path, overrides: Sequence[str], *, task: str, schema: type[C]) -> FinishedRun[C]:
-    """Read a run folder, a checkpoint or a .safetensors file.
-
-    Args:
-        path: folder or file.
-        overrides: `a.b.c=value`, changes to the config that the file holds.
-        task: the tag of its config.
-        schema: that config's.
-
-    Raises:
-        UserError: it is missing, damaged or another task's, or an override is wrong.
-    """
-    file, state, metadata = read_trained(path)
-    got = metadata.get("task", "none")
-    if got != task:
-        raise UserError(f"{file}: expected a run of task {task}, got {got}")
-    values = apply_overrides(json.loads(metadata["config"]), overrides)
-    config = parse_config(values, schemas={task: schema}, source=str(file))
-    names, mean_box = (json.loads(metadata[key]) for key in ("class_names", "mean_box"))
-    return FinishedRun(file, state, config, names, mean_box)
 
 
 def view_settings(config: EvaluationConfig) -> LocalizeSettings:

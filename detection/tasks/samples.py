@@ -12,7 +12,7 @@ from torch import Tensor
 from detection.ops.box_coder import BoxWeights, encode_boxes
 from detection.ops.matching import match_boxes
 from detection.ops.sampling import sample_matches
-from detection.structures import Targets
+from detection.structures import Proposals, Targets
 from engine.random_keys import random_keys
 
 
@@ -91,6 +91,15 @@ def draw_samples(
     gt_boxes = _rows(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=settings.box_weights)
     return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
+
+
+def with_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return the candidates of a region head (B, P + G, 4), and which of them exist (B, P + G).
+
+    The truth joins the proposals, so that there are good boxes from the first step on.
+    """
+    boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+    return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
 
 
 def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:

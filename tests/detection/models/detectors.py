@@ -96,6 +96,20 @@ def make_detector(
     ).eval()
 
 
+def make_like_torchvisions(num_classes: int) -> FasterRCNN:
+    """Return a ResNet-50 detector on a pyramid with the settings of torchvision's."""
+    return make_detector(
+        "fpn",
+        kind="resnet50",
+        num_classes=num_classes,
+        hidden_dim=1024,
+        pyramid_channels=256,
+        pooling=PoolSettings("roi_align", 7, sampling_ratio=2, aligned=False),
+        proposals=proposal_settings(pre_nms_topk=1000),
+        size_divisor=64,
+    )
+
+
 def make_images(
     sizes: Sequence[tuple[int, int]],
     *,

@@ -14,12 +14,12 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in
 from detection.config import DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.losses import mask_loss
-from detection.models import FasterRCNN, MaskHead, PoolSettings
+from detection.models import FasterRCNN, MaskHead
 from detection.models.mask_head import masks_of_labels
 from detection.ops.masks import cut_masks, unpack_bits
 from detection.structures import DetectionBatch
 from detection.weights import from_torchvision_fasterrcnn, to_torchvision_fasterrcnn
-from tests.detection.models.detectors import make_detector, proposal_settings
+from tests.detection.models.detectors import make_like_torchvisions
 from tests.detection.models.test_torchvision_parity import NUM_CLASSES, enliven, normalized
 
 pytestmark = pytest.mark.data
@@ -53,16 +53,7 @@ def pair(data_dir: Path) -> Iterator[Pair]:
     with torch.no_grad():
         enliven(theirs, image_list.tensors)
         theirs.roi_heads.mask_predictor.mask_fcn_logits.weight *= 5
-    ours = make_detector(
-        "fpn",
-        kind="resnet50",
-        num_classes=NUM_CLASSES,
-        hidden_dim=1024,
-        pyramid_channels=256,
-        pooling=PoolSettings("roi_align", 7, sampling_ratio=2, aligned=False),
-        proposals=proposal_settings(pre_nms_topk=1000),
-        size_divisor=64,
-    )
+    ours = make_like_torchvisions(NUM_CLASSES)
     ours.mask_head = MaskHead(256, num_convs=4, hidden_dim=256, num_classes=NUM_CLASSES)
     ours.load_state_dict(from_torchvision_fasterrcnn(theirs.state_dict()))
     with torch.no_grad():

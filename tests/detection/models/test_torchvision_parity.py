@@ -15,7 +15,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 from detection.losses import roi_loss, rpn_loss
-from detection.models import FasterRCNN, PoolSettings, RPNOutput
+from detection.models import FasterRCNN, RPNOutput
 from detection.ops.box_coder import encode_boxes
 from detection.ops.matching import match_boxes
 from detection.ops.sampling import sample_matches
@@ -23,9 +23,8 @@ from detection.structures import ImageBatch, Proposals, Targets
 from detection.weights import from_torchvision_fasterrcnn
 from engine.random_keys import random_keys
 from tests.detection.models.detectors import (
-    make_detector,
     make_images,
-    proposal_settings,
+    make_like_torchvisions,
     random_boxes,
 )
 
@@ -148,16 +147,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     )
     with torch.no_grad():
         enliven(theirs, image_list.tensors)
-    ours = make_detector(
-        "fpn",
-        kind="resnet50",
-        num_classes=NUM_CLASSES,
-        hidden_dim=1024,
-        pyramid_channels=256,
-        pooling=PoolSettings("roi_align", 7, sampling_ratio=2, aligned=False),
-        proposals=proposal_settings(pre_nms_topk=1000),
-        size_divisor=64,
-    )
+    ours = make_like_torchvisions(NUM_CLASSES)
     ours.load_state_dict(from_torchvision_fasterrcnn(theirs.state_dict()))
     with torch.no_grad():
         features = ours.features(images)

@@ -5,9 +5,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
-from detection.localization_config import LocalizationConfig
+from detection.localization_config import LocalizationConfig, OneClassConfig
+from detection.structures import DetectionBatch
+from detection.tasks.one_class import OneClassTask
 from engine.config import parse_config
+from engine.optim import build_optimizer
 
 CLASSES = ("blue", "red")
 SIDE = 32
@@ -62,3 +66,20 @@ def tiny_config(root: Path, **changes: Any) -> LocalizationConfig:
         values[key] = {**values.get(key, {}), **value}
     schemas = {"localization": LocalizationConfig}
     return parse_config(values, schemas=schemas, source="test")
+
+
+def train_a_dozen_steps(
+    task: OneClassTask, config: OneClassConfig, batch: DetectionBatch
+) -> tuple[set[str], float]:
+    """Train on one batch; return the losses' names, and the last sum relative to the first."""
+    optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
+    task.model.train()
+    seen = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses = task.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        optimizer.step()
+        seen.append(total.item())
+    return set(losses), seen[-1] / seen[0]
