@@ -58,6 +58,22 @@ class WeightsReport:
         return [first, *self.notes, *left_out]
 
 
+def network_metadata(
+    task: str, class_names: Sequence[str], network: NetworkConfig, *, config: str
+) -> dict[str, str]:
+    """Return what lies beside the weights of a network that sees one class a picture.
+
+    config: the run's, as JSON.
+    """
+    return {
+        "task": task,
+        "class_names": json.dumps(class_names),
+        "pixel_mean": json.dumps(network.pixel_mean),
+        "pixel_std": json.dumps(network.pixel_std),
+        "config": config,
+    }
+
+
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata ({} when there is none) without running code in it.
 

@@ -3,7 +3,6 @@
 B pictures, K classes.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Self
 
@@ -21,7 +20,7 @@ from backbones.classification.model import Classifier, build_network
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.views import predict_probabilities
 from backbones.classification.visualize import draw_prediction
-from backbones.weights import WeightsReport, load_configured_weights
+from backbones.weights import WeightsReport, load_configured_weights, network_metadata
 
 Pictures = CifarPictures | FolderPictures
 
@@ -129,14 +128,9 @@ class ClassificationTask(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """Return class names, pixels and config, for the weights' file."""
-        backbone = self.config.model.backbone
-        return {
-            "task": self.config.task,
-            "class_names": json.dumps(self.class_names),
-            "pixel_mean": json.dumps(backbone.pixel_mean),
-            "pixel_std": json.dumps(backbone.pixel_std),
-            "config": self.config.model_dump_json(),
-        }
+        config = self.config
+        backbone, dumped = config.model.backbone, config.model_dump_json()
+        return network_metadata(config.task, self.class_names, backbone, config=dumped)
 
     def notes(self) -> list[str]:
         """Return lines for the start of training: the data's, and the origin of the weights."""

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.weights import WeightsReport, load_configured_weights, load_exactly
+from backbones.weights import (
+    WeightsReport,
+    load_configured_weights,
+    load_exactly,
+    network_metadata,
+)
 from detection.data.localization import LocalizationPictures
 from detection.evaluation.localization import Localization, LocalizationEvaluator
 from detection.localization_config import EvaluationConfig, OneClassConfig
@@ -165,15 +170,10 @@ class OneClassTask(nn.Module, ABC):
 
     def metadata(self) -> dict[str, str]:
         """Return class names, pixels, the training set's mean box and the config."""
-        backbone = self.config.model.backbone
-        return {
-            "task": self.config.task,
-            "class_names": json.dumps(self.class_names),
-            "pixel_mean": json.dumps(backbone.pixel_mean),
-            "pixel_std": json.dumps(backbone.pixel_std),
-            "mean_box": json.dumps(self._mean_box),
-            "config": self.config.model_dump_json(),
-        }
+        config = self.config
+        backbone, dumped = config.model.backbone, config.model_dump_json()
+        metadata = network_metadata(config.task, self.class_names, backbone, config=dumped)
+        return metadata | {"mean_box": json.dumps(self._mean_box)}
 
     def notes(self) -> list[str]:
         """Return what was loaded, and what the data's checks left out or changed."""
