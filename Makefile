@@ -47,8 +47,8 @@ check: $(STAMP) ## lint, check formatting, types and import directions
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(STAMP) ## measure memory of a COCO-sized run
-	$(PY) tools/benchmark.py worker-memory
+bench: $(STAMP) ## measure speed and memory against the peers
+	$(PY) tools/benchmark.py all
 
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from engine.errors import DivergedError, InterruptedRunError, UserError
+from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -18,10 +18,10 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake of the user's, 3 diverged, 130 interrupted."""
+    """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says."""
     try:
         main()
-    except (UserError, DivergedError, InterruptedRunError) as error:
+    except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:
         sys.stderr.write(f"{'error' if isinstance(error, UserError) else 'stopped'}: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -21,3 +21,9 @@ class InterruptedRunError(RuntimeError):
     """Ctrl-C or SIGTERM arrived; a checkpoint to resume from has been written; exit code 130."""
 
     exit_code = 130
+
+
+class DisagreementError(RuntimeError):
+    """A benchmark's two sides gave different results, so their times mean nothing; exit code 4."""
+
+    exit_code = 4

@@ -14,7 +14,7 @@ SOURCES = {
 }
 NAMELESS_ROOMS = {"util", "utils", "misc", "common", "helper", "helpers"}
 MAY_PRINT = ("engine/log.py", "engine/cli.py", "tools/", "tests/")
-MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "tests/")
+MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "detection/benchmarks/", "tests/")
 
 
 def imported_modules(source: str) -> Iterator[str]:

@@ -1,0 +1,63 @@
+"""Memory of the processes that read pictures, at the size of COCO's training set."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from detection.benchmarks.settings import Settings
+from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.data.dataset import CocoDetection
+from engine.loader import Part, read_batches, training_batches
+from engine.measure import Row
+from engine.schema import LoaderConfig
+
+COCO_IMAGES, COCO_ANNOTATIONS = 118_287, 860_001
+"""Of instances_train2017.json."""
+
+
+def worker_memory(settings: Settings) -> list[Row]:
+    """Read one epoch with four workers; shared pages are counted once (PSS)."""
+    folder, workers = settings.folder, 4
+    size = write_json(folder, annotations=1000 if settings.small else COCO_ANNOTATIONS)
+    settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
+    split = SplitConfig(images=str(folder), annotations=str(folder / "train.json"))
+    config = DataConfig(train=split, augment=AugmentConfig(short_sides=(32,)))
+    data = CocoDetection(split, config=config, training=True)
+    settings.say(f"{len(data)} pictures, {len(data.annotations.boxes)} objects, {workers} workers")
+    batch_size = min(64, len(data))
+    plan = training_batches(data.groups, batch_size=batch_size, seed=0)
+    epoch = (Part(next(plan)) for _ in range(len(data) // batch_size))
+    loader, device = LoaderConfig(workers=workers), torch.device("cpu")
+    batches = read_batches(data, epoch, config=loader, device=device, substitute=True)
+    sizes = [proportional_mb() for number, _ in enumerate(batches) if number % 100 == 0]
+    return [
+        Row("all processes, most of an epoch", max(sizes), "MB", 1200, smaller_is_better=True),
+        Row("growth over the epoch", max(sizes) - sizes[0], "MB", 20, 0, smaller_is_better=True),
+    ]
+
+
+def write_json(folder: Path, *, annotations: int) -> int:
+    """Write a small picture and a train.json as if of many, polygons and all; return its bytes."""
+    cv2.imwrite(str(folder / "0.jpg"), np.full((32, 32, 3), 128, np.uint8))
+    count = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
+    images = [{"id": i, "file_name": "0.jpg", "height": 32, "width": 32} for i in range(count)]
+    shape = {"bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0, "segmentation": [[4.25, 4.5] * 22]}
+    objects = [
+        {"id": i, "image_id": i % count, "category_id": i % 80 + 1, **shape}
+        for i in range(annotations)
+    ]
+    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(80)]
+    content = {"images": images, "annotations": objects, "categories": categories}
+    return (folder / "train.json").write_text(json.dumps(content))
+
+
+def proportional_mb() -> float:
+    """Return the proportional set size of this process and its children, in MB."""
+    own = os.getpid()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (own, *children)]
+    return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
