@@ -3,9 +3,11 @@
 B images, C channels, H x W cells.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NormKind = Literal["batch", "frozen", "group"]
@@ -32,10 +34,14 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape and dtype."""
-        scale = self.weight.float() * torch.rsqrt(self.running_var.float() + self.eps)
-        shift = self.bias.float() - self.running_mean.float() * scale
+        scale, shift = self.scale_and_shift()
         # One kernel, and backward keeps `scale` alone, where F.batch_norm would keep all of x.
         return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return what it multiplies channels by and then adds to them, (C,) float32 each."""
+        scale = self.weight.float() * torch.rsqrt(self.running_var.float() + self.eps)
+        return scale, self.bias.float() - self.running_mean.float() * scale
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""
@@ -110,6 +116,48 @@ class _GroupNormCPU(torch.autograd.Function):
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype).view(1, -1, 1, 1)
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """Return norm(conv(x)), frozen batch norm as a part of the convolution, which still trains.
+
+    That saves a pass over the map forward and one backward: see benchmark.py train.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        normed: Tensor = norm(conv(x))
+        return normed
+    weight, shift = _folded(conv, norm)
+    return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding)
+
+
+def conv_norm_of_pooled(
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, pool: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Return norm(conv(pool(x, 1))) for a 1x1 convolution and a linear `pool`: they commute.
+
+    The convolution runs once on the map instead of on every region cut from it.
+
+    Args:
+        x: (B, C, H, W).
+        conv: 1x1, without bias.
+        norm: after it.
+        pool: takes a map (B, C', H, W) and a stride; its result (M, C', h, w) is linear in the map,
+            and holds every stride-th cell along each side of the result at stride 1.
+    """
+    assert conv.kernel_size == (1, 1), f"expected a 1x1 convolution, got {conv.kernel_size}"
+    if not isinstance(norm, FrozenBatchNorm2d):
+        normed: Tensor = norm(pool(F.conv2d(x, conv.weight), conv.stride[0]))
+        return normed
+    weight, shift = _folded(conv, norm)
+    pooled = pool(F.conv2d(x, weight), conv.stride[0])
+    # Not before pooling, where samples outside the map would lose a part of it.
+    return pooled + _per_channel(shift, pooled)
+
+
+def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return weights and bias of a convolution that equals `conv` and `norm` in a row."""
+    scale, shift = norm.scale_and_shift()
+    return conv.weight * scale.to(conv.weight.dtype).view(-1, 1, 1, 1), shift
 
 
 def make_norm(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:

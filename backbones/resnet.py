@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.features import FeatureSpec
-from backbones.norm import FrozenBatchNorm2d, NormKind, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, conv_norm_of_pooled, make_norm
 from engine.errors import UserError
 
 Shortcut = Literal["A", "B", "C", "none"]
 Norm = Callable[[int], nn.Module]
+Pool = Callable[[Tensor, int], Tensor]
 WIDTHS = (64, 128, 256, 512)
 STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 KINDS = {
@@ -54,6 +55,15 @@ def make_shortcut(
     return nn.Sequential(projection, norm(out_channels))
 
 
+def project(x: Tensor, shortcut: nn.Module | None) -> Tensor:
+    """Run the path around a block that `make_shortcut` built."""
+    if isinstance(shortcut, nn.Sequential):
+        conv, norm = shortcut
+        assert isinstance(conv, nn.Conv2d)
+        return conv_norm(x, conv, norm)
+    return x if shortcut is None else shortcut(x)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the path around them (the paper's figure 5, left)."""
 
@@ -72,10 +82,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, width, ceil(H / stride), ceil(W / stride))."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
+        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        y = conv_norm(y, self.conv2, self.bn2)
         if self.residual:
-            y += x if self.downsample is None else self.downsample(x)
+            y += project(x, self.downsample)
         return F.relu(y, inplace=True)
 
 
@@ -105,11 +115,26 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 4 width, ceil(H / stride), ceil(W / stride))."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
+        return self._finish(conv_norm(x, self.conv1, self.bn1), project(x, self.downsample))
+
+    def forward_pooled(self, x: Tensor, pool: Pool) -> Tensor:
+        """Return forward(pool(x, 1)); see `conv_norm_of_pooled`."""
+        y = conv_norm_of_pooled(x, self.conv1, self.bn1, pool=pool)
+        if isinstance(self.downsample, nn.Sequential):
+            conv, norm = self.downsample
+            assert isinstance(conv, nn.Conv2d)
+            around = conv_norm_of_pooled(x, conv, norm, pool=pool)
+        else:
+            around = project(pool(x, 1), self.downsample)
+        return self._finish(y, around)
+
+    def _finish(self, y: Tensor, around: Tensor) -> Tensor:
+        """Return the block's output from the first convolution's, and the path around all three."""
+        y = F.relu(y, inplace=True)
+        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
+        y = conv_norm(y, self.conv3, self.bn3)
         if self.residual:
-            y += x if self.downsample is None else self.downsample(x)
+            y += around
         return F.relu(y, inplace=True)
 
 
@@ -187,7 +212,7 @@ class ResNet(nn.Module):
         The sides of a map are the picture's over the stride, rounded up. A net of three stages
         ends at c4.
         """
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.maxpool(F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True))
         features = {}
         for number, name in enumerate(self.feature_specs, start=2):
             if number <= upto:
@@ -198,6 +223,17 @@ class ResNet(nn.Module):
         """Run the paper's conv{number} alone, 2 to 5, on the output of the stage before."""
         result: Tensor = getattr(self, f"layer{number - 1}")(x)
         return result
+
+    def stage_of_pooled(self, x: Tensor, number: int, *, pool: Pool) -> Tensor:
+        """Return stage(pool(x, 1), number) for a linear `pool`, sooner: see `conv_norm_of_pooled`.
+
+        Basic blocks begin with a 3x3, which does not commute with pooling: for them it is the same.
+        """
+        first, *rest = getattr(self, f"layer{number - 1}")
+        x = first.forward_pooled(x, pool) if isinstance(first, Bottleneck) else first(pool(x, 1))
+        for block in rest:
+            x = block(x)
+        return x
 
     def freeze_stages(self, count: int) -> None:
         """Stop training of the first stages: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all.

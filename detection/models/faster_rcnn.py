@@ -161,9 +161,17 @@ class FasterRCNN(NormalizedNetwork):
 
     def region_features(self, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
         """Return what the heads look at, (B, R, C, h, w): pooled RoIs, on c4 after conv5."""
-        pooled = self._pool(features, boxes, resolution=self.settings.pooling.resolution)
-        if self.fpn is None:
-            pooled = self.backbone.stage(pooled, 5)
+        resolution = self.settings.pooling.resolution
+        if self.fpn is None and self.settings.pooling.kind == "roi_align":
+
+            def pool(feature: Tensor, stride: int) -> Tensor:
+                return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
+
+            pooled = self.backbone.stage_of_pooled(features["c4"], 5, pool=pool)
+        else:
+            pooled = self._pool(features, boxes, resolution=resolution)
+            if self.fpn is None:
+                pooled = self.backbone.stage(pooled, 5)
         regions: Tensor = pooled.unflatten(0, boxes.shape[:2])
         return regions
 
@@ -225,7 +233,14 @@ class FasterRCNN(NormalizedNetwork):
         logits = self.mask_logits(features, found.boxes[:, :count])
         return masks_of_labels(logits, found.labels[:, :count]).float().sigmoid()
 
-    def _pool(self, features: Mapping[str, Tensor], boxes: Tensor, *, resolution: int) -> Tensor:
+    def _pool(
+        self,
+        features: Mapping[str, Tensor],
+        boxes: Tensor,
+        *,
+        resolution: int,
+        bin_stride: int = 1,
+    ) -> Tensor:
         pooling = self.settings.pooling
         return pool_rois(
             [features[level] for level in self.roi_levels],
@@ -235,6 +250,7 @@ class FasterRCNN(NormalizedNetwork):
             resolution=resolution,
             sampling_ratio=pooling.sampling_ratio,
             aligned=pooling.aligned,
+            bin_stride=bin_stride,
         )
 
     def _masked_pixels(self, images: ImageBatch) -> Tensor:

@@ -54,6 +54,7 @@ def pool_rois(
     resolution: int,
     sampling_ratio: int = 2,
     aligned: bool = True,
+    bin_stride: int = 1,
 ) -> Tensor:
     """Pool every box from the pyramid level of its size, or from the only level.
 
@@ -67,9 +68,10 @@ def pool_rois(
         sampling_ratio: roi_align: samples along a bin's side; 0 takes about one for each cell.
         aligned: roi_align: cell centres are at half-integer coordinates. False is half a cell off,
             as torchvision's detectors were trained.
+        bin_stride: take every bin_stride-th bin along each side alone, from the first on.
 
     Returns:
-        (M, C, resolution, resolution) of the features' type.
+        (M, C, r, r) of the features' type; r is resolution / bin_stride, rounded up.
     """
     boxes = boxes.detach().to(torch.promote_types(features[0].dtype, torch.float32))
     levels = boxes.new_zeros(boxes.shape[:2], dtype=torch.int64)
@@ -84,12 +86,13 @@ def pool_rois(
             resolution=resolution,
             sampling_ratio=sampling_ratio,
             aligned=aligned,
+            bin_stride=bin_stride,
         )
         maps = [feature.flatten(2).transpose(1, 2) for feature in features]  # (B, H_l * W_l, C)
         cells = (torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]).flatten(0, 1).contiguous()
         pooled: Tensor = _SparseProduct.apply(idxs, weights.to(cells.dtype), cells)
-        shape = (levels.numel(), resolution, resolution, cells.shape[1])
-        return pooled.view(shape).permute(0, 3, 1, 2)
+        side = -(-resolution // bin_stride)
+        return pooled.view(levels.numel(), side, side, cells.shape[1]).permute(0, 3, 1, 2)
 
     images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(levels)
     rois = torch.cat([images[..., None].to(boxes.dtype), boxes], dim=-1).flatten(0, 1)
@@ -103,7 +106,7 @@ def pool_rois(
         else:
             part = torchvision.ops.roi_align(feature, rois, size, 1 / stride, aligned=aligned)
         pooled = torch.where(levels == level, part, pooled)
-    return pooled.to(features[0].dtype)
+    return pooled[..., ::bin_stride, ::bin_stride].to(features[0].dtype)
 
 
 def _align_matrix(
@@ -115,6 +118,7 @@ def _align_matrix(
     resolution: int,
     sampling_ratio: int,
     aligned: bool,
+    bin_stride: int,
 ) -> tuple[Tensor, Tensor]:
     """Return RoIAlign's matrix: the cells (M * S * S, T * T) int32 of each bin, and their weights.
 
@@ -131,7 +135,8 @@ def _align_matrix(
     low, high = corners.flatten(0, 1).split(2, dim=-1)
     extent = high - low if aligned else (high - low).clamp(min=1)
     sizes = torch.stack([width, height], dim=-1).flatten(0, 1)
-    cells, weights = _taps(low, extent / resolution, sizes, resolution, sampling_ratio)
+    bins = torch.arange(0, resolution, bin_stride, device=boxes.device)
+    cells, weights = _taps(low, extent / resolution, sizes, bins, sampling_ratio)
     columns, rows = cells.unbind(1)
     rows = rows * width.view(-1, 1, 1) + first_cell.view(-1, 1, 1)
     column_weights, row_weights = weights.unbind(1)
@@ -150,17 +155,16 @@ def _of_level(values: Sequence[int], levels: Tensor) -> Tensor:
 
 
 def _taps(
-    low: Tensor, bin_size: Tensor, sizes: Tensor, resolution: int, sampling_ratio: int
+    low: Tensor, bin_size: Tensor, sizes: Tensor, bins: Tensor, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cells (M, 2, S, T) int64 that the bins of each axis read, and their weights.
+    """Return the cells (M, 2, S, T) int64 that `bins` (S,) of each axis read, and their weights.
 
     `low` (M, 2) is where regions begin and `bin_size` (M, 2) how long their bins are, in cells;
     `sizes` (M, 2) are the map's cells along the axis.
     """
     low, bin_size, sizes = (value[..., None, None] for value in (low, bin_size, sizes))
-    bins = torch.arange(resolution, device=low.device)[:, None]
     samples = torch.arange(sampling_ratio, device=low.device) + 0.5
-    points = low + bins * bin_size + samples * (bin_size / sampling_ratio)
+    points = low + bins[:, None] * bin_size + samples * (bin_size / sampling_ratio)
     cells, weights = bilinear_taps(points, sizes)
     return cells.flatten(-2), (weights / sampling_ratio).flatten(-2)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.norm import FrozenBatchNorm2d, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, make_norm
 
 
 def trained_batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
@@ -60,6 +60,31 @@ def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_forma
     assert y.dtype == torch.bfloat16
     assert y.is_contiguous(memory_format=layout)
     torch.testing.assert_close(y.float(), batch(x.float()), rtol=0.02, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen", "group"])
+def test_conv_norm_is_the_two_in_a_row_and_trains_the_convolution(kind: NormKind) -> None:
+    norm = make_norm(kind, 6).double()
+    norm.load_state_dict(trained_batch_norm(6).state_dict(), strict=kind != "group")
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False).double()
+    gradients = []
+    for run in (lambda x: norm(conv(x)), lambda x: conv_norm(x, conv, norm)):
+        x = torch.linspace(-1, 1, 2 * 4 * 35, dtype=torch.float64).view(2, 4, 5, 7).requires_grad_()
+        y = run(x)
+        gradients.append((y, *torch.autograd.grad(y.square().sum(), [x, conv.weight])))
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_conv_norm_under_autocast_rounds_no_more_than_the_two_in_a_row() -> None:
+    norm, conv = make_norm("frozen", 64), nn.Conv2d(32, 64, 1, bias=False)
+    norm.load_state_dict(trained_batch_norm(64).state_dict())
+    x = torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        exact = norm(conv(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            folded, apart = conv_norm(x, conv, norm), norm(conv(x))
+    assert folded.dtype == torch.bfloat16
+    assert (folded - exact).square().mean() <= 1.1 * (apart - exact).square().mean()
 
 
 def test_frozen_compiles_without_a_graph_break() -> None:

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 import backbones
-from backbones.norm import FrozenBatchNorm2d
+from backbones.norm import FrozenBatchNorm2d, NormKind
 from backbones.resnet import BasicBlock, Bottleneck, PaperBottleneck, ResNet, Shortcut
 from backbones.weights import to_torchvision
 from engine.errors import UserError
@@ -47,6 +47,26 @@ def multiply_adds(model: nn.Module, size: int) -> int:
         module.register_forward_hook(count)
     model.eval()(torch.zeros(1, 3, size, size, device="meta"))
     return sum(counts)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+@pytest.mark.parametrize("paper", [True, False], ids=["stride in 1x1", "stride in 3x3"])
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
+def test_a_stage_of_pooled_regions_is_the_stage_after_pooling(
+    kind: str, paper: bool, norm: NormKind
+) -> None:
+    model = backbones.build_resnet(kind, norm=norm, stride_in_1x1=paper).double().eval()
+    randomize_norms(model)
+    c4 = torch.randn(1, model.feature_specs["c4"].channels, 5, 6, dtype=torch.float64)
+    # two regions of 4x4 cells, each a weighted sum of the map's; weights need not add up to one
+    weights = torch.rand(2, 4, 4, 5, 6, dtype=torch.float64)
+
+    def pool(x: Tensor, stride: int) -> Tensor:
+        return torch.einsum("mhwyx,cyx->mchw", weights, x[0])[..., ::stride, ::stride]
+
+    with torch.inference_mode():
+        expected = model.stage(pool(c4, 1), 5)
+        torch.testing.assert_close(model.stage_of_pooled(c4, 5, pool=pool), expected)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

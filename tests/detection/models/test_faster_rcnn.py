@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from detection.models import FasterRCNN, PoolSettings, RPNOutput
+from detection.ops.roi_pool import pool_rois
 from detection.structures import ImageBatch, Proposals
 from tests.detection.models.detectors import make_detector, make_images, proposal_settings
 
@@ -63,6 +64,18 @@ def test_c4_runs_conv5_on_regions_only() -> None:
                 parameter.zero_()
         changed, _ = model.roi_head(features, boxes)
     assert not torch.equal(class_logits, changed)
+
+
+@pytest.mark.parametrize("kind", ["roi_align", "roi_pool"])
+def test_c4_regions_are_conv5_of_pooled_regions(kind: Literal["roi_align", "roi_pool"]) -> None:
+    pooling = PoolSettings(kind, 14, sampling_ratio=2, aligned=True)
+    model = make_detector("c4", kind="resnet50", pooling=pooling).double()
+    boxes = torch.tensor([[[-9.0, -5, 64, 48], [3, 3, 7, 200]], [[16, 16, 80, 60], [0, 0, 0, 0]]])
+    c4 = torch.randn(2, 1024, 6, 8, dtype=torch.float64)
+    pooled = pool_rois([c4], [16], boxes, kind=kind, resolution=14)
+    with torch.no_grad():
+        expected = model.backbone.stage(pooled, 5).unflatten(0, (2, 2))
+        torch.testing.assert_close(model.region_features({"c4": c4}, boxes), expected)
 
 
 @pytest.mark.parametrize("neck", NECKS)

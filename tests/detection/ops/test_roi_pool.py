@@ -148,6 +148,16 @@ def test_a_batch_is_its_images(pool: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_every_second_or_third_bin(pool: dict[str, Any], stride: int) -> None:
+    features = make_features(dtype=torch.float32)
+    arguments = {"boxes": make_boxes(5), "resolution": 7, **pool}
+    whole = pool_rois(features, STRIDES, **arguments)
+    part = pool_rois(features, STRIDES, **arguments, bin_stride=stride)
+    torch.testing.assert_close(part, whole[..., ::stride, ::stride])
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 def test_no_regions(pool: dict[str, Any]) -> None:
     features = make_features(dtype=torch.float32)
     pooled = pool_rois(features, STRIDES, torch.zeros(2, 0, 4), **pool)
