@@ -25,7 +25,7 @@ def main() -> None:
         nargs="+",
         choices=[*BENCHMARKS, "all"],
         metavar="NAME",
-        help=f"of {', '.join(BENCHMARKS)}, or all",
+        help=f"of {', '.join(BENCHMARKS)}, or all that need no GPU",
     )
     parser.add_argument("--model", help="r101_c4 or r50_fpn ... (default: each)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: both")
@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of the table (default: results)")
     arguments = parser.parse_args()
     console = make_console()
-    for name in BENCHMARKS if "all" in arguments.names else arguments.names:
+    names = arguments.names
+    if "all" in names:
+        names = [each for each in BENCHMARKS if arguments.small or not each.startswith("gpu-")]
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             rows = BENCHMARKS[name](
                 Settings(

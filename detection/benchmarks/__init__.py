@@ -6,10 +6,20 @@ that take a second, to show that the sides agree; its times then say nothing.
 
 from collections.abc import Callable, Sequence
 
+from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
+from detection.benchmarks.inference import inference
 from detection.benchmarks.memory import worker_memory
 from detection.benchmarks.settings import Settings
+from detection.benchmarks.training import train
 from engine.measure import Row
 
-BENCHMARKS: dict[str, Callable[[Settings], Sequence[Row]]] = {
+Benchmark = Callable[[Settings], Sequence[Row]]
+BENCHMARKS: dict[str, Benchmark] = {
+    "train": train,
+    "inference": inference,
     "worker-memory": worker_memory,
+    "gpu-train": gpu_train,
+    "gpu-inference": gpu_inference,
+    "gpu-classify": gpu_classify,
+    "gpu-trace": gpu_trace,
 }

@@ -97,9 +97,9 @@ class DetectionTask(nn.Module):
         model, sizes = self.model, batch.images.sizes
         features = model.features(batch.images)
         rpn = model.rpn(features, batch.images)
-        losses = self._rpn_losses(rpn, self._sample_anchors(rpn, batch))
+        losses = self._rpn_losses(rpn, self.sample_anchors(rpn, batch))
         proposals = model.proposals(rpn, sizes, training=True)
-        rois = self._sample_rois(proposals, batch)
+        rois = self.sample_rois(proposals, batch)
         regions = model.region_features(features, rois.boxes)
         class_logits, deltas = model.box_outputs(regions)
         losses |= self._roi_losses(class_logits, deltas, rois, batch)
@@ -147,7 +147,8 @@ class DetectionTask(nn.Module):
         """Return the objects found in each picture, in the pixels of its file."""
         return self.model.predict(batch.images)
 
-    def _sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
+    def sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
+        """Return the anchors on which the region proposal network's losses are taken."""
         config = self.config.model.rpn
         settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
@@ -166,7 +167,8 @@ class DetectionTask(nn.Module):
             stream=_ANCHOR_STREAM,
         )
 
-    def _sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
+    def sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
+        """Return the regions on which the head's losses are taken; the truth is among them."""
         targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
         return draw_samples(
             targets,

@@ -74,9 +74,9 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
     batch = replace(batch, targets=crowd)
     features = task.model.features(batch.images)
     rpn = task.model.rpn(features, batch.images)
-    anchors = task._sample_anchors(rpn, batch)
+    anchors = task.sample_anchors(rpn, batch)
     proposals = task.model.proposals(rpn, batch.images.sizes, training=True)
-    for samples in (anchors, task._sample_rois(proposals, batch)):
+    for samples in (anchors, task.sample_rois(proposals, batch)):
         assert samples.valid.any()
         assert not samples.is_fg.any()
         x1, _, x2, _ = samples.boxes[samples.valid].unbind(1)

@@ -45,11 +45,11 @@ def test_nothing_but_nms_waits_for_the_device(root: Path, neck: str) -> None:
     try:
         features = task.model.features(batch.images)
         rpn = task.model.rpn(features, batch.images)
-        anchors = task._sample_anchors(rpn, batch)
+        anchors = task.sample_anchors(rpn, batch)
         logits, deltas = rpn.objectness_logits, rpn.deltas
         targets = (anchors.target_deltas, anchors.idxs, anchors.is_fg, anchors.valid)
         losses = rpn_loss(logits, deltas, *targets, beta=0.0)
-        rois = task._sample_rois(proposals, batch)
+        rois = task.sample_rois(proposals, batch)
         class_logits, _ = task.model.roi_head(features, rois.boxes)
         (torch.stack(list(losses.values())).sum() + class_logits.sum()).backward()
     finally:

@@ -1,0 +1,72 @@
+"""Finding objects in one picture: ours against the same network of torchvision's parts."""
+
+from collections.abc import Callable
+
+import torch
+from torchvision.models.detection import FasterRCNN as PeerRCNN
+
+from detection.benchmarks.agreement import check_detections
+from detection.benchmarks.networks import (
+    R50_FPN,
+    R101_C4,
+    SIZE,
+    SMALL_SIZE,
+    make_batch,
+    make_peer,
+    make_task,
+    peer_pictures,
+)
+from detection.benchmarks.settings import Settings
+from detection.structures import DetectionBatch
+from detection.tasks.detection import DetectionTask
+from engine.measure import Row, compare
+from engine.step import autocast
+
+PROMISED = {  # at least, aim: times the peer in float32
+    ("r101_c4", "fp32"): (2.2, 2.6),
+    ("r101_c4", "bf16"): (4.0, 5.0),
+    ("r50_fpn", "fp32"): (1.25, 1.5),
+    ("r50_fpn", "bf16"): (1.9, 2.5),
+}
+
+
+def inference(settings: Settings) -> list[Row]:
+    """Measure one picture, from pixels to boxes."""
+    rows = []
+    for case in settings.chosen({case.name: case for case in (R101_C4, R50_FPN)}):
+        case = case.smaller() if settings.small else case
+        batch = make_batch(1, size=SMALL_SIZE if settings.small else SIZE)
+        task = make_task(case)
+        peer = make_peer(case, task).eval()
+        task.model.eval()
+        count = check_detections(task, peer, batch)
+        settings.say(f"{case.name}: the same {count} objects as torchvision's parts")
+        task.model.to(memory_format=torch.channels_last)
+        theirs = _their_prediction(peer, batch)
+        for precision in settings.precisions():
+            ours = _our_prediction(task, batch, precision)
+            comparison = compare(ours, theirs, rounds=settings.rounds)
+            at_least, aim = PROMISED[case.name, precision]
+            work = f"{case.name} one picture, {precision}"
+            rows.append(Row(work, comparison.ratio, "x", at_least, aim, detail=str(comparison)))
+    return rows
+
+
+def _their_prediction(peer: PeerRCNN, batch: DetectionBatch) -> Callable[[], object]:
+    pictures = peer_pictures(batch)
+
+    def predict() -> object:
+        with torch.inference_mode():
+            return peer(pictures)
+
+    return predict
+
+
+def _our_prediction(
+    task: DetectionTask, batch: DetectionBatch, precision: str
+) -> Callable[[], object]:
+    def predict() -> object:
+        with torch.inference_mode(), autocast(torch.device("cpu"), precision):
+            return task.predict(batch)
+
+    return predict

@@ -1,0 +1,46 @@
+"""One training step, ready to be called again and again: ours and the peer's."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torchvision.models.detection import FasterRCNN as PeerRCNN
+
+from engine.distributed import World
+from engine.optim import build_optimizer
+from engine.schema import LoopConfig, OptimConfig
+from engine.step import memory_layout, training_step, wrap_losses
+from engine.task import Batch, Task
+
+LEARNING_RATE = 1e-6
+"""Small, so that random weights stay where they are over the rounds."""
+
+
+def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[[Batch], object]:
+    """Put the network on the device; return one whole step of the training loop."""
+    task.model.to(device, memory_format=memory_layout(loop))  # type: ignore[call-overload]
+    task.model.train()
+    losses_of = wrap_losses(task, loop, World(rank=0, size=1, device=device))
+    config = OptimConfig(lr=LEARNING_RATE)
+    optimizer = build_optimizer(task.model, config, batch_size=loop.batch_size)
+    return lambda batch: training_step(
+        losses_of, optimizer, [batch], clip_grad_norm=None, stop=False
+    )
+
+
+def peer_step(
+    peer: PeerRCNN, pictures: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+) -> Callable[[], object]:
+    """Return a step as torchvision's reference scripts take it."""
+    peer.train()
+    parameters = [each for each in peer.parameters() if each.requires_grad]
+    optimizer = SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        loss = torch.stack(list(peer(pictures, targets).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
