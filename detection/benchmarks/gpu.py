@@ -59,7 +59,7 @@ def gpu_train(settings: Settings) -> list[Row]:
         batch = make_batch(count, size=size).to(device)
         task = make_task(case)
         task.to(device)
-        peer = make_peer(case, task).to(device)
+        peer = make_peer(case, task, size=size).to(device)
         check_losses(task, peer, make_batch(1, size=size).to(device))
         theirs = peer_step(peer, peer_pictures(batch), peer_targets(batch))
         loop = LoopConfig(precision="bf16", batch_size=count, compile=not settings.small)
@@ -78,15 +78,16 @@ def gpu_train(settings: Settings) -> list[Row]:
 def gpu_inference(settings: Settings) -> list[Row]:
     """Measure finding objects, one picture at a time and eight."""
     device = _device(settings)
+    size = SMALL_SIZE if settings.small else SIZE
     rows = []
     for case in settings.chosen({case.name: case for case in (R50_FPN, R101_FPN)}):
         case = case.smaller() if settings.small else case
         task = make_task(case)
         task.to(device)
-        peer = make_peer(case, task).to(device).eval()
+        peer = make_peer(case, task, size=size).to(device).eval()
         task.model.eval()
         for count in (1, 2 if settings.small else 8):
-            batch = make_batch(count, size=SMALL_SIZE if settings.small else SIZE).to(device)
+            batch = make_batch(count, size=size).to(device)
             torch.set_float32_matmul_precision("highest")
             check_detections(task, peer, batch)
             torch.set_float32_matmul_precision("high")

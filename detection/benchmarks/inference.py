@@ -33,11 +33,12 @@ PROMISED = {  # at least, aim: times the peer in float32
 def inference(settings: Settings) -> list[Row]:
     """Measure one picture, from pixels to boxes."""
     rows = []
+    size = SMALL_SIZE if settings.small else SIZE
     for case in settings.chosen({case.name: case for case in (R101_C4, R50_FPN)}):
         case = case.smaller() if settings.small else case
-        batch = make_batch(1, size=SMALL_SIZE if settings.small else SIZE)
+        batch = make_batch(1, size=size)
         task = make_task(case)
-        peer = make_peer(case, task).eval()
+        peer = make_peer(case, task, size=size).eval()
         task.model.eval()
         count = check_detections(task, peer, batch)
         settings.say(f"{case.name}: the same {count} objects as torchvision's parts")

@@ -107,8 +107,11 @@ def make_task(case: Case) -> DetectionTask:
     return kind(config, model, classes)
 
 
-def make_peer(case: Case, task: DetectionTask) -> PeerRCNN:
-    """Return the network of torchvision's parts with the weights of `task`, in training mode."""
+def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> PeerRCNN:
+    """Return the network of torchvision's parts with the weights of `task`, in training mode.
+
+    size: (height, width) of the pictures.
+    """
     body = getattr(resnet, case.kind)(weights=None, norm_layer=FrozenBatchNorm2d)
     for name, parameter in body.named_parameters():  # as ours, the first two stages are frozen
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
@@ -118,7 +121,10 @@ def make_peer(case: Case, task: DetectionTask) -> PeerRCNN:
         "rpn_pre_nms_top_n_test": case.topk_test[0],
         "rpn_post_nms_top_n_test": case.topk_test[1],
         "box_batch_size_per_image": case.num_samples,
-        "_skip_resize": True,  # pictures come in their size to both sides
+        # pictures come in their size to both sides
+        "_skip_resize": True,  # in training
+        "min_size": size[0],
+        "max_size": size[1],
     }
     state = to_torchvision_fasterrcnn(task.model.state_dict())
     if case.neck == "fpn":

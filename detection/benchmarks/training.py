@@ -44,7 +44,7 @@ def train(settings: Settings) -> list[Row]:
         case = case.smaller() if settings.small else case
         batch = make_batch(1, size=size, masks=case.masks)
         task = make_task(case)
-        check_losses(task, make_peer(case, task), batch)
+        check_losses(task, make_peer(case, task, size=size), batch)
         settings.say(f"{case.name}: the same losses on the same samples as torchvision's parts")
         for precision in settings.precisions():
             rows += _measure(case, batch, precision, settings)
@@ -55,14 +55,17 @@ def _measure(
     case: Case, batch: DetectionBatch, precision: Precision, settings: Settings
 ) -> list[Row]:
     task = make_task(case)
-    theirs = peer_step(make_peer(case, task), peer_pictures(batch), peer_targets(batch))
+    height, width = batch.images.sizes[0].tolist()
+    theirs = peer_step(
+        make_peer(case, task, size=(height, width)), peer_pictures(batch), peer_targets(batch)
+    )
     step = our_step(task, LoopConfig(precision=precision), device=CPU)
     counter = FlopCounterMode(display=False)
     with counter:
         step(batch)
     comparison = compare(lambda: step(batch), theirs, rounds=settings.rounds)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    peaks = peak_flops(dtype=dtype, device=CPU)
+    peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
     rate = counter.get_total_flops() / min(comparison.ours)
     at_least, aim = PROMISED[case.name, precision]
     share_at_least, share_aim = PEAK_SHARE[precision]

@@ -29,7 +29,7 @@ from engine.errors import DisagreementError, UserError
 def test_losses_agree_until_a_weight_differs(case: Case) -> None:
     case = case.smaller()
     task, batch = make_task(case), make_batch(1, size=SMALL_SIZE, masks=case.masks)
-    peer = make_peer(case, task)
+    peer = make_peer(case, task, size=SMALL_SIZE)
     check_losses(task, peer, batch)
     with torch.no_grad():
         peer.roi_heads.box_predictor.cls_score.bias[0] += 0.5
@@ -40,7 +40,7 @@ def test_losses_agree_until_a_weight_differs(case: Case) -> None:
 @pytest.mark.parametrize("case", [R101_C4, R50_FPN], ids=lambda case: case.name)
 def test_detections_agree_until_a_weight_differs(case: Case) -> None:
     task, batch = make_task(case.smaller()), make_batch(1, size=SMALL_SIZE)
-    peer = make_peer(case.smaller(), task).eval()
+    peer = make_peer(case.smaller(), task, size=SMALL_SIZE).eval()
     task.model.eval()
     assert check_detections(task, peer, batch) > 10
     with torch.no_grad():
