@@ -53,7 +53,9 @@ def main() -> None:
         if arguments.small and arguments.output is None:
             continue
         date = datetime.now(tz=UTC).date()
-        path = (arguments.output or Path("results")) / f"benchmark_{name}_{date}.md"
+        folder = arguments.output or Path("results")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"benchmark_{name}_{date}.md"
         text = f"# benchmark.py {name}\n\n{markdown_of(rows)}\n\n"
         command = " ".join(sys.argv[1:])
         write_file(
