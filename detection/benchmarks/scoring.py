@@ -33,7 +33,7 @@ def evaluation(settings: Settings) -> list[Row]:
     Both sides begin with the `Detections` of every picture, and with the truth as each keeps it in
     memory.
     """
-    num_pictures = 100 if settings.small else NUM_PICTURES
+    num_pictures = 20 if settings.small else NUM_PICTURES
     objects = make_objects(num_pictures)
     found = [make_detections(objects[i::num_pictures], seed=i) for i in range(num_pictures)]
     num_found = sum(map(len, found))
@@ -117,7 +117,7 @@ def make_detections(objects: Sequence[Mapping[str, Any]], *, seed: int) -> Detec
     if len(real):
         half = num_noise // 2
         noise_labels[:half] = real_labels[torch.arange(half) % len(real)]
-    real *= 1 + 0.08 * torch.randn(real.shape, generator=generator)
+    real += 0.08 * real[:, 2:].repeat(1, 2) * torch.randn(real.shape, generator=generator)
     scores = torch.rand(DETECTIONS_PER_PICTURE, generator=generator)
     scores[len(real) :] *= 0.7
     scores, order = scores.sort(descending=True, stable=True)

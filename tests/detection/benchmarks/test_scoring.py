@@ -9,7 +9,7 @@ from detection.benchmarks.settings import Settings
 def test_both_sides_give_the_same_numbers(tmp_path: Path) -> None:
     said: list[str] = []
     (row,) = evaluation(Settings(folder=tmp_path, say=said.append, rounds=1, small=True))
-    assert said == ["720 objects, 10000 detections in 100 pictures"]
+    assert said == ["144 objects, 2000 detections in 20 pictures"]
     assert (row.unit, row.at_least, row.aim) == ("x", 30, 60)
     assert row.value > 1
 
