@@ -64,17 +64,12 @@ def _score_file(
         raise UserError("--results: expected data.val.annotations=PATH beside it, got none")
 
     from detection.evaluation.coco_ap import score_file
-    from detection.evaluation.coco_engines import choose_engine
     from engine.checkpoint import prepare_output
     from engine.log import make_console
 
-    score = score_file(
-        path,
-        config.data.val.annotations,
-        all_images=all_images,
-        engine=choose_engine(config.evaluation.engine, final=True),
-        protocols=config.evaluation.protocols,
-    )
+    annotations, protocols = config.data.val.annotations, config.evaluation.protocols
+    engine = config.evaluation.engine
+    score = score_file(path, annotations, all_images=all_images, engine=engine, protocols=protocols)
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:
         prepare_output(output)

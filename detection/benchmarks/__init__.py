@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from detection.benchmarks.memory import worker_memory
 from detection.benchmarks.scoring import evaluation
 from detection.benchmarks.settings import Settings
+from detection.benchmarks.start_up import start_up
 from engine.measure import Row
 
 BENCHMARKS: dict[str, Callable[[Settings], Sequence[Row]]] = {
     "worker-memory": worker_memory,
     "evaluation": evaluation,
+    "start-up": start_up,
 }

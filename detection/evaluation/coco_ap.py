@@ -15,9 +15,9 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from detection.config import Protocol
+from detection.config import EngineChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
-from detection.evaluation.coco_engines import Engine, accumulate, summarize
+from detection.evaluation.coco_engines import Engine, accumulate, choose_engine, summarize
 from detection.evaluation.coco_files import (
     Found,
     IoUType,
@@ -159,7 +159,7 @@ def score_file(
     annotations: Path | str,
     *,
     all_images: bool = False,
-    engine: Engine = "pycocotools",
+    engine: EngineChoice = "auto",
     protocols: Sequence[Protocol] = (),
 ) -> CocoReport:
     """Score a COCO results file: boxes, masks or both, whichever its first entry has.
@@ -168,13 +168,14 @@ def score_file(
         path: the results.
         annotations: the COCO JSON that they belong to.
         all_images: score every annotated picture, not only those that the results name.
-        engine: who computes COCO's numbers.
+        engine: who computes COCO's numbers; `auto`, as for all that is to be reported, pycocotools.
         protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, when a file cannot be read, and for protocols without
-            boxes.
+        UserError: as for `score_results`, when a file cannot be read, for protocols without boxes,
+            and for an engine that is not installed.
     """
+    chosen = choose_engine(engine, final=True)
     results = read_results(path)
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
@@ -187,7 +188,7 @@ def score_file(
         scored = named or set(truth.images)  # a file without detections scores 0, not nothing
         rules = protocols if iou_type == "bbox" else ()
         score = _score(
-            found, truth, image_ids=scored, iou_type=iou_type, protocols=rules, engine=engine
+            found, truth, image_ids=scored, iou_type=iou_type, protocols=rules, engine=chosen
         )
         scores.append(score)
     return CocoReport(tuple(scores))
