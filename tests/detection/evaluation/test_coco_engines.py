@@ -1,21 +1,34 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_codec
 
+from detection.benchmarks.scoring import batch_of
 from detection.config import EngineChoice
-from detection.evaluation.coco_ap import SUMMARY, CocoScore, score_file, score_results
+from detection.data.coco import ClassMap
+from detection.evaluation.coco_ap import (
+    SUMMARY,
+    CocoEvaluator,
+    CocoScore,
+    score_file,
+    score_results,
+)
 from detection.evaluation.coco_engines import Engine, choose_engine
 from detection.evaluation.coco_files import IoUType, Truth, read_truth
+from detection.ops.boxes import xywh_to_xyxy
+from detection.structures import Detections, RunLengthMasks
 from engine.errors import UserError
 
 SIDE = 300
 CATEGORY_IDS = (38, 1, 2**61 + 1, 18)
 """Not in order; the last is found and not in the truth; floating-point numbers hold not all."""
+CLASSES = ClassMap(tuple(f"class {i}" for i in sorted(CATEGORY_IDS)), tuple(sorted(CATEGORY_IDS)))
 IMAGE_IDS = (5, 2**60 + 3, 2**60 + 2, 0, 77, 12)
 """Of the last one nothing is known, and nothing found."""
 
@@ -106,6 +119,21 @@ def read(document: dict[str, Any], folder: Path) -> Truth:
     return read_truth(path)
 
 
+def detections_of(results: list[dict[str, Any]], image_id: int) -> Detections:
+    """Return one picture's results as a network gives them."""
+    own = [each for each in results if each["image_id"] == image_id]
+    codes = tuple(each["segmentation"]["counts"].encode() for each in own)
+    boxes = torch.tensor([each["bbox"] for each in own]).reshape(-1, 4)
+    return Detections(
+        boxes=xywh_to_xyxy(boxes),
+        scores=torch.tensor([each["score"] for each in own]),
+        labels=torch.tensor(
+            [CLASSES.label_of(each["category_id"]) for each in own], dtype=torch.int64
+        ),
+        masks=RunLengthMasks((SIDE, SIDE), codes),
+    )
+
+
 def check_same(fast: CocoScore, judge: CocoScore) -> None:
     """To the last digit: the numbers, by class too, and the whole of the curves."""
     assert (fast.engine, judge.engine) == ("hotcoco", "pycocotools")
@@ -142,6 +170,50 @@ def test_hotcoco_equals_pycocotools(tmp_path: Path, seed: int, iou_type: IoUType
         if given and image_ids is None:
             summary = [judge.metrics[name] for name in SUMMARY]
             assert 0 < min(summary) < max(summary) < 1
+
+
+def test_evaluators_agree_with_each_other_and_with_the_file_they_write(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    document = random_truth(rng)
+    results, truth = random_results(rng, document), read(document, tmp_path)
+    batch, found = batch_of(len(IMAGE_IDS)), [detections_of(results, i) for i in IMAGE_IDS]
+    batch = replace(batch, images=replace(batch.images, image_ids=torch.tensor(IMAGE_IDS)))
+    metrics = {}
+    for engine in ("pycocotools", "hotcoco"):
+        evaluator = CocoEvaluator(truth, CLASSES, IMAGE_IDS, with_masks=True, engine=engine)
+        evaluator.update(batch, found)
+        metrics[engine] = evaluator.compute([evaluator.state()])
+    np.testing.assert_equal(metrics["hotcoco"], metrics["pycocotools"])
+    assert 0 < metrics["hotcoco"]["mask_ap"] != metrics["hotcoco"]["ap"] > 0
+    evaluator.write(tmp_path)
+    written = score_file(tmp_path / "detections.json", tmp_path / "truth.json", all_images=True)
+    np.testing.assert_equal(written.metrics, metrics["hotcoco"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": torch.tensor([0.5, torch.nan])}, "detection 1: score: expected a number"),
+        ({"boxes": torch.tensor([[0, 0, 5, torch.inf]] * 2)}, "detection 0: bbox: expected four"),
+        ({"masks": RunLengthMasks((3, 4), (b"<", b"<"))}, r"expected size \[300, 300\], got \[3"),
+    ],
+    ids=["score", "box", "mask"],
+)
+def test_impossible_detections_are_one_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    truth = read(random_truth(np.random.default_rng(0)), tmp_path)
+    evaluator = CocoEvaluator(truth, CLASSES, [0], with_masks=True, engine="hotcoco")
+    code = mask_of([5, 5, 20, 20], counts="compressed")["counts"].encode()
+    good = {
+        "boxes": torch.tensor([[5.0, 5.0, 25.0, 25.0]] * 2),
+        "scores": torch.tensor([0.9, 0.8]),
+        "labels": torch.tensor([0, 1]),
+        "masks": RunLengthMasks((SIDE, SIDE), (code, code)),
+    }
+    evaluator.update(batch_of(1), [Detections(**{**good, **change})])
+    with pytest.raises(UserError, match=f"^detections: .*{message}"):
+        evaluator.compute([evaluator.state()])
 
 
 @pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
