@@ -1,14 +1,17 @@
-"""Curves of a run, and figures of panels, as PNG files; the user of matplotlib for all rooms."""
+"""Curves of a run, and figures of panels, as PNG files; the user of matplotlib for all rooms.
+
+It is imported when the first figure is drawn: a training does that seconds or days after its start.
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLUMNS = 8
 _SCORES = ("ap", "ap50", "ap75", "top1", "top5")
@@ -42,7 +45,7 @@ def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _draw(
-    axes: Axes, records: Sequence[dict[str, Any]], names: Sequence[str], *, title: str
+    axes: "Axes", records: Sequence[dict[str, Any]], names: Sequence[str], *, title: str
 ) -> None:
     steps = [record["step"] for record in records]
     marker = "o" if len(steps) < 20 else ""
@@ -57,8 +60,10 @@ def _draw(
 
 def panels_of(
     count: int, *, columns: int = _COLUMNS, size: float = 2.0
-) -> tuple[Figure, list[Axes]]:
+) -> "tuple[Figure, list[Axes]]":
     """Return a figure and its `count` panels of `size` inches; pyplot would keep every figure."""
+    from matplotlib.figure import Figure
+
     columns = min(columns, max(count, 3))
     rows = max(1, math.ceil(count / columns))
     width, height = size * columns, size * rows + 1
@@ -75,6 +80,8 @@ def panels_of(
     return figure, panels
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure).print_figure(path, dpi=100)

@@ -19,6 +19,7 @@ from engine.schema import Config, Fraction, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
+EngineChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
 class SplitConfig(Config):
@@ -235,6 +236,10 @@ class EvaluationConfig(Config):
     """Detections below are not drawn."""
     protocols: tuple[Protocol, ...] = ()
     """Rules beside COCO's: VOC's 11-point or area AP at IoU 0.5, or ILSVRC detection's."""
+    engine: EngineChoice = "auto"
+    """What computes COCO's numbers. auto: during training hotcoco, a fast package that gives the
+    same ones, where it is installed; pycocotools for the numbers after the last step, and for
+    tools/eval.py."""
 
 
 class DetectionConfig(RunConfig):

@@ -55,15 +55,25 @@ def evaluate(
     return result.metrics
 
 
-def run_evaluation(task: Task, config: RunConfig, here: World, log: RunLog) -> EvaluationResult:
-    """Predict every validation picture once, over all processes, and score on the main one."""
+def run_evaluation(
+    task: Task, config: RunConfig, here: World, log: RunLog, *, final: bool = True
+) -> EvaluationResult:
+    """Predict every validation picture once, over all processes, and score on the main one.
+
+    Args:
+        task: what to score.
+        config: the run's config; loader and loop settings are used.
+        here: this process among all.
+        log: receives progress, and a line for each picture that was skipped.
+        final: as for `Task.evaluator`.
+    """
     data = task.val_data()
     plan = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
     mine = plan[here.rank :: here.size]
     deliveries = read_batches(
         data, mine, config=config.loader, device=here.device, substitute=False
     )
-    evaluator = task.evaluator()
+    evaluator = task.evaluator(final=final)
     result = EvaluationResult({}, evaluator)
     started = time.perf_counter()
     was_training = task.model.training

@@ -124,8 +124,13 @@ class Task(Protocol):
         """Return the validation pictures."""
         ...
 
-    def evaluator(self) -> Evaluator:
-        """Return a fresh evaluator of the validation pictures."""
+    def evaluator(self, *, final: bool = True) -> Evaluator:
+        """Return a fresh evaluator of the validation pictures.
+
+        Args:
+            final: whether its numbers are to be reported, or only steer a training, for which a
+                faster way to the same numbers will do.
+        """
         ...
 
     def metadata(self) -> dict[str, str]:

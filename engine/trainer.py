@@ -139,7 +139,7 @@ class _Run:
                 if (step + 1) % loop.log_every == 0:
                     self._log_step()
                 if loop.eval_every and (step + 1) % loop.eval_every == 0:
-                    metrics = self._evaluate()
+                    metrics = self._evaluate(final=step + 1 == loop.max_steps)
                 if (step + 1) % loop.checkpoint_every == 0 or step + 1 == loop.max_steps:
                     self._save()
                 if self._out_of_patience():
@@ -245,10 +245,10 @@ class _Run:
         )
         self.meter = StepMeter()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, *, final: bool) -> dict[str, float]:
         started = time.perf_counter()
         with self._averaged():
-            result = run_evaluation(self.task, self.config, self.here, self.log)
+            result = run_evaluation(self.task, self.config, self.here, self.log, final=final)
         metrics, progress = result.metrics, self.progress
         score = metrics[result.evaluator.main_metric]
         progress.evaluations_since_best += 1
@@ -297,9 +297,10 @@ class _Run:
             self.log.note(f"exporting the best weights, of step {self.progress.best_step}")
             self._load_tensors(load_checkpoint(best))
             metrics = {}
-        evaluated = metrics and self.progress.step % self.config.loop.eval_every == 0
+        step, loop = self.progress.step, self.config.loop
+        evaluated = metrics and step == loop.max_steps and step % loop.eval_every == 0
         if not evaluated:
-            metrics = self._evaluate()
+            metrics = self._evaluate(final=True)
         if self.here.is_main:
             with self._averaged():
                 write_safetensors(

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
@@ -14,12 +16,30 @@ SOURCES = {
 }
 NAMELESS_ROOMS = {"util", "utils", "misc", "common", "helper", "helpers"}
 MAY_PRINT = ("engine/log.py", "engine/cli.py", "tools/", "tests/")
+# Packages that take long to import, and who may do so before it is known that they are needed. The
+# others import them in a function, so that commands start at once.
+SLOW_IMPORTS = {
+    "albumentations": ("backbones/classification/transforms.py",),
+    "hotcoco": (),
+    "matplotlib": (),
+    "torch.utils.tensorboard": (),
+    "torchvision": (
+        "backbones/classification/cifar.py",
+        "detection/benchmarks/",
+        "detection/data/download.py",
+        "detection/ops/nms.py",
+    ),
+}
 MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "detection/benchmarks/", "tests/")
 
 
-def imported_modules(source: str) -> Iterator[str]:
-    """Yield dotted names: `from a import b` gives a.b, whether b is a module or not."""
-    for node in ast.walk(ast.parse(source)):
+def imported_modules(source: str, *, at_once: bool = False) -> Iterator[str]:
+    """Yield dotted names: `from a import b` gives a.b, whether b is a module or not.
+
+    `at_once`: of the statements outside of functions and conditions alone.
+    """
+    tree = ast.parse(source)
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,6 +69,20 @@ def test_torchvision_ops_stay_in_detection_ops() -> None:
         for name, source in SOURCES.items()
         if not name.startswith(MAY_IMPORT_TORCHVISION_OPS)
         and any(module.startswith("torchvision.ops") for module in imported_modules(source))
+    ]
+    assert strays == []
+
+
+@pytest.mark.parametrize("package", SLOW_IMPORTS)
+def test_slow_packages_are_imported_where_they_are_used(package: str) -> None:
+    strays = [
+        name
+        for name, source in SOURCES.items()
+        if not name.startswith(("tests/", *SLOW_IMPORTS[package]))
+        and any(
+            f"{module}.".startswith(f"{package}.")
+            for module in imported_modules(source, at_once=True)
+        )
     ]
     assert strays == []
 

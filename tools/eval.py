@@ -68,7 +68,8 @@ def _score_file(
     from engine.log import make_console
 
     annotations, protocols = config.data.val.annotations, config.evaluation.protocols
-    score = score_file(path, annotations, all_images=all_images, protocols=protocols)
+    engine = config.evaluation.engine
+    score = score_file(path, annotations, all_images=all_images, engine=engine, protocols=protocols)
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:
         prepare_output(output)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
 from detection.benchmarks.inference import inference
 from detection.benchmarks.memory import worker_memory
+from detection.benchmarks.scoring import evaluation
 from detection.benchmarks.settings import Settings
+from detection.benchmarks.start_up import start_up
 from detection.benchmarks.training import train
 from engine.measure import Row
 
@@ -22,4 +24,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gpu-inference": gpu_inference,
     "gpu-classify": gpu_classify,
     "gpu-trace": gpu_trace,
+    "evaluation": evaluation,
+    "start-up": start_up,
 }

@@ -6,7 +6,6 @@ H, W height and width; N boxes of one picture, crowd regions among them. Picture
 
 from collections.abc import Sequence
 
-import albumentations as A
 import numpy as np
 
 from backbones.pictures import resize_pixels
@@ -56,6 +55,8 @@ class Augment:
         vertical_flip_prob: float,
         color_jitter: float,
     ) -> None:
+        import albumentations as A  # half a second, which evaluation and prediction do without
+
         self._short_sides = tuple(short_sides)
         self._max_side = max_side
         strength = dict.fromkeys(("brightness", "contrast", "saturation"), color_jitter)

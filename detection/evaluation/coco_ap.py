@@ -1,13 +1,8 @@
-"""COCO average precision. pycocotools matches, accumulates and summarises; this file feeds it.
+"""COCO average precision: what is scored, its numbers, table and files. The engines do the rest.
 
-It is fed one category at a time. Categories do not touch each other in COCO's rules, so the numbers
-are those of a single call, and memory holds one category's matches instead of all.
-
-K categories, T=10 IoU thresholds, R=101 recall thresholds, A=4 ranges of area, N detections.
+K categories, T=10 IoU thresholds, R=101 recall thresholds.
 """
 
-import contextlib
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,26 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.console import Group
 from rich.table import Table
 
-from detection.config import Protocol
+from detection.config import EngineChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
+from detection.evaluation.coco_engines import Engine, accumulate, choose_engine, summarize
 from detection.evaluation.coco_files import (
     Found,
     IoUType,
+    PictureRows,
     Truth,
     check_masks,
     iou_types_of,
+    pack_detections,
     pack_results,
     read_results,
     read_truth,
 )
 from detection.evaluation.report import write_pr_curves
 from detection.evaluation.voc_ap import score_protocols
-from detection.structures import DetectionBatch, Detections, RunLengthMasks
+from detection.structures import DetectionBatch, Detections
 from engine.errors import UserError
 from engine.files import write_file
 
@@ -56,19 +52,22 @@ class CocoScore:
     metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where the truth has no such
     object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) over
     all areas with 100 detections an image, NaN for a class without objects. class_names: by rising
-    category id. note: what was scored, for the reader of the table.
+    category id. engine: who computed it. note: what was scored, for the reader of the table.
     """
 
     metrics: dict[str, float]
     precision: np.ndarray
     class_names: tuple[str, ...]
     iou_type: IoUType
+    engine: Engine
     note: str
 
     def table(self) -> Group:
         """Return the summary and the AP of every class, in percent, for the console."""
         kind = "boxes" if self.iou_type == "bbox" else "masks"
-        summary = _table(f"COCO AP and AR of {kind}, in percent", SUMMARY, self.metrics)
+        summary = _table(
+            f"COCO AP and AR of {kind}, in percent, by {self.engine}", SUMMARY, self.metrics
+        )
         others = [key for key in self.metrics if key.endswith("_map") and "/" not in key]
         more = [_table("mAP by other rules, in percent", others, self.metrics)] if others else []
         keys = [f"ap/{name}" for name in self.class_names]
@@ -97,8 +96,12 @@ class CocoReport:
         return Group(*(score.table() for score in self.scores))
 
     def write(self, directory: Path) -> None:
-        """Write metrics.json (null where a number does not exist), pr_curves.png, and masks'."""
-        metrics = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
+        """Write metrics.json (null where a number does not exist), pr_curves.png, and masks'.
+
+        `engine` in metrics.json is the name of the package that computed COCO's numbers.
+        """
+        numbers = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
+        metrics = {**numbers, "engine": self.scores[0].engine}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
         for score, prefix in zip(self.scores, ("", "mask_"), strict=False):
@@ -126,7 +129,7 @@ def score_results(
     *,
     image_ids: Iterable[int] | None = None,
     iou_type: IoUType = "bbox",
-    source: str = "results",
+    engine: Engine = "pycocotools",
     protocols: Sequence[Protocol] = (),
 ) -> CocoScore:
     """Score detections in COCO's results format.
@@ -136,7 +139,7 @@ def score_results(
         truth: annotations, or the path of their file.
         image_ids: the pictures to score; None scores all of the annotation file.
         iou_type: compare boxes or masks.
-        source: the results' name in messages.
+        engine: who computes COCO's numbers.
         protocols: further rules to score boxes by.
 
     Raises:
@@ -144,9 +147,11 @@ def score_results(
     """
     if not isinstance(truth, Truth):
         truth = read_truth(truth)
-    found = pack_results(results, truth, iou_type=iou_type, source=source)
+    found = pack_results(results, truth, iou_type=iou_type, source="results")
     scored = set(truth.images if image_ids is None else image_ids)
-    return _score(found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols)
+    return _score(
+        found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols, engine=engine
+    )
 
 
 def score_file(
@@ -154,6 +159,7 @@ def score_file(
     annotations: Path | str,
     *,
     all_images: bool = False,
+    engine: EngineChoice = "auto",
     protocols: Sequence[Protocol] = (),
 ) -> CocoReport:
     """Score a COCO results file: boxes, masks or both, whichever its first entry has.
@@ -162,12 +168,14 @@ def score_file(
         path: the results.
         annotations: the COCO JSON that they belong to.
         all_images: score every annotated picture, not only those that the results name.
+        engine: who computes COCO's numbers; `auto`, as for all that is to be reported, pycocotools.
         protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, when a file cannot be read, and for protocols without
-            boxes.
+        UserError: as for `score_results`, when a file cannot be read, for protocols without boxes,
+            and for an engine that is not installed.
     """
+    chosen = choose_engine(engine, final=True)
     results = read_results(path)
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
@@ -176,10 +184,13 @@ def score_file(
     scores = []
     for iou_type in iou_types:
         found = pack_results(results, truth, iou_type=iou_type, source=str(path))
-        named = set() if all_images else set(found.image_ids)
+        named = set() if all_images else set(found.image_ids.tolist())
         scored = named or set(truth.images)  # a file without detections scores 0, not nothing
         rules = protocols if iou_type == "bbox" else ()
-        scores.append(_score(found, truth, image_ids=scored, iou_type=iou_type, protocols=rules))
+        score = _score(
+            found, truth, image_ids=scored, iou_type=iou_type, protocols=rules, engine=chosen
+        )
+        scores.append(score)
     return CocoReport(tuple(scores))
 
 
@@ -190,34 +201,26 @@ def _score(
     image_ids: set[int],
     iou_type: IoUType,
     protocols: Sequence[Protocol],
+    engine: Engine,
 ) -> CocoScore:
     if iou_type == "segm":
         check_masks(truth)
-    whole = COCOeval(iouType=iou_type)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        parts = [
-            _match_category(truth, category_id, found, image_ids=image_ids, iou_type=iou_type)
-            for category_id in truth.names
-        ]
-        whole.eval = {
-            "precision": np.concatenate([precision for precision, _ in parts], axis=2),
-            "recall": np.concatenate([recall for _, recall in parts], axis=1),
-        }
-        whole.summarize()
-    precision = whole.eval["precision"][..., _ALL_AREAS, _MOST_DETECTIONS]
+    found = found.within(image_ids)
+    accumulated = accumulate(found, truth, image_ids=image_ids, iou_type=iou_type, engine=engine)
+    precision = accumulated.precision[..., _ALL_AREAS, _MOST_DETECTIONS]
     precision = np.where(precision < 0, np.nan, precision)
     names = tuple(truth.names.values())
     metrics: dict[str, float] = {
         name: float(value) if value >= 0 else math.nan
-        for name, value in zip(SUMMARY, whole.stats, strict=True)
+        for name, value in zip(SUMMARY, summarize(accumulated, iou_type), strict=True)
     }
     # a class is absent as a whole or not at all, so that a plain mean keeps its NaN
     per_class = precision.mean(axis=(0, 1))
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
-    inside = [image_id for image_id in found.image_ids if image_id in image_ids]
-    metrics |= {"num_images": len(image_ids), "num_detections": len(inside)}
+    metrics |= {"num_images": len(image_ids), "num_detections": len(found.scores)}
     metrics |= score_protocols(found, truth, protocols=protocols, image_ids=image_ids)
-    note = f"{len(inside)} detections in {len(set(inside))} of {len(image_ids)} pictures"
+    num_named = len(np.unique(found.image_ids))
+    note = f"{len(found.scores)} detections in {num_named} of {len(image_ids)} pictures"
     unscored = len(truth.images) - len(image_ids)
     if unscored:
         note += f"\n{unscored} annotated pictures that the results do not name are not scored"
@@ -226,69 +229,43 @@ def _score(
     scored = (each for row in truth.objects.values() for each in row)
     if difficult := sum(each["difficult"] for each in scored if each["image_id"] in image_ids):
         note += f"\n{difficult} difficult objects count like any other in COCO's numbers"
-    return CocoScore(metrics, precision, names, iou_type, note)
-
-
-def _match_category(
-    truth: Truth, category_id: int, found: Found, *, image_ids: set[int], iou_type: IoUType
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision (T, R, 1, A, 3) and recall (T, 1, A, 3), -1 where there is no object."""
-    # the pictures without this category change nothing; pycocotools writes into what it is given
-    objects = [dict(each) for each in truth.objects[category_id] if each["image_id"] in image_ids]
-    detections = [each for each in found.of_category(category_id) if each["image_id"] in image_ids]
-    images = [truth.images[i] for i in {each["image_id"] for each in (*objects, *detections)}]
-    shared = {"images": images, "categories": [{"id": category_id}]}
-    judge = COCOeval(_indexed(shared, objects), _indexed(shared, detections), iou_type)
-    judge.evaluate()
-    judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
-
-
-def _indexed(shared: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = {**shared, "annotations": annotations}
-    coco.createIndex()
-    return coco
-
-
-# a picture's id, its detections, (N, 6) float32 of x1, y1, x2, y2, score, label, and their masks
-_Row = tuple[int, np.ndarray, RunLengthMasks | None]
+    return CocoScore(metrics, precision, names, iou_type, engine, note)
 
 
 class CocoEvaluator:
     """Gathers detections of a validation set, in any order and over any number of processes.
 
     Args:
-        annotations: COCO JSON of the validation pictures.
+        truth: of the validation pictures.
         classes: the map between labels and category ids.
         image_ids: the pictures of which `compute` expects detections, each once.
-        kept_rows: places in the file of the annotations that count; None: all. Bad boxes that a
-            stated policy skips are not among them.
         allow_missing: pictures may be missing (skipped by a stated policy); they then count as
             pictures without detections.
         protocols: further rules to score boxes by.
         with_masks: score masks too, and take their AP for the main metric.
+        engine: who computes COCO's numbers.
     """
 
     def __init__(
         self,
-        annotations: Path | str,
+        truth: Truth,
         classes: ClassMap,
         image_ids: Iterable[int],
         *,
-        kept_rows: Iterable[int] | None = None,
         allow_missing: bool = False,
         protocols: Sequence[Protocol] = (),
         with_masks: bool = False,
+        engine: Engine = "pycocotools",
     ) -> None:
         self.main_metric = "mask_ap" if with_masks else "ap"
         self._iou_types: tuple[IoUType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
-        self._truth = read_truth(annotations, kept_rows=kept_rows)
+        self._truth = truth
         self._classes = classes
         self._expected = sorted(image_ids)
         self._allow_missing = allow_missing
         self._protocols = protocols
-        self._gathered: list[_Row] = []
+        self._engine = engine
+        self._gathered: list[PictureRows] = []
         self._report: CocoReport | None = None
 
     def update(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> None:
@@ -296,25 +273,25 @@ class CocoEvaluator:
         for image_id, found in zip(batch.image_ids.tolist(), predictions, strict=True):
             columns = [found.boxes, found.scores[:, None], found.labels[:, None].float()]
             rows = torch.cat(columns, dim=1).cpu().numpy()
-            self._gathered.append((image_id, rows, found.masks))
+            self._gathered.append(PictureRows(image_id, rows, found.masks))
 
-    def state(self) -> list[_Row]:
+    def state(self) -> list[PictureRows]:
         """Return what this process has gathered."""
         return self._gathered
 
-    def compute(self, states: Sequence[list[_Row]]) -> dict[str, float]:
+    def compute(self, states: Sequence[list[PictureRows]]) -> dict[str, float]:
         """Score the union of the states; see `CocoScore.metrics`."""
         gathered = [row for state in states for row in state]
         self._gathered = sorted(gathered, key=lambda row: row[0])
         self._check_images([image_id for image_id, *_ in self._gathered])
         scores = [
-            score_results(
-                self._results(),
+            _score(
+                pack_detections(self._gathered, self._classes, self._truth, iou_type=iou_type),
                 self._truth,
-                image_ids=self._expected,
+                image_ids=set(self._expected),
                 iou_type=iou_type,
-                source="detections",
                 protocols=self._protocols if iou_type == "bbox" else (),
+                engine=self._engine,
             )
             for iou_type in self._iou_types
         ]

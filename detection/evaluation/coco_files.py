@@ -7,15 +7,19 @@ import json
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from pycocotools import mask as mask_codec
 
+from detection.data.coco import ClassMap
 from detection.data.coco_json import int_of, name_of, parse_coco, read_annotations
+from detection.ops.boxes import xyxy_to_xywh
+from detection.structures import RunLengthMasks
 from engine.errors import UserError
 
 IoUType = Literal["bbox", "segm"]
@@ -43,7 +47,8 @@ def read_truth(path: Path | str, *, kept_rows: Iterable[int] | None = None) -> T
 
     Args:
         path: the file.
-        kept_rows: places of the annotations that count, in the order of the file; None: all.
+        kept_rows: places of the annotations that count, in the order of the file; None: all. Bad
+            boxes that a stated policy skips are not among them.
 
     Raises:
         UserError: the file cannot be read, is not of COCO's shape, or has nothing to find.
@@ -146,36 +151,56 @@ def iou_types_of(results: list[Any]) -> tuple[IoUType, ...]:
     return ("bbox", "segm") if "segmentation" in first else ("bbox",)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    """M detections, packed: 56 bytes each instead of a dictionary. boxes: 4 M numbers, or masks."""
+    """M detections. Without `masks` the boxes are scored, with them the masks.
 
-    image_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    category_ids: "array[int]" = field(default_factory=lambda: array("q"))
-    scores: "array[float]" = field(default_factory=lambda: array("d"))
-    boxes: "array[float]" = field(default_factory=lambda: array("d"))
-    masks: list[dict[str, Any]] = field(default_factory=list)
+    image_ids, category_ids: (M,) int64. scores: (M,) float64. boxes: (M, 4) float64, zeros beside
+    the masks of a file without boxes. masks: M of COCO's compressed RLE, or none.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    masks: list[dict[str, Any]]
+
+    def within(self, image_ids: Iterable[int]) -> "Found":
+        """Return the detections in some pictures."""
+        keep = np.flatnonzero(np.isin(self.image_ids, list(image_ids)))
+        if len(keep) == len(self.image_ids):
+            return self
+        return Found(
+            image_ids=self.image_ids[keep],
+            category_ids=self.category_ids[keep],
+            scores=self.scores[keep],
+            boxes=self.boxes[keep],
+            masks=[self.masks[row] for row in keep.tolist()] if self.masks else [],
+        )
 
     def of_category(self, category_id: int) -> list[dict[str, Any]]:
         """Return one category's detections as pycocotools wants them, in the order given."""
-        rows = np.flatnonzero(np.asarray(self.category_ids) == category_id).tolist()
+        rows = np.flatnonzero(self.category_ids == category_id)
+        columns = (self.image_ids[rows], self.scores[rows])
         return [
             {
                 "id": number,
-                "image_id": self.image_ids[row],
+                "image_id": image_id,
                 "category_id": category_id,
-                "score": self.scores[row],
+                "score": score,
                 "iscrowd": 0,
                 **self._shape(row),
             }
-            for number, row in enumerate(rows, start=1)
+            for number, (row, image_id, score) in enumerate(
+                zip(rows.tolist(), *(column.tolist() for column in columns), strict=True), start=1
+            )
         ]
 
     def _shape(self, row: int) -> dict[str, Any]:
         if self.masks:
             mask = self.masks[row]
             return {"segmentation": mask, "area": float(mask_codec.area(mask))}
-        box = self.boxes[4 * row : 4 * row + 4].tolist()
+        box = self.boxes[row].tolist()
         return {"bbox": box, "area": box[2] * box[3]}
 
 
@@ -191,33 +216,100 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
     Raises:
         UserError: a result is malformed, or of an image or a category that the annotations lack.
     """
-    found = Found()
+    image_ids, category_ids, scores, boxes = array("q"), array("q"), array("d"), array("d")
+    masks: list[dict[str, Any]] = []
     for index, result in enumerate(results):
         where = f"{source}: detection {index}"
         if not isinstance(result, dict):
             raise UserError(f"{where}: expected an object, got {type(result).__name__}")
         image_id, category_id = _known_ids(result, truth, where)
         score: Any = result.get("score")
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not isinstance(score, int | float):
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
-        found.image_ids.append(image_id)
-        found.category_ids.append(category_id)
-        found.scores.append(score)
+        image_ids.append(image_id)
+        category_ids.append(category_id)
+        scores.append(score)
         if iou_type == "bbox":
-            box = _finite_box(result, where)
-            if min(box[2:]) < 0:
-                raise UserError(f"{where}: bbox: expected no negative width or height, got {box}")
-            found.boxes.extend(box)
+            boxes.extend(_finite_box(result, where))
         else:
-            image = truth.images[image_id]
-            found.masks.append(_mask(result.get("segmentation"), image, where))
+            boxes.extend((0.0, 0.0, 0.0, 0.0))
+            mask = result.get("segmentation")
+            if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+                raise UserError(
+                    f"{where}: segmentation: expected a compressed RLE, got {str(mask)[:60]}"
+                )
+            _check_size(mask.get("size"), truth.images[image_id], where)
+            masks.append(mask)
+    found = Found(
+        np.frombuffer(image_ids, np.int64),
+        np.frombuffer(category_ids, np.int64),
+        np.frombuffer(scores, np.float64),
+        np.frombuffer(boxes, np.float64).reshape(-1, 4),
+        masks,
+    )
+    _check_numbers(found, source)
     return found
 
 
-def _mask(mask: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
-    size = [image.get("height"), image.get("width")]
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        raise UserError(f"{where}: segmentation: expected a compressed RLE, got {str(mask)[:60]}")
-    if mask.get("size") != size:
-        raise UserError(f"{where}: segmentation: expected size {size}, got {mask.get('size')}")
-    return mask
+class PictureRows(NamedTuple):
+    """A network's detections in one picture, light enough to travel between processes.
+
+    rows: (N, 6) float32 of x1, y1, x2, y2, score, label.
+    """
+
+    image_id: int
+    rows: np.ndarray
+    masks: RunLengthMasks | None
+
+
+def pack_detections(
+    gathered: Sequence[PictureRows], classes: ClassMap, truth: Truth, *, iou_type: IoUType
+) -> Found:
+    """Check a network's detections and pack them, as `pack_results` those of a file.
+
+    Raises:
+        UserError: a score or box is not finite, or a mask is not of its picture's size.
+    """
+    assert truth.images.keys() >= {image_id for image_id, *_ in gathered}
+    assert truth.names.keys() >= set(classes.category_ids)
+    source = "detections"
+    counts = [len(rows) for _, rows, _ in gathered]
+    rows = torch.from_numpy(
+        np.concatenate([np.zeros((0, 6), np.float32), *(rows for _, rows, _ in gathered)])
+    )
+    masks: list[dict[str, Any]] = []
+    for image_id, _, coded in gathered if iou_type == "segm" else ():
+        assert coded is not None, "the network was made without masks"
+        size = list(coded.size)
+        _check_size(size, truth.images[image_id], f"{source}: detection {len(masks)}")
+        masks += [{"size": size, "counts": code} for code in coded.codes]
+    found = Found(
+        np.repeat(np.array([image_id for image_id, *_ in gathered], dtype=np.int64), counts),
+        np.array(classes.category_ids)[rows[:, 5].long().numpy()],
+        rows[:, 4].double().numpy(),
+        # in float32 as it is written to a results file, so that the file scores the same
+        xyxy_to_xywh(rows[:, :4]).double().numpy(),
+        masks,
+    )
+    _check_numbers(found, source)
+    return found
+
+
+def _check_numbers(found: Found, source: str) -> None:
+    """Raise UserError for the first detection whose score or box no detection can have."""
+    bad_scores = ~np.isfinite(found.scores)
+    bad_boxes = ~np.isfinite(found.boxes).all(axis=1) | (found.boxes[:, 2:] < 0).any(axis=1)
+    for row in np.flatnonzero(bad_scores | bad_boxes)[:1].tolist():
+        where = f"{source}: detection {row}"
+        if bad_scores[row]:
+            raise UserError(f"{where}: score: expected a number, got {found.scores[row]}")
+        box = found.boxes[row].tolist()
+        raise UserError(
+            f"{where}: bbox: expected four finite numbers, no negative width or height, got {box}"
+        )
+
+
+def _check_size(size: Any, image: Mapping[str, Any], where: str) -> None:
+    expected = [image.get("height"), image.get("width")]
+    if size != expected:
+        raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from detection.ops.boxes import box_area
@@ -93,6 +92,8 @@ def pool_rois(
         pooled: Tensor = _SparseProduct.apply(idxs, weights.to(cells.dtype), cells)
         side = -(-resolution // bin_stride)
         return pooled.view(levels.numel(), side, side, cells.shape[1]).permute(0, 3, 1, 2)
+
+    import torchvision  # takes a second, for it brings the compiler along
 
     images = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(levels)
     rois = torch.cat([images[..., None].to(boxes.dtype), boxes], dim=-1).flatten(0, 1)

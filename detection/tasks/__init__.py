@@ -1,47 +1,44 @@
-"""The tasks of this package: made from a config, or read from what a run left."""
+"""The tasks of this package: made from a config, or read from what a run left.
+
+Each is imported when it is asked for: the packages of all of them take a command half a second.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
-from backbones.classification.task import ClassificationTask
-from backbones.classification.trained import load_trained as load_classifier
 from detection.config import DetectionConfig
-from detection.data.demo_objects import make_demo_objects
 from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
-from detection.predict import load_trained
-from detection.tasks.detection import DetectionTask
-from detection.tasks.localization import LocalizationTask
-from detection.tasks.localization_regions import LocalizationRegionsTask
-from detection.tasks.one_class import OneClassTask
-from detection.tasks.segmentation import SegmentationTask
 from engine.checkpoint import read_trained
 from engine.errors import UserError
 from engine.schema import RunConfig
 
-_DETECTORS: dict[str, type[DetectionTask]] = {
-    "detection": DetectionTask,
-    "segmentation": SegmentationTask,
-}
+if TYPE_CHECKING:
+    from backbones.classification.task import ClassificationTask
+    from detection.tasks.detection import DetectionTask
+    from detection.tasks.one_class import OneClassTask
 
 
-def build_task(config: RunConfig) -> DetectionTask | OneClassTask | ClassificationTask:
+def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | ClassificationTask":
     """Make the task that a config asks for, ready to train; the demo's pictures are drawn first."""
     if isinstance(config, ClassificationConfig):
+        from backbones.classification.task import ClassificationTask
+
         if config.data.demo is not None:
+            from detection.data.demo_objects import make_demo_objects
+
             make_demo_objects(config.data.demo)
         return ClassificationTask.for_training(config)
-    if isinstance(config, LocalizationConfig):
-        return LocalizationTask.for_training(config)
-    if isinstance(config, LocalizationRegionsConfig):
-        return LocalizationRegionsTask.for_training(config)
+    if isinstance(config, LocalizationConfig | LocalizationRegionsConfig):
+        return _localizer(config.task).for_training(config)
     assert isinstance(config, DetectionConfig)
-    return _DETECTORS[config.task].for_training(config)
+    return _detector(config.task).for_training(config)
 
 
 def load_task(
     paths: Sequence[Path], overrides: Sequence[str] = ()
-) -> DetectionTask | OneClassTask | ClassificationTask:
+) -> "DetectionTask | OneClassTask | ClassificationTask":
     """Read the task of a run folder, a checkpoint or a .safetensors file, ready to be scored.
 
     Args:
@@ -51,15 +48,37 @@ def load_task(
     Raises:
         UserError: a file is missing, damaged or foreign, or an override is wrong.
     """
-    kind = read_trained(paths[0])[2].get("task")
+    kind = read_trained(paths[0])[2].get("task", "")
     if kind == "classification":
+        from backbones.classification.trained import load_trained as load_classifier
+
         return load_classifier(paths, overrides)
     if len(paths) > 1:
         raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
-    if kind == "localization":
-        return LocalizationTask.from_run(paths[0], overrides)
-    if kind == "localization_regions":
-        return LocalizationRegionsTask.from_run(paths[0], overrides)
+    if kind in ("localization", "localization_regions"):
+        return _localizer(kind).from_run(paths[0], overrides)
+
+    from detection.predict import load_trained
+
     trained = load_trained(paths[0], overrides)
-    detector = _DETECTORS[trained.config.task]
-    return detector(trained.config, trained.model, trained.classes)
+    return _detector(trained.config.task)(trained.config, trained.model, trained.classes)
+
+
+def _detector(task: str) -> "type[DetectionTask]":
+    if task == "segmentation":
+        from detection.tasks.segmentation import SegmentationTask
+
+        return SegmentationTask
+    from detection.tasks.detection import DetectionTask
+
+    return DetectionTask
+
+
+def _localizer(task: str) -> "type[OneClassTask]":
+    if task == "localization_regions":
+        from detection.tasks.localization_regions import LocalizationRegionsTask
+
+        return LocalizationRegionsTask
+    from detection.tasks.localization import LocalizationTask
+
+    return LocalizationTask

@@ -19,6 +19,8 @@ from detection.data.coco import ClassMap
 from detection.data.dataset import CocoDetection
 from detection.data.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
+from detection.evaluation.coco_engines import choose_engine
+from detection.evaluation.coco_files import read_truth
 from detection.losses import roi_loss, rpn_loss
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
@@ -52,6 +54,7 @@ class DetectionTask(nn.Module):
 
     def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
         super().__init__()
+        choose_engine(config.evaluation.engine, final=True)  # one not installed should show now
         self.config = config
         self.model = model
         self.classes = classes
@@ -227,17 +230,18 @@ class DetectionTask(nn.Module):
             )
         return self._val_data
 
-    def evaluator(self) -> CocoEvaluator:
-        """Return a COCO evaluator of the validation pictures."""
+    def evaluator(self, *, final: bool = True) -> CocoEvaluator:
+        """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
         data = self.val_data()
+        kept_rows = data.annotations.segmentation_idxs.tolist()
         return CocoEvaluator(
-            data.annotations.path,
+            read_truth(data.annotations.path, kept_rows=kept_rows),
             self.classes,
             data.image_ids.tolist(),
-            kept_rows=data.annotations.segmentation_idxs.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
             protocols=self.config.evaluation.protocols,
             with_masks=self.with_masks,
+            engine=choose_engine(self.config.evaluation.engine, final=final),
         )
 
     def metadata(self) -> dict[str, str]:

@@ -158,8 +158,8 @@ class OneClassTask(nn.Module, ABC):
             )
         return self._val_data
 
-    def evaluator(self) -> LocalizationEvaluator:
-        """Return a fresh evaluator of the validation pictures."""
+    def evaluator(self, *, final: bool = True) -> LocalizationEvaluator:
+        """Return a fresh evaluator of the validation pictures, the same whether `final` or not."""
         data = self.val_data()
         return LocalizationEvaluator(
             self.class_names,

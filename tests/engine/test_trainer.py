@@ -54,6 +54,23 @@ def test_run_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("loop", "expected"),
+    [
+        ({"eval_every": 4}, [False, False, True]),
+        ({"eval_every": 5}, [False, False, True]),
+        ({}, [True]),
+    ],
+    ids=["at the last step", "before it", "never"],
+)
+def test_evaluator_knows_which_numbers_are_final(
+    tmp_path: Path, loop: dict[str, int], expected: list[bool]
+) -> None:
+    task = ToyTask()
+    fit(task, config(**loop), output=tmp_path)
+    assert task.asked_for_final == expected
+
+
+@pytest.mark.parametrize(
     "loop", [{}, {"ema_decay": 0.9}, {"accumulate": 2}], ids=["plain", "ema", "accumulate"]
 )
 @pytest.mark.parametrize("cut", [5, 10])

@@ -106,6 +106,7 @@ class ToyTask(nn.Module):
         torch.manual_seed(0)
         self.model: nn.Module = nn.Linear(3, 1)
         self.data = data or ToyData()
+        self.asked_for_final: list[bool] = []
 
     def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
         """Return the mean squared error and a small penalty."""
@@ -126,8 +127,9 @@ class ToyTask(nn.Module):
         """Return fewer rows."""
         return ToyData(9)
 
-    def evaluator(self) -> ToyEvaluator:
-        """Return a fresh one."""
+    def evaluator(self, *, final: bool = True) -> ToyEvaluator:
+        """Return a fresh one, and remember for which numbers."""
+        self.asked_for_final.append(final)
         return ToyEvaluator()
 
     def metadata(self) -> dict[str, str]:

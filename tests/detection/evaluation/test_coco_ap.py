@@ -14,6 +14,7 @@ from rich.console import Console
 
 from detection.data.coco import ClassMap
 from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file, score_results
+from detection.evaluation.coco_files import read_truth
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
 from engine.errors import UserError
 
@@ -98,7 +99,8 @@ def evaluated(
     path: Path, found: list[Detections], *, order: list[int], processes: int = 1
 ) -> tuple[CocoEvaluator, dict[str, float]]:
     """Evaluate pictures in `order`, two in a batch, dealt out to some processes."""
-    evaluators = [CocoEvaluator(path, CLASSES, range(NUM_IMAGES)) for _ in range(processes)]
+    known = read_truth(path)
+    evaluators = [CocoEvaluator(known, CLASSES, range(NUM_IMAGES)) for _ in range(processes)]
     for start in range(0, len(order), 2):
         ids = order[start : start + 2]
         evaluator = evaluators[start // 2 % processes]
@@ -176,7 +178,7 @@ def test_skipped_pictures_count_as_without_detections(tmp_path: Path) -> None:
     found = make_detections(document)
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     _, expected = evaluated(truth, [*found[:-1], nothing], order=list(range(NUM_IMAGES)))
-    evaluator = CocoEvaluator(truth, CLASSES, range(NUM_IMAGES), allow_missing=True)
+    evaluator = CocoEvaluator(read_truth(truth), CLASSES, range(NUM_IMAGES), allow_missing=True)
     evaluator.update(make_batch(list(range(NUM_IMAGES - 1))), found[:-1])
     np.testing.assert_equal(evaluator.compute([evaluator.state()]), expected)
 
@@ -189,6 +191,7 @@ def test_own_results_file_scores_the_same(tmp_path: Path) -> None:
     np.testing.assert_equal(score_file(tmp_path / "detections.json", truth).metrics, metrics)
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written.pop("ap/dog") is None
+    assert written.pop("engine") == "pycocotools"
     assert written == {name: value for name, value in metrics.items() if name != "ap/dog"}
     results = json.loads((tmp_path / "detections.json").read_text())
     assert {entry["category_id"] for entry in results} == set(CLASSES.category_ids)
@@ -242,9 +245,9 @@ def test_rows_left_out_are_no_truth(tmp_path: Path) -> None:
     document["annotations"][3]["bbox"] = [10, 10, float("nan"), 10]
     path = write(tmp_path / "broken.json", document)
     with pytest.raises(UserError, match="annotation 103: bbox: expected four numbers"):
-        CocoEvaluator(path, CLASSES, range(NUM_IMAGES))
-    kept = [row for row in range(40) if row != 3]
-    evaluator = CocoEvaluator(path, CLASSES, range(NUM_IMAGES), kept_rows=kept, allow_missing=True)
+        read_truth(path)
+    known = read_truth(path, kept_rows=[row for row in range(40) if row != 3])
+    evaluator = CocoEvaluator(known, CLASSES, range(NUM_IMAGES), allow_missing=True)
     assert evaluator.compute([])["ap"] == 0
 
 
@@ -255,6 +258,7 @@ def test_table_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""  # pycocotools is silent
     Console(width=80).print(evaluator.table())
     shown = capsys.readouterr().out
+    assert "in percent, by pycocotools" in shown
     assert f"{100 * metrics['ap']:.1f}" in shown
     row = next(line for line in shown.splitlines() if "dog" in line)
     assert row.split("dog")[1].split("│")[1].strip() == "-"
@@ -274,7 +278,7 @@ GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([{**GOOD, "category_id": 2}], "detection 0: category_id: expected one of .*, got 2"),
         ([{**GOOD, "bbox": [1, 2, 3]}], r"detection 0: bbox: expected four .*, got \[1, 2, 3\]"),
         ([{**GOOD, "bbox": [1, 2, 3, math.nan]}], r"detection 0: bbox: expected four numbers"),
-        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "expected no negative width or height"),
+        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "bbox: expected four finite numbers, no negative"),
         ([{**GOOD, "score": "high"}], "detection 0: score: expected a number, got 'high'"),
         ([{**GOOD, "score": math.inf}], "detection 0: score: expected a number, got inf"),
         ([{"image_id": 1, "category_id": 18, "score": 1}], "segmentation: expected a compressed"),

@@ -1,5 +1,7 @@
 """The detection task: its losses, its samples, what processes and compilers make of it."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
-from tests.detection.tasks.tiny import NECKS, tiny_task
+from engine.errors import UserError
+from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,22 @@ def test_drawn_pictures_have_the_network_input_size(root: Path, neck: str) -> No
         (picture,) = task.draw(batch, task.predict(batch))
     assert picture.dtype == "uint8"
     assert picture.shape[0] >= int(batch.images.sizes[0, 0])
+
+
+@pytest.mark.parametrize(("final", "engine"), [(True, "pycocotools"), (False, "hotcoco")])
+def test_reported_numbers_are_those_of_pycocotools(
+    root: Path, tmp_path: Path, final: bool, engine: str
+) -> None:
+    task = DetectionTask.for_training(tiny_config(root, data={"on_bad_image": "skip"}))
+    evaluator = task.evaluator(final=final)
+    evaluator.compute([])  # all pictures skipped
+    evaluator.write(tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["engine"] == engine
+
+
+def test_a_missing_engine_shows_before_training(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # so that importing it fails
+    with pytest.raises(UserError, match=r"evaluation.engine: expected hotcoco to be installed"):
+        DetectionTask.for_training(tiny_config(root, evaluation={"engine": "hotcoco"}))
