@@ -14,6 +14,7 @@ setup(
         "torchvision>=0.26",
         "albumentations>=2.0.8,<3",
         "matplotlib>=3.9",
+        "msgspec>=0.19",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
         "pycocotools>=2.0.8",

@@ -9,6 +9,7 @@ from backbones.pictures import BadPictureError, read_image
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
+from detection.data.coco_cache import CACHED_BYTES
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.masks import draw_masks
 from detection.data.transforms import Augment, resize, resized_size
@@ -44,7 +45,11 @@ class CocoDetection:
         if not self._folder.is_dir():
             raise UserError(f"{self._folder}: expected the folder of pictures, got no such folder")
         self.annotations: Annotations = read_coco(
-            split.annotations, classes=classes, on_bad_box=config.on_bad_box, need_boxes=training
+            split.annotations,
+            classes=classes,
+            on_bad_box=config.on_bad_box,
+            need_boxes=training,
+            cache_from=CACHED_BYTES if config.cache else None,
         )
         if with_masks:
             _check_masks(self.annotations)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from backbones.pictures import read_image
 from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.data.coco_cache import CACHED_BYTES
 from detection.data.dataset import CocoDetection, aspect_groups
 from engine.errors import SkippedSampleError, UserError
 from engine.task import DataSet
@@ -133,6 +134,19 @@ def test_difficult_objects_are_ignored_as_crowds_are(
     batch = data.collate([data.load(0, 0)])
     assert batch.targets.is_crowd[0, :3].tolist() == [True, False, False]
     assert batch.targets.valid[0, :3].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["by default", "switched off"])
+def test_a_large_file_has_a_packed_copy(
+    document: Document, write_coco: CocoWriter, cache: bool
+) -> None:
+    path = write_coco(document)
+    assert open_data(path).annotations.cache_note is None
+    path.write_text(path.read_text() + " " * CACHED_BYTES)
+    copy = path.with_name(f"{path.name}.resdet-cache")
+    expected = f"packed copy {copy} made" if cache else None
+    assert open_data(path, cache=cache).annotations.cache_note == expected
+    assert copy.exists() == cache
 
 
 def test_another_size_than_annotated(document: Document, write_coco: CocoWriter) -> None:
