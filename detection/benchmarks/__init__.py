@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 
 from detection.benchmarks.annotations import annotation_loading
 from detection.benchmarks.memory import worker_memory
+from detection.benchmarks.padding import padding
 from detection.benchmarks.settings import Settings
 from engine.measure import Row
 
 BENCHMARKS: dict[str, Callable[[Settings], Sequence[Row]]] = {
     "worker-memory": worker_memory,
     "annotations": annotation_loading,
+    "padding": padding,
 }
