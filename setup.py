@@ -16,7 +16,7 @@ setup(
         "matplotlib>=3.9",
         "msgspec>=0.19",
         "numpy>=2.0",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.11",
         "pycocotools>=2.0.8",
         "pydantic>=2.9,<3",
         "PyYAML>=6.0.2",

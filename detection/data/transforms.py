@@ -64,9 +64,16 @@ class Augment:
             A.VerticalFlip(p=vertical_flip_prob),
             A.ColorJitter(**strength, hue=color_jitter / 10, p=float(color_jitter > 0)),
         ]
+        # What is never done would take time all the same. The first one stays, because
+        # albumentations warns of boxes that no transform takes.
+        self._places = [
+            place for place, transform in enumerate(transforms) if place == 0 or transform.p > 0
+        ]
         # masks have the size after the resize, which the picture may not have yet
         self._compose = A.Compose(
-            transforms, bbox_params=A.BboxParams(format="pascal_voc"), is_check_shapes=False
+            [transforms[place] for place in self._places],
+            bbox_params=A.BboxParams(format="pascal_voc"),
+            is_check_shapes=False,
         )
 
     def __call__(
@@ -119,10 +126,9 @@ class Augment:
         self, pixels: np.ndarray, boxes: np.ndarray, masks: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # Compose gives all its transforms one seed, and both mirrors would always come together.
-        for transform, seed in zip(
-            self._compose.transforms, rng.integers(2**31, size=3), strict=True
-        ):
-            transform.set_random_seed(int(seed))
+        seeds = rng.integers(2**31, size=3)[self._places].tolist()
+        for transform, seed in zip(self._compose.transforms, seeds, strict=True):
+            transform.set_random_seed(seed)
         numbered = np.column_stack([boxes, np.arange(len(boxes))]).astype(np.float32)
         inputs = {"image": pixels, "bboxes": numbered}
         if len(masks):
