@@ -133,9 +133,10 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
         images, boxes = [], []
         for index in indices:
             objects = data.annotations.objects_of(index)
-            path = folder / data.annotations.file_name(index)
+            picture = cv2.imread(str(folder / data.annotations.file_name(index)))
+            assert picture is not None
             done = transforms[sizes[index]](
-                image=cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB),
+                image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB),
                 bboxes=data.annotations.boxes[objects],
                 labels=data.annotations.labels[objects],
             )
