@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from detection.data.coco_cache import CACHED_BYTES
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
-from tests.detection.tasks.tiny import NECKS, tiny_task
+from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,16 @@ def test_drawn_pictures_have_the_network_input_size(root: Path, neck: str) -> No
         (picture,) = task.draw(batch, task.predict(batch))
     assert picture.dtype == "uint8"
     assert picture.shape[0] >= int(batch.images.sizes[0, 0])
+
+
+def test_notes_say_what_was_done_about_packed_copies(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    source = Path(config.data.train.annotations)
+    large = tmp_path / "large.json"
+    large.write_text(source.read_text() + " " * CACHED_BYTES)
+    split = config.data.train.model_copy(update={"annotations": str(large)})
+    data = config.data.model_copy(update={"train": split})
+    task = DetectionTask.for_training(config.model_copy(update={"data": data}))
+    expected = f"training annotations: packed copy {large}.resdet-cache made"
+    notes = [note for note in task.notes() if "packed copy" in note]
+    assert notes == [expected]
