@@ -46,7 +46,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
     augment = AugmentConfig(short_sides=(SHORT_SIDE,), max_side=MAX_SIDE, flip_prob=1.0)
     config = DataConfig(train=split, augment=augment, size_divisor=DIVISOR)
     data = CocoDetection(split, config=config, training=True)
-    count = 16 if settings.small else len(data)
+    count = 8 if settings.small else len(data)
     plan = [list(range(first, first + BATCH_SIZE)) for first in range(0, count, BATCH_SIZE)]
     folder = Path(split.images)
     ours = partial(_read_ours, data)
