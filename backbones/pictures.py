@@ -27,12 +27,12 @@ EXIF_TURNED = range(5, 9)  # orientations that swap height and width
 HEADER_BYTES = 1 << 16  # holds the size in most files, and is one read
 
 REDUCTIONS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-"""Factors by which a JPEG can be decoded smaller."""
+"""Factors by which a JPEG can be decoded smaller, and OpenCV's flags for them but for colour."""
 
 
 class BadPictureError(UserError):
@@ -83,18 +83,19 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
     if is_jpeg and not _has_jpeg_end(data):
         raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
     # OpenCV would decode the other formats in full and then resize.
-    flags = REDUCTIONS[reduction if is_jpeg else 1]
+    flags = cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction if is_jpeg else 1]
     flags |= 0 if rotate else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        pixels: np.ndarray | None = (
+            cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        )
     except cv2.error as error:
         raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
     if pixels is None:
         raise BadPictureError(
             f"{path}: expected a whole picture, got a file that cannot be decoded"
         )
-    rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return rgb
+    return pixels
 
 
 def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -35,7 +35,7 @@ class AugmentConfig(Config):
     """What happens to a training picture."""
 
     short_sides: tuple[PositiveInt, ...] = (640, 672, 704, 736, 768, 800)
-    """Target lengths of the shorter side; one is drawn for each picture."""
+    """Target lengths of the shorter side; one is drawn for each batch."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
     flip_prob: Fraction = 0.5
@@ -55,6 +55,8 @@ class DataConfig(Config):
     """Validation pictures."""
     demo: DemoConfig | None = None
     """When set, demo pictures are made under `demo.root` if a split lies there and is missing."""
+    cache: bool = True
+    """Keep a packed copy beside a JSON of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
     """Train on pictures without objects."""
     on_bad_box: Literal["error", "skip"] = "error"
@@ -67,8 +69,8 @@ class DataConfig(Config):
     """Shorter side at evaluation and prediction."""
     eval_max_side: PositiveInt = 1333
     """Cap on the longer side at evaluation and prediction."""
-    aspect_groups: PositiveInt = 2
-    """Aspect-ratio groups from which training batches are drawn; 1 mixes all."""
+    aspect_groups: PositiveInt = 8
+    """The most aspect-ratio groups from which training batches are drawn; 1 mixes all."""
     size_divisor: PositiveInt = 32
     """Batches are padded to multiples of this."""
 

@@ -1,6 +1,7 @@
 """Reading text files, and writing files in one piece: a kill leaves the old one or the new one."""
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,13 +10,22 @@ from typing import BinaryIO
 from engine.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, many_writers: bool = False
+) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk and rename it.
+
+    Args:
+        path: where it goes.
+        write: writes the content.
+        many_writers: processes may do so at once, each in a file of its own, and the last one's is
+            left. Without it a file that a kill left half-written is written over the next time.
 
     Raises:
         UserError: the disk refuses; what was at `path` is still there.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    own = f".{secrets.token_hex(4)}" if many_writers else ""
+    partial = path.with_name(f"{path.name}{own}.partial")
     try:
         with partial.open("wb") as file:
             write(file)

@@ -124,18 +124,21 @@ class _Reader(torch.utils.data.Dataset[Any]):
     def __getitems__(self, part: Part) -> Delivery:
         skipped: list[str] = []
         try:
-            samples = [sample for draw in part.draws for sample in self._read(draw, skipped)]
+            samples = [
+                sample for draw in part.draws for sample in self._read(draw, part.frame, skipped)
+            ]
             batch = self.data.collate(samples, part.frame) if samples else None
         except UserError as error:
             return Delivery(None, tuple(skipped), str(error))
         return Delivery(batch, tuple(skipped))
 
-    def _read(self, draw: Draw, skipped: list[str]) -> list[Any]:
+    def _read(self, draw: Draw, frame: Any, skipped: list[str]) -> list[Any]:
         """Return the sample; in training the next readable one, so that batches keep their size."""
         tries = _MAX_SUBSTITUTES if self.substitute else 1
         for offset in range(tries):
             try:
-                return [self.data.load((draw.index + offset) % len(self.data), draw.seed)]
+                index = (draw.index + offset) % len(self.data)
+                return [self.data.load(index, draw.seed, frame)]
             except SkippedSampleError as reason:
                 skipped.append(str(reason))
         if self.substitute:

@@ -42,8 +42,8 @@ class DataSet(Protocol):
         """Return the number of pictures."""
         ...
 
-    def load(self, index: int, seed: int) -> Any:
-        """Read picture `index`; all its randomness comes from `seed`.
+    def load(self, index: int, seed: int, frame: Any = None) -> Any:
+        """Read picture `index`; its randomness comes from `seed` and its batch's `frame`.
 
         Raises:
             UserError: the picture or its truth is bad and the policy is to stop.
@@ -53,6 +53,8 @@ class DataSet(Protocol):
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> Any:
         """Return what all parts of a batch must agree on, such as the padded shape.
+
+        It depends on the draws alone. Evaluation has none.
 
         Args:
             draws: (index, seed) of every picture of the global batch.

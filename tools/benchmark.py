@@ -53,9 +53,9 @@ def main() -> None:
         if arguments.small and arguments.output is None:
             continue
         date = datetime.now(tz=UTC).date()
-        folder = arguments.output or Path("results")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"benchmark_{name}_{date}.md"
+        output = arguments.output or Path("results")
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / f"benchmark_{name}_{date}.md"
         text = f"# benchmark.py {name}\n\n{markdown_of(rows)}\n\n"
         command = " ".join(sys.argv[1:])
         write_file(

@@ -80,7 +80,7 @@ class CifarPictures:
         """Return the number of pictures."""
         return len(self.labels)
 
-    def load(self, index: int, seed: int) -> tuple[int, int]:
+    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, int]:
         """Return the draw itself; `collate` cuts the whole batch from the array."""
         return index, seed
 

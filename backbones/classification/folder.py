@@ -137,7 +137,7 @@ class FolderPictures:
         name = self.class_names[self._labels[index]]
         return f"{name}/{os.fsdecode(self._paths[index])}"
 
-    def load(self, index: int, seed: int) -> LabelledPicture:
+    def load(self, index: int, seed: int, frame: None = None) -> LabelledPicture:
         """Read picture `index`; all its randomness comes from `seed`.
 
         Raises:

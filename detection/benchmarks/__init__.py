@@ -6,9 +6,12 @@ that take a second, to show that the sides agree; its times then say nothing.
 
 from collections.abc import Callable, Sequence
 
+from detection.benchmarks.annotations import annotation_loading
 from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
 from detection.benchmarks.inference import inference
+from detection.benchmarks.input import input_pipeline
 from detection.benchmarks.memory import worker_memory
+from detection.benchmarks.padding import padding
 from detection.benchmarks.scoring import evaluation
 from detection.benchmarks.settings import Settings
 from detection.benchmarks.start_up import start_up
@@ -26,4 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gpu-trace": gpu_trace,
     "evaluation": evaluation,
     "start-up": start_up,
+    "annotations": annotation_loading,
+    "padding": padding,
+    "input": input_pipeline,
 }

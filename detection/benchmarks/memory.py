@@ -45,9 +45,16 @@ def write_json(folder: Path, *, annotations: int) -> int:
     cv2.imwrite(str(folder / "0.jpg"), np.full((32, 32, 3), 128, np.uint8))
     count = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
     images = [{"id": i, "file_name": "0.jpg", "height": 32, "width": 32} for i in range(count)]
-    shape = {"bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0, "segmentation": [[4.25, 4.5] * 22]}
     objects = [
-        {"id": i, "image_id": i % count, "category_id": i % 80 + 1, **shape}
+        {
+            "id": i,
+            "image_id": i % count,
+            "category_id": i % 80 + 1,
+            "bbox": [i % 8, i % 11, 20, 20.5],
+            "area": 410 - i % 3,
+            "iscrowd": int(i % 100 == 0),
+            "segmentation": [[4.25, 4.5] * 22],
+        }
         for i in range(annotations)
     ]
     categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(80)]

@@ -1,5 +1,6 @@
 """What can be wrong with the boxes of an annotation file. M boxes, all checked at once."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from detection.ops.boxes import xywh_to_xyxy
 
 MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
+BLOCK = 1 << 14
+"""Boxes that are checked at once."""
 CLIP_TOLERANCE = 1e-3
 """Pixels that a box may stick out uncounted: rounding of x + width in the file."""
 NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
@@ -30,22 +33,44 @@ class CheckedBoxes:
 
 def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     """Check `xywh` (M, 4) float64 as in the file, on images of `sizes` (M, 2); M may be 0."""
-    finite = np.isfinite(xywh).all(axis=1)
+    # in blocks, whose temporary arrays stay in the processor's cache and leave no memory behind
+    blocks = [
+        _check_block(xywh[first : first + BLOCK], sizes[first : first + BLOCK])
+        for first in range(0, max(1, len(xywh)), BLOCK)
+    ]
+    return CheckedBoxes(
+        boxes=np.concatenate([block.boxes for block in blocks]),
+        clipped=np.concatenate([block.clipped for block in blocks]),
+        bad={
+            reason: np.concatenate([block.bad[reason] for block in blocks])
+            for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
+        },
+    )
+
+
+def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
+    finite = _in_all_columns(np.isfinite(xywh))
     xywh = np.where(finite[:, None], xywh, 0.0)
     raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
-    sized = (xywh[:, 2:] >= MIN_SIDE).all(axis=1)
-    inside = (boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE).all(axis=1)
+    sized = _in_all_columns(xywh[:, 2:] >= MIN_SIDE)
+    inside = _in_all_columns(boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE)
     good = finite & sized & inside
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
-        clipped=good & (np.abs(raw - boxes).max(axis=1, initial=0) > CLIP_TOLERANCE),
+        clipped=good & ~_in_all_columns(np.abs(raw - boxes) <= CLIP_TOLERANCE),
         bad={
             NOT_FINITE: ~finite,
             NO_SIZE: finite & ~sized,
             OUTSIDE: finite & sized & ~inside,
         },
     )
+
+
+def _in_all_columns(mask: np.ndarray) -> np.ndarray:
+    """Return (M,) bool of `mask` (M, columns): `mask.all(axis=1)` is ten times as slow."""
+    columns: np.ndarray = functools.reduce(np.logical_and, mask.T)
+    return columns
 
 
 def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> str:
@@ -73,17 +98,21 @@ def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         xywh: (M, 4) float64 as in the file.
         sizes: (M, 2) height and width of their images.
     """
-    finite = np.isfinite(xywh).all(axis=1)
-    x, y, width, height = xywh[finite].T
-    image_height, image_width = sizes[finite].T
-    if len(x) < 5:
+    finite = _in_all_columns(np.isfinite(xywh))
+    if not finite.all():
+        xywh, sizes = xywh[finite], sizes[finite]
+    if len(xywh) < 5:
         return None
-    if xywh[finite].max() <= 1.0:
+    x, y, width, height = xywh.T
+    image_height, image_width = sizes.T
+    if xywh.max() <= 1.0:
         return "every number in the boxes is at most 1; expected pixels, got fractions of the image"
     outside = np.mean((x + width > image_width + 1) | (y + height > image_height + 1))
+    if outside <= 0.3:
+        return None
     as_corners = (width > x) & (height > y)
     as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
-    if outside > 0.3 and np.mean(as_corners) > 0.99:
+    if np.mean(as_corners) > 0.99:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and none would as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"

@@ -13,17 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box, doubt_about_all
-from detection.data.coco_json import (
-    AnnotationTable,
-    ImageTable,
-    check_unique,
-    int_of,
-    name_of,
-    parse_coco,
-    read_annotations,
-    read_images,
-    without_garbage_collection,
-)
+from detection.data.coco_cache import read_cached
+from detection.data.coco_json import AnnotationTable, ImageTable, read_tables
 from detection.data.packed import PackedBytes, Segmentations
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import Detections
@@ -94,6 +85,7 @@ class Annotations:
     labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's mark on what is
     hard to recognise. areas: (M,) float32, of the mask where there is one.
     segmentation_idxs: (M,) int64, rows of `segmentations`, which keep the order of the file.
+    cache_note: what was done about a packed copy of the file, None where nothing was.
     """
 
     path: Path
@@ -110,6 +102,7 @@ class Annotations:
     areas: np.ndarray
     segmentation_idxs: np.ndarray
     segmentations: Segmentations
+    cache_note: str | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -130,6 +123,7 @@ def read_coco(
     classes: ClassMap | None = None,
     on_bad_box: Literal["error", "skip"] = "error",
     need_boxes: bool = True,
+    cache_from: int | None = None,
 ) -> Annotations:
     """Read and check the COCO JSON at `path`.
 
@@ -139,19 +133,20 @@ def read_coco(
         on_bad_box: what a box that is not finite, has no size or lies outside its image does:
             stop, or get dropped and counted. A box partly outside is clipped and counted.
         need_boxes: whether a file without a single box to learn from is an error.
+        cache_from: size in bytes from which a packed copy is kept beside the file, see coco_cache;
+            None keeps none. What is returned is the same.
 
     Raises:
         UserError: the file is missing, broken or contradicts itself or `classes`.
     """
     path = Path(path)
-    with without_garbage_collection():
-        document = parse_coco(path)
-        found = _read_classes(document["categories"], path)
-        if classes is not None:
-            _check_same_classes(found, classes, path)
-        images = read_images(document["images"], path)
-        columns = read_annotations(document["annotations"], path)
-        del document
+    cached = None if cache_from is None else read_cached(path, cache_from)
+    tables, cache_note = (read_tables(path), None) if cached is None else cached
+    images, columns = tables.images, tables.annotations
+    category_ids, names = zip(*tables.categories, strict=True)
+    found = ClassMap(names=names, category_ids=category_ids)
+    if classes is not None:
+        _check_same_classes(found, classes, path)
     image_rows, labels = _resolve(columns, images, found, path)
     checked = _check_boxes(columns, images, image_rows, path, stop=on_bad_box == "error")
     keep = ~np.any(list(checked.bad.values()), axis=0)
@@ -188,6 +183,7 @@ def read_coco(
         areas=columns.areas[rows],
         segmentation_idxs=rows,
         segmentations=columns.segmentations,
+        cache_note=cache_note,
     )
 
 
@@ -211,20 +207,6 @@ def detections_to_coco(
         for entry, code in zip(entries, detections.masks.codes, strict=True):
             entry["segmentation"] = {"size": size, "counts": code.decode()}
     return entries
-
-
-def _read_classes(entries: list[dict[str, Any]], path: Path) -> ClassMap:
-    pairs = sorted(
-        (int_of(entry, "id", where), name_of(entry, "name", where))
-        for position, entry in enumerate(entries)
-        for where in [f"{path}: categories[{position}]"]
-    )
-    if not pairs:
-        raise UserError(f"{path}: categories: expected at least one, got none")
-    category_ids, names = zip(*pairs, strict=True)
-    check_unique(np.array(category_ids), "category ids", path)
-    check_unique(np.array(names), "category names", path)
-    return ClassMap(names=names, category_ids=category_ids)
 
 
 def _check_same_classes(found: ClassMap, expected: ClassMap, path: Path) -> None:

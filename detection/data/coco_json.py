@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from detection.data.packed import PackedBytes, SegmentationPacker, Segmentations
@@ -32,18 +33,7 @@ def without_garbage_collection() -> Generator[None]:
 
 def parse_coco(path: Path) -> dict[str, Any]:
     """Return the file's object, whose three COCO keys hold lists of objects; else UserError."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            document = json.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: not UTF-8 text") from error
+    document = _decode(path)
     keys = ("images", "annotations", "categories")
     if not isinstance(document, dict):
         kind = type(document).__name__
@@ -56,6 +46,26 @@ def parse_coco(path: Path) -> dict[str, Any]:
             if not isinstance(entry, dict):
                 raise UserError(f"{path}: {key}[{position}]: expected an object, got {entry!r:.60}")
     return document
+
+
+def _decode(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return msgspec.json.decode(data)  # a fourth of json's time where there are many decimals
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # json takes NaN and byte order marks, and says in which line it stumbled
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: not UTF-8 text") from error
 
 
 def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = False) -> int:
@@ -83,6 +93,20 @@ def check_unique(values: np.ndarray, what: str, path: Path) -> None:
     if len(unique) != len(values):
         twice = unique[counts > 1][0]
         raise UserError(f"{path}: {what}: expected each one once, got {twice} more than once")
+
+
+def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int, str]]:
+    """Check `categories` and return (id, name) by rising id; UserError names what is wrong."""
+    pairs = sorted(
+        (int_of(entry, "id", where), name_of(entry, "name", where))
+        for position, entry in enumerate(entries)
+        for where in [f"{path}: categories[{position}]"]
+    )
+    if not pairs:
+        raise UserError(f"{path}: categories: expected at least one, got none")
+    check_unique(np.array([key for key, _ in pairs]), "category ids", path)
+    check_unique(np.array([name for _, name in pairs]), "category names", path)
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,26 @@ def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTab
     )
     check_unique(columns.ids, "annotation ids", path)
     return columns
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All of a file that is used. categories: (id, name), by rising id."""
+
+    categories: list[tuple[int, str]]
+    images: ImageTable
+    annotations: AnnotationTable
+
+
+def read_tables(path: Path) -> Tables:
+    """Parse, check and pack the file at `path`; UserError says what is wrong, and where."""
+    with without_garbage_collection():
+        document = parse_coco(path)
+        return Tables(
+            categories=read_categories(document["categories"], path),
+            images=read_images(document["images"], path),
+            annotations=read_annotations(document["annotations"], path),
+        )
 
 
 def _box_of(entry: dict[str, Any], where: str) -> list[float]:

@@ -53,7 +53,7 @@ def collate_detection(
     height, width = (round_up(int(side), size_divisor) for side in largest)
     count = round_up(max(1, *(len(sample.labels) for sample in samples)), gt_multiple)
     batch = len(samples)
-    pixels = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+    pixels = torch.empty(batch, height, width, 3, dtype=torch.uint8)
     boxes = torch.zeros(batch, count, 4)
     labels = torch.zeros(batch, count, dtype=torch.int64)
     valid = torch.zeros(batch, count, dtype=torch.bool)
@@ -62,6 +62,8 @@ def collate_detection(
         h, w = sample.pixels.shape[:2]
         n = len(sample.labels)
         pixels[i, :h, :w] = torch.from_numpy(sample.pixels)
+        pixels[i, :h, w:] = 0
+        pixels[i, h:] = 0
         boxes[i, :n] = torch.from_numpy(sample.boxes)
         labels[i, :n] = torch.from_numpy(sample.labels)
         is_crowd[i, :n] = torch.from_numpy(sample.is_crowd)

@@ -1,6 +1,7 @@
 """The data set of a detection run: pictures of one folder, annotations of one COCO file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,24 @@ from backbones.pictures import BadPictureError, read_image
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
+from detection.data.coco_cache import CACHED_BYTES
 from detection.data.collate import Sample, collate_detection, round_up
+from detection.data.grouping import aspect_groups
 from detection.data.masks import draw_masks
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all parts of a global training batch agree on.
+
+    short_side: of its pictures after their resize. size: (height, width) that holds them all.
+    """
+
+    short_side: int
+    size: tuple[int, int]
 
 
 class CocoDetection:
@@ -44,7 +58,11 @@ class CocoDetection:
         if not self._folder.is_dir():
             raise UserError(f"{self._folder}: expected the folder of pictures, got no such folder")
         self.annotations: Annotations = read_coco(
-            split.annotations, classes=classes, on_bad_box=config.on_bad_box, need_boxes=training
+            split.annotations,
+            classes=classes,
+            on_bad_box=config.on_bad_box,
+            need_boxes=training,
+            cache_from=CACHED_BYTES if config.cache else None,
         )
         if with_masks:
             _check_masks(self.annotations)
@@ -65,7 +83,7 @@ class CocoDetection:
                 self._rows = self._rows[_has_objects(self.annotations)]
         sizes = self.annotations.sizes[self._rows]
         self.groups: np.ndarray = (
-            aspect_groups(sizes, config.aspect_groups) if training else self._shape_groups(sizes)
+            self._aspect_groups(sizes) if training else self._shape_groups(sizes)
         )
 
     @property
@@ -88,8 +106,13 @@ class CocoDetection:
         """Return the number of pictures, after empty ones were left out where that is asked."""
         return len(self._rows)
 
-    def load(self, index: int, seed: int) -> Sample:
+    def load(self, index: int, seed: int, frame: Frame | None = None) -> Sample:
         """Read picture `index`; all its randomness comes from `seed`.
+
+        Args:
+            index: in 0..N-1.
+            seed: of mirrors and colours, and of the size where no frame gives it.
+            frame: that of its training batch.
 
         Raises:
             UserError: the picture is missing, or bad and `on_bad_image` is error.
@@ -108,8 +131,12 @@ class CocoDetection:
         # difficult objects are as crowds are: neither foreground nor background
         is_ignored = self.annotations.is_crowd[objects] | self.annotations.is_difficult[objects]
         if self._augment is not None:
-            masks = self._draw_masks(row, self._augment.size_of(original_size, seed=seed))
-            pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed)
+            short_side = frame.short_side if frame else None
+            size = self._augment.size_of(original_size, seed=seed, short_side=short_side)
+            masks = self._draw_masks(row, size)
+            pixels, boxes, masks = self._augment(
+                pixels, boxes, masks, seed=seed, short_side=short_side
+            )
         else:
             size = self._eval_size(original_size)
             masks = self._draw_masks(row, size)
@@ -125,26 +152,31 @@ class CocoDetection:
             masks=masks if self._with_masks else None,
         )
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Return the (height, width) that holds all of a global training batch.
+    def frame(self, draws: Sequence[tuple[int, int]]) -> Frame:
+        """Draw the short side of a global training batch; return the frame that holds all of it.
+
+        One short side for all: were each picture to draw its own, batches of 8 would be padded by
+        a quarter instead of a twentieth.
 
         Args:
             draws: (index, seed) of its pictures; no file is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape anyway"
+        short_side = self._augment.draw_short_side(draws[0][1])
         sizes = [
-            self._augment.size_of((height, width), seed=seed)
+            self._augment.size_of((height, width), seed=seed, short_side=short_side)
             for index, seed in draws
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
-        return max(height for height, _ in sizes), max(width for _, width in sizes)
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+        return Frame(short_side, largest)
 
-    def collate(
-        self, samples: Sequence[Sample], frame: tuple[int, int] | None = None
-    ) -> DetectionBatch:
-        """Make one batch of at least one sample, padded to `frame` (height, width) or more."""
+    def collate(self, samples: Sequence[Sample], frame: Frame | None = None) -> DetectionBatch:
+        """Make one batch of at least one sample, padded to the frame's size or more."""
         divisor = self._config.size_divisor
-        return collate_detection(samples, size_divisor=divisor, frame=frame or (1, 1))
+        return collate_detection(
+            samples, size_divisor=divisor, frame=frame.size if frame else (1, 1)
+        )
 
     def _read(self, row: int) -> np.ndarray:
         """Return the picture of `row`, of the size that the file gives it."""
@@ -181,6 +213,16 @@ class CocoDetection:
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
+    def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
+        """Return (N,) int64, see `aspect_groups`."""
+        augment = self._config.augment
+        return aspect_groups(
+            sizes,
+            self._config.aspect_groups,
+            short_side=max(augment.short_sides),
+            max_side=augment.max_side,
+        )
+
     def _shape_groups(self, sizes: np.ndarray) -> np.ndarray:
         """Return (N,) int64, one number for each padded shape at evaluation."""
         divisor = self._config.size_divisor
@@ -190,17 +232,6 @@ class CocoDetection:
         ]
         groups: np.ndarray = np.unique(shapes, axis=0, return_inverse=True)[1]
         return groups
-
-
-def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Return (N,) int64 in 0..count-1 by rising width / height of `sizes` (N, 2).
-
-    Two groups are portrait and landscape; more have about equal numbers of pictures.
-    """
-    log_aspect = np.log(sizes[:, 1] / sizes[:, 0])
-    bounds = [0.0] if count == 2 else np.quantile(log_aspect, np.arange(1, count) / count)
-    groups: np.ndarray = np.searchsorted(bounds, log_aspect, side="right")
-    return groups
 
 
 def _has_objects(annotations: Annotations) -> np.ndarray:

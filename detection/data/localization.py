@@ -69,7 +69,7 @@ class LocalizationPictures:
         """Return the path of a picture from the root of the data on."""
         return str(self.pictures.paths[index])
 
-    def load(self, index: int, seed: int) -> Sample:
+    def load(self, index: int, seed: int, frame: None = None) -> Sample:
         """Read picture `index`; all its randomness comes from `seed`.
 
         Raises:

@@ -65,13 +65,26 @@ class Augment:
             A.VerticalFlip(p=vertical_flip_prob),
             A.ColorJitter(**strength, hue=color_jitter / 10, p=float(color_jitter > 0)),
         ]
+        # What is never done would take time all the same. The first one stays, because
+        # albumentations warns of boxes that no transform takes.
+        self._places = [
+            place for place, transform in enumerate(transforms) if place == 0 or transform.p > 0
+        ]
         # masks have the size after the resize, which the picture may not have yet
         self._compose = A.Compose(
-            transforms, bbox_params=A.BboxParams(format="pascal_voc"), is_check_shapes=False
+            [transforms[place] for place in self._places],
+            bbox_params=A.BboxParams(format="pascal_voc"),
+            is_check_shapes=False,
         )
 
     def __call__(
-        self, pixels: np.ndarray, boxes: np.ndarray, masks: np.ndarray, *, seed: int
+        self,
+        pixels: np.ndarray,
+        boxes: np.ndarray,
+        masks: np.ndarray,
+        *,
+        seed: int,
+        short_side: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the changed picture, its boxes and its masks.
 
@@ -80,31 +93,43 @@ class Augment:
             boxes: (N, 4) float32 xyxy pixels inside the picture; N may be 0.
             masks: (any, height, width) bool, drawn at `size_of` the picture; there may be none.
             seed: 0 or more; the only source of chance.
+            short_side: as for `size_of`. The rest of chance does not depend on it.
         """
         rng = np.random.default_rng(seed)
-        height, width = pixels.shape[:2]
-        size = self._draw_size((height, width), rng)
+        drawn = self._draw_short_side(rng)
+        size = resized_size(pixels.shape[:2], short_side or drawn, self._max_side)
         # Mirrors and colours go where the picture is smaller.
-        if size[0] < height:
+        if size[0] < pixels.shape[0]:
             return self._change(*resize(pixels, boxes, size), masks, rng)
         pixels, boxes, masks = self._change(pixels, boxes, masks, rng)
         return *resize(pixels, boxes, size), masks
 
-    def size_of(self, size: tuple[int, int], *, seed: int) -> tuple[int, int]:
-        """Return the (height, width) that a picture of `size` will have with this seed."""
-        return self._draw_size(size, np.random.default_rng(seed))
+    def draw_short_side(self, seed: int) -> int:
+        """Return the short side that a picture with this seed gets, unless it is told one."""
+        return self._draw_short_side(np.random.default_rng(seed))
 
-    def _draw_size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        return resized_size(size, int(rng.choice(self._short_sides)), self._max_side)
+    def size_of(
+        self, size: tuple[int, int], *, seed: int, short_side: int | None = None
+    ) -> tuple[int, int]:
+        """Return the (height, width) that a picture of `size` will have.
+
+        Args:
+            size: (height, width).
+            seed: of the picture.
+            short_side: that of its whole batch; None: the seed's own.
+        """
+        return resized_size(size, short_side or self.draw_short_side(seed), self._max_side)
+
+    def _draw_short_side(self, rng: np.random.Generator) -> int:
+        return int(rng.choice(self._short_sides))
 
     def _change(
         self, pixels: np.ndarray, boxes: np.ndarray, masks: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # Compose gives all its transforms one seed, and both mirrors would always come together.
-        for transform, seed in zip(
-            self._compose.transforms, rng.integers(2**31, size=3), strict=True
-        ):
-            transform.set_random_seed(int(seed))
+        seeds = rng.integers(2**31, size=3)[self._places].tolist()
+        for transform, seed in zip(self._compose.transforms, seeds, strict=True):
+            transform.set_random_seed(seed)
         numbered = np.column_stack([boxes, np.arange(len(boxes))]).astype(np.float32)
         inputs = {"image": pixels, "bboxes": numbered}
         if len(masks):

@@ -270,6 +270,8 @@ class DetectionTask(nn.Module):
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
             counts = ", ".join(f"{count} {what}" for what, count in data.ledger.rows())
             notes.append(f"{name} data: {counts}")
+            if data.annotations.cache_note is not None:
+                notes.append(f"{name} annotations: {data.annotations.cache_note}")
         return notes
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:

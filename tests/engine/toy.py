@@ -46,7 +46,7 @@ class ToyData:
         """Return the number of rows."""
         return len(self.groups)
 
-    def load(self, index: int, seed: int) -> tuple[int, Tensor]:
+    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, Tensor]:
         """Return the index and (3,) inputs; poisoned rows are NaN, bad ones are skipped."""
         if index in self.bad:
             raise SkippedSampleError(f"row {index} is bad")

@@ -9,7 +9,8 @@ from PIL import Image
 
 from backbones.pictures import read_image
 from detection.config import AugmentConfig, DataConfig, SplitConfig
-from detection.data.dataset import CocoDetection, aspect_groups
+from detection.data.coco_cache import CACHED_BYTES
+from detection.data.dataset import CocoDetection, Frame
 from engine.errors import SkippedSampleError, UserError
 from engine.task import DataSet
 
@@ -74,9 +75,9 @@ def test_a_frame_holds_the_whole_batch(document: Document, write_coco: CocoWrite
     data = open_data(write_coco(document))
     draws = [(index, seed) for seed in range(5) for index in range(3)]
     frame = data.frame(draws)
-    samples = [data.load(index, seed) for index, seed in draws]
+    samples = [data.load(index, seed, frame) for index, seed in draws]
     sizes = np.array([sample.pixels.shape[:2] for sample in samples])
-    assert frame == tuple(sizes.max(axis=0))
+    assert frame.size == tuple(sizes.max(axis=0))
     whole, part = data.collate(samples, frame), data.collate(samples[:1], frame)
     assert whole.images.pixels.shape[2:] == part.images.pixels.shape[2:]
 
@@ -92,21 +93,32 @@ def test_evaluation_groups_are_padded_shapes(document: Document, write_coco: Coc
     assert data.groups.dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (1, [0, 0, 0, 0, 0, 0]),
-        (2, [0, 0, 0, 1, 1, 1]),
-        (3, [0, 0, 1, 1, 2, 2]),
-        (4, [0, 0, 1, 2, 3, 3]),
-    ],
-    ids=str,
-)
-def test_aspect_groups(count: int, expected: list[int]) -> None:
-    sizes = np.array([[40, 10], [30, 10], [30, 20], [30, 30], [30, 60], [30, 90]])
-    groups = aspect_groups(sizes, count)
-    assert groups.tolist() == expected
-    assert groups.dtype == np.int64
+def test_a_batch_shares_its_short_side(document: Document, write_coco: CocoWriter) -> None:
+    data = open_data(write_coco(document))
+    drawn = set()
+    for seed in range(12):
+        draws = [(0, seed), (1, seed + 1), (2, seed + 2)]
+        frame = data.frame(draws)
+        sizes = [data.load(index, own, frame).pixels.shape[:2] for index, own in draws]
+        assert {min(size) for size in sizes[:1] + sizes[2:]} == {frame.short_side}
+        assert min(sizes[1]) == min(frame.short_side, 54)  # 50x30 meets the cap of 90
+        assert frame.short_side == min(data.load(0, seed).pixels.shape[:2])
+        drawn.add(frame.short_side)
+    assert drawn == {40, 60}
+
+
+def test_the_short_side_of_a_batch_changes_nothing_else(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    data = open_data(write_coco(document))
+    for seed in range(6):
+        alone = data.load(1, seed)
+        frame = Frame(min(alone.pixels.shape[:2]), (1, 1))
+        together = data.load(1, seed, frame)
+        if alone.pixels.shape == together.pixels.shape:
+            torch.testing.assert_close(alone.pixels, together.pixels, rtol=0, atol=0)
+        mirrored = [sample.boxes[0, 0] > sample.boxes[1, 0] for sample in (alone, together)]
+        assert mirrored[0] == mirrored[1]
 
 
 def test_empty_pictures_are_left_out_when_asked(document: Document, write_coco: CocoWriter) -> None:
@@ -133,6 +145,19 @@ def test_difficult_objects_are_ignored_as_crowds_are(
     batch = data.collate([data.load(0, 0)])
     assert batch.targets.is_crowd[0, :3].tolist() == [True, False, False]
     assert batch.targets.valid[0, :3].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["by default", "switched off"])
+def test_a_large_file_has_a_packed_copy(
+    document: Document, write_coco: CocoWriter, cache: bool
+) -> None:
+    path = write_coco(document)
+    assert open_data(path).annotations.cache_note is None
+    path.write_text(path.read_text() + " " * CACHED_BYTES)
+    copy = path.with_name(f"{path.name}.resdet-cache")
+    expected = f"packed copy {copy} made" if cache else None
+    assert open_data(path, cache=cache).annotations.cache_note == expected
+    assert copy.exists() == cache
 
 
 def test_another_size_than_annotated(document: Document, write_coco: CocoWriter) -> None:

@@ -24,7 +24,7 @@ def gradients(root: Path, neck: str, here: World) -> dict[str, Tensor | None]:
     plan = [[Draw(index, 100 + index) for index in range(4)]]
     share = {"rank": here.rank, "world_size": here.size, "accumulate": 1}
     (mine,) = split_batches(data, plan, **share)
-    samples = [data.load(draw.index, draw.seed) for draw in mine.draws]
+    samples = [data.load(draw.index, draw.seed, mine.frame) for draw in mine.draws]
     batch = data.collate(samples, mine.frame)
     losses_of = wrap_losses(task, config.loop, here)
     torch.stack(list(losses_of(batch).values())).sum().backward()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detection.data.coco_cache import CACHED_BYTES
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
 from engine.errors import UserError
@@ -134,3 +135,16 @@ def test_a_missing_engine_shows_before_training(
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # so that importing it fails
     with pytest.raises(UserError, match=r"evaluation.engine: expected hotcoco to be installed"):
         DetectionTask.for_training(tiny_config(root, evaluation={"engine": "hotcoco"}))
+
+
+def test_notes_say_what_was_done_about_packed_copies(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root)
+    source = Path(config.data.train.annotations)
+    large = tmp_path / "large.json"
+    large.write_text(source.read_text() + " " * CACHED_BYTES)
+    split = config.data.train.model_copy(update={"annotations": str(large)})
+    data = config.data.model_copy(update={"train": split})
+    task = DetectionTask.for_training(config.model_copy(update={"data": data}))
+    expected = f"training annotations: packed copy {large}.resdet-cache made"
+    notes = [note for note in task.notes() if "packed copy" in note]
+    assert notes == [expected]

@@ -1,0 +1,167 @@
+"""A packed copy beside a large COCO JSON, which loads in a fraction of the time.
+
+It is a safetensors file of what `coco_json.read_tables` returns, and all processes of one machine
+share its pages.
+
+The copy is taken to be of the JSON as it is where the JSON has the size and the times of its last
+change (mtime and ctime, to the nanosecond) that it had when it was packed. Where only the times
+differ (it was touched, moved, restored), its SHA-256 decides. So an edit goes unnoticed only where
+it keeps the size and the machine's clock was set back for it. The copy's own bytes are held
+against check sums.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from detection.data.coco_json import AnnotationTable, ImageTable, Tables, read_tables
+from detection.data.packed import PackedBytes, Segmentations
+from engine.errors import UserError
+from engine.files import write_atomically
+
+SUFFIX = ".resdet-cache"
+"""Of the copy, after the JSON's own name."""
+FORMAT = "1"
+"""Another one where anything changes in what is stored or in what `read_tables` checks."""
+CACHED_BYTES = 20_000_000
+"""Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""
+
+COLUMNS = ("ids", "image_ids", "category_ids", "xywh", "areas", "is_crowd", "is_difficult")
+COUNTS = ("filled_areas", "filled_iscrowds", "unreadable_masks")
+"""Of `AnnotationTable`."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _UnusableError(Exception):
+    """A copy is there and cannot be used; says why."""
+
+
+def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
+    """Return what `read_tables` does, from the packed copy; make the copy where there is none.
+
+    A copy that is damaged or of another state of the file is made anew; one that cannot be written
+    is left out.
+
+    Args:
+        path: the JSON.
+        cache_from: its size in bytes from which it has a copy.
+
+    Returns:
+        The tables, and what was done. None: the file is smaller, or cannot be read.
+
+    Raises:
+        UserError: the file is wrong.
+    """
+    copy = path.with_name(path.name + SUFFIX)
+    verb = "made"
+    try:
+        stamp = _stamp_of(path)
+        if not path.is_file() or int(stamp["size"]) < cache_from:
+            return None
+        try:
+            if copy.exists():
+                return _read_copy(copy, path, stamp), f"read from its packed copy {copy}"
+        except _UnusableError as reason:
+            verb = f"made anew (it was {reason})"
+        # Before the file is parsed, so that a change in between is noticed the next time.
+        stamp["sha256"] = _digest_of(path)
+    except OSError:
+        return None
+    tables = read_tables(path)
+    try:
+        _write_copy(copy, tables, stamp)
+    except UserError as error:
+        return tables, f"parsed, and will be again, without a packed copy: {error}"
+    return tables, f"packed copy {copy} {verb}"
+
+
+def _stamp_of(path: Path) -> dict[str, str]:
+    status = path.stat()
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    return {"format": FORMAT, "size": str(status.st_size), "times": times}
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_copy(copy: Path, path: Path, stamp: Mapping[str, str]) -> Tables:
+    """Return the tables of `path`; _UnusableError where the copy does not have them."""
+    try:
+        about, arrays = _open(copy)
+        if any(about.get(key) != stamp[key] for key in ("format", "size")):
+            raise _UnusableError("of another state of the file")
+        if about["times"] != stamp["times"] and about["sha256"] != _digest_of(path):
+            raise _UnusableError("of another state of the file")
+        if json.loads(about["sums"]) != _sums_of(arrays):
+            raise _UnusableError("damaged")
+        # What outlives the checks of `read_coco` gets a mapping of its own, so that the pages of
+        # the rest, and those that the sums have touched, leave memory with this one.
+        _, kept = _open(copy)
+        numbers: dict[str, Any] = json.loads(about["counts"])
+        numbers |= {name: arrays[f"annotation.{name}"] for name in COLUMNS}
+        return Tables(
+            categories=[(key, name) for key, name in json.loads(about["categories"])],
+            images=ImageTable(
+                ids=kept["image.ids"],
+                names=PackedBytes(kept["image.names"], kept["image.name_offsets"]),
+                sizes=kept["image.sizes"],
+            ),
+            annotations=AnnotationTable(
+                **numbers,
+                segmentations=Segmentations(
+                    coordinates=kept["segmentation.coordinates"],
+                    part_offsets=kept["segmentation.part_offsets"],
+                    object_offsets=kept["segmentation.object_offsets"],
+                    run_lengths=PackedBytes(
+                        kept["segmentation.run_lengths"], kept["segmentation.run_length_offsets"]
+                    ),
+                ),
+            ),
+        )
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _UnusableError("damaged") from error
+
+
+def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
+    images, annotations = tables.images, tables.annotations
+    segmentations = annotations.segmentations
+    arrays = {
+        "image.ids": images.ids,
+        "image.names": images.names.data,
+        "image.name_offsets": images.names.offsets,
+        "image.sizes": images.sizes,
+        "segmentation.coordinates": segmentations.coordinates,
+        "segmentation.part_offsets": segmentations.part_offsets,
+        "segmentation.object_offsets": segmentations.object_offsets,
+        "segmentation.run_lengths": segmentations.run_lengths.data,
+        "segmentation.run_length_offsets": segmentations.run_lengths.offsets,
+        **{f"annotation.{name}": getattr(annotations, name) for name in COLUMNS},
+    }
+    about = {
+        **stamp,
+        "categories": json.dumps(tables.categories),
+        "counts": json.dumps({name: getattr(annotations, name) for name in COUNTS}),
+        "sums": json.dumps(_sums_of(arrays)),
+    }
+    write_atomically(copy, lambda file: file.write(save(arrays, about)), many_writers=True)
+
+
+def _open(copy: Path) -> tuple[dict[str, str], Arrays]:
+    """Return what the copy says about itself, and views of its arrays, of which none is read."""
+    with safetensors.safe_open(copy, framework="pt") as file:
+        names = list(file.keys())
+        return file.metadata() or {}, {name: file.get_tensor(name).numpy() for name in names}
+
+
+def _sums_of(arrays: Arrays) -> dict[str, int]:
+    return {name: zlib.crc32(array.data) for name, array in arrays.items()}
