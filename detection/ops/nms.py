@@ -1,47 +1,149 @@
-"""Non-maximum suppression of a whole batch."""
+"""Non-maximum suppression of a whole batch.
 
+B images, P boxes of each, N of them in order, M those that they are held against.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+
+# Boxes taken at a time, and kept boxes that they are held against at a time: three float32 matrices
+# of this size stay in a core's second cache.
+_BLOCK, _CHUNK = 256, 512
+_HAS_TRITON = find_spec("triton") is not None
+_EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=np.bool_), 1)
+# Pixels taken from the width of an overlap for each square step between groups: 0 steps change no
+# bit of it, one makes it negative.
+_FAR = 1e10
 
 
 @torch.library.custom_op("resdet::nms_keep", mutates_args=())
 def nms_keep(
-    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, iou_thresh: float
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    iou_thresh: float,
+    max_kept: int | None = None,
 ) -> Tensor:
     """Mark the boxes that survive greedy suppression among their own image and group.
 
-    The one place of a training step where the host waits for the device: the kernel returns as many
-    rows as survive. It is an operator of its own, so that a compiled graph does not break on it.
+    The same boxes as torchvision's, whose arithmetic this is; the IoU and the threshold are of the
+    boxes' type. On a CUDA device the host does not wait (where Triton is not installed it does). An
+    operator of its own: a compiled graph does not look inside.
 
     Args:
-        boxes: (B, P, 4) xyxy; P may be 0.
+        boxes: (B, P, 4) xyxy, float32 on a CUDA device; x1 <= x2 and y1 <= y2. P may be 0.
         scores: (B, P); of equal ones the lower index goes first.
-        groups: (B, P) int64, 0 or more: level or class. Boxes of two groups do not meet.
+        groups: (B, P) int64, 0 to 2**24: level or class. Boxes of two groups do not meet.
         valid: (B, P) bool; the others neither survive nor suppress.
         iou_thresh: a box goes when its IoU with a surviving one is above this.
+        max_kept: survivors of an image, over all its groups; the best are marked. None: all.
 
     Returns:
         keep (B, P) bool.
     """
-    keep = torch.zeros_like(valid)
-    for image in range(len(boxes)):
-        idxs = valid[image].nonzero()[:, 0]
-        if len(idxs) == 0:
-            continue
-        group = groups[image, idxs]
-        # groups are moved apart by more than the picture, in float64 so that no IoU changes
-        corners = boxes[image, idxs].double()
-        corners = corners + (group * (corners.max() - corners.min() + 1))[:, None]
-        parts = [torch.arange(len(idxs), device=boxes.device)]
-        if boxes.device.type == "cpu":  # time is quadratic: groups one by one are faster there
-            parts = [(group == value).nonzero()[:, 0] for value in group.unique()]
-        for part in parts:
-            ranks = scores[image, idxs[part]].double()
-            keep[image, idxs[part[nms(corners[part], ranks, iou_thresh)]]] = True
-    return keep
+    limit = boxes.shape[1] if max_kept is None else min(max_kept, boxes.shape[1])
+    if boxes.is_cuda and _HAS_TRITON:
+        # at the first use: it takes most of a second, and a CPU has no use for it
+        from detection.ops.nms_kernel import keep_on_device
+
+        return keep_on_device(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
+    keep = torch.zeros_like(valid, device="cpu")
+    for image, exists in enumerate(valid.cpu()):
+        idxs = exists.nonzero()[:, 0]
+        order = scores[image].cpu()[idxs].sort(descending=True, stable=True).indices
+        idxs = idxs[order]
+        columns = [*boxes[image].cpu()[idxs].unbind(1), groups[image].cpu()[idxs]]
+        kept = _suppress(torch.stack(columns), iou_thresh=iou_thresh, max_kept=limit)
+        keep[image, idxs[kept]] = True
+    return keep.to(valid.device)
 
 
 @nms_keep.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, iou_thresh: float) -> Tensor:
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    iou_thresh: float,
+    max_kept: int | None = None,
+) -> Tensor:
     return torch.empty_like(valid)
+
+
+def _suppress(rows: Tensor, *, iou_thresh: float, max_kept: int) -> Tensor:
+    """Return the places (K,) of the boxes that survive, in order, no more than `max_kept`.
+
+    Greedy in blocks: a block is held against what is kept already, then against itself, and nothing
+    is looked at once enough is kept. Of 12000 proposals that leave 2000 that is a tenth of the time
+    of sorting out all pairs.
+
+    Args:
+        rows: (5, N) on the CPU: x1, y1, x2, y2, group, the best box first; N may be 0.
+        iou_thresh: see `nms_keep`.
+        max_kept: see `nms_keep`.
+    """
+    x1, y1, x2, y2, _ = rows
+    rows = torch.cat([rows, ((x2 - x1) * (y2 - y1))[None]])
+    scratch = rows.new_empty(3, _BLOCK * _CHUNK)
+    kept = rows.new_empty(6, max_kept + _BLOCK)
+    count, places = 0, [torch.zeros(0, dtype=torch.int64)]
+    for start in range(0, rows.shape[1], _BLOCK):
+        if count >= max_kept:
+            break
+        block = rows[:, start : start + _BLOCK]
+        alive = torch.ones(block.shape[1], dtype=torch.bool)
+        for chunk in kept[:, :count].split(_CHUNK, dim=1) if count else ():
+            # a row with 0 / 0 is of a box without area, which has no IoU above 0 either
+            alive &= ~(_iou(block, chunk, scratch).amax(dim=1) > iou_thresh)
+        idxs = alive.nonzero()[:, 0]
+        block = block[:, idxs]
+        survives = torch.from_numpy(_greedy(_iou(block, block, scratch).numpy() > iou_thresh))
+        places.append(start + idxs[survives])
+        found = block[:, survives]
+        kept[:, count : count + found.shape[1]] = found
+        count += found.shape[1]
+    return torch.cat(places)[:max_kept]
+
+
+def _greedy(overlaps: np.ndarray) -> np.ndarray:
+    """Return which of N boxes, the best first, survive: (N,) bool from who overlaps whom (N, N).
+
+    All at once: each box asks those before it that survive so far. After n rounds the first n are
+    right, so it ends, and mostly after a handful.
+    """
+    suppresses = overlaps & _EARLIER[: len(overlaps), : len(overlaps)]
+    survives, before = np.ones(len(overlaps), dtype=np.bool_), None
+    while before is None or not np.array_equal(survives, before):
+        before, survives = survives, ~np.any(suppresses[survives], axis=0)
+    return survives
+
+
+def _iou(rows: Tensor, columns: Tensor, scratch: Tensor) -> Tensor:
+    """Return the IoU (N, M) of boxes (6, N) and (6, M), where it is above 0.
+
+    Else something up to 0, or NaN where neither box has an area. Nothing is allocated: with
+    `box_iou` the whole takes twice as long.
+
+    Args:
+        rows: x1, y1, x2, y2, group, area.
+        columns: the same.
+        scratch: (3, at least N * M), written over; the result lies in it.
+    """
+    shape = (3, rows.shape[1], columns.shape[1])
+    width, height, other = scratch[:, : shape[1] * shape[2]].view(shape)
+    x1, y1, x2, y2, group, area = rows[..., None]
+    to_x1, to_y1, to_x2, to_y2, to_group, to_area = columns
+    torch.minimum(x2, to_x2, out=width).sub_(torch.maximum(x1, to_x1, out=other))
+    torch.minimum(y2, to_y2, out=height).sub_(torch.maximum(y1, to_y1, out=other))
+    steps = torch.sub(group, to_group, out=other)
+    width.addcmul_(steps, steps, value=-_FAR)
+    intersection = width.mul_(height.clamp_(min=0))
+    union = torch.add(area, to_area, out=height).sub_(intersection)
+    iou: Tensor = intersection.div_(union)
+    return iou
