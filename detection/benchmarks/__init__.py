@@ -7,9 +7,12 @@ that take a second, to show that the sides agree; its times then say nothing.
 from collections.abc import Callable, Sequence
 
 from detection.benchmarks.memory import worker_memory
+from detection.benchmarks.ops import nms, roi_align
 from detection.benchmarks.settings import Settings
 from engine.measure import Row
 
 BENCHMARKS: dict[str, Callable[[Settings], Sequence[Row]]] = {
     "worker-memory": worker_memory,
+    "roi-align": roi_align,
+    "nms": nms,
 }
