@@ -5,6 +5,9 @@ import torchvision
 from torch import Tensor
 
 from detection.benchmarks.settings import Settings
+from detection.models.anchors import AnchorGenerator
+from detection.ops.box_coder import decode_boxes, encode_boxes
+from detection.ops.boxes import box_iou, clip_boxes
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
 from engine.errors import DisagreementError
@@ -40,7 +43,8 @@ def roi_align(settings: Settings) -> list[Row]:
 
     def pool_as_peer() -> tuple[Tensor, ...]:
         pooled = pooler(by_name, list(boxes), [PICTURE] * 2)
-        return pooled.detach(), *torch.autograd.grad(pooled, peers, grad)
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(pooled, peers, grad)
+        return pooled.detach(), *gradients
 
     for number, (mine, other) in enumerate(zip(pool(), pool_as_peer(), strict=True)):
         what = "regions" if number == 0 else f"gradient of p{number + 1}"
@@ -55,12 +59,13 @@ def nms(settings: Settings) -> list[Row]:
     counts = [(600, 100)] if settings.small else [(12000, 2000), (6000, 1000)]
     rows = []
     for count, topk in counts:
-        boxes, scores = proposals_like(count)
+        boxes, scores = best_proposals(count)
         one_group = torch.zeros(1, count, dtype=torch.int64)
         batch = (boxes[None], scores[None], one_group, torch.ones_like(one_group).bool())
 
         def keep(batch: tuple[Tensor, ...] = batch, topk: int = topk) -> Tensor:
-            return nms_keep(*batch, iou_thresh=NMS_THRESH, max_kept=topk)
+            kept: Tensor = nms_keep(*batch, iou_thresh=NMS_THRESH, max_kept=topk)
+            return kept
 
         def keep_as_peer(
             boxes: Tensor = boxes, scores: Tensor = scores, topk: int = topk
@@ -85,24 +90,25 @@ def check_same_boxes(work: str, ours: Tensor, peer: Tensor) -> None:
         )
 
 
-def proposals_like(count: int) -> tuple[Tensor, Tensor]:
-    """Return boxes (count, 4) and scores (count,) as a region proposal network makes them.
+def best_proposals(count: int) -> tuple[Tensor, Tensor]:
+    """Return boxes (count, 4) and scores (count,), as a trained proposal network on c4 finds them.
 
-    Three quarters lie around forty objects, the better the higher they score; the others anywhere.
+    Every anchor moves most of the way to the one of forty objects that it overlaps most, or stays
+    about where it is; the more it overlaps the higher it scores.
     """
     generator = torch.Generator().manual_seed(0)
+    sizes, ratios = [(32.0, 64.0, 128.0, 256.0, 512.0)], (0.5, 1.0, 2.0)
+    anchors = AnchorGenerator(sizes, ratios=ratios, strides=(16,))(
+        [(PICTURE[0] // 16, PICTURE[1] // 16)]
+    )
     objects = _scattered_boxes(40, generator)
-    near = count * 3 // 4
-    spread = 0.35 * torch.rand(near, 1, generator=generator)
-    own = objects[torch.randint(40, (near,), generator=generator)]
-    sides = (own[:, 2:] - own[:, :2]).repeat(1, 2)
-    around = own + spread * sides * torch.randn(near, 4, generator=generator) / 2
-    boxes = torch.cat([around, _scattered_boxes(count - near, generator)])
-    boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], 1)
-    limits = torch.tensor([PICTURE[1], PICTURE[0]] * 2)
-    trust = torch.cat([1 - spread[:, 0], torch.full((count - near,), 0.5)])
-    scores = (trust + 0.3 * torch.randn(count, generator=generator)).sigmoid()
-    return boxes.clamp(min=0).minimum(limits), scores
+    overlap, own = box_iou(objects, anchors).max(dim=0)
+    share = 0.7 * (overlap > 0.3)
+    noise = 0.1 * torch.randn(len(anchors), 5, generator=generator)
+    deltas = share[:, None] * encode_boxes(objects[own], anchors) + noise[:, :4]
+    scores, best = (overlap + noise[:, 4]).sigmoid().topk(count)
+    boxes = decode_boxes(deltas[best], anchors[best])
+    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0], scores
 
 
 def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
@@ -111,5 +117,4 @@ def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
     centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
     sides = 24 * 20 ** torch.rand(count, 2, generator=generator)
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
-    clipped: Tensor = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
-    return clipped
+    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0]
