@@ -3,13 +3,15 @@
 B images, P boxes of each, N of them in order, M those that they are held against.
 """
 
-from importlib.util import find_spec
+import functools
+import subprocess
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_HAS_TRITON = find_spec("triton") is not None
 _BLOCK, _TILE = 384, 96  # boxes taken at a time; of those, held against what is kept at a time
 _EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=np.bool_), 1)
 # Pixels taken from the width of an overlap for each square step between groups: 0 steps change no
@@ -30,9 +32,10 @@ def nms_keep(
 ) -> Tensor:
     """Mark the boxes that survive greedy suppression among their own image and group.
 
-    The same boxes as torchvision's, whose arithmetic this is; the IoU and the threshold are of the
-    boxes' type. On a CUDA device the host does not wait (where Triton is not installed it does). An
-    operator of its own: a compiled graph does not look inside.
+    The boxes that torchvision keeps, by its arithmetic. The threshold is of the boxes' type, as in
+    its CUDA kernel; its CPU kernel holds a float32 IoU against a float64 threshold, so that 3 / 10
+    is above 0.3. On a CUDA device the host does not wait. An operator of its own: a compiled graph
+    does not look inside.
 
     Args:
         boxes: (B, P, 4) xyxy, float32 on a CUDA device; x1 <= x2 and y1 <= y2. P may be 0.
@@ -46,11 +49,9 @@ def nms_keep(
         keep (B, P) bool.
     """
     limit = boxes.shape[1] if max_kept is None else min(max_kept, boxes.shape[1])
-    if boxes.is_cuda and _HAS_TRITON:
-        # at the first use: it takes most of a second, and a CPU has no use for it
-        from detection.ops.nms_kernel import keep_on_device
-
-        return keep_on_device(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
+    on_device = find_kernel(boxes.device) if boxes.is_cuda else None
+    if on_device is not None:
+        return on_device(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
     keep = torch.zeros_like(valid, device="cpu")
     for image, exists in enumerate(valid.cpu()):
         idxs = exists.nonzero()[:, 0]
@@ -73,6 +74,27 @@ def _(
     max_kept: int | None = None,
 ) -> Tensor:
     return torch.empty_like(valid)
+
+
+@functools.cache
+def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """Return `keep_on_device`, or None and a warning where Triton cannot make it for `device`.
+
+    Triton asks for a C compiler and Python's headers, which not every machine has.
+    """
+    try:
+        # at the first use: it takes most of a second, and a CPU has no use for it
+        from detection.ops.nms_kernel import keep_on_device
+
+        box, one = torch.ones(1, 1, 4, device=device), torch.ones(1, 1, device=device)
+        keep_on_device(box, one, one.long(), one.bool(), iou_thresh=0.5, max_kept=1)
+    except (ImportError, OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+        warnings.warn(
+            f"NMS on the host, for which {device} has to wait: no Triton kernel ({error})",
+            stacklevel=2,
+        )
+        return None
+    return keep_on_device
 
 
 def _suppress(rows: np.ndarray, *, iou_thresh: float, max_kept: int) -> np.ndarray:

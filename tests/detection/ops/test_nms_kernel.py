@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.ops.nms import nms_keep
+from detection.ops.nms import find_kernel, nms_keep
 from tests.conftest import REPOSITORY
 from tests.detection.ops.crowded_boxes import CASES, Batch, crowded
 
@@ -41,6 +41,17 @@ def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic(
     assert "div.rn.f32" in assembly
     assert "div.full" not in assembly
     assert "fma.rn" not in assembly
+
+
+def test_where_it_cannot_be_made_that_is_said() -> None:
+    find_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="NMS on the host, for which cpu has to wait"):
+        assert find_kernel(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_it_is_found_on_a_gpu() -> None:
+    assert find_kernel(torch.device("cuda")) is not None
 
 
 @pytest.mark.gpu
