@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK, _TILE = 384, 96  # boxes taken at a time; of those, held against what is kept at a time
+_BLOCK = 384  # boxes taken at a time
+# Of those, held against how many others at a time. From 32768 pairs on torch would share the work
+# among threads, whose meeting takes longer, and on busy cores a hundred times as long.
+_TILE, _CHUNK = 80, 400
 _EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=np.bool_), 1)
 # Pixels taken from the width of an overlap for each square step between groups: 0 steps change no
 # bit of it, one makes it negative.
@@ -112,16 +115,14 @@ def _suppress(rows: np.ndarray, *, iou_thresh: float, max_kept: int) -> np.ndarr
     x1, y1, x2, y2, _ = rows
     rows = np.concatenate([rows, ((x2 - x1) * (y2 - y1))[None]])
     kept, places = rows[:, :0], [np.zeros(0, dtype=np.int64)]
-    scratch_size = max(_BLOCK * _BLOCK, _TILE * (max_kept + _BLOCK))
-    scratch = torch.from_numpy(rows).new_empty(3, scratch_size)
+    scratch = torch.from_numpy(rows).new_empty(3, _TILE * _CHUNK)
     for start in range(0, rows.shape[1], _BLOCK):
         if kept.shape[1] >= max_kept:
             break
         block = rows[:, start : start + _BLOCK]
         idxs = np.flatnonzero(~_overlaps_kept(block, kept, iou_thresh, scratch))
         block = block.take(idxs, axis=1)
-        columns = torch.from_numpy(block)
-        survives = _greedy(_iou(columns, columns, scratch).numpy() > iou_thresh)
+        survives = _greedy(_overlaps_later(block, iou_thresh, scratch))
         places.append(start + idxs[survives])
         kept = np.concatenate([kept, block.compress(survives, axis=1)], axis=1)
         kept = kept.take(kept[5].argsort(kind="stable"), axis=1)
@@ -147,21 +148,33 @@ def _overlaps_kept(
     tiles, rivals = torch.from_numpy(ordered), torch.from_numpy(kept)
     overlaps = np.zeros(len(order), dtype=np.bool_)
     for first, last, low, high in zip(firsts, lasts + 1, lows, highs, strict=True):
-        if low < high:
+        for begin in range(low, high, _CHUNK):
+            end = min(begin + _CHUNK, high)
             # a row with 0 / 0 is of a box without area, which has no IoU above 0 either
-            iou = _iou(tiles[:, first:last], rivals[:, low:high], scratch)
-            overlaps[order[first:last]] = (iou.amax(dim=1) > iou_thresh).numpy()
+            iou = _iou(tiles[:, first:last], rivals[:, begin:end], scratch)
+            overlaps[order[first:last]] |= (iou.amax(dim=1) > iou_thresh).numpy()
     return overlaps
 
 
-def _greedy(overlaps: np.ndarray) -> np.ndarray:
-    """Return which of N boxes, the best first, survive: (N,) bool from who overlaps whom (N, N).
+def _overlaps_later(block: np.ndarray, iou_thresh: float, scratch: Tensor) -> np.ndarray:
+    """Return which of the boxes (6, N) each overlaps that come after it: (N, N) bool."""
+    boxes = torch.from_numpy(block)
+    overlaps = np.zeros((boxes.shape[1], boxes.shape[1]), dtype=np.bool_)
+    for first in range(0, len(overlaps), _TILE):
+        rows = slice(first, first + _TILE)
+        overlaps[rows, first:] = (
+            _iou(boxes[:, rows], boxes[:, first:], scratch).numpy() > iou_thresh
+        )
+    return overlaps & _EARLIER[: len(overlaps), : len(overlaps)]
+
+
+def _greedy(suppresses: np.ndarray) -> np.ndarray:
+    """Return which of N boxes, the best first, survive: (N,) bool from who would suppress whom.
 
     All at once: each box asks those before it that survive so far. After n rounds the first n are
     right, so it ends, and mostly after a handful.
     """
-    suppresses = overlaps & _EARLIER[: len(overlaps), : len(overlaps)]
-    survives, before = np.ones(len(overlaps), dtype=np.bool_), None
+    survives, before = np.ones(len(suppresses), dtype=np.bool_), None
     while before is None or not np.array_equal(survives, before):
         before, survives = survives, ~np.any(suppresses[survives], axis=0)
     return survives
