@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,26 @@ class StepResult:
     image_ids: list[Tensor]
 
 
+class HostCopy:
+    """Values on their way to the host: who reads them waits for them, not for what came after.
+
+    `tolist` of a tensor on a GPU waits for all that was launched since.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.detach().to("cpu", non_blocking=True)  # to page-locked memory
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    def tolist(self) -> list[Any]:
+        """Wait for the values and return them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        values: list[Any] = self._values.tolist()
+        return values
+
+
 def training_step(
     losses_of: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -109,7 +130,7 @@ def training_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = clip_gradients(parameters, clip_grad_norm)
     finite = torch.isfinite(torch.stack([*totals.values(), grad_norm])).all()
-    flags = torch.stack([~finite, torch.tensor(stop).to(finite.device, non_blocking=True)])
+    flags = torch.stack([~finite, torch.full_like(finite, stop)])
     status = any_over_ranks(flags)
     step_if_finite(optimizer, ~status[0])
     for values, old in zip(statistics, before, strict=True):

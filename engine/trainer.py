@@ -37,7 +37,14 @@ from engine.optim import (
 )
 from engine.optim import note as rate_note
 from engine.schema import RunConfig
-from engine.step import StepResult, WeightAverage, memory_layout, training_step, wrap_losses
+from engine.step import (
+    HostCopy,
+    StepResult,
+    WeightAverage,
+    memory_layout,
+    training_step,
+    wrap_losses,
+)
 from engine.task import Batch, Task
 
 
@@ -112,7 +119,7 @@ class _Run:
             output / "checkpoints", keep=config.loop.keep_checkpoints
         )
         self.progress = Progress()
-        self.unread: deque[tuple[int, StepResult]] = deque()
+        self.unread: deque[tuple[int, StepResult, HostCopy]] = deque()
         self.meter = StepMeter()
 
     def train(self, *, resume: bool) -> dict[str, float]:
@@ -186,7 +193,7 @@ class _Run:
         if self.average is not None:
             self.average.update(self.task.model, step=step, skipped=result.status[0])
         self.meter.add(result)
-        self.unread.append((step, result))
+        self.unread.append((step, result, HostCopy(result.status)))
 
     def _asked_to_stop(self, step: int) -> bool:
         """Read the last step's status; on a GPU the one before, which has finished meanwhile."""
@@ -197,8 +204,8 @@ class _Run:
         return stop
 
     def _read_status(self) -> bool:
-        step, result = self.unread.popleft()
-        skipped, stop = result.status.tolist()
+        step, result, status = self.unread.popleft()
+        skipped, stop = status.tolist()
         if not skipped:
             self.progress.bad_in_a_row = 0
             return bool(stop)

@@ -27,7 +27,6 @@ SLOW_IMPORTS = {
         "backbones/classification/cifar.py",
         "detection/benchmarks/",
         "detection/data/download.py",
-        "detection/ops/nms.py",
     ),
 }
 MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "detection/benchmarks/", "tests/")

@@ -11,6 +11,7 @@ from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu
 from detection.benchmarks.inference import inference
 from detection.benchmarks.input import input_pipeline
 from detection.benchmarks.memory import worker_memory
+from detection.benchmarks.ops import nms, roi_align
 from detection.benchmarks.padding import padding
 from detection.benchmarks.scoring import evaluation
 from detection.benchmarks.settings import Settings
@@ -32,4 +33,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "annotations": annotation_loading,
     "padding": padding,
     "input": input_pipeline,
+    "roi-align": roi_align,
+    "nms": nms,
 }

@@ -155,10 +155,17 @@ def select_detections(
     roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)
     boxes = clip_boxes(decode_boxes(deltas, roi_boxes, weights=box_weights), images.sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
-    keep = nms_keep(boxes, scores, labels, (scores >= 0) & large, iou_thresh=settings.nms_thresh)
-
+    most = settings.max_detections
+    keep = nms_keep(
+        boxes,
+        scores,
+        labels,
+        (scores >= 0) & large,
+        iou_thresh=settings.nms_thresh,
+        max_kept=most,
+    )
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, : settings.max_detections], order[:, : settings.max_detections]
+    scores, order = scores[:, :most], order[:, :most]
     boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
     return Selection(boxes, scores, labels.gather(1, order))
 

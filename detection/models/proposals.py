@@ -87,7 +87,7 @@ def thin_out(
     Returns:
         P = min(topk, M) an image, by falling score; rows of zeros, not valid, where fewer are left.
     """
-    keep = nms_keep(boxes, scores, groups, valid, iou_thresh=nms_thresh)
+    keep = nms_keep(boxes, scores, groups, valid, iou_thresh=nms_thresh, max_kept=topk)
     # a stable sort, not a top-k, whose order of equal scores is anything
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :topk], order[:, :topk]

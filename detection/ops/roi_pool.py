@@ -5,17 +5,17 @@ T taps along a bin's side: the two cells beside each of its samples.
 Boxes are xyxy pixels of the network input; a cell of a level covers stride x stride pixels.
 
 RoIAlign is a product with a sparse matrix: every bin is a weighted sum of T * T cells. It runs as
-one embedding bag over the cells of all levels, channels innermost. On a CPU that is several times
-as fast as torchvision's kernel, and on a GPU no level makes the host wait for its regions.
+embedding bags over the cells, channels innermost. On a CPU that is several times as fast as
+torchvision's kernel, and on a GPU no level makes the host wait for its regions.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from detection.ops.bags import pick, sum_bags
 from detection.ops.boxes import box_area
 
 
@@ -37,11 +37,12 @@ def assign_levels(
         min_level: the 2 of p2, the finest level.
 
     Returns:
-        (...,) int64 in 0..num_levels-1, 0 the finest.
+        (...,) int64 in 0..num_levels-1, 0 the finest; 0 of a box with NaN.
     """
     # 1e-6: a side of exactly 224 stays on its level where the logarithm rounds down (Detectron)
     level = canonical_level + torch.log2(box_area(boxes).sqrt() / canonical_size) + 1e-6
-    return level.floor().clamp(min_level, min_level + num_levels - 1).to(torch.int64) - min_level
+    level = level.floor().clamp(min_level, min_level + num_levels - 1) - min_level
+    return level.to(torch.int64).clamp(min=0)  # once more: a NaN may be any integer
 
 
 def pool_rois(
@@ -87,11 +88,11 @@ def pool_rois(
             aligned=aligned,
             bin_stride=bin_stride,
         )
-        maps = [feature.flatten(2).transpose(1, 2) for feature in features]  # (B, H_l * W_l, C)
-        cells = (torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]).flatten(0, 1).contiguous()
-        pooled: Tensor = _SparseProduct.apply(idxs, weights.to(cells.dtype), cells)
+        # (B * H_l * W_l, C)
+        cells = [feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features]
+        pooled: Tensor = sum_bags(cells, levels.flatten(), idxs, weights.to(cells[0].dtype))
         side = -(-resolution // bin_stride)
-        return pooled.view(levels.numel(), side, side, cells.shape[1]).permute(0, 3, 1, 2)
+        return pooled.view(-1, side, side, pooled.shape[2]).permute(0, 3, 1, 2)
 
     import torchvision  # takes a second, for it brings the compiler along
 
@@ -121,18 +122,17 @@ def _align_matrix(
     aligned: bool,
     bin_stride: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return RoIAlign's matrix: the cells (M * S * S, T * T) int32 of each bin, and their weights.
+    """Return RoIAlign's matrix: the cells (M, S * S, T * T) int32 of each bin, and their weights.
 
-    Cells are numbered by image, level, y, x. The arithmetic is torchvision's, step for step.
+    The cells of each level are numbered by image, y, x. The arithmetic is torchvision's, step for
+    step.
     """
-    areas = [height * width for height, width in shapes]
-    height = _of_level([height for height, _ in shapes], levels)
-    width = _of_level([width for _, width in shapes], levels)
-    first_cell = _of_level([sum(areas[:level]) for level in range(len(areas))], levels)
-    first_cell = first_cell + torch.arange(len(boxes), device=boxes.device)[:, None] * sum(areas)
+    height = pick([height for height, _ in shapes], levels)
+    width = pick([width for _, width in shapes], levels)
+    first_cell = torch.arange(len(boxes), device=boxes.device)[:, None] * (height * width)
 
     # both axes at once: (M, 2), x and y
-    corners = boxes / _of_level(strides, levels)[..., None] - (0.5 if aligned else 0.0)
+    corners = boxes / pick(strides, levels)[..., None] - (0.5 if aligned else 0.0)
     low, high = corners.flatten(0, 1).split(2, dim=-1)
     extent = high - low if aligned else (high - low).clamp(min=1)
     sizes = torch.stack([width, height], dim=-1).flatten(0, 1)
@@ -144,15 +144,7 @@ def _align_matrix(
 
     idx_pairs = _pairs(rows.int(), columns.int())
     weight_pairs = _pairs(row_weights, column_weights)
-    return torch.add(*idx_pairs).flatten(0, 2), torch.mul(*weight_pairs).flatten(0, 2)
-
-
-def _of_level(values: Sequence[int], levels: Tensor) -> Tensor:
-    """Return `values[levels]` without a copy to the device, which would wait for it."""
-    found = torch.full_like(levels, values[0])
-    for level, value in enumerate(values[1:], start=1):
-        found = torch.where(levels == level, value, found)
-    return found
+    return torch.add(*idx_pairs).flatten(1, 2), torch.mul(*weight_pairs).flatten(1, 2)
 
 
 def _taps(
@@ -198,36 +190,3 @@ def _pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """
     taps = rows.shape[-1]
     return rows.repeat_interleave(taps, dim=-1)[:, :, None], columns.repeat(1, 1, taps)[:, None]
-
-
-class _SparseProduct(torch.autograd.Function):
-    """Weighted sums of rows, and as gradient the product with the transposed matrix.
-
-    Not embedding_bag's own gradient, which adds bfloat16 in bfloat16: here both ways accumulate in
-    float32, and always in the same order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, idxs: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-        """Return (N, C) from `idxs` (N, J) into `rows` (P, C) with `weights` (N, J)."""
-        ctx.save_for_backward(idxs, weights)
-        ctx.num_rows = len(rows)
-        return F.embedding_bag(idxs, rows, mode="sum", per_sample_weights=weights)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
-        """Return the gradient (P, C) of the rows for `grad` (N, C)."""
-        idxs, weights = ctx.saved_tensors
-        users, order = idxs.flatten().sort(stable=True)
-        first_user = torch.searchsorted(
-            users, torch.arange(ctx.num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True
-        )
-        bags = (order // idxs.shape[1]).to(idxs.dtype)
-        grad_rows = F.embedding_bag(
-            bags,
-            grad.contiguous(),
-            first_user,
-            mode="sum",
-            per_sample_weights=weights.flatten()[order],
-        )
-        return None, None, grad_rows

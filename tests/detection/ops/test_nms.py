@@ -75,7 +75,33 @@ def test_padding_changes_nothing(batch: tuple[Tensor, Tensor, Tensor, Tensor]) -
     assert not padded[:, 200:].any()
 
 
+@pytest.mark.parametrize("max_kept", [0, 1, 5, 40, 200, 1000])
+def test_the_best_are_kept(batch: tuple[Tensor, Tensor, Tensor, Tensor], max_kept: int) -> None:
+    _, scores, _, valid = batch
+    everything = nms_keep(*batch, iou_thresh=0.5)
+    expected = torch.zeros_like(valid)
+    for image, survives in enumerate(everything):
+        ranked = scores[image].masked_fill(~survives, -1).sort(descending=True, stable=True).indices
+        expected[image, ranked[: min(max_kept, int(survives.sum()))]] = True
+    assert torch.equal(nms_keep(*batch, iou_thresh=0.5, max_kept=max_kept), expected)
+
+
+@pytest.mark.parametrize("iou_thresh", [0.5, 0.7])
+def test_many_proposals_are_torchvisions(iou_thresh: float) -> None:
+    corners = torch.rand(3000, 2) * 200
+    boxes = torch.cat([corners, corners + 20 + torch.rand(3000, 2) * 60], dim=-1)
+    scores = torch.randint(0, 500, (3000,)) / 500  # ties
+    kept = torchvision.ops.nms(boxes, scores, iou_thresh)
+    one_group, valid = torch.zeros(1, 3000, dtype=torch.int64), torch.ones(1, 3000).bool()
+    for max_kept in (None, 300):
+        keep = nms_keep(
+            boxes[None], scores[None], one_group, valid, iou_thresh=iou_thresh, max_kept=max_kept
+        )
+        assert keep[0].nonzero()[:, 0].tolist() == sorted(kept[:max_kept].tolist())
+
+
 def test_operator_is_registered_as_it_behaves(
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     torch.library.opcheck(nms_keep, batch, {"iou_thresh": 0.5})
+    torch.library.opcheck(nms_keep, batch, {"iou_thresh": 0.5, "max_kept": 20})

@@ -1,18 +1,29 @@
-"""Training on a GPU: the same numbers as on a CPU, in bfloat16, compiled, resumed."""
+"""Training on a GPU: the CPU's numbers; no wait; in bfloat16, compiled, as graphs, resumed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from detection.losses import rpn_loss
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
+from engine.distributed import world
+from engine.meter import StepMeter
+from engine.optim import build_optimizer
+from engine.step import HostCopy, WeightAverage, training_step, wrap_losses
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
+KINDS = ("detection", "segmentation")
+LOOPS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "as CUDA graphs": {"compile": True, "compile_mode": "reduce-overhead"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-@pytest.mark.parametrize("kind", ["detection", "segmentation"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("neck", NECKS)
 def test_losses_are_the_cpus(
     root: Path, neck: str, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -33,35 +44,67 @@ def test_losses_are_the_cpus(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("neck", NECKS)
-def test_nothing_but_nms_waits_for_the_device(root: Path, neck: str) -> None:
-    task, batch = tiny_task(root, neck)
+def test_a_training_step_waits_for_nothing(root: Path, neck: str, kind: str) -> None:
+    task, batch = tiny_task(root, neck, task=kind)
+    config = task.config
+    with world("cuda", timeout_s=60) as here:
+        task.model.to(CUDA)
+        batch = batch.to(CUDA)
+        losses_of = wrap_losses(task, config.loop, here)
+        optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
+        average, meter = WeightAverage(task.model, 0.99), StepMeter()
+
+        def step(number: int) -> HostCopy:
+            result = training_step(losses_of, optimizer, [batch], clip_grad_norm=1.0, stop=False)
+            average.update(task.model, step=number, skipped=result.status[0])
+            meter.add(result)
+            return HostCopy(result.status)
+
+        for number in range(2):  # the first calls initialise libraries and compile the kernel
+            step(number)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            status = step(2)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert status.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("neck", NECKS)
+def test_forward_and_backward_replay_as_a_cuda_graph(root: Path, neck: str, kind: str) -> None:
+    task, batch = tiny_task(root, neck, task=kind)
     task.model.to(CUDA)
-    batch = batch.to(CUDA)
-    features = task.model.features(batch.images)  # the first call may initialise libraries
-    rpn = task.model.rpn(features, batch.images)
-    proposals = task.model.proposals(rpn, batch.images.sizes, training=True)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        features = task.model.features(batch.images)
-        rpn = task.model.rpn(features, batch.images)
-        anchors = task.sample_anchors(rpn, batch)
-        logits, deltas = rpn.objectness_logits, rpn.deltas
-        targets = (anchors.target_deltas, anchors.idxs, anchors.is_fg, anchors.valid)
-        losses = rpn_loss(logits, deltas, *targets, beta=0.0)
-        rois = task.sample_rois(proposals, batch)
-        class_logits, _ = task.model.roi_head(features, rois.boxes)
-        (torch.stack(list(losses.values())).sum() + class_logits.sum()).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    static = batch.to(CUDA)
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+
+    def losses_and_gradients() -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        losses = task.losses(static)
+        return losses, torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            losses_and_gradients()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = losses_and_gradients()
+    static.images.pixels.copy_(255 - batch.images.pixels)
+    static.images.seeds.copy_(batch.images.seeds + 1)
+    graph.replay()
+    torch.testing.assert_close(replayed, losses_and_gradients(), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("compile_losses", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize("neck", NECKS)
-def test_bf16_run_resumes(root: Path, tmp_path: Path, neck: str, compile_losses: bool) -> None:
+def test_bf16_run_resumes(root: Path, tmp_path: Path, neck: str, loop: dict[str, Any]) -> None:
     def run(steps: int, *, resume: bool) -> None:
-        loop = {"precision": "bf16", "compile": compile_losses, "max_steps": steps}
-        config = tiny_config(root, neck=neck, loop=loop)
+        changes = {"precision": "bf16", "max_steps": steps, **loop}
+        config = tiny_config(root, neck=neck, loop=changes)
         task = DetectionTask.for_training(config)
         fit(task, config, output=tmp_path / "run", resume=resume, device="cuda")
 

@@ -1,0 +1,121 @@
+"""Non-maximum suppression on a CUDA device: one launch for a batch, and no wait for its outcome.
+
+B images, P boxes of each. `nms_keep` on the CPU is the reference: both do the same arithmetic.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 64
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+"""No fused multiply-add, whose rounding is not the CPU's."""
+
+
+def keep_on_device(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    iou_thresh: float,
+    max_kept: int,
+) -> Tensor:
+    """Do what `nms_keep` does, for float32 boxes and max_kept of 0 to P."""
+    assert boxes.dtype == torch.float32, f"expected float32 boxes, got {boxes.dtype}"
+    keep = torch.zeros_like(valid)
+    batch, count = valid.shape
+    if batch == 0 or count == 0 or max_kept == 0:
+        return keep
+    order = scores.masked_fill(~valid, -torch.inf).sort(descending=True, stable=True).indices
+    columns = [*boxes.unbind(2), groups.float(), valid.float()]
+    rows = torch.stack(columns, dim=1).gather(2, order[:, None].expand(-1, len(columns), -1))
+    kept = rows.new_empty(batch, 5, max_kept)
+    marks = torch.zeros_like(valid, dtype=torch.uint8)
+    with torch.cuda.device_of(boxes):
+        suppress[(batch,)](rows, kept, marks, count, max_kept, iou_thresh, BLOCK=_BLOCK, **OPTIONS)
+    return keep.scatter_(1, order, marks.bool())
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def suppress(
+    rows: tl.tensor,
+    kept: tl.tensor,
+    marks: tl.tensor,
+    num_boxes: tl.tensor,
+    max_kept: tl.tensor,
+    iou_thresh: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Greedy suppression of one image by one program, a block of its boxes after the other.
+
+    Args:
+        rows: (B, 6, P) float32: x1, y1, x2, y2, group, and 1 where valid; the best box first.
+        kept: (B, 5, max_kept) float32, scratch: what has survived so far.
+        marks: (B, P) uint8 zeros; 1 is written where a box survives.
+        num_boxes: P.
+        max_kept: survivors of an image.
+        iou_thresh: a box goes when its IoU with a survivor of its group is above this.
+        BLOCK: boxes taken at a time, and held against so many survivors at a time.
+    """
+    image = tl.program_id(0).to(tl.int64)
+    rows += image * 6 * num_boxes
+    kept += image * 5 * max_kept
+    marks += image * num_boxes
+    lanes = tl.arange(0, BLOCK)
+    start = 0
+    count = 0
+    while (start < num_boxes) & (count < max_kept):
+        at = start + lanes
+        block = _load(rows + at, num_boxes, at < num_boxes)
+        alive = tl.load(rows + 5 * num_boxes + at, mask=at < num_boxes, other=0.0) > 0
+        if tl.max(alive.to(tl.int32), 0) > 0:
+            for first in range(0, count, BLOCK):
+                place = first + lanes
+                rivals = _load(kept + place, max_kept, place < count)
+                over = _overlap(rivals, block, iou_thresh) & (place < count)[:, None]
+                alive = alive & (tl.max(over.to(tl.int32), 0) == 0)
+            # Each asks those before it that survive so far. After n rounds the first n are right,
+            # so it ends, and mostly after a handful.
+            over = _overlap(block, block, iou_thresh) & (lanes[:, None] < lanes[None, :])
+            survives = alive
+            changed = 1
+            while changed > 0:
+                hit = tl.max((over & survives[:, None]).to(tl.int32), 0)
+                now = alive & (hit == 0)
+                changed = tl.max((now != survives).to(tl.int32), 0)
+                survives = now
+            place = count + tl.cumsum(survives.to(tl.int32), 0) - 1
+            survives = survives & (place < max_kept)
+            tl.store(marks + at, survives.to(tl.uint8), mask=survives)
+            for row in tl.static_range(5):
+                tl.store(kept + row * max_kept + place, block[row], mask=survives)
+            count += tl.sum(survives.to(tl.int32), 0)
+            tl.debug_barrier()  # other threads of this program read what was kept
+        start += BLOCK
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load(pointers: tl.tensor, stride: tl.tensor, mask: tl.tensor) -> tl.tuple:
+    """Return x1, y1, x2, y2 and group, each (BLOCK,), from rows that lie `stride` apart."""
+    return (
+        tl.load(pointers, mask=mask, other=0.0),
+        tl.load(pointers + stride, mask=mask, other=0.0),
+        tl.load(pointers + 2 * stride, mask=mask, other=0.0),
+        tl.load(pointers + 3 * stride, mask=mask, other=0.0),
+        tl.load(pointers + 4 * stride, mask=mask, other=0.0),
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _overlap(a: tl.tuple, b: tl.tuple, iou_thresh: tl.tensor) -> tl.tensor:
+    """Return (BLOCK, BLOCK): whether each of `a` has the group of each of `b`, and enough IoU."""
+    x1, y1, x2, y2, group = a
+    to_x1, to_y1, to_x2, to_y2, to_group = b
+    width = tl.minimum(x2[:, None], to_x2[None, :]) - tl.maximum(x1[:, None], to_x1[None, :])
+    height = tl.minimum(y2[:, None], to_y2[None, :]) - tl.maximum(y1[:, None], to_y1[None, :])
+    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
+    areas = ((x2 - x1) * (y2 - y1))[:, None] + ((to_x2 - to_x1) * (to_y2 - to_y1))[None, :]
+    iou = tl.div_rn(intersection, areas - intersection)
+    return (iou > iou_thresh) & (group[:, None] == to_group[None, :])

@@ -1,0 +1,102 @@
+"""A training step asks nothing whose answer lies on the device, and compiles as a whole.
+
+Seen from the CPU: which operators a step calls. `test_gpu.py` has CUDA itself watch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.distributed import world
+from engine.meter import StepMeter
+from engine.optim import build_optimizer
+from engine.step import WeightAverage, training_step, wrap_losses
+from tests.detection.tasks.tiny import NECKS, tiny_task
+
+KINDS = ("detection", "segmentation")
+WAITING = {
+    "_local_scalar_dense",  # item, tolist, bool, int, float
+    "_unique2",
+    "bincount",
+    "equal",
+    "lift_fresh",  # a tensor made from Python values: a copy from memory that is not page-locked
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",  # by a tensor of repeats
+    "unique_consecutive",
+    "unique_dim",
+}
+"""Operators that on a CUDA device wait for it."""
+
+
+class WaitSpotter(TorchDispatchMode):
+    """Notes operators that would wait for a CUDA device; inside the project's own it sees none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+        self.calls = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        name = func.overloadpacket.__name__
+        masks = name.startswith("index") and any(
+            isinstance(idxs, Tensor) and idxs.dtype == torch.bool
+            for idxs in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        if name in WAITING or masks:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("neck", NECKS)
+def test_a_training_step_calls_nothing_that_waits(root: Path, neck: str, kind: str) -> None:
+    task, batch = tiny_task(root, neck, task=kind)
+    config = task.config
+    with world("cpu", timeout_s=60) as here:
+        losses_of = wrap_losses(task, config.loop, here)
+        optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
+        average, meter = WeightAverage(task.model, 0.99), StepMeter()
+        with WaitSpotter() as spotter:
+            result = training_step(losses_of, optimizer, [batch], clip_grad_norm=1.0, stop=False)
+            average.update(task.model, step=0, skipped=result.status[0])
+            meter.add(result)
+    assert spotter.found == []
+    assert spotter.calls > 1000
+
+
+def test_the_spotter_sees() -> None:
+    values = torch.arange(3.0)
+    with WaitSpotter() as spotter:
+        bool(values.sum() > 0)
+        values[values > 1]
+        values[torch.tensor([0, 2])]
+    assert spotter.found == ["_local_scalar_dense", "index", "lift_fresh"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("neck", NECKS)
+def test_forward_and_backward_compile_into_one_graph(root: Path, neck: str, kind: str) -> None:
+    task, batch = tiny_task(root, neck, task=kind)
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    compiled = torch.compile(task.losses, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(batch), task.losses(batch)
+    torch.testing.assert_close(found, expected)
+    gradients = [
+        torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
+        for losses in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients)
