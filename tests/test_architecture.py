@@ -19,7 +19,7 @@ MAY_PRINT = ("engine/log.py", "engine/cli.py", "tools/", "tests/")
 # Packages that take long to import, and who may do so before it is known that they are needed. The
 # others import them in a function, so that commands start at once.
 SLOW_IMPORTS = {
-    "albumentations": ("backbones/classification/transforms.py",),
+    "albumentations": ("backbones/classification/transforms.py", "detection/benchmarks/"),
     "hotcoco": (),
     "matplotlib": (),
     "torch.utils.tensorboard": (),
