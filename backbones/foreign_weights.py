@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.resnet import Bottleneck, ResNet
+from backbones.blocks import Bottleneck
+from backbones.resnet import ResNet
 from engine.errors import UserError
 
 CAFFE2, DETECTRON2 = "Caffe2 (MSRA)", "detectron2"

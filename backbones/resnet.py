@@ -4,19 +4,17 @@ State dict keys are torchvision's: conv1, bn1, layer1.0.conv1, ..., fc. Stage n 
 to conv5, is `layer{n - 1}`; its output is the feature c{n}. B images, H x W pixels, C channels.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
 from backbones.features import FeatureSpec
-from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, conv_norm_of_pooled, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, make_norm
 from engine.errors import UserError
 
-Shortcut = Literal["A", "B", "C", "none"]
-Norm = Callable[[int], nn.Module]
-Pool = Callable[[Tensor, int], Tensor]
 WIDTHS = (64, 128, 256, 512)
 STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 KINDS = {
@@ -26,122 +24,6 @@ KINDS = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-
-
-class PaddedIdentity(nn.Module):
-    """Option A: every `stride`-th cell, with zero channels before and after; no parameters."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        extra = out_channels - in_channels
-        self.padding = (0, 0, 0, 0, extra // 2, extra - extra // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
-
-
-def make_shortcut(
-    option: Shortcut, in_channels: int, out_channels: int, *, stride: int, norm: Norm
-) -> nn.Module | None:
-    """Build the path around a block; None is the identity, or no path with option "none"."""
-    grows = stride != 1 or in_channels != out_channels
-    if option == "none" or not (grows or option == "C"):
-        return None
-    if option == "A":
-        return PaddedIdentity(in_channels, out_channels, stride)
-    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-    return nn.Sequential(projection, norm(out_channels))
-
-
-def project(x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """Run the path around a block that `make_shortcut` built."""
-    if isinstance(shortcut, nn.Sequential):
-        conv, norm = shortcut
-        assert isinstance(conv, nn.Conv2d)
-        return conv_norm(x, conv, norm)
-    return x if shortcut is None else shortcut(x)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the path around them (the paper's figure 5, left)."""
-
-    expansion: ClassVar[int] = 1
-
-    def __init__(
-        self, in_channels: int, width: int, *, stride: int, shortcut: Shortcut, norm: Norm
-    ) -> None:
-        super().__init__()
-        self.residual = shortcut != "none"
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.downsample = make_shortcut(shortcut, in_channels, width, stride=stride, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, width, ceil(H / stride), ceil(W / stride))."""
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = conv_norm(y, self.conv2, self.bn2)
-        if self.residual:
-            y += project(x, self.downsample)
-        return F.relu(y, inplace=True)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and the path around them (the paper's figure 5, right)."""
-
-    expansion: ClassVar[int] = 4
-    # torchvision ("v1.5") strides the 3x3; the paper and the MSRA weights the first 1x1.
-    stride_in_1x1: ClassVar[bool] = False
-
-    def __init__(
-        self, in_channels: int, width: int, *, stride: int, shortcut: Shortcut, norm: Norm
-    ) -> None:
-        super().__init__()
-        out_channels = width * self.expansion
-        stride1, stride2 = (stride, 1) if self.stride_in_1x1 else (1, stride)
-        self.residual = shortcut != "none"
-        self.conv1 = nn.Conv2d(in_channels, width, 1, stride1, bias=False)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride2, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = norm(out_channels)
-        self.downsample = make_shortcut(
-            shortcut, in_channels, out_channels, stride=stride, norm=norm
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, 4 width, ceil(H / stride), ceil(W / stride))."""
-        return self._finish(conv_norm(x, self.conv1, self.bn1), project(x, self.downsample))
-
-    def forward_pooled(self, x: Tensor, pool: Pool) -> Tensor:
-        """Return forward(pool(x, 1)); see `conv_norm_of_pooled`."""
-        y = conv_norm_of_pooled(x, self.conv1, self.bn1, pool=pool)
-        if isinstance(self.downsample, nn.Sequential):
-            conv, norm = self.downsample
-            assert isinstance(conv, nn.Conv2d)
-            around = conv_norm_of_pooled(x, conv, norm, pool=pool)
-        else:
-            around = project(pool(x, 1), self.downsample)
-        return self._finish(y, around)
-
-    def _finish(self, y: Tensor, around: Tensor) -> Tensor:
-        """Return the block's output from the first convolution's, and the path around all three."""
-        y = F.relu(y, inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
-        y = conv_norm(y, self.conv3, self.bn3)
-        if self.residual:
-            y += around
-        return F.relu(y, inplace=True)
-
-
-class PaperBottleneck(Bottleneck):
-    """Bottleneck with the stride on its first 1x1 convolution, as in 2015."""
-
-    stride_in_1x1 = True
 
 
 class ResNet(nn.Module):

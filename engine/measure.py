@@ -5,8 +5,9 @@ A machine's mood changes from minute to minute; the ratio within one round chang
 
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,6 +153,18 @@ def markdown_of(rows: Sequence[Row]) -> str:
     ]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     return "\n".join(lines)
+
+
+def report_of(measured: Mapping[str, Sequence[Row]], *, command: str) -> str:
+    """Return a file for results/: each benchmark's table, the command, the commit, the machine."""
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found = "not known"
+    tables = [f"## {name}\n\n{markdown_of(rows)}" for name, rows in measured.items()]
+    about = f"- Command: `python {command}`\n- Commit: {found}\n- Machine: {machine()}\n"
+    return "\n\n".join(["# Benchmarks", *tables, about])
 
 
 def machine() -> str:

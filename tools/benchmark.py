@@ -17,7 +17,7 @@ def main() -> None:
     from detection.benchmarks.settings import Settings
     from engine.files import write_file
     from engine.log import make_console
-    from engine.measure import machine, markdown_of, table_of
+    from engine.measure import report_of, table_of
 
     parser = argparse.ArgumentParser(description="Measure speed and memory against the peers.")
     parser.add_argument(
@@ -37,9 +37,11 @@ def main() -> None:
     names = arguments.names
     if "all" in names:
         names = [each for each in BENCHMARKS if arguments.small or not each.startswith("gpu-")]
+    written = arguments.output or (None if arguments.small else Path("results"))
+    measured = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            rows = BENCHMARKS[name](
+            measured[name] = BENCHMARKS[name](
                 Settings(
                     folder=Path(folder),
                     say=console.print,
@@ -49,20 +51,13 @@ def main() -> None:
                     precision=arguments.precision,
                 )
             )
-        console.print(table_of(rows, name), soft_wrap=False)
-        if arguments.small and arguments.output is None:
-            continue
-        date = datetime.now(tz=UTC).date()
-        output = arguments.output or Path("results")
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / f"benchmark_{name}_{date}.md"
-        text = f"# benchmark.py {name}\n\n{markdown_of(rows)}\n\n"
-        command = " ".join(sys.argv[1:])
-        write_file(
-            path,
-            f"{text}- Command: `python tools/benchmark.py {command}`\n- Machine: {machine()}\n",
-        )
-        console.print(f"wrote {path}")
+        console.print(table_of(measured[name], name), soft_wrap=False)
+        if written is not None:  # after each, so that what was measured is kept
+            written.mkdir(parents=True, exist_ok=True)
+            date = datetime.now(tz=UTC).date()
+            path = written / f"benchmark_{'_'.join(arguments.names)}_{date}.md"
+            write_file(path, report_of(measured, command=" ".join(sys.argv)))
+            console.print(f"wrote {path}")
 
 
 if __name__ == "__main__":

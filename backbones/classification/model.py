@@ -7,9 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.blocks import Shortcut
 from backbones.norm import NormKind
 from backbones.normalized import NormalizedNetwork
-from backbones.resnet import ResNet, Shortcut, build_resnet, cifar_resnet
+from backbones.resnet import ResNet, build_resnet, cifar_resnet
 
 
 class Classifier(NormalizedNetwork):

@@ -16,7 +16,7 @@ from backbones.classification.views import resize_short_side
 from detection.models.localizer import Localizer
 from detection.models.proposals import thin_out
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_area, box_iou, clip_boxes
+from detection.ops.boxes import box_area, box_iou
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
 
@@ -69,7 +69,8 @@ def localize(
     """
     boxes, scores = find_candidates(model, images.pixels, classes, settings=settings)
     best, scores = merge_candidates(boxes, scores, settings=settings)
-    return best * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
+    # Clipped as late as this: a mean of boxes each cut at the border would lie inside of it.
+    return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def propose(
         count: boxes for each picture, at most.
     """
     boxes, scores = find_candidates(model, images.pixels, classes[:, None], settings=settings)
-    boxes = boxes[:, 0] * images.sizes.flip(1).repeat(1, 2)[:, None]
+    boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
     scores = scores[:, 0]
     one_group = torch.zeros_like(scores, dtype=torch.int64)
     has_area = box_area(boxes) > 0
@@ -103,7 +104,10 @@ def propose(
 def find_candidates(
     model: Localizer, pixels: Tensor, classes: Tensor, *, settings: LocalizeSettings
 ) -> tuple[Tensor, Tensor]:
-    """Return the best boxes of all views, (B, T, M, 4) in shares of the picture, and (B, T, M)."""
+    """Return the best boxes of all views and their scores, (B, T, M, 4) and (B, T, M).
+
+    Boxes are in shares of the picture, and may reach beyond it.
+    """
     found = []
     for view in _views(pixels, settings):
         for mirrored in (False, True) if settings.mirror else (False,):
@@ -155,11 +159,9 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
 
 def _in_picture(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Return boxes (B, T, M, 4) of a view's pixels as shares of the picture."""
-    height, width = view.pixels.shape[2:]
-    side = boxes.new_tensor([[height, width]])
-    flat = clip_boxes(boxes.flatten(0, 2)[None], side)[0].view_as(boxes)
     if mirrored:
-        x1, y1, x2, y2 = flat.unbind(-1)
-        flat = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
-    corner = flat.new_tensor([*view.corner, *view.corner])
-    return (flat + corner) / flat.new_tensor([view.size[1], view.size[0]] * 2)
+        width = view.pixels.shape[3]
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        boxes = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    corner = boxes.new_tensor([*view.corner, *view.corner])
+    return (boxes + corner) / boxes.new_tensor([view.size[1], view.size[0]] * 2)

@@ -3,7 +3,8 @@
 M groups, each of K bags of J rows of one of L tables; C columns, P_l rows of table l.
 
 Operators of their own: on a CPU the host looks which groups read which table, and a compiled graph
-would break on that.
+would break on that. Where nothing is compiled and no gradient is asked for, the function itself is
+called: calling an operator brings the compiler along, a second that prediction does without.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@torch.library.custom_op("resdet::sum_bags", mutates_args=())
 def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     """Return the sums (M, K, C) of the rows of each bag.
 
@@ -27,6 +27,12 @@ def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: 
         idxs: (M, K, J) int32, rows of that table.
         weights: (M, K, J) of the tables' type.
     """
+    as_operator = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    run = sum_bags_operator if as_operator else _sum_bags
+    return run(tables, table_of, idxs, weights)
+
+
+def _sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     if len(tables) == 1 or tables[0].is_cuda:
         return sum_at_once(tables, table_of, idxs, weights)
     # To put the tables in one would take longer than the sums.
@@ -37,7 +43,11 @@ def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: 
     return sums
 
 
-@sum_bags.register_fake
+sum_bags_operator = torch.library.custom_op("resdet::sum_bags", _sum_bags, mutates_args=())
+"""`sum_bags` with its gradient."""
+
+
+@sum_bags_operator.register_fake
 def _(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     return tables[0].new_empty(*idxs.shape[:2], tables[0].shape[1])
 
@@ -75,7 +85,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None]:
     return _gradient(grad, *ctx.saved_tensors, ctx.lengths), None, None, None
 
 
-sum_bags.register_autograd(_backward, setup_context=_save)
+sum_bags_operator.register_autograd(_backward, setup_context=_save)
 
 
 def sum_at_once(

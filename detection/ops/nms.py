@@ -23,7 +23,6 @@ _FAR = 1e10
 _ROUNDING = 1e-5  # many times what float32 loses in an area and an IoU
 
 
-@torch.library.custom_op("resdet::nms_keep", mutates_args=())
 def nms_keep(
     boxes: Tensor,
     scores: Tensor,
@@ -37,8 +36,7 @@ def nms_keep(
 
     The boxes that torchvision keeps, by its arithmetic. The threshold is of the boxes' type, as in
     its CUDA kernel; its CPU kernel holds a float32 IoU against a float64 threshold, so that 3 / 10
-    is above 0.3. On a CUDA device the host does not wait. An operator of its own: a compiled graph
-    does not look inside.
+    is above 0.3. On a CUDA device the host does not wait.
 
     Args:
         boxes: (B, P, 4) xyxy, float32 on a CUDA device; x1 <= x2 and y1 <= y2. P may be 0.
@@ -51,6 +49,21 @@ def nms_keep(
     Returns:
         keep (B, P) bool.
     """
+    # The operator is for compiled graphs alone: calling one brings the compiler along, a second's
+    # import that prediction does without.
+    run = nms_operator if torch.compiler.is_compiling() else _keep
+    return run(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=max_kept)
+
+
+def _keep(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    iou_thresh: float,
+    max_kept: int | None = None,
+) -> Tensor:
     limit = boxes.shape[1] if max_kept is None else min(max_kept, boxes.shape[1])
     on_device = find_kernel(boxes.device) if boxes.is_cuda else None
     if on_device is not None:
@@ -66,7 +79,11 @@ def nms_keep(
     return keep.to(valid.device)
 
 
-@nms_keep.register_fake
+nms_operator = torch.library.custom_op("resdet::nms_keep", _keep, mutates_args=())
+"""`nms_keep` as a compiled graph calls it, without looking inside."""
+
+
+@nms_operator.register_fake
 def _(
     boxes: Tensor,
     scores: Tensor,

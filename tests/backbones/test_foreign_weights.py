@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.resnet import BasicBlock, Bottleneck, PaperBottleneck, ResNet, cifar_resnet
+from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck
+from backbones.resnet import ResNet, cifar_resnet
 from backbones.weights import WeightsReport, load_backbone_weights
 from engine.errors import UserError
 

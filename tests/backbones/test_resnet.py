@@ -7,8 +7,9 @@ import torchvision
 from torch import Tensor, nn
 
 import backbones
+from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Shortcut
 from backbones.norm import FrozenBatchNorm2d, NormKind
-from backbones.resnet import BasicBlock, Bottleneck, PaperBottleneck, ResNet, Shortcut
+from backbones.resnet import ResNet
 from backbones.weights import to_torchvision
 from engine.errors import UserError
 from tests.reference.shortcuts import run_block

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection.ops.bags import gradient_at_once, pick, sum_at_once, sum_bags
+from detection.ops.bags import gradient_at_once, pick, sum_at_once, sum_bags, sum_bags_operator
 
 LENGTHS = (11, 3, 7)
 
@@ -51,7 +51,9 @@ def test_sums_and_gradients_are_the_reference(num_tables: int, num_groups: int) 
 @pytest.mark.parametrize("num_tables", [1, 3])
 def test_operator_is_registered_as_it_behaves(num_tables: int) -> None:
     tables, *matrix = made(num_tables)
-    torch.library.opcheck(sum_bags, ([table.requires_grad_() for table in tables], *matrix))
+    torch.library.opcheck(
+        sum_bags_operator, ([table.requires_grad_() for table in tables], *matrix)
+    )
 
 
 def test_pick_is_indexing() -> None:

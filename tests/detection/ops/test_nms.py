@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.ops.nms import nms_keep
+from detection.ops.nms import nms_keep, nms_operator
 from tests.reference import nms as reference
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
@@ -103,5 +103,5 @@ def test_many_proposals_are_torchvisions(iou_thresh: float) -> None:
 def test_operator_is_registered_as_it_behaves(
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    torch.library.opcheck(nms_keep, batch, {"iou_thresh": 0.5})
-    torch.library.opcheck(nms_keep, batch, {"iou_thresh": 0.5, "max_kept": 20})
+    torch.library.opcheck(nms_operator, batch, {"iou_thresh": 0.5})
+    torch.library.opcheck(nms_operator, batch, {"iou_thresh": 0.5, "max_kept": 20})
