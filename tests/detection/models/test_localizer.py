@@ -126,6 +126,14 @@ def test_mirrored_boxes_are_turned_back(thresh: float, expected: list[float]) ->
     torch.testing.assert_close(boxes[0, 0], torch.tensor(expected).float())
 
 
+def test_boxes_over_the_border_are_cut_after_their_mean() -> None:
+    """Of 16, x from -4 to 12 and, mirrored, from 4 to 20: on average the whole width."""
+    model = localizer_that_answers((-4, 4, 12, 12))
+    how = settings(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=0.3)
+    boxes, _ = localize(model, images(width=64, scale=1), CLASSES, settings=how)
+    torch.testing.assert_close(boxes[0, 0], torch.tensor([0.0, 16, 64, 48]))
+
+
 @pytest.mark.parametrize("view", ["center", "dense"])
 def test_a_picture_s_box_does_not_depend_on_its_neighbour(view: str) -> None:
     model, batch = localizer(), images()

@@ -32,6 +32,9 @@ def settings(images: Path, annotations: Path, lesson: Lesson, *, task: str) -> D
     split = {"images": str(images), "annotations": str(annotations)}
     augment = {"short_sides": [short_side], "max_side": max_side, "flip_prob": 0.0}
     data = {"augment": augment, "eval_short_side": short_side, "eval_max_side": max_side}
+    model = {**lesson.model, "mask": {"num_convs": 2, "hidden_dim": 128}}
+    if task == "segmentation":  # masks make regions dear, and a picture has three objects
+        model["roi"] = {**model["roi"], "num_samples": min(64, model["roi"]["num_samples"])}
     values = {
         "task": task,
         "data": {"train": split, "val": split, **data},
@@ -45,7 +48,7 @@ def settings(images: Path, annotations: Path, lesson: Lesson, *, task: str) -> D
                 "post_nms_topk_test": 300,
                 "smooth_l1_beta": 0.0,
             },
-            **lesson.model,
+            **model,
         },
         "optim": {"kind": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_grad_norm": 10.0},
         "schedule": {"kind": "cosine", "warmup_steps": 20},
