@@ -20,19 +20,19 @@ from detection.benchmarks.training import train
 from engine.measure import Row
 
 Benchmark = Callable[[Settings], Sequence[Row]]
-BENCHMARKS: dict[str, Benchmark] = {
+BENCHMARKS: dict[str, Benchmark] = {  # the quick ones first
+    "nms": nms,
+    "roi-align": roi_align,
+    "start-up": start_up,
+    "padding": padding,
+    "input": input_pipeline,
     "train": train,
     "inference": inference,
+    "annotations": annotation_loading,
     "worker-memory": worker_memory,
+    "evaluation": evaluation,
     "gpu-train": gpu_train,
     "gpu-inference": gpu_inference,
     "gpu-classify": gpu_classify,
     "gpu-trace": gpu_trace,
-    "evaluation": evaluation,
-    "start-up": start_up,
-    "annotations": annotation_loading,
-    "padding": padding,
-    "input": input_pipeline,
-    "roi-align": roi_align,
-    "nms": nms,
 }
