@@ -117,6 +117,7 @@ def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
     return keep_on_device
 
 
+@torch.inference_mode()  # thousands of small operations, each of which autograd would look at
 def _suppress(rows: np.ndarray, *, iou_thresh: float, max_kept: int) -> np.ndarray:
     """Return the places (K,) of the boxes that survive, in order, no more than `max_kept`.
 

@@ -93,6 +93,17 @@ def draw_samples(
     return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
 
 
+def most_foreground(is_fg: Tensor, limit: int) -> int:
+    """Return how many of the first samples (B, S) hold all foreground, at least 1, at most `limit`.
+
+    On a device, and where a graph is compiled, `limit` itself: the host does not wait for a count.
+    On a CPU a count costs nothing, and rows without an object would be most of a mask head's work.
+    """
+    if is_fg.device.type != "cpu" or torch.compiler.is_compiling():
+        return limit
+    return min(limit, max(1, int(is_fg.sum(dim=1).max())))
+
+
 def with_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return the candidates of a region head (B, P + G, 4), and which of them exist (B, P + G).
 

@@ -12,6 +12,7 @@ from detection.models.mask_head import masks_of_labels
 from detection.ops.masks import cut_masks
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
+from detection.tasks.samples import most_foreground
 
 
 class SegmentationTask(DetectionTask):
@@ -25,7 +26,8 @@ class SegmentationTask(DetectionTask):
         config, targets = self.config.model, batch.targets
         assert targets.masks is not None, "the data set was made without masks"
         # Foreground comes first, so that its largest number is a fixed shape.
-        foreground = slice(int(config.roi.num_samples * config.roi.fg_fraction))
+        largest = int(config.roi.num_samples * config.roi.fg_fraction)
+        foreground = slice(most_foreground(rois.is_fg, largest))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]
         logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground])
         wanted = cut_masks(

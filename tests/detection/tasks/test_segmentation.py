@@ -11,6 +11,7 @@ import torch
 from detection import load_detector
 from detection.structures import DetectionBatch
 from detection.tasks import build_task, load_task
+from detection.tasks.samples import most_foreground
 from detection.tasks.segmentation import SegmentationTask
 from engine.errors import UserError
 from engine.evaluate import evaluate
@@ -50,6 +51,24 @@ def test_compiles_without_a_graph_break(root: Path, neck: str, stages: int) -> N
     task, batch = make_task(root, neck, stages=stages)
     compiled = torch.compile(task.losses, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(batch), task.losses(batch))
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_masks_of_foreground_alone_give_the_same_loss(
+    root: Path, neck: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, batch = make_task(root, neck)
+    counted = task.losses(batch)
+    monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
+    torch.testing.assert_close(counted, task.losses(batch))
+
+
+@pytest.mark.parametrize(
+    ("num_fg", "limit", "expected"), [((0, 0), 8, 1), ((3, 5), 8, 5), ((3, 9), 8, 8)], ids=str
+)
+def test_most_foreground(num_fg: tuple[int, int], limit: int, expected: int) -> None:
+    is_fg = torch.arange(10) < torch.tensor(num_fg)[:, None]
+    assert most_foreground(is_fg, limit) == expected
 
 
 def test_pictures_without_objects_train(root: Path) -> None:
