@@ -13,6 +13,8 @@ from engine.cli import run_command
 
 def main() -> None:
     """Parse, measure, print a table and write it."""
+    import torch
+
     from detection.benchmarks import BENCHMARKS
     from detection.benchmarks.settings import Settings
     from engine.files import write_file
@@ -55,7 +57,8 @@ def main() -> None:
         if written is not None:  # after each, so that what was measured is kept
             written.mkdir(parents=True, exist_ok=True)
             date = datetime.now(tz=UTC).date()
-            path = written / f"benchmark_{'_'.join(arguments.names)}_{date}.md"
+            device = "gpu" if torch.cuda.is_available() else "cpu"
+            path = written / f"benchmark_{'_'.join(arguments.names)}_{device}_{date}.md"
             write_file(path, report_of(measured, command=" ".join(sys.argv)))
             console.print(f"wrote {path}")
 
