@@ -70,27 +70,23 @@ class Row:
         )
 
 
-def compare(
-    ours: Callable[[], object], peer: Callable[[], object], *, rounds: int, repeats: int = 1
-) -> Comparison:
+def compare(ours: Callable[[], object], peer: Callable[[], object], *, rounds: int) -> Comparison:
     """Call both in turn, `rounds` times each, after a round that is not counted.
 
     Args:
         ours: this project's way.
         peer: the way that it is measured against.
         rounds: pairs of measurements.
-        repeats: calls in one measurement, for work of less than a millisecond.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + rounds):
         for work, taken in zip((ours, peer), times, strict=True):
             _wait_for_device()
             start = time.perf_counter()
-            for _ in range(repeats):
-                work()
+            work()
             _wait_for_device()
             if number >= WARM_UPS:
-                taken.append((time.perf_counter() - start) / repeats)
+                taken.append(time.perf_counter() - start)
     return Comparison(tuple(times[0]), tuple(times[1]))
 
 

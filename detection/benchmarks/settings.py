@@ -27,6 +27,10 @@ class Settings:
     model: str | None = None
     precision: Precision | None = None
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"--rounds: expected at least 1, got {self.rounds}")
+
     def chosen(self, cases: Mapping[str, T]) -> list[T]:
         """Return the case that `model` names, or all.
 

@@ -49,51 +49,30 @@ def nms_keep(
     Returns:
         keep (B, P) bool.
     """
-    # The operator is for compiled graphs alone: calling one brings the compiler along, a second's
-    # import that prediction does without.
-    run = nms_operator if torch.compiler.is_compiling() else _keep
-    return run(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=max_kept)
-
-
-def _keep(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    *,
-    iou_thresh: float,
-    max_kept: int | None = None,
-) -> Tensor:
+    if torch.compiler.is_compiling():
+        # There alone: calling an operator brings the compiler along, a second's import that
+        # prediction does without.
+        settings = {"iou_thresh": iou_thresh, "max_kept": max_kept}
+        keep: Tensor = nms_operator(boxes, scores, groups, valid, **settings)
+        return keep
     limit = boxes.shape[1] if max_kept is None else min(max_kept, boxes.shape[1])
     on_device = find_kernel(boxes.device) if boxes.is_cuda else None
     if on_device is not None:
         return on_device(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
-    keep = torch.zeros_like(valid, device="cpu")
+    marks = torch.zeros_like(valid, device="cpu")
     for image, exists in enumerate(valid.cpu()):
         idxs = exists.nonzero()[:, 0]
         order = scores[image].cpu()[idxs].sort(descending=True, stable=True).indices
         idxs = idxs[order]
         columns = [*boxes[image].cpu()[idxs].unbind(1), groups[image].cpu()[idxs]]
         kept = _suppress(torch.stack(columns).numpy(), iou_thresh=iou_thresh, max_kept=limit)
-        keep[image, idxs[kept]] = True
-    return keep.to(valid.device)
+        marks[image, idxs[kept]] = True
+    return marks.to(valid.device)
 
 
-nms_operator = torch.library.custom_op("resdet::nms_keep", _keep, mutates_args=())
+nms_operator = torch.library.custom_op("resdet::nms_keep", nms_keep, mutates_args=())
 """`nms_keep` as a compiled graph calls it, without looking inside."""
-
-
-@nms_operator.register_fake
-def _(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    *,
-    iou_thresh: float,
-    max_kept: int | None = None,
-) -> Tensor:
-    return torch.empty_like(valid)
+nms_operator.register_fake(lambda boxes, scores, groups, valid, **_: torch.empty_like(valid))
 
 
 @functools.cache

@@ -12,8 +12,8 @@ def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
 
 def test_both_sides_are_called_in_turn_and_warm_ups_not_counted() -> None:
     calls: list[str] = []
-    found = compare(lambda: calls.append("o"), lambda: calls.append("p"), rounds=2, repeats=2)
-    assert "".join(calls) == "oopp" * 3
+    found = compare(lambda: calls.append("o"), lambda: calls.append("p"), rounds=2)
+    assert "".join(calls) == "op" * 3
     assert len(found.ours) == len(found.peer) == 2
 
 

@@ -10,11 +10,8 @@ from torch import Tensor
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
 from engine.distributed import world
-from engine.meter import StepMeter
-from engine.optim import build_optimizer
-from engine.step import HostCopy, WeightAverage, training_step, wrap_losses
 from engine.trainer import fit
-from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
+from tests.detection.tasks.tiny import NECKS, make_step, tiny_config, tiny_task
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -48,20 +45,9 @@ def test_losses_are_the_cpus(
 @pytest.mark.parametrize("neck", NECKS)
 def test_a_training_step_waits_for_nothing(root: Path, neck: str, kind: str) -> None:
     task, batch = tiny_task(root, neck, task=kind)
-    config = task.config
     with world("cuda", timeout_s=60) as here:
         task.model.to(CUDA)
-        batch = batch.to(CUDA)
-        losses_of = wrap_losses(task, config.loop, here)
-        optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
-        average, meter = WeightAverage(task.model, 0.99), StepMeter()
-
-        def step(number: int) -> HostCopy:
-            result = training_step(losses_of, optimizer, [batch], clip_grad_norm=1.0, stop=False)
-            average.update(task.model, step=number, skipped=result.status[0])
-            meter.add(result)
-            return HostCopy(result.status)
-
+        step = make_step(task, batch.to(CUDA), here)
         for number in range(2):  # the first calls initialise libraries and compile the kernel
             step(number)
         torch.cuda.set_sync_debug_mode("error")

@@ -13,10 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection.ops.nms import nms_operator
 from engine.distributed import world
-from engine.meter import StepMeter
-from engine.optim import build_optimizer
-from engine.step import WeightAverage, training_step, wrap_losses
-from tests.detection.tasks.tiny import NECKS, tiny_task
+from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
 
 KINDS = ("detection", "segmentation")
 WAITING = {
@@ -70,15 +67,10 @@ def test_a_training_step_calls_nothing_that_waits(
     monkeypatch.setattr("detection.models.proposals.nms_keep", nms_operator)
     monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
     task, batch = tiny_task(root, neck, task=kind)
-    config = task.config
     with world("cpu", timeout_s=60) as here:
-        losses_of = wrap_losses(task, config.loop, here)
-        optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
-        average, meter = WeightAverage(task.model, 0.99), StepMeter()
+        step = make_step(task, batch, here)
         with WaitSpotter() as spotter:
-            result = training_step(losses_of, optimizer, [batch], clip_grad_norm=1.0, stop=False)
-            average.update(task.model, step=0, skipped=result.status[0])
-            meter.add(result)
+            step(0)
     assert spotter.found == []
     assert spotter.calls > 1000
 

@@ -1,5 +1,6 @@
 """A detector and data small enough for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from detection.structures import DetectionBatch
 from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from engine.config import parse_config
+from engine.distributed import World
+from engine.meter import StepMeter
+from engine.optim import build_optimizer
+from engine.step import HostCopy, WeightAverage, training_step, wrap_losses
 
 NECKS = ("c4", "fpn")
 
@@ -75,3 +80,19 @@ def tiny_task(
     assert isinstance(made, DetectionTask)
     data = made.train_data()
     return made, data.collate([data.load(index, 100 + index) for index in range(4)])
+
+
+def make_step(task: DetectionTask, batch: DetectionBatch, here: World) -> Callable[[int], HostCopy]:
+    """Return the trainer's step on one batch, of a number: all of it that runs on the device."""
+    config = task.config
+    losses_of = wrap_losses(task, config.loop, here)
+    optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
+    average, meter = WeightAverage(task.model, 0.99), StepMeter()
+
+    def step(number: int) -> HostCopy:
+        result = training_step(losses_of, optimizer, [batch], clip_grad_norm=1.0, stop=False)
+        average.update(task.model, step=number, skipped=result.status[0])
+        meter.add(result)
+        return HostCopy(result.status)
+
+    return step
