@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def barrier() -> None:
 def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torch.device:
     """Return the device that `--device` names, or a GPU when there is one.
 
+    From then on a process that computes on a CPU keeps the memory that it frees (engine.memory).
+
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None.
         local_rank: place of this process among those of its machine.
@@ -129,6 +132,7 @@ def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torc
     except RuntimeError as error:
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}") from error
     if device.type == "cpu":
+        keep_freed_memory()
         return device
     if device.type != "cuda":
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}")

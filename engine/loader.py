@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine.errors import SkippedSampleError, UserError
+from engine.memory import keep_freed_memory
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
 
@@ -154,6 +155,7 @@ def _start_worker(_worker: int) -> None:
     # The main process decides what Ctrl-C means; its handlers must not live on in the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    keep_freed_memory(keep=False)  # there are many of them, and pictures of many sizes
 
 
 def read_batches(
