@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -45,7 +46,7 @@ class Row:
     """One line of a benchmark's table.
 
     work: what was done. value: what came out. unit: of all three numbers; "x" is times as fast.
-    at_least: what is promised (at most, where smaller is better), None for a number that stands for
+    promised: what is promised (at most, where smaller is better), None for a number that stands for
         itself. aim: what is hoped for.
     smaller_is_better: as for bytes. detail: the numbers behind the value.
     """
@@ -53,7 +54,7 @@ class Row:
     work: str
     value: float
     unit: str = "x"
-    at_least: float | None = None
+    promised: float | None = None
     aim: float | None = None
     smaller_is_better: bool = False
     detail: str = ""
@@ -61,12 +62,12 @@ class Row:
     @property
     def holds(self) -> bool | None:
         """Whether the promise is kept; None without one."""
-        if self.at_least is None:
+        if self.promised is None:
             return None
         return (
-            (self.value <= self.at_least)
+            (self.value <= self.promised)
             if self.smaller_is_better
-            else (self.value >= self.at_least)
+            else (self.value >= self.promised)
         )
 
 
@@ -81,13 +82,20 @@ def compare(ours: Callable[[], object], peer: Callable[[], object], *, rounds: i
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + rounds):
         for work, taken in zip((ours, peer), times, strict=True):
-            _wait_for_device()
-            start = time.perf_counter()
-            work()
-            _wait_for_device()
+            seconds = mean_seconds(work, calls=1)
             if number >= WARM_UPS:
-                taken.append(time.perf_counter() - start)
+                taken.append(seconds)
     return Comparison(tuple(times[0]), tuple(times[1]))
+
+
+def mean_seconds(work: Callable[[], object], *, calls: int) -> float:
+    """Return the mean time of a call; a GPU is waited for before the first and after the last."""
+    _wait_for_device()
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    _wait_for_device()
+    return (time.perf_counter() - start) / calls
 
 
 def check_close(what: str, ours: Tensor, peer: Tensor, *, rtol: float, atol: float) -> None:
@@ -151,34 +159,37 @@ def markdown_of(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def report_of(measured: Mapping[str, Sequence[Row]], *, command: str) -> str:
+def report_of(measured: Mapping[str, Sequence[Row]], *, command: str, device: torch.device) -> str:
     """Return a file for results/: each benchmark's table, the command, the commit, the machine."""
     git = ["git", "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(
+            git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         found = "not known"
     tables = [f"## {name}\n\n{markdown_of(rows)}" for name, rows in measured.items()]
-    about = f"- Command: `python {command}`\n- Commit: {found}\n- Machine: {machine()}\n"
+    about = f"- Command: `python {command}`\n- Commit: {found}\n- Machine: {machine(device)}\n"
     return "\n\n".join(["# Benchmarks", *tables, about])
 
 
-def machine() -> str:
-    """Return the processor or GPU, the threads, and torch's version, in one line."""
-    device = platform.machine()
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    elif "capability" in dir(torch.backends.cpu):
-        device = f"{device} CPU with {torch.backends.cpu.get_cpu_capability()}"
-    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+def machine(device: torch.device) -> str:
+    """Return the GPU, or the processor and its threads, and torch's version, in one line."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        capability = torch.backends.cpu.get_cpu_capability()
+        threads = torch.get_num_threads()
+        name = f"{platform.machine()} CPU with {capability}, {threads} threads"
+    return f"{name}, torch {torch.__version__}"
 
 
 def _cells(row: Row) -> list[str]:
     limit = "at most " if row.smaller_is_better else ""
     verdict = {None: "", True: "holds", False: "MISSED"}[row.holds]
     numbers = [
-        "" if value is None else f"{value:.3g} {row.unit}".replace(" x", "x")
-        for value in (row.value, row.at_least, row.aim)
+        "" if value is None else f"{_number(value)} {row.unit}".replace(" x", "x")
+        for value in (row.value, row.promised, row.aim)
     ]
     return [
         row.work,
@@ -188,6 +199,10 @@ def _cells(row: Row) -> list[str]:
         verdict,
         row.detail,
     ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _time(seconds: float) -> str:

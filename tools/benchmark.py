@@ -13,10 +13,9 @@ from engine.cli import run_command
 
 def main() -> None:
     """Parse, measure, print a table and write it."""
-    import torch
-
     from detection.benchmarks import BENCHMARKS
     from detection.benchmarks.settings import Settings
+    from engine.distributed import pick_device
     from engine.files import write_file
     from engine.log import make_console
     from engine.measure import report_of, table_of
@@ -34,32 +33,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
     parser.add_argument("--small", action="store_true", help="check that results agree, in seconds")
     parser.add_argument("--output", type=Path, help="folder of the table (default: results)")
-    arguments = parser.parse_args()
-    console = make_console()
-    names = arguments.names
-    if "all" in names:
-        names = [each for each in BENCHMARKS if arguments.small or not each.startswith("gpu-")]
-    written = arguments.output or (None if arguments.small else Path("results"))
-    measured = {}
+    words = parser.parse_args()
+    on_cpu = [name for name, each in BENCHMARKS.items() if not each.on_gpu]
+    names = [n for word in words.names for n in (on_cpu if word == "all" else [word])]
+    for name in names:
+        BENCHMARKS[name].check(name, model=words.model, precision=words.precision)
+    device = pick_device(None if any(BENCHMARKS[name].on_gpu for name in names) else "cpu")
+    output = words.output or (None if words.small else Path("results"))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    console, measured = make_console(), {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            measured[name] = BENCHMARKS[name](
-                Settings(
-                    folder=Path(folder),
-                    say=console.print,
-                    rounds=arguments.rounds,
-                    small=arguments.small,
-                    model=arguments.model,
-                    precision=arguments.precision,
-                )
+            settings = Settings(
+                folder=Path(folder),
+                say=console.print,
+                rounds=words.rounds,
+                small=words.small,
+                model=words.model,
+                precision=words.precision,
+                output=output,
             )
+            measured[name] = BENCHMARKS[name].run(settings)
         console.print(table_of(measured[name], name), soft_wrap=False)
-        if written is not None:  # after each, so that what was measured is kept
-            written.mkdir(parents=True, exist_ok=True)
-            date = datetime.now(tz=UTC).date()
-            device = "gpu" if torch.cuda.is_available() else "cpu"
-            path = written / f"benchmark_{'_'.join(arguments.names)}_{device}_{date}.md"
-            write_file(path, report_of(measured, command=" ".join(sys.argv)))
+        if output is not None:  # after each, so that what was measured is kept
+            date = str(datetime.now(tz=UTC).date())
+            said = [*words.names, words.model, words.precision, device.type, date]
+            path = output / f"benchmark_{'_'.join(filter(None, said))}.md"
+            write_file(path, report_of(measured, command=" ".join(sys.argv), device=device))
             console.print(f"wrote {path}")
 
 

@@ -4,8 +4,6 @@ Every benchmark checks first that both sides give the same result. With `small` 
 that take a second, to show that the sides agree; its times then say nothing.
 """
 
-from collections.abc import Callable, Sequence
-
 from detection.benchmarks.annotations import annotation_loading
 from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
 from detection.benchmarks.inference import inference
@@ -14,25 +12,23 @@ from detection.benchmarks.memory import worker_memory
 from detection.benchmarks.ops import nms, roi_align
 from detection.benchmarks.padding import padding
 from detection.benchmarks.scoring import evaluation
-from detection.benchmarks.settings import Settings
+from detection.benchmarks.settings import Benchmark
 from detection.benchmarks.start_up import start_up
 from detection.benchmarks.training import train
-from engine.measure import Row
 
-Benchmark = Callable[[Settings], Sequence[Row]]
-BENCHMARKS: dict[str, Benchmark] = {  # the quick ones first
-    "nms": nms,
-    "roi-align": roi_align,
-    "start-up": start_up,
-    "padding": padding,
-    "input": input_pipeline,
-    "train": train,
-    "inference": inference,
-    "annotations": annotation_loading,
-    "worker-memory": worker_memory,
-    "evaluation": evaluation,
-    "gpu-train": gpu_train,
-    "gpu-inference": gpu_inference,
-    "gpu-classify": gpu_classify,
-    "gpu-trace": gpu_trace,
+BENCHMARKS = {  # the quick ones first
+    "nms": Benchmark(nms),
+    "roi-align": Benchmark(roi_align),
+    "start-up": Benchmark(start_up),
+    "padding": Benchmark(padding),
+    "input": Benchmark(input_pipeline),
+    "train": Benchmark(train, ("r101_c4", "r50_fpn", "mask_r50_fpn"), precisions=True),
+    "inference": Benchmark(inference, ("r101_c4", "r50_fpn"), precisions=True),
+    "annotations": Benchmark(annotation_loading),
+    "worker-memory": Benchmark(worker_memory),
+    "evaluation": Benchmark(evaluation),
+    "gpu-train": Benchmark(gpu_train, ("r101_fpn", "r101_c4"), on_gpu=True),
+    "gpu-inference": Benchmark(gpu_inference, ("r50_fpn", "r101_fpn"), on_gpu=True),
+    "gpu-classify": Benchmark(gpu_classify, on_gpu=True),
+    "gpu-trace": Benchmark(gpu_trace, ("r101_fpn", "r101_c4"), on_gpu=True),
 }

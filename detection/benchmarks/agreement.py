@@ -51,8 +51,11 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     _, roi_losses = peer.roi_heads(their_features, boxes, images.image_sizes, targets)
     peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler = samplers
     expected = rpn_losses | roi_losses
-    for name, loss in losses.items():
-        theirs = expected[THEIR_NAMES[name]]
+    names = {THEIR_NAMES[name]: name for name in losses}
+    if names.keys() != expected.keys():
+        raise DisagreementError(f"losses: expected {sorted(expected)}, got {sorted(names)}")
+    for their_name, name in names.items():
+        loss, theirs = losses[name], expected[their_name]
         check_close(f"loss {name}", loss, theirs, rtol=LOSS_RTOL, atol=1e-6)
 
 
@@ -70,8 +73,8 @@ def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch)
         # equal scores may come in another order: compare each with its nearest
         distances = torch.cdist(ours.boxes, theirs["boxes"], p=torch.inf)
         distances += 1e6 * (ours.labels[:, None] != theirs["labels"] - 1)
-        if len(ours.boxes):
-            nearest = distances.amin(dim=1)
+        for dim in (0, 1) if len(ours.boxes) else ():  # none is missing, none is too many
+            nearest = distances.amin(dim=dim)
             check_close("boxes", nearest, torch.zeros_like(nearest), rtol=0, atol=0.05)
     return sum(len(each.boxes) for each in found)
 

@@ -1,9 +1,8 @@
 """Finding objects in one picture: ours against the same network of torchvision's parts."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from detection.benchmarks.agreement import check_detections
 from detection.benchmarks.networks import (
@@ -11,14 +10,14 @@ from detection.benchmarks.networks import (
     R101_C4,
     SIZE,
     SMALL_SIZE,
+    chosen_cases,
     make_batch,
     make_peer,
     make_task,
     peer_pictures,
 )
 from detection.benchmarks.settings import Settings
-from detection.structures import DetectionBatch
-from detection.tasks.detection import DetectionTask
+from detection.benchmarks.steps import CPU, prediction
 from engine.measure import Row, compare
 from engine.step import autocast
 
@@ -34,8 +33,7 @@ def inference(settings: Settings) -> list[Row]:
     """Measure one picture, from pixels to boxes."""
     rows = []
     size = SMALL_SIZE if settings.small else SIZE
-    for case in settings.chosen({case.name: case for case in (R101_C4, R50_FPN)}):
-        case = case.smaller() if settings.small else case
+    for case in chosen_cases(settings, R101_C4, R50_FPN):
         batch = make_batch(1, size=size)
         task = make_task(case)
         peer = make_peer(case, task, size=size).eval()
@@ -43,31 +41,11 @@ def inference(settings: Settings) -> list[Row]:
         count = check_detections(task, peer, batch)
         settings.say(f"{case.name}: the same {count} objects as torchvision's parts")
         task.model.to(memory_format=torch.channels_last)
-        theirs = _their_prediction(peer, batch)
+        theirs = prediction(partial(peer, peer_pictures(batch)))
         for precision in settings.precisions():
-            ours = _our_prediction(task, batch, precision)
+            ours = prediction(partial(task.predict, batch), autocast(CPU, precision))
             comparison = compare(ours, theirs, rounds=settings.rounds)
-            at_least, aim = PROMISED[case.name, precision]
+            promised, aim = PROMISED[case.name, precision]
             work = f"{case.name} one picture, {precision}"
-            rows.append(Row(work, comparison.ratio, "x", at_least, aim, detail=str(comparison)))
+            rows.append(Row(work, comparison.ratio, "x", promised, aim, detail=str(comparison)))
     return rows
-
-
-def _their_prediction(peer: PeerRCNN, batch: DetectionBatch) -> Callable[[], object]:
-    pictures = peer_pictures(batch)
-
-    def predict() -> object:
-        with torch.inference_mode():
-            return peer(pictures)
-
-    return predict
-
-
-def _our_prediction(
-    task: DetectionTask, batch: DetectionBatch, precision: str
-) -> Callable[[], object]:
-    def predict() -> object:
-        with torch.inference_mode(), autocast(torch.device("cpu"), precision):
-            return task.predict(batch)
-
-    return predict

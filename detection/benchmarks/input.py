@@ -52,7 +52,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
     ours = partial(_read_ours, data)
     rows = []
     with _one_thread():
-        for name, peer, at_least, aim in (
+        for name, peer, promised, aim in (
             ("PIL and torchvision's transforms", _torchvision_reader(data, folder), 3.2, 4.3),
             ("cv2 and albumentations, float", _albumentations_reader(data, folder), 1.6, 2.1),
         ):
@@ -65,7 +65,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
                 Row(
                     f"against {name}",
                     taken.ratio,
-                    at_least=at_least,
+                    promised=promised,
                     aim=aim,
                     detail=f"{count} pictures: {taken}; {seen}",
                 )

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from detection.benchmarks.pictures import coco_document
 from detection.benchmarks.settings import Settings
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
@@ -44,7 +45,6 @@ def write_json(folder: Path, *, annotations: int) -> int:
     """Write a small picture and a train.json as if of many, polygons and all; return its bytes."""
     cv2.imwrite(str(folder / "0.jpg"), np.full((32, 32, 3), 128, np.uint8))
     count = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
-    images = [{"id": i, "file_name": "0.jpg", "height": 32, "width": 32} for i in range(count)]
     objects = [
         {
             "id": i,
@@ -57,8 +57,7 @@ def write_json(folder: Path, *, annotations: int) -> int:
         }
         for i in range(annotations)
     ]
-    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(80)]
-    content = {"images": images, "annotations": objects, "categories": categories}
+    content = coco_document([(32, 32)] * count, objects, num_classes=80, file_name="0.jpg")
     return (folder / "train.json").write_text(json.dumps(content))
 
 

@@ -21,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from detection.benchmarks.settings import Settings
 from detection.config import (
     BackboneConfig,
     DetectionConfig,
@@ -31,6 +32,7 @@ from detection.config import (
     RPNConfig,
 )
 from detection.data.coco import ClassMap
+from detection.data.collate import round_up
 from detection.models.build import build_faster_rcnn
 from detection.ops.masks import pack_bits, unpack_bits
 from detection.structures import DetectionBatch, ImageBatch, Targets
@@ -73,6 +75,12 @@ R101_C4 = Case("r101_c4", "resnet101", "c4", (12000, 2000), (6000, 1000))
 R50_FPN = Case("r50_fpn", "resnet50", "fpn", (2000, 2000), (1000, 1000))
 R101_FPN = replace(R50_FPN, name="r101_fpn", kind="resnet101")
 MASK_R50_FPN = replace(R50_FPN, name="mask_r50_fpn", masks=True)
+
+
+def chosen_cases(settings: Settings, *cases: Case) -> list[Case]:
+    """Return the case that `settings.model` names, or all; small ones if asked for."""
+    chosen = [case for case in cases if settings.model in (None, case.name)]
+    return [case.smaller() for case in chosen] if settings.small else chosen
 
 
 def make_task(case: Case) -> DetectionTask:
@@ -157,7 +165,7 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     """Return `count` smooth random pictures of `size` with NUM_OBJECTS boxes, and masks in them."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
-    padded = [-(-side // 32) * 32 for side in size]
+    padded = [round_up(side, 32) for side in size]
     pixels = torch.zeros(count, 3, *padded, dtype=torch.uint8)
     coarse = torch.rand(count, 3, 24, 40, generator=generator) * 255
     smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)

@@ -51,7 +51,7 @@ def roi_align(settings: Settings) -> list[Row]:
         check_close(f"RoIAlign, {what}", mine, other, rtol=1e-4, atol=1e-4)
     taken = compare(pool, pool_as_peer, rounds=settings.rounds)
     work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
-    return [Row(work, taken.ratio, at_least=10, aim=18, detail=str(taken))]
+    return [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
 
 
 def nms(settings: Settings) -> list[Row]:
@@ -76,8 +76,8 @@ def nms(settings: Settings) -> list[Row]:
         work = f"NMS {count} -> {topk}"
         check_same_boxes(work, keep()[0].nonzero()[:, 0], keep_as_peer().sort().values)
         taken = compare(keep, keep_as_peer, rounds=settings.rounds)
-        at_least, aim = (8, 12) if topk == 2000 else (None, None)
-        rows.append(Row(work, taken.ratio, at_least=at_least, aim=aim, detail=str(taken)))
+        promised, aim = (8, 12) if topk == 2000 else (None, None)
+        rows.append(Row(work, taken.ratio, promised=promised, aim=aim, detail=str(taken)))
     return rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detection.benchmarks.pictures import coco128
+from detection.benchmarks.pictures import coco128, coco_document
 from detection.benchmarks.settings import Settings
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.coco import read_coco
@@ -25,11 +25,12 @@ SIDES = {"800": (800,), "640 to 800": AugmentConfig().short_sides}
 def padding(settings: Settings) -> list[Row]:
     """Plan one epoch, and divide the pixels of its batches by those of their pictures."""
     folder = settings.folder
-    count = _write_json(folder, count=1000 if settings.small else PICTURES)
+    count = 1000 if settings.small else PICTURES
+    _write_json(folder, count=count)
     settings.say(f"{count} pictures with the sizes of 128 of COCO's training set")
     split = SplitConfig(images=str(folder), annotations=str(folder / "sizes.json"))
     rows = []
-    for (name, sides), (batch_size, at_least, aim) in itertools.product(
+    for (name, sides), (batch_size, promised, aim) in itertools.product(
         SIDES.items(), ((2, 1.06, 1.03), (8, 1.10, 1.05))
     ):
         config = DataConfig(train=split, augment=AugmentConfig(short_sides=sides))
@@ -39,7 +40,7 @@ def padding(settings: Settings) -> list[Row]:
                 f"batches of {batch_size}, short side {name}",
                 _padded_share(data, config, batch_size),
                 "padded / real pixels",
-                at_least,
+                promised,
                 aim,
                 smaller_is_better=True,
                 detail=f"{len(np.unique(data.groups))} groups of aspect ratios",
@@ -48,23 +49,13 @@ def padding(settings: Settings) -> list[Row]:
     return rows
 
 
-def _write_json(folder: Path, *, count: int) -> int:
-    """Write sizes.json, a picture without boxes for each size; return their number."""
+def _write_json(folder: Path, *, count: int) -> None:
+    """Write sizes.json, a picture for each size, with one box in all."""
     found = read_coco(coco128().annotations).sizes
     sizes = found[np.random.default_rng(0).integers(len(found), size=count)].tolist()
-    images = [
-        {"id": i, "file_name": f"{i}.jpg", "height": height, "width": width}
-        for i, (height, width) in enumerate(sizes)
-    ]
     height, width = sizes[0]
     box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, width, height]}
-    content = {
-        "images": images,
-        "annotations": [box],
-        "categories": [{"id": 1, "name": "picture"}],
-    }
-    (folder / "sizes.json").write_text(json.dumps(content))
-    return count
+    (folder / "sizes.json").write_text(json.dumps(coco_document(sizes, [box], num_classes=1)))
 
 
 def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> float:

@@ -1,7 +1,9 @@
-"""The folder of real pictures that some benchmarks measure with."""
+"""Pictures for benchmarks: the folder of real ones, and COCO documents about made-up ones."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detection.config import SplitConfig
 from engine.errors import UserError
@@ -23,3 +25,28 @@ def coco128() -> SplitConfig:
             f"{annotations}: no such file; RESDET_DATA is to name the folder of real pictures"
         )
     return SplitConfig(images=str(folder / "train2017"), annotations=str(annotations))
+
+
+def coco_document(
+    sizes: Iterable[tuple[int, int]],
+    objects: Sequence[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    file_name: str = "{}.jpg",
+) -> dict[str, Any]:
+    """Return the content of a COCO file.
+
+    Args:
+        sizes: (height, width) of each picture; their ids count from 0.
+        objects: annotations.
+        num_classes: classes with the ids 1, 2 ...
+        file_name: of a picture, with {} in place of its id.
+    """
+    return {
+        "images": [
+            {"id": i, "file_name": file_name.format(i), "height": height, "width": width}
+            for i, (height, width) in enumerate(sizes)
+        ],
+        "annotations": objects,
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(1, num_classes + 1)],
+    }

@@ -1,6 +1,7 @@
 """One training step, ready to be called again and again: ours and the peer's."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from engine.optim import build_optimizer
 from engine.schema import LoopConfig, OptimConfig
 from engine.step import memory_layout, training_step, wrap_losses
 from engine.task import Batch, Task
+
+CPU = torch.device("cpu")
 
 LEARNING_RATE = 1e-6
 """Small, so that random weights stay where they are over the rounds."""
@@ -44,3 +47,15 @@ def peer_step(
         optimizer.step()
 
     return step
+
+
+def prediction(
+    predict: Callable[[], object], precision: AbstractContextManager[object] | None = None
+) -> Callable[[], object]:
+    """Return `predict` without gradients, in the precision of an `autocast`."""
+
+    def run() -> object:
+        with torch.inference_mode(), precision or nullcontext():
+            return predict()
+
+    return run

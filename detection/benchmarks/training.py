@@ -11,6 +11,7 @@ from detection.benchmarks.networks import (
     SIZE,
     SMALL_SIZE,
     Case,
+    chosen_cases,
     make_batch,
     make_peer,
     make_task,
@@ -18,12 +19,10 @@ from detection.benchmarks.networks import (
     peer_targets,
 )
 from detection.benchmarks.settings import Precision, Settings
-from detection.benchmarks.steps import our_step, peer_step
+from detection.benchmarks.steps import CPU, our_step, peer_step
 from detection.structures import DetectionBatch
 from engine.measure import Row, compare, peak_flops
 from engine.schema import LoopConfig
-
-CPU = torch.device("cpu")
 
 PROMISED = {  # at least, aim: times the peer in float32
     ("r101_c4", "fp32"): (1.8, 2.2),
@@ -39,9 +38,8 @@ PEAK_SHARE = {"fp32": (65, 78), "bf16": (50, 62)}
 def train(settings: Settings) -> list[Row]:
     """Measure whole steps of one picture, and their share of the machine's convolution peak."""
     rows = []
-    for case in settings.chosen({case.name: case for case in (R101_C4, R50_FPN, MASK_R50_FPN)}):
-        size = SMALL_SIZE if settings.small else SIZE
-        case = case.smaller() if settings.small else case
+    size = SMALL_SIZE if settings.small else SIZE
+    for case in chosen_cases(settings, R101_C4, R50_FPN, MASK_R50_FPN):
         batch = make_batch(1, size=size, masks=case.masks)
         task = make_task(case)
         check_losses(task, make_peer(case, task, size=size), batch)
@@ -67,14 +65,14 @@ def _measure(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
     rate = counter.get_total_flops() / min(comparison.ours)
-    at_least, aim = PROMISED[case.name, precision]
+    promised, aim = PROMISED[case.name, precision]
     share_at_least, share_aim = PEAK_SHARE[precision]
     return [
         Row(
             f"{case.name} step, {precision}",
             comparison.ratio,
             "x",
-            at_least,
+            promised,
             aim,
             detail=str(comparison),
         ),

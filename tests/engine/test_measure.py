@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from engine.errors import DisagreementError
-from engine.measure import Comparison, Row, check_close, compare, markdown_of
+from engine.measure import Comparison, Row, check_close, compare, markdown_of, report_of
 
 
 def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
@@ -44,3 +44,14 @@ def test_results_that_differ_are_named() -> None:
         check_close("scores", ours[:1], peer, rtol=1, atol=1)
     with pytest.raises(DisagreementError):
         check_close("scores", ours * torch.nan, peer, rtol=1, atol=1)
+
+
+def test_report_names_what_was_measured_and_where() -> None:
+    rows = [Row("loading", 1.395, "x", 1.4, 2), Row("memory", 1234.5, "MB")]
+    text = report_of({"x": rows}, command="tools/benchmark.py x", device=torch.device("cpu"))
+    assert "## x" in text
+    assert "| loading | 1.395x | 1.4x | 2x | MISSED |  |" in text
+    assert "| memory | 1234 MB |" in text
+    assert "- Command: `python tools/benchmark.py x`" in text
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert f"CPU with {capability}, {torch.get_num_threads()} threads, torch " in text

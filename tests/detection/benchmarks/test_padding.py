@@ -12,7 +12,7 @@ def test_little_is_padding(tmp_path: Path, data_dir: Path, monkeypatch: pytest.M
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     said: list[str] = []
     rows = padding(Settings(folder=tmp_path, say=said.append, small=True))
-    assert [(row.at_least, row.aim) for row in rows] == [(1.06, 1.03), (1.10, 1.05)] * 2
+    assert [(row.promised, row.aim) for row in rows] == [(1.06, 1.03), (1.10, 1.05)] * 2
     assert all(row.holds for row in rows)
     assert said == ["1000 pictures with the sizes of 128 of COCO's training set"]
 

@@ -11,7 +11,7 @@ from detection.benchmarks.start_up import seconds_until_line, start_up
 def test_commands_are_timed(tmp_path: Path) -> None:
     said: list[str] = []
     rows = start_up(Settings(folder=tmp_path, say=said.append, rounds=1, small=True))
-    assert [(row.unit, row.at_least, row.aim) for row in rows] == [("s", 6, 4), ("s", 4, 3)]
+    assert [(row.unit, row.promised, row.aim) for row in rows] == [("s", 6, 4), ("s", 4, 3)]
     assert all(row.smaller_is_better and row.value > 0.5 for row in rows)
     assert not (tmp_path / "round_0" / "model.safetensors").exists()  # stopped at the first step
     assert (tmp_path / "predictions" / "detections.json").exists()
