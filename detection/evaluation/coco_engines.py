@@ -1,6 +1,6 @@
 """Who matches detections with objects by COCO's rules: pycocotools, the judge, or hotcoco.
 
-hotcoco is an optional package that leaves the same numbers some fifty times sooner. Either returns
+hotcoco is an optional package that leaves the same numbers, many times sooner. Either returns
 what pycocotools' `accumulate` does, and pycocotools summarises it.
 
 K categories, T=10 IoU thresholds, R=101 recall thresholds, A=4 ranges of area, D=3 limits on the
