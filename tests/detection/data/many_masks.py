@@ -17,9 +17,7 @@ SIZE, COUNT = (800, 1333), 200
 
 def main() -> None:
     """From the file's polygons to what the loss wants, flips and bits included."""
-    augment = Augment(
-        short_sides=[800], max_side=1333, flip_prob=1.0, vertical_flip_prob=0.0, color_jitter=0.0
-    )
+    augment = Augment(short_sides=[800], flip_prob=1.0, vertical_flip_prob=0.0, color_jitter=0.0)
     packer = SegmentationPacker()
     corners = np.random.default_rng(0).uniform(0, 600, size=(COUNT, 2))
     boxes = np.concatenate([corners, corners + 200], axis=1).astype(np.float32)
@@ -28,7 +26,7 @@ def main() -> None:
     segmentations = packer.pack()
     before = memory("VmRSS")
     masks = draw_masks(segmentations, list(range(COUNT)), SIZE, SIZE)
-    pixels, boxes, masks = augment(np.zeros((*SIZE, 3), np.uint8), boxes, masks, seed=1)
+    pixels, boxes, masks = augment(np.zeros((*SIZE, 3), np.uint8), boxes, masks, seed=1, size=SIZE)
     sample = Sample(
         pixels=pixels,
         boxes=boxes,
