@@ -40,6 +40,7 @@ class CocoDetection:
             padded shape so that a picture's result does not depend on its neighbours.
         classes: what the file's categories must be; None takes them from the file.
         with_masks: samples have the masks of their objects, which each must then have.
+        batch_size: pictures in a training batch, see `aspect_groups`.
 
     Raises:
         UserError: folder or file is missing, or the file is wrong.
@@ -53,6 +54,7 @@ class CocoDetection:
         training: bool,
         classes: ClassMap | None = None,
         with_masks: bool = False,
+        batch_size: int = 1,
     ) -> None:
         self._folder = Path(split.images)
         if not self._folder.is_dir():
@@ -82,7 +84,7 @@ class CocoDetection:
                 self._rows = self._rows[_has_objects(self.annotations)]
         sizes = self.annotations.sizes[self._rows]
         self.groups: np.ndarray = (
-            self._aspect_groups(sizes) if training else self._shape_groups(sizes)
+            self._aspect_groups(sizes, batch_size) if training else self._shape_groups(sizes)
         )
 
     @property
@@ -210,12 +212,13 @@ class CocoDetection:
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
-    def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
+    def _aspect_groups(self, sizes: np.ndarray, batch_size: int) -> np.ndarray:
         """Return (N,) int64, see `aspect_groups`."""
         augment = self._config.augment
         return aspect_groups(
             sizes,
             self._config.aspect_groups,
+            batch_size=batch_size,
             short_side=max(augment.short_sides),
             max_side=augment.max_side,
         )
