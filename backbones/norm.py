@@ -121,7 +121,8 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """Return norm(conv(x)), frozen batch norm as a part of the convolution, which still trains.
 
-    That saves a pass over the map forward and one backward: see benchmark.py train.
+    That saves a pass over the map forward and one backward: see benchmark.py train. The convolution
+    has no bias, dilation or groups.
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         normed: Tensor = norm(conv(x))
@@ -156,6 +157,8 @@ def conv_norm_of_pooled(
 
 def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return weights and bias of a convolution that equals `conv` and `norm` in a row."""
+    plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
+    assert plain, f"expected a convolution without bias, dilation and groups, got {conv}"
     scale, shift = norm.scale_and_shift()
     return conv.weight * scale.to(conv.weight.dtype).view(-1, 1, 1, 1), shift
 

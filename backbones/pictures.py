@@ -106,6 +106,15 @@ def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
+def enlarge(pixels: np.ndarray, length: int, *, wanted: int) -> np.ndarray:
+    """Return a copy, enlarged by the whole factor that brings `length` nearest to `wanted`.
+
+    `length` is one of the picture's sides; where it is longer already, the copy is no larger.
+    """
+    factor = max(1, round(wanted / length))
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def read_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) of `read_image(path)`, decoding it only where its header is silent.
 

@@ -164,3 +164,9 @@ class LocalizationRegionsConfig(OneClassConfig):
     """Tag by which tools choose the task."""
     model: RegionClassifierConfig = RegionClassifierConfig()
     """Network."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.model.localizer:
+            raise ValueError("model.localizer: expected a run of task localization, got nothing")
+        return self

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from backbones.pictures import read_image
+from backbones.pictures import enlarge, read_image
 from detection.schemas import ALL_SCHEMAS
 from detection.tasks import build_task
 from detection.visualize import READABLE_SIDE, captioned, mosaic, write_picture
@@ -145,5 +145,5 @@ def _picture(trial: Trial) -> np.ndarray:
     with_it, without = trial.scores()
     caption = f"{trial.name}: {trial.score} {100 * with_it:.1f} (random {100 * without:.1f})"
     drawn = read_image(path)
-    factor = max(1, round(READABLE_SIDE / drawn.shape[1]))  # else the caption would not fit
-    return captioned(drawn.repeat(factor, axis=0).repeat(factor, axis=1), caption)
+    # else the caption would not fit
+    return captioned(enlarge(drawn, drawn.shape[1], wanted=READABLE_SIDE), caption)

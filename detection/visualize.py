@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from backbones.pictures import enlarge
 from detection.structures import Detections
 from engine.files import write_file
 
 READABLE_SIDE = 480
-"""A picture whose longer side is shorter than this is enlarged by a whole factor, in pixels."""
+"""Pixels of the longer side to about which a small picture is enlarged."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
@@ -148,8 +149,8 @@ def _draw(
     *,
     masks: Iterable[np.ndarray] = (),
 ) -> np.ndarray:
-    factor = max(1, round(READABLE_SIDE / max(image.shape[:2])))
-    canvas = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    canvas = enlarge(image, max(image.shape[:2]), wanted=READABLE_SIDE)
+    factor = canvas.shape[0] // image.shape[0]
     # the last come first: by falling score, so that the best lies on top
     for mask, label in reversed(list(zip(masks, labels, strict=False))):
         _tint(canvas, mask, class_color(label))

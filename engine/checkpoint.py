@@ -145,6 +145,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: expected a safetensors file, got: {error}") from error
 
 
+def find_trained(path: Path) -> Path:
+    """Return the file of weights: a run folder's model.safetensors, else `path` itself.
+
+    Raises:
+        UserError: no such file or folder, or a run that has not finished.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or file")
+    if not path.is_dir():
+        return path
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
+            f"unfinished one give a file in {path / 'checkpoints'}"
+        )
+    return weights
+
+
 def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     """Read a run folder (its model.safetensors), a run's checkpoint or a .safetensors file.
 
@@ -155,15 +174,7 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: no such file or folder, a run that has not finished, or a foreign file.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such run folder or file")
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise UserError(
-                f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
-                f"unfinished one give a file in {path / 'checkpoints'}"
-            )
-        path = path / "model.safetensors"
+    path = find_trained(path)
     if path.suffix == ".safetensors":
         return path, *read_safetensors(path)
     payload = load_checkpoint(path)

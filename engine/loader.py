@@ -25,7 +25,7 @@ _MAX_SUBSTITUTES = 20  # bad pictures in a row after which training with `skip` 
 
 @dataclass(frozen=True)
 class Draw:
-    """Picture `index` of a data set, and the seed of all its randomness."""
+    """Picture `index` of a data set, and the seed of what its batch's `frame` leaves to chance."""
 
     index: int
     seed: int

@@ -78,7 +78,8 @@ class HostCopy:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True)  # to page-locked memory
+        # from a GPU to page-locked memory; on a CPU a copy as well
+        self._values = values.detach().to("cpu", non_blocking=True, copy=True)
         self._arrived = torch.cuda.Event() if values.is_cuda else None
         if self._arrived is not None:
             self._arrived.record(torch.cuda.current_stream(values.device))

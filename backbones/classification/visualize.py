@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-READABLE_SIDE = 192
-"""A picture whose longer side is shorter than this is enlarged by a whole factor, in pixels."""
+from backbones.pictures import enlarge
 
+_READABLE_SIDE = 192  # pixels of the longer side, to about which a small picture is enlarged
 _CELL = 36
 _GAP = 6
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
@@ -37,8 +37,7 @@ def draw_prediction(
             _GREEN if best == label else _RED,
         ),
     )
-    factor = max(1, round(READABLE_SIDE / max(picture.shape[:2])))
-    enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    enlarged = enlarge(picture, max(picture.shape[:2]), wanted=_READABLE_SIDE)
     height, width, _ = enlarged.shape
     sizes = [_text_size(text) for text, _ in lines]
     line = max(size[1] for size in sizes) + 2 * _GAP

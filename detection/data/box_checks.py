@@ -11,11 +11,11 @@ from detection.ops.boxes import xywh_to_xyxy
 
 MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
-BLOCK = 1 << 14
-"""Boxes that are checked at once."""
 CLIP_TOLERANCE = 1e-3
 """Pixels that a box may stick out uncounted: rounding of x + width in the file."""
 NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
+
+_BLOCK = 1 << 14  # boxes that are checked at once
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     """Check `xywh` (M, 4) float64 as in the file, on images of `sizes` (M, 2); M may be 0."""
     # in blocks, whose temporary arrays stay in the processor's cache and leave no memory behind
     blocks = [
-        _check_block(xywh[first : first + BLOCK], sizes[first : first + BLOCK])
-        for first in range(0, max(1, len(xywh)), BLOCK)
+        _check_block(xywh[first : first + _BLOCK], sizes[first : first + _BLOCK])
+        for first in range(0, max(1, len(xywh)), _BLOCK)
     ]
     return CheckedBoxes(
         boxes=np.concatenate([block.boxes for block in blocks]),

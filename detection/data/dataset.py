@@ -40,6 +40,7 @@ class CocoDetection:
             padded shape so that a picture's result does not depend on its neighbours.
         classes: what the file's categories must be; None takes them from the file.
         with_masks: samples have the masks of their objects, which each must then have.
+        batch_size: pictures in a training batch, see `aspect_groups`.
 
     Raises:
         UserError: folder or file is missing, or the file is wrong.
@@ -53,6 +54,7 @@ class CocoDetection:
         training: bool,
         classes: ClassMap | None = None,
         with_masks: bool = False,
+        batch_size: int = 1,
     ) -> None:
         self._folder = Path(split.images)
         if not self._folder.is_dir():
@@ -74,7 +76,6 @@ class CocoDetection:
             augment = config.augment
             self._augment = Augment(
                 short_sides=augment.short_sides,
-                max_side=augment.max_side,
                 flip_prob=augment.flip_prob,
                 vertical_flip_prob=augment.vertical_flip_prob,
                 color_jitter=augment.color_jitter,
@@ -83,7 +84,7 @@ class CocoDetection:
                 self._rows = self._rows[_has_objects(self.annotations)]
         sizes = self.annotations.sizes[self._rows]
         self.groups: np.ndarray = (
-            self._aspect_groups(sizes) if training else self._shape_groups(sizes)
+            self._aspect_groups(sizes, batch_size) if training else self._shape_groups(sizes)
         )
 
     @property
@@ -107,11 +108,11 @@ class CocoDetection:
         return len(self._rows)
 
     def load(self, index: int, seed: int, frame: Frame | None = None) -> Sample:
-        """Read picture `index`; all its randomness comes from `seed`.
+        """Read picture `index`, in training at the size of its batch.
 
         Args:
             index: in 0..N-1.
-            seed: of mirrors and colours, and of the size where no frame gives it.
+            seed: of mirrors and colours, and of the size of a training picture without a frame.
             frame: that of its training batch.
 
         Raises:
@@ -131,12 +132,10 @@ class CocoDetection:
         # difficult objects are as crowds are: neither foreground nor background
         is_ignored = self.annotations.is_crowd[objects] | self.annotations.is_difficult[objects]
         if self._augment is not None:
-            short_side = frame.short_side if frame else None
-            size = self._augment.size_of(original_size, seed=seed, short_side=short_side)
+            short_side = frame.short_side if frame else self._augment.draw_short_side(seed)
+            size = resized_size(original_size, short_side, self._config.augment.max_side)
             masks = self._draw_masks(row, size)
-            pixels, boxes, masks = self._augment(
-                pixels, boxes, masks, seed=seed, short_side=short_side
-            )
+            pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed, size=size)
         else:
             size = self._eval_size(original_size)
             masks = self._draw_masks(row, size)
@@ -164,8 +163,8 @@ class CocoDetection:
         assert self._augment is not None, "evaluation batches have one padded shape anyway"
         short_side = self._augment.draw_short_side(draws[0][1])
         sizes = [
-            self._augment.size_of((height, width), seed=seed, short_side=short_side)
-            for index, seed in draws
+            resized_size((height, width), short_side, self._config.augment.max_side)
+            for index, _ in draws
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
@@ -213,12 +212,13 @@ class CocoDetection:
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
-    def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
+    def _aspect_groups(self, sizes: np.ndarray, batch_size: int) -> np.ndarray:
         """Return (N,) int64, see `aspect_groups`."""
         augment = self._config.augment
         return aspect_groups(
             sizes,
             self._config.aspect_groups,
+            batch_size=batch_size,
             short_side=max(augment.short_sides),
             max_side=augment.max_side,
         )

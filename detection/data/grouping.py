@@ -10,42 +10,48 @@ from detection.data.transforms import resized_size
 ASPECT_STEP = 0.01
 """Of log(width / height): pictures nearer to each other are taken for equal."""
 MIN_GROUP = 32
-"""Pictures in a group of its own: a smaller one would meet itself in every batch."""
+"""Pictures in a group of its own: of a handful, the same ones would always meet."""
 
 
-def aspect_groups(sizes: np.ndarray, count: int, *, short_side: int, max_side: int) -> np.ndarray:
+def aspect_groups(
+    sizes: np.ndarray, count: int, *, batch_size: int, short_side: int, max_side: int
+) -> np.ndarray:
     """Return (N,) int64 from 0 on by rising width / height of `sizes` (N, 2); N may be 0.
 
-    Two groups are portrait and landscape, as are more of fewer than 2 * MIN_GROUP pictures. Else
-    they are the groups that pad least, each padded to what holds all of its pictures; they may be
-    fewer than `count`.
+    Two groups are portrait and landscape, however many pictures each has. More are the groups that
+    pad least, each padded to what holds all of its pictures; they may be fewer than `count`. Each
+    has MIN_GROUP pictures and those of two batches at least; where there are not enough for two
+    such groups, they are portrait and landscape again.
 
     Args:
         sizes: (N, 2) height and width.
         count: the most groups.
+        batch_size: pictures in a batch; a batch of a smaller group would hold some twice.
         short_side: of a resized picture, see `resized_size`.
         max_side: its cap.
     """
     log_aspect = np.log(sizes[:, 1] / sizes[:, 0])
     if count == 1:
         return np.zeros(len(sizes), np.int64)
-    if count == 2 or len(sizes) < 2 * MIN_GROUP:
+    smallest = max(MIN_GROUP, 2 * batch_size)
+    if count == 2 or len(sizes) < 2 * smallest:
         return np.where(log_aspect >= 0, 1, 0)
     resized = np.array(
         [resized_size((height, width), short_side, max_side) for height, width in sizes.tolist()]
     )
     _, steps = np.unique(np.round(log_aspect / ASPECT_STEP), return_inverse=True)
-    starts = _cheapest_starts(_padded_areas(resized, steps), count)
+    starts = _cheapest_starts(_padded_areas(resized, steps, smallest=smallest), count)
     groups: np.ndarray = np.searchsorted(starts[1:], steps, side="right")
     return groups
 
 
-def _padded_areas(resized: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def _padded_areas(resized: np.ndarray, steps: np.ndarray, *, smallest: int) -> np.ndarray:
     """Return (U, U + 1): [i, j] the pixels of a group of steps i to j - 1, infinite for no group.
 
     Args:
         resized: (N, 2) height and width.
         steps: (N,) int64 in 0..U-1.
+        smallest: fewest pictures in a group.
     """
     counts = np.bincount(steps)
     sides = np.zeros((len(counts), 2), np.int64)
@@ -54,7 +60,7 @@ def _padded_areas(resized: np.ndarray, steps: np.ndarray) -> np.ndarray:
     for first in range(len(counts)):
         pictures = np.cumsum(counts[first:])
         area = np.maximum.accumulate(sides[first:]).prod(axis=1) * pictures
-        areas[first, first + 1 :] = np.where(pictures < MIN_GROUP, np.inf, area)
+        areas[first, first + 1 :] = np.where(pictures < smallest, np.inf, area)
     return areas
 
 

@@ -156,7 +156,6 @@ class TrainingWindow:
         self._config = config
         self._change = Augment(
             short_sides=(config.crop,),
-            max_side=config.crop,
             flip_prob=config.flip_prob,
             vertical_flip_prob=0.0,
             color_jitter=config.color_jitter,
@@ -181,7 +180,7 @@ class TrainingWindow:
         side = self._config.crop
         square, inside = resize(pixels[top:bottom, left:right], inside, (side, side))
         seed = int(rng.integers(2**62))
-        square, inside, _ = self._change(square, inside, NO_MASKS, seed=seed)
+        square, inside, _ = self._change(square, inside, NO_MASKS, seed=seed, size=(side, side))
         return square, inside, is_partial
 
     def _draw(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> Window:

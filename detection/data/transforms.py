@@ -36,11 +36,10 @@ def resize(
 
 
 class Augment:
-    """Mirrors, colour changes and a random size; the same for one seed in any process.
+    """Mirrors and colour changes; the same for one seed in any process.
 
     Args:
-        short_sides: lengths from which the shorter side is drawn.
-        max_side: cap on the longer side.
+        short_sides: lengths from which the shorter side of a batch is drawn.
         flip_prob: chance of a left-right mirror.
         vertical_flip_prob: chance of an up-down mirror.
         color_jitter: strength of brightness, contrast and saturation changes; hue has a tenth.
@@ -50,7 +49,6 @@ class Augment:
         self,
         *,
         short_sides: Sequence[int],
-        max_side: int,
         flip_prob: float,
         vertical_flip_prob: float,
         color_jitter: float,
@@ -58,7 +56,6 @@ class Augment:
         import albumentations as A  # half a second, which evaluation and prediction do without
 
         self._short_sides = tuple(short_sides)
-        self._max_side = max_side
         strength = dict.fromkeys(("brightness", "contrast", "saturation"), color_jitter)
         transforms: list[A.BasicTransform] = [
             A.HorizontalFlip(p=flip_prob),
@@ -84,20 +81,19 @@ class Augment:
         masks: np.ndarray,
         *,
         seed: int,
-        short_side: int | None = None,
+        size: tuple[int, int],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the changed picture, its boxes and its masks.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
             boxes: (N, 4) float32 xyxy pixels inside the picture; N may be 0.
-            masks: (any, height, width) bool, drawn at `size_of` the picture; there may be none.
+            masks: (any, *size) bool; there may be none.
             seed: 0 or more; the only source of chance.
-            short_side: as for `size_of`. The rest of chance does not depend on it.
+            size: (height, width) that the picture gets.
         """
         rng = np.random.default_rng(seed)
-        drawn = self._draw_short_side(rng)
-        size = resized_size(pixels.shape[:2], short_side or drawn, self._max_side)
+        self._draw_short_side(rng)  # again, so that what follows has numbers of its own
         # Mirrors and colours go where the picture is smaller.
         if size[0] < pixels.shape[0]:
             return self._change(*resize(pixels, boxes, size), masks, rng)
@@ -105,20 +101,8 @@ class Augment:
         return *resize(pixels, boxes, size), masks
 
     def draw_short_side(self, seed: int) -> int:
-        """Return the short side that a picture with this seed gets, unless it is told one."""
+        """Return the short side of the batch whose first picture has this seed."""
         return self._draw_short_side(np.random.default_rng(seed))
-
-    def size_of(
-        self, size: tuple[int, int], *, seed: int, short_side: int | None = None
-    ) -> tuple[int, int]:
-        """Return the (height, width) that a picture of `size` will have.
-
-        Args:
-            size: (height, width).
-            seed: of the picture.
-            short_side: that of its whole batch; None: the seed's own.
-        """
-        return resized_size(size, short_side or self.draw_short_side(seed), self._max_side)
 
     def _draw_short_side(self, rng: np.random.Generator) -> int:
         return int(rng.choice(self._short_sides))

@@ -72,7 +72,11 @@ class DetectionTask(nn.Module):
         """
         make_demo_if_asked(config)
         data = CocoDetection(
-            config.data.train, config=config.data, training=True, with_masks=cls.with_masks
+            config.data.train,
+            config=config.data,
+            training=True,
+            with_masks=cls.with_masks,
+            batch_size=config.loop.batch_size,
         )
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
@@ -213,6 +217,7 @@ class DetectionTask(nn.Module):
                 training=True,
                 classes=self.classes,
                 with_masks=self.with_masks,
+                batch_size=self.config.loop.batch_size,
             )
         return self._train_data
 

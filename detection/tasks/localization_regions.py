@@ -6,12 +6,13 @@ B pictures of one class each, P proposals, S samples of a picture, T classes ask
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from backbones.weights import listing
-from detection.localization_config import LocalizationRegionsConfig
+from detection.localization_config import LocalizationRegionsConfig, OneClassConfig
 from detection.losses import roi_loss
 from detection.models.build import build_region_classifier
 from detection.models.localizer_views import merge_candidates, propose
@@ -22,6 +23,7 @@ from detection.structures import DetectionBatch, ImageBatch, Proposals
 from detection.tasks.localization import LocalizationTask
 from detection.tasks.one_class import OneClassTask, view_settings
 from detection.tasks.samples import SampleSettings, draw_samples, with_truth
+from engine.checkpoint import find_trained
 from engine.errors import UserError
 
 _REGION_STREAM = 1  # of the per-picture random numbers
@@ -48,8 +50,6 @@ class LocalizationRegionsTask(OneClassTask):
     ) -> None:
         """Take what the base takes, and read the first stage."""
         super().__init__(config, model, class_names, mean_box=mean_box)
-        if not config.model.localizer:
-            raise UserError("model.localizer: expected a run of task localization, got nothing")
         own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
         first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
         if first.class_names != self.class_names:
@@ -59,6 +59,13 @@ class LocalizationRegionsTask(OneClassTask):
             )
         # In a list, so that it is no part of what is trained, averaged and saved.
         self._first = [first.model.requires_grad_(False)]
+
+    @classmethod
+    def for_training(cls, config: OneClassConfig) -> Self:
+        """Do what the base does, once it is known that there is a first stage."""
+        assert isinstance(config, LocalizationRegionsConfig)
+        find_trained(Path(config.model.localizer))  # reading ILSVRC's boxes takes minutes
+        return super().for_training(config)
 
     @staticmethod
     def build(config: LocalizationRegionsConfig, *, num_classes: int) -> RegionClassifier:

@@ -25,7 +25,7 @@ class SegmentationTask(DetectionTask):
         losses, (features, rois, pooled) = self.box_losses(batch)
         config, targets = self.config.model, batch.targets
         assert targets.masks is not None, "the data set was made without masks"
-        # Foreground comes first, so that its largest number is a fixed shape.
+        # Foreground comes first: what lies behind its largest number has no mask to learn.
         largest = int(config.roi.num_samples * config.roi.fg_fraction)
         foreground = slice(most_foreground(rois.is_fg, largest))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]

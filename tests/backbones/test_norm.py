@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,18 @@ def test_conv_norm_is_the_two_in_a_row_and_trains_the_convolution(kind: NormKind
         y = run(x)
         gradients.append((y, *torch.autograd.grad(y.square().sum(), [x, conv.weight])))
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"bias": True}, {"dilation": 2}, {"groups": 2}], ids=["bias", "dilation", "groups"]
+)
+def test_conv_norm_drops_nothing_of_the_convolution(setting: dict[str, Any]) -> None:
+    conv = nn.Conv2d(4, 6, 3, **{"bias": False, **setting})
+    x = torch.randn(2, 4, 8, 8)
+    batch = make_norm("batch", 6)
+    torch.testing.assert_close(conv_norm(x, conv, batch), batch(conv(x)))
+    with pytest.raises(AssertionError, match="expected a convolution without bias, dilation and"):
+        conv_norm(x, conv, make_norm("frozen", 6))
 
 
 def test_conv_norm_under_autocast_rounds_no_more_than_the_two_in_a_row() -> None:

@@ -13,6 +13,7 @@ from backbones.pictures import (
     REDUCTIONS,
     BadPictureError,
     decode,
+    enlarge,
     picture_size,
     read_image,
     read_size,
@@ -236,3 +237,15 @@ def test_resizing(size: tuple[int, int]) -> None:
     if size == (24, 32):
         mean = picture.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
         assert np.abs(resized - mean).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted", "factor"), [(4, 12, 3), (4, 13, 3), (4, 15, 4), (4, 4, 1), (400, 4, 1)]
+)
+def test_a_picture_is_enlarged_by_a_whole_factor(length: int, wanted: int, factor: int) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    enlarged = enlarge(pixels, length, wanted=wanted)
+    assert not np.shares_memory(enlarged, pixels)
+    assert enlarged.shape == (2 * factor, 3 * factor, 3)
+    for top, left in np.ndindex(factor, factor):
+        np.testing.assert_array_equal(enlarged[top::factor, left::factor], pixels)

@@ -60,6 +60,21 @@ def test_mistakes_are_one_line(patches: Path, call: Call, words: list[str], mess
     assert done.err.count("\n") == 1
 
 
+NO_FIRST_STAGE = {
+    "none": ([], "regions.yaml: model.localizer: expected a run of task localization, got nothing"),
+    "missing": (["model.localizer=absent"], "absent: no such run folder or file"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), NO_FIRST_STAGE.values(), ids=NO_FIRST_STAGE)
+def test_a_missing_first_stage_is_noticed_before_data_are_read(
+    patches: Path, call: Call, words: list[str], message: str
+) -> None:
+    (patches / "regions.yaml").write_text("task: localization_regions\ndata: {root: no_data}\n")
+    done = call(train_det, "regions.yaml", *words)
+    assert (done.code, done.err) == (2, f"error: {message}\n")
+
+
 def test_two_localizers_are_no_ensemble(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     done = call(eval_tool, "run", "run", "--device", "cpu")

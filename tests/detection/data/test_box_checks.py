@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detection.data.box_checks import check_boxes, describe_bad_box, doubt_about_all
+from detection.data.box_checks import _BLOCK, check_boxes, describe_bad_box, doubt_about_all
 
 SIZE = (50, 100)
 
@@ -52,6 +52,27 @@ def random_corners(count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 1, size=(count, 2, 2)) * (100, 50)
     return np.sort(corners, axis=1).reshape(count, 4), np.tile(SIZE, (count, 1))
+
+
+def test_many_boxes_are_checked_as_each_alone() -> None:
+    xywh, sizes = random_corners(_BLOCK + 3)
+    sizes += np.arange(len(sizes))[:, None] % 7
+    xywh[_BLOCK - 2 : _BLOCK + 2] = [
+        [10, 20, np.nan, 5],
+        [10, 20, 0, 20],
+        [200, 20, 5, 5],
+        [-5, 20, 15, 5],
+    ]
+    checked = check_boxes(xywh, sizes)
+    assert len(checked.boxes) == len(checked.clipped) == len(xywh)
+    for row in range(_BLOCK - 3, len(xywh)):
+        alone = check_boxes(xywh[row : row + 1], sizes[row : row + 1])
+        np.testing.assert_array_equal(checked.boxes[row], alone.boxes[0])
+        assert checked.clipped[row] == alone.clipped[0]
+        assert {name: mask[row] for name, mask in checked.bad.items()} == {
+            name: mask[0] for name, mask in alone.bad.items()
+        }
+    assert [int(mask.sum()) for mask in checked.bad.values()] == [1, 1, 1]
 
 
 def test_good_boxes_leave_no_doubt() -> None:

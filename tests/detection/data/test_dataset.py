@@ -111,14 +111,16 @@ def test_the_short_side_of_a_batch_changes_nothing_else(
     document: Document, write_coco: CocoWriter
 ) -> None:
     data = open_data(write_coco(document))
+    mirrored = set()
     for seed in range(6):
-        alone = data.load(1, seed)
-        frame = Frame(min(alone.pixels.shape[:2]), (1, 1))
-        together = data.load(1, seed, frame)
-        if alone.pixels.shape == together.pixels.shape:
-            torch.testing.assert_close(alone.pixels, together.pixels, rtol=0, atol=0)
-        mirrored = [sample.boxes[0, 0] > sample.boxes[1, 0] for sample in (alone, together)]
-        assert mirrored[0] == mirrored[1]
+        samples = [data.load(1, seed, Frame(side, (1, 1))) for side in (40, 60)]
+        assert [sample.pixels.shape[:2] for sample in samples] == [(67, 40), (90, 54)]
+        relative = [sample.boxes / (2 * sample.pixels.shape[1::-1]) for sample in samples]
+        torch.testing.assert_close(*relative, rtol=0, atol=1e-6)
+        colors = [sample.pixels.mean(axis=(0, 1)) for sample in samples]
+        torch.testing.assert_close(*colors, rtol=0, atol=1.0)
+        mirrored.add(bool(relative[0][0, 0] > relative[0][1, 0]))
+    assert mirrored == {True, False}
 
 
 def test_empty_pictures_are_left_out_when_asked(document: Document, write_coco: CocoWriter) -> None:

@@ -7,8 +7,8 @@ from detection.data.grouping import MIN_GROUP, aspect_groups
 from detection.data.transforms import resized_size
 
 
-def groups_of(sizes: np.ndarray, count: int) -> np.ndarray:
-    groups = aspect_groups(sizes, count, short_side=800, max_side=1333)
+def groups_of(sizes: np.ndarray, count: int, *, batch_size: int = 1) -> np.ndarray:
+    groups = aspect_groups(sizes, count, batch_size=batch_size, short_side=800, max_side=1333)
     assert groups.shape == (len(sizes),)
     assert groups.dtype == np.int64
     return groups
@@ -48,12 +48,16 @@ def test_the_groups_pad_least(count: int) -> None:
     assert np.unique(groups).tolist() == list(range(count))
 
 
-def test_no_group_is_small() -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "smallest", "most"), [(1, MIN_GROUP, 9), (40, 80, 3), (70, 140, 2)]
+)
+def test_no_group_is_small(batch_size: int, smallest: int, most: int) -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(200, 640, size=(300, 2))
-    groups = groups_of(sizes, 20)
+    groups = groups_of(sizes, 20, batch_size=batch_size)
     counts = np.bincount(groups)
-    assert counts.min() >= MIN_GROUP
+    assert counts.min() >= smallest
+    assert 1 < len(counts) <= most
     aspect = sizes[:, 1] / sizes[:, 0]
     bounds = [(aspect[groups == g].min(), aspect[groups == g].max()) for g in range(len(counts))]
     assert all(low < high for (_, low), (high, _) in itertools.pairwise(bounds))

@@ -38,7 +38,6 @@ def test_boxes_scale_by_each_axis(size: tuple[int, int]) -> None:
 def make_augment(**changes: Any) -> Augment:
     values: dict[str, Any] = {
         "short_sides": (40, 48, 56),
-        "max_side": 100,
         "flip_prob": 0.5,
         "vertical_flip_prob": 0.5,
         "color_jitter": 0.3,
@@ -54,13 +53,13 @@ def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
     pixels[8:20, 4:28] = 255
     boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
     augment = make_augment(
-        short_sides=[side],
-        max_side=1000,
         flip_prob=float(flips[0]),
         vertical_flip_prob=float(flips[1]),
         color_jitter=0.0,
     )
-    changed, moved = augment(pixels, boxes, NO_MASKS, seed=3)[:2]
+    size = (side, side * 4 // 3)
+    changed, moved, _ = augment(pixels, boxes, NO_MASKS, seed=3, size=size)
+    assert changed.shape == (*size, 3)
     rows, columns = np.nonzero(changed[..., 0] > 127)
     edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     expected = torch.tensor([edges], dtype=torch.float32)
@@ -73,11 +72,11 @@ def test_one_seed_gives_one_picture() -> None:
     pixels = smooth_picture()
     boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
     augment = make_augment()
-    first = [augment(pixels, boxes, NO_MASKS, seed=seed) for seed in range(8)]
+    first = [augment(pixels, boxes, NO_MASKS, seed=seed, size=(40, 53)) for seed in range(8)]
     # Another object, in another order, as another worker would have it.
     other = make_augment()
     for seed in reversed(range(8)):
-        again = other(pixels, boxes, NO_MASKS, seed=seed)
+        again = other(pixels, boxes, NO_MASKS, seed=seed, size=(40, 53))
         torch.testing.assert_close(again[0], first[seed][0], rtol=0, atol=0)
         torch.testing.assert_close(again[1], first[seed][1], rtol=0, atol=0)
     assert len({picture.tobytes() for picture, _, _ in first}) == 8
@@ -86,8 +85,9 @@ def test_one_seed_gives_one_picture() -> None:
 def test_the_two_mirrors_are_drawn_apart() -> None:
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 10, 10]], dtype=np.float32)
-    augment = make_augment(short_sides=[40], color_jitter=0.0)
-    corners = [tuple(augment(pixels, boxes, NO_MASKS, seed=seed)[1][0, :2]) for seed in range(200)]
+    augment = make_augment(color_jitter=0.0)
+    moved = [augment(pixels, boxes, NO_MASKS, seed=seed, size=(40, 40))[1] for seed in range(200)]
+    corners = [tuple(box[0, :2]) for box in moved]
     counts = {corner: corners.count(corner) for corner in set(corners)}
     assert set(counts) == {(0, 0), (30, 0), (0, 30), (30, 30)}
     assert min(counts.values()) > 30
@@ -95,7 +95,7 @@ def test_the_two_mirrors_are_drawn_apart() -> None:
 
 def test_no_box_is_lost() -> None:
     rng = np.random.default_rng(0)
-    augment = make_augment(short_sides=[13, 48, 200], max_side=5000)
+    augment = make_augment()
     for seed in range(30):
         height, width = (int(side) for side in rng.integers(20, 400, size=2))
         near = rng.uniform(0, 1, size=(50, 2)) * (width - 0.02, height - 0.02)
@@ -104,7 +104,8 @@ def test_no_box_is_lost() -> None:
         near[::7] = 0
         boxes = np.concatenate([near, far], axis=1).astype(np.float32)
         blank = np.zeros((height, width, 3), np.uint8)
-        pixels, moved, _ = augment(blank, boxes, NO_MASKS, seed=seed)
+        size = resized_size((height, width), (13, 48, 200)[seed % 3], 5000)
+        pixels, moved, _ = augment(blank, boxes, NO_MASKS, seed=seed, size=size)
         assert moved.shape == (50, 4)
         assert (moved[:, 2:] > moved[:, :2]).all()
         limits = np.array([pixels.shape[1], pixels.shape[0]]) + 1e-3
@@ -114,7 +115,7 @@ def test_no_box_is_lost() -> None:
 
 def test_a_picture_without_boxes_is_augmented() -> None:
     no_boxes = np.zeros((0, 4), np.float32)
-    pixels, boxes, _ = make_augment()(smooth_picture(), no_boxes, NO_MASKS, seed=1)
+    pixels, boxes, _ = make_augment()(smooth_picture(), no_boxes, NO_MASKS, seed=1, size=(40, 53))
     assert pixels.dtype == np.uint8
     assert boxes.shape == (0, 4)
     assert boxes.dtype == np.float32
@@ -123,18 +124,20 @@ def test_a_picture_without_boxes_is_augmented() -> None:
 @pytest.mark.parametrize("short_side", [40, 120])
 def test_masks_follow_their_boxes(short_side: int) -> None:
     """A mask that fills its box still does after mirrors and the resize."""
-    augment = make_augment(short_sides=[short_side], max_side=5000, color_jitter=0.0)
+    augment = make_augment(color_jitter=0.0)
     pixels = smooth_picture()
     height, width = pixels.shape[:2]
     boxes = np.array([[0, 0, width / 2, height / 4], [width / 4, height / 2, width, height]])
+    size = resized_size((height, width), short_side, 5000)
     corners = set()
     for seed in range(12):
-        size = augment.size_of((height, width), seed=seed)
         masks = np.zeros((2, *size), np.bool_)
         scale = np.array([size[1] / width, size[0] / height] * 2)
         for mask, (x1, y1, x2, y2) in zip(masks, (boxes * scale).round().astype(int), strict=True):
             mask[y1:y2, x1:x2] = True
-        changed, moved, found = augment(pixels, boxes.astype(np.float32), masks, seed=seed)
+        changed, moved, found = augment(
+            pixels, boxes.astype(np.float32), masks, seed=seed, size=size
+        )
         assert found.shape == (2, *changed.shape[:2])
         for mask, box in zip(found, moved, strict=True):
             y, x = np.nonzero(mask)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,37 @@ def test_where_it_cannot_be_made_that_is_said() -> None:
     find_kernel.cache_clear()
     with pytest.warns(UserWarning, match="NMS on the host, for which cpu has to wait"):
         assert find_kernel(torch.device("cpu")) is None
+
+
+def fail_to_launch(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def launch(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(triton.JITFunction, "run", launch)
+    find_kernel.cache_clear()
+
+
+FAILURES = {
+    "no driver": AssertionError("libcuda.so cannot found!"),
+    "compiler": triton.CompilationError("", types.SimpleNamespace(lineno=1, col_offset=0), "no"),
+    "small device": triton.OutOfResources(2, 1, "shared memory"),
+    "C compiler": subprocess.CalledProcessError(1, "cc"),
+}
+
+
+@pytest.mark.parametrize("error", FAILURES.values(), ids=FAILURES)
+def test_whatever_triton_raises_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fail_to_launch(monkeypatch, error)
+    with pytest.warns(UserWarning, match=f"no Triton kernel.*{type(error).__name__}"):
+        assert find_kernel(torch.device("cpu")) is None
+
+
+def test_a_full_device_is_not_blamed_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_launch(monkeypatch, torch.OutOfMemoryError())
+    with pytest.raises(torch.OutOfMemoryError):
+        find_kernel(torch.device("cpu"))
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -148,3 +149,24 @@ def test_notes_say_what_was_done_about_packed_copies(root: Path, tmp_path: Path)
     expected = f"training annotations: packed copy {large}.resdet-cache made"
     notes = [note for note in task.notes() if "packed copy" in note]
     assert notes == [expected]
+
+
+@pytest.mark.parametrize(("batch_size", "counts"), [(4, [60] * 4), (32, [120] * 2)])
+def test_a_group_holds_two_batches(
+    root: Path, tmp_path: Path, batch_size: int, counts: list[int]
+) -> None:
+    config = tiny_config(root)
+    document = json.loads(Path(config.data.train.annotations).read_text())
+    document["images"] = [
+        {"id": number, "file_name": "none.png", "height": 60 + number % 4 * 20, "width": 100}
+        for number in range(240)
+    ]
+    category = document["categories"][0]["id"]
+    box = {"id": 1, "image_id": 0, "category_id": category, "bbox": [1, 1, 9, 9]}
+    document["annotations"] = [box]
+    (tmp_path / "many.json").write_text(json.dumps(document))
+    split = {"images": str(root), "annotations": str(tmp_path / "many.json")}
+    config = tiny_config(root, loop={"batch_size": batch_size}, data={"train": split})
+    trained = DetectionTask.for_training(config)
+    for task in (trained, DetectionTask(config, trained.model, trained.classes)):
+        assert np.bincount(task.train_data().groups).tolist() == counts

@@ -99,18 +99,6 @@ def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> 
     assert evaluate(again, again.config, device="cpu")["mean_iou"] == scored["mean_iou"]
 
 
-MISTAKES = {
-    "none": ("", "model.localizer: expected a run of task localization, got nothing"),
-    "missing": ("absent", "absent: no such run folder or file"),
-}
-
-
-@pytest.mark.parametrize(("localizer", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_no_first_stage(first: Path, localizer: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        build_task(regions_config(first, localizer=localizer))
-
-
 def test_a_second_stage_is_no_first_one(first: Path, tmp_path: Path) -> None:
     config = regions_config(first)
     fit(build_task(config), config, output=tmp_path / "run", device="cpu")
