@@ -123,37 +123,6 @@ def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Tab
     return table
 
 
-def score_results(
-    results: Iterable[Any],
-    truth: Truth | Path | str,
-    *,
-    image_ids: Iterable[int] | None = None,
-    iou_type: IoUType = "bbox",
-    engine: Engine = "pycocotools",
-    protocols: Sequence[Protocol] = (),
-) -> CocoScore:
-    """Score detections in COCO's results format.
-
-    Args:
-        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` (RLE).
-        truth: annotations, or the path of their file.
-        image_ids: the pictures to score; None scores all of the annotation file.
-        iou_type: compare boxes or masks.
-        engine: who computes COCO's numbers.
-        protocols: further rules to score boxes by.
-
-    Raises:
-        UserError: a result is malformed, or of an image or category that the annotations lack.
-    """
-    if not isinstance(truth, Truth):
-        truth = read_truth(truth)
-    found = pack_results(results, truth, iou_type=iou_type, source="results")
-    scored = set(truth.images if image_ids is None else image_ids)
-    return _score(
-        found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols, engine=engine
-    )
-
-
 def score_file(
     path: Path | str,
     annotations: Path | str,
@@ -172,8 +141,8 @@ def score_file(
         protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, when a file cannot be read, for protocols without boxes,
-            and for an engine that is not installed.
+        UserError: a file cannot be read; a result is malformed, or of an image or category that
+            the annotations lack; protocols without boxes; an engine that is not installed.
     """
     chosen = choose_engine(engine, final=True)
     results = read_results(path)

@@ -3,7 +3,6 @@
 M detections. Boxes are xywh here, as in the files, and ids are the files' own.
 """
 
-import json
 import math
 from array import array
 from collections import defaultdict
@@ -17,7 +16,17 @@ import torch
 from pycocotools import mask as mask_codec
 
 from detection.data.coco import ClassMap
-from detection.data.coco_json import int_of, name_of, parse_coco, read_annotations
+from detection.data.coco_json import (
+    box_of,
+    check_unique,
+    int_of,
+    is_number,
+    parse_coco,
+    parse_json,
+    read_annotations,
+    read_categories,
+    without_garbage_collection,
+)
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import RunLengthMasks
 from engine.errors import UserError
@@ -42,6 +51,7 @@ class Truth:
     filled: dict[str, int]
 
 
+@without_garbage_collection()
 def read_truth(path: Path | str, *, kept_rows: Iterable[int] | None = None) -> Truth:
     """Read a COCO annotation file for scoring; the file itself is not changed.
 
@@ -55,17 +65,16 @@ def read_truth(path: Path | str, *, kept_rows: Iterable[int] | None = None) -> T
     """
     path = Path(path)
     document = parse_coco(path)
-    images, names = (
-        {int_of(entry, "id", f"{path}: {key}[{i}]"): entry for i, entry in enumerate(document[key])}
-        for key in ("images", "categories")
-    )
+    images = document["images"]
+    image_ids = [int_of(entry, "id", f"{path}: images[{i}]") for i, entry in enumerate(images)]
+    check_unique(np.array(image_ids), "image ids", path)
     entries = document["annotations"]
     columns = read_annotations(entries, path)
     filled = {"area": columns.filled_areas, "iscrowd": columns.filled_iscrowds}
     truth = Truth(
         path,
-        images,
-        {i: name_of(names[i], "name", f"{path}: category {i}") for i in sorted(names)},
+        dict(zip(image_ids, images, strict=True)),
+        dict(read_categories(document["categories"], path)),
         defaultdict(list),
         {name: count for name, count in filled.items() if count},
     )
@@ -79,7 +88,9 @@ def read_truth(path: Path | str, *, kept_rows: Iterable[int] | None = None) -> T
 def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
     where = f"{truth.path}: annotation {entry['id']}"
     image_id, category_id = _known_ids(entry, truth, where)
-    box, area = _finite_box(entry, where), entry.get("area")
+    box, area = entry["bbox"], entry.get("area")
+    if not all(map(math.isfinite, box)):
+        raise UserError(f"{where}: bbox: expected finite numbers, got {box}")
     truth.objects[category_id].append(
         {
             "id": row + 1,
@@ -103,17 +114,6 @@ def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, in
     return ids
 
 
-def _finite_box(entry: dict[str, Any], where: str) -> list[float]:
-    box: Any = entry.get("bbox")
-    fits = isinstance(box, list) and len(box) == 4
-    if not fits or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
-        raise UserError(
-            f"{where}: bbox: expected four numbers [x, y, width, height], got {str(box)[:60]}"
-        )
-    numbers: list[float] = box
-    return numbers
-
-
 def check_masks(truth: Truth) -> None:
     """Raise UserError when masks cannot be scored: an object or its picture's size is missing."""
     for entry in (entry for entries in truth.objects.values() for entry in entries):
@@ -130,12 +130,7 @@ def read_results(path: Path | str) -> list[Any]:
     Raises:
         UserError: the file cannot be read, or holds no JSON list.
     """
-    try:
-        results = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    results = parse_json(Path(path))
     if not isinstance(results, list):
         raise UserError(f"{path}: expected a list of detections, got {type(results).__name__}")
     return results
@@ -224,13 +219,13 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
             raise UserError(f"{where}: expected an object, got {type(result).__name__}")
         image_id, category_id = _known_ids(result, truth, where)
         score: Any = result.get("score")
-        if not isinstance(score, int | float):
+        if not is_number(score):
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
         image_ids.append(image_id)
         category_ids.append(category_id)
         scores.append(score)
         if iou_type == "bbox":
-            boxes.extend(_finite_box(result, where))
+            boxes.extend(box_of(result, where))
         else:
             boxes.extend((0.0, 0.0, 0.0, 0.0))
             mask = result.get("segmentation")

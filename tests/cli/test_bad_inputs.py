@@ -194,7 +194,7 @@ EVAL_WORDS = {
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
         ["--results", "absent.json", "data.val.annotations=data/val.json"],
-        ["absent.json", "cannot be read"],
+        ["absent.json: no such file"],
     ),
     "results that are annotations": (
         ["--results", "data/val.json", "data.val.annotations=data/val.json"],

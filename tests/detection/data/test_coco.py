@@ -170,6 +170,11 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
             id="category name",
         ),
         pytest.param(
+            change("images", 1, file_name="\ud800.png"),
+            "images[1]: file_name: expected a name, got '\\ud800.png'",
+            id="half a character",
+        ),
+        pytest.param(
             change("annotations", 0, image_id=71),
             "annotation 11: image_id: no image has the id 71",
             id="unknown image",
@@ -230,6 +235,16 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
             id="number as text",
         ),
         pytest.param(
+            change("annotations", 0, bbox=[1, 2, 3, True]),
+            "annotation 11: bbox: expected four numbers [x, y, width, height], got [1, 2, 3, True]",
+            id="number as bool",
+        ),
+        pytest.param(
+            change("annotations", 0, area=10**400),
+            f"annotation 11: area: expected a number, got {10**59}",
+            id="huge area",
+        ),
+        pytest.param(
             change("annotations", 0, area="large"),
             "annotation 11: area: expected a number, got 'large'",
             id="area",
@@ -287,9 +302,11 @@ def test_every_fault_is_one_line(
         (b'{"images": [],\n "x" 3}', "not valid JSON: line 2, column 6: Expecting ':' delimiter"),
         (b"", "not valid JSON: line 1, column 1: Expecting value"),
         (b"\xff\xfe\x00", "not valid JSON: not UTF-8 text"),
+        (b"[1%s]" % (b"0" * 5000), "not valid JSON: a number of too many digits"),
+        (b"[" * 100_000, "not valid JSON: lists or objects nested too deep"),
         (b"[]", "expected a COCO object with images, annotations, categories, got a list"),
     ],
-    ids=["syntax", "empty", "binary", "list"],
+    ids=["syntax", "empty", "binary", "digits", "depth", "list"],
 )
 def test_text_that_is_no_coco(tmp_path: Path, text: bytes, expected: str) -> None:
     path = tmp_path / "coco.json"

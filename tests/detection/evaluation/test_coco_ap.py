@@ -13,12 +13,15 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from detection.data.coco import ClassMap
-from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file, score_results
+from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file
 from detection.evaluation.coco_files import read_truth
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
 from engine.errors import UserError
 
 CLASSES = ClassMap(("person", "dog", "kite"), (1, 18, 38))
+CATEGORIES = [
+    {"id": i, "name": name} for i, name in zip(CLASSES.category_ids, CLASSES.names, strict=True)
+]
 NUM_IMAGES = 9
 
 
@@ -44,10 +47,7 @@ def make_document(seed: int = 0) -> dict[str, Any]:
             for i in range(NUM_IMAGES)
         ],
         "annotations": annotations,
-        "categories": [
-            {"id": i, "name": name}
-            for i, name in zip(CLASSES.category_ids, CLASSES.names, strict=True)
-        ],
+        "categories": CATEGORIES,
     }
 
 
@@ -213,21 +213,22 @@ def test_missing_fields_are_filled_in_and_counted(tmp_path: Path) -> None:
     for annotation in document["annotations"]:
         width, height = annotation["bbox"][2:]
         annotation.update(area=width * height, iscrowd=0)
-    full = score_results([], write(tmp_path / "full.json", document))
+    full = write(tmp_path / "full.json", document)
     detections = [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5}
         for a in document["annotations"][::2]
     ]
-    expected = score_results(detections, tmp_path / "full.json")
+    results = write(tmp_path / "results.json", detections)
+    expected = score_file(results, full, all_images=True).scores[0]
     for annotation in document["annotations"]:
         del annotation["area"], annotation["iscrowd"]
     bare = write(tmp_path / "bare.json", document)
     before = bare.read_bytes()
-    score = score_results(detections, bare)
+    score = score_file(results, bare, all_images=True).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
     assert bare.read_bytes() == before
     assert "area was missing, and filled in, for 40 objects" in score.note
-    assert "missing" not in full.note
+    assert "missing" not in expected.note
 
 
 def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:
@@ -235,16 +236,16 @@ def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:
     document["annotations"] = [{**document["annotations"][1], "id": 0}]
     annotation = document["annotations"][0]
     result = {**{k: annotation[k] for k in ("image_id", "category_id", "bbox")}, "score": 1}
-    assert score_results([result], write(tmp_path / "truth.json", document)).metrics[
-        "ap"
-    ] == pytest.approx(1)
+    results = write(tmp_path / "results.json", [result])
+    score = score_file(results, write(tmp_path / "truth.json", document))
+    assert score.metrics["ap"] == pytest.approx(1)
 
 
 def test_rows_left_out_are_no_truth(tmp_path: Path) -> None:
     document = make_document()
     document["annotations"][3]["bbox"] = [10, 10, float("nan"), 10]
     path = write(tmp_path / "broken.json", document)
-    with pytest.raises(UserError, match="annotation 103: bbox: expected four numbers"):
+    with pytest.raises(UserError, match="annotation 103: bbox: expected finite numbers"):
         read_truth(path)
     known = read_truth(path, kept_rows=[row for row in range(40) if row != 3])
     evaluator = CocoEvaluator(known, CLASSES, range(NUM_IMAGES), allow_missing=True)
@@ -277,10 +278,14 @@ GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([{**GOOD, "image_id": "1"}], "detection 0: image_id: expected an integer, got '1'"),
         ([{**GOOD, "category_id": 2}], "detection 0: category_id: expected one of .*, got 2"),
         ([{**GOOD, "bbox": [1, 2, 3]}], r"detection 0: bbox: expected four .*, got \[1, 2, 3\]"),
-        ([{**GOOD, "bbox": [1, 2, 3, math.nan]}], r"detection 0: bbox: expected four numbers"),
+        ([{**GOOD, "bbox": [1, 2, 3, math.nan]}], "detection 0: bbox: expected four finite"),
+        ([{**GOOD, "bbox": [1, 2, 3, 10**400]}], "detection 0: bbox: expected four numbers"),
+        ([{**GOOD, "bbox": [1, 2, 3, True]}], "detection 0: bbox: expected four numbers"),
         ([{**GOOD, "bbox": [1, 2, -3, 4]}], "bbox: expected four finite numbers, no negative"),
         ([{**GOOD, "score": "high"}], "detection 0: score: expected a number, got 'high'"),
         ([{**GOOD, "score": math.inf}], "detection 0: score: expected a number, got inf"),
+        ([{**GOOD, "score": 10**400}], "detection 0: score: expected a number, got 1000"),
+        ([{**GOOD, "score": True}], "detection 0: score: expected a number, got True"),
         ([{"image_id": 1, "category_id": 18, "score": 1}], "segmentation: expected a compressed"),
     ],
     ids=[
@@ -291,9 +296,13 @@ GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
         "category",
         "box shape",
         "box NaN",
+        "box huge",
+        "box bool",
         "box size",
         "score",
         "score infinite",
+        "score huge",
+        "score bool",
         "nothing to score",
     ],
 )
@@ -310,7 +319,7 @@ def test_results_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('[{"image_id": 1,')
     with pytest.raises(UserError, match=r"results.json: not valid JSON: "):
         score_file(tmp_path / "results.json", truth)
-    with pytest.raises(UserError, match=r"absent.json: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"absent.json: no such file"):
         score_file(tmp_path / "absent.json", truth)
 
 
@@ -320,14 +329,20 @@ def test_results_that_are_no_json(tmp_path: Path) -> None:
         ({"annotations": []}, "annotations: expected at least one to score against, got none"),
         ({"categories": "many"}, "categories: expected a list, got str"),
         ({"images": [{"id": 1}]}, "image_id: expected one of"),
-        ({"categories": [{"id": 1}]}, "category 1: name: expected a name, got nothing"),
+        ({"categories": [{"id": 1}]}, r"categories\[0\]: name: expected a name, got nothing"),
+        ({"categories": [*CATEGORIES, {"id": 38, "name": "cow"}]}, "category ids: .* got 38 more"),
+        (
+            {"categories": [*CATEGORIES, {"id": 2, "name": "dog"}]},
+            "category names: .* got dog more",
+        ),
+        ({"images": [{"id": i % 8} for i in range(9)]}, "image ids: expected each one once, got 0"),
     ],
-    ids=["empty", "shape", "image", "name"],
+    ids=["empty", "shape", "image", "name", "category twice", "name twice", "image twice"],
 )
 def test_bad_truth_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     truth = write(tmp_path / "truth.json", {**make_document(), **change})
     with pytest.raises(UserError, match=message) as caught:
-        score_results([], truth)
+        score_file(write(tmp_path / "results.json", []), truth)
     assert str(caught.value).startswith(str(truth))
     assert "\n" not in str(caught.value)
 
@@ -337,7 +352,7 @@ def test_masks_need_masks(tmp_path: Path) -> None:
     mask = {"size": [400, 400], "counts": "PPo42"}
     result = {"image_id": 1, "category_id": 1, "segmentation": mask, "score": 1}
     with pytest.raises(UserError, match="segmentation: expected polygons or an RLE, got nothing"):
-        score_results([result], truth, iou_type="segm")
+        score_file(write(tmp_path / "results.json", [result]), truth)
     result["segmentation"] = {**mask, "size": [40, 400]}
     with pytest.raises(UserError, match=r"expected size \[400, 400\], got \[40, 400\]"):
-        score_results([result], truth, iou_type="segm")
+        score_file(write(tmp_path / "results.json", [result]), truth)
