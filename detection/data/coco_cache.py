@@ -28,7 +28,7 @@ from engine.files import write_atomically
 
 SUFFIX = ".resdet-cache"
 """Of the copy, after the JSON's own name."""
-FORMAT = "1"
+FORMAT = "2"
 """Another one where anything changes in what is stored or in what `read_tables` checks."""
 CACHED_BYTES = 20_000_000
 """Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""

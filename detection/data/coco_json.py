@@ -7,7 +7,7 @@ import contextlib
 import gc
 import json
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,12 @@ def check_unique(values: np.ndarray, what: str, path: Path) -> None:
         raise UserError(f"{path}: {what}: expected each one once, got {twice} more than once")
 
 
+def check_any(count: int, purpose: str, path: Path) -> None:
+    """Raise UserError where no annotation is left for a purpose."""
+    if not count:
+        raise UserError(f"{path}: annotations: expected at least one {purpose}, got none")
+
+
 def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int, str]]:
     """Check `categories` and return (id, name) by rising id; UserError names what is wrong."""
     pairs = sorted(
@@ -184,8 +190,16 @@ class AnnotationTable:
     segmentations: Segmentations
 
 
-def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTable:
-    """Check and pack `annotations`; UserError names the first bad entry. There may be none."""
+def read_annotations(
+    entries: list[dict[str, Any]], path: Path, *, sizes: Mapping[int, Sequence[int]]
+) -> AnnotationTable:
+    """Check and pack `annotations`; UserError names the first bad entry. There may be none.
+
+    Args:
+        entries: of the file.
+        path: the file.
+        sizes: (height, width) by image id; an RLE of an image without one is unreadable.
+    """
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
     xywh, areas, is_crowd, is_difficult = array("d"), array("f"), array("b"), array("b")
     filled_areas = filled_iscrowds = 0
@@ -205,7 +219,7 @@ def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTab
         areas.append(box[2] * box[3] if area is None else area)
         is_crowd.append(crowd or 0)
         is_difficult.append(_flag_of(entry, "difficult", where) or 0)
-        packer.add(entry.get("segmentation"))
+        packer.add(entry.get("segmentation"), sizes.get(image_ids[-1], (0, 0)))
     columns = AnnotationTable(
         ids=np.frombuffer(ids, np.int64),
         image_ids=np.frombuffer(image_ids, np.int64),
@@ -236,11 +250,10 @@ class Tables:
 def read_tables(path: Path) -> Tables:
     """Parse, check and pack the file at `path`; UserError says what is wrong, and where."""
     document = parse_coco(path)
-    return Tables(
-        categories=read_categories(document["categories"], path),
-        images=read_images(document["images"], path),
-        annotations=read_annotations(document["annotations"], path),
-    )
+    categories = read_categories(document["categories"], path)
+    images = read_images(document["images"], path)
+    sizes = dict(zip(images.ids.tolist(), images.sizes.tolist(), strict=True))
+    return Tables(categories, images, read_annotations(document["annotations"], path, sizes=sizes))
 
 
 def _flag_of(entry: dict[str, Any], key: str, where: str) -> int | None:

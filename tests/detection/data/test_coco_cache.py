@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detection.data.coco import Annotations, read_coco
-from detection.data.coco_cache import SUFFIX
+from detection.data.coco_cache import FORMAT, SUFFIX
 from engine.errors import UserError
 
 Document = dict[str, Any]
@@ -167,7 +167,7 @@ def test_another_format_is_made_anew(document: Document, write_coco: CocoWriter)
     copy = copy_of(path)
     content = copy.read_bytes()
     copy.unlink()
-    copy.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
+    copy.write_bytes(content.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"0"'))
     assert "of another state" in str(read(path).cache_note)
 
 

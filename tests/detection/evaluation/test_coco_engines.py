@@ -117,7 +117,7 @@ def random_results(rng: np.random.Generator, document: dict[str, Any]) -> list[d
 def read(document: dict[str, Any], folder: Path) -> Truth:
     path = folder / "truth.json"
     path.write_text(json.dumps(document))
-    return read_truth(path)
+    return read_truth(path, with_masks=True)
 
 
 def score_both(
