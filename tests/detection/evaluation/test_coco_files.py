@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_codec
 
 from detection.config import EngineChoice
 from detection.evaluation.coco_ap import score_file
@@ -165,6 +166,25 @@ def test_bad_masks_in_results_are_one_line(tmp_path: Path, value: Any, message: 
     )
     with pytest.raises(UserError, match=f"detection 1: segmentation: {message}"):
         score_file(results, truth)
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_runs_score_as_their_compressed_string(tmp_path: Path, engine: EngineChoice) -> None:
+    document = mask_document()
+    polygon = document["annotations"][1]
+    result = {key: polygon[key] for key in ("image_id", "category_id")} | {"score": 1}
+    runs = {"size": [400, 400], "counts": [60_000, 50_000, 50_000]}
+    height, width = runs["size"]
+    code = mask_codec.frPyObjects(runs, height, width)["counts"].decode()
+    polygon["segmentation"] = runs
+    truth = write(tmp_path / "truth.json", document)
+    metrics = [
+        score_file(write(tmp_path / "results.json", [found]), truth, engine=engine).metrics
+        for counts in (runs["counts"], code)
+        for found in [{**result, "segmentation": {**runs, "counts": counts}}]
+    ]
+    np.testing.assert_equal(metrics[0], metrics[1])
+    assert metrics[0]["ap"] > 0
 
 
 def test_masks_need_the_size_of_images(tmp_path: Path) -> None:
