@@ -3,6 +3,9 @@
 A mask is read column by column; its runs of zeros and ones alternate, zeros first. H, W pixels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -46,32 +49,54 @@ def decode(code: bytes, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: the runs do not fill the picture, or the string is none of COCO's.
     """
-    counts = _counts_of(code)
-    height, width = size
-    total = sum(counts)
-    if total != height * width or min(counts, default=0) < 0:
-        raise ValueError(f"expected runs of {height} x {width} pixels, got {total}")
+    counts = _counts_of(code, size)
     values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T
+    return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
-def _counts_of(code: bytes) -> list[int]:
-    """Read the numbers: five bits a character, low ones first; from the fourth on, differences."""
-    counts: list[int] = []
-    position = 0
-    while position < len(code):
-        value, shift, more = 0, 0, True
-        while more:
-            if position == len(code):
-                raise ValueError("expected run lengths, got a string that was cut short")
-            group = code[position] - 48  # "0"
-            if not 0 <= group < 64:
-                raise ValueError(f"expected run lengths, got the character {code[position]}")
-            value |= (group & 31) << shift
-            shift += 5
-            position += 1
-            more = bool(group & 32)
-        if group & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+def code_of(value: Any, size: Sequence[int]) -> bytes:
+    """Return the compressed string of an RLE object, whose runs are sure to fill its picture.
+
+    Args:
+        value: of a COCO file: {"size": [height, width], "counts": a compressed string or runs}.
+        size: (height, width) of its picture.
+
+    Raises:
+        ValueError: it is no such object, or not one of such a picture.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an RLE, got {value!r:.60}")
+    if value.get("size") != list(size):
+        raise ValueError(f"expected size {list(size)}, got {value.get('size')!r:.60}")
+    counts: Any = value.get("counts")
+    try:
+        if isinstance(counts, list):
+            counts = coco_mask.frPyObjects(value, *size)["counts"].decode()
+        code = str.encode(counts)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"expected counts of an RLE, got {counts!r:.60}") from error
+    _counts_of(code, size)
+    return code
+
+
+def _counts_of(code: bytes, size: Sequence[int]) -> np.ndarray:
+    """Read the runs: five bits a character, low ones first; from the fourth on, differences."""
+    groups = np.frombuffer(code, np.uint8).astype(np.int64) - 48  # "0"
+    strange = (groups < 0) | (groups > 63)
+    if strange.any():
+        raise ValueError(f"expected run lengths, got the character {code[strange.argmax()]}")
+    is_last = groups & 32 == 0
+    if not is_last[-1:].all():
+        raise ValueError("expected run lengths, got a string that was cut short")
+    lasts = np.flatnonzero(is_last)
+    starts = np.append(0, lasts + 1)[:-1]
+    lengths = lasts + 1 - starts
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, lengths))
+    values = (groups & 31) << shifts
+    counts: np.ndarray = np.add.reduceat(values, starts) if len(starts) else values
+    counts -= (groups[lasts] & 16) >> 4 << 5 * lengths
+    for chain in (counts[1::2], counts[2::2]):
+        chain[:] = np.cumsum(chain)
+    if counts.sum() != size[0] * size[1] or counts.min(initial=0) < 0 or lengths.max(initial=0) > 7:
+        raise ValueError(f"expected runs of {size[0]} x {size[1]} pixels, got {counts.sum()}")
     return counts

@@ -14,7 +14,7 @@ import numpy as np
 
 from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box, doubt_about_all
 from detection.data.coco_cache import read_cached
-from detection.data.coco_json import AnnotationTable, ImageTable, read_tables
+from detection.data.coco_json import AnnotationTable, ImageTable, check_any, read_tables
 from detection.data.packed import PackedBytes, Segmentations
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import Detections
@@ -150,8 +150,9 @@ def read_coco(
     image_rows, labels = _resolve(columns, images, found, path)
     checked = _check_boxes(columns, images, image_rows, path, stop=on_bad_box == "error")
     keep = ~np.any(list(checked.bad.values()), axis=0)
-    if need_boxes and not (keep & ~columns.is_crowd & ~columns.is_difficult).any():
-        raise UserError(f"{path}: annotations: expected at least one box to train on, got none")
+    if need_boxes:
+        plain = keep & ~columns.is_crowd & ~columns.is_difficult
+        check_any(plain.sum(), "box to train on", path)
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
     per_image = np.bincount(image_rows[rows], minlength=len(images.ids))

@@ -5,13 +5,17 @@ share its pages.
 
 The copy is taken to be of the JSON as it is where the JSON has the size and the times of its last
 change (mtime and ctime, to the nanosecond) that it had when it was packed. Where only the times
-differ (it was touched, moved, restored), its SHA-256 decides. So an edit goes unnoticed only where
-it keeps the size and the machine's clock was set back for it. The copy's own bytes are held
-against check sums.
+differ (it was touched, moved, restored), its SHA-256 decides, and the copy is written again with
+the new times. So an edit goes unnoticed only where it keeps the size, and the clock was set back or
+the file system's times are too coarse to tell it from the last. The copy's own bytes, class names
+and counts among them, are held against check sums.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +32,12 @@ from engine.files import write_atomically
 
 SUFFIX = ".resdet-cache"
 """Of the copy, after the JSON's own name."""
-FORMAT = "1"
+FORMAT = "2"
 """Another one where anything changes in what is stored or in what `read_tables` checks."""
 CACHED_BYTES = 20_000_000
 """Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""
+
+_ABANDONED_AFTER_S = 3600
 
 COLUMNS = ("ids", "image_ids", "category_ids", "xywh", "areas", "is_crowd", "is_difficult")
 COUNTS = ("filled_areas", "filled_iscrowds", "unreadable_masks")
@@ -68,7 +74,11 @@ def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
             return None
         try:
             if copy.exists():
-                return _read_copy(copy, path, stamp), f"read from its packed copy {copy}"
+                tables, old = _read_copy(copy, path, stamp)
+                note = f"read from its packed copy {copy}"
+                if old["times"] != stamp["times"]:
+                    note += _renew(copy, tables, stamp | {"sha256": old["sha256"]})
+                return tables, note
         except _UnusableError as reason:
             verb = f"made anew (it was {reason})"
         # Before the file is parsed, so that a change in between is noticed the next time.
@@ -94,22 +104,37 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_copy(copy: Path, path: Path, stamp: Mapping[str, str]) -> Tables:
-    """Return the tables of `path`; _UnusableError where the copy does not have them."""
+def _renew(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> str:
+    """Write the copy again, or each start would hash the file; return what to add to the note."""
+    try:
+        _write_copy(copy, tables, stamp)
+    except UserError as error:
+        return f", hashed because its times are new, and will be again: {error}"
+    return ", which has the file's new times now"
+
+
+def _read_copy(
+    copy: Path, path: Path, stamp: Mapping[str, str]
+) -> tuple[Tables, Mapping[str, str]]:
+    """Return the tables of `path`, and the copy's header, which may be of other times.
+
+    Raises:
+        _UnusableError: the copy does not have them.
+    """
     try:
         about, arrays = _open(copy)
         if any(about.get(key) != stamp[key] for key in ("format", "size")):
             raise _UnusableError("of another state of the file")
         if about["times"] != stamp["times"] and about["sha256"] != _digest_of(path):
             raise _UnusableError("of another state of the file")
-        if json.loads(about["sums"]) != _sums_of(arrays):
+        if json.loads(about["sums"]) != _sums_of(arrays, about):
             raise _UnusableError("damaged")
         # What outlives the checks of `read_coco` gets a mapping of its own, so that the pages of
         # the rest, and those that the sums have touched, leave memory with this one.
         _, kept = _open(copy)
         numbers: dict[str, Any] = json.loads(about["counts"])
         numbers |= {name: arrays[f"annotation.{name}"] for name in COLUMNS}
-        return Tables(
+        tables = Tables(
             categories=[(key, name) for key, name in json.loads(about["categories"])],
             images=ImageTable(
                 ids=kept["image.ids"],
@@ -128,6 +153,7 @@ def _read_copy(copy: Path, path: Path, stamp: Mapping[str, str]) -> Tables:
                 ),
             ),
         )
+        return tables, about
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise _UnusableError("damaged") from error
 
@@ -151,8 +177,13 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
         **stamp,
         "categories": json.dumps(tables.categories),
         "counts": json.dumps({name: getattr(annotations, name) for name in COUNTS}),
-        "sums": json.dumps(_sums_of(arrays)),
     }
+    about["sums"] = json.dumps(_sums_of(arrays, about))
+    # A kill in the middle leaves a large file of a name that no one will write again.
+    for left in copy.parent.glob(f"{glob.escape(copy.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                left.unlink()
     write_atomically(copy, lambda file: file.write(save(arrays, about)), many_writers=True)
 
 
@@ -163,5 +194,9 @@ def _open(copy: Path) -> tuple[dict[str, str], Arrays]:
         return file.metadata() or {}, {name: file.get_tensor(name).numpy() for name in names}
 
 
-def _sums_of(arrays: Arrays) -> dict[str, int]:
-    return {name: zlib.crc32(array.data) for name, array in arrays.items()}
+def _sums_of(arrays: Arrays, about: Mapping[str, str]) -> dict[str, int]:
+    sums = {
+        name: zlib.crc32(array.data, zlib.crc32(f"{array.dtype} {array.shape}".encode()))
+        for name, array in arrays.items()
+    }
+    return sums | {key: zlib.crc32(about[key].encode()) for key in ("categories", "counts")}

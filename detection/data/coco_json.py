@@ -7,7 +7,7 @@ import contextlib
 import gc
 import json
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def without_garbage_collection() -> Generator[None]:
 
 def parse_coco(path: Path) -> dict[str, Any]:
     """Return the file's object, whose three COCO keys hold lists of objects; else UserError."""
-    document = _decode(path)
+    document = parse_json(path)
     keys = ("images", "annotations", "categories")
     if not isinstance(document, dict):
         kind = type(document).__name__
@@ -48,7 +48,9 @@ def parse_coco(path: Path) -> dict[str, Any]:
     return document
 
 
-def _decode(path: Path) -> Any:
+@without_garbage_collection()
+def parse_json(path: Path) -> Any:
+    """Return what the JSON at `path` holds; UserError: it cannot be read, or is no JSON."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -57,15 +59,19 @@ def _decode(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     # A fourth of json's time where there are many decimals. What it refuses is json's: NaN and byte
     # order marks are taken there, and of a mistake it says in which line it is.
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        return msgspec.json.decode(data)
     try:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(data)
         return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid JSON: not UTF-8 text") from error
+    except ValueError as error:  # of more digits than Python reads
+        raise UserError(f"{path}: not valid JSON: a number of too many digits") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid JSON: lists or objects nested too deep") from error
 
 
 def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = False) -> int:
@@ -81,10 +87,31 @@ def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = Fals
 def name_of(entry: dict[str, Any], key: str, where: str) -> str:
     """Return the string under `key`, not empty; UserError begins with `where`."""
     value = entry.get(key)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not _is_text(value):
         got = f"{value!r:.60}" if key in entry else "nothing"
         raise UserError(f"{where}: {key}: expected a name, got {got}")
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:  # half of a character: JSON can escape it, and nothing print it
+        return False
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number that arrays hold, NaN and infinities included."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def box_of(entry: dict[str, Any], where: str) -> list[float]:
+    """Return the four numbers under `bbox`, finite or not; UserError begins with `where`."""
+    box = entry.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        got = f"{box!r:.60}" if "bbox" in entry else "nothing"
+        raise UserError(f"{where}: bbox: expected four numbers [x, y, width, height], got {got}")
+    return box
 
 
 def check_unique(values: np.ndarray, what: str, path: Path) -> None:
@@ -93,6 +120,12 @@ def check_unique(values: np.ndarray, what: str, path: Path) -> None:
     if len(unique) != len(values):
         twice = unique[counts > 1][0]
         raise UserError(f"{path}: {what}: expected each one once, got {twice} more than once")
+
+
+def check_any(count: int, purpose: str, path: Path) -> None:
+    """Raise UserError where no annotation is left for a purpose."""
+    if not count:
+        raise UserError(f"{path}: annotations: expected at least one {purpose}, got none")
 
 
 def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int, str]]:
@@ -157,8 +190,16 @@ class AnnotationTable:
     segmentations: Segmentations
 
 
-def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTable:
-    """Check and pack `annotations`; UserError names the first bad entry. There may be none."""
+def read_annotations(
+    entries: list[dict[str, Any]], path: Path, *, sizes: Mapping[int, Sequence[int]]
+) -> AnnotationTable:
+    """Check and pack `annotations`; UserError names the first bad entry. There may be none.
+
+    Args:
+        entries: of the file.
+        path: the file.
+        sizes: (height, width) by image id; an RLE of an image without one is unreadable.
+    """
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
     xywh, areas, is_crowd, is_difficult = array("d"), array("f"), array("b"), array("b")
     filled_areas = filled_iscrowds = 0
@@ -168,17 +209,17 @@ def read_annotations(entries: list[dict[str, Any]], path: Path) -> AnnotationTab
         where = f"{path}: annotation {ids[-1]}"
         image_ids.append(int_of(entry, "image_id", where))
         category_ids.append(int_of(entry, "category_id", where))
-        box = _box_of(entry, where)
+        box = box_of(entry, where)
         xywh.extend(box)
         area, crowd = entry.get("area"), _flag_of(entry, "iscrowd", where)
-        if area is not None and not _is_number(area):
+        if area is not None and not is_number(area):
             raise UserError(f"{where}: area: expected a number, got {area!r:.60}")
         filled_areas += area is None
         filled_iscrowds += crowd is None
         areas.append(box[2] * box[3] if area is None else area)
         is_crowd.append(crowd or 0)
         is_difficult.append(_flag_of(entry, "difficult", where) or 0)
-        packer.add(entry.get("segmentation"))
+        packer.add(entry.get("segmentation"), sizes.get(image_ids[-1], (0, 0)))
     columns = AnnotationTable(
         ids=np.frombuffer(ids, np.int64),
         image_ids=np.frombuffer(image_ids, np.int64),
@@ -205,23 +246,14 @@ class Tables:
     annotations: AnnotationTable
 
 
+@without_garbage_collection()
 def read_tables(path: Path) -> Tables:
     """Parse, check and pack the file at `path`; UserError says what is wrong, and where."""
-    with without_garbage_collection():
-        document = parse_coco(path)
-        return Tables(
-            categories=read_categories(document["categories"], path),
-            images=read_images(document["images"], path),
-            annotations=read_annotations(document["annotations"], path),
-        )
-
-
-def _box_of(entry: dict[str, Any], where: str) -> list[float]:
-    box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        got = f"{box!r:.60}" if "bbox" in entry else "nothing"
-        raise UserError(f"{where}: bbox: expected four numbers [x, y, width, height], got {got}")
-    return box
+    document = parse_coco(path)
+    categories = read_categories(document["categories"], path)
+    images = read_images(document["images"], path)
+    sizes = dict(zip(images.ids.tolist(), images.sizes.tolist(), strict=True))
+    return Tables(categories, images, read_annotations(document["annotations"], path, sizes=sizes))
 
 
 def _flag_of(entry: dict[str, Any], key: str, where: str) -> int | None:
@@ -230,7 +262,3 @@ def _flag_of(entry: dict[str, Any], key: str, where: str) -> int | None:
     if value not in (0, 1, None):
         raise UserError(f"{where}: {key}: expected 0 or 1, got {value!r:.60}")
     return None if value is None else int(value)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)

@@ -11,9 +11,11 @@ from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
 from detection.data.coco_cache import CACHED_BYTES
+from detection.data.coco_json import check_any
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.grouping import aspect_groups
 from detection.data.masks import draw_masks
+from detection.data.packed import check_masks
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
@@ -39,7 +41,7 @@ class CocoDetection:
         training: with random changes, grouped by aspect ratio; else resized alone, grouped by
             padded shape so that a picture's result does not depend on its neighbours.
         classes: what the file's categories must be; None takes them from the file.
-        with_masks: samples have the masks of their objects, which each must then have.
+        with_masks: samples have the masks of their objects, which all but crowd regions must have.
         batch_size: pictures in a training batch, see `aspect_groups`.
 
     Raises:
@@ -66,8 +68,12 @@ class CocoDetection:
             need_boxes=training,
             cache_from=CACHED_BYTES if config.cache else None,
         )
+        found = self.annotations
         if with_masks:
-            _check_masks(self.annotations)
+            rows = found.segmentation_idxs
+            check_masks(found.segmentations, rows, found.is_crowd, path=found.path)
+        if not training:  # or the first evaluation would stop the run
+            check_any(len(found.boxes), "to score against", found.path)
         self._with_masks = with_masks
         self._config = config
         self._augment: Augment | None = None
@@ -198,16 +204,12 @@ class CocoDetection:
         rows = annotations.segmentation_idxs[objects].tolist()
         crowds = annotations.is_crowd[objects].tolist()
         height, width = annotations.sizes[row].tolist()
-        try:
-            return draw_masks(
-                annotations.segmentations,
-                [None if crowd else index for index, crowd in zip(rows, crowds, strict=True)],
-                (height, width),
-                resized,
-            )
-        except ValueError as error:
-            name = annotations.file_name(row)
-            raise UserError(f"{annotations.path}: a mask of image {name}: {error}") from error
+        return draw_masks(
+            annotations.segmentations,
+            [None if crowd else index for index, crowd in zip(rows, crowds, strict=True)],
+            (height, width),
+            resized,
+        )
 
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
@@ -240,17 +242,3 @@ def _has_objects(annotations: Annotations) -> np.ndarray:
     single = np.concatenate([[0], np.cumsum(is_plain)])
     has: np.ndarray = np.diff(single[annotations.offsets]) > 0
     return has
-
-
-def _check_masks(annotations: Annotations) -> None:
-    """Raise UserError where an object that is no crowd has neither polygons nor run lengths."""
-    segmentations = annotations.segmentations
-    lengths = np.diff(segmentations.object_offsets) + np.diff(segmentations.run_lengths.offsets)
-    missing = (lengths[annotations.segmentation_idxs] == 0) & ~annotations.is_crowd
-    if missing.any():
-        first = int(missing.argmax())
-        row = int(np.searchsorted(annotations.offsets, first, side="right")) - 1
-        raise UserError(
-            f"{annotations.path}: image {annotations.file_name(row)}: segmentation: expected "
-            f"polygons or an RLE for every object, got nothing for {int(missing.sum())}"
-        )

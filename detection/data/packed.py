@@ -5,14 +5,21 @@ at a Python object writes its reference count and so copies its page: lists of a
 objects make the memory of workers grow over an epoch.
 """
 
+import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+
+from detection.run_lengths import code_of
+from engine.errors import UserError
+
+FARTHEST = 2.0**24
+"""Pixels from the corner to a polygon; beyond, float32 does not hold every pixel."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,31 @@ class Segmentations:
         bounds = self.part_offsets[first : last + 1]
         return [self.coordinates[a:b] for a, b in pairwise(bounds)]
 
+    @property
+    def are_there(self) -> np.ndarray:
+        """(M,) bool: the object has a mask."""
+        there: np.ndarray = np.diff(self.object_offsets) + np.diff(self.run_lengths.offsets) > 0
+        return there
+
+
+def check_masks(
+    segmentations: Segmentations, rows: np.ndarray, is_crowd: np.ndarray, *, path: Path
+) -> None:
+    """Raise UserError where an object that is no crowd region has no mask.
+
+    Args:
+        segmentations: of the whole file.
+        rows: (N,) int64, the objects' places in the file.
+        is_crowd: (N,) bool of these objects.
+        path: the file.
+    """
+    missing = rows[~segmentations.are_there[rows] & ~is_crowd]
+    if len(missing):
+        raise UserError(
+            f"{path}: annotations[{missing.min()}]: segmentation: expected polygons or an RLE of "
+            f"its image's size, got neither; so in {len(missing)} of {len(rows)} annotations"
+        )
+
 
 class SegmentationPacker:
     """Gathers `segmentation` values one by one."""
@@ -75,15 +107,20 @@ class SegmentationPacker:
         self._object_offsets = array("q", [0])
         self._run_lengths: list[bytes] = []
 
-    def add(self, value: Any) -> None:
-        """Take one object's value; what is neither polygons nor RLE is counted and left empty."""
+    def add(self, value: Any, size: Sequence[int]) -> None:
+        """Take one object's value; what is neither polygons nor RLE is counted and left empty.
+
+        Args:
+            value: of the file.
+            size: (height, width) of the picture, which an RLE must fill.
+        """
         run_lengths = b""
         try:
             if isinstance(value, dict):
-                run_lengths = _compressed_counts(value)
+                run_lengths = code_of(value, size)
             else:
                 self._add_polygons(value or [])
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             self.num_unreadable += 1
         self._run_lengths.append(run_lengths)
         self._object_offsets.append(len(self._part_offsets) - 1)
@@ -92,6 +129,8 @@ class SegmentationPacker:
         parts = [array("f", polygon) for polygon in polygons]
         if any(len(part) < 6 or len(part) % 2 for part in parts):
             raise ValueError("a polygon has three points or more")
+        if not all(math.hypot(*part) < FARTHEST for part in parts):  # nor where one is NaN
+            raise ValueError("a polygon is near its picture")
         for part in parts:
             self._coordinates += part
             self._part_offsets.append(len(self._coordinates))
@@ -104,13 +143,3 @@ class SegmentationPacker:
             object_offsets=np.frombuffer(self._object_offsets, np.int64),
             run_lengths=PackedBytes.of(self._run_lengths),
         )
-
-
-def _compressed_counts(value: dict[str, Any]) -> bytes:
-    """Return the counts of an RLE in COCO's compressed form."""
-    counts = value["counts"]
-    if isinstance(counts, str):
-        return counts.encode()
-    height, width = value["size"]
-    packed: bytes = coco_mask.frPyObjects(value, height, width)["counts"]
-    return packed

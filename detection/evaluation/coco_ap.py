@@ -5,6 +5,7 @@ K categories, T=10 IoU thresholds, R=101 recall thresholds.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from detection.evaluation.coco_files import (
     IoUType,
     PictureRows,
     Truth,
-    check_masks,
     iou_types_of,
     pack_detections,
     pack_results,
@@ -123,37 +123,6 @@ def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Tab
     return table
 
 
-def score_results(
-    results: Iterable[Any],
-    truth: Truth | Path | str,
-    *,
-    image_ids: Iterable[int] | None = None,
-    iou_type: IoUType = "bbox",
-    engine: Engine = "pycocotools",
-    protocols: Sequence[Protocol] = (),
-) -> CocoScore:
-    """Score detections in COCO's results format.
-
-    Args:
-        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` (RLE).
-        truth: annotations, or the path of their file.
-        image_ids: the pictures to score; None scores all of the annotation file.
-        iou_type: compare boxes or masks.
-        engine: who computes COCO's numbers.
-        protocols: further rules to score boxes by.
-
-    Raises:
-        UserError: a result is malformed, or of an image or category that the annotations lack.
-    """
-    if not isinstance(truth, Truth):
-        truth = read_truth(truth)
-    found = pack_results(results, truth, iou_type=iou_type, source="results")
-    scored = set(truth.images if image_ids is None else image_ids)
-    return _score(
-        found, truth, image_ids=scored, iou_type=iou_type, protocols=protocols, engine=engine
-    )
-
-
 def score_file(
     path: Path | str,
     annotations: Path | str,
@@ -172,15 +141,15 @@ def score_file(
         protocols: further rules to score boxes by.
 
     Raises:
-        UserError: as for `score_results`, when a file cannot be read, for protocols without boxes,
-            and for an engine that is not installed.
+        UserError: a file cannot be read; a result is malformed, or of an image or category that
+            the annotations lack; protocols without boxes; an engine that is not installed.
     """
     chosen = choose_engine(engine, final=True)
     results = read_results(path)
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
-    truth = read_truth(annotations)
+    truth = read_truth(annotations, with_masks="segm" in iou_types)
     scores = []
     for iou_type in iou_types:
         found = pack_results(results, truth, iou_type=iou_type, source=str(path))
@@ -203,8 +172,6 @@ def _score(
     protocols: Sequence[Protocol],
     engine: Engine,
 ) -> CocoScore:
-    if iou_type == "segm":
-        check_masks(truth)
     found = found.within(image_ids)
     accumulated = accumulate(found, truth, image_ids=image_ids, iou_type=iou_type, engine=engine)
     precision = accumulated.precision[..., _ALL_AREAS, _MOST_DETECTIONS]
@@ -219,17 +186,27 @@ def _score(
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
     metrics |= {"num_images": len(image_ids), "num_detections": len(found.scores)}
     metrics |= score_protocols(found, truth, protocols=protocols, image_ids=image_ids)
-    num_named = len(np.unique(found.image_ids))
-    note = f"{len(found.scores)} detections in {num_named} of {len(image_ids)} pictures"
-    unscored = len(truth.images) - len(image_ids)
-    if unscored:
-        note += f"\n{unscored} annotated pictures that the results do not name are not scored"
-    for name, count in truth.filled.items():
-        note += f"\n{name} was missing, and filled in, for {count} objects"
-    scored = (each for row in truth.objects.values() for each in row)
-    if difficult := sum(each["difficult"] for each in scored if each["image_id"] in image_ids):
-        note += f"\n{difficult} difficult objects count like any other in COCO's numbers"
+    note = _note(found, truth, image_ids=image_ids, iou_type=iou_type)
     return CocoScore(metrics, precision, names, iou_type, engine, note)
+
+
+def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> str:
+    """Return what was scored, and what of it was not as COCO's files have it."""
+    num_named = len(np.unique(found.image_ids))
+    lines = [f"{len(found.scores)} detections in {num_named} of {len(image_ids)} pictures"]
+    if unscored := len(truth.images) - len(image_ids):
+        lines.append(f"{unscored} annotated pictures that the results do not name are not scored")
+    objects = (each for row in truth.objects.values() for each in row)
+    scored = [each for each in objects if each["image_id"] in image_ids]
+    filled = Counter(name for each in scored for name in each["filled"])
+    for name in ("area", "iscrowd"):
+        if filled[name]:
+            lines.append(f"{name} was missing, and filled in, for {filled[name]} objects")
+    if iou_type == "segm" and (empty := filled["segmentation"]):
+        lines.append(f"{empty} crowd regions have no mask that can be read, and cover nothing")
+    if difficult := sum(each["difficult"] for each in scored):
+        lines.append(f"{difficult} difficult objects count like any other in COCO's numbers")
+    return "\n".join(lines)
 
 
 class CocoEvaluator:

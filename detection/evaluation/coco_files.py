@@ -3,7 +3,6 @@
 M detections. Boxes are xywh here, as in the files, and ids are the files' own.
 """
 
-import json
 import math
 from array import array
 from collections import defaultdict
@@ -17,8 +16,21 @@ import torch
 from pycocotools import mask as mask_codec
 
 from detection.data.coco import ClassMap
-from detection.data.coco_json import int_of, name_of, parse_coco, read_annotations
+from detection.data.coco_json import (
+    box_of,
+    check_any,
+    check_unique,
+    int_of,
+    is_number,
+    parse_coco,
+    parse_json,
+    read_annotations,
+    read_categories,
+    without_garbage_collection,
+)
+from detection.data.packed import Segmentations, check_masks
 from detection.ops.boxes import xyxy_to_xywh
+from detection.run_lengths import code_of, encode_window
 from detection.structures import RunLengthMasks
 from engine.errors import UserError
 
@@ -31,55 +43,65 @@ class Truth:
 
     images: by image id. names: by rising category id. objects: by category id, annotations with
     `area` (width times height of the box), `iscrowd` and `difficult` (0) filled in, and with ids
-    from 1, because pycocotools takes an object with id 0 for an unmatched one. filled: how many
-    objects lacked a field that COCO's files have, by its name; empty when none did.
+    from 1, because pycocotools takes an object with id 0 for an unmatched one; `filled` is what of
+    COCO's an object lacked. Where masks are read, a crowd region without one has an empty one.
     """
 
     path: Path
     images: dict[int, dict[str, Any]]
     names: dict[int, str]
     objects: dict[int, list[dict[str, Any]]]
-    filled: dict[str, int]
 
 
-def read_truth(path: Path | str, *, kept_rows: Iterable[int] | None = None) -> Truth:
+@without_garbage_collection()
+def read_truth(
+    path: Path | str, *, kept_rows: Iterable[int] | None = None, with_masks: bool = False
+) -> Truth:
     """Read a COCO annotation file for scoring; the file itself is not changed.
 
     Args:
         path: the file.
         kept_rows: places of the annotations that count, in the order of the file; None: all. Bad
             boxes that a stated policy skips are not among them.
+        with_masks: read masks too, which all but crowd regions must have.
 
     Raises:
         UserError: the file cannot be read, is not of COCO's shape, or has nothing to find.
     """
     path = Path(path)
     document = parse_coco(path)
-    images, names = (
-        {int_of(entry, "id", f"{path}: {key}[{i}]"): entry for i, entry in enumerate(document[key])}
-        for key in ("images", "categories")
-    )
+    images = document["images"]
+    image_ids = [int_of(entry, "id", f"{path}: images[{i}]") for i, entry in enumerate(images)]
+    check_unique(np.array(image_ids), "image ids", path)
+    sizes = {}
+    for image_id, image in zip(image_ids, images, strict=True) if with_masks else ():
+        where = f"{path}: image {image_id}"
+        sizes[image_id] = [int_of(image, key, where, positive=True) for key in ("height", "width")]
     entries = document["annotations"]
-    columns = read_annotations(entries, path)
-    filled = {"area": columns.filled_areas, "iscrowd": columns.filled_iscrowds}
+    columns = read_annotations(entries, path, sizes=sizes)
+    rows = np.arange(len(entries)) if kept_rows is None else np.array(sorted(kept_rows), np.int64)
+    check_any(len(rows), "to score against", path)
+    if with_masks:
+        check_masks(columns.segmentations, rows, columns.is_crowd[rows], path=path)
     truth = Truth(
         path,
-        images,
-        {i: name_of(names[i], "name", f"{path}: category {i}") for i in sorted(names)},
+        dict(zip(image_ids, images, strict=True)),
+        dict(read_categories(document["categories"], path)),
         defaultdict(list),
-        {name: count for name, count in filled.items() if count},
     )
-    for row in range(len(entries)) if kept_rows is None else sorted(kept_rows):
+    for row in rows.tolist():
         _add_object(truth, row, entries[row])
-    if not truth.objects:
-        raise UserError(f"{path}: annotations: expected at least one to score against, got none")
+    if with_masks:
+        _add_masks(truth, columns.segmentations, sizes)
     return truth
 
 
 def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
     where = f"{truth.path}: annotation {entry['id']}"
     image_id, category_id = _known_ids(entry, truth, where)
-    box, area = _finite_box(entry, where), entry.get("area")
+    box, area = entry["bbox"], entry.get("area")
+    if not all(map(math.isfinite, box)):
+        raise UserError(f"{where}: bbox: expected finite numbers, got {box}")
     truth.objects[category_id].append(
         {
             "id": row + 1,
@@ -90,8 +112,23 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
             "iscrowd": int(entry.get("iscrowd") or 0),
             "difficult": int(entry.get("difficult") or 0),
             "segmentation": entry.get("segmentation"),
+            "filled": [key for key in ("area", "iscrowd") if entry.get(key) is None],
         }
     )
+
+
+def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list[int]]) -> None:
+    """Replace run lengths by those that were checked; polygons keep the digits of the file."""
+    are_there = segmentations.are_there
+    for each in (each for objects in truth.objects.values() for each in objects):
+        row, (height, width) = each["id"] - 1, sizes[each["image_id"]]
+        code = segmentations.run_lengths[row]
+        if not are_there[row]:
+            each["filled"].append("segmentation")
+            nothing = np.zeros((0, 0), np.bool_)
+            code = encode_window(nothing, top=0, left=0, size=(height, width))
+        if code:
+            each["segmentation"] = {"size": [height, width], "counts": code}
 
 
 def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, int]:
@@ -103,39 +140,13 @@ def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, in
     return ids
 
 
-def _finite_box(entry: dict[str, Any], where: str) -> list[float]:
-    box: Any = entry.get("bbox")
-    fits = isinstance(box, list) and len(box) == 4
-    if not fits or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
-        raise UserError(
-            f"{where}: bbox: expected four numbers [x, y, width, height], got {str(box)[:60]}"
-        )
-    numbers: list[float] = box
-    return numbers
-
-
-def check_masks(truth: Truth) -> None:
-    """Raise UserError when masks cannot be scored: an object or its picture's size is missing."""
-    for entry in (entry for entries in truth.objects.values() for entry in entries):
-        where = f"{truth.path}: annotations[{entry['id'] - 1}]"
-        if not entry["segmentation"]:
-            raise UserError(f"{where}: segmentation: expected polygons or an RLE, got nothing")
-        for key in ("height", "width"):
-            int_of(truth.images[entry["image_id"]], key, f"{where}: its image", positive=True)
-
-
 def read_results(path: Path | str) -> list[Any]:
     """Read a file of detections in COCO's results format; `pack_results` checks its entries.
 
     Raises:
         UserError: the file cannot be read, or holds no JSON list.
     """
-    try:
-        results = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    results = parse_json(Path(path))
     if not isinstance(results, list):
         raise UserError(f"{path}: expected a list of detections, got {type(results).__name__}")
     return results
@@ -144,11 +155,9 @@ def read_results(path: Path | str) -> list[Any]:
 def iou_types_of(results: list[Any]) -> tuple[IoUType, ...]:
     """Return what can be scored of results in COCO's format: what the first entry has."""
     first = results[0] if results else None
-    if not isinstance(first, dict):
+    if not isinstance(first, dict) or "segmentation" not in first:
         return ("bbox",)
-    if "bbox" not in first:
-        return ("segm",)
-    return ("bbox", "segm") if "segmentation" in first else ("bbox",)
+    return ("bbox", "segm") if "bbox" in first else ("segm",)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
     Args:
         results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation`.
         truth: the annotations to which their ids belong.
-        iou_type: whether `bbox` or `segmentation` (compressed RLE) is read.
+        iou_type: whether `bbox` or `segmentation` (RLE) is read.
         source: the results' name in messages.
 
     Raises:
@@ -224,22 +233,21 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
             raise UserError(f"{where}: expected an object, got {type(result).__name__}")
         image_id, category_id = _known_ids(result, truth, where)
         score: Any = result.get("score")
-        if not isinstance(score, int | float):
+        if not is_number(score):
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
         image_ids.append(image_id)
         category_ids.append(category_id)
         scores.append(score)
         if iou_type == "bbox":
-            boxes.extend(_finite_box(result, where))
+            boxes.extend(box_of(result, where))
         else:
             boxes.extend((0.0, 0.0, 0.0, 0.0))
-            mask = result.get("segmentation")
-            if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-                raise UserError(
-                    f"{where}: segmentation: expected a compressed RLE, got {str(mask)[:60]}"
-                )
-            _check_size(mask.get("size"), truth.images[image_id], where)
-            masks.append(mask)
+            size = _size_of(truth.images[image_id])
+            try:
+                code = code_of(result.get("segmentation"), size)
+            except ValueError as error:
+                raise UserError(f"{where}: segmentation: {error}") from error
+            masks.append({"size": size, "counts": code})
     found = Found(
         np.frombuffer(image_ids, np.int64),
         np.frombuffer(category_ids, np.int64),
@@ -280,8 +288,10 @@ def pack_detections(
     masks: list[dict[str, Any]] = []
     for image_id, _, coded in gathered if iou_type == "segm" else ():
         assert coded is not None, "the network was made without masks"
-        size = list(coded.size)
-        _check_size(size, truth.images[image_id], f"{source}: detection {len(masks)}")
+        size, expected = list(coded.size), _size_of(truth.images[image_id])
+        if size != expected:
+            where = f"{source}: detection {len(masks)}"
+            raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")
         masks += [{"size": size, "counts": code} for code in coded.codes]
     found = Found(
         np.repeat(np.array([image_id for image_id, *_ in gathered], dtype=np.int64), counts),
@@ -309,7 +319,5 @@ def _check_numbers(found: Found, source: str) -> None:
         )
 
 
-def _check_size(size: Any, image: Mapping[str, Any], where: str) -> None:
-    expected = [image.get("height"), image.get("width")]
-    if size != expected:
-        raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")
+def _size_of(image: Mapping[str, Any]) -> list[Any]:
+    return [image.get("height"), image.get("width")]

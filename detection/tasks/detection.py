@@ -240,7 +240,7 @@ class DetectionTask(nn.Module):
         data = self.val_data()
         kept_rows = data.annotations.segmentation_idxs.tolist()
         return CocoEvaluator(
-            read_truth(data.annotations.path, kept_rows=kept_rows),
+            read_truth(data.annotations.path, kept_rows=kept_rows, with_masks=self.with_masks),
             self.classes,
             data.image_ids.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",

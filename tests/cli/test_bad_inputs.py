@@ -194,7 +194,7 @@ EVAL_WORDS = {
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
         ["--results", "absent.json", "data.val.annotations=data/val.json"],
-        ["absent.json", "cannot be read"],
+        ["absent.json: no such file"],
     ),
     "results that are annotations": (
         ["--results", "data/val.json", "data.val.annotations=data/val.json"],
@@ -203,6 +203,10 @@ EVAL_WORDS = {
     "results of other pictures": (
         ["--results", "some.json", "data.val.annotations=data/val.json"],
         ["some.json: detection 0: image_id", "99"],
+    ),
+    "masks of objects without any": (
+        ["--results", "masks.json", "data.val.annotations=data/val.json"],
+        ["data/val.json: annotations[0]: segmentation: expected polygons or an RLE"],
     ),
     "key misspelt": (
         ["--results", "some.json", "data.val.annotation=data/val.json"],
@@ -225,6 +229,7 @@ EVAL_WORDS = {
 def test_evaluation_command(site: Path, call: Call, words: list[str], parts: list[str]) -> None:
     stranger = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
     (site / "some.json").write_text(json.dumps([stranger]))
+    (site / "masks.json").write_text(json.dumps([{**stranger, "segmentation": 3}]))
     (site / "empty.json").write_text("[]")
     assert_one_line(call(eval_tool, *words), *parts)
 

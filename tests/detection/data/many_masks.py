@@ -22,7 +22,7 @@ def main() -> None:
     corners = np.random.default_rng(0).uniform(0, 600, size=(COUNT, 2))
     boxes = np.concatenate([corners, corners + 200], axis=1).astype(np.float32)
     for x1, y1, x2, y2 in boxes.tolist():
-        packer.add([[x1, y1, x2, y1, x2, y2, x1, y2]])
+        packer.add([[x1, y1, x2, y1, x2, y2, x1, y2]], SIZE)
     segmentations = packer.pack()
     before = memory("VmRSS")
     masks = draw_masks(segmentations, list(range(COUNT)), SIZE, SIZE)

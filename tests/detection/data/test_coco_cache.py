@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detection.data.coco import Annotations, read_coco
-from detection.data.coco_cache import SUFFIX
+from detection.data.coco_cache import FORMAT, SUFFIX
 from engine.errors import UserError
 
 Document = dict[str, Any]
@@ -126,11 +126,39 @@ def test_an_edit_of_the_same_size_is_noticed(
     assert_same(read(path), changed)
 
 
-def test_a_touched_file_keeps_its_copy(document: Document, write_coco: CocoWriter) -> None:
+@pytest.mark.parametrize(
+    "touch",
+    [lambda path: os.utime(path, ns=(5, 5)), lambda path: path.chmod(0o600)],
+    ids=["touch", "chmod"],
+)
+def test_a_touched_file_keeps_its_copy(
+    document: Document, write_coco: CocoWriter, touch: Callable[[Path], None]
+) -> None:
     path = write_coco(document)
-    read(path)
-    os.utime(path, ns=(5, 5))
-    assert str(read(path).cache_note).startswith("read from")
+    found = read(path)
+    touch(path)
+    note = f"read from its packed copy {copy_of(path)}"
+    for expected in (f"{note}, which has the file's new times now", note):
+        again = read(path)
+        assert again.cache_note == expected
+        assert_same(again, found)
+
+
+def test_a_moved_file_whose_copy_cannot_be_renewed(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    path = write_coco(document)
+    found = read(path)
+    moved = path.with_name("x" * 240)  # the copy's name fits, not that of its half-written file
+    copy_of(path).rename(copy_of(moved))
+    path.rename(moved)
+    note = f"read from its packed copy {copy_of(moved)}, hashed because its times are new"
+    for _ in range(2):
+        again = read(moved)
+        assert again.cache_note == (
+            f"{note}, and will be again: {copy_of(moved)}: cannot be written: File name too long"
+        )
+        assert_same(again, found)
 
 
 def cut(content: bytes) -> bytes:
@@ -143,8 +171,16 @@ def flip_last_bit(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "damage",
-    [cut, flip_last_bit, lambda _: b"", lambda _: b"x" * 500],
-    ids=["cut", "one bit", "empty", "something else"],
+    [
+        cut,
+        flip_last_bit,
+        lambda content: content.replace(b"zebra", b"zebrb"),
+        lambda content: content.replace(b'filled_areas\\": 1', b'filled_areas\\": 3'),
+        lambda content: content.replace(b'"dtype":"F64"', b'"dtype":"I64"'),
+        lambda _: b"",
+        lambda _: b"x" * 500,
+    ],
+    ids=["cut", "one bit", "class name", "count", "dtype", "empty", "something else"],
 )
 def test_a_damaged_copy_is_made_anew(
     document: Document, write_coco: CocoWriter, damage: Callable[[bytes], bytes]
@@ -167,7 +203,7 @@ def test_another_format_is_made_anew(document: Document, write_coco: CocoWriter)
     copy = copy_of(path)
     content = copy.read_bytes()
     copy.unlink()
-    copy.write_bytes(content.replace(b'"format":"1"', b'"format":"0"'))
+    copy.write_bytes(content.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"0"'))
     assert "of another state" in str(read(path).cache_note)
 
 
@@ -200,3 +236,15 @@ def test_what_the_checks_alone_need_is_let_go(document: Document, write_coco: Co
     maps = Path("/proc/self/maps").read_text()
     assert maps.count(copy_of(path).name) == 1
     assert found.segmentations.polygons(0)[0][0] == 2
+
+
+def test_what_a_kill_left_is_removed(document: Document, write_coco: CocoWriter) -> None:
+    path = write_coco(document)
+    old, new = (path.with_name(f"{copy_of(path).name}.{end}.partial") for end in ("0a", "0b"))
+    for left in (old, new):
+        left.write_bytes(b"half of it")
+    os.utime(old, (0, 0))
+    read(path)
+    assert copy_of(path).exists()
+    assert not old.exists()
+    assert new.exists()

@@ -233,6 +233,15 @@ def test_a_missing_folder_is_named(document: Document, write_coco: CocoWriter) -
         CocoDetection(split, config=DataConfig(), training=True)
 
 
+def test_validation_data_need_something_to_find(document: Document, write_coco: CocoWriter) -> None:
+    document["annotations"] = document["annotations"][1:2]  # a crowd region alone will do
+    assert len(open_data(write_coco(document), training=False)) == 3
+    document["annotations"] = []
+    message = r"coco\.json: annotations: expected at least one to score against, got none"
+    with pytest.raises(UserError, match=message):
+        open_data(write_coco(document), training=False)
+
+
 def test_real_pictures_load(data_dir: Path) -> None:
     split = SplitConfig(
         images=str(data_dir / "coco128/train2017"),

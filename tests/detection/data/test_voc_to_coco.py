@@ -9,7 +9,7 @@ from rich.console import Console
 from detection.data.coco import read_coco
 from detection.data.voc import Category, ImageSet, find_sets, number_classes
 from detection.data.voc_to_coco import LINES_SHOWN, BoxConvention, Conversion, convert
-from detection.evaluation.coco_ap import score_results
+from detection.evaluation.coco_ap import score_file
 from engine.errors import UserError
 from tests.detection.data.voc_files import XmlRow, write_picture, write_voc, write_xml
 
@@ -218,7 +218,9 @@ def test_bccds_xml_scores_as_its_json(data_dir: Path, tmp_path: Path) -> None:
         images = json.loads(path.read_text())["images"]
         ids = {image["file_name"].removeprefix(folder): image["id"] for image in images}
         results = [{"image_id": ids[name], **detection} for name, detection in found]
-        metrics.append(score_results(results, path, protocols=["voc07", "voc12"]).metrics)
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        report = score_file(tmp_path / "results.json", path, protocols=["voc07", "voc12"])
+        metrics.append(report.metrics)
     assert metrics[0] == metrics[1]
     assert 0.2 < metrics[0]["ap"] < 0.9
     assert 0.5 < metrics[0]["voc07_map"] < 1

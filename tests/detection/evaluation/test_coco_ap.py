@@ -12,43 +12,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
-from detection.data.coco import ClassMap
-from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file, score_results
+from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file
 from detection.evaluation.coco_files import read_truth
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
 from engine.errors import UserError
-
-CLASSES = ClassMap(("person", "dog", "kite"), (1, 18, 38))
-NUM_IMAGES = 9
-
-
-def make_document(seed: int = 0) -> dict[str, Any]:
-    """Random objects of two of the three classes, some of them crowds, one picture empty."""
-    rng = np.random.default_rng(seed)
-    annotations = []
-    for number in range(40):
-        x, y, width, height = rng.uniform([0, 0, 10, 10], [200, 200, 150, 150])
-        annotations.append(
-            {
-                "id": 100 + number,
-                "image_id": int(rng.integers(1, NUM_IMAGES)),
-                "category_id": int(rng.choice([1, 38])),
-                "bbox": [x, y, width, height],
-                "area": 0.7 * width * height,
-                "iscrowd": int(number % 13 == 0),
-            }
-        )
-    return {
-        "images": [
-            {"id": i, "file_name": f"{i}.jpg", "height": 400, "width": 400}
-            for i in range(NUM_IMAGES)
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": i, "name": name}
-            for i, name in zip(CLASSES.category_ids, CLASSES.names, strict=True)
-        ],
-    }
+from tests.detection.evaluation.coco_documents import CLASSES, NUM_IMAGES, make_document, write
 
 
 def make_detections(document: dict[str, Any], seed: int = 1) -> list[Detections]:
@@ -88,11 +56,6 @@ def make_batch(image_ids: list[int]) -> DetectionBatch:
             torch.zeros(size, 1, dtype=torch.bool),
         ),
     )
-
-
-def write(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def evaluated(
@@ -213,21 +176,26 @@ def test_missing_fields_are_filled_in_and_counted(tmp_path: Path) -> None:
     for annotation in document["annotations"]:
         width, height = annotation["bbox"][2:]
         annotation.update(area=width * height, iscrowd=0)
-    full = score_results([], write(tmp_path / "full.json", document))
+    full = write(tmp_path / "full.json", document)
     detections = [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5}
         for a in document["annotations"][::2]
     ]
-    expected = score_results(detections, tmp_path / "full.json")
+    results = write(tmp_path / "results.json", detections)
+    expected = score_file(results, full, all_images=True).scores[0]
     for annotation in document["annotations"]:
         del annotation["area"], annotation["iscrowd"]
     bare = write(tmp_path / "bare.json", document)
     before = bare.read_bytes()
-    score = score_results(detections, bare)
+    score = score_file(results, bare, all_images=True).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
     assert bare.read_bytes() == before
     assert "area was missing, and filled in, for 40 objects" in score.note
-    assert "missing" not in full.note
+    assert "missing" not in expected.note
+    named = score_file(write(results, detections[:1]), bare).scores[0]
+    image_id = detections[0]["image_id"]
+    count = sum(each["image_id"] == image_id for each in document["annotations"])
+    assert f"area was missing, and filled in, for {count} objects" in named.note
 
 
 def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:
@@ -235,16 +203,16 @@ def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:
     document["annotations"] = [{**document["annotations"][1], "id": 0}]
     annotation = document["annotations"][0]
     result = {**{k: annotation[k] for k in ("image_id", "category_id", "bbox")}, "score": 1}
-    assert score_results([result], write(tmp_path / "truth.json", document)).metrics[
-        "ap"
-    ] == pytest.approx(1)
+    results = write(tmp_path / "results.json", [result])
+    score = score_file(results, write(tmp_path / "truth.json", document))
+    assert score.metrics["ap"] == pytest.approx(1)
 
 
 def test_rows_left_out_are_no_truth(tmp_path: Path) -> None:
     document = make_document()
     document["annotations"][3]["bbox"] = [10, 10, float("nan"), 10]
     path = write(tmp_path / "broken.json", document)
-    with pytest.raises(UserError, match="annotation 103: bbox: expected four numbers"):
+    with pytest.raises(UserError, match="annotation 103: bbox: expected finite numbers"):
         read_truth(path)
     known = read_truth(path, kept_rows=[row for row in range(40) if row != 3])
     evaluator = CocoEvaluator(known, CLASSES, range(NUM_IMAGES), allow_missing=True)
@@ -263,81 +231,3 @@ def test_table_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture
     row = next(line for line in shown.splitlines() if "dog" in line)
     assert row.split("dog")[1].split("│")[1].strip() == "-"
     assert "detections in 9 of 9 pictures" in shown
-
-
-GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("results", "message"),
-    [
-        ({"a": 1}, "expected a list of detections, got dict"),
-        ([GOOD, 7], "detection 1: expected an object, got int"),
-        ([{**GOOD, "image_id": 77}], "detection 0: image_id: expected one of .*truth.json, got 77"),
-        ([{**GOOD, "image_id": "1"}], "detection 0: image_id: expected an integer, got '1'"),
-        ([{**GOOD, "category_id": 2}], "detection 0: category_id: expected one of .*, got 2"),
-        ([{**GOOD, "bbox": [1, 2, 3]}], r"detection 0: bbox: expected four .*, got \[1, 2, 3\]"),
-        ([{**GOOD, "bbox": [1, 2, 3, math.nan]}], r"detection 0: bbox: expected four numbers"),
-        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "bbox: expected four finite numbers, no negative"),
-        ([{**GOOD, "score": "high"}], "detection 0: score: expected a number, got 'high'"),
-        ([{**GOOD, "score": math.inf}], "detection 0: score: expected a number, got inf"),
-        ([{"image_id": 1, "category_id": 18, "score": 1}], "segmentation: expected a compressed"),
-    ],
-    ids=[
-        "no list",
-        "no object",
-        "image",
-        "image type",
-        "category",
-        "box shape",
-        "box NaN",
-        "box size",
-        "score",
-        "score infinite",
-        "nothing to score",
-    ],
-)
-def test_bad_results_are_one_line(tmp_path: Path, results: Any, message: str) -> None:
-    truth = write(tmp_path / "truth.json", make_document())
-    with pytest.raises(UserError, match=message) as caught:
-        score_file(write(tmp_path / "results.json", results), truth)
-    assert "results.json: " in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_results_that_are_no_json(tmp_path: Path) -> None:
-    truth = write(tmp_path / "truth.json", make_document())
-    (tmp_path / "results.json").write_text('[{"image_id": 1,')
-    with pytest.raises(UserError, match=r"results.json: not valid JSON: "):
-        score_file(tmp_path / "results.json", truth)
-    with pytest.raises(UserError, match=r"absent.json: cannot be read: No such file"):
-        score_file(tmp_path / "absent.json", truth)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"annotations": []}, "annotations: expected at least one to score against, got none"),
-        ({"categories": "many"}, "categories: expected a list, got str"),
-        ({"images": [{"id": 1}]}, "image_id: expected one of"),
-        ({"categories": [{"id": 1}]}, "category 1: name: expected a name, got nothing"),
-    ],
-    ids=["empty", "shape", "image", "name"],
-)
-def test_bad_truth_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    truth = write(tmp_path / "truth.json", {**make_document(), **change})
-    with pytest.raises(UserError, match=message) as caught:
-        score_results([], truth)
-    assert str(caught.value).startswith(str(truth))
-    assert "\n" not in str(caught.value)
-
-
-def test_masks_need_masks(tmp_path: Path) -> None:
-    truth = write(tmp_path / "truth.json", make_document())
-    mask = {"size": [400, 400], "counts": "PPo42"}
-    result = {"image_id": 1, "category_id": 1, "segmentation": mask, "score": 1}
-    with pytest.raises(UserError, match="segmentation: expected polygons or an RLE, got nothing"):
-        score_results([result], truth, iou_type="segm")
-    result["segmentation"] = {**mask, "size": [40, 400]}
-    with pytest.raises(UserError, match=r"expected size \[400, 400\], got \[40, 400\]"):
-        score_results([result], truth, iou_type="segm")

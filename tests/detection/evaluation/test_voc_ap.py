@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from detection.config import Protocol
-from detection.evaluation.coco_ap import CocoScore, score_file, score_results
+from detection.evaluation.coco_ap import CocoScore, score_file
 from detection.evaluation.voc_ap import (
     NEITHER,
     RIGHT,
@@ -186,9 +186,23 @@ RESULTS = [
 ]
 
 
-def score(tmp_path: Path, **changes: Any) -> CocoScore:
-    (tmp_path / "truth.json").write_text(json.dumps(document()))
-    return score_results(RESULTS, tmp_path / "truth.json", **changes)
+def score(
+    tmp_path: Path,
+    truth: dict[str, Any] | None = None,
+    *,
+    protocols: Sequence[Protocol] = (),
+    image_id: int | None = None,
+) -> CocoScore:
+    """Score all pictures, or one of them."""
+    results = [each for each in RESULTS if image_id in (None, each["image_id"])]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "truth.json").write_text(json.dumps(truth or document()))
+    return score_file(
+        tmp_path / "results.json",
+        tmp_path / "truth.json",
+        all_images=image_id is None,
+        protocols=protocols,
+    ).scores[0]
 
 
 def test_metrics_stand_beside_cocos(tmp_path: Path) -> None:
@@ -205,7 +219,7 @@ def test_metrics_stand_beside_cocos(tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_not_scored_do_not_count(tmp_path: Path) -> None:
-    metrics = score(tmp_path, protocols=["voc12"], image_ids=[3]).metrics
+    metrics = score(tmp_path, protocols=["voc12"], image_id=3).metrics
     assert metrics["voc12_ap/cat"] == metrics["voc12_map"] == 1
     assert math.isnan(metrics["voc12_ap/dog"])
 
@@ -213,8 +227,7 @@ def test_pictures_that_are_not_scored_do_not_count(tmp_path: Path) -> None:
 def test_crowds_are_as_difficult(tmp_path: Path) -> None:
     content = document()
     content["annotations"][1].update(difficult=0, iscrowd=1)
-    (tmp_path / "crowd.json").write_text(json.dumps(content))
-    metrics = score_results(RESULTS, tmp_path / "crowd.json", protocols=["voc12"]).metrics
+    metrics = score(tmp_path, content, protocols=["voc12"]).metrics
     assert metrics["voc12_ap/cat"] == 0.5
 
 
@@ -226,7 +239,7 @@ def test_table_and_note_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "ilsvrc_map" in row
     assert "voc12" not in shown
     assert "1 difficult objects count like any other in COCO's numbers" in shown
-    Console(width=100).print(score(tmp_path, image_ids=[4]).table())
+    Console(width=100).print(score(tmp_path, image_id=4).table())
     shown = capsys.readouterr().out
     assert "difficult" not in shown
     assert "other rules" not in shown

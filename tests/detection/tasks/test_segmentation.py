@@ -129,17 +129,18 @@ def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
             assert y1 - 1 <= y.min() <= y.max() <= y2
 
 
-def test_an_object_without_a_mask_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_object_without_a_mask_is_named(tmp_path: Path, split: str) -> None:
     config = tiny_config(tmp_path / "demo", task="segmentation")
-    path = tmp_path / "demo" / "annotations" / "train.json"
+    path = tmp_path / "demo" / "annotations" / f"{split}.json"
     document = json.loads(path.read_text())
     first = next(entry for entry in document["annotations"] if not entry["iscrowd"])
     first["segmentation"] = []
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(document))
-    split = config.data.train.model_copy(update={"annotations": str(bare)})
-    data = config.data.model_copy(update={"train": split})
-    with pytest.raises(UserError, match=r"bare\.json: image .*: expected polygons or an RLE"):
+    changed = getattr(config.data, split).model_copy(update={"annotations": str(bare)})
+    data = config.data.model_copy(update={split: changed})
+    with pytest.raises(UserError, match=r"bare\.json: annotations.*: expected polygons or an RLE"):
         build_task(config.model_copy(update={"data": data}))
 
 
