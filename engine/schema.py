@@ -3,7 +3,7 @@
 Defaults live here and nowhere else. Units: steps are optimiser updates, seconds are wall clock.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -97,7 +98,8 @@ class LoopConfig(Config):
     compile: bool = False
     """Compile the loss module with `torch.compile`."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    """`torch.compile`'s mode; `reduce-overhead` replays CUDA graphs, for small networks."""
+    """`torch.compile`'s mode; `reduce-overhead` replays CUDA graphs, for small networks. Both that
+    and `max-autotune` want `accumulate` of 1."""
     sync_batch_norm: bool = True
     """Batch norm takes its statistics over all processes; else each takes its own share's."""
     ema_decay: Fraction | None = None
@@ -122,6 +124,16 @@ class LoopConfig(Config):
     """Demand deterministic kernels (slower on a GPU); on a CPU runs repeat bit for bit anyway."""
     collective_timeout_s: PositiveInt = 1800
     """Longest wait of one process for the others before the run ends with a message."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        # A graph that is replayed writes its gradients over those of the part before.
+        if self.compile and self.compile_mode != "default" and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate: expected 1 with compile_mode={self.compile_mode}, "
+                f"got {self.accumulate}"
+            )
+        return self
 
 
 class RunConfig(Config):

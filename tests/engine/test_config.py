@@ -169,6 +169,11 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
             [],
             'c.yaml: loop.compile: expected a valid boolean, got "true"',
         ),
+        (
+            "loop: {compile: true, compile_mode: reduce-overhead}",
+            ["loop.accumulate=2"],
+            "loop: accumulate: expected 1 with compile_mode=reduce-overhead, got 2",
+        ),
         ("loop: {compile: 1}", [], "c.yaml: loop.compile: expected a valid boolean, got 1"),
         ("folder: 1e5", [], "c.yaml: folder: expected a valid string, got 100000.0"),
         ("optim: {kind: sdg}", [], "c.yaml: optim.kind: expected 'sgd' or 'adamw', got \"sdg\""),
