@@ -152,7 +152,7 @@ def conv_norm_of_pooled(
     weight, shift = _folded(conv, norm)
     pooled = pool(F.conv2d(x, weight), conv.stride[0])
     # Not before pooling, where samples outside the map would lose a part of it.
-    return pooled.add_(_per_channel(shift, pooled))
+    return pooled + _per_channel(shift, pooled)
 
 
 def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
