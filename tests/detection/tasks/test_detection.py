@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,15 @@ def gradients(task: DetectionTask, batch: DetectionBatch) -> dict[str, Tensor]:
     }
 
 
+BOTTLENECKS = {"backbone": {"kind": "resnet50", "norm": "frozen", "frozen_stages": 2}}
+
+
+@pytest.mark.parametrize("model", [{}, BOTTLENECKS], ids=["basic", "bottlenecks"])
 @pytest.mark.parametrize("neck", NECKS)
-def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str) -> None:
-    task, batch = tiny_task(root, neck)
+def test_every_trained_parameter_gets_a_gradient(
+    root: Path, neck: str, model: dict[str, Any]
+) -> None:
+    task, batch = tiny_task(root, neck, model=model)
     found = gradients(task, batch)
     assert set(found) == {n for n, p in task.model.named_parameters() if p.requires_grad}
     assert all(gradient.isfinite().all() for gradient in found.values())

@@ -73,10 +73,10 @@ def tiny_config(
 
 
 def tiny_task(
-    root: Path, neck: str, *, task: str = "detection"
+    root: Path, neck: str, *, task: str = "detection", **changes: Any
 ) -> tuple[DetectionTask, DetectionBatch]:
-    """Return a task for training and a batch of its first four pictures."""
-    made = build_task(tiny_config(root, neck=neck, task=task))
+    """Return a task for training and a batch of its first four pictures; see `tiny_config`."""
+    made = build_task(tiny_config(root, neck=neck, task=task, **changes))
     assert isinstance(made, DetectionTask)
     data = made.train_data()
     return made, data.collate([data.load(index, 100 + index) for index in range(4)])
