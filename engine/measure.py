@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import DisagreementError
+from engine.memory import keep_freed_memory
 
 WARM_UPS = 1
 """Rounds that are not counted: they fill caches and choose kernels."""
@@ -71,20 +72,33 @@ class Row:
         )
 
 
-def compare(ours: Callable[[], object], peer: Callable[[], object], *, rounds: int) -> Comparison:
+def compare(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    rounds: int,
+    own_memory: bool = False,
+) -> Comparison:
     """Call both in turn, `rounds` times each, after a round that is not counted.
 
     Args:
         ours: this project's way.
         peer: the way that it is measured against.
         rounds: pairs of measurements.
+        own_memory: the C library does for each as it does for its users: it keeps for ours what is
+            freed (`engine.memory`). It then has to fill up again, in a call that is not counted.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + rounds):
-        for work, taken in zip((ours, peer), times, strict=True):
+        for work, keep, taken in zip((ours, peer), (True, False), times, strict=True):
+            if own_memory:
+                keep_freed_memory(keep=keep)
+                work()
             seconds = mean_seconds(work, calls=1)
             if number >= WARM_UPS:
                 taken.append(seconds)
+    if own_memory:
+        keep_freed_memory()
     return Comparison(tuple(times[0]), tuple(times[1]))
 
 

@@ -61,7 +61,7 @@ def _measure(
     counter = FlopCounterMode(display=False)
     with counter:
         step(batch)
-    comparison = compare(lambda: step(batch), theirs, rounds=settings.rounds)
+    comparison = compare(lambda: step(batch), theirs, rounds=settings.rounds, own_memory=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
     rate = counter.get_total_flops() / min(comparison.ours)

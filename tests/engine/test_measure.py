@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -12,9 +14,13 @@ def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
 
 def test_both_sides_are_called_in_turn_and_warm_ups_not_counted() -> None:
     calls: list[str] = []
-    found = compare(lambda: calls.append("o"), lambda: calls.append("p"), rounds=2)
+    ours, peer = partial(calls.append, "o"), partial(calls.append, "p")
+    found = compare(ours, peer, rounds=2)
     assert "".join(calls) == "op" * 3
     assert len(found.ours) == len(found.peer) == 2
+    calls.clear()
+    compare(ours, peer, rounds=1, own_memory=True)
+    assert "".join(calls) == "oopp" * 2
 
 
 @pytest.mark.parametrize(
