@@ -14,8 +14,8 @@ def keep_freed_memory(*, keep: bool = True) -> None:
     """Tell glibc to keep what is freed for the next request, or to do as usual again.
 
     As usual, each tensor of 32 MiB is a mapping of its own: returned to the system when it is
-    freed, and filled page by page, a fault each, when the next one is made. On a CPU that is a
-    fifth of a training step (docs/LOG.md). Where the C library is another, nothing happens.
+    freed, and filled page by page, a fault each, when the next one is made. On a CPU that is up to
+    a sixth of a training step (docs/LOG.md). Where the C library is another, nothing happens.
 
     Args:
         keep: False is what glibc does by itself; what was kept is given back.

@@ -59,7 +59,7 @@ def main() -> None:
         if words.small:  # whose times say nothing
             rows = [replace(row, promised=None, aim=None) for row in rows]
         measured[name] = rows
-        console.print(table_of(measured[name], name), soft_wrap=False)
+        console.print(table_of(rows, name), soft_wrap=False)
         if output is not None:  # after each, so that what was measured is kept
             date = str(datetime.now(tz=UTC).date())
             said = [*words.names, words.model, words.precision, device.type, date]
