@@ -1,14 +1,17 @@
 """Loading a JSON of the size of COCO's training set, against pycocotools."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools.coco import COCO
 
-from detection.benchmarks.memory import COCO_ANNOTATIONS, proportional_mb, write_json
+from detection.benchmarks.memory import (
+    COCO_ANNOTATIONS,
+    in_new_process,
+    proportional_mb,
+    write_json,
+)
 from detection.benchmarks.scoring import read_with_pycocotools
 from detection.benchmarks.settings import Settings
 from detection.data.coco import Annotations, read_coco
@@ -23,8 +26,7 @@ def annotation_loading(settings: Settings) -> list[Row]:
     settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
     _read_anew(path)
     _check_same(_read(path), read_with_pycocotools(path))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        loaded, with_polygons = pool.submit(_resident_mb, path).result()
+    loaded, with_polygons = in_new_process(_resident_mb, path)
     second = compare(
         lambda: _read(path), lambda: read_with_pycocotools(path), rounds=settings.rounds
     )

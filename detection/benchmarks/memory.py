@@ -2,7 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,18 +20,21 @@ from engine.loader import Part, read_batches, training_batches
 from engine.measure import Row
 from engine.schema import LoaderConfig
 
+Result = TypeVar("Result")
+
 COCO_IMAGES, COCO_ANNOTATIONS = 118_287, 860_001
 """Of instances_train2017.json."""
 
 
 def worker_memory(settings: Settings) -> list[Row]:
-    """Read one epoch with four workers; shared pages are counted once (PSS)."""
+    """Read one epoch with four workers; shared pages are counted once (PSS).
+
+    The annotations were read before, by another process: this one keeps what it has freed.
+    """
     folder, workers = settings.folder, 4
-    size = write_json(folder, annotations=1000 if settings.small else COCO_ANNOTATIONS)
+    size = in_new_process(_write_and_open, folder, 1000 if settings.small else COCO_ANNOTATIONS)
     settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
-    split = SplitConfig(images=str(folder), annotations=str(folder / "train.json"))
-    config = DataConfig(train=split, augment=AugmentConfig(short_sides=(32,)))
-    data = CocoDetection(split, config=config, training=True)
+    data = _open(folder)
     settings.say(f"{len(data)} pictures, {len(data.annotations.boxes)} objects, {workers} workers")
     batch_size = min(64, len(data))
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
@@ -39,6 +46,24 @@ def worker_memory(settings: Settings) -> list[Row]:
         Row("all processes, most of an epoch", max(sizes), "MB", 1200, smaller_is_better=True),
         Row("growth over the epoch", max(sizes) - sizes[0], "MB", 20, 0, smaller_is_better=True),
     ]
+
+
+def in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """Return work(*arguments), of which this process keeps no memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _write_and_open(folder: Path, annotations: int) -> int:
+    size = write_json(folder, annotations=annotations)
+    _open(folder)  # leaves the packed copy
+    return size
+
+
+def _open(folder: Path) -> CocoDetection:
+    split = SplitConfig(images=str(folder), annotations=str(folder / "train.json"))
+    config = DataConfig(train=split, augment=AugmentConfig(short_sides=(32,)))
+    return CocoDetection(split, config=config, training=True)
 
 
 def write_json(folder: Path, *, annotations: int) -> int:

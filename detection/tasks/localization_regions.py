@@ -64,7 +64,7 @@ class LocalizationRegionsTask(OneClassTask):
     def for_training(cls, config: OneClassConfig) -> Self:
         """Do what the base does, once it is known that there is a first stage."""
         assert isinstance(config, LocalizationRegionsConfig)
-        find_trained(Path(config.model.localizer))  # reading ILSVRC's boxes takes minutes
+        find_trained(Path(config.model.localizer))
         return super().for_training(config)
 
     @staticmethod

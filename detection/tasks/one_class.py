@@ -28,7 +28,7 @@ from detection.models.region_classifier import RegionClassifier
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.tasks.class_guesser import ClassGuesser
 from detection.visualize import draw_comparison
-from engine.checkpoint import read_trained
+from engine.checkpoint import find_trained, read_trained
 from engine.config import apply_overrides, parse_config
 from engine.errors import UserError
 
@@ -82,6 +82,8 @@ class OneClassTask(nn.Module, ABC):
         Raises:
             UserError: bad data, weights, classifier or first stage.
         """
+        if config.evaluation.classifier is not None:
+            find_trained(Path(config.evaluation.classifier))  # reading ILSVRC's boxes takes minutes
         data = LocalizationPictures(config, "train", training=True)
         names = data.pictures.class_names
         torch.manual_seed(config.seed)

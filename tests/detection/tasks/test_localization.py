@@ -150,6 +150,12 @@ def test_a_classifier_of_other_classes_is_refused(root: Path, tmp_path: Path) ->
         build_task(tiny_config(root, evaluation={"classifier": str(tmp_path / "run")}))
 
 
+def test_a_missing_classifier_is_said_before_data_is_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "no data", evaluation={"classifier": str(tmp_path / "run")})
+    with pytest.raises(UserError, match="run: no such run folder or file"):
+        LocalizationTask.for_training(config)
+
+
 def test_drawn_pictures_show_truth_and_answer(root: Path) -> None:
     task, _ = task_and_batch(tiny_config(root))
     task.model.eval()
