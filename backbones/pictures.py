@@ -14,6 +14,8 @@ from engine.errors import UserError
 # Pictures are read by one process for each core. Set before they are forked: a worker that wanted
 # to stop OpenCV's threads would wait for ever for those that only its parent has.
 cv2.setNumThreads(0)
+# What is wrong with a picture is said in one line, by an error.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of the files in a folder, those that are taken for pictures."""
@@ -36,7 +38,7 @@ REDUCTIONS = {
 
 
 class BadPictureError(UserError):
-    """A file that is no picture, is cut short, or is of another size than annotated."""
+    """A file that is missing, is no picture, is cut short, or of another size than annotated."""
 
 
 def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
@@ -46,8 +48,8 @@ def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
     as its EXIF orientation says.
 
     Raises:
-        UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is no picture, or its end is missing.
+        UserError: it cannot be opened.
+        BadPictureError: there is no such file, it is no picture, or its end is missing.
     """
     return decode(read_file(path), path, rotate=rotate)
 
@@ -56,12 +58,13 @@ def read_file(path: str | Path) -> bytes:
     """Return the bytes of the file at `path`.
 
     Raises:
-        UserError: there is no such file, or it cannot be opened.
+        UserError: it cannot be opened.
+        BadPictureError: there is no such file.
     """
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise BadPictureError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -26,7 +26,7 @@ from backbones.foreign_weights import (
     read_pickle,
 )
 from backbones.resnet import ResNet
-from engine.checkpoint import load_checkpoint, read_safetensors
+from engine.checkpoint import load_checkpoint, read_safetensors, trained_of
 from engine.errors import UserError
 
 # Where a file keeps the residual network: torchvision's detectors, ours, a bare network.
@@ -78,13 +78,16 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata ({} when there is none) without running code in it.
 
     A file of torch.save may hold the dict itself or have it under "state_dict" or "model"; a
-    pickle (.pkl) of numpy arrays, the dict itself or one under "model" or "blobs". A prefix
-    "module." or "model." that all names share is taken off.
+    pickle (.pkl) of numpy arrays, the dict itself or one under "model" or "blobs". Of a run's
+    checkpoint with averaged weights these are taken. A prefix "module." or "model." that all names
+    share is taken off.
 
     Raises:
         UserError: no such file, a truncated one, or one without a state dict.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file of weights, such as a run's model.safetensors")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -93,6 +96,7 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     else:
         payload = load_checkpoint(path)
         state = payload.get("state_dict", payload.get("model", payload))
+        state, metadata = trained_of(payload) or (state, {})
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):

@@ -3,7 +3,7 @@
 Boxes and lengths are in pixels of the resized picture unless said otherwise.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -34,7 +34,14 @@ class SplitConfig(Config):
 class AugmentConfig(Config):
     """What happens to a training picture."""
 
-    short_sides: tuple[PositiveInt, ...] = (640, 672, 704, 736, 768, 800)
+    short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
+        640,
+        672,
+        704,
+        736,
+        768,
+        800,
+    )
     """Target lengths of the shorter side; one is drawn for each batch."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
@@ -62,7 +69,8 @@ class DataConfig(Config):
     on_bad_box: Literal["error", "skip"] = "error"
     """A box of no size, with NaN, or outside its picture: stop, or drop it and count it."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A truncated picture, or one of another size than annotated: stop, or skip and count it."""
+    """A picture that is missing, truncated or of another size than annotated: stop, or skip and
+    count it."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     eval_short_side: PositiveInt = 800
@@ -100,9 +108,15 @@ class NeckConfig(Config):
 class RPNConfig(Config):
     """Region proposal network."""
 
-    anchor_sizes: tuple[PositiveFloat, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        32.0,
+        64.0,
+        128.0,
+        256.0,
+        512.0,
+    )
     """Square roots of anchor areas: all on c4; one a level, p2 first, with fpn."""
-    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are too."""
@@ -227,7 +241,10 @@ class ModelConfig(Config):
                 f"got {len(self.rpn.anchor_sizes)}"
             )
         if self.rpn.bg_iou_thresh > self.rpn.fg_iou_thresh:
-            raise ValueError("rpn.bg_iou_thresh: expected at most rpn.fg_iou_thresh")
+            raise ValueError(
+                f"rpn.bg_iou_thresh: expected at most rpn.fg_iou_thresh "
+                f"({self.rpn.fg_iou_thresh}), got {self.rpn.bg_iou_thresh}"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 Lengths are in pixels of the resized picture unless said otherwise.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -27,7 +27,8 @@ class DataConfig(Config):
     on_bad_box: Literal["error", "skip"] = "skip"
     """A box of no size or outside its picture: stop, or drop it and name it at the start."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A truncated picture, or one of another size than annotated: stop, or skip and count it."""
+    """A picture that is missing, truncated or of another size than annotated: stop, or skip and
+    count it."""
 
 
 class AugmentConfig(WindowConfig):
@@ -53,9 +54,9 @@ class LocalizerConfig(OneClassModelConfig):
     """Features that the head sees: c5 in the paper; on small pictures c4 has more places."""
     per_class: bool = True
     """A logit and a box for each class; else one of each for all classes, to compare."""
-    anchor_sizes: tuple[PositiveFloat, ...] = (64.0, 128.0, 256.0)
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (64.0, 128.0, 256.0)
     """Square roots of anchor areas."""
-    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are too."""

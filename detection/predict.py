@@ -52,7 +52,10 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     path, state, metadata = read_trained(Path(path))
     for key in ("config", "class_names", "category_ids"):
         if key not in metadata:
-            raise UserError(f"{path}: expected a detector's {key} beside its weights, got none")
+            task = metadata.get("task", "none")
+            raise UserError(
+                f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
+            )
     values = apply_overrides(json.loads(metadata["config"]), overrides)
     config = parse_config(values, schemas=SCHEMAS, source=str(path))
     assert isinstance(config, DetectionConfig)
@@ -86,8 +89,10 @@ class Detector:
             batch_size: pictures in one forward pass; it changes nothing in the result.
 
         Raises:
-            UserError: a file cannot be read, or an array is no such picture.
+            UserError: a file cannot be read, an array is no such picture, or `images` is one.
         """
+        if isinstance(images, str | Path | np.ndarray):
+            raise UserError(f"images: expected a list of pictures, got one {type(images).__name__}")
         found = dict(self.stream(images, batch_size=batch_size))
         return [found[index] for index in range(len(found))]
 
@@ -179,7 +184,10 @@ def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> list[Path]:
                 and apart_from.resolve() not in each.resolve().parents
             ]
             if not inside:
-                raise UserError(f"{path}: expected pictures ({' '.join(SUFFIXES)}), got none")
+                raise UserError(
+                    f"{path}: expected pictures ({' '.join(SUFFIXES)}) apart from those in "
+                    f"{apart_from}, got none"
+                )
             found += inside
         else:
             found.append(path)

@@ -112,7 +112,7 @@ def run_trials(
         UserError: bad data or weights, or a folder holds a run of another config.
     """
     log = RunLog(None, is_main=True)
-    runs = [run for trial in trials for run in (trial.random, trial.pretrained)]
+    runs = [run for trial in trials for run in (trial.pretrained, trial.random)]
     for number, run in enumerate(runs, start=1):
         if stage_of(run) == "done":
             log.note(f"run {number} of {len(runs)}: {run.name} is done")

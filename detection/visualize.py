@@ -124,16 +124,17 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     write_file(path, data.tobytes())
 
 
-def free_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
+def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> list[Path]:
     """Return a path in `directory` for the drawing of each source: named alike, all different.
 
-    None is the path of a source, so that drawing into the folder of the pictures spares them.
+    None is the path of a source, so that drawing into the folder of the pictures spares them;
+    without `replace` none is of a file that is there.
     """
     taken = {source.resolve() for source in sources}
     paths = []
     for source in sources:
         path, number = directory / f"{source.stem}.jpg", 1
-        while path.resolve() in taken:
+        while path.resolve() in taken or (path.exists() and not replace):
             number += 1
             path = directory / f"{source.stem}_{number}.jpg"
         taken.add(path.resolve())

@@ -9,7 +9,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.files import write_atomically, write_file
@@ -30,6 +30,25 @@ def prepare_output(directory: Path) -> None:
     except OSError as error:
         message = f"{directory}: expected a folder that can be written to, got: {error.strerror}"
         raise UserError(message) from error
+
+
+def move_run_aside(directory: Path) -> str | None:
+    """Rename a run's folder to the next free of `directory`.1, .2 ...
+
+    Returns:
+        A line for the log; None when there was no run.
+
+    Raises:
+        UserError: what lies there would be written over, and is no run.
+    """
+    if not any((directory / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        if (directory / "config.yaml").exists():
+            raise UserError(f"{directory}: expected a free folder, got one with a config.yaml")
+        return None
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    return f"{directory}: the run that lay there is now {directory.rename(aside)}"
 
 
 def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
@@ -119,6 +138,35 @@ class CheckpointFolder:
         return [found[step] for step in sorted(found)]
 
 
+def check_resumed(
+    payload: Mapping[str, Any], metadata: Mapping[str, str], *, max_steps: int
+) -> None:
+    """Refuse to go on with other classes than a checkpoint's, or to a step that it is beyond.
+
+    Raises:
+        UserError: names what differs.
+    """
+    for key in ("class_names", "category_ids"):
+        expected, got = payload["metadata"].get(key), metadata.get(key)
+        if expected != got:
+            raise UserError(f"--resume: expected the checkpoint's {key}, {expected}, got {got}")
+    step = payload["progress"]["step"]
+    if step > max_steps:
+        raise UserError(
+            f"loop.max_steps: expected at least {step}, where the checkpoint is, got {max_steps}"
+        )
+
+
+def load_model(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
+    """Load a checkpoint's weights; UserError where they are of another network."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).split("\n\t")
+        message = f"{source}: checkpoint of another network than the config's: {lines[-1].strip()}"
+        raise UserError(message) from error
+
+
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write weights, and text beside them, in one piece.
 
@@ -177,10 +225,17 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     path = find_trained(path)
     if path.suffix == ".safetensors":
         return path, *read_safetensors(path)
-    payload = load_checkpoint(path)
-    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
+    found = trained_of(load_checkpoint(path))
+    if found is None:
         raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
-    return path, payload["model"] | (payload.get("average") or {}), payload["metadata"]
+    return path, *found
+
+
+def trained_of(payload: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return a checkpoint's weights, averaged where they are, and metadata; None: not of a run."""
+    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
+        return None
+    return payload["model"] | (payload.get("average") or {}), payload["metadata"]
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -11,10 +11,21 @@ from typing import NoReturn
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"command line: {message}; {self.prog} --help tells more")
+
+
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Tell the paths on a command line from its `key=value` overrides."""
-    paths = [Path(word) for word in words if "=" not in word]
-    return paths, [word for word in words if "=" in word]
+    """Tell the paths on a command line from its `key=value` overrides.
+
+    A path may hold "=" where it exists: folders are called after settings.
+    """
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [Path(word) for word in words if word not in overrides], overrides
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -44,20 +55,6 @@ class TrainingWords:
     device: str | None
     is_main: bool
 
-    def move_earlier_run_aside(self) -> str | None:
-        """Rename a run in `output` to the next free of `output`.1, .2 ..., unless it is resumed.
-
-        Returns:
-            A line for the log; None when there was no run.
-        """
-        kept = any((self.output / name).exists() for name in ("config.yaml", "checkpoints"))
-        if self.resume or not self.is_main or not kept:
-            return None
-        number = 1
-        while (aside := self.output.with_name(f"{self.output.name}.{number}")).exists():
-            number += 1
-        return f"{self.output}: the run that lay there is now {self.output.rename(aside)}"
-
 
 def parse_training(description: str, *, default: Path) -> TrainingWords:
     """Read the command line of a training; without CONFIG it trains `default`.
@@ -65,9 +62,10 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
     A resumed run without CONFIG takes the config that lies in its folder.
 
     Raises:
-        UserError: two configs, or `--resume` without a checkpoint to resume from.
+        UserError: two configs, a run folder around the working directory, or `--resume` without a
+            checkpoint to resume from.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = CommandParser(description=description)
     parser.add_argument(
         "words",
         nargs="*",
@@ -83,6 +81,8 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config = files[0] if files else default
     output = arguments.output or Path("runs") / config.stem
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise UserError(f"--output: expected a folder for this run alone, got {output.resolve()}")
     if arguments.resume and not files and (output / "config.yaml").is_file():
         config = output / "config.yaml"
     if arguments.resume and not list(output.glob("checkpoints/step_*.pt")):

@@ -33,10 +33,10 @@ class StepMeter:
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Average over steps and processes; waits for the device."""
+        """Average over good steps and processes, NaN without any; waits for the device."""
         names = list(self.sums)
         sums = mean_over_ranks(torch.stack([self.sums[name] for name in names]))
-        values = (sums / self.good.clamp(min=1)).tolist()
+        values = (sums / self.good).tolist()
         means = dict(zip(names, values, strict=True))
         loss = sum(value for name, value in means.items() if name not in self.measured)
         return {"loss": loss, **means}

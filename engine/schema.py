@@ -139,7 +139,7 @@ class LoopConfig(Config):
 class RunConfig(Config):
     """Base of a run's config; a task adds its data and model."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, order of pictures, augmentation and sampling."""
     optim: OptimConfig = OptimConfig()
     """Optimiser."""

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from engine.checkpoint import (
     CheckpointFolder,
+    check_resumed,
     load_checkpoint,
+    load_model,
+    move_run_aside,
     prepare_output,
     rng_state,
     set_rng_state,
@@ -58,6 +60,7 @@ class Progress:
     evaluations_since_best: int = 0
     rate_drops: int = 0
     bad_in_a_row: int = 0
+    evaluation_due: bool = False  # interrupted at a step after which the run is evaluated
 
 
 def fit(
@@ -66,6 +69,7 @@ def fit(
     *,
     output: Path,
     resume: bool = False,
+    replace: bool = False,
     device: str | None = None,
 ) -> dict[str, float]:
     """Train a task, evaluate it, and leave a run folder.
@@ -75,6 +79,7 @@ def fit(
         config: the run's config.
         output: the run folder.
         resume: go on from the newest checkpoint in `output`, bit for bit.
+        replace: unless resumed, rename a run that lies in `output`, once nothing else is wrong.
         device: as `--device`; None picks a GPU when there is one.
 
     Returns:
@@ -86,10 +91,15 @@ def fit(
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     with world(device, timeout_s=config.loop.collective_timeout_s) as here:
+        _check_split(config, here)
+        aside = None
         if here.is_main:
+            aside = move_run_aside(output) if replace and not resume else None
             prepare_output(output)
         barrier()
         log = RunLog(output, is_main=here.is_main)
+        if aside is not None:
+            log.note(aside)
         try:
             return _Run(task, config, output, here, log).train(resume=resume)
         finally:
@@ -102,7 +112,6 @@ class _Run:
     def __init__(
         self, task: Task, config: RunConfig, output: Path, here: World, log: RunLog
     ) -> None:
-        _check_split(config, here)
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self.task, self.config, self.output, self.here, self.log = task, config, output, here, log
         self.data = task.train_data()
@@ -135,22 +144,27 @@ class _Run:
         deliveries = self._deliveries()
         metrics: dict[str, float] = {}
         with stop_requests() as stop:
-            for step in range(self.progress.step, loop.max_steps):
+            if self.progress.evaluation_due:
+                metrics = self._evaluate(final=False)
+            while self.progress.step < loop.max_steps and not self._out_of_patience():
+                step = self.progress.step
                 drops, schedule = self.progress.rate_drops, self.config.schedule
                 factor = lr_factor(step, schedule, max_steps=loop.max_steps, drops=drops)
                 set_lr(self.optimizer, factor)
                 self._step(step, next(deliveries), stop=stop.requested)
                 self.progress.step = step + 1
-                if self._asked_to_stop(step):
-                    self._interrupt()
+                stop_asked = self._asked_to_stop(step)
                 if (step + 1) % loop.log_every == 0:
                     self._log_step()
-                if loop.eval_every and (step + 1) % loop.eval_every == 0:
-                    metrics = self._evaluate(final=step + 1 == loop.max_steps)
-                if (step + 1) % loop.checkpoint_every == 0 or step + 1 == loop.max_steps:
+                is_last = step + 1 == loop.max_steps
+                is_due = bool(loop.eval_every) and (step + 1) % loop.eval_every == 0
+                if stop_asked:
+                    self.progress.evaluation_due = is_due and not is_last
+                    self._interrupt()
+                if is_due:
+                    metrics = self._evaluate(final=is_last)
+                if (step + 1) % loop.checkpoint_every == 0 or is_last:
                     self._save()
-                if self._out_of_patience():
-                    break
         return self._finish(metrics)
 
     def _deliveries(self) -> Iterator[list[Delivery]]:
@@ -257,6 +271,7 @@ class _Run:
         with self._averaged():
             result = run_evaluation(self.task, self.config, self.here, self.log, final=final)
         metrics, progress = result.metrics, self.progress
+        progress.evaluation_due = False
         score = metrics[result.evaluator.main_metric]
         progress.evaluations_since_best += 1
         if score > progress.best:
@@ -357,6 +372,7 @@ class _Run:
         )
         for line in differences(old, self.config):
             self.log.note(f"resumed with another setting: {line}")
+        check_resumed(payload, self.task.metadata(), max_steps=self.config.loop.max_steps)
         self._load_tensors(payload)
         load_optimizer_state(self.optimizer, payload["optimizer"])
         self.progress = Progress(**payload["progress"])
@@ -365,19 +381,10 @@ class _Run:
         self.log.note(f"resumed at step {self.progress.step}")
 
     def _load_tensors(self, payload: Mapping[str, Any]) -> None:
-        _load_model(self.task.model, payload["model"], source=self.checkpoints.directory)
+        load_model(self.task.model, payload["model"], source=self.checkpoints.directory)
         if self.average is not None and payload["average"] is not None:
             for name, value in self.average.values.items():
                 value.copy_(payload["average"][name])
-
-
-def _load_model(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = str(error).split("\n\t")
-        message = f"{source}: checkpoint of another network than the config's: {lines[-1].strip()}"
-        raise UserError(message) from error
 
 
 def _check_split(config: RunConfig, here: World) -> None:

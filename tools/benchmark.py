@@ -1,6 +1,5 @@
 """Measure what the project promises: benchmark.py NAME ... [--model M] [--precision P]."""
 
-import argparse
 import sys
 import tempfile
 from dataclasses import replace
@@ -9,19 +8,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import CommandParser, run_command
 
 
 def main() -> None:
     """Parse, measure, print a table and write it."""
     from detection.benchmarks import BENCHMARKS
     from detection.benchmarks.settings import Settings
+    from engine.checkpoint import prepare_output
     from engine.distributed import pick_device
     from engine.files import write_file
     from engine.log import make_console
     from engine.measure import report_of, table_of
 
-    parser = argparse.ArgumentParser(description="Measure speed and memory against the peers.")
+    parser = CommandParser(description="Measure speed and memory against the peers.")
     parser.add_argument(
         "names",
         nargs="+",
@@ -42,7 +42,7 @@ def main() -> None:
     device = pick_device(None if any(BENCHMARKS[name].on_gpu for name in names) else "cpu")
     output = words.output or (None if words.small else Path("results"))
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        prepare_output(output)
     console, measured = make_console(), {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,19 +1,18 @@
 """Score a trained model, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command, split_words
+from engine.cli import CommandParser, run_command, split_words
 from engine.errors import UserError
 
 
 def main() -> None:
     """Parse, then score the one or the other."""
-    parser = argparse.ArgumentParser(description="Print a table of scores, write metrics.json.")
+    parser = CommandParser(description="Print a table of scores, write metrics.json.")
     parser.add_argument(
         "words",
         nargs="*",
@@ -33,6 +32,8 @@ def main() -> None:
     runs, overrides = split_words(arguments.words)
     if bool(runs) == (arguments.results is not None):
         raise UserError("command line: expected one of RUN_OR_CHECKPOINT and --results FILE.json")
+    if runs and arguments.all_images:
+        raise UserError("--all-images: expected --results FILE.json beside it, got none")
     if runs:
         _score_runs(runs, overrides, output=arguments.output, device=arguments.device)
     else:

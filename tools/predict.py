@@ -1,21 +1,25 @@
 """Find objects in pictures: predict.py RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [--output DIR]."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import CommandParser, run_command
 
 
 def main() -> None:
     """Parse, load the detector, predict, draw."""
-    parser = argparse.ArgumentParser(description="Write detections.json and drawn pictures.")
+    parser = CommandParser(description="Write detections.json and drawn pictures.")
     parser.add_argument("run", help="a run folder, a checkpoint or a .safetensors file")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="their folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        help="their folder (default: %(default)s)",
+    )
     parser.add_argument(
         "--score",
         type=float,
@@ -30,15 +34,22 @@ def main() -> None:
     from detection.predict import find_pictures, load_detector
     from detection.visualize import draw_detections, free_paths, write_picture
     from engine.checkpoint import prepare_output
+    from engine.errors import UserError
     from engine.files import write_file
     from engine.log import RunLog
 
+    if (arguments.output / "metrics.jsonl").exists():
+        raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
+    if arguments.score is not None and not 0 <= arguments.score <= 1:
+        raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")
     keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
     overrides = [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
     detector = load_detector(arguments.run, device=arguments.device, overrides=overrides)
     paths = find_pictures(arguments.inputs, apart_from=arguments.output)
     prepare_output(arguments.output)
-    drawings = free_paths(paths, arguments.output)
+    # drawings of an earlier time are replaced, other pictures that lie there are not
+    earlier = (arguments.output / "detections.json").exists()
+    drawings = free_paths(paths, arguments.output, replace=earlier)
     classes = ClassMap(detector.class_names, detector.category_ids)
     log = RunLog(None, is_main=True)
     entries = []

@@ -1,17 +1,16 @@
 """Fetch data sets, and write others as COCO JSON: prepare_data.py COMMAND --help."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import CommandParser, run_command
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Fetch data sets, or write others as COCO JSON.")
+    parser = CommandParser(description="Fetch data sets, or write others as COCO JSON.")
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("download", help="fetch, check and unpack what is missing")
     fetch.add_argument("name", choices=("coco", "voc2007", "voc2012", "cifar10"))

@@ -26,13 +26,12 @@ def main() -> None:
     from backbones.classification.trained import export_backbone
     from backbones.curves import write_curves
     from detection.tasks import build_task
-    from engine.log import RunLog
     from engine.trainer import fit
 
     task = build_task(config)
-    if aside := words.move_earlier_run_aside():
-        RunLog(None, is_main=True).note(aside)
-    metrics = fit(task, config, output=words.output, resume=words.resume, device=words.device)
+    metrics = fit(
+        task, config, output=words.output, replace=True, resume=words.resume, device=words.device
+    )
     if words.is_main:
         export_backbone(words.output, metrics=metrics, device=words.device)
         write_curves(words.output)

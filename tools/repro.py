@@ -3,22 +3,21 @@
 A run that was interrupted goes on by the same command, and one that is done is not trained again.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command
+from engine.cli import CommandParser, run_command
 from engine.errors import UserError
 
 REPRO = Path(__file__).resolve().parent.parent / "configs" / "repro.yaml"
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Make the paper's tables and figures again.")
+    parser = CommandParser(description="Make the paper's tables and figures again.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every table and figure: commands, cost, what to expect")
     run = commands.add_parser("run", help="train and report a study")

@@ -21,13 +21,10 @@ def main() -> None:
 
     from backbones.curves import write_curves
     from detection.tasks import build_task
-    from engine.log import RunLog
     from engine.trainer import fit
 
     task = build_task(config)
-    if aside := words.move_earlier_run_aside():
-        RunLog(None, is_main=True).note(aside)
-    fit(task, config, output=words.output, resume=words.resume, device=words.device)
+    fit(task, config, output=words.output, replace=True, resume=words.resume, device=words.device)
     if words.is_main:
         write_curves(words.output)
 

@@ -4,13 +4,12 @@ Four short trainings on it and four from random weights, one table and one pictu
 goes on where it was interrupted.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import run_command, split_words
+from engine.cli import CommandParser, run_command, split_words
 from engine.errors import UserError
 
 TRANSFER = Path(__file__).resolve().parent.parent / "configs" / "transfer.yaml"
@@ -18,7 +17,7 @@ TRANSFER = Path(__file__).resolve().parent.parent / "configs" / "transfer.yaml"
 
 def main() -> None:
     """Parse, plan, train, show the table."""
-    parser = argparse.ArgumentParser(description="Try one backbone on all four tasks.")
+    parser = CommandParser(description="Try one backbone on all four tasks.")
     parser.add_argument(
         "words",
         nargs="+",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.pictures import BadPictureError, read_image
+from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
@@ -19,6 +20,7 @@ from detection.data.packed import check_masks
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine.errors import SkippedSampleError, UserError
+from engine.files import missing_files
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class CocoDetection:
         with_masks: bool = False,
         batch_size: int = 1,
     ) -> None:
+        if not split.annotations:
+            name = "train" if training else "val"
+            raise UserError(f"data.{name}.annotations: expected a COCO JSON, got none")
         self._folder = Path(split.images)
         if not self._folder.is_dir():
             raise UserError(f"{self._folder}: expected the folder of pictures, got no such folder")
@@ -88,6 +93,7 @@ class CocoDetection:
             )
             if not config.keep_empty:
                 self._rows = self._rows[_has_objects(self.annotations)]
+        self._check_pictures()
         sizes = self.annotations.sizes[self._rows]
         self.groups: np.ndarray = (
             self._aspect_groups(sizes, batch_size) if training else self._shape_groups(sizes)
@@ -182,6 +188,16 @@ class CocoDetection:
         return collate_detection(
             samples, size_divisor=divisor, frame=frame.size if frame else (1, 1)
         )
+
+    def _check_pictures(self) -> None:
+        """Raise UserError where pictures are missing that will be read; no file is opened."""
+        names = [self.annotations.file_name(row) for row in self._rows.tolist()]
+        missing = missing_files(self._folder, names)
+        if missing and (self._config.on_bad_image == "error" or len(missing) == len(names)):
+            raise UserError(
+                f"{self._folder}: expected the {len(names)} pictures of {self.annotations.path}, "
+                f"got none called {listing(missing)}"
+            )
 
     def _read(self, row: int) -> np.ndarray:
         """Return the picture of `row`, of the size that the file gives it."""

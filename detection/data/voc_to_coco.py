@@ -140,6 +140,7 @@ def convert(
         ("objects", len(annotations)),
         ("difficult objects among them", sum("difficult" in each for each in annotations)),
         ("boxes partly outside their picture", int(checked.clipped[kept].sum())),
+        *_doubts(xywh[kept], boxes),
         ("classes", len(classes)),
         ("pictures listed more than once", reading.repeated),
         ("sizes filled in from the picture", reading.filled_sizes),
@@ -211,6 +212,16 @@ def _boxes_of(objects: Sequence[_Object], convention: BoxConvention) -> np.ndarr
     corners = np.array([each.found.corners for each in objects], dtype=float).reshape(-1, 4)
     near = corners[:, :2] - (1 if convention == "pixels" else 0)
     return np.concatenate([near, corners[:, 2:] - near], axis=1)
+
+
+def _doubts(xywh: np.ndarray, convention: BoxConvention) -> list[tuple[str, int]]:
+    """Return counts of (N, 4) boxes that pixels counted from 1 cannot give, or hardly would."""
+    if convention == "corners":
+        return []
+    return [
+        ("boxes from pixel 0 and not 1: --boxes corners?", int((xywh[:, :2] < 0).any(1).sum())),
+        ("boxes one pixel wide or high: --boxes corners?", int((xywh[:, 2:] == 1).any(1).sum())),
+    ]
 
 
 def _bad_objects(

@@ -140,6 +140,15 @@ def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, in
     return ids
 
 
+def _check_file_name(result: Mapping[str, Any], image: Mapping[str, Any], where: str) -> None:
+    """Compare names where both sides have one: tools/predict.py numbers pictures by itself."""
+    got, expected = result.get("file_name"), image.get("file_name")
+    if None not in (got, expected) and Path(str(got)).name != Path(str(expected)).name:
+        raise UserError(
+            f"{where}: file_name: expected {expected}, that of image {image['id']}, got {got}"
+        )
+
+
 def read_results(path: Path | str) -> list[Any]:
     """Read a file of detections in COCO's results format; `pack_results` checks its entries.
 
@@ -217,7 +226,8 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
     """Check detections in COCO's results format and pack them.
 
     Args:
-        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation`.
+        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation`; a
+            `file_name` must be that of the image.
         truth: the annotations to which their ids belong.
         iou_type: whether `bbox` or `segmentation` (RLE) is read.
         source: the results' name in messages.
@@ -232,6 +242,7 @@ def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, sou
         if not isinstance(result, dict):
             raise UserError(f"{where}: expected an object, got {type(result).__name__}")
         image_id, category_id = _known_ids(result, truth, where)
+        _check_file_name(result, truth.images[image_id], where)
         score: Any = result.get("score")
         if not is_number(score):
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")

@@ -21,7 +21,7 @@ from backbones.weights import (
     sha256_of,
     to_torchvision,
 )
-from engine.checkpoint import write_safetensors
+from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.errors import UserError
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -60,6 +60,16 @@ def test_our_safetensors(tmp_path: Path) -> None:
     assert_same_weights(model, source)
     assert (report.path, report.source, report.unexpected) == (str(path), "resdet", ())
     assert report.sha256 == sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_our_checkpoint_gives_its_averaged_weights(tmp_path: Path) -> None:
+    path, source = tmp_path / "step_1.pt", trained()
+    halves = {name: tensor / 2 for name, tensor in source.named_parameters()}
+    payload = {"model": source.state_dict() | halves, "average": dict(source.named_parameters())}
+    save_checkpoint(path, {**payload, "metadata": {"class_names": "[]"}})
+    model = tiny()
+    assert load(model, path).source == "resdet"
+    assert_same_weights(model, source)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,22 @@ TRAIN_WORDS = {
         ["tiny.yaml", "model.rpn.bg_iou_thresh=0.9"],
         ["rpn.bg_iou_thresh", "rpn.fg_iou_thresh"],
     ),
+    "no sizes": (["tiny.yaml", "data.augment.short_sides=[]"], ["short_sides", "1 item"]),
+    "no anchors": (["tiny.yaml", "model.rpn.anchor_ratios=[]"], ["anchor_ratios", "1 item"]),
+    "seed beyond 64 bits": (["tiny.yaml", f"seed={10**20}"], ["seed", "less than"]),
+    "no training JSON": (
+        ["tiny.yaml", "data.train.annotations=''"],
+        ["data.train.annotations: expected a COCO JSON, got none"],
+    ),
+    "no validation JSON": (
+        ["tiny.yaml", "data.val.annotations=''"],
+        ["data.val.annotations: expected a COCO JSON, got none"],
+    ),
+    "folder without the pictures": (
+        ["tiny.yaml", "data.val.images=."],
+        ["expected the 3 pictures of data/val.json, got none called 0.jpg, 1.jpg, 2.jpg"],
+    ),
+    "weights that are a folder": (["tiny.yaml", "model.weights=data"], ["data: expected a file"]),
     "task unknown": (["tiny.yaml", "task=dancing"], ["task", "detection", "dancing"]),
     "no such folder": (["tiny.yaml", "data.train.images=absent"], ["absent"]),
     "no such JSON": (["tiny.yaml", "data.val.annotations=absent.json"], ["absent.json"]),
@@ -131,6 +147,13 @@ TRAIN_WORDS = {
     ),
     "output below a file": (["tiny.yaml", "--output", "tiny.yaml/run"], ["tiny.yaml/run"]),
     "nothing to resume": (["tiny.yaml", "--resume"], ["--resume", "runs/tiny/checkpoints"]),
+    "output around everything": (
+        ["tiny.yaml", "--output", "."],
+        ["--output", "for this run alone"],
+    ),
+    "output of an unset variable": (["tiny.yaml", "--output", ""], ["--output", "this run alone"]),
+    "flag misspelt": (["tiny.yaml", "--outputs", "x"], ["--outputs", "--help"]),
+    "flag without a value": (["tiny.yaml", "--device"], ["--device", "expected one argument"]),
     "no such device": (["tiny.yaml", "--device", "abacus"], ["device", "abacus"]),
 }
 
@@ -179,6 +202,37 @@ def test_files_cut_in_half(cut_run: Path, call: Call) -> None:
     assert_one_line(call(predict, cut_run, "data"), "model.safetensors")
 
 
+def test_what_fails_moves_no_run(site: Path, trained: Path, call: Call) -> None:
+    shutil.copytree(trained, site / "run")
+    for words in (["--device", "abacus"], ["loop.batch_size=3", "loop.accumulate=2"]):
+        outcome = call(train_det, "tiny.yaml", "--output", "run", *words)
+        assert_one_line(outcome, words[-1].removeprefix("loop.accumulate="))
+    assert not (site / "run.1").exists()
+
+
+def test_a_config_of_something_else_is_not_written_over(site: Path, call: Call) -> None:
+    (site / "mine").mkdir()
+    (site / "mine" / "config.yaml").write_text("mine")
+    outcome = call(train_det, "tiny.yaml", "--output", "mine", "--device", "cpu")
+    assert_one_line(outcome, "mine: expected a free folder")
+    assert (site / "mine" / "config.yaml").read_text() == "mine"
+
+
+def test_a_run_goes_on_with_its_own_classes_and_never_back(
+    site: Path, trained: Path, document: Document, call: Call
+) -> None:
+    shutil.copytree(trained, site / "run")
+    words = ["--resume", "--output", "run", "--device", "cpu"]
+    outcome = call(train_det, *words, "loop.max_steps=1")
+    assert_one_line(outcome, "loop.max_steps: expected at least 2, where the checkpoint is, got 1")
+    for number, name in enumerate(("ant", "cow")):
+        document["categories"][number]["name"] = name
+    for split in ("train", "val"):
+        (site / "data" / f"{split}.json").write_text(json.dumps(document))
+    outcome = call(train_det, *words, "loop.max_steps=3")
+    assert_one_line(outcome, "--resume: expected the checkpoint's class_names", "cow", "ant")
+
+
 def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "run")
     outcome = call(train_det, "--resume", "--output", "run", "model.neck.channels=16")
@@ -190,6 +244,7 @@ EVAL_WORDS = {
     "no such run": (["absent"], ["absent: no such run"]),
     "a folder without a run": (["data"], ["data: expected model.safetensors"]),
     "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
+    "a flag of results": (["run", "--all-images"], ["--all-images: expected --results"]),
     "run and results": (["run", "--results", "some.json"], ["expected one"]),
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
@@ -203,6 +258,10 @@ EVAL_WORDS = {
     "results of other pictures": (
         ["--results", "some.json", "data.val.annotations=data/val.json"],
         ["some.json: detection 0: image_id", "99"],
+    ),
+    "results that number pictures by themselves": (
+        ["--results", "named.json", "data.val.annotations=data/val.json"],
+        ["named.json: detection 0: file_name: expected 1.jpg, that of image 11, got in/0.jpg"],
     ),
     "masks of objects without any": (
         ["--results", "masks.json", "data.val.annotations=data/val.json"],
@@ -230,6 +289,8 @@ def test_evaluation_command(site: Path, call: Call, words: list[str], parts: lis
     stranger = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
     (site / "some.json").write_text(json.dumps([stranger]))
     (site / "masks.json").write_text(json.dumps([{**stranger, "segmentation": 3}]))
+    named = {**stranger, "image_id": 11, "file_name": "in/0.jpg"}
+    (site / "named.json").write_text(json.dumps([named]))
     (site / "empty.json").write_text("[]")
     assert_one_line(call(eval_tool, *words), *parts)
 
@@ -239,7 +300,9 @@ PREDICT_WORDS = {
     "no pictures": (["empty"], ["empty: expected pictures"]),
     "no picture": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
     "truncated JPEG": (["half.jpg"], ["half.jpg", "whole JPEG"]),
-    "score above one": (["data", "--score", "7"], ["score_thresh", "7"]),
+    "score above one": (["data", "--score", "7"], ["--score", "7"]),
+    "output that is a run": (["data", "--output", "run"], ["--output", "got a run: run"]),
+    "only what it drew itself": (["drawn", "--output", "drawn"], ["apart from those in drawn"]),
     "output below a file": (["data", "--output", "tiny.yaml/out"], ["tiny.yaml/out"]),
     "no such device": (["data", "--device", "abacus"], ["device", "abacus"]),
 }
@@ -251,5 +314,7 @@ def test_prediction_command(
 ) -> None:
     whole = (site / "data" / "0.jpg").read_bytes()
     (site / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    (site / "empty").mkdir()
+    for name, file in (("empty", "x.txt"), ("run", "metrics.jsonl"), ("drawn", "0.jpg")):
+        (site / name).mkdir()
+        (site / name / file).write_bytes(whole)
     assert_one_line(call(predict, trained, *words), *parts)

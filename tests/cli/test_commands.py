@@ -110,6 +110,27 @@ def test_prediction_writes_results_and_pictures(site: Path, trained: Path, call:
     assert call(predict, trained, *words).out == outcome.out
 
 
+def test_drawings_spare_what_lies_in_their_folder(site: Path, trained: Path, call: Call) -> None:
+    (site / "mine").mkdir()
+    (site / "mine" / "0.jpg").write_bytes(b"mine")
+    assert call(predict, trained, "data/0.jpg", "--output", "mine", "--device", "cpu").code == 0
+    assert (site / "mine" / "0.jpg").read_bytes() == b"mine"
+    assert (site / "mine" / "0_2.jpg").exists()
+
+
+def test_a_run_may_be_called_after_a_setting(site: Path, trained: Path, call: Call) -> None:
+    shutil.copytree(trained, site / "lr=0.1")
+    assert call(eval_tool, "lr=0.1", "--output", "scores", "--device", "cpu").code == 0
+
+
+def test_missing_pictures_can_be_skipped(site: Path, call: Call) -> None:
+    (site / "data" / "2.jpg").unlink()
+    words = ["tiny.yaml", "loop.max_steps=1", "data.on_bad_image=skip", "--device", "cpu"]
+    outcome = call(train_det, *words)
+    assert outcome.code == 0, outcome.err
+    assert "data/2.jpg: no such file" in outcome.out
+
+
 def test_score_leaves_out_what_is_lower(site: Path, trained: Path, call: Call) -> None:
     for score in ("0", "0.999"):
         call(predict, trained, "data", "--output", score, "--score", score)

@@ -95,3 +95,25 @@ def test_a_run_that_is_none_cannot_be_compared(site: Path, call: Call) -> None:
     done = call(compare, "data")
     assert done.code == 2
     assert "metrics.json: expected that of a finished run" in done.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "part"),
+    [
+        ('{"kind": "eval", "step": 7}\n', 0, "7"),
+        ("", 0, "run"),
+        ('{"kind": "ev', 2, "run: expected JSON in metrics.json and metrics.jsonl"),
+    ],
+    ids=["whole", "empty", "cut"],
+)
+def test_runs_without_a_score_or_an_end_are_compared(
+    site: Path, call: Call, lines: str, code: int, part: str
+) -> None:
+    (site / "run").mkdir()
+    (site / "run" / "metrics.json").write_text('{"ap": null, "mask_ap": 0.25}')
+    (site / "run" / "metrics.jsonl").write_text(lines)
+    done = call(compare, "run")
+    assert done.code == code
+    assert part in done.out + done.err
+    assert "Traceback" not in done.err
+    assert ("25.0" in done.out) == (code == 0)

@@ -162,6 +162,11 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     for path, message in cases.items():
         with pytest.raises(UserError, match=message):
             load_detector(path)
+    write_safetensors(tmp_path / "bare.safetensors", {}, {"config": "{}", "task": "dancing"})
+    with pytest.raises(UserError, match=r"class_names .* got none \(task: dancing\)"):
+        load_detector(tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match="images: expected a list of pictures, got one str"):
+        load_detector(run, device="cpu").predict("a.jpg")
     with pytest.raises(UserError, match="of another network than the model"):
         load_trained(run, ["model.neck.kind=c4"])
     with pytest.raises(UserError, match="device: process needs cuda:99"):
@@ -176,7 +181,7 @@ def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
     found = find_pictures([tmp_path, tmp_path / "notes.txt"], apart_from=tmp_path / "out")
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
-    with pytest.raises(UserError, match=r"expected pictures \(.*\), got none"):
+    with pytest.raises(UserError, match=r"expected pictures \(.*\) apart from .*, got none"):
         find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
     with pytest.raises(UserError, match="no such picture or folder"):
         find_pictures([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")

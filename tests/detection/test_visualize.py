@@ -151,8 +151,14 @@ def test_written_picture_reads_back(tmp_path: Path) -> None:
 
 def test_free_paths_spare_sources_and_each_other() -> None:
     sources = [Path("in/a.png"), Path("other/a.jpg"), Path("out/b.jpg"), Path("out/c.png")]
-    names = [path.name for path in free_paths(sources, Path("out"))]
+    names = [path.name for path in free_paths(sources, Path("out"), replace=True)]
     assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]
+
+
+def test_free_paths_replace_only_what_they_may(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    for replace_it, name in ((True, "a.jpg"), (False, "a_2.jpg")):
+        assert free_paths([Path("in/a.png")], tmp_path, replace=replace_it) == [tmp_path / name]
 
 
 def test_masks_tint_their_pixels_alone() -> None:

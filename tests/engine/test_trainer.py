@@ -142,6 +142,46 @@ def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
     )
 
 
+class InterruptedAt(ToyData):
+    """Asks the run to stop while the first row of a step is read."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = 4 * (step - 1) + 1
+
+    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+        """Read a row."""
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().load(index, seed)
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+def test_an_interrupted_run_logs_and_scores_as_the_whole_one(tmp_path: Path, step: int) -> None:
+    settings = config(eval_every=4, log_every=2, patience=9)
+    fit(ToyTask(), settings, output=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError, match=f"at step {step}"):
+        fit(ToyTask(InterruptedAt(step)), settings, output=tmp_path / "cut")
+    fit(ToyTask(), settings, output=tmp_path / "cut", resume=True)
+    for kind, keys in (("train", ("step", "loss", "lr")), ("eval", ("step", "score"))):
+        found, expected = (
+            [[line[key] for key in keys] for line in lines(tmp_path / name, kind)]
+            for name in ("cut", "whole")
+        )
+        assert found == expected
+    both = [
+        load_checkpoint(tmp_path / name / "checkpoints" / "best.pt") for name in ("cut", "whole")
+    ]
+    assert both[0]["progress"] == both[1]["progress"]
+
+
+def test_steps_that_are_all_skipped_have_no_loss(tmp_path: Path) -> None:
+    task = ToyTask(ToyData(8, poison=range(8)))
+    fit(task, config(max_steps=3), output=tmp_path)
+    assert lines(tmp_path, "train")[0]["loss"] is None
+
+
 def test_patience_stops_early_and_exports_the_best(tmp_path: Path) -> None:
     settings = config(lr=5.0, max_steps=50, eval_every=1, patience=3, checkpoint_every=50)
     fit(ToyTask(), settings, output=tmp_path)

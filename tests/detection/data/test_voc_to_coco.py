@@ -73,9 +73,20 @@ def test_the_two_conventions(tmp_path: Path, boxes: BoxConvention, expected: lis
 
 def test_one_pixel_is_a_box_and_one_corner_is_none(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 7, 7, 7, 7, "")]
-    assert one_picture(tmp_path, rows).document["annotations"][0]["bbox"] == [6, 6, 1, 1]
+    conversion = one_picture(tmp_path, rows)
+    assert conversion.document["annotations"][0]["bbox"] == [6, 6, 1, 1]
+    assert ("boxes one pixel wide or high: --boxes corners?", 1) in conversion.rows
     with pytest.raises(UserError, match="bbox width: expected at least"):
         one_picture(tmp_path, rows, boxes="corners")
+
+
+@pytest.mark.parametrize(("boxes", "expected"), [("pixels", 1), ("corners", 0)])
+def test_boxes_from_zero_are_not_counted_from_one(
+    tmp_path: Path, boxes: BoxConvention, expected: int
+) -> None:
+    rows: list[XmlRow] = [("cat", 0, 5, 7, 7, ""), ("cat", 1, 5, 7, 7, "")]
+    counts = dict(one_picture(tmp_path, rows, boxes=boxes).rows)
+    assert counts.get("boxes from pixel 0 and not 1: --boxes corners?", 0) == expected
 
 
 BAD = {
