@@ -38,7 +38,7 @@ REDUCTIONS = {
 
 
 class BadPictureError(UserError):
-    """A file that is missing, is no picture, is cut short, or of another size than annotated."""
+    """A file that is no picture, is cut short, or is of another size than annotated."""
 
 
 def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
@@ -48,8 +48,8 @@ def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
     as its EXIF orientation says.
 
     Raises:
-        UserError: it cannot be opened.
-        BadPictureError: there is no such file, it is no picture, or its end is missing.
+        UserError: there is no such file, or it cannot be opened.
+        BadPictureError: it is no picture, or its end is missing.
     """
     return decode(read_file(path), path, rotate=rotate)
 
@@ -58,13 +58,12 @@ def read_file(path: str | Path) -> bytes:
     """Return the bytes of the file at `path`.
 
     Raises:
-        UserError: it cannot be opened.
-        BadPictureError: there is no such file.
+        UserError: there is no such file, or it cannot be opened.
     """
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise BadPictureError(f"{path}: no such file") from error
+        raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -69,8 +69,8 @@ class DataConfig(Config):
     on_bad_box: Literal["error", "skip"] = "error"
     """A box of no size, with NaN, or outside its picture: stop, or drop it and count it."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A picture that is missing, truncated or of another size than annotated: stop, or skip and
-    count it."""
+    """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
+    missing one stops in any case."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     eval_short_side: PositiveInt = 800

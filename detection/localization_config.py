@@ -27,8 +27,8 @@ class DataConfig(Config):
     on_bad_box: Literal["error", "skip"] = "skip"
     """A box of no size or outside its picture: stop, or drop it and name it at the start."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A picture that is missing, truncated or of another size than annotated: stop, or skip and
-    count it."""
+    """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
+    missing one stops in any case."""
 
 
 class AugmentConfig(WindowConfig):
@@ -94,7 +94,7 @@ class EvaluationConfig(ViewConfig):
     view: Literal["center", "dense"] = "center"
     """The centre crop; or the whole picture, fully convolutional, at all of `scales`."""
     mirror: bool = False
-    """Whether every view is tested mirrored as well."""
+    """Whether every view is tested mirrored as well, and every region of the second stage."""
     merge: Literal["best", "vote"] = "best"
     """The box of the highest score; or the mean, by score, of those that overlap it."""
     vote_iou_thresh: Fraction = Field(default=0.5, gt=0.0)

@@ -30,15 +30,14 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
     runs, overrides = split_words(arguments.words)
-    if bool(runs) == (arguments.results is not None):
-        raise UserError("command line: expected one of RUN_OR_CHECKPOINT and --results FILE.json")
-    if runs and arguments.all_images:
-        raise UserError("--all-images: expected --results FILE.json beside it, got none")
+    if bool(runs) == (arguments.results is not None) or (runs and arguments.all_images):
+        raise UserError(
+            "command line: expected RUN_OR_CHECKPOINT or --results FILE.json [--all-images]"
+        )
     if runs:
         _score_runs(runs, overrides, output=arguments.output, device=arguments.device)
     else:
-        more = {"output": arguments.output, "all_images": arguments.all_images}
-        _score_file(arguments.results, overrides, **more)
+        _score_file(arguments.results, overrides, arguments.output, arguments.all_images)
 
 
 def _score_runs(
@@ -54,7 +53,7 @@ def _score_runs(
 
 
 def _score_file(
-    path: Path, overrides: Sequence[str], *, output: Path | None, all_images: bool
+    path: Path, overrides: Sequence[str], output: Path | None, all_images: bool
 ) -> None:
     from detection.config import SCHEMAS, DetectionConfig
     from engine.config import apply_overrides, parse_config

@@ -93,7 +93,6 @@ class CocoDetection:
             )
             if not config.keep_empty:
                 self._rows = self._rows[_has_objects(self.annotations)]
-        self._check_pictures()
         sizes = self.annotations.sizes[self._rows]
         self.groups: np.ndarray = (
             self._aspect_groups(sizes, batch_size) if training else self._shape_groups(sizes)
@@ -189,11 +188,11 @@ class CocoDetection:
             samples, size_divisor=divisor, frame=frame.size if frame else (1, 1)
         )
 
-    def _check_pictures(self) -> None:
+    def check_pictures(self) -> None:
         """Raise UserError where pictures are missing that will be read; no file is opened."""
         names = [self.annotations.file_name(row) for row in self._rows.tolist()]
         missing = missing_files(self._folder, names)
-        if missing and (self._config.on_bad_image == "error" or len(missing) == len(names)):
+        if missing:
             raise UserError(
                 f"{self._folder}: expected the {len(names)} pictures of {self.annotations.path}, "
                 f"got none called {listing(missing)}"

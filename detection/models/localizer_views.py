@@ -16,7 +16,7 @@ from backbones.classification.views import resize_short_side
 from detection.models.localizer import Localizer
 from detection.models.proposals import thin_out
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_area, box_iou
+from detection.ops.boxes import box_area, box_iou, mirror_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
 
@@ -160,8 +160,6 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
 def _in_picture(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Return boxes (B, T, M, 4) of a view's pixels as shares of the picture."""
     if mirrored:
-        width = view.pixels.shape[3]
-        x1, y1, x2, y2 = boxes.unbind(-1)
-        boxes = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+        boxes = mirror_boxes(boxes, view.pixels.shape[3])
     corner = boxes.new_tensor([*view.corner, *view.corner])
     return (boxes + corner) / boxes.new_tensor([view.size[1], view.size[0]] * 2)

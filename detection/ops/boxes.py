@@ -66,6 +66,12 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Mirror boxes (..., 4) xyxy left to right in a picture of `width` pixels."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Return (..., 4) xyxy from `boxes` (..., 4) as left, top, width, height (COCO's order)."""
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)

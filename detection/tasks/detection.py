@@ -78,6 +78,7 @@ class DetectionTask(nn.Module):
             with_masks=cls.with_masks,
             batch_size=config.loop.batch_size,
         )
+        data.check_pictures()
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
@@ -233,6 +234,7 @@ class DetectionTask(nn.Module):
                 classes=self.classes,
                 with_masks=self.with_masks,
             )
+            self._val_data.check_pictures()
         return self._val_data
 
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:

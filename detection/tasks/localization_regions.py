@@ -18,7 +18,7 @@ from detection.models.build import build_region_classifier
 from detection.models.localizer_views import merge_candidates, propose
 from detection.models.region_classifier import RegionClassifier
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import clip_boxes
+from detection.ops.boxes import clip_boxes, mirror_boxes
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from detection.tasks.localization import LocalizationTask
 from detection.tasks.one_class import OneClassTask, view_settings
@@ -110,18 +110,27 @@ class LocalizationRegionsTask(OneClassTask):
         found = []
         for label in classes.unbind(1):  # one after the other, so that memory holds one's regions
             proposals = self._propose(images, label, whole=False)
-            class_logits, deltas = self.model(images.pixels, proposals.boxes)
-            own = label[:, None, None].expand(-1, deltas.shape[1], 1)
-            scores = class_logits.softmax(dim=2).gather(2, own)[..., 0]
-            own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
-            weights = self.config.model.box_weights
-            boxes = decode_boxes(own_deltas, proposals.boxes, weights=weights)
+            boxes, scores = self._refine(images.pixels, proposals.boxes, label)
+            if settings.mirror:
+                width = images.pixels.shape[3]
+                regions = mirror_boxes(proposals.boxes, width)
+                again, again_scores = self._refine(images.pixels.flip(3), regions, label)
+                boxes = (boxes + mirror_boxes(again, width)) / 2
+                scores = (scores + again_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
             scores = scores.masked_fill(~proposals.valid, 0.0)
             found.append(merge_candidates(boxes, scores, settings=settings))
         scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
         return boxes, torch.stack([score for _, score in found], dim=1)
+
+    def _refine(self, pixels: Tensor, regions: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of regions (B, P, 4): boxes (B, P, 4), scores (B, P) of `label`."""
+        class_logits, deltas = self.model(pixels, regions)
+        own = label[:, None, None].expand(-1, deltas.shape[1], 1)
+        own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
+        boxes = decode_boxes(own_deltas, regions, weights=self.config.model.box_weights)
+        return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]
 
     def notes(self) -> list[str]:
         """Return the notes of every localization run, and where proposals come from."""

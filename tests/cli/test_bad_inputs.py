@@ -244,8 +244,8 @@ EVAL_WORDS = {
     "no such run": (["absent"], ["absent: no such run"]),
     "a folder without a run": (["data"], ["data: expected model.safetensors"]),
     "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
-    "a flag of results": (["run", "--all-images"], ["--all-images: expected --results"]),
-    "run and results": (["run", "--results", "some.json"], ["expected one"]),
+    "a flag of results": (["run", "--all-images"], ["or --results FILE.json [--all-images]"]),
+    "run and results": (["run", "--results", "some.json"], ["expected RUN_OR_CHECKPOINT or"]),
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
         ["--results", "absent.json", "data.val.annotations=data/val.json"],

@@ -123,14 +123,6 @@ def test_a_run_may_be_called_after_a_setting(site: Path, trained: Path, call: Ca
     assert call(eval_tool, "lr=0.1", "--output", "scores", "--device", "cpu").code == 0
 
 
-def test_missing_pictures_can_be_skipped(site: Path, call: Call) -> None:
-    (site / "data" / "2.jpg").unlink()
-    words = ["tiny.yaml", "loop.max_steps=1", "data.on_bad_image=skip", "--device", "cpu"]
-    outcome = call(train_det, *words)
-    assert outcome.code == 0, outcome.err
-    assert "data/2.jpg: no such file" in outcome.out
-
-
 def test_score_leaves_out_what_is_lower(site: Path, trained: Path, call: Call) -> None:
     for score in ("0", "0.999"):
         call(predict, trained, "data", "--output", score, "--score", score)

@@ -172,7 +172,8 @@ def test_a_group_holds_two_batches(
     box = {"id": 1, "image_id": 0, "category_id": category, "bbox": [1, 1, 9, 9]}
     document["annotations"] = [box]
     (tmp_path / "many.json").write_text(json.dumps(document))
-    split = {"images": str(root), "annotations": str(tmp_path / "many.json")}
+    (tmp_path / "none.png").touch()
+    split = {"images": str(tmp_path), "annotations": str(tmp_path / "many.json")}
     config = tiny_config(root, loop={"batch_size": batch_size}, data={"train": split})
     trained = DetectionTask.for_training(config)
     for task in (trained, DetectionTask(config, trained.model, trained.classes)):

@@ -1,5 +1,6 @@
 """The second stage of localization: losses on the first one's boxes, answers, a run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from detection.localization_config import LocalizationRegionsConfig
+from detection.ops.boxes import mirror_boxes
 from detection.schemas import SCHEMAS
 from detection.structures import DetectionBatch
 from detection.tasks import build_task, load_task
@@ -89,6 +91,22 @@ def test_regions_are_the_proposals_of_the_class(first: Path) -> None:
     assert boxes.shape == (8, 2, 4)
     assert boxes.isfinite().all()
     assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_regions_are_seen_mirrored_too(first: Path) -> None:
+    config = regions_config(first)
+    mirror = config.evaluation.model_copy(update={"mirror": True})
+    task, batch = task_and_batch(config.model_copy(update={"evaluation": mirror}))
+    task.model.eval()
+    label = batch.targets.labels[:, :1]
+    boxes, scores = task.locate(batch.images, label)
+    flipped = replace(batch.images, pixels=batch.images.pixels.flip(3))
+    again, again_scores = task.locate(flipped, label)
+    # one picture and its mirror image look alike from both sides
+    torch.testing.assert_close(again_scores, scores, rtol=1e-4, atol=1e-5)
+    width = batch.images.pixels.shape[3]
+    factor = (batch.images.original_sizes[:, 1] / width)[:, None, None]
+    torch.testing.assert_close(mirror_boxes(again / factor, width) * factor, boxes)
 
 
 def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> None:
