@@ -41,10 +41,11 @@ def move_run_aside(directory: Path) -> str | None:
     Raises:
         UserError: what lies there would be written over, and is no run.
     """
-    if not any((directory / name).exists() for name in ("metrics.jsonl", "checkpoints")):
-        if (directory / "config.yaml").exists():
-            raise UserError(f"{directory}: expected a free folder, got one with a config.yaml")
+    config = directory / "config.yaml"
+    if not config.exists() and not (directory / "checkpoints").exists():
         return None
+    if config.exists() and "\nloop:\n" not in config.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{directory}: expected a free folder, got one with another config.yaml")
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1

@@ -210,12 +210,18 @@ def test_what_fails_moves_no_run(site: Path, trained: Path, call: Call) -> None:
     assert not (site / "run.1").exists()
 
 
-def test_a_config_of_something_else_is_not_written_over(site: Path, call: Call) -> None:
+def test_a_config_of_something_else_is_not_written_over(
+    site: Path, trained: Path, call: Call
+) -> None:
     (site / "mine").mkdir()
     (site / "mine" / "config.yaml").write_text("mine")
-    outcome = call(train_det, "tiny.yaml", "--output", "mine", "--device", "cpu")
-    assert_one_line(outcome, "mine: expected a free folder")
+    words = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
+    assert_one_line(call(train_det, *words), "mine: expected a free folder")
     assert (site / "mine" / "config.yaml").read_text() == "mine"
+    # that of a run which failed before its first line is no hindrance
+    shutil.copy(trained / "config.yaml", site / "mine")
+    assert call(train_det, *words).code == 0
+    assert (site / "mine.1" / "config.yaml").exists()
 
 
 def test_a_run_goes_on_with_its_own_classes_and_never_back(
