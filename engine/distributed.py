@@ -1,5 +1,7 @@
 """One process or many, started by torchrun. On one process everything here does nothing."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +64,9 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
         error.add_note(f"in process {rank} of 0..{size - 1} (time limit on waits: {timeout_s} s)")
         raise
     dist.destroy_process_group()
+    # DistributedDataParallel still holds the group, and is freed by the garbage collector alone.
+    # gloo's threads are joined then. One that ends its last work while Python shuts down aborts.
+    atexit.register(gc.collect)
 
 
 def current() -> tuple[int, int]:
