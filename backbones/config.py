@@ -1,10 +1,10 @@
 """The parts of a config that the tasks on a residual backbone share."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from engine.schema import Config, Fraction
+from engine.schema import Config, Fraction, PositiveInts
 
 
 class DemoConfig(Config):
@@ -74,7 +74,7 @@ class ViewConfig(Config):
     """Length of the shorter side before the centre is cut out."""
     crop: PositiveInt = 224
     """Side of the square that is cut out."""
-    scales: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
+    scales: PositiveInts = (224, 256, 384, 480, 640)
     """Fully convolutional testing: lengths of the shorter side."""
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 Boxes and lengths are in pixels of the resized picture unless said otherwise.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     Field,
@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from backbones.config import DemoConfig, NetworkConfig
-from engine.schema import Config, Fraction, RunConfig
+from engine.schema import Config, Fraction, PositiveFloats, PositiveInts, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
@@ -34,14 +34,7 @@ class SplitConfig(Config):
 class AugmentConfig(Config):
     """What happens to a training picture."""
 
-    short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
-        640,
-        672,
-        704,
-        736,
-        768,
-        800,
-    )
+    short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
     """Target lengths of the shorter side; one is drawn for each batch."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
@@ -108,15 +101,9 @@ class NeckConfig(Config):
 class RPNConfig(Config):
     """Region proposal network."""
 
-    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        32.0,
-        64.0,
-        128.0,
-        256.0,
-        512.0,
-    )
+    anchor_sizes: PositiveFloats = (32.0, 64.0, 128.0, 256.0, 512.0)
     """Square roots of anchor areas: all on c4; one a level, p2 first, with fpn."""
-    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are too."""

@@ -3,13 +3,13 @@
 Lengths are in pixels of the resized picture unless said otherwise.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from backbones.config import DemoConfig, ViewConfig, WindowConfig
 from detection.config import BackboneConfig
-from engine.schema import Config, Fraction, RunConfig
+from engine.schema import Config, Fraction, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
 
@@ -54,9 +54,9 @@ class LocalizerConfig(OneClassModelConfig):
     """Features that the head sees: c5 in the paper; on small pictures c4 has more places."""
     per_class: bool = True
     """A logit and a box for each class; else one of each for all classes, to compare."""
-    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (64.0, 128.0, 256.0)
+    anchor_sizes: PositiveFloats = (64.0, 128.0, 256.0)
     """Square roots of anchor areas."""
-    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are too."""

@@ -112,6 +112,7 @@ def run_trials(
         UserError: bad data or weights, or a folder holds a run of another config.
     """
     log = RunLog(None, is_main=True)
+    # the backbone first: weights that do not fit show before anything is trained
     runs = [run for trial in trials for run in (trial.pretrained, trial.random)]
     for number, run in enumerate(runs, start=1):
         if stage_of(run) == "done":

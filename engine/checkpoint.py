@@ -32,6 +32,14 @@ def prepare_output(directory: Path) -> None:
         raise UserError(message) from error
 
 
+def holds_run(directory: Path) -> bool:
+    """Return whether a run was started in a folder: its checkpoints tell, or its config."""
+    config = directory / "config.yaml"
+    return (directory / "checkpoints").exists() or (
+        config.is_file() and "\nloop:\n" in config.read_text(encoding="utf-8", errors="replace")
+    )
+
+
 def move_run_aside(directory: Path) -> str | None:
     """Rename a run's folder to the next free of `directory`.1, .2 ...
 
@@ -41,11 +49,12 @@ def move_run_aside(directory: Path) -> str | None:
     Raises:
         UserError: what lies there would be written over, and is no run.
     """
-    config = directory / "config.yaml"
-    if not config.exists() and not (directory / "checkpoints").exists():
+    if not holds_run(directory):
+        if (directory / "config.yaml").exists():
+            raise UserError(
+                f"{directory}: expected a free folder, got one with another config.yaml"
+            )
         return None
-    if config.exists() and "\nloop:\n" not in config.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{directory}: expected a free folder, got one with another config.yaml")
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1

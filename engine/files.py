@@ -80,7 +80,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return the names of those that do not exist; folders are listed, no file is touched.
+    """Return the names of those that do not exist; folders are listed, files not opened.
 
     Args:
         folder: to which names are relative.
@@ -91,9 +91,10 @@ def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         inside, _, last = name.rpartition("/")
         if inside not in listings:
+            listings[inside] = set()
             with suppress(OSError):
                 listings[inside] = {path.name for path in (folder / inside).iterdir()}
         # a file system may take other spellings than it lists
-        if last not in listings.get(inside, ()) and not (folder / name).exists():
+        if last not in listings[inside] and not (folder / name).exists():
             missing.append(name)
     return missing

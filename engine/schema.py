@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
 class Config(BaseModel):

@@ -79,7 +79,8 @@ def fit(
         config: the run's config.
         output: the run folder.
         resume: go on from the newest checkpoint in `output`, bit for bit.
-        replace: unless resumed, rename a run that lies in `output`, once nothing else is wrong.
+        replace: unless resumed, rename a run that lies in `output`, after device and batch size are
+            checked.
         device: as `--device`; None picks a GPU when there is one.
 
     Returns:

@@ -33,12 +33,12 @@ def main() -> None:
     from detection.data.coco import ClassMap, detections_to_coco
     from detection.predict import find_pictures, load_detector
     from detection.visualize import draw_detections, free_paths, write_picture
-    from engine.checkpoint import prepare_output
+    from engine.checkpoint import holds_run, prepare_output
     from engine.errors import UserError
     from engine.files import write_file
     from engine.log import RunLog
 
-    if (arguments.output / "metrics.jsonl").exists():
+    if holds_run(arguments.output):
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
     if arguments.score is not None and not 0 <= arguments.score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")
@@ -47,7 +47,7 @@ def main() -> None:
     detector = load_detector(arguments.run, device=arguments.device, overrides=overrides)
     paths = find_pictures(arguments.inputs, apart_from=arguments.output)
     prepare_output(arguments.output)
-    # drawings of an earlier time are replaced, other pictures that lie there are not
+    # beside earlier detections pictures are taken for their drawings, and replaced
     earlier = (arguments.output / "detections.json").exists()
     drawings = free_paths(paths, arguments.output, replace=earlier)
     classes = ClassMap(detector.class_names, detector.category_ids)

@@ -320,7 +320,7 @@ def test_prediction_command(
 ) -> None:
     whole = (site / "data" / "0.jpg").read_bytes()
     (site / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    for name, file in (("empty", "x.txt"), ("run", "metrics.jsonl"), ("drawn", "0.jpg")):
+    for name, file in (("empty", "x.txt"), ("run", "checkpoints"), ("drawn", "0.jpg")):
         (site / name).mkdir()
         (site / name / file).write_bytes(whole)
     assert_one_line(call(predict, trained, *words), *parts)
