@@ -161,5 +161,8 @@ def _in_picture(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Return boxes (B, T, M, 4) of a view's pixels as shares of the picture."""
     if mirrored:
         boxes = mirror_boxes(boxes, view.pixels.shape[3])
-    corner = boxes.new_tensor([*view.corner, *view.corner])
-    return (boxes + corner) / boxes.new_tensor([view.size[1], view.size[0]] * 2)
+    left, top = view.corner
+    height, width = view.size
+    # by numbers: a tensor of them would be a copy to the device, which waits
+    x, y = (boxes[..., 0::2] + left) / width, (boxes[..., 1::2] + top) / height
+    return torch.stack([x, y], dim=-1).flatten(-2)

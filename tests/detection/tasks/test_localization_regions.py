@@ -2,54 +2,28 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from detection.localization_config import LocalizationRegionsConfig
 from detection.ops.boxes import mirror_boxes
-from detection.schemas import SCHEMAS
 from detection.structures import DetectionBatch
 from detection.tasks import build_task, load_task
 from detection.tasks.localization_regions import LocalizationRegionsTask
-from engine.config import parse_config
 from engine.errors import UserError
 from engine.evaluate import evaluate
 from engine.trainer import fit
 from tests.detection.tasks.tiny_localizer import (
-    tiny_config,
+    regions_config,
     train_a_dozen_steps,
-    write_tiny_imagenet,
+    train_first_stage,
 )
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a first stage, beside its data in `patches`."""
-    folder = tmp_path_factory.mktemp("first")
-    config = tiny_config(write_tiny_imagenet(folder / "patches"))
-    fit(build_task(config), config, output=folder / "run", device="cpu")
-    return folder / "run"
-
-
-def regions_config(first: Path, **model: Any) -> LocalizationRegionsConfig:
-    stage_one = tiny_config(first.parent / "patches").model_dump(mode="json")
-    values = {key: stage_one[key] for key in ("data", "augment", "evaluation", "optim", "loop")}
-    values |= {
-        "task": "localization_regions",
-        "loader": {"workers": 0},
-        "model": {
-            "backbone": stage_one["model"]["backbone"],
-            "localizer": str(first),
-            "num_proposals": 10,
-            "side": 32,
-            **model,
-        },
-    }
-    config = parse_config(values, schemas=SCHEMAS, source="test")
-    assert isinstance(config, LocalizationRegionsConfig)
-    return config
+    return train_first_stage(tmp_path_factory.mktemp("first"))
 
 
 def task_and_batch(

@@ -1,19 +1,25 @@
 """A training step asks nothing whose answer lies on the device, and compiles as a whole.
 
-Seen from the CPU: which operators a step calls. `test_gpu.py` has CUDA itself watch.
+Seen from the CPU: which operators a step calls, and, by tensors that have shapes and a device but
+no values, what a CUDA device would refuse. `test_gpu.py` has CUDA itself watch.
 """
 
+import dataclasses
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection.ops.nms import nms_operator
+from detection.tasks import build_task
 from engine.distributed import world
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
+from tests.detection.tasks.tiny_localizer import regions_config, tiny_config, train_first_stage
 
 KINDS = ("detection", "segmentation")
 WAITING = {
@@ -73,6 +79,69 @@ def test_a_training_step_calls_nothing_that_waits(
             step(0)
     assert spotter.found == []
     assert spotter.calls > 1000
+
+
+def to_fake_device(values: Any) -> Any:
+    """Return a tensor without values on a CUDA device for each one of a batch."""
+    if isinstance(values, Tensor):
+        return torch.empty(values.shape, dtype=values.dtype, device="cuda")
+    if not dataclasses.is_dataclass(values):
+        return values
+    fields = [field.name for field in dataclasses.fields(values)]
+    changes = {name: to_fake_device(getattr(values, name)) for name in fields}
+    return dataclasses.replace(values, **changes)  # type: ignore[type-var]
+
+
+def move_to_fake_device(model: nn.Module) -> None:
+    """Do what `.to` cannot with such tensors; what is neither parameter nor buffer stays."""
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(to_fake_device(value), value.requires_grad))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, to_fake_device(value))
+
+
+def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
+    """Return a task and a training batch."""
+    if kind in KINDS:
+        return tiny_task(root, neck, task=kind)
+    first = train_first_stage(root)
+    regions = kind == "localization_regions"
+    task = build_task(regions_config(first) if regions else tiny_config(root / "patches"))
+    data = task.train_data()
+    return task, data.collate([data.load(index, index) for index in range(4)])
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+@pytest.mark.parametrize(
+    ("kind", "neck"),
+    [*product(KINDS, NECKS), ("localization", ""), ("localization_regions", "")],
+)
+def test_losses_need_nothing_from_the_host(
+    tmp_path: Path, kind: str, neck: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, **_: Any) -> Tensor:
+        return torch.empty_like(valid)
+
+    monkeypatch.setattr("detection.ops.nms.find_kernel", lambda _: keep)
+    task, batch = make_case(tmp_path, kind, neck)
+    with FakeTensorMode():
+        for model in (task.model, *getattr(task, "_first", ())):
+            move_to_fake_device(model)
+        on_device = to_fake_device(batch)
+        with WaitSpotter() as spotter:
+            losses = task.losses(on_device)
+    assert spotter.found == []
+    assert {(value.device.type, value.shape) for value in losses.values()} == {("cuda", ())}
+
+
+def test_a_tensor_without_values_tells_none() -> None:
+    with FakeTensorMode():
+        values = torch.empty(3, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            bool(values.sum() > 0)
+        with pytest.raises(RuntimeError, match="same device"):
+            values + torch.zeros(3)
 
 
 def test_the_spotter_sees() -> None:

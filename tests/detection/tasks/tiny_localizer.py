@@ -7,11 +7,18 @@ import cv2
 import numpy as np
 import torch
 
-from detection.localization_config import LocalizationConfig, OneClassConfig
+from detection.localization_config import (
+    LocalizationConfig,
+    LocalizationRegionsConfig,
+    OneClassConfig,
+)
+from detection.schemas import SCHEMAS
 from detection.structures import DetectionBatch
+from detection.tasks import build_task
 from detection.tasks.one_class import OneClassTask
 from engine.config import parse_config
 from engine.optim import build_optimizer
+from engine.trainer import fit
 
 CLASSES = ("blue", "red")
 SIDE = 32
@@ -66,6 +73,33 @@ def tiny_config(root: Path, **changes: Any) -> LocalizationConfig:
         values[key] = {**values.get(key, {}), **value}
     schemas = {"localization": LocalizationConfig}
     return parse_config(values, schemas=schemas, source="test")
+
+
+def train_first_stage(folder: Path) -> Path:
+    """Return a short run, made in `folder` beside its data in `patches`."""
+    config = tiny_config(write_tiny_imagenet(folder / "patches"))
+    fit(build_task(config), config, output=folder / "run", device="cpu")
+    return folder / "run"
+
+
+def regions_config(first: Path, **model: Any) -> LocalizationRegionsConfig:
+    """Return the config of a second stage on the data of the first, made by the above."""
+    stage_one = tiny_config(first.parent / "patches").model_dump(mode="json")
+    values = {key: stage_one[key] for key in ("data", "augment", "evaluation", "optim", "loop")}
+    values |= {
+        "task": "localization_regions",
+        "loader": {"workers": 0},
+        "model": {
+            "backbone": stage_one["model"]["backbone"],
+            "localizer": str(first),
+            "num_proposals": 10,
+            "side": 32,
+            **model,
+        },
+    }
+    config = parse_config(values, schemas=SCHEMAS, source="test")
+    assert isinstance(config, LocalizationRegionsConfig)
+    return config
 
 
 def train_a_dozen_steps(
