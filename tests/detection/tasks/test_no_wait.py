@@ -97,8 +97,8 @@ def move_to_fake_device(model: nn.Module) -> None:
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(to_fake_device(value), value.requires_grad))
-        for name, value in module.named_buffers(recurse=False):
-            setattr(module, name, to_fake_device(value))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, to_fake_device(buffer))
 
 
 def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
@@ -108,7 +108,7 @@ def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
     first = train_first_stage(root)
     regions = kind == "localization_regions"
     task = build_task(regions_config(first) if regions else tiny_config(root / "patches"))
-    data = task.train_data()
+    data: Any = task.train_data()
     return task, data.collate([data.load(index, index) for index in range(4)])
 
 
