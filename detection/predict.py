@@ -5,14 +5,14 @@ N pictures of one batch. Pictures are paths, or (H, W, 3) uint8 RGB arrays.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from backbones.pictures import SUFFIXES, read_image
+from backbones.pictures import SUFFIXES, BadPictureError, read_image
 from backbones.weights import load_exactly
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
@@ -97,16 +97,34 @@ class Detector:
         return [found[index] for index in range(len(found))]
 
     def stream(
-        self, images: Iterable[Picture], *, batch_size: int = 4
+        self,
+        images: Iterable[Picture],
+        *,
+        batch_size: int = 4,
+        on_bad: Callable[[str], object] | None = None,
     ) -> Iterator[tuple[int, Detections]]:
         """Yield (place among `images`, objects found), in the order in which batches get full.
 
         A batch holds pictures of one padded shape, so that none depends on its neighbours. At most
         `batch_size` pictures of each shape are held at once.
+
+        Args:
+            images: as for `predict`.
+            batch_size: as for `predict`.
+            on_bad: told why a file cannot be decoded, which is then left out; None: it is raised.
+
+        Raises:
+            UserError: as for `predict`.
         """
         waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
         for index, image in enumerate(images):
-            sample = self._sample(index, image)
+            try:
+                sample = self._sample(index, image)
+            except BadPictureError as error:
+                if on_bad is None:
+                    raise
+                on_bad(str(error))
+                continue
             height, width = (
                 round_up(side, self.config.data.size_divisor) for side in sample.pixels.shape[:2]
             )

@@ -11,21 +11,17 @@ from engine.cli import CommandParser, run_command
 
 def main() -> None:
     """Parse, load the detector, predict, draw."""
-    parser = CommandParser(description="Write detections.json and drawn pictures.")
+    parser = CommandParser(description="Write detections.json and drawn pictures to a folder.")
     parser.add_argument("run", help="a run folder, a checkpoint or a .safetensors file")
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("predictions"),
-        help="their folder (default: %(default)s)",
-    )
+    parser.add_argument("--output", type=Path, default="predictions", help="default: %(default)s")
     parser.add_argument(
         "--score",
         type=float,
         help="leave out what scores less (default: the run's model.roi.score_thresh, and its "
         "evaluation.draw_score_thresh in pictures)",
     )
+    parser.add_argument("--skip-bad", action="store_true", help="name damaged pictures and go on")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
 
@@ -53,7 +49,9 @@ def main() -> None:
     classes = ClassMap(detector.class_names, detector.category_ids)
     log = RunLog(None, is_main=True)
     entries = []
-    for index, found in log.progress(detector.stream(paths), len(paths), "predicting"):
+    bad: list[str] = []
+    stream = detector.stream(paths, on_bad=bad.append if arguments.skip_bad else None)
+    for index, found in log.progress(stream, len(paths), "predicting"):
         names = [detector.class_names[label] for label in found.labels.tolist()]
         results = detections_to_coco(index, found, classes)
         entries += [
@@ -70,7 +68,9 @@ def main() -> None:
     entries.sort(key=lambda entry: entry["image_id"])
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     write_file(arguments.output / "detections.json", f"[{lines}]\n")
-    log.note(f"{len(entries)} objects in {len(paths)} pictures: {arguments.output}")
+    for reason in bad:
+        log.note(f"left out: {reason}")
+    log.note(f"{len(entries)} objects in {len(paths) - len(bad)} pictures: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -324,3 +324,23 @@ def test_prediction_command(
         (site / name).mkdir()
         (site / name / file).write_bytes(whole)
     assert_one_line(call(predict, trained, *words), *parts)
+
+
+def test_damaged_pictures_are_left_out_when_asked(site: Path, trained: Path, call: Call) -> None:
+    whole = (site / "data" / "0.jpg").read_bytes()
+    (site / "mixed").mkdir()
+    for name, size in (("a.jpg", len(whole)), ("b.jpg", len(whole) // 2), ("c.jpg", len(whole))):
+        (site / "mixed" / name).write_bytes(whole[:size])
+    words = ("mixed", "--output", "found", "--score", "0", "--skip-bad")
+    outcome = call(predict, trained, *words)
+    assert outcome.code == 0
+    assert "left out: mixed/b.jpg" in outcome.out
+    assert "in 2 pictures: found" in outcome.out
+    entries = json.loads((site / "found" / "detections.json").read_text())
+    named = {(entry["image_id"], entry["file_name"]) for entry in entries}
+    assert named == {(0, "mixed/a.jpg"), (2, "mixed/c.jpg")}
+    assert sorted(path.name for path in (site / "found").iterdir()) == [
+        "a.jpg",
+        "c.jpg",
+        "detections.json",
+    ]
