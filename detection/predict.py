@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backbones.pictures import SUFFIXES, BadPictureError, read_image
+from backbones.pictures import SUFFIXES, BadPictureError, pictures_in, read_image
 from backbones.weights import load_exactly
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
@@ -180,33 +180,33 @@ def load_detector(
     return Detector(load_trained(path, overrides), device=pick_device(device))
 
 
-def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> list[Path]:
+def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> tuple[list[Path], int]:
     """Return files as they are, and of folders the pictures in them, at any depth, by name.
 
     Args:
-        inputs: files and folders.
+        inputs: files and folders, of which hidden content is not looked at.
         apart_from: a folder whose content is left out, such as that of earlier output.
 
+    Returns:
+        The paths, and how many files of the folders are no pictures.
+
     Raises:
-        UserError: an input does not exist, or a folder holds no picture.
+        UserError: an input does not exist or cannot be read, or a folder holds no picture.
     """
     found: list[Path] = []
+    num_others = 0
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: no such picture or folder")
         if path.is_dir():
-            inside = [
-                each
-                for each in sorted(path.rglob("*"))
-                if each.suffix.lower() in SUFFIXES
-                and apart_from.resolve() not in each.resolve().parents
-            ]
+            inside, others = pictures_in(path, apart_from=apart_from)
             if not inside:
                 raise UserError(
                     f"{path}: expected pictures ({' '.join(SUFFIXES)}) apart from those in "
                     f"{apart_from}, got none"
                 )
-            found += inside
+            found += [path / name for name in inside]
+            num_others += others
         else:
             found.append(path)
-    return found
+    return found, num_others

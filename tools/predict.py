@@ -41,7 +41,7 @@ def main() -> None:
     keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
     overrides = [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
     detector = load_detector(arguments.run, device=arguments.device, overrides=overrides)
-    paths = find_pictures(arguments.inputs, apart_from=arguments.output)
+    paths, num_others = find_pictures(arguments.inputs, apart_from=arguments.output)
     prepare_output(arguments.output)
     # beside earlier detections pictures are taken for their drawings, and replaced
     earlier = (arguments.output / "detections.json").exists()
@@ -68,6 +68,8 @@ def main() -> None:
     entries.sort(key=lambda entry: entry["image_id"])
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     write_file(arguments.output / "detections.json", f"[{lines}]\n")
+    if num_others:
+        log.note(f"{num_others} files that are no pictures were left out")
     for reason in bad:
         log.note(f"left out: {reason}")
     log.note(f"{len(entries)} objects in {len(paths) - len(bad)} pictures: {arguments.output}")

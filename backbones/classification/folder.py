@@ -17,7 +17,14 @@ import torch
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.transforms import EvaluationView, TrainingView
-from backbones.pictures import SUFFIXES, BadPictureError, read_file, read_size
+from backbones.pictures import (
+    SUFFIXES,
+    BadPictureError,
+    list_folder,
+    pictures_in,
+    read_file,
+    read_size,
+)
 from engine.errors import SkippedSampleError, UserError
 
 NAMES_SHOWN = 10  # of the classes that a note is about
@@ -81,7 +88,7 @@ class FolderPictures:
         counts = np.zeros(len(self.class_names), dtype=np.int64)
         paths: list[bytes] = []
         for label, name in enumerate(self.class_names):
-            inside, others = _find_pictures(folder / name) if name in found else ([], 0)
+            inside, others = pictures_in(folder / name) if name in found else ([], 0)
             if not inside and class_names is None:
                 raise UserError(
                     f"{folder / name}: expected pictures of the class ({' '.join(SUFFIXES)}), "
@@ -211,44 +218,9 @@ def _find_classes(folder: Path) -> tuple[list[str], int]:
     Raises:
         UserError: there is none, or the folder cannot be read.
     """
-    folders, files = _list_folder(str(folder))
+    folders, files = list_folder(str(folder))
     if not folders:
         raise UserError(
             f"{folder}: expected a folder for each class in it, got none (files: {len(files)})"
         )
     return sorted(folders), len(files)
-
-
-def _find_pictures(folder: Path) -> tuple[list[str], int]:
-    """Return the paths of pictures in `folder` at any depth, from it on, sorted; and other files.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    pictures, num_others = [], 0
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        folders, files = _list_folder(f"{folder}/{below}")
-        waiting += [f"{below}{name}/" for name in folders]
-        inside = [f"{below}{name}" for name in files if name.lower().endswith(SUFFIXES)]
-        pictures += inside
-        num_others += len(files) - len(inside)
-    return sorted(pictures), num_others
-
-
-def _list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in `folder`, hidden ones left out.
-
-    By strings, not by paths, and without a question about each file: ImageNet has 1.3 million.
-    """
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
-    return folders, files

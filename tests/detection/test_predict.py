@@ -174,13 +174,16 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "notes.txt", "deep/c.webp", "out/a.jpg", "deep/x.json"):
+    files = ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "deep/c.webp", "deep/x.json", "out/a.jpg")
+    for name in files:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = find_pictures([tmp_path, tmp_path / "notes.txt"], apart_from=tmp_path / "out")
+    inputs = [tmp_path, tmp_path / "notes.txt"]
+    found, num_others = find_pictures(inputs, apart_from=tmp_path / "out")
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
+    assert num_others == 2
     with pytest.raises(UserError, match=r"expected pictures \(.*\) apart from .*, got none"):
         find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
     with pytest.raises(UserError, match="no such picture or folder"):
