@@ -77,6 +77,8 @@ class _GroupNormCPU(torch.autograd.Function):
     ) -> Tensor:
         """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
         sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], groups)
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous()  # of every second cell of a map, say: torch 2.11 takes no such
         out: Tensor
         out, mean, rstd = torch.native_group_norm(
             x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps

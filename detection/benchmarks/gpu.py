@@ -150,7 +150,7 @@ def gpu_trace(settings: Settings) -> list[Row]:
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities) as trace:
+        with profile(activities=activities, acc_events=True) as trace:  # else torch 2.11 warns
             step(batch)
         averages = trace.key_averages()
         order = f"self_{device.type}_time_total"

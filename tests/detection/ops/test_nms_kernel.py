@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,12 @@ from tests.conftest import REPOSITORY
 from tests.detection.ops.crowded_boxes import CASES, Batch, crowded
 
 triton = pytest.importorskip("triton")
+OLD_INTERPRETER = (
+    triton.__version__.startswith("3.6") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+)
 
 
+@pytest.mark.skipif(OLD_INTERPRETER, reason="Triton 3.6 interprets no ranges with numpy 2.4")
 def test_interpreted_it_is_the_plain_version() -> None:
     # its own process: Triton decides when it is imported
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "1"}

@@ -140,7 +140,7 @@ def test_a_tensor_without_values_tells_none() -> None:
         values = torch.empty(3, device="cuda")
         with pytest.raises(DataDependentOutputException):
             bool(values.sum() > 0)
-        with pytest.raises(RuntimeError, match="same device"):
+        with pytest.raises(RuntimeError, match="device"):
             values + torch.zeros(3)
 
 
