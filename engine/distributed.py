@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     if size == 1:
         yield World(rank, size, own)
         return
+    # Its functions' defaults are the group that there is when it is imported, which they would hold
+    # for ever. DistributedDataParallel imports it.
+    import_module("torch.distributed.nn")
     dist.init_process_group(
         # On GPUs gloo still carries pickled objects, so that results never pass through the GPU.
         "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl",
