@@ -110,7 +110,7 @@ def test_an_evaluation_shows_the_overall_numbers_or_the_table(
 
 
 def test_notes_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "[bold]a/b.yaml[/bold]: expected [1, 2] :smile: " + "long " * 60
+    text = "[bold]a/b.yaml[/bold]: expected [1, 2] :smile: " + "long, " * 60 + "end"
     RunLog(None, is_main=True).note(text)
     assert capsys.readouterr().out == text + "\n"
 
