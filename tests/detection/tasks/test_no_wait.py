@@ -19,9 +19,17 @@ from detection.ops.nms import nms_operator
 from detection.tasks import build_task
 from engine.distributed import world
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
-from tests.detection.tasks.tiny_localizer import regions_config, tiny_config, train_first_stage
+from tests.detection.tasks.tiny_localizer import (
+    regions_config,
+    tiny_config,
+    train_first_stage,
+    write_tiny_imagenet,
+)
 
 KINDS = ("detection", "segmentation")
+with_cuda_types = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="torch is built without CUDA"
+)
 WAITING = {
     "_local_scalar_dense",  # item, tolist, bool, int, float
     "_unique2",
@@ -105,14 +113,15 @@ def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
     """Return a task and a training batch."""
     if kind in KINDS:
         return tiny_task(root, neck, task=kind)
-    first = train_first_stage(root)
-    regions = kind == "localization_regions"
-    task = build_task(regions_config(first) if regions else tiny_config(root / "patches"))
+    if kind == "localization":
+        task = build_task(tiny_config(write_tiny_imagenet(root)))
+    else:
+        task = build_task(regions_config(train_first_stage(root)))
     data: Any = task.train_data()
     return task, data.collate([data.load(index, index) for index in range(4)])
 
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+@with_cuda_types
 @pytest.mark.parametrize(
     ("kind", "neck"),
     [*product(KINDS, NECKS), ("localization", ""), ("localization_regions", "")],
@@ -135,6 +144,7 @@ def test_losses_need_nothing_from_the_host(
     assert {(value.device.type, value.shape) for value in losses.values()} == {("cuda", ())}
 
 
+@with_cuda_types
 def test_a_tensor_without_values_tells_none() -> None:
     with FakeTensorMode():
         values = torch.empty(3, device="cuda")
