@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.norm import conv_norm, conv_norm_of_pooled
+from backbones.norm import conv_norm, conv_norm_of_pooled, conv_norm_relu
 
 Shortcut = Literal["A", "B", "C", "none"]
 Norm = Callable[[int], nn.Module]
@@ -71,11 +71,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, width, ceil(H / stride), ceil(W / stride))."""
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = conv_norm(y, self.conv2, self.bn2)
-        if self.residual:
-            y += project(x, self.downsample)
-        return F.relu(y, inplace=True)
+        y = conv_norm_relu(x, self.conv1, self.bn1)
+        around = project(x, self.downsample) if self.residual else None
+        return conv_norm_relu(y, self.conv2, self.bn2, add=around)
 
 
 class Bottleneck(nn.Module):
@@ -104,7 +102,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 4 width, ceil(H / stride), ceil(W / stride))."""
-        return self._finish(conv_norm(x, self.conv1, self.bn1), project(x, self.downsample))
+        y = conv_norm_relu(x, self.conv1, self.bn1)
+        return self._finish(y, project(x, self.downsample))
 
     def forward_pooled(self, x: Tensor, pool: Pool) -> Tensor:
         """Return forward(pool(x, 1)); see `conv_norm_of_pooled`."""
@@ -115,16 +114,12 @@ class Bottleneck(nn.Module):
             around = conv_norm_of_pooled(x, conv, norm, pool=pool)
         else:
             around = project(pool(x, 1), self.downsample)
-        return self._finish(y, around)
+        return self._finish(F.relu(y, inplace=True), around)
 
     def _finish(self, y: Tensor, around: Tensor) -> Tensor:
         """Return the block's output from the first convolution's, and the path around all three."""
-        y = F.relu(y, inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
-        y = conv_norm(y, self.conv3, self.bn3)
-        if self.residual:
-            y += around
-        return F.relu(y, inplace=True)
+        y = conv_norm_relu(y, self.conv2, self.bn2)
+        return conv_norm_relu(y, self.conv3, self.bn3, add=around if self.residual else None)
 
 
 class PaperBottleneck(Bottleneck):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.fused import conv_relu
+
 NormKind = Literal["batch", "frozen", "group"]
 
 
@@ -34,14 +36,9 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape and dtype."""
-        scale, shift = self.scale_and_shift()
+        scale, shift = _scale_and_shift(self)
         # One kernel, and backward keeps `scale` alone, where F.batch_norm would keep all of x.
         return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return what it multiplies channels by and then adds to them, (C,) float32 each."""
-        scale = self.weight.float() * torch.rsqrt(self.running_var.float() + self.eps)
-        return scale, self.bias.float() - self.running_mean.float() * scale
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""
@@ -121,16 +118,28 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """Return norm(conv(x)), frozen batch norm as a part of the convolution, which still trains.
+    """Return norm(conv(x)), a fixed norm as a part of the convolution, which still trains.
 
-    That saves a pass over the map forward and one backward: see benchmark.py train. The convolution
-    has no bias, dilation or groups.
+    That saves a pass over the map forward and one backward: see benchmark.py train. Fixed are
+    frozen batch norm, and batch norm in evaluation mode.
     """
-    if not isinstance(norm, FrozenBatchNorm2d):
+    folded = _folded(conv, norm)
+    if folded is None:
         normed: Tensor = norm(conv(x))
         return normed
-    weight, shift = _folded(conv, norm)
-    return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding)
+    return F.conv2d(x, *folded, conv.stride, conv.padding)
+
+
+def conv_norm_relu(
+    x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, add: Tensor | None = None
+) -> Tensor:
+    """Return relu(norm(conv(x)) + add): see `conv_norm` and `conv_relu`."""
+    folded = _folded(conv, norm)
+    if folded is None:
+        y = norm(conv(x))
+        return F.relu(y if add is None else y.add_(add), inplace=True)
+    assert not isinstance(conv.padding, str), f"expected padding in cells, got {conv.padding}"
+    return conv_relu(x, *folded, stride=conv.stride, padding=conv.padding, add=add)
 
 
 def conv_norm_of_pooled(
@@ -148,21 +157,45 @@ def conv_norm_of_pooled(
             and holds every stride-th cell along each side of the result at stride 1.
     """
     assert conv.kernel_size == (1, 1), f"expected a 1x1 convolution, got {conv.kernel_size}"
-    if not isinstance(norm, FrozenBatchNorm2d):
+    assert conv.bias is None, "expected a convolution without bias"
+    folded = _folded(conv, norm)
+    if folded is None:
         normed: Tensor = norm(pool(F.conv2d(x, conv.weight), conv.stride[0]))
         return normed
-    weight, shift = _folded(conv, norm)
+    weight, shift = folded
     pooled = pool(F.conv2d(x, weight), conv.stride[0])
     # Not before pooling, where samples outside the map would lose a part of it.
     return pooled + _per_channel(shift, pooled)
 
 
-def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return weights and bias of a convolution that equals `conv` and `norm` in a row."""
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return weights and bias of a convolution that equals `conv` and `norm` in a row.
+
+    None where the norm depends on the map, the convolution has a bias, dilation or groups, or a
+    forward hook wants to see what one of the two gives.
+    """
     plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
-    assert plain, f"expected a convolution without bias, dilation and groups, got {conv}"
-    scale, shift = norm.scale_and_shift()
-    return conv.weight * scale.to(conv.weight.dtype).view(-1, 1, 1, 1), shift
+    if not plain or conv._forward_hooks or norm._forward_hooks:
+        return None
+    if not isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d):
+        return None
+    if isinstance(norm, nn.BatchNorm2d) and norm.training:
+        return None
+    scale, shift = _scale_and_shift(norm)
+    dtype = conv.weight.dtype
+    return conv.weight * scale.to(dtype).view(-1, 1, 1, 1), shift.to(dtype)
+
+
+def _scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what a fixed batch norm multiplies channels by and then adds to them, (C,) each.
+
+    They are float32, or float64 where the norm is.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = norm.weight.to(wide) * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    return scale, norm.bias.to(wide) - norm.running_mean.to(wide) * scale
 
 
 def make_norm(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:

@@ -7,12 +7,11 @@ to conv5, is `layer{n - 1}`; its output is the feature c{n}. B images, H x W pix
 from collections.abc import Sequence
 from typing import Literal, Self
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
 from backbones.features import FeatureSpec
-from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm_relu, make_norm
 from engine.errors import UserError
 
 WIDTHS = (64, 128, 256, 512)
@@ -94,7 +93,7 @@ class ResNet(nn.Module):
         The sides of a map are the picture's over the stride, rounded up. A net of three stages
         ends at c4.
         """
-        x = self.maxpool(F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True))
+        x = self.maxpool(conv_norm_relu(x, self.conv1, self.bn1))
         features = {}
         for number, name in enumerate(self.feature_specs, start=2):
             if number <= upto:

@@ -15,7 +15,6 @@ import cv2
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.resnet import resnet101
 from detection.benchmarks.agreement import check_detections, check_losses
@@ -34,7 +33,7 @@ from detection.benchmarks.networks import (
 )
 from detection.benchmarks.pictures import coco_document
 from detection.benchmarks.settings import Settings
-from detection.benchmarks.steps import our_step, peer_step, prediction
+from detection.benchmarks.steps import operations_of, our_step, peer_step, prediction
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.ops.boxes import xyxy_to_xywh
@@ -143,9 +142,7 @@ def gpu_trace(settings: Settings) -> list[Row]:
         loop = LoopConfig(precision="bf16", batch_size=count)
         step = our_step(make_task(case), loop, device=device)
         step(batch)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            step(batch)
+        operations = operations_of(partial(step, batch))
         seconds = mean_seconds(partial(step, batch), calls=1 if settings.small else TIMED_STEPS)
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
@@ -167,7 +164,7 @@ def gpu_trace(settings: Settings) -> list[Row]:
             )
             busy = microseconds / 1e6
             peak = peak_flops(dtype=torch.bfloat16, device=device)["matmul"]
-            share = counter.get_total_flops() / seconds / peak
+            share = operations / seconds / peak
             rows.append(Row(f"{case.name} device busy", 100 * busy / seconds, "%"))
             rows.append(Row(f"{case.name} share of matmul peak", 100 * share, "%"))
     return rows

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from engine.distributed import World
@@ -59,3 +61,24 @@ def prediction(
             return predict()
 
     return run
+
+
+def operations_of(work: Callable[[], object]) -> int:
+    """Return the multiplications and additions of the convolutions and products in `work`."""
+    fused = {}
+    if torch.backends.mkldnn.is_available():
+        fused[torch.ops.mkldnn._convolution_pointwise] = _operations_of_fused
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        work()
+    total: int = counter.get_total_flops()
+    return total
+
+
+def _operations_of_fused(*shapes: Any, out_shape: Any) -> int:
+    """Return the operations of a fused convolution (backbones/fused.py) from its arguments' shapes.
+
+    They are those of x, weight and bias, or of x, what is added, weight and bias.
+    """
+    x, *maps = [list(each) for each in shapes if isinstance(each, torch.Size) and len(each) == 4]
+    operations: int = conv_flop_count(x, maps[-1], out_shape)
+    return operations

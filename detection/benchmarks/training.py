@@ -1,7 +1,6 @@
 """Training steps: ours against the same network of torchvision's parts in float32."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from detection.benchmarks.agreement import check_losses
 from detection.benchmarks.networks import (
@@ -19,7 +18,7 @@ from detection.benchmarks.networks import (
     peer_targets,
 )
 from detection.benchmarks.settings import Precision, Settings
-from detection.benchmarks.steps import CPU, our_step, peer_step
+from detection.benchmarks.steps import CPU, operations_of, our_step, peer_step
 from detection.structures import DetectionBatch
 from engine.measure import Row, compare, peak_flops
 from engine.schema import LoopConfig
@@ -58,13 +57,11 @@ def _measure(
         make_peer(case, task, size=(height, width)), peer_pictures(batch), peer_targets(batch)
     )
     step = our_step(task, LoopConfig(precision=precision), device=CPU)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        step(batch)
+    operations = operations_of(lambda: step(batch))
     comparison = compare(lambda: step(batch), theirs, rounds=settings.rounds, own_memory=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
-    rate = counter.get_total_flops() / min(comparison.ours)
+    rate = operations / min(comparison.ours)
     promised, aim = PROMISED[case.name, precision]
     share_at_least, share_aim = PEAK_SHARE[precision]
     return [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, make_norm
+from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm, conv_norm_relu, make_norm
 
 
 def trained_batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
@@ -65,28 +65,60 @@ def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_forma
 
 
 @pytest.mark.parametrize("kind", ["batch", "frozen", "group"])
-def test_conv_norm_is_the_two_in_a_row_and_trains_the_convolution(kind: NormKind) -> None:
-    norm = make_norm(kind, 6).double()
+@pytest.mark.parametrize("training", [True, False])
+def test_conv_norm_is_the_two_in_a_row_and_trains_all_that_trains(
+    kind: NormKind, training: bool
+) -> None:
+    norm = make_norm(kind, 6).double().train(training)
     norm.load_state_dict(trained_batch_norm(6).state_dict(), strict=kind != "group")
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False).double()
-    gradients = []
-    for run in (lambda x: norm(conv(x)), lambda x: conv_norm(x, conv, norm)):
-        x = torch.linspace(-1, 1, 2 * 4 * 35, dtype=torch.float64).view(2, 4, 5, 7).requires_grad_()
-        y = run(x)
-        gradients.append((y, *torch.autograd.grad(y.square().sum(), [x, conv.weight])))
-    torch.testing.assert_close(gradients[1], gradients[0])
+    add = torch.linspace(-2, 2, 2 * 6 * 12, dtype=torch.float64).view(2, 6, 3, 4).requires_grad_()
+    for reference, run in (
+        (lambda x: norm(conv(x)), lambda x: conv_norm(x, conv, norm)),
+        (lambda x: norm(conv(x)).relu(), lambda x: conv_norm_relu(x, conv, norm)),
+        (
+            lambda x: (norm(conv(x)) + add).relu(),
+            lambda x: conv_norm_relu(x, conv, norm, add=add),
+        ),
+    ):
+        results = []
+        for each in (reference, run):
+            x = torch.linspace(-1, 1, 2 * 4 * 35, dtype=torch.float64).view(2, 4, 5, 7)
+            inputs = [x.requires_grad_(), add, conv.weight, *norm.parameters()]
+            y = each(x)
+            grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+            results.append((y, *grads))
+        torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
 @pytest.mark.parametrize(
     "setting", [{"bias": True}, {"dilation": 2}, {"groups": 2}], ids=["bias", "dilation", "groups"]
 )
-def test_conv_norm_drops_nothing_of_the_convolution(setting: dict[str, Any]) -> None:
+def test_conv_norm_drops_nothing_of_the_convolution(
+    kind: NormKind, setting: dict[str, Any]
+) -> None:
     conv = nn.Conv2d(4, 6, 3, **{"bias": False, **setting})
     x = torch.randn(2, 4, 8, 8)
-    batch = make_norm("batch", 6)
-    torch.testing.assert_close(conv_norm(x, conv, batch), batch(conv(x)))
-    with pytest.raises(AssertionError, match="expected a convolution without bias, dilation and"):
-        conv_norm(x, conv, make_norm("frozen", 6))
+    norm = make_norm(kind, 6).eval()
+    norm.load_state_dict(trained_batch_norm(6).state_dict())
+    torch.testing.assert_close(conv_norm(x, conv, norm), norm(conv(x)))
+    torch.testing.assert_close(conv_norm_relu(x, conv, norm), norm(conv(x)).relu())
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("which", ["conv", "norm"])
+def test_forward_hooks_see_what_the_layer_gives(kind: NormKind, which: str) -> None:
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False), make_norm(kind, 6).eval()
+    norm.load_state_dict(trained_batch_norm(6).state_dict())
+    seen: list[Tensor] = []
+    layer = {"conv": conv, "norm": norm}[which]
+    x = torch.randn(2, 4, 8, 8)
+    expected = {"conv": conv(x), "norm": norm(conv(x))}[which]
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    conv_norm(x, conv, norm)
+    conv_norm_relu(x, conv, norm)
+    torch.testing.assert_close(seen, [expected, expected])
 
 
 def test_conv_norm_under_autocast_rounds_no_more_than_the_two_in_a_row() -> None:

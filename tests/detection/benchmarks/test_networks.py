@@ -1,6 +1,7 @@
 """Both sides of the network benchmarks agree, and a difference is noticed."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from detection.benchmarks.networks import (
     make_task,
 )
 from detection.benchmarks.settings import Settings
+from detection.benchmarks.steps import CPU, operations_of, our_step
 from detection.benchmarks.training import train
 from engine.errors import DisagreementError, UserError
+from engine.schema import LoopConfig
 
 
 @pytest.mark.parametrize("case", [R101_C4, MASK_R50_FPN], ids=lambda case: case.name)
@@ -46,6 +49,16 @@ def test_detections_agree_until_a_weight_differs(case: Case) -> None:
         peer.roi_heads.box_predictor.bbox_pred.bias += 0.5
     with pytest.raises(DisagreementError):
         check_detections(task, peer, batch)
+
+
+def test_operations_are_the_same_whether_convolutions_are_fused_or_not() -> None:
+    batch = make_batch(1, size=SMALL_SIZE)
+    counts = []
+    for channels_last in (True, False):  # in channels-last layout alone, convolutions are fused
+        loop = LoopConfig(channels_last=channels_last)
+        step = our_step(make_task(R101_C4.smaller()), loop, device=CPU)
+        counts.append(operations_of(partial(step, batch)))
+    assert counts[0] == counts[1] > 0
 
 
 def test_rows(tmp_path: Path) -> None:

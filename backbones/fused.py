@@ -1,0 +1,126 @@
+"""A convolution and what follows it, in one pass over the map where the device can.
+
+B images, C channels in, D channels out, H x W cells in, H' x W' out.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def conv_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return relu(conv2d(x, weight, bias, stride, padding) + add), (B, D, H', W').
+
+    On a CPU, oneDNN adds and rectifies while it writes the map, which saves two passes over memory:
+    a third of a prediction's time in bfloat16, a tenth of a training step's (docs/LOG.md).
+
+    Args:
+        x: (B, C, H, W).
+        weight: (D, C, kernel height, kernel width).
+        bias: (D,).
+        stride: down and across, as `padding`.
+        padding: zeros around x.
+        add: of the result's shape.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if not _fuses(x, add, dtype):
+        y = F.conv2d(x, weight, bias, stride, padding)
+        return F.relu(y if add is None else y.add_(add), inplace=True)
+    x, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x, weight))
+    bias = None if bias is None else bias.to(dtype)
+    add = None if add is None else add.to(dtype, memory_format=torch.channels_last)
+    result: Tensor = _ConvReLU.apply(x, weight, bias, add, stride, padding)
+    return result
+
+
+def _fuses(x: Tensor, add: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes x and `add`, cast to `dtype`, and gains by it."""
+    return (
+        x.device.type == "cpu"
+        and {x.dtype, dtype} <= _DTYPES
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
+        and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)
+        and not torch.compiler.is_compiling()  # the compiler fuses by itself
+    )
+
+
+def _dtypes() -> set[torch.dtype]:
+    """Return what oneDNN's convolutions take on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return set()
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {torch.float32, torch.bfloat16} if bf16 else {torch.float32}
+
+
+_DTYPES = _dtypes()
+
+
+class _ConvReLU(torch.autograd.Function):
+    """oneDNN's convolution, sum and rectifier; torch's own backward passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        add: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        """Return the rectified map; all tensors are of one dtype."""
+        run = torch.ops.mkldnn._convolution_pointwise
+        geometry = (padding, stride, (1, 1), 1)  # dilation, groups
+        out: Tensor
+        if add is None:
+            out = run(x, weight, bias, *geometry, "relu", [], None)
+        else:
+            out = run.binary(x, add, weight, bias, *geometry, "add", None, "relu", [], None)
+        ctx.save_for_backward(x, weight, out)
+        ctx.geometry = stride, padding
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight, bias and add."""
+        x, weight, out = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        wanted = ctx.needs_input_grad[:3]
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        if weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0):
+            grads = _of_product(grad, x, weight, wanted)
+        else:
+            grads = torch.ops.aten.convolution_backward(
+                grad, x, weight, weight.shape[:1], stride, padding, (1, 1), False, (0, 0), 1, wanted
+            )
+        return *grads, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def _of_product(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of a 1x1 convolution, a product of matrices: up to twice as fast so."""
+    rows, cells = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (grad, x))
+    of_x = of_weight = of_bias = None
+    if wanted[0]:
+        of_cells = rows @ weight.flatten(1)
+        of_x = of_cells.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
+    if wanted[1]:
+        of_weight = (cells.T @ rows).T[..., None, None]
+    if wanted[2]:
+        of_bias = rows.sum(0)
+    return of_x, of_weight, of_bias

@@ -1,0 +1,156 @@
+"""A convolution and what follows it in one pass, against the same one after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from backbones.fused import conv_relu
+
+CHANNELS_LAST = torch.channels_last
+
+
+def one_by_one(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    add: Tensor | None = None,
+) -> Tensor:
+    y = F.conv2d(x, weight, bias, stride, padding)
+    return (y if add is None else y + add.to(y.dtype)).relu()
+
+
+def make_tensor(*shape: int, seed: int, layout: torch.memory_format | None = None) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values if layout is None else values.contiguous(memory_format=layout)
+
+
+def with_gradients(
+    run: Callable[..., Tensor], *tensors: Tensor | None, **keywords: Any
+) -> list[Tensor]:
+    """Return the result, and the gradients of all that is given."""
+    leaves = [None if each is None else each.clone().requires_grad_() for each in tensors]
+    x, weight, bias, add, factors = leaves
+    assert factors is not None
+    y = run(x, weight, bias, add=add, **keywords)
+    wanted = [each for each in leaves[:4] if each is not None]
+    return [y.detach(), *torch.autograd.grad((y.float() * factors).sum(), wanted)]
+
+
+def names_of(run: Callable[[], object]) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as record:  # else 2.11 warns
+        run()
+    return {each.key for each in record.key_averages()}
+
+
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(1, 1, 0), (1, 2, 0), (1, 1, 1), (3, 1, 1), (3, 2, 1), (7, 2, 3)],
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_add", [True, False])
+def test_is_the_three_in_a_row_with_all_gradients(
+    layout: torch.memory_format,
+    precision: str,
+    kernel: int,
+    stride: int,
+    padding: int,
+    with_bias: bool,
+    with_add: bool,
+) -> None:
+    x = make_tensor(2, 16, 13, 18, seed=0, layout=layout)
+    weight = make_tensor(32, 16, kernel, kernel, seed=1, layout=layout) / (4 * kernel)
+    bias = make_tensor(32, seed=2) if with_bias else None
+    keywords: dict[str, Any] = {"stride": (stride, stride), "padding": (padding, padding)}
+    shape = F.conv2d(x, weight, **keywords).shape
+    add = make_tensor(*shape, seed=3, layout=layout) if with_add else None
+    # None where rounding could turn the sign: a gradient would be there or not.
+    before = F.conv2d(x, weight, bias, **keywords) + (0 if add is None else add)
+    factors = torch.linspace(-1, 1, before.numel()).view_as(before) * (before.abs() > 0.05)
+    tensors = (x, weight, bias, add, factors)
+    exact = with_gradients(one_by_one, *tensors, **keywords)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        ours = with_gradients(conv_relu, *tensors, **keywords)
+        plain = with_gradients(one_by_one, *tensors, **keywords)
+    assert ours[0].is_contiguous(memory_format=layout)
+    for got, other, expected in zip(ours, plain, exact, strict=True):
+        assert got.dtype == other.dtype
+        if precision == "fp32":
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        else:
+            error, others_error = (float((each - expected).norm()) for each in (got, other))
+            assert error <= 1.2 * others_error
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.parametrize("with_add", [True, False])
+def test_a_cpu_makes_one_pass_over_the_map(with_add: bool) -> None:
+    x = make_tensor(1, 8, 6, 6, seed=0, layout=CHANNELS_LAST)
+    add = make_tensor(1, 8, 6, 6, seed=1, layout=CHANNELS_LAST) if with_add else None
+    names = names_of(lambda: conv_relu(x, make_tensor(8, 8, 1, 1, seed=2), None, add=add))
+    assert "mkldnn::_convolution_pointwise" in names
+    assert not names & {"aten::relu_", "aten::relu", "aten::add_", "aten::add"}
+
+
+@pytest.mark.parametrize("name", ["float64", "float64 under autocast", "float16 autocast", "empty"])
+def test_what_onednn_does_not_take_is_done_one_by_one(name: str) -> None:
+    dtype = torch.float64 if "float64" in name else torch.float32
+    x = make_tensor(0 if name == "empty" else 2, 8, 6, 6, seed=0, layout=CHANNELS_LAST).to(dtype)
+    weight, bias = make_tensor(4, 8, 1, 1, seed=1).to(dtype), make_tensor(4, seed=2).to(dtype)
+    add = make_tensor(len(x), 4, 6, 6, seed=3).to(dtype)
+    to = torch.float16 if "float16" in name else torch.bfloat16
+    with torch.autocast("cpu", to, enabled="autocast" in name):
+        names = names_of(lambda: conv_relu(x, weight, bias, add=add))
+        ours, plain = (f(x, weight, bias, add=add) for f in (conv_relu, one_by_one))
+    assert "mkldnn::_convolution_pointwise" not in names
+    rtol = 1e-2 if ours.dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(ours, plain.to(ours.dtype), rtol=rtol, atol=1e-3 * rtol)
+
+
+@pytest.mark.parametrize("trains", ["x", "weight", "bias", "add", ""])
+def test_gradients_of_what_trains_alone(trains: str) -> None:
+    tensors: dict[str, Any] = {
+        "x": make_tensor(2, 8, 6, 6, seed=0, layout=CHANNELS_LAST),
+        "weight": make_tensor(4, 8, 1, 1, seed=1),
+        "bias": make_tensor(4, seed=2),
+        "add": make_tensor(2, 4, 6, 6, seed=3),
+    }
+    grads = []
+    for run in (conv_relu, one_by_one):
+        leaves = {name: each.clone() for name, each in tensors.items()}
+        if trains:
+            leaves[trains].requires_grad_()
+        y: Tensor = run(**leaves)
+        assert y.requires_grad == bool(trains)
+        if trains:
+            y.square().sum().backward()
+            grads.append(leaves[trains].grad)
+    if trains:
+        torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize(("channels", "side"), [(8, 1), (1, 4)])
+def test_maps_that_lie_in_memory_either_way(channels: int, side: int) -> None:
+    x = make_tensor(2, 8, side, side, seed=0, layout=CHANNELS_LAST)
+    add = make_tensor(2, channels, side, side, seed=1, layout=CHANNELS_LAST)
+    weight = make_tensor(channels, 8, 1, 1, seed=2)
+    torch.testing.assert_close(
+        conv_relu(x, weight, None, add=add), one_by_one(x, weight, None, add=add)
+    )
+
+
+def test_compiles_without_a_graph_break() -> None:
+    x = make_tensor(1, 8, 6, 6, seed=0, layout=CHANNELS_LAST)
+    weight, bias = make_tensor(8, 8, 3, 3, seed=1), make_tensor(8, seed=2)
+    compiled = torch.compile(conv_relu, backend="eager", fullgraph=True)
+    ours, plain = (f(x, weight, bias, padding=(1, 1), add=x) for f in (compiled, one_by_one))
+    torch.testing.assert_close(ours, plain)
