@@ -31,7 +31,6 @@ def rpn_loss(
     objectness_logits: Tensor,
     deltas: Tensor,
     target_deltas: Tensor,
-    idxs: Tensor,
     is_fg: Tensor,
     valid: Tensor,
     *,
@@ -40,10 +39,9 @@ def rpn_loss(
     """Score the region proposal network on its sampled anchors.
 
     Args:
-        objectness_logits: (B, A).
-        deltas: (B, A, 4), predicted.
-        target_deltas: (B, S, 4), of the sampled anchors; counts where foreground.
-        idxs: (B, S) int64 into A.
+        objectness_logits: (B, S).
+        deltas: (B, S, 4), predicted.
+        target_deltas: (B, S, 4); counts where foreground.
         is_fg: (B, S) bool.
         valid: (B, S) bool; none valid gives zeros.
         beta: where smooth L1 turns linear.
@@ -52,9 +50,8 @@ def rpn_loss(
         `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1 summed over
         coordinates and foreground, divided by the number of samples of both kinds.
     """
-    objectness = _objectness(objectness_logits.gather(1, idxs), is_fg)
-    sampled = at_least_float32(deltas.gather(1, idxs[..., None].expand(-1, -1, 4)))
-    box = smooth_l1(sampled, target_deltas, beta=beta).sum(dim=-1)
+    objectness = _objectness(objectness_logits, is_fg)
+    box = smooth_l1(at_least_float32(deltas), target_deltas, beta=beta).sum(dim=-1)
     count = _num_samples(valid)
     return {
         "rpn_objectness": _masked_sum(objectness, valid) / count,

@@ -139,6 +139,12 @@ class FasterRCNN(NormalizedNetwork):
             level_sizes=tuple(h * w * self.anchor_generator.num_anchors for h, w in shapes),
         )
 
+    def rpn_at(self, features: Mapping[str, Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objectness logits (B, S) and deltas (B, S, 4) of anchors (B, S) alone."""
+        levels = [features[level] for level in self.rpn_levels]
+        logits, deltas = self.rpn_head.at(levels, idxs)
+        return logits, deltas
+
     def proposals(self, rpn: RPNOutput, sizes: Tensor, *, training: bool) -> Proposals:
         """Return the best boxes of the RPN, detached; see `make_proposals`."""
         return make_proposals(rpn, sizes, settings=self.settings.proposals, training=training)

@@ -1,14 +1,17 @@
 """Region proposal network: is there an object at this anchor, and where exactly.
 
-B images, A anchors a cell, N = sum of H*W*A over the levels.
+B images, A anchors a cell, N = sum of H*W*A over the levels, S samples of each image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from backbones.fused import conv_relu
+from detection.ops.neighbours import pick_neighbours
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,42 @@ class RPNHead(nn.Module):
         Returns:
             float32 even under autocast: box arithmetic needs it.
         """
-        hidden = [F.relu(self.conv(level)) for level in features]
+        weight, bias = self.conv.weight, self.conv.bias
+        hidden = [conv_relu(level, weight, bias, padding=(1, 1)) for level in features]
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         deltas = [self.deltas(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float()
+
+    def at(self, features: Sequence[Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, S) and deltas (B, S, 4) of some anchors: those of `forward`.
+
+        Losses ask for a few hundred anchors of each image. Their gradients from here cost as much
+        as those few; from `forward` they would go, zeros nearly all, through the convolution of
+        every level: a sixth of a training step of R50-FPN (docs/LOG.md).
+
+        Args:
+            features: as of `forward`.
+            idxs: (B, S) int64 into N.
+
+        Returns:
+            float32 even under autocast.
+        """
+        num_anchors = self.objectness.out_channels
+        around = pick_neighbours(features, idxs // num_anchors).flatten(2)  # (B, S, 9 C)
+        hidden = F.relu(_linear(around, self.conv))
+        logits, deltas = _linear(hidden, self.objectness), _linear(hidden, self.deltas)
+        anchor = (idxs % num_anchors)[..., None]
+        logits = logits.gather(2, anchor).squeeze(2)
+        deltas = deltas.unflatten(2, (num_anchors, 4))
+        deltas = deltas.gather(2, anchor[..., None].expand(-1, -1, -1, 4)).squeeze(2)
+        return logits.float(), deltas.float()
+
+
+def _linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return the convolution's outputs (..., D) at one place from all cells that it sees there.
+
+    Args:
+        x: (..., kernel height * kernel width * C), row by row.
+        conv: of C channels.
+    """
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

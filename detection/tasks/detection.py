@@ -104,8 +104,9 @@ class DetectionTask(nn.Module):
         """Return the losses, and the last stage's samples for other heads."""
         model, sizes = self.model, batch.images.sizes
         features = model.features(batch.images)
-        rpn = model.rpn(features, batch.images)
-        losses = self._rpn_losses(rpn, self.sample_anchors(rpn, batch))
+        with torch.no_grad():  # nothing flows through proposals; the losses ask for few anchors
+            rpn = model.rpn(features, batch.images)
+        losses = self._rpn_losses(features, self.sample_anchors(rpn, batch))
         proposals = model.proposals(rpn, sizes, training=True)
         rois = self.sample_rois(proposals, batch)
         regions = model.region_features(features, rois.boxes)
@@ -120,13 +121,11 @@ class DetectionTask(nn.Module):
             losses |= {f"{name}_{stage + 1}": value for name, value in later.items()}
         return losses, Regions(features, rois, regions)
 
-    def _rpn_losses(self, rpn: RPNOutput, anchors: Samples) -> dict[str, Tensor]:
+    def _rpn_losses(self, features: dict[str, Tensor], anchors: Samples) -> dict[str, Tensor]:
         config = self.config.model.rpn
         losses = rpn_loss(
-            rpn.objectness_logits,
-            rpn.deltas,
+            *self.model.rpn_at(features, anchors.idxs),
             anchors.target_deltas,
-            anchors.idxs,
             anchors.is_fg,
             anchors.valid,
             beta=config.smooth_l1_beta,

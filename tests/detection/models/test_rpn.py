@@ -1,4 +1,6 @@
+import pytest
 import torch
+from torch import Tensor
 from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -35,3 +37,39 @@ def test_outputs_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, deltas = RPNHead(8, 3)([torch.randn(1, 8, 4, 4)])
     assert logits.dtype == deltas.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_some_anchors_are_those_of_all_with_their_gradients(
+    layout: torch.memory_format, precision: str
+) -> None:
+    head = RPNHead(8, 3)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    sizes = [(4, 6), (2, 3), (1, 2)]
+    features = [torch.randn(2, 8, *s).to(memory_format=layout).requires_grad_() for s in sizes]
+    idxs = torch.randint(3 * 32, (2, 20))
+    leaves = [*features, *head.parameters()]
+
+    def by_itself() -> tuple[Tensor, ...]:
+        with torch.no_grad():  # as in training; autocast may keep no cast of that
+            head(features)
+        return head.at(features, idxs)
+
+    def of_all() -> tuple[Tensor, ...]:
+        logits, deltas = head(features)
+        return logits.gather(1, idxs), deltas.gather(1, idxs[..., None].expand(-1, -1, 4))
+
+    results = []
+    for run in (by_itself, of_all):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            outputs = run()
+        total = torch.stack([(each * each.detach().cos()).sum() for each in outputs]).sum()
+        results.append([*outputs, *torch.autograd.grad(total, leaves)])
+    assert results[0][0].dtype == torch.float32
+    if precision == "fp32":
+        torch.testing.assert_close(*results)
+    else:
+        for found, expected in zip(*results, strict=True):
+            assert (found - expected).norm() < 0.05 * expected.norm()

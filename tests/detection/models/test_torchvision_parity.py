@@ -227,9 +227,8 @@ def test_rpn_losses(pair: Pair) -> None:
     assert is_fg.any(dim=1).all()
     gt_boxes = torch.take_along_dim(targets.boxes, matched_idxs.gather(1, idxs)[..., None], 1)
     target_deltas = encode_boxes(gt_boxes, rpn.anchors[idxs])
-    losses = rpn_loss(
-        rpn.objectness_logits, rpn.deltas, target_deltas, idxs, is_fg, valid, beta=1 / 9
-    )
+    logits, deltas = pair.ours.rpn_at(pair.features, idxs)
+    losses = rpn_loss(logits, deltas, target_deltas, is_fg, valid, beta=1 / 9)
 
     chosen = [(i[v], f[v]) for i, f, v in zip(idxs, is_fg, valid, strict=True)]
     pair.theirs.rpn.fg_bg_sampler = fixed_sampler(chosen)

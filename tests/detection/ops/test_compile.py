@@ -5,6 +5,7 @@ from detection.losses import roi_loss, rpn_loss
 from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh
 from detection.ops.matching import match_boxes
+from detection.ops.neighbours import pick_neighbours
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
 from detection.ops.sampling import sample_matches
@@ -36,8 +37,9 @@ def step(features: list[Tensor], gt: Tensor, anchors: Tensor, seeds: Tensor) -> 
     adaptive = pool_rois(features, (4, 8), boxes, kind="roi_align", resolution=3, sampling_ratio=0)
     pooled = pool_rois(features, (4, 8), boxes, kind="roi_pool", resolution=3)
     vectors = (aligned + adaptive + pooled).mean(dim=(2, 3)).view(2, 16, -1)
-    all_deltas = vectors.mean(dim=1, keepdim=True)[..., :4].expand(-1, len(anchors), -1)
-    losses = rpn_loss(all_deltas[..., 0], all_deltas, deltas, idxs, is_fg, is_sample, beta=0.1)
+    cells = idxs % (features[0].shape[2] * features[0].shape[3])
+    around = pick_neighbours(features, cells).sum(2)
+    losses = rpn_loss(around[..., 0], around[..., :4], deltas, is_fg, is_sample, beta=0.1)
     classes = vectors[..., :4].unflatten(2, (1, 4))
     losses |= roi_loss(vectors[..., :2], classes, 1 - is_fg.long(), deltas, keep, beta=0.1)
     return [*losses.values(), boxes, keep]
