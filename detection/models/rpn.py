@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.fused import conv_relu
+from backbones.linear import linear
 from detection.ops.neighbours import pick_neighbours
 
 
@@ -91,4 +92,4 @@ def _linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
         x: (..., kernel height * kernel width * C), row by row.
         conv: of C channels.
     """
-    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    return linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

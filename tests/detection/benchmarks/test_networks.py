@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.linear import Linear
 from detection.benchmarks import BENCHMARKS
 from detection.benchmarks.agreement import check_detections, check_losses
 from detection.benchmarks.inference import inference
@@ -59,6 +60,14 @@ def test_operations_are_the_same_whether_convolutions_are_fused_or_not() -> None
         step = our_step(make_task(R101_C4.smaller()), loop, device=CPU)
         counts.append(operations_of(partial(step, batch)))
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["by oneDNN", "by torch"])
+def test_operations_of_a_linear_layer(dtype: torch.dtype) -> None:
+    layer = Linear(12, 7).to(dtype)
+    x = torch.randn(5, 12, dtype=dtype, requires_grad=True)
+    assert operations_of(lambda: layer(x)) == 2 * 5 * 12 * 7
+    assert operations_of(lambda: layer(x).sum().backward()) == 3 * 2 * 5 * 12 * 7
 
 
 def test_rows(tmp_path: Path) -> None:
