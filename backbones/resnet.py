@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
 from backbones.features import FeatureSpec
 from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm_relu, make_norm
+from backbones.pooling import mean_over_cells
 from engine.errors import UserError
 
 WIDTHS = (64, 128, 256, 512)
@@ -84,7 +85,7 @@ class ResNet(nn.Module):
         Without `fc` the result is the pooled last feature, (B, C).
         """
         last = list(self.features(x).values())[-1]
-        logits: Tensor = self.fc(last.mean((2, 3)))
+        logits: Tensor = self.fc(mean_over_cells(last))
         return logits
 
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:

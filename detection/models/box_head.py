@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.linear import Linear
+from backbones.pooling import mean_over_cells
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
 from detection.ops.masks import paste_mask
@@ -38,7 +39,7 @@ class C4BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return (N, C) from (N, C, h, w)."""
-        return pooled.mean(dim=(2, 3))
+        return mean_over_cells(pooled)
 
 
 class FPNBoxHead(nn.Module):

@@ -67,7 +67,7 @@ def test_is_the_three_in_a_row_with_all_gradients(
     with_bias: bool,
     with_add: bool,
 ) -> None:
-    x = make_tensor(2, 16, 13, 18, seed=0, layout=layout)
+    x = make_tensor(2, 16, 17, 18, seed=0, layout=layout)
     weight = make_tensor(32, 16, kernel, kernel, seed=1, layout=layout) / (4 * kernel)
     bias = make_tensor(32, seed=2) if with_bias else None
     keywords: dict[str, Any] = {"stride": (stride, stride), "padding": (padding, padding)}
