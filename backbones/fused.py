@@ -23,7 +23,10 @@ def conv_relu(
     """Return relu(conv2d(x, weight, bias, stride, padding) + add), (B, D, H', W').
 
     On a CPU, oneDNN adds and rectifies while it writes the map, which saves two passes over memory:
-    a third of a prediction's time in bfloat16, a tenth of a training step's (docs/LOG.md).
+    a quarter of a prediction's time in bfloat16, a tenth of a training step's (docs/LOG.md).
+
+    oneDNN's rectifier makes 0 of NaN, where torch's leaves it. Training sees it all the same, for
+    the gradient of `weight` is not finite then; weights are checked where they are loaded.
 
     Args:
         x: (B, C, H, W).
@@ -33,8 +36,11 @@ def conv_relu(
         padding: zeros around x.
         add: of the result's shape.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if not _fuses(x, add, dtype):
+    mixes = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if mixes else x.dtype
+    given = [each for each in (x, weight, bias, add) if each is not None]
+    fuses = _fuses(x, add) and {dtype, *(each.dtype for each in given)} <= _DTYPES
+    if not fuses or not (mixes or all(each.dtype == dtype for each in given)):
         y = F.conv2d(x, weight, bias, stride, padding)
         return F.relu(y if add is None else y.add_(add), inplace=True)
     x, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x, weight))
@@ -44,16 +50,16 @@ def conv_relu(
     return result
 
 
-def _fuses(x: Tensor, add: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes x and `add`, cast to `dtype`, and gains by it."""
+def _fuses(x: Tensor, add: Tensor | None) -> bool:
+    """Whether oneDNN takes maps of this place, size and layout, and gains by it."""
     return (
-        x.device.type == "cpu"
-        and {x.dtype, dtype} <= _DTYPES
+        not torch.compiler.is_compiling()  # the compiler fuses by itself
+        and bool(torch.backends.mkldnn.enabled)
+        and x.device.type == "cpu"
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
         and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)
-        and not torch.compiler.is_compiling()  # the compiler fuses by itself
     )
 
 
@@ -66,7 +72,8 @@ def _dtypes() -> set[torch.dtype]:
 
 
 _DTYPES = _dtypes()
-_PICTURE_CELLS = 16  # along each side; maps of regions have fewer
+_PICTURE_CELLS = 16
+"""Along each side: on the 14x14 maps of 512 regions the copies take what they save."""
 _Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -105,23 +112,24 @@ class _ConvReLU(torch.autograd.Function):
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
         kernel = tuple(weight.shape[2:])
         if (kernel, stride, padding) == ((1, 1), (1, 1), (0, 0)) and x.dtype == torch.bfloat16:
-            grads = _of_product(grad, x, weight, wanted)
+            grads = _product_gradients(grad, x, weight, wanted)
         elif (
             (kernel, stride) == ((3, 3), (2, 2))
             and x.dtype == torch.float32
             and min(x.shape[2:]) >= _PICTURE_CELLS
         ):
-            grads = _of_strided(grad, x, weight, wanted, *ctx.geometry)
+            grads = _strided_gradients(grad, x, weight, wanted, padding=padding)
         else:
-            grads = _of_conv(grad, x, weight, wanted, *ctx.geometry)
+            grads = _conv_gradients(grad, x, weight, wanted, stride=stride, padding=padding)
         return *grads, grad if ctx.needs_input_grad[3] else None, None, None
 
 
-def _of_conv(
+def _conv_gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     wanted: tuple[bool, bool, bool],
+    *,
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> _Grads:
@@ -132,29 +140,37 @@ def _of_conv(
     return grads
 
 
-def _of_strided(
+def _strided_gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     wanted: tuple[bool, bool, bool],
-    stride: tuple[int, int],
+    *,
     padding: tuple[int, int],
 ) -> _Grads:
-    """Return what `_of_conv` does, those of weight and bias from contiguous copies of the maps.
+    """Return the gradients of a 3x3 convolution with stride 2, in float32.
 
-    oneDNN's gradient of 3x3 weights with stride 2 is two to three times as fast so in float32. Not
-    on maps of many small regions, where the copies take what it saves.
+    oneDNN takes half the time for those of weights from contiguous maps, copies included (measured
+    on an AMD processor alone: docs/LOG.md).
     """
-    of_x, _, _ = _of_conv(grad, x, weight, (wanted[0], False, False), stride, padding)
-    grad, x, weight = (each.contiguous() for each in (grad, x, weight))
-    _, of_weight, of_bias = _of_conv(grad, x, weight, (False, *wanted[1:]), stride, padding)
+    of_x = of_weight = of_bias = None
+    geometry = {"stride": (2, 2), "padding": padding}
+    if wanted[0]:
+        of_x, _, _ = _conv_gradients(grad, x, weight, (True, False, False), **geometry)
+    if any(wanted[1:]):
+        grad, x, weight = (each.contiguous() for each in (grad, x, weight))
+        others = (False, *wanted[1:])
+        _, of_weight, of_bias = _conv_gradients(grad, x, weight, others, **geometry)
     return of_x, of_weight, of_bias
 
 
-def _of_product(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> _Grads:
-    """Return those of a 1x1 convolution, a product of matrices: up to twice as fast in bfloat16.
+def _product_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+) -> _Grads:
+    """Return the gradients of a 1x1 convolution, products of matrices, in bfloat16.
 
-    In float32 torch gives products to MKL, on an AMD processor less than half as fast.
+    Those of weights take as little as half the time so. In float32 torch gives products to MKL, on
+    an AMD processor less than half as fast as oneDNN's convolutions (docs/LOG.md).
     """
     rows, cells = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (grad, x))
     of_x = of_weight = of_bias = None

@@ -23,8 +23,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ weight.T + bias, (..., D).
 
     torch gives float32 products on a CPU to MKL, which on an AMD processor reaches less than half
-    of what oneDNN does there: a twentieth of a training step of R50-FPN (docs/LOG.md). In bfloat16
-    torch itself asks oneDNN.
+    of what oneDNN does there: a twentieth of a training step of R50-FPN (docs/LOG.md; on others not
+    measured). In bfloat16 torch itself asks oneDNN.
 
     Args:
         x: (..., C).
@@ -34,6 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     by_onednn = (
         not torch.compiler.is_compiling()  # the compiler chooses by itself
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
@@ -41,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     )
     if not by_onednn:
         return F.linear(x, weight, bias)
-    rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))
 
 

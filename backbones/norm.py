@@ -138,7 +138,7 @@ def conv_norm_relu(
     if folded is None:
         y = norm(conv(x))
         return F.relu(y if add is None else y.add_(add), inplace=True)
-    assert not isinstance(conv.padding, str), f"expected padding in cells, got {conv.padding}"
+    assert not isinstance(conv.padding, str), "a convolution that is not folded"
     return conv_relu(x, *folded, stride=conv.stride, padding=conv.padding, add=add)
 
 
@@ -151,7 +151,7 @@ def conv_norm_of_pooled(
 
     Args:
         x: (B, C, H, W).
-        conv: 1x1, without bias.
+        conv: 1x1, without bias; no hook of it is called.
         norm: after it.
         pool: takes a map (B, C', H, W) and a stride; its result (M, C', h, w) is linear in the map,
             and holds every stride-th cell along each side of the result at stride 1.
@@ -171,19 +171,26 @@ def conv_norm_of_pooled(
 def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return weights and bias of a convolution that equals `conv` and `norm` in a row.
 
-    None where the norm depends on the map, the convolution has a bias, dilation or groups, or a
-    forward hook wants to see what one of the two gives.
+    None where the norm depends on the map or has no weights, the convolution has a bias, dilation,
+    groups or another padding than zeros, or a forward hook of one of the two is to be called.
     """
     plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
-    if not plain or conv._forward_hooks or norm._forward_hooks:
+    padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if not plain or not padded or any(_has_forward_hooks(each) for each in (conv, norm)):
         return None
     if not isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d):
+        return None
+    if norm.running_var is None or norm.weight is None:
         return None
     if isinstance(norm, nn.BatchNorm2d) and norm.training:
         return None
     scale, shift = _scale_and_shift(norm)
     dtype = conv.weight.dtype
-    return conv.weight * scale.to(dtype).view(-1, 1, 1, 1), shift.to(dtype)
+    return (conv.weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

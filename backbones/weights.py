@@ -130,7 +130,8 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
     path: where `state` comes from, for messages.
 
     Raises:
-        UserError: names that are missing or left over, another shape, another kind of norm.
+        UserError: names that are missing or left over, another shape, another kind of norm,
+            numbers that are not finite.
     """
     given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     wanted = {n: tensor for n, tensor in model.state_dict().items() if not n.endswith(COUNTER)}
@@ -155,6 +156,12 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
             raise UserError(
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(given[name].shape)}"
+            )
+        bad = int((~given[name].isfinite()).sum())
+        if bad:  # a rectifier may make zeros of them, and nobody would notice
+            raise UserError(
+                f"{path}: {name}: expected finite numbers, "
+                f"got NaN or infinity in {bad} of {given[name].numel()}"
             )
     model.load_state_dict(given, strict=False)  # compared above, all but the counters
 

@@ -2,7 +2,7 @@
 
 They are never computed below float32.
 
-B images, A anchors, S samples of each image, K classes, M cells along a mask's side.
+B images, S samples of each image, K classes, M cells along a mask's side.
 Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
 processes average to that of one process with the whole batch.
 """

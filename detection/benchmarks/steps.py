@@ -1,4 +1,4 @@
-"""One training step, ready to be called again and again: ours and the peer's."""
+"""What is timed: a training step of ours or the peer's, a prediction; and its operations."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -33,7 +33,10 @@ class RPNOutput:
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then two sibling 1x1 convolutions; shared by all levels."""
+    """A 3x3 convolution, then two sibling 1x1 convolutions; shared by all levels.
+
+    Not all are called as modules, so hooks of theirs may see nothing.
+    """
 
     def __init__(self, in_channels: int, num_anchors: int) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class RPNHead(nn.Module):
 
         Losses ask for a few hundred anchors of each image. Their gradients from here cost as much
         as those few; from `forward` they would go, zeros nearly all, through the convolution of
-        every level: a sixth of a training step of R50-FPN (docs/LOG.md).
+        every level: a seventh of a training step of R50-FPN (docs/LOG.md).
 
         Args:
             features: as of `forward`.
@@ -76,8 +79,8 @@ class RPNHead(nn.Module):
         """
         num_anchors = self.objectness.out_channels
         around = pick_neighbours(features, idxs // num_anchors).flatten(2)  # (B, S, 9 C)
-        hidden = F.relu(_linear(around, self.conv))
-        logits, deltas = _linear(hidden, self.objectness), _linear(hidden, self.deltas)
+        hidden = F.relu(_conv_at(around, self.conv))
+        logits, deltas = _conv_at(hidden, self.objectness), _conv_at(hidden, self.deltas)
         anchor = (idxs % num_anchors)[..., None]
         logits = logits.gather(2, anchor).squeeze(2)
         deltas = deltas.unflatten(2, (num_anchors, 4))
@@ -85,7 +88,7 @@ class RPNHead(nn.Module):
         return logits.float(), deltas.float()
 
 
-def _linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def _conv_at(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return the convolution's outputs (..., D) at one place from all cells that it sees there.
 
     Args:

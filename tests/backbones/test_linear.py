@@ -62,6 +62,17 @@ def test_rows_that_do_not_lie_one_after_the_other() -> None:
     torch.testing.assert_close(linear(x, weight.T.contiguous().T, bias), F.linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("kind", ["repeated", "every second"])
+def test_gradients_of_rows_that_do_not_lie_one_after_the_other(kind: str) -> None:
+    _, weight, bias = make_tensors(5, dtype=torch.float32)
+    x = torch.randn(1, 12).expand(5, 12) if kind == "repeated" else torch.randn(10, 24)[::2, ::2]
+    grads = []
+    for run in (linear, F.linear):
+        leaf = weight.clone().requires_grad_()
+        grads.append(torch.autograd.grad(run(x, leaf, bias).square().sum(), leaf))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 def test_a_cpu_in_float32_goes_by_onednn() -> None:
     assert NAME in names_of(*make_tensors(5, dtype=torch.float32))

@@ -66,13 +66,14 @@ def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_forma
 
 @pytest.mark.parametrize("kind", ["batch", "frozen", "group"])
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)  # the latter fused
 def test_conv_norm_is_the_two_in_a_row_and_trains_all_that_trains(
-    kind: NormKind, training: bool
+    kind: NormKind, training: bool, dtype: torch.dtype
 ) -> None:
-    norm = make_norm(kind, 6).double().train(training)
+    norm = make_norm(kind, 6).to(dtype).train(training)
     norm.load_state_dict(trained_batch_norm(6).state_dict(), strict=kind != "group")
-    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False).double()
-    add = torch.linspace(-2, 2, 2 * 6 * 12, dtype=torch.float64).view(2, 6, 3, 4).requires_grad_()
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False).to(dtype)
+    add = torch.linspace(-2, 2, 2 * 6 * 12, dtype=dtype).view(2, 6, 3, 4).requires_grad_()
     for reference, run in (
         (lambda x: norm(conv(x)), lambda x: conv_norm(x, conv, norm)),
         (lambda x: norm(conv(x)).relu(), lambda x: conv_norm_relu(x, conv, norm)),
@@ -83,17 +84,26 @@ def test_conv_norm_is_the_two_in_a_row_and_trains_all_that_trains(
     ):
         results = []
         for each in (reference, run):
-            x = torch.linspace(-1, 1, 2 * 4 * 35, dtype=torch.float64).view(2, 4, 5, 7)
+            x = torch.linspace(-1, 1, 2 * 4 * 35, dtype=dtype).view(2, 4, 5, 7)
+            x = x.contiguous(memory_format=torch.channels_last)
             inputs = [x.requires_grad_(), add, conv.weight, *norm.parameters()]
             y = each(x)
             grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
             results.append((y, *grads))
-        torch.testing.assert_close(results[1], results[0])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["batch", "frozen"])
 @pytest.mark.parametrize(
-    "setting", [{"bias": True}, {"dilation": 2}, {"groups": 2}], ids=["bias", "dilation", "groups"]
+    "setting",
+    [
+        {"bias": True},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+    ids=["bias", "dilation", "groups", "padding as large as needed", "reflected"],
 )
 def test_conv_norm_drops_nothing_of_the_convolution(
     kind: NormKind, setting: dict[str, Any]
@@ -119,6 +129,22 @@ def test_forward_hooks_see_what_the_layer_gives(kind: NormKind, which: str) -> N
     conv_norm(x, conv, norm)
     conv_norm_relu(x, conv, norm)
     torch.testing.assert_close(seen, [expected, expected])
+
+
+@pytest.mark.parametrize("setting", ["affine", "track_running_stats"])
+def test_a_norm_that_lacks_something_is_run_by_itself(setting: str) -> None:
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6, **{setting: False}).eval()
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(conv_norm(x, conv, norm), norm(conv(x)))
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen"])
+def test_what_a_hook_does_before_the_convolution_counts(kind: NormKind) -> None:
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False), make_norm(kind, 6).eval()
+    x = torch.randn(2, 4, 8, 8)
+    expected = norm(conv(2 * x))
+    conv.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    torch.testing.assert_close(conv_norm(x, conv, norm), expected)
 
 
 def test_conv_norm_under_autocast_rounds_no_more_than_the_two_in_a_row() -> None:

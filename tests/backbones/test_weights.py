@@ -164,6 +164,10 @@ BAD_STATES = {
         lambda s: s | {"fc.weight": torch.ones(5, 4)},
         r"fc.weight: expected shape \(3, 4\), got \(5, 4\)$",
     ),
+    "not-a-number": (
+        lambda s: s | {"fc.bias": torch.tensor([0.0, torch.nan, torch.inf])},
+        "fc.bias: expected finite numbers, got NaN or infinity in 2 of 3$",
+    ),
     "foreign": (
         lambda _: {"encoder.w": torch.ones(1)},
         r"expected a residual network \(conv1.weight\), got encoder.w$",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from backbones.linear import Linear
 from detection.benchmarks import BENCHMARKS
@@ -54,12 +55,17 @@ def test_detections_agree_until_a_weight_differs(case: Case) -> None:
 
 def test_operations_are_the_same_whether_convolutions_are_fused_or_not() -> None:
     batch = make_batch(1, size=SMALL_SIZE)
-    counts = []
-    for channels_last in (True, False):  # in channels-last layout alone, convolutions are fused
+    counts, fused = [], []
+    for channels_last in (True, False):  # the backbone's convolutions are fused in the first alone
         loop = LoopConfig(channels_last=channels_last)
         step = our_step(make_task(R101_C4.smaller()), loop, device=CPU)
         counts.append(operations_of(partial(step, batch)))
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as record:
+            step(batch)
+        calls = {each.key: each.count for each in record.key_averages()}
+        fused.append(calls.get("mkldnn::_convolution_pointwise", 0))
     assert counts[0] == counts[1] > 0
+    assert fused[0] > fused[1] + 20 or not torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["by oneDNN", "by torch"])
