@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from engine.errors import DisagreementError
 from engine.memory import keep_freed_memory
 
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""What decides how fast a CPU is in bfloat16, as torch names it."""
 WARM_UPS = 1
 """Rounds that are not counted: they fill caches and choose kernels."""
 
@@ -194,7 +196,10 @@ def machine(device: torch.device) -> str:
     else:
         capability = torch.backends.cpu.get_cpu_capability()
         threads = torch.get_num_threads()
-        name = f"{platform.machine()} CPU with {capability}, {threads} threads"
+        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in 2.11
+        instructions = [capability, *(each for each in BF16_INSTRUCTIONS if known.get(each))]
+        processor = known.get("cpu_name", platform.machine())
+        name = f"{processor} CPU with {', '.join(instructions)}, {threads} threads"
     return f"{name}, torch {torch.__version__}"
 
 
