@@ -196,7 +196,7 @@ def machine(device: torch.device) -> str:
     else:
         capability = torch.backends.cpu.get_cpu_capability()
         threads = torch.get_num_threads()
-        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in 2.11
+        known = torch.cpu.get_capabilities()
         instructions = [capability, *(each for each in BF16_INSTRUCTIONS if known.get(each))]
         processor = known.get("cpu_name", platform.machine())
         name = f"{processor} CPU with {', '.join(instructions)}, {threads} threads"
