@@ -178,7 +178,7 @@ def _product_gradients(
         of_cells = rows @ weight.flatten(1)
         of_x = of_cells.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
     if wanted[1]:
-        of_weight = (cells.T @ rows).T[..., None, None]
+        of_weight = (rows.T @ cells)[..., None, None]
     if wanted[2]:
         of_bias = rows.sum(0)
     return of_x, of_weight, of_bias
