@@ -41,8 +41,7 @@ def conv_relu(
     given = [each for each in (x, weight, bias, add) if each is not None]
     fuses = _fuses(x, add) and {dtype, *(each.dtype for each in given)} <= _DTYPES
     if not fuses or not (mixes or all(each.dtype == dtype for each in given)):
-        y = F.conv2d(x, weight, bias, stride, padding)
-        return F.relu(y if add is None else y.add_(add), inplace=True)
+        return add_relu(F.conv2d(x, weight, bias, stride, padding), add)
     x, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x, weight))
     bias = None if bias is None else bias.to(dtype)
     add = None if add is None else add.to(dtype, memory_format=torch.channels_last)
@@ -50,13 +49,26 @@ def conv_relu(
     return result
 
 
-def _fuses(x: Tensor, add: Tensor | None) -> bool:
-    """Whether oneDNN takes maps of this place, size and layout, and gains by it."""
+def add_relu(y: Tensor, add: Tensor | None) -> Tensor:
+    """Return relu(y + add), in place of y."""
+    return F.relu(y if add is None else y.add_(add), inplace=True)
+
+
+def onednn_may_take(x: Tensor) -> bool:
+    """Whether oneDNN's operators may be called with a tensor here; not where torch compiles."""
     return (
-        not torch.compiler.is_compiling()  # the compiler fuses by itself
+        not torch.compiler.is_compiling()  # the compiler fuses and chooses by itself
+        and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and x.device.type == "cpu"
         and x.numel() > 0
+    )
+
+
+def _fuses(x: Tensor, add: Tensor | None) -> bool:
+    """Whether oneDNN takes maps of this place, size and layout, and gains by it."""
+    return (
+        onednn_may_take(x)
         and x.is_contiguous(memory_format=torch.channels_last)
         # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
         and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from backbones.fused import onednn_may_take
+
 
 class Linear(nn.Linear):
     """`nn.Linear` by `linear`; the state dict is the same."""
@@ -31,16 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: (D, C).
         bias: (D,).
     """
-    by_onednn = (
-        not torch.compiler.is_compiling()  # the compiler chooses by itself
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-    )
-    if not by_onednn:
+    float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not (float32 and onednn_may_take(x)):
         return F.linear(x, weight, bias)
     rows: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.fused import conv_relu
+from backbones.fused import add_relu, conv_relu
 
 NormKind = Literal["batch", "frozen", "group"]
 
@@ -136,8 +136,7 @@ def conv_norm_relu(
     """Return relu(norm(conv(x)) + add): see `conv_norm` and `conv_relu`."""
     folded = _folded(conv, norm)
     if folded is None:
-        y = norm(conv(x))
-        return F.relu(y if add is None else y.add_(add), inplace=True)
+        return add_relu(norm(conv(x)), add)
     assert not isinstance(conv.padding, str), "a convolution that is not folded"
     return conv_relu(x, *folded, stride=conv.stride, padding=conv.padding, add=add)
 
@@ -165,7 +164,7 @@ def conv_norm_of_pooled(
     weight, shift = folded
     pooled = pool(F.conv2d(x, weight), conv.stride[0])
     # Not before pooling, where samples outside the map would lose a part of it. In place it is 3 %
-    # of R101-C4's prediction less; autograd lets nobody write into its functions' results.
+    # less of R101-C4's float32 prediction; autograd lets nobody write into its functions' results.
     shift = _per_channel(shift, pooled)
     return pooled + shift if torch.is_grad_enabled() else pooled.add_(shift)
 
