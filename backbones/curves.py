@@ -3,29 +3,58 @@
 It is imported when the first figure is drawn: a training does that seconds or days after its start.
 """
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from engine.errors import UserError
+from engine.log import METRICS, RunLog, read_metrics
+from engine.paths import status_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = 8
-_SCORES = ("ap", "ap50", "ap75", "top1", "top5")
-_LOSSES = ("loss", "rpn", "roi", "class")
+_SCORES = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "top1", "top5")
+_LOSSES = ("loss", "rpn", "roi", "mask", "class")
+
+
+@contextmanager
+def curves_at_the_end(run_dir: Path, *, is_main: bool) -> Iterator[None]:
+    """Draw a run's curves when its training ends, in whatever way, if it logged anything.
+
+    Args:
+        run_dir: the run folder.
+        is_main: whether this process writes files.
+    """
+    logged = run_dir / METRICS
+    before = status_of(logged)
+    try:
+        yield
+    finally:
+        after = status_of(logged)
+        if is_main and after is not None and (before is None or before[:] != after[:]):
+            try:
+                write_curves(run_dir)
+            except (OSError, UserError) as error:
+                log = RunLog(None, is_main=True)
+                log.note(f"{run_dir / 'curves.png'}: cannot be written: {error}")
 
 
 def write_curves(run_dir: Path) -> Path:
     """Draw what a run folder's metrics.jsonl holds: losses, learning rate and scores over steps.
 
     Returns:
-        the picture, `curves.png` in the run folder.
+        the image, `curves.png` in the run folder.
+
+    Raises:
+        UserError: metrics.jsonl cannot be read.
+        OSError: the image cannot be written.
     """
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records, _ = read_metrics(run_dir / METRICS)
     trained = [record for record in records if record["kind"] == "train"]
     scored = [record for record in records if record["kind"] == "eval"]
     figure, (losses, rate, scores) = panels_of(3, columns=3, size=4.0)

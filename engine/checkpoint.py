@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.files import write_atomically, write_file
+from engine.paths import exists, is_file, is_folder, names_in
 
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
@@ -30,35 +32,6 @@ def prepare_output(directory: Path) -> None:
     except OSError as error:
         message = f"{directory}: expected a folder that can be written to, got: {error.strerror}"
         raise UserError(message) from error
-
-
-def holds_run(directory: Path) -> bool:
-    """Return whether a run was started in a folder: its checkpoints tell, or its config."""
-    config = directory / "config.yaml"
-    return (directory / "checkpoints").exists() or (
-        config.is_file() and "\nloop:\n" in config.read_text(encoding="utf-8", errors="replace")
-    )
-
-
-def move_run_aside(directory: Path) -> str | None:
-    """Rename a run's folder to the next free of `directory`.1, .2 ...
-
-    Returns:
-        A line for the log; None when there was no run.
-
-    Raises:
-        UserError: what lies there would be written over, and is no run.
-    """
-    if not holds_run(directory):
-        if (directory / "config.yaml").exists():
-            raise UserError(
-                f"{directory}: expected a free folder, got one with another config.yaml"
-            )
-        return None
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
-        number += 1
-    return f"{directory}: the run that lay there is now {directory.rename(aside)}"
 
 
 def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
@@ -99,19 +72,23 @@ class CheckpointFolder:
         self.directory = directory
         self.keep = keep
 
-    def save(self, step: int, payload: Mapping[str, Any], best: bool = False) -> None:
-        """Write the checkpoint of `step`, as `best.pt` too when it is, and remove old ones.
+    def save(self, step: int, payload: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `step`, and remove old ones.
 
         Raises:
             UserError: the disk refuses; the earlier checkpoints are still there.
         """
         prepare_output(self.directory)
         save_checkpoint(self.directory / f"step_{step:08d}.pt", payload)
-        if best:
-            save_checkpoint(self.directory / "best.pt", payload)
-        leftovers = self.directory.glob("*.partial")  # of a process killed while saving
+        leftovers = self._named("*.partial")  # of a process killed while saving
         for path in [*self._by_step()[: -self.keep], *leftovers]:
-            path.unlink()
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def save_best(self, payload: Mapping[str, Any]) -> None:
+        """Write `best.pt`; UserError: the disk refuses, and the earlier one is still there."""
+        prepare_output(self.directory)
+        save_checkpoint(self.directory / "best.pt", payload)
 
     def latest(self) -> Path | None:
         """Return the checkpoint of the highest step; None when there is none."""
@@ -120,10 +97,13 @@ class CheckpointFolder:
     def best(self) -> Path | None:
         """Return the checkpoint with the best main metric; None when there is none."""
         path = self.directory / "best.pt"
-        return path if path.exists() else None
+        return path if exists(path) else None
 
     def load_latest(self) -> dict[str, Any] | None:
         """Return the content of the highest step's checkpoint; None when there is none.
+
+        Where that was written before an evaluation which `best.pt` was written after, `best.pt` is
+        the newer of the two and is returned: the run was killed between its writing and the next.
 
         Raises:
             UserError: it cannot be read; the message names the one before it.
@@ -132,17 +112,27 @@ class CheckpointFolder:
         if not paths:
             return None
         try:
-            return load_checkpoint(paths[-1])
+            payload = load_checkpoint(paths[-1])
         except UserError as error:
             hint = (
                 f"remove it to resume from {paths[-2]}" if paths[1:] else "there is none before it"
             )
             raise UserError(f"{error}; {hint}") from error
+        progress = payload.get("progress", {})
+        best = self.best() if progress.get("evaluation_due") else None
+        if best is not None:
+            newer = load_checkpoint(best)
+            if newer.get("progress", {}).get("step") == progress["step"]:
+                return newer
+        return payload
+
+    def _named(self, pattern: str) -> list[Path]:
+        return [self.directory / name for name in names_in(self.directory, pattern)]
 
     def _by_step(self) -> list[Path]:
         found = {
             int(match[1]): path
-            for path in self.directory.glob("step_*.pt")
+            for path in self._named("step_*.pt")
             if (match := _STEP_FILE.fullmatch(path.name))
         }
         return [found[step] for step in sorted(found)]
@@ -209,12 +199,12 @@ def find_trained(path: Path) -> Path:
     Raises:
         UserError: no such file or folder, or a run that has not finished.
     """
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such run folder or file")
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     weights = path / "model.safetensors"
-    if not weights.is_file():
+    if not is_file(weights):
         raise UserError(
             f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
             f"unfinished one give a file in {path / 'checkpoints'}"

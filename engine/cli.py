@@ -11,6 +11,10 @@ from typing import NoReturn
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 
 
+_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""Environment variables that say how often torchrun or Slurm has started this job again."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are."""
 
@@ -45,13 +49,16 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 class TrainingWords:
     """The command line of a training: CONFIG, `key=value` ..., `--output`, `--resume`, `--device`.
 
-    is_main: whether this is the only process, or the first of those that torchrun started.
+    auto_resume: go on where the folder has a checkpoint of the same config: asked for, or started
+    again by torchrun or Slurm. is_main: whether this is the only process, or the first of those
+    that torchrun started.
     """
 
     config: Path
     overrides: list[str]
     output: Path
     resume: bool
+    auto_resume: bool
     device: str | None
     is_main: bool
 
@@ -74,6 +81,12 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
     )
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="go on where DIR has a checkpoint of this config, else start; so does a run that "
+        "torchrun --max-restarts or Slurm starts again",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
     files, overrides = split_words(arguments.words)
@@ -87,5 +100,13 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
         config = output / "config.yaml"
     if arguments.resume and not list(output.glob("checkpoints/step_*.pt")):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun's; the processes meet in fit
-    return TrainingWords(config, overrides, output, arguments.resume, arguments.device, is_main)
+    restarts = (os.environ.get(name, "0") for name in _RESTARTS)
+    return TrainingWords(
+        config=config,
+        overrides=overrides,
+        output=output,
+        resume=arguments.resume,
+        auto_resume=arguments.auto_resume or any(count != "0" for count in restarts),
+        device=arguments.device,
+        is_main=os.environ.get("RANK", "0") == "0",  # torchrun's; the processes meet in fit
+    )

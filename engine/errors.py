@@ -7,6 +7,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class EvaluationError(UserError):
+    """An evaluation could not be finished; a training goes on and tries again the next time."""
+
+
 class SkippedSampleError(Exception):
     """A data set's word that a picture is bad and that the policy is to skip and count it."""
 

@@ -1,16 +1,19 @@
 """The only evaluation loop."""
 
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from engine.checkpoint import prepare_output
 from engine.distributed import World, broadcast_object, gather_objects, world
+from engine.errors import EvaluationError, InterruptedRunError, UserError
+from engine.interrupt import StopRequest
 from engine.loader import Delivery, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.schema import RunConfig
@@ -46,17 +49,25 @@ def evaluate(
             prepare_output(output)
         log = RunLog(None, is_main=here.is_main)
         task.model.to(here.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
-        result = run_evaluation(task, config, here, log)
+        try:
+            result = run_evaluation(task, config, here, log, output=output)
+        except EvaluationError as error:
+            end_with(error)
         if here.is_main:
             log.evaluation(0, result.metrics, result.evaluator.table())
-            if output is not None:
-                result.evaluator.write(output)
         log.close()
     return result.metrics
 
 
 def run_evaluation(
-    task: Task, config: RunConfig, here: World, log: RunLog, *, final: bool = True
+    task: Task,
+    config: RunConfig,
+    here: World,
+    log: RunLog,
+    *,
+    output: Path | None,
+    final: bool = True,
+    stop: StopRequest | None = None,
 ) -> EvaluationResult:
     """Predict every validation picture once, over all processes, and score on the main one.
 
@@ -65,43 +76,88 @@ def run_evaluation(
         config: the run's config; loader and loop settings are used.
         here: this process among all.
         log: receives progress, and a line for each picture that was skipped.
+        output: folder for the result files; None writes none.
         final: as for `Task.evaluator`.
+        stop: looked at after each batch; None evaluates to the end.
+
+    Raises:
+        EvaluationError: on every process, where one of them could not read or score its images.
+        InterruptedRunError: on every process, where one of them was asked to stop.
     """
     data = task.val_data()
     plan = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
     mine = plan[here.rank :: here.size]
-    deliveries = read_batches(
-        data, mine, config=config.loader, device=here.device, substitute=False
-    )
     evaluator = task.evaluator(final=final)
     result = EvaluationResult({}, evaluator)
+    skipped: list[str] = []
+    failures: list[Exception] = []
     started = time.perf_counter()
     was_training = task.model.training
     task.model.eval()
     try:
         with torch.inference_mode(), autocast(here.device, config.loop.precision):
+            deliveries = read_batches(
+                data, mine, config=config.loader, device=here.device, substitute=False
+            )
             shown = log.progress(deliveries, len(mine), "evaluating")
-            skipped = _predict_all(task, shown, result, config.loop.drawn_pictures)
+            skipped += _predict_all(task, shown, result, config.loop.drawn_pictures, stop)
+    except Exception as error:  # the other processes have to learn of it, whatever it is
+        failures.append(error)
     finally:
         task.model.train(was_training)
-    states = gather_objects((evaluator.state(), skipped))
-    if here.is_main:
+    asked = stop is not None and stop.requested
+    states = gather_objects((evaluator.state(), skipped, _told(failures), asked))
+    told, stopped = "".join(text for *_, text, _ in states), any(asked for *_, asked in states)
+    if here.is_main and not told and not stopped:
         seconds = time.perf_counter() - started
-        reasons = [reason for _, some in states for reason in some]
+        reasons = [reason for _, some, *_ in states for reason in some]
         for reason in reasons:
             log.note(f"skipped, counted as without detections: {reason}")
-        metrics = evaluator.compute([state for state, _ in states])
-        speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
-        result.metrics = {**metrics, **speed}
-    result.metrics = broadcast_object(result.metrics)
+        try:
+            metrics = evaluator.compute([state for state, *_ in states])
+            if output is not None:
+                evaluator.write(output)
+        except Exception as error:
+            failures.append(error)
+            told = _told(failures)
+        else:
+            speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
+            result.metrics = {**metrics, **speed}
+    result.metrics, told, stopped = broadcast_object((result.metrics, told, stopped))
+    if stopped:
+        raise InterruptedRunError("interrupted in an evaluation")
+    if told:
+        raise EvaluationError(told) from (failures[0] if failures else None)
     return result
 
 
+def end_with(error: EvaluationError) -> NoReturn:
+    """Raise an evaluation's failure: in one line what a user can mend, with its traceback a bug."""
+    cause = error.__cause__
+    raise error if cause is None or isinstance(cause, UserError) else cause
+
+
+def _told(failures: list[Exception]) -> str:
+    """Return what a process says of its failure to the others; "": it had none."""
+    return "".join(
+        str(error)
+        if isinstance(error, UserError)
+        else "".join(traceback.format_exception_only(error))
+        for error in failures
+    ).strip()
+
+
 def _predict_all(
-    task: Task, deliveries: Iterator[Delivery], result: EvaluationResult, drawn: int
+    task: Task,
+    deliveries: Iterator[Delivery],
+    result: EvaluationResult,
+    drawn: int,
+    stop: StopRequest | None,
 ) -> list[str]:
     skipped: list[str] = []
     for delivery in deliveries:
+        if stop is not None and stop.requested:
+            break
         skipped += delivery.skipped
         batch: Any = delivery.batch
         if batch is None:

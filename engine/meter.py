@@ -1,6 +1,8 @@
 """Running means between two lines of the log, and the time that they took."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ class StepMeter:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.measured: frozenset[str] = frozenset()
-        self.steps = 0
+        self.steps = self.timed_steps = 0
         self.good = torch.zeros(())
         self.started = time.perf_counter()
         self.paused = 0.0
@@ -31,6 +33,25 @@ class StepMeter:
             share = torch.where(good > 0, value, torch.zeros_like(value))
             self.sums[name] = share + self.sums[name] if name in self.sums else share
         self.steps += 1
+        self.timed_steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums of this process, on the CPU; waits for the device."""
+        return {
+            "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "good": self.good.cpu(),
+            "measured": sorted(self.measured),
+            "steps": self.steps,
+            "skipped": self.skipped,
+        }
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from sums that `state` returned; how long they took is forgotten."""
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.good = state["good"].to(device)
+        self.measured = frozenset(state["measured"])
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.timed_steps = 0
 
     def means(self) -> dict[str, float]:
         """Average over good steps and processes, NaN without any; waits for the device."""

@@ -118,6 +118,9 @@ class LoopConfig(Config):
     """Steps between lines in the log."""
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
+    export: Literal["best", "last"] = "best"
+    """Weights that a finished run leaves in model.safetensors: those of the step with the best main
+    metric, or those of the last step, as papers report that train for a fixed time."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept; the best one by the main metric is kept besides."""
     max_bad_steps: PositiveInt = 10

@@ -1,66 +1,44 @@
-"""fit(): the only training loop."""
+"""fit(): the only training loop.
+
+At a step, in this order: update the weights, log, write a checkpoint that says whether an
+evaluation is due, evaluate, write `best.pt` where it is the best, write the checkpoint again. A run
+that is killed at any point resumes from the newest of these and repeats, alike, what is missing.
+"""
 
 import contextlib
+import math
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from engine.checkpoint import (
-    CheckpointFolder,
-    check_resumed,
-    load_checkpoint,
-    load_model,
-    move_run_aside,
-    prepare_output,
-    rng_state,
-    set_rng_state,
-    write_safetensors,
-)
-from engine.config import differences, dump_config, parse_config
-from engine.distributed import World, barrier, gather_objects, world
-from engine.errors import DivergedError, InterruptedRunError, UserError
-from engine.evaluate import run_evaluation
+from engine.checkpoint import CheckpointFolder
+from engine.config import dump_config
+from engine.distributed import World, barrier, broadcast_object, world
+from engine.errors import DivergedError, EvaluationError, InterruptedRunError, UserError
+from engine.evaluate import end_with, run_evaluation
 from engine.files import write_file
-from engine.interrupt import stop_requests
+from engine.interrupt import StopRequest, stop_requests
 from engine.loader import Delivery, read_batches, split_batches, training_batches
 from engine.log import RunLog
 from engine.meter import StepMeter
-from engine.optim import (
-    build_optimizer,
-    load_optimizer_state,
-    lr_factor,
-    optimizer_state,
-    set_lr,
-)
+from engine.optim import build_optimizer, lr_factor, set_lr
 from engine.optim import note as rate_note
-from engine.schema import RunConfig
-from engine.step import (
-    HostCopy,
-    StepResult,
-    WeightAverage,
-    memory_layout,
-    training_step,
-    wrap_losses,
+from engine.progress import Progress
+from engine.run_ends import (
+    already_finished,
+    can_resume,
+    export,
+    load_exported,
+    say_goodbye,
 )
+from engine.run_folder import claimed
+from engine.run_state import RunState
+from engine.schema import RunConfig
+from engine.step import WeightAverage, memory_layout, training_step, wrap_losses
+from engine.step_status import StepStatuses
 from engine.task import Batch, Task
-
-
-@dataclass
-class Progress:
-    """What a run remembers besides tensors."""
-
-    step: int = 0
-    best: float = float("-inf")
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    rate_drops: int = 0
-    bad_in_a_row: int = 0
-    evaluation_due: bool = False  # interrupted at a step after which the run is evaluated
 
 
 def fit(
@@ -69,6 +47,7 @@ def fit(
     *,
     output: Path,
     resume: bool = False,
+    auto_resume: bool = False,
     replace: bool = False,
     device: str | None = None,
 ) -> dict[str, float]:
@@ -79,32 +58,31 @@ def fit(
         config: the run's config.
         output: the run folder.
         resume: go on from the newest checkpoint in `output`, bit for bit.
-        replace: unless resumed, rename a run that lies in `output`, after device and batch size are
-            checked.
+        auto_resume: the same where there is a checkpoint of this config, else start.
+        replace: unless resumed, rename a run that lies in `output`, once all that can be wrong with
+            data and settings was checked.
         device: as `--device`; None picks a GPU when there is one.
 
     Returns:
         Final metrics by name.
 
     Raises:
-        UserError: bad input.
-        DivergedError: too many non-finite steps in a row.
+        UserError: bad input, or another run writes to `output`.
+        DivergedError: too many non-finite steps in a row, or weights that are not finite.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     with world(device, timeout_s=config.loop.collective_timeout_s) as here:
         _check_split(config, here)
-        aside = None
-        if here.is_main:
-            aside = move_run_aside(output) if replace and not resume else None
-            prepare_output(output)
-        barrier()
         log = RunLog(output, is_main=here.is_main)
-        if aside is not None:
-            log.note(aside)
-        try:
-            return _Run(task, config, output, here, log).train(resume=resume)
-        finally:
-            log.close()
+        run = _Run(task, config, output, here, log)
+        with contextlib.ExitStack() as stack:
+            if here.is_main:
+                resume = resume or (auto_resume and can_resume(run.state, run.checkpoints, output))
+                for note in stack.enter_context(claimed(output, move_aside=replace and not resume)):
+                    log.note(note)
+            resume = broadcast_object(resume)
+            stack.callback(log.close)
+            return run.train(resume=resume)
 
 
 class _Run:
@@ -120,53 +98,82 @@ class _Run:
         task.model.to(here.device, memory_format=layout)  # type: ignore[call-overload]
         task.model.train()
         self.losses_of = wrap_losses(task, config.loop, here)
-        self.optimizer = build_optimizer(
-            task.model, config.optim, batch_size=config.loop.batch_size
-        )
         decay = config.loop.ema_decay
-        self.average = None if decay is None else WeightAverage(task.model, decay)
+        self.state = RunState(
+            task,
+            config,
+            here,
+            build_optimizer(task.model, config.optim, batch_size=config.loop.batch_size),
+            None if decay is None else WeightAverage(task.model, decay),
+        )
         self.checkpoints = CheckpointFolder(
             output / "checkpoints", keep=config.loop.keep_checkpoints
         )
-        self.progress = Progress()
-        self.unread: deque[tuple[int, StepResult, HostCopy]] = deque()
-        self.meter = StepMeter()
+        self.statuses = StepStatuses(here, log, max_bad_steps=config.loop.max_bad_steps)
+        self.told: set[str] = set()  # bad images, of which each is named once
+        self.final: dict[str, float] | None = None  # metrics of the weights to export
+
+    @property
+    def progress(self) -> Progress:
+        """What the run remembers besides tensors."""
+        return self.state.progress
 
     def train(self, *, resume: bool) -> dict[str, float]:
         """Run from the first or the resumed step to the end."""
-        loop = self.config.loop
+        started, loop = time.monotonic(), self.config.loop
         if resume:
-            self._resume()
+            changed = self._resume()
+            finished = None if changed else already_finished(self.state, self.output, self.log)
+            if finished is not None:
+                return finished
+            evaluated = not self.progress.evaluation_due
+            self.log.truncate_after(self.progress.step, evaluated=evaluated)
         elif self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
         self._introduce()
-        deliveries = self._deliveries()
-        metrics: dict[str, float] = {}
+        deliveries, progress = self._deliveries(), self.progress
         with stop_requests() as stop:
-            if self.progress.evaluation_due:
-                metrics = self._evaluate(final=False)
-            while self.progress.step < loop.max_steps and not self._out_of_patience():
-                step = self.progress.step
-                drops, schedule = self.progress.rate_drops, self.config.schedule
-                factor = lr_factor(step, schedule, max_steps=loop.max_steps, drops=drops)
-                set_lr(self.optimizer, factor)
-                self._step(step, next(deliveries), stop=stop.requested)
-                self.progress.step = step + 1
-                stop_asked = self._asked_to_stop(step)
-                if (step + 1) % loop.log_every == 0:
-                    self._log_step()
-                is_last = step + 1 == loop.max_steps
-                is_due = bool(loop.eval_every) and (step + 1) % loop.eval_every == 0
-                if stop_asked:
-                    self.progress.evaluation_due = is_due and not is_last
-                    self._interrupt()
-                if is_due:
-                    metrics = self._evaluate(final=is_last)
-                if (step + 1) % loop.checkpoint_every == 0 or is_last:
-                    self._save()
-        return self._finish(metrics)
+            if progress.evaluation_due:
+                self._evaluate(stop)
+            while progress.step < loop.max_steps and not progress.is_out_of_patience(loop):
+                self._one_step(self._next(deliveries), stop)
+            return self._finish(stop, started=started)
+
+    def _one_step(self, deliveries: list[Delivery], stop: StopRequest) -> None:
+        """Update the weights once, and do what is due after it, in the order of the module."""
+        loop, progress, step = self.config.loop, self.progress, self.progress.step
+        factor = lr_factor(
+            step, self.config.schedule, max_steps=loop.max_steps, drops=progress.rate_drops
+        )
+        set_lr(self.state.optimizer, factor)
+        self._update(step, deliveries, stop=stop.requested)
+        progress.step = step + 1
+        stop_asked = self.statuses.read(progress, self.state.optimizer)
+        self.log.advance(progress.step, loop.max_steps)
+        if progress.step % loop.log_every == 0:
+            self._log_step()
+        is_last = progress.step == loop.max_steps
+        progress.evaluation_due = is_last or self._is_scheduled()
+        if stop_asked or progress.evaluation_due or progress.step % loop.checkpoint_every == 0:
+            self._save(in_bad_streak=stop_asked or is_last)
+        if stop_asked:
+            self._interrupt()
+        if progress.evaluation_due:
+            self._evaluate(stop)
+
+    def _next(self, deliveries: Iterator[list[Delivery]]) -> list[Delivery]:
+        """Return the parts of the next batch; where they cannot be read, save what was trained."""
+        try:
+            return next(deliveries)
+        except UserError as error:
+            step = self.progress.step
+            if step == 0 or self.here.size > 1:  # other processes wait elsewhere
+                raise
+            self._save(in_bad_streak=True)
+            message = f"{error}; stopped at step {step}, a checkpoint was written: --resume goes on"
+            raise type(error)(message) from error
 
     def _deliveries(self) -> Iterator[list[Delivery]]:
         """Yield the parts of each step's batch."""
@@ -190,74 +197,42 @@ class _Run:
         while True:
             waiting = time.perf_counter()
             step_parts = [next(parts) for _ in range(loop.accumulate)]
-            self.meter.data_seconds += time.perf_counter() - waiting
+            self.state.meter.data_seconds += time.perf_counter() - waiting
             yield step_parts
 
-    def _step(self, step: int, deliveries: list[Delivery], *, stop: bool) -> None:
+    def _update(self, step: int, deliveries: list[Delivery], *, stop: bool) -> None:
         for reason in (reason for delivery in deliveries for reason in delivery.skipped):
-            self.meter.skipped += 1
-            self.log.note(f"step {step + 1}: picture skipped, the next one taken: {reason}")
+            self.state.meter.skipped += 1
+            if reason not in self.told:
+                self.told.add(reason)
+                self.log.note(f"step {step + 1}: image skipped, the next one taken: {reason}")
         parts: list[Batch] = [d.batch for d in deliveries if d.batch is not None]
         result = training_step(
             self.losses_of,
-            self.optimizer,
+            self.state.optimizer,
             parts,
             clip_grad_norm=self.config.optim.clip_grad_norm,
             stop=stop,
         )
-        if self.average is not None:
-            self.average.update(self.task.model, step=step, skipped=result.status[0])
-        self.meter.add(result)
-        self.unread.append((step, result, HostCopy(result.status)))
-
-    def _asked_to_stop(self, step: int) -> bool:
-        """Read the last step's status; on a GPU the one before, which has finished meanwhile."""
-        lag = 1 if self.here.device.type == "cuda" else 0
-        stop = False
-        while self.unread and self.unread[0][0] <= step - lag:
-            stop |= self._read_status()
-        return stop
-
-    def _read_status(self) -> bool:
-        step, result, status = self.unread.popleft()
-        skipped, stop = status.tolist()
-        if not skipped:
-            self.progress.bad_in_a_row = 0
-            return bool(stop)
-        self.progress.bad_in_a_row += 1
-        values = {name: value.item() for name, value in result.losses.items()}
-        values["grad_norm"] = result.grad_norm.item()
-        ids = [i for part in result.image_ids for i in part.tolist()]
-        everywhere = gather_objects((ids, values))
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
-        told = "; ".join(
-            f"images {ids}, " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            for ids, values in everywhere
-        )
-        self.log.note(f"step {step + 1} skipped, not finite: {told}; rate {rate:.3g}")
-        if self.progress.bad_in_a_row >= self.config.loop.max_bad_steps:
-            raise DivergedError(
-                f"{self.progress.bad_in_a_row} non-finite steps in a row, "
-                f"the last at step {step + 1}; try a lower optim.lr (now {rate:.3g}) "
-                "or set optim.clip_grad_norm"
-            )
-        return bool(stop)
+        if self.state.average is not None:
+            self.state.average.update(self.task.model, step=step, skipped=result.status[0])
+        self.state.meter.add(result)
+        self.statuses.add(step, result)
 
     def _interrupt(self) -> None:
-        self._save()
         barrier()
         raise InterruptedRunError(
             f"interrupted at step {self.progress.step}; go on with --resume --output {self.output}"
         )
 
     def _log_step(self) -> None:
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
-        values = self.meter.means()
-        seconds = self.meter.seconds()
-        speed = self.meter.steps * self.config.loop.batch_size / seconds
-        values["data_wait"] = self.meter.data_seconds / seconds
-        if self.meter.skipped:
-            values["pictures_skipped"] = self.meter.skipped
+        lr = max(group["lr"] for group in self.state.optimizer.param_groups)
+        values = self.state.meter.means()
+        seconds = self.state.meter.seconds()
+        speed = self.state.meter.timed_steps * self.config.loop.batch_size / seconds
+        values["data_wait"] = self.state.meter.data_seconds / seconds
+        if self.state.meter.skipped:
+            values["images_skipped"] = self.state.meter.skipped
         self.log.step(
             self.progress.step,
             self.config.loop.max_steps,
@@ -265,74 +240,98 @@ class _Run:
             lr=lr,
             images_per_second=speed,
         )
-        self.meter = StepMeter()
+        self.state.meter = StepMeter()
 
-    def _evaluate(self, *, final: bool) -> dict[str, float]:
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Score the weights of this step; a failure is said, and final at the last step alone."""
+        progress, is_last = self.progress, self.progress.step == self.config.loop.max_steps
         started = time.perf_counter()
-        with self._averaged():
-            result = run_evaluation(self.task, self.config, self.here, self.log, final=final)
-        metrics, progress = result.metrics, self.progress
-        progress.evaluation_due = False
-        score = metrics[result.evaluator.main_metric]
-        progress.evaluations_since_best += 1
-        if score > progress.best:
-            progress.best, progress.best_step = score, progress.step
-            progress.evaluations_since_best = 0
-        self._drop_rate_on_plateau()
-        if self.here.is_main:
-            self.log.evaluation(progress.step, metrics, result.evaluator.table())
-            self.log.pictures(progress.step, result.pictures, "predictions")
-            result.evaluator.write(self.output)
-        if progress.evaluations_since_best == 0:
-            self._save(best=True)
-        self.meter.paused += time.perf_counter() - started
-        return metrics
-
-    def _drop_rate_on_plateau(self) -> None:
-        schedule, waited = self.config.schedule, self.progress.evaluations_since_best
-        if schedule.kind == "plateau" and waited and waited % schedule.plateau_evaluations == 0:
-            self.progress.rate_drops += 1
+        try:
+            metrics, main = self._score(stop, final=is_last, step=progress.step)
+        except EvaluationError as error:
+            if is_last:
+                end_with(error)
+            progress.evaluations_failed += 1
             self.log.note(
-                f"learning rate times {schedule.gamma:g} after step {self.progress.step}: "
-                f"no better score in {waited} evaluations"
+                f"evaluation at step {progress.step} failed, training goes on "
+                f"({progress.evaluations_failed} failed so far): {error}"
+            )
+        else:
+            self.final = metrics if is_last else None
+            self._judge(metrics[main], main)
+        self.state.meter.paused += time.perf_counter() - started
+        if progress.evaluation_due:  # failed; the checkpoint from before says so to a resumed run
+            progress.evaluation_due = False
+        else:
+            self._save(in_bad_streak=is_last)
+
+    def _judge(self, score: float, name: str) -> None:
+        """Let a score act: on best.pt, on patience, and on the rate."""
+        progress, schedule = self.progress, self.config.schedule
+        scheduled = self._is_scheduled()
+        if progress.add_score(score, scheduled=scheduled):
+            payload = self.state.payload()
+            if self.here.is_main:
+                self.checkpoints.save_best(payload)
+        elif math.isnan(score):
+            self.log.note(f"{name} is not a number: neither rate, patience nor best.pt act on it")
+        elif scheduled and progress.drop_rate_on_plateau(schedule):
+            self.log.note(
+                f"learning rate times {schedule.gamma:g} after step {progress.step}: "
+                f"no better score in {progress.evaluations_since_best} evaluations"
             )
 
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        if self.average is None:
-            return contextlib.nullcontext()
-        return self.average.applied(self.task.model)
+    def _is_scheduled(self) -> bool:
+        """Return whether an evaluation is due at this step, be it the last one or not."""
+        every = self.config.loop.eval_every
+        return bool(every) and self.progress.step % every == 0
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.loop.patience
-        if patience is None or self.progress.evaluations_since_best < patience:
-            return False
-        self.log.note(
-            f"stopped at step {self.progress.step}: no better score in {patience} evaluations; "
-            f"the best was {self.progress.best:.4f} at step {self.progress.best_step}"
-        )
-        return True
-
-    def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
-        while self.unread:
-            self._read_status()
-        best = self.checkpoints.best() if self.config.loop.patience is not None else None
-        if best is not None and self.progress.best_step != self.progress.step:
-            self.log.note(f"exporting the best weights, of step {self.progress.best_step}")
-            self._load_tensors(load_checkpoint(best))
-            metrics = {}
-        step, loop = self.progress.step, self.config.loop
-        evaluated = metrics and step == loop.max_steps and step % loop.eval_every == 0
-        if not evaluated:
-            metrics = self._evaluate(final=True)
-        if self.here.is_main:
-            with self._averaged():
-                write_safetensors(
-                    self.output / "model.safetensors",
-                    self.task.model.state_dict(),
-                    self.task.metadata(),
+    def _score(self, stop: StopRequest, *, final: bool, step: int) -> tuple[dict[str, float], str]:
+        """Evaluate the weights, averaged where they are; return the metrics, and the main one."""
+        try:
+            with self.state.averaged():
+                result = run_evaluation(
+                    self.task,
+                    self.config,
+                    self.here,
+                    self.log,
+                    output=self.output,
+                    final=final,
+                    stop=stop,
                 )
+        except InterruptedRunError:
+            self._interrupt()
+        if self.here.is_main:
+            self.log.evaluation(step, result.metrics, result.evaluator.table())
+            self.log.pictures(step, result.pictures, "predictions")
+        return result.metrics, result.evaluator.main_metric
+
+    def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:
+        """Leave the best weights, or the last ones, with their metrics."""
+        progress, loop = self.progress, self.config.loop
+        if progress.bad_in_a_row >= min(2, loop.max_steps):
+            raise DivergedError(
+                f"the last {progress.bad_in_a_row} steps were not finite: no weights are exported; "
+                f"{self._advice()}"
+            )
+        if progress.is_out_of_patience(loop):
+            self.log.note(
+                f"stopped at step {progress.step}: no better score in {loop.patience} evaluations"
+            )
+        exported = load_exported(self.state, self.checkpoints, self.log)
+        if self.final is None or exported != progress.step:
+            self.log.note(f"evaluating the weights of step {exported} for the export")
+            try:
+                self.final, _ = self._score(stop, final=True, step=exported)
+            except EvaluationError as error:
+                end_with(error)
+        self.log.final(exported, self.final)
+        if self.here.is_main:
+            export(self.state, self.output, weights_step=exported)
         barrier()
-        return metrics
+        seconds = time.monotonic() - started
+        say_goodbye(self.state, self.output, self.log, exported=exported, seconds=seconds)
+        return self.final
 
     def _introduce(self) -> None:
         trained = sum(p.numel() for p in self.task.model.parameters() if p.requires_grad)
@@ -346,46 +345,46 @@ class _Run:
         for note in [*self.task.notes(), *([] if rate is None else [rate])]:
             self.log.note(note)
 
-    def _save(self, *, best: bool = False) -> None:
-        """Write a checkpoint, after reading the status of every step that it holds."""
-        while self.unread:
-            self._read_status()
-        if not self.here.is_main:
-            return
-        payload: dict[str, Any] = {
-            "model": self.task.model.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
-            "average": None if self.average is None else self.average.values,
-            "progress": vars(self.progress).copy(),
-            "rng": rng_state(),
-            "config": self.config.model_dump(mode="json"),
-            "metadata": self.task.metadata(),
-        }
-        self.checkpoints.save(self.progress.step, payload, best=best)
+    def _save(self, *, in_bad_streak: bool) -> None:
+        """Write a checkpoint, after reading the status of every step that it holds.
 
-    def _resume(self) -> None:
+        Args:
+            in_bad_streak: whether to write it after a step that was not finite too. Else those that
+                were written before such steps began stay.
+
+        Raises:
+            DivergedError: the weights are not finite, and never will be again.
+        """
+        started = time.perf_counter()
+        self.statuses.read(self.progress, self.state.optimizer, all_of_them=True)
+        if not self.state.is_finite():
+            raise DivergedError(
+                f"the weights are not finite after step {self.progress.step}: {self._advice()}"
+            )
+        if self.progress.bad_in_a_row and not in_bad_streak:
+            self.log.note(f"no checkpoint of step {self.progress.step}, which was not finite")
+            return
+        payload = self.state.payload()
+        if self.here.is_main:
+            self.checkpoints.save(self.progress.step, payload)
+        self.state.meter.paused += time.perf_counter() - started
+
+    def _advice(self) -> str:
+        newest = self.checkpoints.latest()
+        kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
+        return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
+
+    def _resume(self) -> list[str]:
+        """Go on from the newest checkpoint; return the settings that differ from its own."""
         payload = self.checkpoints.load_latest()
         if payload is None:
             raise UserError(f"--resume: no checkpoint in {self.output / 'checkpoints'}")
-        tag = payload["config"].get("task", "run")
-        old = parse_config(
-            payload["config"], schemas={tag: type(self.config)}, source=str(self.output)
-        )
-        for line in differences(old, self.config):
+        changed = self.state.changed_settings(payload, source=self.output)
+        for line in changed:
             self.log.note(f"resumed with another setting: {line}")
-        check_resumed(payload, self.task.metadata(), max_steps=self.config.loop.max_steps)
-        self._load_tensors(payload)
-        load_optimizer_state(self.optimizer, payload["optimizer"])
-        self.progress = Progress(**payload["progress"])
-        set_rng_state(payload["rng"])
-        self.log.truncate_after(self.progress.step)
+        self.state.load(payload, source=self.checkpoints.directory)
         self.log.note(f"resumed at step {self.progress.step}")
-
-    def _load_tensors(self, payload: Mapping[str, Any]) -> None:
-        load_model(self.task.model, payload["model"], source=self.checkpoints.directory)
-        if self.average is not None and payload["average"] is not None:
-            for name, value in self.average.values.items():
-                value.copy_(payload["average"][name])
+        return changed
 
 
 def _check_split(config: RunConfig, here: World) -> None:

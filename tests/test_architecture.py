@@ -22,6 +22,7 @@ SLOW_IMPORTS = {
     "albumentations": ("backbones/classification/transforms.py", "detection/benchmarks/"),
     "hotcoco": (),
     "matplotlib": (),
+    "tensorboard": (),
     "torch.utils.tensorboard": (),
     "torchvision": (
         "backbones/classification/cifar.py",

@@ -29,10 +29,11 @@ def main() -> None:
     from detection.data.coco import ClassMap, detections_to_coco
     from detection.predict import find_pictures, load_detector
     from detection.visualize import draw_detections, free_paths, write_picture
-    from engine.checkpoint import holds_run, prepare_output
+    from engine.checkpoint import prepare_output
     from engine.errors import UserError
     from engine.files import write_file
     from engine.log import RunLog
+    from engine.run_folder import holds_run
 
     if holds_run(arguments.output):
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")

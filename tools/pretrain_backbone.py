@@ -24,17 +24,25 @@ def main() -> None:
     assert isinstance(config, ClassificationConfig)
 
     from backbones.classification.trained import export_backbone
-    from backbones.curves import write_curves
+    from backbones.curves import curves_at_the_end
     from detection.tasks import build_task
+    from engine.log import make_console
     from engine.trainer import fit
 
     task = build_task(config)
-    metrics = fit(
-        task, config, output=words.output, replace=True, resume=words.resume, device=words.device
-    )
+    with curves_at_the_end(words.output, is_main=words.is_main):
+        metrics = fit(
+            task,
+            config,
+            output=words.output,
+            resume=words.resume,
+            auto_resume=words.auto_resume,
+            replace=True,
+            device=words.device,
+        )
     if words.is_main:
         export_backbone(words.output, metrics=metrics, device=words.device)
-        write_curves(words.output)
+        make_console().print(f"next: python tools/eval.py {words.output}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,34 @@ def main() -> None:
     """Parse, load the config, train."""
     words = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
 
+    from detection.config import DetectionConfig
     from detection.schemas import SCHEMAS
     from engine.config import load_config
 
     config = load_config(words.config, words.overrides, schemas=SCHEMAS)
 
-    from backbones.curves import write_curves
+    from backbones.curves import curves_at_the_end
     from detection.tasks import build_task
+    from engine.log import make_console
     from engine.trainer import fit
 
     task = build_task(config)
-    fit(task, config, output=words.output, replace=True, resume=words.resume, device=words.device)
+    with curves_at_the_end(words.output, is_main=words.is_main):
+        fit(
+            task,
+            config,
+            output=words.output,
+            resume=words.resume,
+            auto_resume=words.auto_resume,
+            replace=True,
+            device=words.device,
+        )
     if words.is_main:
-        write_curves(words.output)
+        predicts = isinstance(config, DetectionConfig)
+        following = (
+            f"predict.py {words.output} IMAGE ..." if predicts else f"eval.py {words.output}"
+        )
+        make_console().print(f"next: python tools/{following}", highlight=False)
 
 
 if __name__ == "__main__":

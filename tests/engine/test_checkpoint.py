@@ -84,7 +84,7 @@ class Killer:
         os.kill(os.getpid(), signal.SIGKILL)
 folder = CheckpointFolder(Path(sys.argv[1]), keep=2)
 folder.save(1, {"step": 1})
-folder.save(2, {"w": torch.zeros(100_000), "bad": Killer()}, best=True)
+folder.save(2, {"w": torch.zeros(100_000), "bad": Killer()})
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -131,7 +131,9 @@ def test_the_folder_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert folder.best() is None
     assert folder.load_latest() is None
     for step in (9, 100, 20_000, 100_000_000):
-        folder.save(step, {"step": step}, best=step == 100)
+        folder.save(step, {"step": step})
+        if step == 100:
+            folder.save_best({"step": step})
     expected = ["best.pt", "step_00020000.pt", "step_100000000.pt"]
     assert names(folder.directory) == expected
     assert folder.latest() == folder.directory / "step_100000000.pt"
@@ -143,7 +145,8 @@ def test_the_folder_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_an_unreadable_newest_checkpoint_names_the_one_before(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
-    folder.save(1, {"step": 1}, best=True)
+    folder.save(1, {"step": 1})
+    folder.save_best({"step": 1})
     folder.save(2, {"step": 2})
     cut(tmp_path / "step_00000002.pt", 100)
     with pytest.raises(UserError, match=r"2.pt: .*; remove it to resume from .*step_00000001.pt$"):

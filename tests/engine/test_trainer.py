@@ -176,10 +176,12 @@ def test_an_interrupted_run_logs_and_scores_as_the_whole_one(tmp_path: Path, ste
     assert both[0]["progress"] == both[1]["progress"]
 
 
-def test_steps_that_are_all_skipped_have_no_loss(tmp_path: Path) -> None:
+def test_a_run_that_ends_in_steps_that_are_not_finite_exports_nothing(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=range(8)))
-    fit(task, config(max_steps=3), output=tmp_path)
+    with pytest.raises(DivergedError, match="the last 3 steps were not finite"):
+        fit(task, config(max_steps=3), output=tmp_path)
     assert lines(tmp_path, "train")[0]["loss"] is None
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_patience_stops_early_and_exports_the_best(tmp_path: Path) -> None:

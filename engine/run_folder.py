@@ -1,0 +1,188 @@
+"""The folder of a run: one run at a time, an earlier one moved aside, and the final weights."""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from errno import EACCES, EAGAIN
+from pathlib import Path
+
+from torch import Tensor
+
+from engine.checkpoint import prepare_output, read_safetensors, write_safetensors
+from engine.errors import UserError
+from engine.paths import exists, is_file, names_in, read_text
+
+LOCK = ".lock"
+EXPORT = "model.safetensors"
+
+
+def holds_run(directory: Path) -> bool:
+    """Return whether a run was started in a folder: its checkpoints tell, or its config."""
+    if exists(directory / "checkpoints"):
+        return True
+    config = directory / "config.yaml"
+    try:
+        return is_file(config) and "\nloop:\n" in read_text(config)
+    except UserError:  # no text: another program's
+        return False
+
+
+def _holds_work(directory: Path) -> bool:
+    """Return whether a run got further than its start: a step logged, a checkpoint, weights."""
+    logged = directory / "metrics.jsonl"
+    return bool(
+        names_in(directory / "checkpoints", "*.pt")
+        or exists(directory / EXPORT)
+        or (is_file(logged) and logged.stat().st_size)
+    )
+
+
+def move_run_aside(directory: Path) -> Path | None:
+    """Rename a run's folder to the next free of `directory`.1, .2 ...
+
+    A run that failed at its start, before it logged a step, is written over instead.
+
+    Returns:
+        Where the run is now; None when nothing was moved.
+
+    Raises:
+        UserError: what lies there would be written over, and is no run; or it cannot be renamed.
+    """
+    if not holds_run(directory):
+        if exists(directory / "config.yaml"):
+            raise UserError(
+                f"{directory}: expected a free folder, got one with another config.yaml"
+            )
+        return None
+    if not _holds_work(directory):
+        return None
+    number = 1
+    while exists(aside := directory.with_name(f"{directory.name}.{number}")):
+        number += 1
+    try:
+        directory.rename(aside)
+    except OSError as error:  # such as a mount point
+        raise UserError(
+            f"{directory}: holds a run that cannot be renamed to {aside.name}: {error.strerror}; "
+            "choose another --output"
+        ) from error
+    return aside
+
+
+class FolderLock:
+    """Keeps other runs out of a folder.
+
+    The system frees it when the process ends, however it ends; its file names who holds it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Lock `directory`; UserError: another run holds it, or the file cannot be made."""
+        self.note: str | None = None
+        """What to say where the file system has no locks."""
+        path = directory / LOCK
+        while True:
+            try:
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made: {error.strerror}") from error
+            try:
+                # of the process, not of the file: reading processes do not inherit it
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (EACCES, EAGAIN):
+                    holder = os.read(self._file, 500).decode(errors="replace").strip()
+                    os.close(self._file)
+                    raise UserError(
+                        f"{directory}: expected a folder that no run writes to, got one in use by "
+                        f"{holder or 'another run'}; stop that, or choose another --output"
+                    ) from error
+                self.note = f"{directory}: the file system has no locks: start one run in it alone"
+            if self._is_at(path):
+                break
+            os.close(self._file)  # its holder removed it meanwhile
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError):  # a full disk: the lock holds without the words
+            os.ftruncate(self._file, 0)
+            text = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+            os.write(self._file, text.encode())
+
+    def release(self, directory: Path) -> None:
+        """Free the folder, which is now at `directory`, and remove the file from it."""
+        with suppress(OSError):
+            if self._is_at(directory / LOCK):
+                (directory / LOCK).unlink()
+        os.close(self._file)
+
+    def _is_at(self, path: Path) -> bool:
+        try:
+            found = os.stat(path)  # noqa: PTH116
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._file))
+
+
+@contextmanager
+def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
+    """Make a folder this run's own, for as long as it runs.
+
+    Args:
+        output: the folder; made where it is not there.
+        move_aside: rename a run that lies in it.
+
+    Yields:
+        Lines for the log.
+
+    Raises:
+        UserError: another run writes to it, or it cannot be written to.
+    """
+    prepare_output(output)
+    lock = FolderLock(output)
+    notes = [] if lock.note is None else [lock.note]
+    try:
+        aside = move_run_aside(output) if move_aside else None
+        if aside is not None:
+            notes.append(f"{output}: the run that lay there is now {aside}")
+            lock.release(aside)
+            prepare_output(output)
+            lock = FolderLock(output)
+        yield notes
+    finally:
+        lock.release(output)
+
+
+def write_export(directory: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the weights that a run leaves, the last of its files.
+
+    Args:
+        directory: the run folder.
+        state: the weights.
+        metadata: text beside them; `weights_step` is theirs, `run_step` that at which it ended.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    write_safetensors(directory / EXPORT, state, metadata)
+
+
+def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | None:
+    """Return the final metrics of a run that ended after `run_step` steps; None: it did not.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    if not is_file(directory / EXPORT) or not is_file(directory / "metrics.json"):
+        return None
+    if read_safetensors(directory / EXPORT)[1].get("run_step") != str(run_step):
+        return None
+    try:
+        found = json.loads(read_text(directory / "metrics.json"))
+    except ValueError as error:
+        raise UserError(f"{directory / 'metrics.json'}: expected JSON, got: {error}") from error
+    numbers = found.items() if isinstance(found, dict) else ()
+    values = {name: math.nan if value is None else value for name, value in numbers}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -1,0 +1,87 @@
+"""The state of a run: what a checkpoint holds, how it is made, and how a run goes on from it."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import check_resumed, load_model, rng_state, set_rng_state
+from engine.config import differences, parse_config
+from engine.distributed import World, gather_objects
+from engine.meter import StepMeter
+from engine.optim import load_optimizer_state, optimizer_state
+from engine.progress import Progress
+from engine.schema import RunConfig
+from engine.step import WeightAverage
+from engine.task import Task
+
+
+@dataclass
+class RunState:
+    """All that changes while a run goes on. average: None without `loop.ema_decay`."""
+
+    task: Task
+    config: RunConfig
+    here: World
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    progress: Progress = field(default_factory=Progress)
+    meter: StepMeter = field(default_factory=StepMeter)
+
+    def payload(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; all processes take part."""
+        return {
+            "model": self.task.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "average": None if self.average is None else self.average.values,
+            "progress": vars(self.progress).copy(),
+            "meters": gather_objects(self.meter.state()),
+            "rng": rng_state(),
+            "config": self.config.model_dump(mode="json"),
+            "metadata": self.task.metadata(),
+        }
+
+    def load(self, payload: Mapping[str, Any], *, source: Path) -> None:
+        """Go on from a checkpoint of `source`, bit for bit.
+
+        Raises:
+            UserError: it is of other classes, another network, or beyond the last step.
+        """
+        check_resumed(payload, self.task.metadata(), max_steps=self.config.loop.max_steps)
+        self.load_weights(payload, source=source)
+        load_optimizer_state(self.optimizer, payload["optimizer"])
+        self.progress = Progress.of(payload["progress"])
+        meters = payload.get("meters", [])
+        if len(meters) == self.here.size:
+            self.meter.load_state(meters[self.here.rank], self.here.device)
+        set_rng_state(payload["rng"])
+
+    def load_weights(self, payload: Mapping[str, Any], *, source: Path) -> None:
+        """Put a checkpoint's weights and their averages in place, and nothing else."""
+        load_model(self.task.model, payload["model"], source=source)
+        if self.average is not None and payload["average"] is not None:
+            for name, value in self.average.values.items():
+                value.copy_(payload["average"][name])
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the network has its averaged weights, where there are any."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return self.average.applied(self.task.model)
+
+    def changed_settings(self, payload: Mapping[str, Any], *, source: Path) -> list[str]:
+        """Return a line for each setting that differs from a checkpoint's."""
+        tag = payload["config"].get("task", "run")
+        schemas = {tag: type(self.config)}
+        old = parse_config(payload["config"], schemas=schemas, source=str(source))
+        return differences(old, self.config)
+
+    def is_finite(self) -> bool:
+        """Return whether all weights and averages are; once they are not, they never will be."""
+        averages = {} if self.average is None else self.average.values
+        values = [*self.task.model.state_dict().values(), *averages.values()]
+        found = [value.isfinite().all() for value in values if value.is_floating_point()]
+        return bool(torch.stack(found).all())
