@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 
-
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables that say how often torchrun or Slurm has started this job again."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import UserError
+from engine.paths import exists, read_text
 
 
 def write_atomically(
@@ -55,7 +56,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise UserError where there is a file at `path`, unless it may be replaced."""
-    if path.exists() and not force:
+    if exists(path) and not force:
         raise UserError(f"{path}: expected no such file yet, got one; --force replaces it")
 
 
@@ -65,14 +66,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: it is missing, cannot be read, is no UTF-8 text, or holds no line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from error
+    text = read_text(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path}: expected at least one line, got none")

@@ -10,6 +10,7 @@ import torch
 from engine.checkpoint import prepare_output
 from engine.config import differences, load_config
 from engine.errors import InterruptedRunError, UserError
+from engine.paths import exists, names_in
 from engine.schema import RunConfig
 from engine.task import Task
 from engine.trainer import fit
@@ -38,7 +39,7 @@ def stage_of(run: PlannedRun[C]) -> Stage:
         UserError: the folder holds a run of another config.
     """
     saved = run.folder / "config.yaml"
-    if not saved.exists():
+    if not exists(saved):
         return "not run"
     schemas = {str(run.config.model_dump()["task"]): type(run.config)}
     changed = differences(load_config(saved, schemas=schemas), run.config)
@@ -48,9 +49,9 @@ def stage_of(run: PlannedRun[C]) -> Stage:
             "remove it, or choose another --output"
         )
     # The weights are written last; metrics.json at every evaluation.
-    if all((run.folder / name).exists() for name in ("metrics.json", "model.safetensors")):
+    if all(exists(run.folder / name) for name in ("metrics.json", "model.safetensors")):
         return "done"
-    return "interrupted" if any(run.folder.glob("checkpoints/step_*.pt")) else "not run"
+    return "interrupted" if names_in(run.folder / "checkpoints", "step_*.pt") else "not run"
 
 
 def train_planned(

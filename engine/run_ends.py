@@ -29,6 +29,13 @@ def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> 
     return True
 
 
+def advice(checkpoints: CheckpointFolder) -> str:
+    """Return what to do about a run that diverged."""
+    newest = checkpoints.latest()
+    kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
+    return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
+
+
 def load_exported(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -> int:
     """Put the weights to export into the network, as `loop.export` says; return their step."""
     progress = state.progress

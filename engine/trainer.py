@@ -27,6 +27,7 @@ from engine.optim import build_optimizer, lr_factor, set_lr
 from engine.optim import note as rate_note
 from engine.progress import Progress
 from engine.run_ends import (
+    advice,
     already_finished,
     can_resume,
     export,
@@ -136,6 +137,7 @@ class _Run:
         deliveries, progress = self._deliveries(), self.progress
         with stop_requests() as stop:
             if progress.evaluation_due:
+                self._check_end()
                 self._evaluate(stop)
             while progress.step < loop.max_steps and not progress.is_out_of_patience(loop):
                 self._one_step(self._next(deliveries), stop)
@@ -156,6 +158,7 @@ class _Run:
             self._log_step()
         is_last = progress.step == loop.max_steps
         progress.evaluation_due = is_last or self._is_scheduled()
+        self._check_end()
         if stop_asked or progress.evaluation_due or progress.step % loop.checkpoint_every == 0:
             self._save(in_bad_streak=stop_asked or is_last)
         if stop_asked:
@@ -309,11 +312,6 @@ class _Run:
     def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:
         """Leave the best weights, or the last ones, with their metrics."""
         progress, loop = self.progress, self.config.loop
-        if progress.bad_in_a_row >= min(2, loop.max_steps):
-            raise DivergedError(
-                f"the last {progress.bad_in_a_row} steps were not finite: no weights are exported; "
-                f"{self._advice()}"
-            )
         if progress.is_out_of_patience(loop):
             self.log.note(
                 f"stopped at step {progress.step}: no better score in {loop.patience} evaluations"
@@ -358,9 +356,8 @@ class _Run:
         started = time.perf_counter()
         self.statuses.read(self.progress, self.state.optimizer, all_of_them=True)
         if not self.state.is_finite():
-            raise DivergedError(
-                f"the weights are not finite after step {self.progress.step}: {self._advice()}"
-            )
+            told = advice(self.checkpoints)
+            raise DivergedError(f"weights that are not finite, step {self.progress.step}: {told}")
         if self.progress.bad_in_a_row and not in_bad_streak:
             self.log.note(f"no checkpoint of step {self.progress.step}, which was not finite")
             return
@@ -369,10 +366,16 @@ class _Run:
             self.checkpoints.save(self.progress.step, payload)
         self.state.meter.paused += time.perf_counter() - started
 
-    def _advice(self) -> str:
-        newest = self.checkpoints.latest()
-        kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
-        return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
+    def _check_end(self) -> None:
+        """Raise DivergedError at the last step, if the training ends in steps that were skipped."""
+        progress, last = self.progress, self.config.loop.max_steps
+        if progress.step == last:
+            self.statuses.read(progress, self.state.optimizer, all_of_them=True)
+            if progress.bad_in_a_row >= min(2, last):
+                raise DivergedError(
+                    f"the last {progress.bad_in_a_row} steps were not finite: no weights are "
+                    f"exported; {advice(self.checkpoints)}"
+                )
 
     def _resume(self) -> list[str]:
         """Go on from the newest checkpoint; return the settings that differ from its own."""

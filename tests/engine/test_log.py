@@ -1,7 +1,9 @@
 import json
 import math
 import re
+import resource
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.log import WIDTH, RunLog
+from engine.log import WIDTH, RunLog, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +167,82 @@ def test_a_terminal_has_colours_unless_refused(
     monkeypatch.setenv("NO_COLOR", "1")
     RunLog(None, is_main=True).step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
     assert "36m" not in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = RunLog(tmp_path, is_main=True)
+    for step in (1, 2):
+        log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
+    (tmp_path / "metrics.jsonl").unlink()  # there is room again
+    log.evaluation(2, {"ap": 0.5})
+    log.close()
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+    ]
+    told = capsys.readouterr().out
+    assert told.count("metrics.jsonl cannot be written, the run goes on: No space left") == 1
+
+
+def test_a_folder_that_vanished_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path / "run", is_main=True)
+    for step in (1, 2):
+        log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
+        log.pictures(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.close()
+    told = capsys.readouterr().out
+    for what in ("metrics.jsonl", "TensorBoard's events", "val_00.png"):
+        assert told.count(f"{what} cannot be written, the run goes on: ") == 1
+    assert "metrics.jsonl lacks 2 lines" in told
+
+
+@pytest.fixture
+def no_room() -> Iterator[Callable[[], None]]:
+    """Give a function from whose call on no file grows beyond a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_tensorboard_goes_on_in_a_new_file_after_a_failure(
+    tmp_path: Path, no_room: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = RunLog(tmp_path, is_main=True)
+    log.step(1, 4, {"loss": 1.0}, lr=0.1, images_per_second=3.0)
+    no_room()
+    log.step(2, 4, {"loss": 1.5}, lr=0.1, images_per_second=3.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.step(3, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
+    log.close()
+    assert "TensorBoard's events cannot be written, the run goes on: " in capsys.readouterr().out
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (3, 2)]
+
+
+def test_damaged_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = '{"kind": "train", "step": 1, "loss": 2.0}'
+    bad = ['{"kind": "tr', "[1]", '{"kind": "train"}', '{"kind": [], "step": 1}', "[" * 10_000]
+    path.write_bytes("\n".join([good, *bad]).encode() + b"\n\xff\xfe")
+    records, num_damaged = read_metrics(path)
+    assert records == [json.loads(good)]
+    assert num_damaged == 6
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_a_bar_moves_between_the_lines_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(None, is_main=True)
+    for step in range(1, 4):
+        log.advance(step, 4)
+    log.step(3, 4, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
+    log.close()
+    text = capsys.readouterr().out
+    assert "training" in text
+    assert "3/4" in text

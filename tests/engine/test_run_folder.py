@@ -1,0 +1,123 @@
+"""One run in a folder at a time; an earlier one is moved aside, one that failed at once is not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UserError
+from engine.run_folder import LOCK, FolderLock, claimed, holds_run, move_run_aside
+from engine.trainer import fit
+from tests.engine.test_trainer import config
+from tests.engine.toy import ToyData, ToyTask
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from engine.run_folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock of a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        fit(ToyTask(), config(), output=tmp_path)
+    assert f"in use by process {holder.pid} on {os.uname().nodename}" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate(timeout=10)
+    assert (tmp_path / LOCK).exists()  # nobody removed it, and nobody is kept out by it
+    fit(ToyTask(), config(), output=tmp_path)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\.lock: cannot be made"):
+        FolderLock(tmp_path / "run")
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+
+
+def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for number in range(3):
+        fit(ToyTask(), config(max_steps=1), output=run, replace=True)
+        (run / "mark").write_text(str(number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert [(tmp_path / name / "mark").read_text() for name in ("run.1", "run.2", "run")] == [
+        "0",
+        "1",
+        "2",
+    ]
+    assert not list(tmp_path.rglob(LOCK))
+
+
+def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
+    class Empty(ToyData):
+        def load(self, index: int, seed: int, frame: None = None) -> tuple[int, object]:  # type: ignore[override]
+            raise UserError("0.jpg: no such file")
+
+    for _ in range(3):
+        with pytest.raises(UserError, match="no such file"):
+            fit(ToyTask(Empty()), config(), output=tmp_path / "run", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    fit(ToyTask(), config(max_steps=1), output=tmp_path / "run", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_settings_that_fail_leave_an_earlier_run_where_it_is(tmp_path: Path) -> None:
+    fit(ToyTask(), config(max_steps=1), output=tmp_path / "run")
+    with pytest.raises(UserError, match=r"loop\.batch_size"):
+        fit(ToyTask(), config(batch_size=5, accumulate=2), output=tmp_path / "run", replace=True)
+    task = ToyTask()
+    task.model.requires_grad_(False)
+    with pytest.raises(UserError, match="expected parameters that train"):
+        fit(task, config(), output=tmp_path / "run", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_cannot_be_renamed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Path, target: Path) -> Path:
+        raise OSError(16, "Device or resource busy")
+
+    fit(ToyTask(), config(max_steps=1), output=tmp_path / "run")
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(UserError, match=r"cannot be renamed to run\.1: Device or resource busy"):
+        move_run_aside(tmp_path / "run")
+
+
+def test_another_programs_config_is_no_run(tmp_path: Path) -> None:
+    assert not holds_run(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe not text")
+    assert not holds_run(tmp_path)
+    with (
+        pytest.raises(UserError, match="expected a free folder"),
+        claimed(tmp_path, move_aside=True),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
