@@ -1,0 +1,66 @@
+"""Jobs that are started again go on, where there is something of theirs to go on from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Call, Outcome
+from tools import train_det
+
+
+def start(call: Call, *words: str) -> Outcome:
+    return call(train_det, "tiny.yaml", "--output", "run", "--device", "cpu", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "variable"),
+    [
+        (["--auto-resume"], None),
+        ([], "TORCHELASTIC_RESTART_COUNT"),
+        ([], "SLURM_RESTART_COUNT"),
+    ],
+    ids=["flag", "torchrun", "slurm"],
+)
+def test_a_job_that_is_started_again_goes_on(
+    site: Path, call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
+    words = [*words, "loop.max_steps=3", "loop.batch_size=1"]
+    last = site / "data" / f"{np.random.default_rng((0, 0)).permutation(3)[-1]}.jpg"
+    image = last.read_bytes()
+    last.write_text("no image")
+    stopped = start(call, *words)
+    assert stopped.code == 2
+    last.write_bytes(image)
+    done = start(call, *words)
+    assert done.code == 0, done.err
+    assert "resumed at step 2" in done.out
+    assert sorted(path.name for path in site.iterdir() if path.is_dir()) == ["data", "run"]
+    again = start(call, *words)
+    assert again.code == 0
+    assert "finished at step 3 already" in again.out
+
+
+def test_without_it_a_run_starts_anew(site: Path, call: Call) -> None:
+    for _ in range(2):
+        done = start(call)
+        assert done.code == 0, done.err
+        assert "resumed" not in done.out
+    assert (site / "run.1" / "model.safetensors").exists()
+
+
+def test_another_config_is_not_gone_on_with(site: Path, call: Call) -> None:
+    assert start(call).code == 0
+    refused = start(call, "optim.lr=0.5", "--auto-resume")
+    assert refused.code == 2
+    assert "holds a run of another config (optim.lr: 0.001 -> 0.5)" in refused.err
+
+
+def test_the_last_lines_name_what_is_there_and_what_is_next(site: Path, call: Call) -> None:
+    told = start(call).out.splitlines()
+    assert told[-3].startswith("2 steps, 0:00:")
+    assert "best " in told[-3]
+    assert told[-2] == "run/model.safetensors: weights of step 2 (the last)"
+    assert told[-1] == "next: python tools/predict.py run IMAGE ..."
