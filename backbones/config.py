@@ -4,13 +4,13 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from engine.schema import Config, Fraction, PositiveInts
+from engine.schema import Config, Fraction, PathText, PositiveInts
 
 
 class DemoConfig(Config):
     """Pictures to be drawn on first use: scenes for a detector, or their objects cut out."""
 
-    root: str = "data/demo"
+    root: PathText = "data/demo"
     """Folder that receives `train/` and `val/`."""
     num_train: PositiveInt = 240
     """Training pictures."""
@@ -23,7 +23,7 @@ class DemoConfig(Config):
 class NetworkConfig(Config):
     """A residual network: its weights, norm and pixels. Who uses it adds the depths it allows."""
 
-    weights: str | None = None
+    weights: PathText | None = None
     """Pretrained weights: ours, or a torchvision, timm, detectron2 or Caffe2 file; none: random."""
     pixels: Literal["auto", "rgb", "bgr"] = "auto"
     """Channels that `weights` take: rgb, normalised as below; bgr, not divided (MSRA); auto: the

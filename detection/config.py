@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from backbones.config import DemoConfig, NetworkConfig
-from engine.schema import Config, Fraction, PositiveFloats, PositiveInts, RunConfig
+from engine.schema import Config, Fraction, PathText, PositiveFloats, PositiveInts, RunConfig
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
@@ -25,9 +25,9 @@ EngineChoice = Literal["auto", "pycocotools", "hotcoco"]
 class SplitConfig(Config):
     """A folder of pictures and its COCO JSON."""
 
-    images: str = ""
+    images: PathText = ""
     """Folder to which the JSON's `file_name`s are relative."""
-    annotations: str = ""
+    annotations: PathText = ""
     """COCO JSON file."""
 
 
@@ -215,7 +215,7 @@ class ModelConfig(Config):
     """Region head."""
     mask: MaskConfig = MaskConfig()
     """Mask head, which a run of the task `segmentation` has."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Detector weights to start from: our safetensors or torchvision's; classes must agree."""
     crowd_ioa_thresh: Fraction = 0.5
     """Share of its area in a crowd region from which a candidate is left out of the losses."""

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from backbones.config import DemoConfig, ViewConfig, WindowConfig
 from detection.config import BackboneConfig
-from engine.schema import Config, Fraction, PositiveFloats, RunConfig
+from engine.schema import Config, Fraction, PathText, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
 
@@ -20,7 +20,7 @@ class DataConfig(Config):
     kind: Literal["ilsvrc", "tiny_imagenet"] = "ilsvrc"
     """ilsvrc: `Annotations/`, `Data/` and `ImageSets/CLS-LOC`. tiny_imagenet: `wnids.txt`,
     `train/` and `val/` with their box files."""
-    root: str = ""
+    root: PathText = ""
     """Folder that holds these."""
     demo: DemoConfig | None = None
     """tiny_imagenet: when set, drawn scenes are made in this layout under `demo.root`."""
@@ -101,7 +101,7 @@ class EvaluationConfig(ViewConfig):
     """vote: IoU with the best box from which a box has a say."""
     candidates: PositiveInt = 100
     """Best boxes of each view that may have a say, or become proposals of the second stage."""
-    classifier: str | None = None
+    classifier: PathText | None = None
     """Run, checkpoint or weights of tools/pretrain_backbone.py with the same classes; its best five
     are looked for too, besides the given class."""
 
@@ -133,7 +133,7 @@ class LocalizationConfig(OneClassConfig):
 class RegionClassifierConfig(OneClassModelConfig):
     """R-CNN: proposals cut out of the picture, warped, and each put through the network."""
 
-    localizer: str = ""
+    localizer: PathText = ""
     """Run of the first stage, or its weights; its boxes are the proposals."""
     num_proposals: PositiveInt = 200
     """Proposals of a picture and class."""

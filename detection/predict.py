@@ -22,7 +22,7 @@ from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
 from engine.checkpoint import read_trained
-from engine.config import apply_overrides, parse_config
+from engine.config import parse_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.step import autocast
@@ -56,8 +56,8 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
             raise UserError(
                 f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
             )
-    values = apply_overrides(json.loads(metadata["config"]), overrides)
-    config = parse_config(values, schemas=SCHEMAS, source=str(path))
+    values = json.loads(metadata["config"])
+    config = parse_config(values, overrides, schemas=SCHEMAS, source=str(path))
     assert isinstance(config, DetectionConfig)
     names, category_ids = json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
     classes = ClassMap(tuple(names), tuple(category_ids))

@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.files import write_file
 from engine.log import RunLog
 from engine.planned import PlannedRun, stage_of, train_planned
-from engine.schema import Config, RunConfig
+from engine.schema import Config, PathText, RunConfig
 
 Run = PlannedRun[RunConfig]
 
@@ -26,7 +26,7 @@ Run = PlannedRun[RunConfig]
 class TrialConfig(Config):
     """One task's short training."""
 
-    config: str
+    config: PathText
     """Its config, relative to the folder of this file."""
     score: str
     """The metric that is reported, in [0, 1], higher is better."""

@@ -2,20 +2,30 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
+from engine.paths import exists, is_file, names_in, resolved
+from engine.text import let_streams_escape, printable
+
+_OVERRIDE = re.compile(r"[\w.]+=")
+"""How an override begins, where a path may hold "=" too."""
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables that say how often torchrun or Slurm has started this job again."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are."""
+    """A parser whose errors are one line, as all others are; its paths may begin with `~/`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
@@ -27,21 +37,62 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
     A path may hold "=" where it exists: folders are called after settings.
     """
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if _is_override(word)]
     return [Path(word) for word in words if word not in overrides], overrides
 
 
+def _is_override(word: str) -> bool:
+    if "=" not in word:
+        return False
+    try:
+        return not exists(word)
+    except UserError:  # too long for a path, say; whoever reads the path will tell
+        return _OVERRIDE.match(word) is not None
+
+
+def _path(text: str) -> Path:
+    """Return a path of the command line: the shell leaves `~` alone in `--output=~/run`."""
+    path = Path(text)
+    return path.expanduser() if text.startswith("~/") and not exists(path) else path
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says."""
+    """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says.
+
+    What the system refuses where nobody expected it, such as a full disk under the console's file,
+    is one line with exit code 2 too.
+    """
+    let_streams_escape()
     try:
         main()
+        sys.stdout.flush()
+        sys.exit(0)
     except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:
-        sys.stderr.write(f"{'error' if isinstance(error, UserError) else 'stopped'}: {error}\n")
+        kind = "error" if isinstance(error, UserError) else "stopped"
+        sys.stderr.write(f"{kind}: {printable(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("stopped: interrupted\n")
         sys.exit(InterruptedRunError.exit_code)
-    sys.exit(0)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        sys.exit(UserError.exit_code)
+    except OSError as error:
+        what = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"error: {printable(f'{what}{error.strerror or error}')}\n")
+        sys.exit(UserError.exit_code)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what the console still has to get; what it does not take is dropped.
+
+    Python would try once more at its end, and complain in lines of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)
@@ -93,11 +144,11 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config = files[0] if files else default
     output = arguments.output or Path("runs") / config.stem
-    if Path.cwd().is_relative_to(output.resolve()):
-        raise UserError(f"--output: expected a folder for this run alone, got {output.resolve()}")
-    if arguments.resume and not files and (output / "config.yaml").is_file():
+    if resolved(".").is_relative_to(resolved(output)):
+        raise UserError(f"--output: expected a folder for this run alone, got {resolved(output)}")
+    if arguments.resume and not files and is_file(output / "config.yaml"):
         config = output / "config.yaml"
-    if arguments.resume and not list(output.glob("checkpoints/step_*.pt")):
+    if arguments.resume and not names_in(output / "checkpoints", "step_*.pt"):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
     restarts = (os.environ.get(name, "0") for name in _RESTARTS)
     return TrainingWords(

@@ -1,142 +1,105 @@
-"""Config files: YAML with one base and dotted overrides, checked against the task's schema.
+"""Config files: YAML with at most two levels of `base` and dotted overrides, checked by a schema.
 
 Every mistake is a `UserError` of one line: where, key, expected, got, and the nearest right name.
 """
 
-import difflib
 import json
-import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from engine.config_keys import nearest
+from engine.config_overrides import read_override, task_of
 from engine.errors import UserError
-from engine.schema import Config
+from engine.paths import open_file, resolved
+from engine.schema import Config, expanded_path
+from engine.text import printable
+from engine.yaml_text import MAX_LENGTH, dump_yaml, parse_yaml
 
 C = TypeVar("C", bound=Config)
 
 MAX_ERRORS = 3
+MAX_BASES = 2
 MAX_VALUE_LENGTH = 60
+COMMAND_LINE = "command line"
 _UNSET = object()
-
-# YAML 1.2's core types. YAML 1.1, PyYAML's own, reads 1e-2 as text, `no` as false, 010 as 8.
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    "float": (
-        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  as PyYAML declares it
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that is given twice; PyYAML would take the last one in silence."""
-        seen = []
-        for key, _ in node.value:
-            if key.value in seen:
-                problem = f"key {key.value} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  as PyYAML declares it
-
-
-for _kind in (_Loader, _Dumper):
-    for _tag, (_pattern, _first) in _SCALARS.items():
-        _kind.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), _first
-        )
 
 
 def load_config(
     path: Path | str, overrides: Sequence[str] = (), *, schemas: Mapping[str, type[C]]
 ) -> C:
-    """Read a YAML file, its base and the overrides, and check the result.
+    """Read a YAML file, its bases and the overrides, and check the result.
 
     Args:
-        path: the file. Its key `base` may name one file, relative to it, that is read first.
-        overrides: `a.b.c=value`, the value in YAML; applied last.
+        path: the file. Its key `base` may name one file, relative to it, that is read first, and
+            that file may have a base too.
+        overrides: `a.b.c=value`, applied last. Text is taken as it is written, all else is YAML.
         schemas: schema for each value of the key `task`; the first one when the key is absent.
 
     Raises:
-        UserError: missing file, no YAML mapping, chained base, or a wrong key, type or value.
+        UserError: missing file, no YAML mapping, a longer chain, or a wrong key, type or value.
     """
-    path = Path(path)
-    values = _read_yaml(path)
-    layers = {"command line": apply_overrides({}, overrides), str(path): values}
-    base = values.pop("base", None)
-    if base is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base: expected one file name, got {_show(base)}")
-        base_path = path.parent / base
-        base_values = _read_yaml(base_path)
-        if "base" in base_values:
-            raise UserError(f"{path}: base: expected a file without a base of its own, got {base}")
-        layers[str(base_path)] = base_values
-        values = _merge(base_values, values)
-    return _validate(apply_overrides(values, overrides), str(path), layers, schemas)
+    layers = _read_layers(Path(path))
+    values: dict[str, Any] = {}
+    for below in reversed(layers.values()):
+        values = merged(values, below)
+    return _checked(values, overrides, layers=layers, source=str(path), schemas=schemas)
 
 
-def parse_config(values: Mapping[str, Any], *, schemas: Mapping[str, type[C]], source: str) -> C:
+def config_files(path: Path | str) -> list[str]:
+    """Return the files that `load_config` reads: the config, its base, and the base of that.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return list(_read_layers(Path(path)))
+
+
+def parse_config(
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    schemas: Mapping[str, type[C]],
+    source: str,
+) -> C:
     """Check values that are already a mapping, as a checkpoint holds them.
 
     Args:
         values: keys and values as in a YAML file, without `base`.
+        overrides: as of `load_config`.
         schemas: schema for each value of the key `task`; the first one when the key is absent.
         source: where the values come from, for messages.
 
     Raises:
-        UserError: a wrong key, type or value.
+        UserError: no mapping, or a wrong key, type or value.
     """
-    return _validate(values, source, {}, schemas)
-
-
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `values` with `a.b.c=value` overrides; a mapping is merged, all else replaced.
-
-    Raises:
-        UserError: an override without `=`, or whose value is not YAML.
-    """
-    result = dict(values)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        names = key.strip().split(".")
-        if not equals or not all(names):
-            raise UserError(f"command line: expected key=value, got {override}")
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"command line: {key}: expected a YAML value (quote text with special "
-                f"characters), got {_show(text)}: {_problem(error)}"
-            ) from error
-        for name in reversed(names):
-            value = {name: value}
-        result = _merge(result, value)
-    return result
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source}: expected a mapping of keys, got {_show(values)}")
+    return _checked(values, overrides, layers={}, source=source, schemas=schemas)
 
 
 def dump_config(config: Config) -> str:
     """Return the whole config, defaults included, as YAML that loads to an equal config."""
-    values = config.model_dump(mode="json")
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Return one line `optim.lr: 0.02 -> 0.01` for each value that differs; none when equal."""
     return list(_compare(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`; a mapping is merged, all else replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            below = result.get(key)
+            result[key] = merged(below if isinstance(below, dict) else {}, value)
+        else:
+            result[key] = value
+    return result
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -148,68 +111,117 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Ite
             yield f"{prefix}{key}: {_show(before)} -> {_show(after)}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_layers(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the values of a config and of its bases by file, the config first."""
+    layers: dict[str, dict[str, Any]] = {}
+    seen: list[Path] = []
+    while True:
+        values = _read_file(path, named_by=list(layers))
+        layers[str(path)] = values
+        seen.append(resolved(path))
+        base = values.pop("base", None)
+        if base is None:
+            return layers
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base: expected one file name, got {_show(base)}")
+        try:
+            path = path.parent / expanded_path(base)
+        except UserError as error:
+            raise UserError(f"{path}: base: {error}") from error
+        chain = " -> ".join([*layers, str(path)])
+        if resolved(path) in seen:
+            raise UserError(f"{chain}: base: expected files that do not name each other")
+        if len(layers) > MAX_BASES:
+            raise UserError(f"{chain}: base: expected at most {MAX_BASES} files below the first")
+
+
+def _read_file(path: Path, *, named_by: Sequence[str]) -> dict[str, Any]:
+    chain = " -> ".join([*named_by, str(path)])
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+        with open_file(path) as file:
+            data = file.read(4 * MAX_LENGTH + 1)  # a character has at most four bytes
+        values = parse_yaml(data.decode("utf-8-sig"), source=chain)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected YAML text, got bytes that are not UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {_problem(error)}") from error
+        raise UserError(f"{chain}: expected YAML text, got bytes that are not UTF-8") from error
+    except UserError as error:
+        if not named_by or str(error).startswith(chain):
+            raise
+        raise UserError(f"{named_by[-1]}: base: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys, got {_show(values)}")
+        raise UserError(f"{chain}: expected a mapping of keys, got {_show(values)}")
     return values
 
 
-def _problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong, and where, in one line."""
-    mark = getattr(error, "problem_mark", None)
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    return f"{getattr(error, 'problem', None) or 'unreadable'}{place}"
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict):
-            below = merged.get(key)
-            merged[key] = _merge(below if isinstance(below, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _validate(
+def _checked(
     values: Mapping[str, Any],
-    source: str,
+    overrides: Sequence[str],
+    *,
     layers: Mapping[str, Mapping[str, Any]],
+    source: str,
     schemas: Mapping[str, type[C]],
 ) -> C:
-    """Check `values`; a message names the first of `layers` that sets the key, else `source`."""
-    task = values.get("task", next(iter(schemas)))
-    if not isinstance(task, str) or task not in schemas:
-        origin = _origin(layers, ["task"]) or source
-        raise UserError(f"{origin}: task: expected {' or '.join(schemas)}, got {_show(task)}")
-    schema = schemas[task]
+    """Check `values` with `overrides`; a message names who sets the key: a layer, else `source`."""
+    schema = schemas[_task(values, overrides, layers=layers, source=source, schemas=schemas)]
+    written: dict[str, Any] = {}
+    for override in overrides:
+        change = read_override(override, schema=schema)
+        values, written = merged(values, change), merged(written, change)
+    text = _as_json(values, source=source)
     try:
         # As JSON, strict means what it should for YAML too: a list is a tuple and 1 is a float,
         # while "1" is no number and true is no 1.
-        return schema.model_validate_json(json.dumps(values, default=str), strict=True)
+        return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        found = error.errors()
+        found = error.errors(include_url=False)
     lines = []
     for item in found[:MAX_ERRORS]:
         location = [str(part) for part in item["loc"]]
-        origin = _origin(layers, location) or source
-        text = _explain(schema, item["type"], location, item["msg"], item["input"])
-        lines.append(": ".join(part for part in (origin, ".".join(location), text) if part))
+        origin = _origin({COMMAND_LINE: written, **layers}, location) or source
+        explained = _explain(schema, item["type"], location, item["msg"], item["input"])
+        key = ".".join(_clipped(part) for part in location)
+        lines.append(": ".join(part for part in (origin, key, explained) if part))
     more = len(found) - MAX_ERRORS
-    raise UserError("; ".join(lines) + (f"; and {more} more" if more > 0 else ""))
+    raise UserError(printable("; ".join(lines) + (f"; and {more} more" if more > 0 else "")))
+
+
+def _task(
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    layers: Mapping[str, Mapping[str, Any]],
+    source: str,
+    schemas: Mapping[str, type[C]],
+) -> str:
+    task, origin = values.get("task", next(iter(schemas))), _origin(layers, ["task"]) or source
+    for override in overrides:
+        chosen = task_of(override)
+        if chosen is not None:
+            task, origin = chosen, COMMAND_LINE
+    if not isinstance(task, str) or task not in schemas:
+        raise UserError(f"{origin}: task: expected {' or '.join(schemas)}, got {_show(task)}")
+    return task
+
+
+def _as_json(values: Mapping[str, Any], *, source: str) -> str:
+    """Return the values as JSON.
+
+    Raises:
+        UserError: a mapping from another's file holds what is no JSON, or itself.
+    """
+    try:
+        text = json.dumps(values, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: expected keys with text and numbers, got: {error}") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = printable(text[max(0, error.start - MAX_VALUE_LENGTH) : error.end])
+        raise UserError(
+            f"{source}: expected text and names of files in UTF-8, got bytes that are not: {near}"
+        ) from error
+    return text
 
 
 def _origin(layers: Mapping[str, Mapping[str, Any]], location: Sequence[str]) -> str | None:
@@ -224,53 +236,22 @@ def _origin(layers: Mapping[str, Mapping[str, Any]], location: Sequence[str]) ->
     return None
 
 
-def _explain(
-    schema: type[BaseModel], kind: str, location: Sequence[str], message: str, value: Any
-) -> str:
+def _explain(schema: type[C], kind: str, location: Sequence[str], message: str, value: Any) -> str:
     if kind == "extra_forbidden":
-        return _nearest(schema, location)
+        return nearest(schema, [part[:MAX_VALUE_LENGTH] for part in location], value)
     if kind == "missing":
         return "expected a value, got none"
     if kind == "value_error":  # raised by a validator of ours: says expected and got itself
         return message.removeprefix("Value error, ")
     # pydantic speaks of JSON, the user writes YAML
     text = message.replace("Input should be", "expected").replace("an object", "a mapping of keys")
-    return f"{text.replace('valid array', 'list')}, got {_show(value)}"
-
-
-def _nearest(schema: type[BaseModel], location: Sequence[str]) -> str:
-    """Say which key is nearest: by spelling at that place, else by name anywhere."""
-    *parents, wrong = location
-    here: type[BaseModel] | None = schema
-    for name in parents:
-        if here and not name.isdecimal():  # a place in a list of models
-            here = _submodel(here, name)
-    names = list(here.model_fields) if here else []
-    prefix = ".".join([*parents, ""])
-    near = [prefix + name for name in difflib.get_close_matches(wrong, names, n=1)]
-    near = near or [path for path in _paths(schema, "") if path.split(".")[-1] == wrong]
-    if near:
-        return f"unknown key; nearest: {' or '.join(near)}"
-    return f"unknown key; known here: {', '.join(names)}"
-
-
-def _submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the model in a field `X`, `X | None` or `tuple[X, ...]`; None for plain values."""
-    annotation = model.model_fields[name].annotation if name in model.model_fields else None
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
-
-
-def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name in model.model_fields:
-        yield prefix + name
-        inner = _submodel(model, name)
-        if inner:
-            yield from _paths(inner, f"{prefix}{name}.")
+    hint = "; in quotes it is text" if kind == "string_type" else ""
+    return f"{text.replace('valid array', 'list')}, got {_show(value)}{hint}"
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _clipped(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _clipped(text: str) -> str:
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."

@@ -27,11 +27,13 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from engine.errors import UserError
 from engine.events import EventFile
 from engine.files import write_file
 from engine.paths import is_file, read_bytes
+from engine.text import printable
 
 T = TypeVar("T")
 
@@ -46,9 +48,17 @@ WIDTH = 100
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
+class _Console(Console):
+    """A console on which users' text is text: names of files and classes obey as no command."""
+
+    def render_str(self, text: str, **style: Any) -> Text:  # of all that is printed, cells too
+        """Return the text, its control characters as escapes; line breaks are our own."""
+        return super().render_str(printable(text, keep="\n"), **style)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console that colours and draws on a terminal alone, and never cuts a line."""
-    console = Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
+    console = _Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
     return console
@@ -93,7 +103,7 @@ class RunLog:
     def note(self, text: str) -> None:
         """Print one line."""
         if self._is_main:
-            self._console.print(text, highlight=False)
+            self._console.print(printable(text), highlight=False)
 
     def step(
         self,

@@ -3,9 +3,13 @@
 Defaults live here and nowhere else. Units: steps are optimiser updates, seconds are wall clock.
 """
 
+import os
+import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,6 +20,37 @@ from pydantic import (
     model_validator,
 )
 
+from engine.errors import UserError
+
+_VARIABLE = re.compile(r"(?:(?<=/)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+
+
+def expanded_path(text: str) -> str:
+    """Return a path with `~` at its start and `$NAME` at the start of a part written out.
+
+    The shell leaves both alone after `=`, and a config file never meets a shell.
+
+    Raises:
+        UserError: a variable that is not set, or a `~` without a home.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UserError(f"expected a path, got {text}: no variable {name} is set")
+        return os.environ[name]
+
+    path = _VARIABLE.sub(value_of, text)
+    if path.split("/")[0] != "~":  # of other users `~name`, which a file may be called too
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"expected a path, got {text}: no home folder is known") from error
+
+
+PathText = Annotated[str, AfterValidator(expanded_path)]
+"""The path of a file or folder; `~` and `$NAME` are written out, as the resolved config shows."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]

@@ -56,9 +56,9 @@ def _score_file(
     path: Path, overrides: Sequence[str], output: Path | None, all_images: bool
 ) -> None:
     from detection.config import SCHEMAS, DetectionConfig
-    from engine.config import apply_overrides, parse_config
+    from engine.config import parse_config
 
-    config = parse_config(apply_overrides({}, overrides), schemas=SCHEMAS, source="command line")
+    config = parse_config({}, overrides, schemas=SCHEMAS, source="command line")
     assert isinstance(config, DetectionConfig)
     if not config.data.val.annotations:
         raise UserError("--results: expected data.val.annotations=PATH beside it, got none")

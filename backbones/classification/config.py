@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from backbones.config import DemoConfig, NetworkConfig, ViewConfig, WindowConfig
-from engine.schema import Config, Fraction, RunConfig
+from engine.schema import Config, Fraction, PathText, RunConfig
 
 NetworkKind = Literal[
     "resnet18",
@@ -44,7 +44,7 @@ class DataConfig(Config):
 
     kind: Literal["folder", "cifar10", "cifar100"] = "folder"
     """folder: `train/CLASS/*` and `val/CLASS/*` (ImageNet's layout). cifar: torchvision's sets."""
-    root: str = ""
+    root: PathText = ""
     """Folder that holds `train/` and `val/`, or `cifar-10-batches-py/`."""
     demo: DemoConfig | None = None
     """folder: when set, the demo's objects are drawn under `demo.root`."""

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, mod
 from rich.table import Table
 
 from engine.config import load_config
-from engine.schema import Config
+from engine.schema import Config, PathText
 
 
 class FigureConfig(Config):
@@ -72,7 +72,7 @@ class ExpectationConfig(Config):
 class ScaleConfig(Config):
     """How much of the study is run, and what must come out."""
 
-    networks: Annotated[dict[str, str], Field(min_length=1)]
+    networks: Annotated[dict[str, PathText], Field(min_length=1)]
     """Config file, relative to this one, of each network (`model.backbone.kind`), in order."""
     overrides: tuple[str, ...] = ()
     """Changes to all of these configs, `a.b.c=value`."""

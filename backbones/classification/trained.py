@@ -14,7 +14,7 @@ from backbones.classification.structures import LabelledBatch
 from backbones.classification.task import ClassificationTask, build_classifier
 from backbones.weights import listing, load_exactly
 from engine.checkpoint import read_trained, write_safetensors
-from engine.config import apply_overrides, parse_config
+from engine.config import parse_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
@@ -48,8 +48,8 @@ def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
     for key in ("config", "class_names"):
         if key not in metadata:
             raise UserError(f"{file}: expected a classifier's {key} beside its weights, got none")
-    values = apply_overrides(json.loads(metadata["config"]), overrides)
-    config = parse_config(values, schemas=SCHEMAS, source=str(file))
+    values = json.loads(metadata["config"])
+    config = parse_config(values, overrides, schemas=SCHEMAS, source=str(file))
     assert isinstance(config, ClassificationConfig)
     names = json.loads(metadata["class_names"])
     model = build_classifier(config, num_classes=len(names))

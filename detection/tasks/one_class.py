@@ -29,7 +29,7 @@ from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.tasks.class_guesser import ClassGuesser
 from detection.visualize import draw_comparison
 from engine.checkpoint import find_trained, read_trained
-from engine.config import apply_overrides, parse_config
+from engine.config import parse_config
 from engine.errors import UserError
 
 
@@ -109,8 +109,8 @@ class OneClassTask(nn.Module, ABC):
         wanted, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
         if got != wanted:
             raise UserError(f"{file}: expected a run of task {wanted}, got {got}")
-        values = apply_overrides(json.loads(metadata["config"]), overrides)
-        config = parse_config(values, schemas={wanted: cls.schema}, source=str(file))
+        values = json.loads(metadata["config"])
+        config = parse_config(values, overrides, schemas={wanted: cls.schema}, source=str(file))
         names, mean_box = (json.loads(metadata[key]) for key in ("class_names", "mean_box"))
         model = cls.build(config, num_classes=len(names))
         load_exactly(model, state, path=file)

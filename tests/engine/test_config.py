@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 import pytest
 from pydantic import model_validator
 
-from engine.config import apply_overrides, differences, dump_config, load_config, parse_config
+from engine.config import config_files, differences, dump_config, load_config, parse_config
 from engine.errors import UserError
 from engine.schema import Config, LoopConfig, OptimConfig, RunConfig
 
@@ -125,9 +125,10 @@ def test_an_override_opens_a_part_that_is_absent(tmp_path: Path) -> None:
     assert config.extra == LoopConfig(batch_size=3)
 
 
-def test_apply_overrides_changes_no_argument() -> None:
+def test_overrides_change_no_argument() -> None:
     values: dict[str, Any] = {"optim": {"lr": 1.0}}
-    assert apply_overrides(values, ["optim.lr=2.0", "seed=1"]) == {"optim": {"lr": 2.0}, "seed": 1}
+    config = parse_config(values, ["optim.lr=2.0", "seed=1"], schemas=SCHEMAS, source="x")
+    assert config == FirstConfig(optim=OptimConfig(lr=2.0), seed=1)
     assert values == {"optim": {"lr": 1.0}}
 
 
@@ -197,16 +198,17 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
         ("optim: {betas: [0.1]}", [], "c.yaml: optim.betas.1: expected a value, got none"),
         ("task: second", [], "c.yaml: size: expected a value, got none"),
         ("task: third", [], 'c.yaml: task: expected first or second, got "third"'),
-        ("", ["task=[1]"], "command line: task: expected first or second, got [1]"),
+        ("", ["task=[1]"], 'command line: task: expected first or second, got "[1]"'),
+        ("task: [1]", [], "c.yaml: task: expected first or second, got [1]"),
         ("1: 2", [], "c.yaml: 1: unknown key; known here: "),
         ("base: [a, b]", [], 'c.yaml: base: expected one file name, got ["a", "b"]'),
-        ("base: gone.yaml", [], "gone.yaml: no such config file"),
+        ("base: gone.yaml", [], "gone.yaml: no such file"),
         ("seed: 1\nseed: 2", [], "c.yaml: not YAML: key seed is given twice (line 2, column 1)"),
         ("seed: [1", [], "c.yaml: not YAML: "),
         ("- 1", [], "c.yaml: expected a mapping of keys, got [1]"),
         ("", ["seed"], "command line: expected key=value, got seed"),
         ("", ["=1"], "command line: expected key=value, got =1"),
-        ("", ["folder=@x"], "command line: folder: expected a YAML value"),
+        ("", ["seed=@x"], "command line: seed: not YAML: found character '@'"),
     ],
 )
 def test_mistakes_are_one_clear_line(
@@ -223,10 +225,40 @@ def test_three_of_many_mistakes_are_told(tmp_path: Path) -> None:
         load(tmp_path, "seed: x\noptim: {lr: x}\nloop: {a: 1, b: 2}")
 
 
-def test_a_base_has_no_base(tmp_path: Path) -> None:
-    write(tmp_path / "a.yaml", "base: b.yaml")
-    with pytest.raises(UserError, match=r"c.yaml: base: .*without a base of its own, got a.yaml"):
-        load(tmp_path, "base: a.yaml")
+def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    write(tmp_path / "far" / "a.yaml", "optim: {lr: 1.0, momentum: 0.5}\nseed: 1")
+    write(tmp_path / "b.yaml", "base: far/a.yaml\noptim: {lr: 2.0}\nseed: 2")
+    config = load(tmp_path, "base: b.yaml\nseed: 3")
+    assert (config.optim.lr, config.optim.momentum, config.seed) == (2.0, 0.5, 3)
+    names = [Path(file).name for file in config_files(tmp_path / "c.yaml")]
+    assert names == ["c.yaml", "b.yaml", "a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
+        (["c.yaml"], "c.yaml -> c.yaml: base: expected files that do not name each other"),
+        (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected files that do not"),
+        (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
+        (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),
+        (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: no variable"),
+        (["''"], "c.yaml: base: .: expected a file, got a folder"),
+        (["a\\0.yaml"], "expected a path, got one that no file can have"),
+    ],
+    ids=["too long", "itself", "circle", "missing", "home", "variable", "empty", "NUL"],
+)
+def test_a_chain_of_bases_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], message: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, base in zip(["c.yaml", *files], files, strict=False):
+        quoted = base if base.startswith("'") else f'"{base}"'
+        write(tmp_path / name, f"base: {quoted}")
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "c.yaml", schemas=SCHEMAS)
+    assert message in str(caught.value).replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
 
 
 def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
@@ -236,9 +268,9 @@ def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none.yaml: no such config file"):
+    with pytest.raises(UserError, match=r"none.yaml: no such file"):
         load_config(tmp_path / "none.yaml", schemas=SCHEMAS)
-    with pytest.raises(UserError, match="cannot read: Is a directory"):
+    with pytest.raises(UserError, match="expected a file, got a folder"):
         load_config(tmp_path, schemas=SCHEMAS)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(UserError, match=r"bytes.yaml: expected YAML text"):
