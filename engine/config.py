@@ -48,13 +48,15 @@ def load_config(
     return _checked(values, overrides, layers=layers, source=str(path), schemas=schemas)
 
 
-def config_files(path: Path | str) -> list[str]:
-    """Return the files that `load_config` reads: the config, its base, and the base of that.
+def describe_config(path: Path | str, overrides: Sequence[str] = ()) -> str:
+    """Return one line for the start of a run: the files that `load_config` reads, and what is over.
 
     Raises:
         UserError: as `load_config`.
     """
-    return list(_read_layers(Path(path)))
+    files = " over ".join(_read_layers(Path(path)))
+    changes = " ".join(_clipped(override) for override in overrides)
+    return printable(f"config: {files}" + (f", with {changes}" if changes else ""))
 
 
 def parse_config(

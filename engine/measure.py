@@ -23,6 +23,8 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """What decides how fast a CPU is in bfloat16, as torch names it."""
 WARM_UPS = 1
 """Rounds that are not counted: they fill caches and choose kernels."""
+LONG_ROUND_S = 5.0
+"""Seconds of a round from which its end is told."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def compare(
     *,
     rounds: int,
     own_memory: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Call both in turn, `rounds` times each, after a round that is not counted.
 
@@ -89,9 +92,11 @@ def compare(
         rounds: pairs of measurements.
         own_memory: the C library does for each as it does for its users: it keeps for ours what is
             freed (`engine.memory`). It then has to fill up again, in a call that is not counted.
+        say: is told of each round that takes long, between rounds.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + rounds):
+        started = time.perf_counter()
         for work, keep, taken in zip((ours, peer), (True, False), times, strict=True):
             if own_memory:
                 keep_freed_memory(keep=keep)
@@ -99,6 +104,8 @@ def compare(
             seconds = mean_seconds(work, calls=1)
             if number >= WARM_UPS:
                 taken.append(seconds)
+        if say is not None and time.perf_counter() - started > LONG_ROUND_S:
+            say(f"round {number - WARM_UPS + 1} of {rounds} done")
     if own_memory:
         keep_freed_memory()
     return Comparison(tuple(times[0]), tuple(times[1]))

@@ -18,9 +18,12 @@ def main() -> None:
     words = parse_training("Train a classifier; on many GPUs with torchrun.", default=DEMO)
 
     from backbones.classification.config import SCHEMAS, ClassificationConfig
-    from engine.config import load_config
+    from engine.config import describe_config, load_config
+    from engine.log import make_console
 
     config = load_config(words.config, words.overrides, schemas=SCHEMAS)
+    if words.is_main:
+        make_console().print(describe_config(words.config, words.overrides))
     assert isinstance(config, ClassificationConfig)
 
     from backbones.classification.trained import export_backbone

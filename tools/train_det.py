@@ -16,9 +16,12 @@ def main() -> None:
 
     from detection.config import DetectionConfig
     from detection.schemas import SCHEMAS
-    from engine.config import load_config
+    from engine.config import describe_config, load_config
+    from engine.log import make_console
 
     config = load_config(words.config, words.overrides, schemas=SCHEMAS)
+    if words.is_main:
+        make_console().print(describe_config(words.config, words.overrides))
 
     from backbones.curves import curves_at_the_end
     from detection.tasks import build_task

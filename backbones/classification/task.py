@@ -20,6 +20,7 @@ from backbones.classification.model import Classifier, build_network
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.views import predict_probabilities
 from backbones.classification.visualize import draw_prediction
+from backbones.start_checks import check_frozen, check_norm
 from backbones.weights import WeightsReport, load_configured_weights, network_metadata
 
 Pictures = CifarPictures | FolderPictures
@@ -51,8 +52,9 @@ class ClassificationTask(nn.Module):
         """Find the training pictures, make the network they ask for, load pretrained weights.
 
         Raises:
-            UserError: bad data or weights.
+            UserError: bad data or weights, or what cannot train.
         """
+        _check_start(config)
         data = read_training(config)
         torch.manual_seed(config.seed)
         task = cls(
@@ -166,3 +168,12 @@ def build_classifier(config: ClassificationConfig, *, num_classes: int) -> Class
         shortcut=backbone.shortcut,
     )
     return Classifier(network, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std)
+
+
+def _check_start(config: ClassificationConfig) -> None:
+    backbone, crop = config.model.backbone, config.augment.crop
+    check_frozen(backbone, has_weights=backbone.weights is not None)
+    if backbone.norm == "batch":
+        stride = 4 if backbone.kind.startswith("cifar_") else 32
+        source = f"augment.crop={crop}"
+        check_norm("model.backbone.norm", config.loop, side=crop, stride=stride, source=source)

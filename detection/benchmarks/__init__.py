@@ -4,31 +4,32 @@ Every benchmark checks first that both sides give the same result. With `small` 
 that take a second, to show that the sides agree; its times then say nothing.
 """
 
-from detection.benchmarks.annotations import annotation_loading
-from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
-from detection.benchmarks.inference import inference
-from detection.benchmarks.input import input_pipeline
-from detection.benchmarks.memory import worker_memory
-from detection.benchmarks.ops import nms, roi_align
-from detection.benchmarks.padding import padding
-from detection.benchmarks.scoring import evaluation
 from detection.benchmarks.settings import Benchmark
-from detection.benchmarks.start_up import start_up
-from detection.benchmarks.training import train
 
 BENCHMARKS = {  # the quick ones first
-    "nms": Benchmark(nms),
-    "roi-align": Benchmark(roi_align),
-    "start-up": Benchmark(start_up),
-    "padding": Benchmark(padding),
-    "input": Benchmark(input_pipeline),
-    "train": Benchmark(train, ("r101_c4", "r50_fpn", "mask_r50_fpn"), precisions=True),
-    "inference": Benchmark(inference, ("r101_c4", "r50_fpn"), precisions=True),
-    "annotations": Benchmark(annotation_loading),
-    "worker-memory": Benchmark(worker_memory),
-    "evaluation": Benchmark(evaluation),
-    "gpu-train": Benchmark(gpu_train, ("r101_fpn", "r101_c4"), on_gpu=True),
-    "gpu-inference": Benchmark(gpu_inference, ("r50_fpn", "r101_fpn"), on_gpu=True),
-    "gpu-classify": Benchmark(gpu_classify, on_gpu=True),
-    "gpu-trace": Benchmark(gpu_trace, ("r101_fpn", "r101_c4"), on_gpu=True),
+    "nms": Benchmark("ops.nms", needs=("torchvision",)),
+    "roi-align": Benchmark("ops.roi_align", needs=("torchvision",)),
+    "start-up": Benchmark("start_up.start_up", needs=("albumentations",)),
+    "padding": Benchmark("padding.padding", on_coco128=True),
+    "input": Benchmark(
+        "input.input_pipeline", needs=("albumentations", "torchvision"), on_coco128=True
+    ),
+    "train": Benchmark(
+        "training.train",
+        ("r101_c4", "r50_fpn", "mask_r50_fpn"),
+        precisions=True,
+        needs=("torchvision",),
+    ),
+    "inference": Benchmark(
+        "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, needs=("torchvision",)
+    ),
+    "annotations": Benchmark("annotations.annotation_loading", needs=("pycocotools",)),
+    "worker-memory": Benchmark("memory.worker_memory", needs=("albumentations",)),
+    "evaluation": Benchmark("scoring.evaluation", needs=("pycocotools",)),
+    "gpu-train": Benchmark(
+        "gpu.gpu_train", ("r101_fpn", "r101_c4"), on_gpu=True, needs=("albumentations",)
+    ),
+    "gpu-inference": Benchmark("gpu.gpu_inference", ("r50_fpn", "r101_fpn"), on_gpu=True),
+    "gpu-classify": Benchmark("gpu.gpu_classify", on_gpu=True),
+    "gpu-trace": Benchmark("gpu.gpu_trace", ("r101_fpn", "r101_c4"), on_gpu=True),
 }

@@ -28,10 +28,16 @@ def annotation_loading(settings: Settings) -> list[Row]:
     _check_same(_read(path), read_with_pycocotools(path))
     loaded, with_polygons = in_new_process(_resident_mb, path)
     second = compare(
-        lambda: _read(path), lambda: read_with_pycocotools(path), rounds=settings.rounds
+        lambda: _read(path),
+        lambda: read_with_pycocotools(path),
+        rounds=settings.rounds,
+        say=settings.say,
     )
     first = compare(
-        lambda: _read_anew(path), lambda: read_with_pycocotools(path), rounds=settings.rounds
+        lambda: _read_anew(path),
+        lambda: read_with_pycocotools(path),
+        rounds=settings.rounds,
+        say=settings.say,
     )
     memory = "memory of the loaded annotations"
     return [

@@ -67,7 +67,9 @@ def gpu_train(settings: Settings) -> list[Row]:
         loop = LoopConfig(precision="bf16", batch_size=count, compile=not settings.small)
         step = our_step(task, loop, device=device)
         with _float32(exact=False):
-            comparison = compare(partial(step, batch), theirs, rounds=settings.rounds)
+            comparison = compare(
+                partial(step, batch), theirs, rounds=settings.rounds, say=settings.say
+            )
         rate = _loaded_rate(step, settings, count=count, size=size, device=device)
         work = f"{case.name} training, batch {count}"
         rows += [
@@ -96,6 +98,7 @@ def gpu_inference(settings: Settings) -> list[Row]:
                     prediction(partial(task.predict, batch), autocast(device, "bf16")),
                     prediction(partial(peer, peer_pictures(batch))),
                     rounds=settings.rounds,
+                    say=settings.say,
                 )
             work = f"{case.name} inference, batch {count}"
             rows.append(Row(work, comparison.ratio, "x", 2, 4, detail=str(comparison)))

@@ -44,7 +44,9 @@ def inference(settings: Settings) -> list[Row]:
         theirs = prediction(partial(peer, peer_pictures(batch)))
         for precision in settings.precisions():
             ours = prediction(partial(task.predict, batch), autocast(CPU, precision))
-            comparison = compare(ours, theirs, rounds=settings.rounds, own_memory=True)
+            comparison = compare(
+                ours, theirs, rounds=settings.rounds, say=settings.say, own_memory=True
+            )
             promised, aim = PROMISED[case.name, precision]
             work = f"{case.name} one picture, {precision}"
             rows.append(Row(work, comparison.ratio, "x", promised, aim, detail=str(comparison)))

@@ -58,7 +58,10 @@ def input_pipeline(settings: Settings) -> list[Row]:
         ):
             differences = [_check_same(ours(batch), peer(batch), data, batch) for batch in plan]
             taken = compare(
-                partial(_read, ours, plan), partial(_read, peer, plan), rounds=settings.rounds
+                partial(_read, ours, plan),
+                partial(_read, peer, plan),
+                rounds=settings.rounds,
+                say=settings.say,
             )
             seen = f"pixels differ by {np.mean(differences):.2g} of 255"
             rows.append(

@@ -49,7 +49,7 @@ def roi_align(settings: Settings) -> list[Row]:
     for number, (mine, other) in enumerate(zip(pool(), pool_as_peer(), strict=True)):
         what = "regions" if number == 0 else f"gradient of p{number + 1}"
         check_close(f"RoIAlign, {what}", mine, other, rtol=1e-4, atol=1e-4)
-    taken = compare(pool, pool_as_peer, rounds=settings.rounds)
+    taken = compare(pool, pool_as_peer, rounds=settings.rounds, say=settings.say)
     work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
     return [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
 
@@ -75,7 +75,7 @@ def nms(settings: Settings) -> list[Row]:
 
         work = f"NMS {count} -> {topk}"
         check_same_boxes(work, keep()[0].nonzero()[:, 0], keep_as_peer().sort().values)
-        taken = compare(keep, keep_as_peer, rounds=settings.rounds)
+        taken = compare(keep, keep_as_peer, rounds=settings.rounds, say=settings.say)
         promised, aim = (8, 12) if topk == 2000 else (None, None)
         rows.append(Row(work, taken.ratio, promised=promised, aim=aim, detail=str(taken)))
     return rows

@@ -7,6 +7,7 @@ from typing import Any
 
 from detection.config import SplitConfig
 from engine.errors import UserError
+from engine.paths import is_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -20,7 +21,7 @@ def coco128() -> SplitConfig:
     default = REPOSITORY.parent / "shared" / "data"
     folder = Path(os.environ.get("RESDET_DATA", default)).resolve() / "coco128"
     annotations = folder / "annotations" / "instances_train2017.json"
-    if not annotations.is_file():
+    if not is_file(annotations):
         raise UserError(
             f"{annotations}: no such file; RESDET_DATA is to name the folder of real pictures"
         )

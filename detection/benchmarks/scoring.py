@@ -57,7 +57,7 @@ def evaluation(settings: Settings) -> list[Row]:
     for name, got, expected in zip(SUMMARY, ours(), peer(), strict=True):
         if got != expected:
             raise DisagreementError(f"{name}: expected pycocotools' {expected!r}, got {got!r}")
-    times = compare(ours, peer, rounds=settings.rounds)
+    times = compare(ours, peer, rounds=settings.rounds, say=settings.say)
     work = f"COCO's numbers of {num_found} boxes in {num_pictures} pictures"
     return [Row(work, times.ratio, promised=30, aim=60, detail=str(times))]
 

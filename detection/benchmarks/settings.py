@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from engine.errors import UserError
-from engine.measure import Row
+
+if TYPE_CHECKING:  # torch, which a command's --help does without
+    from engine.measure import Row
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,14 +46,25 @@ class Settings:
 class Benchmark:
     """Measures some rows.
 
+    function: of this package, "module.name"; it and what it imports, seconds, are loaded to be run.
     models: names that `Settings.model` may have; none where there is no choice. precisions: whether
     `Settings.precision` is looked at. on_gpu: whether it needs a CUDA device, but when small.
+    on_coco128: whether it reads the folder of real pictures. needs: packages that it measures
+        against, or reads with.
     """
 
-    run: Callable[[Settings], Sequence[Row]]
+    function: str
     models: Sequence[str] = ()
     precisions: bool = False
     on_gpu: bool = False
+    on_coco128: bool = False
+    needs: Sequence[str] = ()
+
+    def run(self, settings: Settings) -> Sequence["Row"]:
+        """Measure."""
+        module, _, name = self.function.rpartition(".")
+        work = getattr(import_module(f"detection.benchmarks.{module}"), name)
+        return cast("Sequence[Row]", work(settings))
 
     def check(self, name: str, *, model: str | None, precision: str | None) -> None:
         """Refuse a choice that this benchmark, called `name`, does not have.
@@ -62,3 +77,22 @@ class Benchmark:
             raise UserError(f"--model: expected {expected} for {name}, got {model}")
         if precision is not None and not self.precisions:
             raise UserError(f"--precision: expected none for {name}, got {precision}")
+
+    def look_for_needs(self, name: str, *, small: bool) -> None:
+        """Look for what this benchmark, called `name`, takes from outside, before anything starts.
+
+        Raises:
+            UserError: a package, the GPU or the folder of real pictures is not there.
+        """
+        for package in self.needs:
+            if find_spec(package) is None:
+                raise UserError(f"{name}: expected the package {package}, got none installed")
+        if self.on_coco128:
+            from detection.benchmarks.pictures import coco128
+
+            coco128()
+        if self.on_gpu and not small:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UserError(f"{name}: expected a CUDA device, got none (--small needs none)")

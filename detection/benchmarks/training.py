@@ -58,7 +58,9 @@ def _measure(
     )
     step = our_step(task, LoopConfig(precision=precision), device=CPU)
     operations = operations_of(lambda: step(batch))
-    comparison = compare(lambda: step(batch), theirs, rounds=settings.rounds, own_memory=True)
+    comparison = compare(
+        lambda: step(batch), theirs, rounds=settings.rounds, say=settings.say, own_memory=True
+    )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
     rate = operations / min(comparison.ours)

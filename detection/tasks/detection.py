@@ -28,6 +28,7 @@ from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
 from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_truth
+from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
 
@@ -68,8 +69,9 @@ class DetectionTask(nn.Module):
         """Read the training annotations, make the network they ask for, load pretrained weights.
 
         Raises:
-            UserError: bad annotations or weights.
+            UserError: bad annotations or weights, or what cannot train.
         """
+        check_detector(config)
         make_demo_if_asked(config)
         data = CocoDetection(
             config.data.train,
@@ -267,12 +269,6 @@ class DetectionTask(nn.Module):
     def notes(self) -> list[str]:
         """Return what was loaded, and what the data filters removed or filled in."""
         notes = [line for report in self._loaded for line in report.lines()]
-        backbone = self.config.model.backbone
-        if not self._loaded and (backbone.frozen_stages or backbone.norm == "frozen"):
-            notes.append(
-                "random weights with model.backbone.frozen_stages="
-                f"{backbone.frozen_stages} and norm={backbone.norm}: what is frozen stays random"
-            )
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
             counts = ", ".join(f"{count} {what}" for what, count in data.ledger.rows())
             notes.append(f"{name} data: {counts}")

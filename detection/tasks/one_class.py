@@ -27,6 +27,7 @@ from detection.models.localizer_views import LocalizeSettings
 from detection.models.region_classifier import RegionClassifier
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.tasks.class_guesser import ClassGuesser
+from detection.tasks.start_checks import check_localizer
 from detection.visualize import draw_comparison
 from engine.checkpoint import find_trained, read_trained
 from engine.config import parse_config
@@ -80,8 +81,9 @@ class OneClassTask(nn.Module, ABC):
         """Read the training boxes, make the network they ask for, load pretrained weights.
 
         Raises:
-            UserError: bad data, weights, classifier or first stage.
+            UserError: bad data, weights, classifier or first stage, or what cannot train.
         """
+        check_localizer(config)
         if config.evaluation.classifier is not None:
             find_trained(Path(config.evaluation.classifier))  # reading ILSVRC's boxes takes minutes
         data = LocalizationPictures(config, "train", training=True)

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 import pytest
 from pydantic import model_validator
 
-from engine.config import config_files, differences, dump_config, load_config, parse_config
+from engine.config import describe_config, differences, dump_config, load_config, parse_config
 from engine.errors import UserError
 from engine.schema import Config, LoopConfig, OptimConfig, RunConfig
 
@@ -231,8 +231,8 @@ def test_a_base_may_have_a_base(tmp_path: Path) -> None:
     write(tmp_path / "b.yaml", "base: far/a.yaml\noptim: {lr: 2.0}\nseed: 2")
     config = load(tmp_path, "base: b.yaml\nseed: 3")
     assert (config.optim.lr, config.optim.momentum, config.seed) == (2.0, 0.5, 3)
-    names = [Path(file).name for file in config_files(tmp_path / "c.yaml")]
-    assert names == ["c.yaml", "b.yaml", "a.yaml"]
+    described = describe_config(tmp_path / "c.yaml", ["seed=4"]).replace(f"{tmp_path}/", "")
+    assert described == "config: c.yaml over b.yaml over far/a.yaml, with seed=4"
 
 
 @pytest.mark.parametrize(
