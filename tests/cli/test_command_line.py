@@ -1,0 +1,121 @@
+"""The command line of every tool: what no path can be is one line; help comes at once."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from engine.cli import CommandParser, split_words
+from tests.cli.conftest import Call
+from tests.cli.test_bad_inputs import assert_one_line
+from tools import (
+    benchmark,
+    compare,
+    predict,
+    prepare_data,
+    pretrain_backbone,
+    repro,
+    train_det,
+    transfer,
+)
+from tools import eval as eval_tool
+
+TOOLS = Path(train_det.__file__).parent
+LONG = "x" * 300
+SIDES = f"data.augment.short_sides=[{','.join(map(str, range(64, 200)))},x]"
+
+
+def test_an_override_may_be_longer_than_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    words = ["c.yaml", SIDES, "seed=1", str(folder), f"{LONG}/a=b", "loop.lr=1", "=x"]
+    files, overrides = split_words(words)
+    assert files == [Path("c.yaml"), folder, Path(f"{LONG}/a=b")]
+    assert overrides == [SIDES, "seed=1", "loop.lr=1", "=x"]
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    parser = CommandParser()
+    parser.add_argument("--output", type=Path)
+    assert parser.parse_args(["--output=~/run"]).output == tmp_path / "home" / "run"
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "run").mkdir()
+    assert parser.parse_args(["--output=~/run"]).output == Path("~/run")
+
+
+BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
+    *((train_det, [word]) for word in (LONG, "data", "tiny.yaml/x", SIDES, "absent\nname")),
+    (train_det, ["tiny.yaml", "--output", LONG]),
+    (train_det, ["tiny.yaml", "--output", "tiny.yaml"]),
+    (train_det, ["tiny.yaml", "--resume", "--output", LONG]),
+    (train_det, ["tiny.yaml", "--resume", "--output", "tiny.yaml"]),
+    (train_det, ["tiny.yaml", "data.train.images=$ABSENT/x"]),
+    (train_det, ["tiny.yaml", f"data.train.images={LONG}"]),
+    (train_det, ["tiny.yaml", f"data.train.annotations={LONG}"]),
+    (train_det, ["tiny.yaml", f"model.weights={LONG}"]),
+    (train_det, ["tiny.yaml", f"model.backbone.weights={LONG}"]),
+    (train_det, ["tiny.yaml", "data.train.images=\udcff"]),
+    (train_det, ["tiny.yaml", f"{'a.' * 500}b=1"]),
+    (train_det, ["tiny.yaml", "seed=" + "[" * 30_000]),
+    (train_det, ["tiny.yaml", "model.backbone.norm=frozen"]),
+    (
+        train_det,
+        [
+            *("tiny.yaml", "model.backbone.norm=batch", "loop.batch_size=1"),
+            *("data.augment.short_sides=[32]", "data.augment.max_side=32"),
+        ],
+    ),
+    *((pretrain_backbone, [word]) for word in (LONG, "data", "tiny.yaml/x")),
+    (pretrain_backbone, [f"data.root={LONG}", "data.demo=null", "--output", "out"]),
+    *((eval_tool, [word]) for word in (LONG, "tiny.yaml/x")),
+    (eval_tool, ["--results", LONG, "data.val.annotations=data/val.json"]),
+    (eval_tool, ["--results", "data/val.json", f"data.val.annotations={LONG}"]),
+    *((predict, [word, "data"]) for word in (LONG, "tiny.yaml/x")),
+    *((compare, [word]) for word in (LONG, "data", "tiny.yaml")),
+    *((transfer, [word]) for word in (LONG, "data", "absent\x1b[2J")),
+    (transfer, ["tiny.yaml", "--config", LONG]),
+    (transfer, ["tiny.yaml", "--config", "data"]),
+    (repro, ["run", "cifar-degradation", "--data", LONG, "--output", LONG]),
+    (repro, ["run", "cifar-degradation", "--scale", "\x1b[2J\n"]),
+    (benchmark, ["nms", "--small", "--output", LONG]),
+    (benchmark, ["nms", "--rounds", "0"]),
+    (benchmark, ["a\nb"]),
+    *((prepare_data, ["voc-to-coco", word, "--xml", ".", "--output", "o"]) for word in (LONG, "x")),
+    (prepare_data, ["voc-to-coco", ".", "--xml", LONG, "--output", "o"]),
+    (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", LONG]),
+    (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", "o", "--names", LONG]),
+]
+
+
+def named(value: object) -> str:
+    if isinstance(value, ModuleType):
+        return value.__name__
+    assert isinstance(value, list)
+    return ascii(" ".join(word[:40] for word in value))
+
+
+@pytest.mark.parametrize(("tool", "words"), BAD_PATHS, ids=named)
+@pytest.mark.usefixtures("site")
+def test_what_no_path_can_be_is_one_line(call: Call, tool: ModuleType, words: list[str]) -> None:
+    outcome = call(tool, *words)
+    assert_one_line(outcome)
+    assert outcome.err[:-1].isprintable()
+    assert len(outcome.err) < 1500
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in TOOLS.glob("[a-z]*.py")))
+def test_help_loads_no_large_package(tool: str) -> None:
+    program = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: print({'torch', 'cv2', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, str(TOOLS / tool)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("usage: ")
+    assert done.stdout.splitlines()[-1] == "set()"
