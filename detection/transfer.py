@@ -17,6 +17,7 @@ from engine.config import load_config
 from engine.errors import UserError
 from engine.files import write_file
 from engine.log import RunLog
+from engine.paths import is_file, names_in, read_text
 from engine.planned import PlannedRun, stage_of, train_planned
 from engine.schema import Config, PathText, RunConfig
 
@@ -51,11 +52,14 @@ class Trial:
     random: Run
 
     def scores(self) -> tuple[float, float]:
-        """Return the scores with the backbone and without, once both runs are done."""
-        with_it, without = (
-            float(json.loads((run.folder / "metrics.json").read_text())[self.score])
-            for run in (self.pretrained, self.random)
-        )
+        """Return the scores with the backbone and without, once both runs are done.
+
+        NaN where there was nothing to find.
+
+        Raises:
+            UserError: a run has no such score.
+        """
+        with_it, without = (_score_of(run, self.score) for run in (self.pretrained, self.random))
         return with_it, without
 
 
@@ -73,7 +77,7 @@ def plan_trials(
     Raises:
         UserError: a file is missing, or a key, type or value is wrong.
     """
-    if not backbone.is_file():
+    if not is_file(backbone):
         raise UserError(f"{backbone}: expected a file of weights, got none")
     transfer = load_config(file, schemas={"transfer": TransferConfig})
     trials = []
@@ -93,6 +97,9 @@ def plan_trials(
             )
             for suffix, more in (("", [weights]), ("_random", ["model.backbone.weights=null"]))
         ]
+        for run in runs:
+            if run.config.loop.drawn_pictures == 0:
+                raise UserError(f"{name}: loop.drawn_pictures: expected at least 1, got 0")
         trials.append(Trial(name, trial.score, *runs))
     return trials
 
@@ -133,6 +140,17 @@ def run_trials(
     return table
 
 
+def _score_of(run: Run, name: str) -> float:
+    path = run.folder / "metrics.json"
+    try:
+        value = json.loads(read_text(path))[name]
+        return float("nan") if value is None else float(value)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: expected the score {name} of a finished run, got none") from error
+
+
 def _row(trial: Trial) -> tuple[str, ...]:
     with_it, without = trial.scores()
     numbers = (f"{100 * without:.1f}", f"{100 * with_it:.1f}", f"{100 * (with_it - without):+.1f}")
@@ -142,9 +160,12 @@ def _row(trial: Trial) -> tuple[str, ...]:
 
 def _picture(trial: Trial) -> np.ndarray:
     """Return the first drawn prediction of the run with the backbone, under its score."""
-    path = min((trial.pretrained.folder / "pictures").glob("*.png"))
+    folder = trial.pretrained.folder / "pictures"
+    drawings = names_in(folder, "*.png")
+    if not drawings:
+        raise UserError(f"{folder}: expected drawings of a finished run, got none")
     with_it, without = trial.scores()
     caption = f"{trial.name}: {trial.score} {100 * with_it:.1f} (random {100 * without:.1f})"
-    drawn = read_image(path)
+    drawn = read_image(folder / drawings[0])
     # else the caption would not fit
     return captioned(enlarge(drawn, drawn.shape[1], wanted=READABLE_SIDE), caption)

@@ -252,7 +252,7 @@ def _explain(schema: type[C], kind: str, location: Sequence[str], message: str, 
 
 
 def _show(value: Any) -> str:
-    return _clipped(json.dumps(value, ensure_ascii=False, default=str))
+    return _clipped(printable(json.dumps(value, ensure_ascii=False, default=str)))
 
 
 def _clipped(text: str) -> str:

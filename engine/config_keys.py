@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 # What a key is called here, and in small letters and without _ and - what it is called elsewhere.
 # "a; b": one or the other, as the task has it.
-_ELSEWHERE = {
+KEYS_ELSEWHERE = {
     "loop.max_steps (steps = epochs x images / loop.batch_size)": "epochs epoch maxepochs numepochs"
     " numtrainepochs",
     "loop.max_steps": "maxiter maxiters iters iterations numiterations steps numsteps totalsteps",
@@ -47,7 +47,7 @@ _ELSEWHERE = {
     "the flag --output": "output outputdir savedir workdir project name",
     "the flag --resume": "resume autoresume resumefrom",
 }
-_HERE = {name: here for here, names in _ELSEWHERE.items() for name in names.split()}
+_HERE = {name: here for here, names in KEYS_ELSEWHERE.items() for name in names.split()}
 
 
 def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:
@@ -68,7 +68,7 @@ def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None)
     for name in parents:
         if here and not name.isdecimal():  # a place in a list of models
             here = submodel(here, name)
-    paths = list(_paths(schema, ""))
+    paths = list(key_paths(schema))
     meant = _meant(leaf, paths)
     if meant is not None:
         return f"unknown key; {meant}"
@@ -90,6 +90,15 @@ def submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     return None
 
 
+def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a schema, those of parts too."""
+    for name in model.model_fields:
+        yield prefix + name
+        inner = submodel(model, name)
+        if inner:
+            yield from key_paths(inner, f"{prefix}{name}.")
+
+
 def _meant(name: str, paths: Sequence[str]) -> str | None:
     """Return what another framework's name is called here; None: not a known one."""
     here = _HERE.get(name.lower().replace("_", "").replace("-", ""))
@@ -97,11 +106,3 @@ def _meant(name: str, paths: Sequence[str]) -> str | None:
         return here
     keys = [each for each in here.split("; ") if each.split(",")[0].split(" ")[0] in paths]
     return f"here: {' or '.join(keys)}" if keys else None
-
-
-def _paths(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name in model.model_fields:
-        yield prefix + name
-        inner = submodel(model, name)
-        if inner:
-            yield from _paths(inner, f"{prefix}{name}.")

@@ -3,10 +3,10 @@
 import re
 import sys
 
-# Control characters, line and paragraph separators, what turns the writing direction around, and
-# halves of a character, which stand for bytes that are no UTF-8.
+# Control characters, line and paragraph separators, what turns the writing direction around, the
+# byte order mark, and halves of a character, which stand for bytes that are no UTF-8.
 _HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 

@@ -18,6 +18,7 @@ from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from engine.loader import Part, read_batches, training_batches
 from engine.measure import Row
+from engine.paths import read_text
 from engine.schema import LoaderConfig
 
 Result = TypeVar("Result")
@@ -89,6 +90,6 @@ def write_json(folder: Path, *, annotations: int) -> int:
 def proportional_mb() -> float:
     """Return the proportional set size of this process and its children, in MB."""
     own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (own, *children)]
+    children = read_text(f"/proc/{own}/task/{own}/children").split()
+    rollups = [read_text(f"/proc/{pid}/smaps_rollup") for pid in (own, *children)]
     return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024

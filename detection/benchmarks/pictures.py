@@ -7,7 +7,7 @@ from typing import Any
 
 from detection.config import SplitConfig
 from engine.errors import UserError
-from engine.paths import is_file
+from engine.paths import is_file, resolved
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -19,7 +19,7 @@ def coco128() -> SplitConfig:
         UserError: they are not there.
     """
     default = REPOSITORY.parent / "shared" / "data"
-    folder = Path(os.environ.get("RESDET_DATA", default)).resolve() / "coco128"
+    folder = resolved(os.environ.get("RESDET_DATA", default)) / "coco128"
     annotations = folder / "annotations" / "instances_train2017.json"
     if not is_file(annotations):
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from detection.benchmarks.settings import Settings
 from engine.measure import Row
+from engine.paths import names_in
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SMALL = ("data.demo.num_train=8", "data.demo.num_val=2")
@@ -23,7 +24,8 @@ def start_up(settings: Settings) -> list[Row]:
     training = [sys.executable, str(TOOLS / "train_det.py"), *words, "--output"]
     settings.say("training for one step, for a run to predict with")
     seconds_until_line("", [*training, "trained", "loop.max_steps=1"], folder=settings.folder)
-    picture = min((settings.folder / "data" / "demo" / "val").iterdir())
+    pictures = settings.folder / "data" / "demo" / "val"
+    picture = pictures / names_in(pictures)[0]
     prediction = [sys.executable, str(TOOLS / "predict.py"), "trained", str(picture)]
     steps, predictions = [], []
     for number in range(settings.rounds):

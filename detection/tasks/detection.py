@@ -6,7 +6,6 @@ B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K cl
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -31,6 +30,7 @@ from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
+from engine.paths import resolved
 
 # Streams of the per-picture random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
@@ -307,9 +307,9 @@ def make_demo_if_asked(config: DetectionConfig) -> None:
     demo = config.data.demo
     if demo is None:
         return
-    root = Path(demo.root).resolve()
+    root = resolved(demo.root)
     splits = (config.data.train, config.data.val)
-    if any(root in Path(split.annotations).resolve().parents for split in splits):
+    if any(root in resolved(split.annotations).parents for split in splits):
         make_demo(demo)
 
 
