@@ -25,6 +25,11 @@ MAX_BASES = 2
 MAX_VALUE_LENGTH = 60
 COMMAND_LINE = "command line"
 _UNSET = object()
+_HINTS = {
+    "string_type": "; in quotes it is text",
+    "tuple_type": "; in brackets, [a, b], it is a list",
+}
+"""What to write, by pydantic's kind of error."""
 
 
 def load_config(
@@ -247,8 +252,7 @@ def _explain(schema: type[C], kind: str, location: Sequence[str], message: str, 
         return message.removeprefix("Value error, ")
     # pydantic speaks of JSON, the user writes YAML
     text = message.replace("Input should be", "expected").replace("an object", "a mapping of keys")
-    hint = "; in quotes it is text" if kind == "string_type" else ""
-    return f"{text.replace('valid array', 'list')}, got {_show(value)}{hint}"
+    return f"{text.replace('valid array', 'list')}, got {_show(value)}{_HINTS.get(kind, '')}"
 
 
 def _show(value: Any) -> str:

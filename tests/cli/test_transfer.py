@@ -1,5 +1,6 @@
 """tools/transfer.py: which runs it plans, what it leaves, what it refuses."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,37 @@ def test_a_wrong_key_of_the_file_is_named(place: Path) -> None:
     (place / "trials.yaml").write_text(TRIALS.replace("score: ap", "scores: ap"))
     with pytest.raises(UserError, match=r"trials\.yaml: .*unknown key"):
         plan_trials(place / "trials.yaml", place / "backbone.safetensors", output=place)
+
+
+def test_a_run_without_drawings_is_refused_at_the_start(place: Path, call: Call) -> None:
+    words = ["backbone.safetensors", "--config", "trials.yaml", "detection.loop.drawn_pictures=0"]
+    outcome = call(transfer, *words)
+    assert outcome.code == 2
+    assert outcome.err == "error: detection: loop.drawn_pictures: expected at least 1, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{"top1": 0.5}', 0.5),
+        ('{"top1": null}', math.nan),
+        ("{}", None),
+        ("[1]", None),
+        ('{"top1": "x"}', None),
+        ('{"top1": [1]}', None),
+        ("{", None),
+        ("\x00", None),
+    ],
+)
+def test_scores_of_a_run_are_read_or_refused(place: Path, text: str, score: float | None) -> None:
+    trial, _ = plan_trials(
+        place / "trials.yaml", place / "backbone.safetensors", output=place / "out"
+    )
+    for run in (trial.pretrained, trial.random):
+        run.folder.mkdir(parents=True)
+        (run.folder / "metrics.json").write_text(text)
+    if score is None:
+        with pytest.raises(UserError, match=r"metrics.json: expected the score top1"):
+            trial.scores()
+    else:
+        assert trial.scores() == pytest.approx((score, score), nan_ok=True)

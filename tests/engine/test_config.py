@@ -183,7 +183,7 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
         (
             "schedule: {milestones: 3}",
             [],
-            "c.yaml: schedule.milestones: expected a list, got 3",
+            "c.yaml: schedule.milestones: expected a list, got 3; in brackets, [a, b]",
         ),
         (
             "schedule: {milestones: [3, x]}",
