@@ -53,7 +53,12 @@ def _is_override(word: str) -> bool:
 def _path(text: str) -> Path:
     """Return a path of the command line: the shell leaves `~` alone in `--output=~/run`."""
     path = Path(text)
-    return path.expanduser() if text.startswith("~/") and not exists(path) else path
+    if not text.startswith("~/") or exists(path):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: no home folder is known") from error
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
