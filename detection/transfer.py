@@ -11,6 +11,7 @@ from rich.table import Table
 from backbones.pictures import enlarge, read_image
 from detection.schemas import ALL_SCHEMAS
 from detection.tasks import build_task
+from detection.tasks.start_checks import check_weights
 from detection.visualize import READABLE_SIDE, captioned, mosaic, write_picture
 from engine.checkpoint import prepare_output
 from engine.config import load_config
@@ -98,6 +99,7 @@ def plan_trials(
             for suffix, more in (("", [weights]), ("_random", ["model.backbone.weights=null"]))
         ]
         for run in runs:
+            check_weights(run.config)
             if run.config.loop.drawn_pictures == 0:
                 raise UserError(f"{name}: loop.drawn_pictures: expected at least 1, got 0")
         trials.append(Trial(name, trial.score, *runs))

@@ -25,9 +25,11 @@ def main() -> None:
 
     from backbones.curves import curves_at_the_end
     from detection.tasks import build_task
+    from detection.tasks.start_checks import check_weights
     from engine.log import make_console
     from engine.trainer import fit
 
+    check_weights(config)
     task = build_task(config)
     with curves_at_the_end(words.output, is_main=words.is_main):
         fit(

@@ -20,7 +20,7 @@ from backbones.classification.model import Classifier, build_network
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.views import predict_probabilities
 from backbones.classification.visualize import draw_prediction
-from backbones.start_checks import check_frozen, check_norm
+from backbones.start_checks import check_norm
 from backbones.weights import WeightsReport, load_configured_weights, network_metadata
 
 Pictures = CifarPictures | FolderPictures
@@ -172,7 +172,6 @@ def build_classifier(config: ClassificationConfig, *, num_classes: int) -> Class
 
 def _check_start(config: ClassificationConfig) -> None:
     backbone, crop = config.model.backbone, config.augment.crop
-    check_frozen(backbone, has_weights=backbone.weights is not None)
     if backbone.norm == "batch":
         stride = 4 if backbone.kind.startswith("cifar_") else 32
         source = f"augment.crop={crop}"

@@ -9,7 +9,7 @@ from detection.config import DetectionConfig
 from detection.localization_config import OneClassConfig
 from detection.models.build import build_faster_rcnn
 from detection.schemas import ALL_SCHEMAS
-from detection.tasks.start_checks import check_detector, check_localizer
+from detection.tasks.start_checks import check_detector, check_localizer, check_weights
 from engine.config import parse_config
 from engine.errors import UserError
 from engine.schema import RunConfig
@@ -38,6 +38,7 @@ def config_of(task: str, *overrides: str) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
+    check_weights(config)
     if isinstance(config, DetectionConfig):
         check_detector(config)
     elif isinstance(config, OneClassConfig):
