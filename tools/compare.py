@@ -1,7 +1,9 @@
-"""Set finished runs side by side: compare.py RUN RUN ..."""
+"""Set runs side by side: compare.py RUN RUN ..."""
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +18,135 @@ SCORES = (
 )
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says of its scores.
+
+    steps: the last step that was logged. scored_at: the step whose weights have these scores. None:
+    not known. notes: what a reader of the table has to know.
+    """
+
+    scores: Mapping[str, float | None]
+    steps: int | None
+    scored_at: int | None
+    notes: Sequence[str]
+
+
 def main() -> None:
     """Parse, read the runs, print the table."""
-    parser = CommandParser(description="Print the scores of finished runs in one table.")
+    parser = CommandParser(description="Print the scores of runs in one table.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    runs = parser.parse_args().runs
+    folders = parser.parse_args().runs
 
     from rich.table import Table
 
     from engine.log import make_console
 
-    results = {run: _read(run) for run in runs}
-    names = [name for name in SCORES if any(name in scores for _, scores in results.values())]
-    table = Table("run", "steps", *names)
-    for run, (steps, scores) in results.items():
-        values = [scores.get(name) for name in names]  # null: there was nothing to find
+    runs = {folder: read_run(folder) for folder in folders}
+    names = [name for name in SCORES if any(name in run.scores for run in runs.values())]
+    table = Table("run", "steps", "scored at", *names)
+    for folder, run in runs.items():
+        places = ["-" if step is None else str(step) for step in (run.steps, run.scored_at)]
+        values = [run.scores.get(name) for name in names]  # null: there was nothing to find
         cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        table.add_row(str(run), str(steps), *cells)
-    make_console().print(table, soft_wrap=False)
+        table.add_row(str(folder), *places, *cells)
+    show = make_console().print
+    show(table, soft_wrap=False)
+    for folder, run in runs.items():
+        for note in run.notes:
+            show(f"{folder}: {note}", highlight=False)
 
 
-def _read(run: Path) -> tuple[int, dict[str, Any]]:
-    """Return the steps that a run took, and its final metrics."""
+def read_run(folder: Path) -> Run:
+    """Read what a run folder says of its scores.
+
+    Raises:
+        UserError: it has no metrics.json and metrics.jsonl, or metrics.json is not of a run.
+    """
+    from engine.paths import exists
+
+    for name in ("metrics.json", "metrics.jsonl"):
+        if not exists(folder / name):
+            raise UserError(f"{folder / name}: expected that of an evaluated run, got no such file")
+    metrics = _read_metrics(folder / "metrics.json")
+    lines, num_damaged = _read_lines(folder / "metrics.jsonl")
+    evaluations = [line for line in lines if line.get("kind") == "eval"]
+    steps = max((line["step"] for line in lines), default=None)
+    notes = []
+    step = metrics.get("step")
+    if step is None:
+        fitting = [line["step"] for line in evaluations if _fits(line, metrics)]
+        if evaluations and not fitting:
+            notes.append("its scores are those of no evaluation that metrics.jsonl has")
+        step = fitting[-1] if fitting else None
+    last_evaluation = max((line["step"] for line in evaluations), default=0)
+    is_exported = exists(folder / "model.safetensors")
+    if not is_exported or (steps is not None and steps > last_evaluation):
+        notes.append(f"unfinished: logged up to step {steps}, evaluated up to {last_evaluation}")
+    if num_damaged:
+        notes.append(f"damaged lines of metrics.jsonl, skipped: {num_damaged}")
+    return Run(metrics, steps, step, notes)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """Read metrics.json; of its values those that are shown are checked."""
+    from engine.paths import read_text
+
     try:
-        scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-        steps = max((json.loads(line)["step"] for line in text.splitlines()), default=0)
-    except OSError as error:
-        message = f"{error.filename}: expected that of a finished run: {error.strerror}"
-        raise UserError(message) from error
+        metrics = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        message = f"{run}: expected JSON in metrics.json and metrics.jsonl, got: {error}"
-        raise UserError(message) from error
-    return steps, scores
+        message = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(f"{path}: not valid JSON: {message}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid JSON: too many digits, or nested too deep") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: expected an object of scores, got {type(metrics).__name__}")
+    # null in our own files, and in the lines that these are held against
+    metrics = {name: None if value != value else value for name, value in metrics.items()}
+    step = metrics.get("step")
+    if step is not None and not _is_step(step):
+        raise UserError(f"{path}: step: expected a number of steps, got {step!r:.60}")
+    for name in SCORES:
+        value = metrics.get(name)
+        if value is not None and not _is_score(value):
+            raise UserError(f"{path}: {name}: expected a number from 0 to 1, got {value!r:.60}")
+    return metrics
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of metrics.jsonl, and the number of those that are damaged or foreign.
+
+    A run that was killed leaves half of a line.
+    """
+    from engine.paths import read_bytes
+
+    lines, num_damaged = [], 0
+    for text in read_bytes(path).splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and _is_step(line.get("step")):
+            lines.append(line)
+        else:
+            num_damaged += 1
+    return lines, num_damaged
+
+
+def _fits(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation logged these scores."""
+    shared = line.keys() & metrics.keys()
+    return bool(shared) and all(line[name] == metrics[name] for name in shared)
 
 
 if __name__ == "__main__":

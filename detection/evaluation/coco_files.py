@@ -4,7 +4,6 @@ M detections. Boxes are xywh here, as in the files, and ids are the files' own.
 """
 
 import math
-from array import array
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,9 +141,7 @@ def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list
             each["segmentation"] = {"size": [height, width], "counts": code}
 
 
-def known_id(
-    entry: Mapping[str, Any], key: str, known: Container[int], path: Path, where: str
-) -> int:
+def known_id(entry: dict[str, Any], key: str, known: Container[int], path: Path, where: str) -> int:
     """Return the id under `key`, one of those that `path` knows; UserError begins with `where`."""
     value = int_of(entry, key, where)
     if value not in known:

@@ -7,7 +7,7 @@ empty `segmentation`, masks beside an empty `bbox`, polygons, run lengths that a
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from detection.evaluation.coco_files import (
 from detection.run_lengths import code_of
 from engine.errors import UserError
 
-Result = Mapping[str, Any]
+Result = dict[str, Any]
 
 
 def read_results(path: Path | str) -> list[Result]:
@@ -292,7 +292,7 @@ def _pack_boxes(results: Sequence[Result], sizes: Sequence[list[Any]], source: s
     for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
         where = f"{source}: detection {index}"
         if _has(result, "bbox") or not _has(result, "segmentation"):
-            values.extend(box_of(dict(result), where))
+            values.extend(box_of(result, where))
             continue
         mask = _mask_of(result, size, where)
         if mask.code is None:
@@ -376,7 +376,7 @@ def _drawn(polygons: list[list[float]], size: Sequence[int], where: str) -> byte
 
 
 def _finite_box(result: Result, where: str) -> list[float]:
-    box = box_of(dict(result), where)
+    box = box_of(result, where)
     if not (all(map(math.isfinite, box)) and min(box[2:]) >= 0):
         expected = "four finite numbers, no negative width or height"
         raise UserError(f"{where}: bbox: expected {expected}, got {box}")

@@ -235,30 +235,38 @@ class DetectionTask(nn.Module):
         """
         if self._val_data is None:
             make_demo_if_asked(self.config)
-            data = self.config.data
-            before = _state_of(data.val.annotations)
-            found = CocoDetection(
-                data.val,
-                config=data,
-                training=False,
-                classes=self.classes,
-                with_masks=self.with_masks,
-            )
-            found.check_pictures()
-            if os.environ.get("RANK", "0") == "0":  # the other processes do not score
-                self._val_truth = read_truth(
-                    found.annotations.path,
-                    kept_rows=found.annotations.segmentation_idxs.tolist(),
-                    with_masks=self.with_masks,
-                    need_objects=False,
-                )
-            if _state_of(data.val.annotations) != before:
-                raise UserError(
-                    f"{data.val.annotations}: expected a file that stays as it is, got one that "
-                    "was changed while it was read; start again"
-                )
+            path = self.config.data.val.annotations
+            before = _state_of(path)
+            try:
+                found = self._read_validation()
+            finally:
+                if _state_of(path) != before:
+                    raise UserError(
+                        f"{path}: expected a file that stays as it is, got one that was changed "
+                        "while it was read; start again"
+                    )
             self._val_data = found
         return self._val_data
+
+    def _read_validation(self) -> CocoDetection:
+        """Read the validation JSON: for the network, and on the main process for the evaluator."""
+        data = self.config.data
+        found = CocoDetection(
+            data.val,
+            config=data,
+            training=False,
+            classes=self.classes,
+            with_masks=self.with_masks,
+        )
+        found.check_pictures()
+        if os.environ.get("RANK", "0") == "0":  # torchrun's; the other processes do not score
+            self._val_truth = read_truth(
+                found.annotations.path,
+                kept_rows=found.annotations.segmentation_idxs.tolist(),
+                with_masks=self.with_masks,
+                need_objects=False,
+            )
+        return found
 
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
         """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
