@@ -22,19 +22,15 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, help="COCO results file to score; no model needed")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--named-images",
-        action="store_true",
-        help="with --results: score only the images that FILE names (default: all annotated "
-        "images, as COCO's rule is; those without a result count as without detections)",
-    )
+    named = "with --results: score only the images that FILE names (default: all, as COCO does)"
+    choice.add_argument("--named-images", action="store_true", help=named)
     choice.add_argument("--all-images", action="store_true", help="with --results: the default")
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
     runs, overrides = split_words(arguments.words)
-    wants_images = arguments.named_images or arguments.all_images
-    if bool(runs) == (arguments.results is not None) or (runs and wants_images):
+    flagged = arguments.named_images or arguments.all_images
+    if bool(runs) == (arguments.results is not None) or (runs and flagged):
         raise UserError(
             "command line: expected RUN_OR_CHECKPOINT or --results FILE.json [--named-images]"
         )
@@ -57,25 +53,22 @@ def _score_runs(
     evaluate(task, task.config, output=output or folder / "eval", device=device)
 
 
-def _score_file(
-    path: Path, overrides: Sequence[str], output: Path | None, named_images: bool
-) -> None:
+def _score_file(path: Path, overrides: Sequence[str], output: Path | None, named: bool) -> None:
     from detection.config import SCHEMAS, DetectionConfig
     from engine.config import apply_overrides, parse_config
 
     config = parse_config(apply_overrides({}, overrides), schemas=SCHEMAS, source="command line")
     assert isinstance(config, DetectionConfig)
-    if not config.data.val.annotations:
+    annotations, rules = config.data.val.annotations, config.evaluation
+    if not annotations:
         raise UserError("--results: expected data.val.annotations=PATH beside it, got none")
 
     from detection.evaluation.coco_ap import score_file
     from engine.checkpoint import prepare_output
     from engine.log import make_console
 
-    annotations, protocols = config.data.val.annotations, config.evaluation.protocols
-    engine = config.evaluation.engine
     score = score_file(
-        path, annotations, named_images=named_images, engine=engine, protocols=protocols
+        path, annotations, named_images=named, engine=rules.engine, protocols=rules.protocols
     )
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:
