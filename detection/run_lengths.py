@@ -71,6 +71,8 @@ def code_of(value: Any, size: Sequence[int]) -> bytes:
     counts: Any = value.get("counts")
     try:
         if isinstance(counts, list):
+            if not all(type(count) is int for count in counts):
+                raise TypeError("numpy would read text and fractions as numbers")
             counts = coco_mask.frPyObjects(value, *size)["counts"].decode()
         code = str.encode(counts)
     except (TypeError, ValueError, OverflowError) as error:

@@ -1,14 +1,11 @@
-"""Set finished runs side by side: compare.py RUN RUN ..."""
+"""Set runs side by side: compare.py RUN RUN ..."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.cli import CommandParser, run_command
-from engine.errors import UserError
 
 SCORES = (
     *("ap", "ap50", "ap75", "mask_ap", "top1", "top5"),
@@ -18,37 +15,28 @@ SCORES = (
 
 def main() -> None:
     """Parse, read the runs, print the table."""
-    parser = CommandParser(description="Print the scores of finished runs in one table.")
+    parser = CommandParser(description="Print the scores of runs in one table.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    runs = parser.parse_args().runs
+    folders = parser.parse_args().runs
 
     from rich.table import Table
 
     from engine.log import make_console
+    from engine.scores import read_scores
 
-    results = {run: _read(run) for run in runs}
-    names = [name for name in SCORES if any(name in scores for _, scores in results.values())]
-    table = Table("run", "steps", *names)
-    for run, (steps, scores) in results.items():
-        values = [scores.get(name) for name in names]  # null: there was nothing to find
+    runs = {folder: read_scores(folder, SCORES) for folder in folders}
+    names = [name for name in SCORES if any(name in run.scores for run in runs.values())]
+    table = Table("run", "steps", "scored at", *names)
+    for folder, run in runs.items():
+        places = ["-" if step is None else str(step) for step in (run.steps, run.scored_at)]
+        values = [run.scores.get(name) for name in names]  # null: there was nothing to find
         cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        table.add_row(str(run), str(steps), *cells)
-    make_console().print(table, soft_wrap=False)
-
-
-def _read(run: Path) -> tuple[int, dict[str, Any]]:
-    """Return the steps that a run took, and its final metrics."""
-    try:
-        scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-        steps = max((json.loads(line)["step"] for line in text.splitlines()), default=0)
-    except OSError as error:
-        message = f"{error.filename}: expected that of a finished run: {error.strerror}"
-        raise UserError(message) from error
-    except json.JSONDecodeError as error:
-        message = f"{run}: expected JSON in metrics.json and metrics.jsonl, got: {error}"
-        raise UserError(message) from error
-    return steps, scores
+        table.add_row(str(folder), *places, *cells)
+    show = make_console().print
+    show(table, soft_wrap=False)
+    for folder, run in runs.items():
+        for note in run.notes:
+            show(f"{folder}: {note}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,17 @@ def without_garbage_collection() -> Generator[None]:
 
 
 def parse_coco(path: Path) -> dict[str, Any]:
-    """Return the file's object, whose three COCO keys hold lists of objects; else UserError."""
+    """Return the file's object, whose three COCO keys hold lists of objects; else UserError.
+
+    COCO's files of images without annotations lack that key: the list is empty then.
+    """
     document = parse_json(path)
     keys = ("images", "annotations", "categories")
     if not isinstance(document, dict):
         kind = type(document).__name__
         raise UserError(f"{path}: expected a COCO object with {', '.join(keys)}, got a {kind}")
+    if "images" in document and "categories" in document:
+        document.setdefault("annotations", [])
     for key in keys:
         if not isinstance(document.get(key), list):
             got = type(document[key]).__name__ if key in document else "nothing"

@@ -12,7 +12,6 @@ from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
 from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
 from detection.data.coco_cache import CACHED_BYTES
-from detection.data.coco_json import check_any
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.grouping import aspect_groups
 from detection.data.masks import draw_masks
@@ -77,8 +76,6 @@ class CocoDetection:
         if with_masks:
             rows = found.segmentation_idxs
             check_masks(found.segmentations, rows, found.is_crowd, path=found.path)
-        if not training:  # or the first evaluation would stop the run
-            check_any(len(found.boxes), "to score against", found.path)
         self._with_masks = with_masks
         self._config = config
         self._augment: Augment | None = None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +24,14 @@ from detection.evaluation.coco_files import (
     IoUType,
     PictureRows,
     Truth,
-    iou_types_of,
     pack_detections,
+    read_truth,
+)
+from detection.evaluation.coco_results import (
+    iou_types_of,
+    match_results,
     pack_results,
     read_results,
-    read_truth,
 )
 from detection.evaluation.report import write_pr_curves
 from detection.evaluation.voc_ap import score_protocols
@@ -62,8 +65,15 @@ class CocoScore:
     engine: Engine
     note: str
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether there was something to find: no number of AP exists without."""
+        return not np.isnan(self.precision).all()
+
     def table(self) -> Group:
         """Return the summary and the AP of every class, in percent, for the console."""
+        if not self.has_objects:
+            return Group(self.note)
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         summary = _table(
             f"COCO AP and AR of {kind}, in percent, by {self.engine}", SUMMARY, self.metrics
@@ -127,16 +137,17 @@ def score_file(
     path: Path | str,
     annotations: Path | str,
     *,
-    all_images: bool = False,
+    named_images: bool = False,
     engine: EngineChoice = "auto",
     protocols: Sequence[Protocol] = (),
 ) -> CocoReport:
-    """Score a COCO results file: boxes, masks or both, whichever its first entry has.
+    """Score a COCO results file: boxes, masks or both, whichever it has.
 
     Args:
         path: the results.
         annotations: the COCO JSON that they belong to.
-        all_images: score every annotated picture, not only those that the results name.
+        named_images: score only the images that the results name. COCO's rule is to score all that
+            are annotated; those without a result then count as images without detections.
         engine: who computes COCO's numbers; `auto`, as for all that is to be reported, pycocotools.
         protocols: further rules to score boxes by.
 
@@ -149,15 +160,32 @@ def score_file(
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
-    truth = read_truth(annotations, with_masks="segm" in iou_types)
+    boxes_too: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
+    truth = read_truth(annotations, with_masks="segm" in iou_types and boxes_too)
+    matches = match_results(results, truth, source=str(path))
+    named = set(matches.image_ids.tolist())
+    # a file without detections scores 0, not nothing
+    scored = named if named_images and named else set(truth.images)
+    lines = [*matches.notes]
+    if unnamed := len(scored) - len(named):
+        lines.append(
+            f"{unnamed} annotated images that the results do not name are scored as images without "
+            "detections"
+        )
+    if "segm" in iou_types and not truth.with_masks:
+        iou_types = ("bbox",)
+        lines.append("masks of the results are not scored: the annotations have none")
     scores = []
     for iou_type in iou_types:
-        found = pack_results(results, truth, iou_type=iou_type, source=str(path))
-        named = set() if all_images else set(found.image_ids.tolist())
-        scored = named or set(truth.images)  # a file without detections scores 0, not nothing
-        rules = protocols if iou_type == "bbox" else ()
+        found, notes = pack_results(results, matches, truth, iou_type=iou_type, source=str(path))
         score = _score(
-            found, truth, image_ids=scored, iou_type=iou_type, protocols=rules, engine=chosen
+            found,
+            truth,
+            image_ids=scored,
+            iou_type=iou_type,
+            protocols=protocols if iou_type == "bbox" else (),
+            engine=chosen,
+            notes=[*lines, *notes],
         )
         scores.append(score)
     return CocoReport(tuple(scores))
@@ -171,6 +199,7 @@ def _score(
     iou_type: IoUType,
     protocols: Sequence[Protocol],
     engine: Engine,
+    notes: Sequence[str] = (),
 ) -> CocoScore:
     found = found.within(image_ids)
     accumulated = accumulate(found, truth, image_ids=image_ids, iou_type=iou_type, engine=engine)
@@ -186,18 +215,22 @@ def _score(
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
     metrics |= {"num_images": len(image_ids), "num_detections": len(found.scores)}
     metrics |= score_protocols(found, truth, protocols=protocols, image_ids=image_ids)
-    note = _note(found, truth, image_ids=image_ids, iou_type=iou_type)
+    lines = _note(found, truth, image_ids=image_ids, iou_type=iou_type)
+    note = "\n".join([*lines, *notes])
     return CocoScore(metrics, precision, names, iou_type, engine, note)
 
 
-def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> str:
-    """Return what was scored, and what of it was not as COCO's files have it."""
+def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> list[str]:
+    """Return lines on what was scored, and what of it was not as COCO's files have it."""
     num_named = len(np.unique(found.image_ids))
     lines = [f"{len(found.scores)} detections in {num_named} of {len(image_ids)} pictures"]
     if unscored := len(truth.images) - len(image_ids):
         lines.append(f"{unscored} annotated pictures that the results do not name are not scored")
     objects = (each for row in truth.objects.values() for each in row)
     scored = [each for each in objects if each["image_id"] in image_ids]
+    if all(each["iscrowd"] for each in scored):
+        got = f"{len(scored)} crowd regions alone" if scored else "no annotations"
+        lines.append(f"nothing to score: {truth.path} has {got} in these images")
     filled = Counter(name for each in scored for name in each["filled"])
     for name in ("area", "iscrowd"):
         if filled[name]:
@@ -206,14 +239,14 @@ def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType)
         lines.append(f"{empty} crowd regions have no mask that can be read, and cover nothing")
     if difficult := sum(each["difficult"] for each in scored):
         lines.append(f"{difficult} difficult objects count like any other in COCO's numbers")
-    return "\n".join(lines)
+    return lines
 
 
 class CocoEvaluator:
     """Gathers detections of a validation set, in any order and over any number of processes.
 
     Args:
-        truth: of the validation pictures.
+        truth: of the validation pictures; None on a process that does not `compute`.
         classes: the map between labels and category ids.
         image_ids: the pictures of which `compute` expects detections, each once.
         allow_missing: pictures may be missing (skipped by a stated policy); they then count as
@@ -225,7 +258,7 @@ class CocoEvaluator:
 
     def __init__(
         self,
-        truth: Truth,
+        truth: Truth | None,
         classes: ClassMap,
         image_ids: Iterable[int],
         *,
@@ -258,13 +291,15 @@ class CocoEvaluator:
 
     def compute(self, states: Sequence[list[PictureRows]]) -> dict[str, float]:
         """Score the union of the states; see `CocoScore.metrics`."""
+        truth = self._truth
+        assert truth is not None, "the main process scores"
         gathered = [row for state in states for row in state]
         self._gathered = sorted(gathered, key=lambda row: row[0])
         self._check_images([image_id for image_id, *_ in self._gathered])
         scores = [
             _score(
-                pack_detections(self._gathered, self._classes, self._truth, iou_type=iou_type),
-                self._truth,
+                pack_detections(self._gathered, self._classes, truth, iou_type=iou_type),
+                truth,
                 image_ids=set(self._expected),
                 iou_type=iou_type,
                 protocols=self._protocols if iou_type == "bbox" else (),

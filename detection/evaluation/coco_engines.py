@@ -157,7 +157,7 @@ def _by_hotcoco(
     detections = coco.load_res(results, segmentation=[*found.masks] if masks else None)
     if found.masks:  # whose area counts, not that of the boxes beside them
         ids = np.arange(1, len(found.masks) + 1)  # load_res counts from 1
-        detections.update_anns(ids=ids, area=hotcoco.mask.area(found.masks))
+        detections.update_anns(ids=ids, area=found.areas)
     judge = hotcoco.COCOeval(coco, detections, iou_type)
     judge.evaluate()
     judge.accumulate()

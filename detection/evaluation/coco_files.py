@@ -1,12 +1,11 @@
-"""Reading what COCO scoring needs: an annotation file, and detections in the results format.
+"""What COCO scoring needs: an annotation file's objects, and detections packed to meet them.
 
 M detections. Boxes are xywh here, as in the files, and ids are the files' own.
 """
 
 import math
-from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,20 +16,17 @@ from pycocotools import mask as mask_codec
 
 from detection.data.coco import ClassMap
 from detection.data.coco_json import (
-    box_of,
     check_any,
     check_unique,
     int_of,
-    is_number,
     parse_coco,
-    parse_json,
     read_annotations,
     read_categories,
     without_garbage_collection,
 )
 from detection.data.packed import Segmentations, check_masks
 from detection.ops.boxes import xyxy_to_xywh
-from detection.run_lengths import code_of, encode_window
+from detection.run_lengths import encode_window
 from detection.structures import RunLengthMasks
 from engine.errors import UserError
 
@@ -44,18 +40,24 @@ class Truth:
     images: by image id. names: by rising category id. objects: by category id, annotations with
     `area` (width times height of the box), `iscrowd` and `difficult` (0) filled in, and with ids
     from 1, because pycocotools takes an object with id 0 for an unmatched one; `filled` is what of
-    COCO's an object lacked. Where masks are read, a crowd region without one has an empty one.
+    COCO's an object lacked. with_masks: whether masks were read; a crowd region without one then
+    has an empty one.
     """
 
     path: Path
     images: dict[int, dict[str, Any]]
     names: dict[int, str]
     objects: dict[int, list[dict[str, Any]]]
+    with_masks: bool
 
 
 @without_garbage_collection()
 def read_truth(
-    path: Path | str, *, kept_rows: Iterable[int] | None = None, with_masks: bool = False
+    path: Path | str,
+    *,
+    kept_rows: Iterable[int] | None = None,
+    with_masks: bool | Literal["if any"] = False,
+    need_objects: bool = True,
 ) -> Truth:
     """Read a COCO annotation file for scoring; the file itself is not changed.
 
@@ -63,7 +65,9 @@ def read_truth(
         path: the file.
         kept_rows: places of the annotations that count, in the order of the file; None: all. Bad
             boxes that a stated policy skips are not among them.
-        with_masks: read masks too, which all but crowd regions must have.
+        with_masks: read masks too, which all but crowd regions must have. "if any": not where no
+            annotation has one.
+        need_objects: whether a file without annotations is an error.
 
     Raises:
         UserError: the file cannot be read, is not of COCO's shape, or has nothing to find.
@@ -80,7 +84,10 @@ def read_truth(
     entries = document["annotations"]
     columns = read_annotations(entries, path, sizes=sizes)
     rows = np.arange(len(entries)) if kept_rows is None else np.array(sorted(kept_rows), np.int64)
-    check_any(len(rows), "to score against", path)
+    if need_objects:
+        check_any(len(rows), "to score against", path)
+    if with_masks == "if any":
+        with_masks = bool(columns.segmentations.are_there[rows].any())
     if with_masks:
         check_masks(columns.segmentations, rows, columns.is_crowd[rows], path=path)
     truth = Truth(
@@ -88,6 +95,7 @@ def read_truth(
         dict(zip(image_ids, images, strict=True)),
         dict(read_categories(document["categories"], path)),
         defaultdict(list),
+        bool(with_masks),
     )
     for row in rows.tolist():
         _add_object(truth, row, entries[row])
@@ -98,7 +106,8 @@ def read_truth(
 
 def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
     where = f"{truth.path}: annotation {entry['id']}"
-    image_id, category_id = _known_ids(entry, truth, where)
+    image_id = known_id(entry, "image_id", truth.images, truth.path, where)
+    category_id = known_id(entry, "category_id", truth.names, truth.path, where)
     box, area = entry["bbox"], entry.get("area")
     if not all(map(math.isfinite, box)):
         raise UserError(f"{where}: bbox: expected finite numbers, got {box}")
@@ -111,7 +120,8 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
             "area": box[2] * box[3] if area is None else area,
             "iscrowd": int(entry.get("iscrowd") or 0),
             "difficult": int(entry.get("difficult") or 0),
-            "segmentation": entry.get("segmentation"),
+            # kept for as long as a training takes: polygons that nobody reads are not
+            "segmentation": entry.get("segmentation") if truth.with_masks else None,
             "filled": [key for key in ("area", "iscrowd") if entry.get(key) is None],
         }
     )
@@ -131,42 +141,12 @@ def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list
             each["segmentation"] = {"size": [height, width], "counts": code}
 
 
-def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, int]:
-    ids = int_of(entry, "image_id", where), int_of(entry, "category_id", where)
-    if ids[0] not in truth.images:
-        raise UserError(f"{where}: image_id: expected one of {truth.path}, got {ids[0]}")
-    if ids[1] not in truth.names:
-        raise UserError(f"{where}: category_id: expected one of {truth.path}, got {ids[1]}")
-    return ids
-
-
-def _check_file_name(result: Mapping[str, Any], image: Mapping[str, Any], where: str) -> None:
-    """Compare names where both sides have one: tools/predict.py numbers pictures by itself."""
-    got, expected = result.get("file_name"), image.get("file_name")
-    if None not in (got, expected) and Path(str(got)).name != Path(str(expected)).name:
-        raise UserError(
-            f"{where}: file_name: expected {expected}, that of image {image['id']}, got {got}"
-        )
-
-
-def read_results(path: Path | str) -> list[Any]:
-    """Read a file of detections in COCO's results format; `pack_results` checks its entries.
-
-    Raises:
-        UserError: the file cannot be read, or holds no JSON list.
-    """
-    results = parse_json(Path(path))
-    if not isinstance(results, list):
-        raise UserError(f"{path}: expected a list of detections, got {type(results).__name__}")
-    return results
-
-
-def iou_types_of(results: list[Any]) -> tuple[IoUType, ...]:
-    """Return what can be scored of results in COCO's format: what the first entry has."""
-    first = results[0] if results else None
-    if not isinstance(first, dict) or "segmentation" not in first:
-        return ("bbox",)
-    return ("bbox", "segm") if "bbox" in first else ("segm",)
+def known_id(entry: dict[str, Any], key: str, known: Container[int], path: Path, where: str) -> int:
+    """Return the id under `key`, one of those that `path` knows; UserError begins with `where`."""
+    value = int_of(entry, key, where)
+    if value not in known:
+        raise UserError(f"{where}: {key}: expected one of {path}, got {value}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -174,7 +154,8 @@ class Found:
     """M detections. Without `masks` the boxes are scored, with them the masks.
 
     image_ids, category_ids: (M,) int64. scores: (M,) float64. boxes: (M, 4) float64, zeros beside
-    the masks of a file without boxes. masks: M of COCO's compressed RLE, or none.
+    masks. masks: M of COCO's compressed RLE, or none. areas: (M,) float64, by which COCO calls a
+    detection small, medium or large.
     """
 
     image_ids: np.ndarray
@@ -182,6 +163,7 @@ class Found:
     scores: np.ndarray
     boxes: np.ndarray
     masks: list[dict[str, Any]]
+    areas: np.ndarray
 
     def within(self, image_ids: Iterable[int]) -> "Found":
         """Return the detections in some pictures."""
@@ -194,80 +176,32 @@ class Found:
             scores=self.scores[keep],
             boxes=self.boxes[keep],
             masks=[self.masks[row] for row in keep.tolist()] if self.masks else [],
+            areas=self.areas[keep],
         )
 
     def of_category(self, category_id: int) -> list[dict[str, Any]]:
         """Return one category's detections as pycocotools wants them, in the order given."""
         rows = np.flatnonzero(self.category_ids == category_id)
-        columns = (self.image_ids[rows], self.scores[rows])
+        columns = (self.image_ids[rows], self.scores[rows], self.areas[rows])
         return [
             {
                 "id": number,
                 "image_id": image_id,
                 "category_id": category_id,
                 "score": score,
+                "area": area,
                 "iscrowd": 0,
                 **self._shape(row),
             }
-            for number, (row, image_id, score) in enumerate(
+            for number, (row, image_id, score, area) in enumerate(
                 zip(rows.tolist(), *(column.tolist() for column in columns), strict=True), start=1
             )
         ]
 
     def _shape(self, row: int) -> dict[str, Any]:
         if self.masks:
-            mask = self.masks[row]
-            return {"segmentation": mask, "area": float(mask_codec.area(mask))}
-        box = self.boxes[row].tolist()
-        return {"bbox": box, "area": box[2] * box[3]}
-
-
-def pack_results(results: Iterable[Any], truth: Truth, *, iou_type: IoUType, source: str) -> Found:
-    """Check detections in COCO's results format and pack them.
-
-    Args:
-        results: each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation`; a
-            `file_name` must be that of the image.
-        truth: the annotations to which their ids belong.
-        iou_type: whether `bbox` or `segmentation` (RLE) is read.
-        source: the results' name in messages.
-
-    Raises:
-        UserError: a result is malformed, or of an image or a category that the annotations lack.
-    """
-    image_ids, category_ids, scores, boxes = array("q"), array("q"), array("d"), array("d")
-    masks: list[dict[str, Any]] = []
-    for index, result in enumerate(results):
-        where = f"{source}: detection {index}"
-        if not isinstance(result, dict):
-            raise UserError(f"{where}: expected an object, got {type(result).__name__}")
-        image_id, category_id = _known_ids(result, truth, where)
-        _check_file_name(result, truth.images[image_id], where)
-        score: Any = result.get("score")
-        if not is_number(score):
-            raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
-        image_ids.append(image_id)
-        category_ids.append(category_id)
-        scores.append(score)
-        if iou_type == "bbox":
-            boxes.extend(box_of(result, where))
-        else:
-            boxes.extend((0.0, 0.0, 0.0, 0.0))
-            size = _size_of(truth.images[image_id])
-            try:
-                code = code_of(result.get("segmentation"), size)
-            except ValueError as error:
-                raise UserError(f"{where}: segmentation: {error}") from error
-            masks.append({"size": size, "counts": code})
-    found = Found(
-        np.frombuffer(image_ids, np.int64),
-        np.frombuffer(category_ids, np.int64),
-        np.frombuffer(scores, np.float64),
-        np.frombuffer(boxes, np.float64).reshape(-1, 4),
-        masks,
-    )
-    _check_numbers(found, source)
-    return found
+            return {"segmentation": self.masks[row]}
+        return {"bbox": self.boxes[row].tolist()}
 
 
 class PictureRows(NamedTuple):
@@ -284,7 +218,7 @@ class PictureRows(NamedTuple):
 def pack_detections(
     gathered: Sequence[PictureRows], classes: ClassMap, truth: Truth, *, iou_type: IoUType
 ) -> Found:
-    """Check a network's detections and pack them, as `pack_results` those of a file.
+    """Check a network's detections and pack them, as `coco_results.pack_results` does.
 
     Raises:
         UserError: a score or box is not finite, or a mask is not of its picture's size.
@@ -299,24 +233,36 @@ def pack_detections(
     masks: list[dict[str, Any]] = []
     for image_id, _, coded in gathered if iou_type == "segm" else ():
         assert coded is not None, "the network was made without masks"
-        size, expected = list(coded.size), _size_of(truth.images[image_id])
+        size, expected = list(coded.size), size_of(truth.images[image_id])
         if size != expected:
             where = f"{source}: detection {len(masks)}"
             raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")
         masks += [{"size": size, "counts": code} for code in coded.codes]
+    # in float32 as it is written to a results file, so that the file scores the same
+    boxes = xyxy_to_xywh(rows[:, :4]).double().numpy()
     found = Found(
         np.repeat(np.array([image_id for image_id, *_ in gathered], dtype=np.int64), counts),
         np.array(classes.category_ids)[rows[:, 5].long().numpy()],
         rows[:, 4].double().numpy(),
-        # in float32 as it is written to a results file, so that the file scores the same
-        xyxy_to_xywh(rows[:, :4]).double().numpy(),
+        boxes,
         masks,
+        areas_of(boxes, masks),
     )
-    _check_numbers(found, source)
+    check_numbers(found, source)
     return found
 
 
-def _check_numbers(found: Found, source: str) -> None:
+def areas_of(boxes: np.ndarray, masks: list[dict[str, Any]]) -> np.ndarray:
+    """Return (M,) float64: the masks' areas, or without masks those of boxes (M, 4)."""
+    if masks:
+        # one by one: pycocotools keeps the length of a list in a byte
+        return np.array([mask_codec.area(mask) for mask in masks], np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused in its place
+        areas: np.ndarray = boxes[:, 2] * boxes[:, 3]
+    return areas
+
+
+def check_numbers(found: Found, source: str) -> None:
     """Raise UserError for the first detection whose score or box no detection can have."""
     bad_scores = ~np.isfinite(found.scores)
     bad_boxes = ~np.isfinite(found.boxes).all(axis=1) | (found.boxes[:, 2:] < 0).any(axis=1)
@@ -330,5 +276,6 @@ def _check_numbers(found: Found, source: str) -> None:
         )
 
 
-def _size_of(image: Mapping[str, Any]) -> list[Any]:
+def size_of(image: Mapping[str, Any]) -> list[Any]:
+    """Return an image's [height, width] as its file has them."""
     return [image.get("height"), image.get("width")]

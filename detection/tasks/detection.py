@@ -4,6 +4,7 @@ B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K cl
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple, Self
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from backbones.weights import WeightsReport, load_configured_weights
 from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
+from detection.data.coco_json import check_any
 from detection.data.dataset import CocoDetection
 from detection.data.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
-from detection.evaluation.coco_files import read_truth
+from detection.evaluation.coco_files import Truth, read_truth
 from detection.losses import roi_loss, rpn_loss
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
@@ -30,7 +32,8 @@ from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
-from engine.paths import resolved
+from engine.errors import UserError
+from engine.paths import resolved, status_of
 
 # Streams of the per-picture random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
@@ -62,6 +65,7 @@ class DetectionTask(nn.Module):
         self.class_names = classes.names
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
+        self._val_truth: Truth | None = None
         self._loaded: list[WeightsReport] = []
 
     @classmethod
@@ -83,7 +87,8 @@ class DetectionTask(nn.Module):
         data.check_pictures()
         task = cls(config, _random_model(config, data.classes), data.classes)
         task._train_data = data
-        task.val_data()  # a mistake there should show now, not after hours of training
+        found = task.val_data().annotations  # a mistake should show now, not after hours
+        check_any(len(found.boxes), "to score against", found.path)
         task._loaded += load_configured_weights(task.model.backbone, config.model.backbone)
         if config.model.weights is not None:
             report = load_detector_weights(
@@ -224,26 +229,51 @@ class DetectionTask(nn.Module):
         return self._train_data
 
     def val_data(self) -> CocoDetection:
-        """Return the validation pictures; their classes must be the training classes."""
+        """Return the validation pictures; their classes must be the training classes.
+
+        The JSON is read here and never again, so that all evaluations score against the same
+        annotations, whatever becomes of the file.
+        """
         if self._val_data is None:
             make_demo_if_asked(self.config)
-            data = self.config.data
-            self._val_data = CocoDetection(
-                data.val,
-                config=data,
-                training=False,
-                classes=self.classes,
-                with_masks=self.with_masks,
-            )
-            self._val_data.check_pictures()
+            path = self.config.data.val.annotations
+            before = _state_of(path)
+            try:
+                found = self._read_validation()
+            finally:
+                if _state_of(path) != before:
+                    raise UserError(
+                        f"{path}: expected a file that stays as it is, got one that was changed "
+                        "while it was read; start again"
+                    )
+            self._val_data = found
         return self._val_data
+
+    def _read_validation(self) -> CocoDetection:
+        """Read the validation JSON: for the network, and on the main process for the evaluator."""
+        data = self.config.data
+        found = CocoDetection(
+            data.val,
+            config=data,
+            training=False,
+            classes=self.classes,
+            with_masks=self.with_masks,
+        )
+        found.check_pictures()
+        if os.environ.get("RANK", "0") == "0":  # torchrun's; the other processes do not score
+            self._val_truth = read_truth(
+                found.annotations.path,
+                kept_rows=found.annotations.segmentation_idxs.tolist(),
+                with_masks=self.with_masks,
+                need_objects=False,
+            )
+        return found
 
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
         """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
         data = self.val_data()
-        kept_rows = data.annotations.segmentation_idxs.tolist()
         return CocoEvaluator(
-            read_truth(data.annotations.path, kept_rows=kept_rows, with_masks=self.with_masks),
+            self._val_truth,
             self.classes,
             data.image_ids.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
@@ -300,6 +330,12 @@ class DetectionTask(nn.Module):
                 )
             )
         return drawn
+
+
+def _state_of(path: str) -> tuple[int, ...] | None:
+    """Return what changes with a file's content; None: there is no file."""
+    status = status_of(path)
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def make_demo_if_asked(config: DetectionConfig) -> None:

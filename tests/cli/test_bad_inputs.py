@@ -250,7 +250,7 @@ EVAL_WORDS = {
     "no such run": (["absent"], ["absent: no such run"]),
     "a folder without a run": (["data"], ["data: expected model.safetensors"]),
     "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
-    "a flag of results": (["run", "--all-images"], ["or --results FILE.json [--all-images]"]),
+    "a flag of results": (["run", "--all-images"], ["or --results FILE.json [--named-images]"]),
     "run and results": (["run", "--results", "some.json"], ["expected RUN_OR_CHECKPOINT or"]),
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
@@ -265,9 +265,9 @@ EVAL_WORDS = {
         ["--results", "some.json", "data.val.annotations=data/val.json"],
         ["some.json: detection 0: image_id", "99"],
     ),
-    "results that number pictures by themselves": (
+    "results of an image of another name": (
         ["--results", "named.json", "data.val.annotations=data/val.json"],
-        ["named.json: detection 0: file_name: expected 1.jpg, that of image 11, got in/0.jpg"],
+        ["named.json: detection 0: file_name: expected that of an image of", "got 'in/7.jpg'"],
     ),
     "masks of objects without any": (
         ["--results", "masks.json", "data.val.annotations=data/val.json"],
@@ -294,8 +294,8 @@ EVAL_WORDS = {
 def test_evaluation_command(site: Path, call: Call, words: list[str], parts: list[str]) -> None:
     stranger = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
     (site / "some.json").write_text(json.dumps([stranger]))
-    (site / "masks.json").write_text(json.dumps([{**stranger, "segmentation": 3}]))
-    named = {**stranger, "image_id": 11, "file_name": "in/0.jpg"}
+    (site / "masks.json").write_text(json.dumps([{**stranger, "bbox": [], "segmentation": 3}]))
+    named = {**stranger, "image_id": 11, "file_name": "in/7.jpg"}
     (site / "named.json").write_text(json.dumps([named]))
     (site / "empty.json").write_text("[]")
     assert_one_line(call(eval_tool, *words), *parts)

@@ -78,16 +78,59 @@ def test_results_file_scores_as_its_run(site: Path, trained: Path, call: Call) -
     assert sorted(site.rglob("*")) == before  # nothing is written unless asked
 
 
-def test_all_images_are_scored_when_asked(site: Path, call: Call) -> None:
+@pytest.mark.parametrize("flag", [(), ("--all-images",)], ids=["default", "by its flag"])
+def test_all_annotated_images_are_scored(site: Path, call: Call, flag: tuple[str, ...]) -> None:
     found = {"image_id": 10, "category_id": 4, "bbox": [5, 5, 30, 40], "score": 0.5}
     (site / "found.json").write_text(json.dumps([found]))
     words = ["--results", "found.json", "data.val.annotations=data/val.json", "--output"]
-    call(eval_tool, *words, "all", "--all-images")
-    outcome = call(eval_tool, *words, "listed")
-    assert "2 annotated pictures that the results do not name are not scored" in outcome.out
-    scores = [read_json(site / name / "metrics.json") for name in ("all", "listed")]
+    whole = call(eval_tool, *words, "all", *flag)
+    assert "2 annotated images that the results do not name are scored as images" in whole.out
+    named = call(eval_tool, *words, "named", "--named-images")
+    assert "2 annotated pictures that the results do not name are not scored" in named.out
+    scores = [read_json(site / name / "metrics.json") for name in ("all", "named")]
     assert [each["num_images"] for each in scores] == [3, 1]
     assert [each["ap"] for each in scores] == pytest.approx([0.5, 1.0])
+    both = call(eval_tool, *words, "both", "--all-images", "--named-images")
+    assert (both.code, both.err.count("\n")) == (2, 1)
+
+
+def test_predictions_are_scored_by_their_names(site: Path, trained: Path, call: Call) -> None:
+    """predict.py numbers images from 0, in the order of their names."""
+    document = json.loads((site / "data" / "val.json").read_text())
+    for image in document["images"]:  # 0 to 2, and none where predict.py has it
+        image["id"] = (image["id"] - 10 + 1) % 3
+    for annotation in document["annotations"]:
+        annotation["image_id"] = (annotation["image_id"] - 10 + 1) % 3
+    (site / "data" / "val.json").write_text(json.dumps(document))
+    words = ["--output", "scores", "--device", "cpu", "data.val.annotations=data/val.json"]
+    assert call(eval_tool, trained, *words).code == 0
+    assert call(predict, trained, "data", "--output", "found", "--device", "cpu").code == 0
+    words = ["--results", "found/detections.json", words[-1], "--output", "again"]
+    outcome = call(eval_tool, *words)
+    assert outcome.code == 0, outcome.err
+    assert "images are matched by file_name: 15 of 15 image_ids are not those" in outcome.out
+    again = read_json(site / "again" / "metrics.json")
+    assert again == read_json(site / "scores" / "metrics.json")
+
+
+def test_images_without_annotations_get_detections(site: Path, trained: Path, call: Call) -> None:
+    """As COCO's image_info_test-dev2017.json: the results are for others to score."""
+    document = json.loads((site / "data" / "val.json").read_text())
+    ids = {image["file_name"]: image["id"] for image in document["images"]}
+    expected = (trained / "detections.json").read_bytes()
+    for annotations in ({"annotations": []}, {}):
+        del document["annotations"]
+        document |= annotations
+        (site / "test-dev.json").write_text(json.dumps(document))
+        words = ["data.val.annotations=test-dev.json", "--output", "test-dev", "--device", "cpu"]
+        outcome = call(eval_tool, trained, *words)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "nothing to score: test-dev.json has no annotations" in outcome.out
+        scores = read_json(site / "test-dev" / "metrics.json")
+        assert scores["ap"] is scores["ap/cow"] is None
+        assert (site / "test-dev" / "detections.json").read_bytes() == expected
+        document["annotations"] = []
+    assert {each["image_id"] for each in json.loads(expected)} == set(ids.values())
 
 
 def test_prediction_writes_results_and_pictures(site: Path, trained: Path, call: Call) -> None:

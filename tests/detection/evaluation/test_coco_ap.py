@@ -88,6 +88,7 @@ def test_coco128_has_the_expected_numbers(data_dir: Path, iou_type: str) -> None
     score = score_file(
         folder / "results" / f"{iou_type}.json",
         folder / "annotations" / "instances_train2017.json",
+        named_images=True,
     )
     expected = json.loads((folder / "results" / "expected.json").read_text())[iou_type]
     assert [score.metrics[name] for name in SUMMARY] == pytest.approx(expected, abs=1e-6)
@@ -182,17 +183,17 @@ def test_missing_fields_are_filled_in_and_counted(tmp_path: Path) -> None:
         for a in document["annotations"][::2]
     ]
     results = write(tmp_path / "results.json", detections)
-    expected = score_file(results, full, all_images=True).scores[0]
+    expected = score_file(results, full).scores[0]
     for annotation in document["annotations"]:
         del annotation["area"], annotation["iscrowd"]
     bare = write(tmp_path / "bare.json", document)
     before = bare.read_bytes()
-    score = score_file(results, bare, all_images=True).scores[0]
+    score = score_file(results, bare).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
     assert bare.read_bytes() == before
     assert "area was missing, and filled in, for 40 objects" in score.note
     assert "missing" not in expected.note
-    named = score_file(write(results, detections[:1]), bare).scores[0]
+    named = score_file(write(results, detections[:1]), bare, named_images=True).scores[0]
     image_id = detections[0]["image_id"]
     count = sum(each["image_id"] == image_id for each in document["annotations"])
     assert f"area was missing, and filled in, for {count} objects" in named.note

@@ -121,14 +121,14 @@ def read(document: dict[str, Any], folder: Path) -> Truth:
 
 
 def score_both(
-    results: list[dict[str, Any]], document: dict[str, Any], folder: Path, *, all_images: bool
+    results: list[dict[str, Any]], document: dict[str, Any], folder: Path, *, named_images: bool
 ) -> Iterator[tuple[CocoScore, CocoScore]]:
     """Score boxes, then masks, by hotcoco and by pycocotools."""
     paths = folder / "results.json", folder / "truth.json"
     for path, content in zip(paths, (results, document), strict=True):
         path.write_text(json.dumps(content))
     fast, judge = (
-        score_file(*paths, all_images=all_images, engine=engine).scores
+        score_file(*paths, named_images=named_images, engine=engine).scores
         for engine in ("hotcoco", "pycocotools")
     )
     return zip(fast, judge, strict=True)
@@ -161,9 +161,9 @@ def test_hotcoco_equals_pycocotools_on_real_results(data_dir: Path, iou_type: st
     folder = data_dir / "coco128"
     results = folder / "results" / f"{iou_type}.json"
     truth = folder / "annotations" / "instances_train2017.json"
-    for all_images in (False, True):
+    for named_images in (False, True):
         fast, judge = (
-            score_file(results, truth, all_images=all_images, engine=engine).scores[0]
+            score_file(results, truth, named_images=named_images, engine=engine).scores[0]
             for engine in ("hotcoco", "pycocotools")
         )
         check_same(fast, judge)
@@ -174,12 +174,12 @@ def test_hotcoco_equals_pycocotools(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     document = random_truth(rng)
     results = random_results(rng, document)
-    for fast, judge in score_both(results, document, tmp_path, all_images=True):
+    for fast, judge in score_both(results, document, tmp_path, named_images=False):
         check_same(fast, judge)
         summary = [judge.metrics[name] for name in SUMMARY]
         assert 0 < min(summary) < max(summary) < 1
     for part in ([each for each in results if each["image_id"] == IMAGE_IDS[1]], []):
-        for fast, judge in score_both(part, document, tmp_path, all_images=False):
+        for fast, judge in score_both(part, document, tmp_path, named_images=True):
             check_same(fast, judge)
 
 
@@ -187,7 +187,7 @@ def test_hotcoco_equals_pycocotools_without_an_object(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     document = random_truth(rng)
     moved = [{**each, "image_id": IMAGE_IDS[-1]} for each in random_results(rng, document)]
-    for fast, judge in score_both(moved, document, tmp_path, all_images=False):
+    for fast, judge in score_both(moved, document, tmp_path, named_images=True):
         check_same(fast, judge)
         assert judge.metrics["num_detections"] == len(moved)
         assert all(math.isnan(judge.metrics[name]) for name in SUMMARY)
@@ -207,7 +207,7 @@ def test_evaluators_agree_with_each_other_and_with_the_file_they_write(tmp_path:
     np.testing.assert_equal(metrics["hotcoco"], metrics["pycocotools"])
     assert 0 < metrics["hotcoco"]["mask_ap"] != metrics["hotcoco"]["ap"] > 0
     evaluator.write(tmp_path)
-    written = score_file(tmp_path / "detections.json", tmp_path / "truth.json", all_images=True)
+    written = score_file(tmp_path / "detections.json", tmp_path / "truth.json")
     np.testing.assert_equal(written.metrics, metrics["hotcoco"])
 
 

@@ -200,7 +200,7 @@ def score(
     return score_file(
         tmp_path / "results.json",
         tmp_path / "truth.json",
-        all_images=image_id is None,
+        named_images=image_id is not None,
         protocols=protocols,
     ).scores[0]
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from detection.data.coco_cache import CACHED_BYTES
+from detection.data.dataset import CocoDetection
 from detection.structures import DetectionBatch
+from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from engine.errors import UserError
 from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task
@@ -135,6 +137,72 @@ def test_reported_numbers_are_those_of_pycocotools(
     evaluator.compute([])  # all pictures skipped
     evaluator.write(tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["engine"] == engine
+
+
+def split_of(root: Path, tmp_path: Path, change: dict[str, Any]) -> dict[str, Any]:
+    """Return the demo's validation data with a JSON of its own, of which some keys are others."""
+    tiny_config(root)  # makes the demo
+    path = tmp_path / "val.json"
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    path.write_text(json.dumps({**content, **change}))
+    return {"images": str(root / "val"), "annotations": str(path)}
+
+
+EDITS: dict[str, str | None] = {"no objects": '{"images": []}', "no JSON": "x", "gone": None}
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_evaluations_score_against_what_was_read_at_the_start(
+    root: Path, tmp_path: Path, edit: str | None, task: str
+) -> None:
+    split = split_of(root, tmp_path, {})
+    data = {"val": split, "on_bad_image": "skip"}
+    made = build_task(tiny_config(root, task=task, data=data))
+    expected = made.evaluator().compute([])
+    made = build_task(tiny_config(root, task=task, data=data))
+    path = Path(split["annotations"])
+    path.unlink() if edit is None else path.write_text(edit)
+    for final in (False, True):  # the first evaluation comes after the edit too
+        evaluator = made.evaluator(final=final)
+        np.testing.assert_equal(evaluator.compute([]), expected)
+    assert expected["ap"] == 0
+
+
+def test_processes_that_do_not_score_keep_no_annotations(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    evaluator = build_task(tiny_config(root)).evaluator()
+    assert evaluator.state() == []
+    with pytest.raises(AssertionError, match="the main process scores"):
+        evaluator.compute([])
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_file_that_changes_while_it_is_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str | None
+) -> None:
+    """Between the two that read it."""
+    config = tiny_config(root, data={"val": split_of(root, tmp_path, {})})
+    check_pictures = CocoDetection.check_pictures
+
+    def check_and_edit(data: CocoDetection) -> None:
+        check_pictures(data)
+        path = data.annotations.path
+        if path.parent == tmp_path:
+            path.unlink() if edit is None else path.write_text(edit)
+
+    monkeypatch.setattr(CocoDetection, "check_pictures", check_and_edit)
+    with pytest.raises(UserError, match=r"val\.json: .* changed while it was read; start again"):
+        DetectionTask.for_training(config)
+
+
+def test_training_needs_something_to_score(root: Path, tmp_path: Path) -> None:
+    val = split_of(root, tmp_path, {"annotations": []})
+    message = r"val\.json: annotations: expected at least one to score against, got none"
+    with pytest.raises(UserError, match=message):
+        DetectionTask.for_training(tiny_config(root, data={"val": val}))
 
 
 def test_a_missing_engine_shows_before_training(

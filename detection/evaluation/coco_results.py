@@ -1,0 +1,383 @@
+"""Detections of a COCO results file: matched with the annotated images and classes, and packed.
+
+M detections. A file scores as by pycocotools (`COCO.loadRes`, then `COCOeval`): boxes beside an
+empty `segmentation`, masks beside an empty `bbox`, polygons, run lengths that are not compressed.
+"""
+
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_codec
+
+from detection.data.coco_json import box_of, is_number, parse_json
+from detection.data.packed import FARTHEST
+from detection.evaluation.coco_files import (
+    Found,
+    IoUType,
+    Truth,
+    areas_of,
+    check_numbers,
+    known_id,
+    size_of,
+)
+from detection.run_lengths import code_of
+from engine.errors import UserError
+
+Result = dict[str, Any]
+
+
+def read_results(path: Path | str) -> list[Result]:
+    """Read a file of detections in COCO's results format; of its entries only the kind is checked.
+
+    Raises:
+        UserError: the file cannot be read, or holds no JSON list of objects.
+    """
+    results = parse_json(Path(path))
+    if not isinstance(results, list):
+        raise UserError(f"{path}: expected a list of detections, got {type(results).__name__}")
+    for index, result in enumerate(results):
+        if not isinstance(result, dict):
+            got = type(result).__name__
+            raise UserError(f"{path}: detection {index}: expected an object, got {got}")
+    return results
+
+
+def iou_types_of(results: Sequence[Result]) -> tuple[IoUType, ...]:
+    """Return what can be scored of results: boxes, masks or both, where at least one has them."""
+    boxes, masks = (any(_has(each, key) for each in results) for key in ("bbox", "segmentation"))
+    if not masks:
+        return ("bbox",)
+    return ("bbox", "segm") if boxes else ("segm",)
+
+
+def _has(result: Result, key: str) -> bool:
+    """Whether there is a value: SAHI and others write `[]` or null for what they do not have."""
+    value = result.get(key)
+    return value is not None and value != [] and value != {}
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which image and class of the annotations each result is of.
+
+    image_ids, category_ids: (M,) int64, those of the annotations. notes: lines on how they were
+    found, where it was not by the ids of the file alone.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    notes: tuple[str, ...]
+
+
+def match_results(results: Sequence[Result], truth: Truth, *, source: str) -> Matches:
+    """Find the annotated image and class of each result: by its ids, or by its names.
+
+    tools/predict.py numbers images by itself, and categories as the detector's own data set does,
+    and writes `file_name` and `category_name` beside them. Where every result has a name and some
+    id is another image's (another class's), the names decide for all.
+
+    Args:
+        results: of `read_results`.
+        truth: the annotations.
+        source: the results' name in messages.
+
+    Raises:
+        UserError: an id or a name is malformed, unknown to the annotations or not of one image
+            alone, or an id and a name contradict each other where not every result has a name.
+    """
+    image_ids, image_notes = _match_images(results, truth, source)
+    category_ids, category_notes = _match_categories(results, truth, source)
+    return Matches(
+        np.array(image_ids, np.int64),
+        np.array(category_ids, np.int64),
+        (*image_notes, *category_notes),
+    )
+
+
+def _match_images(
+    results: Sequence[Result], truth: Truth, source: str
+) -> tuple[list[int], list[str]]:
+    names = [
+        _name_of(each, "file_name", f"{source}: detection {i}") for i, each in enumerate(results)
+    ]
+    finder = _ImageFinder(truth)
+    found = [None if name is None else finder.find(name) for name in names]
+    contradicted = [
+        index
+        for index, (result, named) in enumerate(zip(results, found, strict=True))
+        if named is not None and not _agree(result.get("image_id"), named, truth)
+    ]
+    path = truth.path
+    if contradicted and None not in names:
+        return [_only(*each, path, source) for each in enumerate(zip(names, found, strict=True))], [
+            f"images are matched by file_name: {len(contradicted)} of {len(results)} image_ids are "
+            "not those of the annotations"
+        ]
+    for index in contradicted[:1]:
+        where = f"{source}: detection {index}"
+        image_id = known_id(results[index], "image_id", truth.images, path, where)
+        expected = truth.images[image_id]["file_name"]
+        got = f"got {names[index]!r:.200} (names decide where every detection has one)"
+        raise UserError(f"{where}: file_name: expected {expected!r}, of image {image_id}, {got}")
+    return [
+        known_id(result, "image_id", truth.images, path, f"{source}: detection {index}")
+        for index, result in enumerate(results)
+    ], []
+
+
+def _agree(image_id: Any, named: Sequence[int], truth: Truth) -> bool:
+    """Whether an id is of an image with that name, or of one without any name to compare."""
+    if type(image_id) is not int:
+        return False
+    return image_id in named or (
+        image_id in truth.images and not isinstance(truth.images[image_id].get("file_name"), str)
+    )
+
+
+def _only(index: int, named: tuple[Any, Any], path: Path, source: str) -> int:
+    name, image_ids = named
+    if len(image_ids) == 1:
+        return int(image_ids[0])
+    where = f"{source}: detection {index}: file_name"
+    if image_ids:
+        got = f"got {name!r:.200}, which fits the images {', '.join(map(str, image_ids[:5]))}"
+        raise UserError(f"{where}: expected the name of one image of {path}, {got}")
+    raise UserError(f"{where}: expected that of an image of {path}, got {name!r:.200}")
+
+
+class _ImageFinder:
+    """Finds annotated images by file name, with or without the folders above."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._by_path: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._by_name: dict[str, list[int]] = defaultdict(list)
+        self._known: dict[str, tuple[int, ...]] = {}
+        for image_id, image in truth.images.items():
+            name = image.get("file_name")
+            if isinstance(name, str) and (parts := _parts_of(name)):
+                self._by_path[parts].append(image_id)
+                self._by_name[parts[-1]].append(image_id)
+
+    def find(self, name: str) -> tuple[int, ...]:
+        """Return the ids of the images that a name fits best: none, one or several.
+
+        It fits an image's whole file name, behind folders that the annotations do not have; else
+        the last part of it.
+        """
+        if name not in self._known:
+            parts = _parts_of(name)
+            tails = (parts[start:] for start in range(len(parts)))
+            fitting = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
+            if fitting is None:
+                fitting = self._by_name.get(parts[-1], []) if parts else []
+            self._known[name] = tuple(fitting)
+        return self._known[name]
+
+
+def _parts_of(name: str) -> tuple[str, ...]:
+    return tuple(part for part in PurePosixPath(name).parts if part != "/")
+
+
+def _match_categories(
+    results: Sequence[Result], truth: Truth, source: str
+) -> tuple[list[int], list[str]]:
+    ids = {name: category_id for category_id, name in truth.names.items()}
+    names = [
+        _name_of(each, "category_name", f"{source}: detection {i}")
+        for i, each in enumerate(results)
+    ]
+    named = [None if name is None else ids.get(name) for name in names]
+    contradicted = [
+        index
+        for index, (result, category_id) in enumerate(zip(results, named, strict=True))
+        if category_id is not None and not _is_id(result.get("category_id"), category_id)
+    ]
+    strangers = Counter(
+        name for name, category_id in zip(names, named, strict=True) if category_id is None
+    )
+    if not contradicted:
+        known = [
+            known_id(each, "category_id", truth.names, truth.path, f"{source}: detection {i}")
+            for i, each in enumerate(results)
+        ]
+        del strangers[None]
+        first = next(iter(strangers), None)
+        return known, [] if first is None else [
+            f"category_id decides in {strangers.total()} detections whose category_name is none of "
+            f"the annotations', such as {first!r:.60}"
+        ]
+    if strangers:
+        index, other = contradicted[0], named.index(None)
+        raise UserError(
+            f"{source}: detection {index}: category_id: expected {named[index]}, that of "
+            f"{names[index]!r:.60} in {truth.path}, got {results[index].get('category_id')!r:.60}; "
+            f"names would decide if all were known, but that of detection {other} is "
+            f"{names[other]!r:.60}"
+        )
+    return [each for each in named if each is not None], [
+        f"classes are matched by category_name: {len(contradicted)} of {len(results)} category_ids "
+        "are not those of the annotations"
+    ]
+
+
+def _is_id(value: Any, expected: int) -> bool:
+    return type(value) is int and value == expected
+
+
+def _name_of(result: Result, key: str, where: str) -> str | None:
+    value = result.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: {key}: expected a name, got {value!r:.60}")
+    return value
+
+
+def pack_results(
+    results: Sequence[Result], matches: Matches, truth: Truth, *, iou_type: IoUType, source: str
+) -> tuple[Found, list[str]]:
+    """Check the boxes or masks of results and pack them.
+
+    A result without the one that is scored gets it from the other, as in pycocotools: a mask that
+    is its box, or the box around its mask.
+
+    Args:
+        results: each with `score`, and `bbox` or `segmentation` (RLE or polygons).
+        matches: of `match_results`.
+        truth: the annotations; where masks are read, it was read with masks or has their sizes.
+        iou_type: whether boxes or masks are packed.
+        source: the results' name in messages.
+
+    Returns:
+        The detections, and lines on what was filled in or dropped.
+
+    Raises:
+        UserError: a result is malformed.
+    """
+    scores = array("d")
+    for index, result in enumerate(results):
+        score: Any = result.get("score")
+        if not is_number(score):
+            where = f"{source}: detection {index}"
+            raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
+        scores.append(score)
+    sizes = [size_of(truth.images[image_id]) for image_id in matches.image_ids.tolist()]
+    pack = _pack_boxes if iou_type == "bbox" else _pack_masks
+    boxes, masks, areas, notes = pack(results, sizes, source)
+    found = Found(
+        image_ids=matches.image_ids,
+        category_ids=matches.category_ids,
+        scores=np.frombuffer(scores, np.float64),
+        boxes=boxes,
+        masks=masks,
+        areas=areas,
+    )
+    check_numbers(found, source)
+    return found, notes
+
+
+class _Packed(NamedTuple):
+    boxes: np.ndarray
+    masks: list[dict[str, Any]]
+    areas: np.ndarray
+    notes: list[str]
+
+
+def _pack_boxes(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Packed:
+    values, from_masks = array("d"), 0
+    for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
+        where = f"{source}: detection {index}"
+        if _has(result, "bbox") or not _has(result, "segmentation"):
+            values.extend(box_of(result, where))
+            continue
+        mask = _mask_of(result, size, where)
+        if mask.code is None:
+            raise UserError(f"{where}: expected a bbox or a mask with an area, got neither")
+        values.extend(mask_codec.toBbox({"size": size, "counts": mask.code}).tolist())
+        from_masks += 1
+    boxes = np.frombuffer(values, np.float64).reshape(-1, 4)
+    note = f"{from_masks} detections have no bbox: the box around their mask is scored"
+    return _Packed(boxes, [], areas_of(boxes, []), [note] if from_masks else [])
+
+
+def _pack_masks(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Packed:
+    masks: list[dict[str, Any]] = []
+    box_areas: dict[int, float] = {}
+    from_boxes = dropped = 0
+    for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
+        where = f"{source}: detection {index}"
+        mask = _mask_of(result, size, where)
+        code, has_box = mask.code, _has(result, "bbox")
+        dropped += mask.num_dropped
+        if code is None and not has_box:
+            got = f"{result.get('segmentation')!r:.60}" if "segmentation" in result else "nothing"
+            raise UserError(f"{where}: segmentation: expected an RLE or polygons, got {got}")
+        # loadRes takes the box's area for the mask's where there is a box. For run lengths that is
+        # not done here, nor by those who take the boxes out before (detectron2): a run's own masks
+        # have their own area.
+        if has_box and not mask.is_run_length:
+            x, y, width, height = _finite_box(result, where)
+            box_areas[index] = width * height
+            if code is None:
+                corners = [x, y, x, y + height, x + width, y + height, x + width, y]
+                code = _drawn([corners], size, where)
+                from_boxes += 1
+        assert code is not None
+        masks.append({"size": size, "counts": code})
+    areas = areas_of(np.zeros((0, 4)), masks)
+    areas[list(box_areas)] = list(box_areas.values())
+    counts = {
+        "detections have no mask: their box stands for it": from_boxes,
+        "parts of masks dropped, of fewer than three points": dropped,
+    }
+    notes = [f"{count} {what}" for what, count in counts.items() if count]
+    return _Packed(np.zeros((len(masks), 4)), masks, areas, notes)
+
+
+class _Mask(NamedTuple):
+    """code: COCO's compressed string; None where a result has no mask."""
+
+    code: bytes | None
+    is_run_length: bool
+    num_dropped: int
+
+
+def _mask_of(result: Result, size: Sequence[int], where: str) -> _Mask:
+    """Read `segmentation`: nothing, an RLE, or polygons, of which degenerate ones are dropped."""
+    value: Any = result.get("segmentation")
+    if not _has(result, "segmentation"):
+        return _Mask(None, is_run_length=False, num_dropped=0)
+    if not isinstance(value, list):
+        try:
+            return _Mask(code_of(value, size), is_run_length=True, num_dropped=0)
+        except ValueError as error:
+            raise UserError(f"{where}: segmentation: {error}") from error
+    for part in value:
+        if not (isinstance(part, list) and len(part) % 2 == 0 and all(map(is_number, part))):
+            raise UserError(
+                f"{where}: segmentation: expected polygons [[x1, y1, x2, y2, ...], ...], got a "
+                f"part {part!r:.60}"
+            )
+    parts = [part for part in value if len(part) >= 6]
+    code = _drawn(parts, size, where) if parts else None
+    return _Mask(code, is_run_length=False, num_dropped=len(value) - len(parts))
+
+
+def _drawn(polygons: list[list[float]], size: Sequence[int], where: str) -> bytes:
+    """Return the compressed string of what polygons cover, by pycocotools' own drawing."""
+    if not all(math.hypot(*part) < FARTHEST for part in polygons):  # nor where one is NaN
+        raise UserError(f"{where}: expected coordinates near the image, got {polygons!r:.60}")
+    code: bytes = mask_codec.merge(mask_codec.frPyObjects(polygons, *size))["counts"]
+    return code
+
+
+def _finite_box(result: Result, where: str) -> list[float]:
+    box = box_of(result, where)
+    if not (all(map(math.isfinite, box)) and min(box[2:]) >= 0):
+        expected = "four finite numbers, no negative width or height"
+        raise UserError(f"{where}: bbox: expected {expected}, got {box}")
+    return box

@@ -1,0 +1,114 @@
+"""The scores of a run folder, and the step whose weights have them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.paths import exists, read_bytes, read_text
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """What a run folder says of its scores.
+
+    steps: the last step that was logged. scored_at: the step whose weights have these scores. None:
+    not known. notes: what a reader of the table has to know.
+    """
+
+    scores: Mapping[str, float | None]
+    steps: int | None
+    scored_at: int | None
+    notes: Sequence[str]
+
+
+def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
+    """Read what a run folder says of its scores.
+
+    Args:
+        folder: of the run.
+        names: the scores to be shown, which are checked.
+
+    Raises:
+        UserError: it has no metrics.json and metrics.jsonl, or metrics.json is not of a run.
+    """
+    for file in ("metrics.json", "metrics.jsonl"):
+        if not exists(folder / file):
+            raise UserError(f"{folder / file}: expected that of an evaluated run, got no such file")
+    metrics = _read_metrics(folder / "metrics.json", names)
+    lines, num_damaged = _read_lines(folder / "metrics.jsonl")
+    evaluations = [line for line in lines if line.get("kind") == "eval"]
+    steps = max((line["step"] for line in lines), default=None)
+    notes = []
+    step = metrics.get("step")
+    if step is None:
+        fitting = [line["step"] for line in evaluations if _fits(line, metrics)]
+        if evaluations and not fitting:
+            notes.append("its scores are those of no evaluation that metrics.jsonl has")
+        step = fitting[-1] if fitting else None
+    last_evaluation = max((line["step"] for line in evaluations), default=0)
+    is_exported = exists(folder / "model.safetensors")
+    if not is_exported or (steps is not None and steps > last_evaluation):
+        notes.append(f"unfinished: logged up to step {steps}, evaluated up to {last_evaluation}")
+    if num_damaged:
+        notes.append(f"damaged lines of metrics.jsonl, skipped: {num_damaged}")
+    return RunScores(metrics, steps, step, notes)
+
+
+def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Read metrics.json; of its values those that are shown are checked."""
+    try:
+        metrics = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        message = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(f"{path}: not valid JSON: {message}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid JSON: too many digits, or nested too deep") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: expected an object of scores, got {type(metrics).__name__}")
+    # null in our own files, and in the lines that these are held against
+    metrics = {name: None if value != value else value for name, value in metrics.items()}
+    step = metrics.get("step")
+    if step is not None and not _is_step(step):
+        raise UserError(f"{path}: step: expected a number of steps, got {step!r:.60}")
+    for name in names:
+        value = metrics.get(name)
+        if value is not None and not _is_score(value):
+            raise UserError(f"{path}: {name}: expected a number from 0 to 1, got {value!r:.60}")
+    return metrics
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of metrics.jsonl, and the number of those that are damaged or foreign.
+
+    A run that was killed leaves half of a line.
+    """
+    lines, num_damaged = [], 0
+    for text in read_bytes(path).splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and _is_step(line.get("step")):
+            lines.append(line)
+        else:
+            num_damaged += 1
+    return lines, num_damaged
+
+
+def _fits(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation logged these scores."""
+    shared = line.keys() & metrics.keys()
+    return bool(shared) and all(line[name] == metrics[name] for name in shared)

@@ -1,0 +1,145 @@
+"""compare.py on runs that ended, that were killed, and on files that are none of ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Call
+from tools import compare
+
+
+def write_run(
+    folder: Path, metrics: Any, lines: list[Any], *, tail: str = "", exported: bool = True
+) -> None:
+    folder.mkdir()
+    text = metrics if isinstance(metrics, str) else json.dumps(metrics)
+    (folder / "metrics.json").write_text(text)
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + tail)
+    if exported:
+        (folder / "model.safetensors").touch()
+
+
+def train(step: int) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "loss": 1.5}
+
+
+def scored(step: int, ap: float | None) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "ap": ap, "ap50": 0.5, "num_skipped": 0}
+
+
+def row_of(out: str) -> list[str]:
+    """Return steps, step of the scores and AP of the run called `run`."""
+    line = next(line for line in out.splitlines() if "│ run " in line and "steps" not in line)
+    return [cell.strip() for cell in line.strip("│").split("│")][1:4]
+
+
+FINISHED = [train(2), scored(2, 0.25), train(4), scored(4, 0.125)]
+RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list[str]]] = {
+    "finished": ({"ap": 0.125}, FINISHED, {}, ["4", "4", "12.5"], []),
+    "the best exported": ({"ap": 0.25}, FINISHED, {}, ["4", "2", "25.0"], []),
+    "the step is said": ({"ap": 0.125, "step": 3}, FINISHED, {}, ["4", "3", "12.5"], []),
+    "equal scores": ({"ap": 0.5}, [scored(1, 0.5), scored(2, 0.5)], {}, ["2", "2", "50.0"], []),
+    "null": ({"ap": None}, [scored(1, None)], {}, ["1", "1", "-"], []),
+    "killed": (
+        {"ap": 0.25},
+        [train(2), scored(2, 0.25), train(4)],
+        {"exported": False},
+        ["4", "2", "25.0"],
+        ["run: unfinished: logged up to step 4, evaluated up to 2"],
+    ),
+    "killed before its scores were written": (
+        {"ap": 0.25},
+        FINISHED,
+        {"exported": False},
+        ["4", "2", "25.0"],
+        ["run: unfinished: logged up to step 4, evaluated up to 4"],
+    ),
+    "resumed for longer": (
+        {"ap": 0.125},
+        [*FINISHED, train(6)],
+        {},
+        ["6", "4", "12.5"],
+        ["unfinished: logged up to step 6, evaluated up to 4"],
+    ),
+    "half a line": (
+        {"ap": 0.125},
+        FINISHED,
+        {"tail": '{"kind": "train", "st'},
+        ["4", "4", "12.5"],
+        ["run: damaged lines of metrics.jsonl, skipped: 1"],
+    ),
+    "strange lines": (
+        {"ap": 0.125},
+        [*FINISHED, [], 7, {"kind": "eval"}, {"step": "9"}, {"step": True}, {"step": -1}, None],
+        {"tail": "\0\0\0\n[" + "[" * 100_000 + "\n" + '{"step": 1' + "0" * 5000 + "}\n"},
+        ["4", "4", "12.5"],
+        ["run: damaged lines of metrics.jsonl, skipped: 10"],
+    ),
+    "scores of nobody": (
+        {"ap": 0.75},
+        FINISHED,
+        {},
+        ["4", "-", "75.0"],
+        ["run: its scores are those of no evaluation that metrics.jsonl has"],
+    ),
+    "no lines": ({"ap": 0.75}, [], {"exported": False}, ["-", "-", "75.0"], ["unfinished"]),
+}
+
+
+@pytest.mark.parametrize(("metrics", "lines", "more", "row", "notes"), RUNS.values(), ids=RUNS)
+def test_scores_stand_beside_their_own_step(
+    site: Path,
+    call: Call,
+    metrics: dict[str, Any],
+    lines: list[Any],
+    more: dict[str, Any],
+    row: list[str],
+    notes: list[str],
+) -> None:
+    write_run(site / "run", metrics, lines, **more)
+    outcome = call(compare, "run")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert row_of(outcome.out) == row
+    for note in notes:
+        assert note in outcome.out
+    assert ("run: " in outcome.out) == bool(notes)
+
+
+FOREIGN = {
+    "cut": ('{"ap": 0.', "metrics.json: not valid JSON: line 1"),
+    "empty": ("", "metrics.json: not valid JSON: line 1"),
+    "list": ("[1]", "metrics.json: expected an object of scores, got list"),
+    "text": ('{"ap": "good"}', "metrics.json: ap: expected a number from 0 to 1, got 'good'"),
+    "bool": ('{"top1": true}', "metrics.json: top1: expected a number from 0 to 1, got True"),
+    "list of numbers": ('{"ap": [1]}', "metrics.json: ap: expected a number"),
+    "infinite": ('{"ap": Infinity}', "metrics.json: ap: expected a number from 0 to 1, got inf"),
+    "huge": ('{"ap": 1' + "0" * 400 + "}", "metrics.json: ap: expected a number from 0 to 1"),
+    "digits": ('{"ap": 1' + "0" * 5000 + "}", "metrics.json: not valid JSON: too many digits"),
+    "depth": ("[" * 100_000, "metrics.json: not valid JSON"),
+    "step": ('{"step": "7"}', "metrics.json: step: expected a number of steps, got '7'"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_foreign_scores_are_one_line(site: Path, call: Call, text: str, message: str) -> None:
+    write_run(site / "run", text, FINISHED)
+    outcome = call(compare, "run")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize("name", ["absent", "x" * 300, "a\0b", "tiny.yaml", "data"])
+def test_a_path_that_is_no_run_is_one_line(site: Path, call: Call, name: str) -> None:
+    outcome = call(compare, name)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.err
+
+
+def test_not_a_number_is_shown_as_null(site: Path, call: Call) -> None:
+    write_run(site / "run", '{"ap": NaN}', [scored(1, None)])
+    assert row_of(call(compare, "run").out) == ["1", "1", "-"]
