@@ -13,6 +13,8 @@ MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
 CLIP_TOLERANCE = 1e-3
 """Pixels that a box may stick out uncounted: rounding of x + width in the file."""
+FIT_TOLERANCE = 0.01
+"""Share of an image's side, and one pixel more, by which a box that fits may stick out."""
 NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
 
 _BLOCK = 1 << 14  # boxes that are checked at once
@@ -23,11 +25,15 @@ class CheckedBoxes:
     """Boxes after the checks.
 
     boxes: (M, 4) float32 xyxy, cut to their images; of no meaning where bad. clipped: (M,) bool,
-    good boxes that stuck out. bad: for each reason (M,) bool; a box has one reason at most.
+    good boxes that stuck out. fits: (M,) bool, inside its image but for the annotator's slips.
+    fits_turned: the same in an image whose width and height are swapped. bad: for each reason (M,)
+    bool; a box has one reason at most.
     """
 
     boxes: np.ndarray
     clipped: np.ndarray
+    fits: np.ndarray
+    fits_turned: np.ndarray
     bad: dict[str, np.ndarray]
 
 
@@ -41,6 +47,8 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     return CheckedBoxes(
         boxes=np.concatenate([block.boxes for block in blocks]),
         clipped=np.concatenate([block.clipped for block in blocks]),
+        fits=np.concatenate([block.fits for block in blocks]),
+        fits_turned=np.concatenate([block.fits_turned for block in blocks]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -58,6 +66,8 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     good = finite & sized & inside
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
+        fits=_fit(raw, sizes),
+        fits_turned=_fit(raw, sizes[:, ::-1]),
         clipped=good & ~_in_all_columns(np.abs(raw - boxes) <= CLIP_TOLERANCE),
         bad={
             NOT_FINITE: ~finite,
@@ -65,6 +75,13 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
             OUTSIDE: finite & sized & ~inside,
         },
     )
+
+
+def _fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: the boxes xyxy are inside images of `sizes`, up to `FIT_TOLERANCE`."""
+    sides = np.tile(sizes[:, ::-1], 2)
+    slack = 1 + FIT_TOLERANCE * sides
+    return _in_all_columns((raw >= -slack) & (raw <= sides + slack))
 
 
 def _in_all_columns(mask: np.ndarray) -> np.ndarray:
@@ -80,7 +97,9 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}"
+        turned = _fit(xywh_to_xyxy(torch.tensor([xywh])).numpy(), np.array([size[::-1]]))[0]
+        hint = " (which it would with width and height swapped)" if turned else ""
+        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}{hint}"
     return f"bbox: expected finite numbers, got {shown}"
 
 
@@ -103,6 +122,11 @@ def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         xywh, sizes = xywh[finite], sizes[finite]
     if len(xywh) < 5:
         return None
+    with np.errstate(over="ignore"):
+        return _doubt(xywh, sizes)
+
+
+def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     x, y, width, height = xywh.T
     image_height, image_width = sizes.T
     if xywh.max() <= 1.0:
@@ -116,6 +140,13 @@ def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and none would as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
+        )
+    raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+    if np.mean(_fit(raw, sizes)) < 0.7 and np.mean(_fit(raw, sizes[:, ::-1])) > 0.99:
+        return (
+            f"{outside:.0%} of the boxes reach outside their images, and hardly one would with"
+            " `width` and `height` of the images swapped; expected the size after EXIF rotation,"
+            " got the one before it?"
         )
     if outside > 0.5 and len(x) >= 20:
         return (

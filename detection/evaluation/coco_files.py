@@ -26,9 +26,10 @@ from detection.data.coco_json import (
     parse_json,
     read_annotations,
     read_categories,
+    size_of,
     without_garbage_collection,
 )
-from detection.data.packed import Segmentations, check_masks
+from detection.data.packed import Segmentations, check_masks, good_polygons
 from detection.ops.boxes import xyxy_to_xywh
 from detection.run_lengths import code_of, encode_window
 from detection.structures import RunLengthMasks
@@ -76,7 +77,7 @@ def read_truth(
     sizes = {}
     for image_id, image in zip(image_ids, images, strict=True) if with_masks else ():
         where = f"{path}: image {image_id}"
-        sizes[image_id] = [int_of(image, key, where, positive=True) for key in ("height", "width")]
+        sizes[image_id] = [*size_of(image, where)]
     entries = document["annotations"]
     columns = read_annotations(entries, path, sizes=sizes)
     rows = np.arange(len(entries)) if kept_rows is None else np.array(sorted(kept_rows), np.int64)
@@ -102,6 +103,8 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
     box, area = entry["bbox"], entry.get("area")
     if not all(map(math.isfinite, box)):
         raise UserError(f"{where}: bbox: expected finite numbers, got {box}")
+    if area is not None and not 0 <= area < math.inf:
+        raise UserError(f"{where}: area: expected a finite number of 0 or more, got {area}")
     truth.objects[category_id].append(
         {
             "id": row + 1,
@@ -111,6 +114,7 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
             "area": box[2] * box[3] if area is None else area,
             "iscrowd": int(entry.get("iscrowd") or 0),
             "difficult": int(entry.get("difficult") or 0),
+            "ignored": int(entry.get("ignore") or 0),
             "segmentation": entry.get("segmentation"),
             "filled": [key for key in ("area", "iscrowd") if entry.get(key) is None],
         }
@@ -118,7 +122,10 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
 
 
 def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list[int]]) -> None:
-    """Replace run lengths by those that were checked; polygons keep the digits of the file."""
+    """Replace run lengths by those that were checked, and drop what of polygons is none.
+
+    Polygons keep the digits of the file.
+    """
     are_there = segmentations.are_there
     for each in (each for objects in truth.objects.values() for each in objects):
         row, (height, width) = each["id"] - 1, sizes[each["image_id"]]
@@ -129,6 +136,8 @@ def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list
             code = encode_window(nothing, top=0, left=0, size=(height, width))
         if code:
             each["segmentation"] = {"size": [height, width], "counts": code}
+        else:
+            each["segmentation"] = good_polygons(each["segmentation"])
 
 
 def _known_ids(entry: dict[str, Any], truth: Truth, where: str) -> tuple[int, int]:
