@@ -117,8 +117,7 @@ KEYS = {
 
 @pytest.mark.parametrize(
     ("key", "with_masks"),
-    [("", False), ("images", True), ("annotations", False), ("annotations", True)]
-    + [("categories", False)],
+    [*((key, False) for key in KEYS), ("images", True), ("annotations", True)],
 )
 def test_any_value_at_any_key_is_read_or_one_line(
     document: Document, write_coco: CocoWriter, key: str, with_masks: bool

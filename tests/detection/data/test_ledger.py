@@ -79,7 +79,7 @@ def test_many_boxes_there_twice_are_counted_exactly() -> None:
     ],
 )
 def test_areas_that_do_not_fit(area: float, box: list[float], count: int) -> None:
-    assert count_misfit_areas(np.float32([area]), np.array([box], np.float64)) == count
+    assert count_misfit_areas(np.array([area], np.float32), np.array([box], np.float64)) == count
 
 
 def test_classes_without_boxes_are_named(document: Document, write_coco: CocoWriter) -> None:
