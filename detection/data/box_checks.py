@@ -26,8 +26,8 @@ class CheckedBoxes:
 
     boxes: (M, 4) float32 xyxy, cut to their images; of no meaning where bad. clipped: (M,) bool,
     good boxes that stuck out. fits: (M,) bool, inside its image but for the annotator's slips.
-    fits_turned: the same in an image whose width and height are swapped. bad: for each reason (M,)
-    bool; a box has one reason at most.
+    fits_turned: the same in an image whose width and height are swapped; of no meaning where all
+    fit. bad: for each reason (M,) bool; a box has one reason at most.
     """
 
     boxes: np.ndarray
@@ -44,11 +44,12 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         _check_block(xywh[first : first + _BLOCK], sizes[first : first + _BLOCK])
         for first in range(0, max(1, len(xywh)), _BLOCK)
     ]
+    fits = np.concatenate([block.fits for block in blocks])
     return CheckedBoxes(
         boxes=np.concatenate([block.boxes for block in blocks]),
         clipped=np.concatenate([block.clipped for block in blocks]),
-        fits=np.concatenate([block.fits for block in blocks]),
-        fits_turned=np.concatenate([block.fits_turned for block in blocks]),
+        fits=fits,
+        fits_turned=fits if fits.all() else fit(_corners(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -59,16 +60,18 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     finite = _in_all_columns(np.isfinite(xywh))
     xywh = np.where(finite[:, None], xywh, 0.0)
-    raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+    raw = _corners(xywh)
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
+    excess = np.abs(raw - boxes)
+    fits = fit(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
     sized = _in_all_columns(xywh[:, 2:] >= MIN_SIDE)
     inside = _in_all_columns(boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE)
     good = finite & sized & inside
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
-        fits=_fit(raw, sizes),
-        fits_turned=_fit(raw, sizes[:, ::-1]),
-        clipped=good & ~_in_all_columns(np.abs(raw - boxes) <= CLIP_TOLERANCE),
+        fits=fits,
+        fits_turned=fits,
+        clipped=good & ~_in_all_columns(excess <= CLIP_TOLERANCE),
         bad={
             NOT_FINITE: ~finite,
             NO_SIZE: finite & ~sized,
@@ -77,8 +80,12 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     )
 
 
-def _fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (M,) bool: the boxes xyxy are inside images of `sizes`, up to `FIT_TOLERANCE`."""
+def _corners(xywh: np.ndarray) -> np.ndarray:
+    return xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+
+
+def fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: boxes xyxy are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
     sides = np.tile(sizes[:, ::-1], 2)
     slack = 1 + FIT_TOLERANCE * sides
     return _in_all_columns((raw >= -slack) & (raw <= sides + slack))
@@ -97,7 +104,7 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        turned = _fit(xywh_to_xyxy(torch.tensor([xywh])).numpy(), np.array([size[::-1]]))[0]
+        turned = fit(_corners(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
         hint = " (which it would with width and height swapped)" if turned else ""
         return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}{hint}"
     return f"bbox: expected finite numbers, got {shown}"
@@ -141,8 +148,8 @@ def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
             f"{outside:.0%} of the boxes reach outside their images, and none would as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
-    raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
-    if np.mean(_fit(raw, sizes)) < 0.7 and np.mean(_fit(raw, sizes[:, ::-1])) > 0.99:
+    raw = _corners(xywh)
+    if np.mean(fit(raw, sizes)) < 0.7 and np.mean(fit(raw, sizes[:, ::-1])) > 0.99:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and hardly one would with"
             " `width` and `height` of the images swapped; expected the size after EXIF rotation,"

@@ -67,8 +67,8 @@ class Annotations:
     offsets: (N + 1,) int64. boxes: (M, 4) float32 in original pixels, clipped to the image.
     labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's mark on what is
     hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_turned: (M,) bool, whether
-    the box as it is in the file lies inside its image, and whether it would with the image's width
-    and height swapped. areas: (M,) float32, of the mask where there is one.
+    the box as it is in the file lies inside its image, and whether one that does not would with the
+    image's width and height swapped. areas: (M,) float32, of the mask where there is one.
     segmentation_idxs: (M,) int64, rows of `segmentations`, which keep the order of the file.
     cache_note: what was done about a packed copy of the file, None where nothing was.
     """
@@ -99,6 +99,11 @@ class Annotations:
     def file_name(self, row: int) -> str:
         """Return the file name of image `row`."""
         return self.file_names[row].decode()
+
+    def row_of(self, objects: np.ndarray) -> np.ndarray:
+        """Return the rows of the images of some objects, (n,) int64."""
+        rows: np.ndarray = np.searchsorted(self.offsets, objects, side="right") - 1
+        return rows
 
     def is_plain(self, objects: slice = slice(None)) -> np.ndarray:
         """Return bool by object: one to learn from, no crowd region, not difficult or ignored."""

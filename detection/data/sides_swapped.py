@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.pictures import read_size
+from detection.data.box_checks import fit
 from detection.data.coco import Annotations
 from engine.errors import UserError
 
@@ -38,9 +39,12 @@ def describe_swapped_sides(
         [np.arange(annotations.offsets[each], annotations.offsets[each + 1]) for each in rows]
     )
     height, width = annotations.sizes[row].tolist()
+    fits, rows_of = annotations.fits[objects], annotations.row_of(objects)
+    # those that fit are not clipped, and can be held against another size
+    inside = fit(annotations.boxes[objects], annotations.sizes[rows_of][:, ::-1])
     return describe_fit(
-        annotations.fits[objects],
-        annotations.fits_turned[objects],
+        fits,
+        np.where(fits, inside, annotations.fits_turned[objects]),
         names=(f"{width}x{height}", f"{height}x{width}"),
         images=len(rows),
     )
