@@ -60,10 +60,11 @@ class DataConfig(Config):
     keep_empty: bool = True
     """Train on pictures without objects."""
     on_bad_box: Literal["error", "skip"] = "error"
-    """A box of no size, with NaN, or outside its picture: stop, or drop it and count it."""
+    """An object whose box has no size, has NaN or lies outside its image, whose area is impossible,
+    or, where masks are read, without a readable one: stop, or drop it and count it."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
-    missing one stops in any case."""
+    """An image that is missing at the start, truncated, or of another size than annotated: stop, or
+    skip and count it. One that goes missing later stops in any case."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     eval_short_side: PositiveInt = 800

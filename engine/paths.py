@@ -8,7 +8,7 @@ opening a FIFO waits for ever. All code looks at paths through this module.
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
@@ -78,6 +78,28 @@ def names_in(folder: Path | str, pattern: str = "*") -> list[str]:
         except FileNotFoundError:
             return []
     return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def files_in(folder: Path | str) -> set[str]:
+    """Return the names of the regular files in a folder, links followed; none without the folder.
+
+    The listing says what each is: of a hundred thousand images none is asked for by itself.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    found = set()
+    with _explained(folder):
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        with entries:
+            for entry in entries:
+                with suppress(OSError):  # links that lead in a circle
+                    if entry.is_file():
+                        found.add(entry.name)
+    return found
 
 
 def resolved(path: Path | str) -> Path:

@@ -23,7 +23,7 @@ def make_parser() -> CommandParser:
     ilsvrc = commands.add_parser("ilsvrc-to-coco", help="ILSVRC's detection data")
     ilsvrc.add_argument("--names", type=Path, required=True, help="map_det.txt, or WNIDs and words")
     ilsvrc.add_argument("--wnids", type=Path, help="those of --names that are classes")
-    for command, boxes in ((voc, "pixels"), (ilsvrc, "corners")):
+    for command, boxes in ((voc, None), (ilsvrc, "corners")):
         command.add_argument("root", type=Path, help="folder to which file names are relative")
         example = "such as val" if command is ilsvrc else "such as VOC2007/trainval"
         command.add_argument("--sets", nargs="+", required=command is ilsvrc, help=example)
@@ -33,7 +33,8 @@ def make_parser() -> CommandParser:
             "--boxes",
             choices=("pixels", "corners"),
             default=boxes,
-            help="numbers are first and last pixel, from 1, or edges (default: %(default)s)",
+            help="numbers are first and last pixel, from 1, or edges"
+            f" (default: {boxes or 'what the boxes tell'})",
         )
         for flag in ("--on-bad-box", "--on-bad-image"):
             command.add_argument(flag, choices=("error", "skip"), default="error")
@@ -67,7 +68,8 @@ def main() -> None:
         sets = voc.find_sets(root, arguments.sets or (), **folders)
         classes = voc.number_classes(read_lines(names)) if names else classes
     policies = {"on_bad_box": arguments.on_bad_box, "on_bad_image": arguments.on_bad_image}
-    converted = convert(root, sets, classes=classes, boxes=arguments.boxes, **policies)
+    log = RunLog(None, is_main=True)
+    converted = convert(root, sets, classes=classes, boxes=arguments.boxes, log=log, **policies)
     converted.write(arguments.output)
     show = make_console().print
     show(converted.table(), soft_wrap=False)

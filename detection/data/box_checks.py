@@ -13,6 +13,8 @@ MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
 CLIP_TOLERANCE = 1e-3
 """Pixels that a box may stick out uncounted: rounding of x + width in the file."""
+FIT_TOLERANCE = 0.01
+"""Share of an image's side, and one pixel more, by which a box that fits may stick out."""
 NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
 
 _BLOCK = 1 << 14  # boxes that are checked at once
@@ -23,11 +25,15 @@ class CheckedBoxes:
     """Boxes after the checks.
 
     boxes: (M, 4) float32 xyxy, cut to their images; of no meaning where bad. clipped: (M,) bool,
-    good boxes that stuck out. bad: for each reason (M,) bool; a box has one reason at most.
+    good boxes that stuck out. fits: (M,) bool, inside its image but for the annotator's slips.
+    fits_turned: the same in an image whose width and height are swapped; of no meaning where all
+    fit. bad: for each reason (M,) bool; a box has one reason at most.
     """
 
     boxes: np.ndarray
     clipped: np.ndarray
+    fits: np.ndarray
+    fits_turned: np.ndarray
     bad: dict[str, np.ndarray]
 
 
@@ -38,9 +44,12 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         _check_block(xywh[first : first + _BLOCK], sizes[first : first + _BLOCK])
         for first in range(0, max(1, len(xywh)), _BLOCK)
     ]
+    fits = np.concatenate([block.fits for block in blocks])
     return CheckedBoxes(
         boxes=np.concatenate([block.boxes for block in blocks]),
         clipped=np.concatenate([block.clipped for block in blocks]),
+        fits=fits,
+        fits_turned=fits if fits.all() else fit(_corners(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -51,20 +60,35 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     finite = _in_all_columns(np.isfinite(xywh))
     xywh = np.where(finite[:, None], xywh, 0.0)
-    raw = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+    raw = _corners(xywh)
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
+    excess = np.abs(raw - boxes)
+    fits = fit(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
     sized = _in_all_columns(xywh[:, 2:] >= MIN_SIDE)
     inside = _in_all_columns(boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE)
     good = finite & sized & inside
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
-        clipped=good & ~_in_all_columns(np.abs(raw - boxes) <= CLIP_TOLERANCE),
+        fits=fits,
+        fits_turned=fits,
+        clipped=good & ~_in_all_columns(excess <= CLIP_TOLERANCE),
         bad={
             NOT_FINITE: ~finite,
             NO_SIZE: finite & ~sized,
             OUTSIDE: finite & sized & ~inside,
         },
     )
+
+
+def _corners(xywh: np.ndarray) -> np.ndarray:
+    return xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+
+
+def fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: boxes xyxy are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
+    sides = np.tile(sizes[:, ::-1], 2)
+    slack = 1 + FIT_TOLERANCE * sides
+    return _in_all_columns((raw >= -slack) & (raw <= sides + slack))
 
 
 def _in_all_columns(mask: np.ndarray) -> np.ndarray:
@@ -80,7 +104,9 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}"
+        turned = fit(_corners(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
+        hint = " (which it would with width and height swapped)" if turned else ""
+        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}{hint}"
     return f"bbox: expected finite numbers, got {shown}"
 
 
@@ -103,6 +129,11 @@ def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         xywh, sizes = xywh[finite], sizes[finite]
     if len(xywh) < 5:
         return None
+    with np.errstate(over="ignore"):
+        return _doubt(xywh, sizes)
+
+
+def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     x, y, width, height = xywh.T
     image_height, image_width = sizes.T
     if xywh.max() <= 1.0:
@@ -116,6 +147,13 @@ def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and none would as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
+        )
+    raw = _corners(xywh)
+    if np.mean(fit(raw, sizes)) < 0.7 and np.mean(fit(raw, sizes[:, ::-1])) > 0.99:
+        return (
+            f"{outside:.0%} of the boxes reach outside their images, and hardly one would with"
+            " `width` and `height` of the images swapped; expected the size after EXIF rotation,"
+            " got the one before it?"
         )
     if outside > 0.5 and len(x) >= 20:
         return (

@@ -5,7 +5,7 @@ is held in flat arrays, whose pages worker processes share.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,12 @@ import torch
 from backbones.weights import listing
 from detection.data.box_checks import NO_SIZE, check_boxes, shape
 from detection.ops.boxes import xyxy_to_xywh
+from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
 
 Policy = Literal["error", "skip"]
+UNREADABLE = "pictures that cannot be read left out"
 WITHOUT_BOX = "pictures without a good box left out"
 CUT = "boxes cut at the border of their picture"
 NAMES_SHOWN = 20
@@ -134,6 +136,23 @@ class Gathering:
         """Enter a picture or box into the ledger."""
         self._ledger.setdefault(what, []).append(name)
 
+    def drop_images(self, faults: Mapping[str, str], policy: Policy) -> None:
+        """Enter images that were not taken into the ledger.
+
+        Args:
+            faults: by name, what is wrong with each, with its path.
+            policy: whether they stop the run.
+
+        Raises:
+            UserError: there are some, and the policy is to stop.
+        """
+        if faults and policy == "error":
+            first = next(iter(faults.values()))
+            count = f"{len(faults)} bad in all; data.on_bad_image=skip drops them"
+            raise UserError(f"{first} ({count})")
+        for name in faults:
+            self.count(name, UNREADABLE)
+
     def finish(self) -> BoxedPictures:
         """Check all boxes, and drop the pictures that have no good one.
 
@@ -146,13 +165,17 @@ class Gathering:
         # A box is without size as its file has it, before the last pixel is counted in.
         xywh = xyxy_to_xywh(torch.from_numpy(raw)).numpy()
         checked = check_boxes(xywh, sizes[owners])
-        good = np.ones(len(raw), dtype=bool)
+        good = ~np.any(list(checked.bad.values()), axis=0)
+        if self.on_bad_box == "error" and not good.all():
+            row = int(good.argmin())
+            reason = next(reason for reason, bad in checked.bad.items() if bad[row])
+            self._refuse(row, int(owners[row]), reason, count=int((~good).sum()))
         for reason, bad in checked.bad.items():
-            good &= ~bad
-            for row in np.flatnonzero(bad):
-                self._refuse(row=int(row), owner=int(owners[row]), reason=reason)
-        for row in np.flatnonzero(checked.clipped):
-            self.count(self._name(int(owners[row])), CUT)
+            for at in np.flatnonzero(bad).tolist():
+                name = self._name(int(owners[at]))
+                self.count(f"{name} ({self._numbers(at)})", f"boxes left out ({reason})")
+        for at in np.flatnonzero(checked.clipped).tolist():
+            self.count(self._name(int(owners[at])), CUT)
         boxes = checked.boxes[good]
         if self.last_pixel:
             boxes[:, 2:] = np.minimum(boxes[:, 2:] + 1, sizes[owners[good]][:, ::-1])
@@ -174,15 +197,16 @@ class Gathering:
             ledger=self._ledger,
         )
 
-    def _refuse(self, *, row: int, owner: int, reason: str) -> None:
-        numbers = ", ".join(f"{value:g}" for value in self._boxes[row])
-        if self.on_bad_box == "error":
-            rule = "x1 < x2 and y1 < y2" if reason == NO_SIZE else "finite numbers inside"
-            raise UserError(
-                f"{self.root / self._paths[owner]}: expected a box with {rule} in a picture of "
-                f"{shape(self._sizes[owner])}, got {numbers}"
-            )
-        self.count(f"{self._name(owner)} ({numbers})", f"boxes left out ({reason})")
+    def _refuse(self, row: int, owner: int, reason: str, *, count: int) -> None:
+        rule = "x1 < x2 and y1 < y2" if reason == NO_SIZE else "finite numbers inside"
+        raise UserError(
+            f"{self.root / self._paths[owner]}: expected a box with {rule} in a picture of "
+            f"{shape(self._sizes[owner])}, got {self._numbers(row)} ({count} bad in all;"
+            " data.on_bad_box=skip drops them)"
+        )
+
+    def _numbers(self, row: int) -> str:
+        return ", ".join(f"{value:g}" for value in self._boxes[row])
 
     def _name(self, index: int) -> str:
         return Path(self._paths[index]).name
@@ -193,7 +217,7 @@ def read_words(path: Path) -> dict[str, str]:
 
     The file is there for the reader's sake: {} without it.
     """
-    if not path.is_file():
+    if not paths.is_file(path):
         return {}
     pairs = (line.split(maxsplit=1) for line in read_lines(path))
     return {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}

@@ -14,7 +14,8 @@ from detection.data.boxed_pictures import (
     Policy,
     read_words,
 )
-from detection.data.voc_xml import read_voc_xml
+from detection.data.image_files import unreadable_images
+from detection.data.voc_xml import BadXmlError, read_voc_xml
 from engine.errors import UserError
 from engine.files import read_lines
 
@@ -24,7 +25,12 @@ OF_OTHER_CLASS = "boxes of another class than their picture's left out"
 
 
 def read_ilsvrc(
-    root: Path, split: str, *, class_names: Sequence[str] | None = None, on_bad_box: Policy
+    root: Path,
+    split: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    on_bad_box: Policy,
+    on_bad_image: Policy = "error",
 ) -> BoxedPictures:
     """Read one split.
 
@@ -36,6 +42,7 @@ def read_ilsvrc(
         split: "train" or "val".
         class_names: those of training; None takes the folders of the training list, sorted.
         on_bad_box: what to do with a box without width or height, or outside its picture.
+        on_bad_image: what to do where the picture or its XML is missing, or the XML is broken.
 
     Raises:
         UserError: a file is missing or wrong, or something is bad and the policy is to stop.
@@ -46,9 +53,19 @@ def read_ilsvrc(
         class_names = sorted({Path(name).parent.name for name in names})
     words = read_words(root / "LOC_synset_mapping.txt")
     gathering = Gathering(root, class_names, words, on_bad_box=on_bad_box, last_pixel=False)
-    for name in names:
+    pictures = [f"Data/CLS-LOC/{split}/{name}.JPEG" for name in names]
+    faults = {
+        pictures[place]: f"{root / pictures[place]}: {reason}"
+        for place, reason in unreadable_images(root, pictures).items()
+    }
+    for name, path in zip(names, pictures, strict=True):
         source = root / f"Annotations/CLS-LOC/{split}/{name}.xml"
-        annotation = read_voc_xml(source)
+        try:
+            annotation = read_voc_xml(source)
+        except BadXmlError as error:
+            faults[path] = str(error)
+        if path in faults:
+            continue
         if annotation.size is None:
             raise UserError(f"{source}: size: expected height and width, got none")
         if not annotation.objects:
@@ -58,6 +75,6 @@ def read_ilsvrc(
         for each in annotation.objects:
             if each.name != class_name:
                 gathering.count(f"{source.name} ({each.name})", OF_OTHER_CLASS)
-        path = f"Data/CLS-LOC/{split}/{name}.JPEG"
         gathering.add(path, class_name, size=annotation.size, boxes=boxes, source=str(source))
+    gathering.drop_images(faults, on_bad_image)
     return gathering.finish()

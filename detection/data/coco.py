@@ -6,7 +6,7 @@ annotation and the image.
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,26 @@ import numpy as np
 
 from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box, doubt_about_all
 from detection.data.coco_cache import read_cached
-from detection.data.coco_json import AnnotationTable, ImageTable, check_any, read_tables
-from detection.data.packed import PackedBytes, Segmentations
+from detection.data.coco_json import (
+    AnnotationTable,
+    ImageTable,
+    parse_coco,
+    read_tables,
+    shown,
+)
+from detection.data.ledger import (
+    Ledger,
+    count_misfit_areas,
+    count_repeated_boxes,
+    count_shared_files,
+    count_turned_images,
+)
+from detection.data.packed import PackedBytes, Segmentations, mask_fault
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import Detections
 from engine.errors import UserError
+
+BAD_AREA, NO_MASK = "area not finite or negative", "no readable mask"
 
 
 @dataclass(frozen=True)
@@ -45,45 +60,15 @@ class ClassMap:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What was read, filled in and dropped. `dropped`: boxes by (reason, class name)."""
-
-    images: int
-    images_without_boxes: int
-    boxes_by_class: Mapping[str, int]
-    crowds: int
-    difficult: int
-    filled_areas: int
-    filled_iscrowds: int
-    unreadable_masks: int
-    clipped_boxes: int
-    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
-
-    def rows(self) -> list[tuple[str, int]]:
-        """Return (what, count) for the console; what did not happen is left out."""
-        rows = [
-            ("images", self.images),
-            ("images without boxes", self.images_without_boxes),
-            ("boxes", sum(self.boxes_by_class.values())),
-            ("crowd regions among them", self.crowds),
-            ("difficult objects among them", self.difficult),
-            ("boxes clipped to their image", self.clipped_boxes),
-            ("areas filled in", self.filled_areas),
-            ("iscrowd filled in", self.filled_iscrowds),
-            ("unreadable masks", self.unreadable_masks),
-            *((f"boxes dropped, {why}: {name}", n) for (why, name), n in self.dropped.items()),
-        ]
-        return [row for row in rows if row[1] or row[0] in ("images", "boxes")]
-
-
-@dataclass(frozen=True)
 class Annotations:
     """One COCO file. The objects of image `i` are rows `offsets[i]` to `offsets[i + 1]`.
 
     image_ids: (N,) int64, in the order of the file. file_names: N, UTF-8. sizes: (N, 2) int64.
     offsets: (N + 1,) int64. boxes: (M, 4) float32 in original pixels, clipped to the image.
     labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's mark on what is
-    hard to recognise. areas: (M,) float32, of the mask where there is one.
+    hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_turned: (M,) bool, whether
+    the box as it is in the file lies inside its image, and whether one that does not would with the
+    image's width and height swapped. areas: (M,) float32, of the mask where there is one.
     segmentation_idxs: (M,) int64, rows of `segmentations`, which keep the order of the file.
     cache_note: what was done about a packed copy of the file, None where nothing was.
     """
@@ -99,6 +84,9 @@ class Annotations:
     labels: np.ndarray
     is_crowd: np.ndarray
     is_difficult: np.ndarray
+    is_ignored: np.ndarray
+    fits: np.ndarray
+    fits_turned: np.ndarray
     areas: np.ndarray
     segmentation_idxs: np.ndarray
     segmentations: Segmentations
@@ -112,6 +100,18 @@ class Annotations:
         """Return the file name of image `row`."""
         return self.file_names[row].decode()
 
+    def row_of(self, objects: np.ndarray) -> np.ndarray:
+        """Return the rows of the images of some objects, (n,) int64."""
+        rows: np.ndarray = np.searchsorted(self.offsets, objects, side="right") - 1
+        return rows
+
+    def is_plain(self, objects: slice = slice(None)) -> np.ndarray:
+        """Return bool by object: one to learn from, no crowd region, not difficult or ignored."""
+        plain: np.ndarray = ~(
+            self.is_crowd[objects] | self.is_difficult[objects] | self.is_ignored[objects]
+        )
+        return plain
+
     def objects_of(self, row: int) -> slice:
         """Return the rows of the objects of image `row`."""
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
@@ -123,6 +123,7 @@ def read_coco(
     classes: ClassMap | None = None,
     on_bad_box: Literal["error", "skip"] = "error",
     need_boxes: bool = True,
+    need_masks: bool = False,
     cache_from: int | None = None,
 ) -> Annotations:
     """Read and check the COCO JSON at `path`.
@@ -130,9 +131,11 @@ def read_coco(
     Args:
         path: the file.
         classes: what its categories must be; None takes them from the file.
-        on_bad_box: what a box that is not finite, has no size or lies outside its image does:
-            stop, or get dropped and counted. A box partly outside is clipped and counted.
+        on_bad_box: what a box that is not finite, has no size or lies outside its image does, or
+            an area that no object can have: stop, or get dropped and counted. A box partly outside
+            is clipped and counted.
         need_boxes: whether a file without a single box to learn from is an error.
+        need_masks: whether an object without a readable mask is bad as well, crowd regions apart.
         cache_from: size in bytes from which a packed copy is kept beside the file, see coco_cache;
             None keeps none. What is returned is the same.
 
@@ -148,12 +151,12 @@ def read_coco(
     if classes is not None:
         _check_same_classes(found, classes, path)
     image_rows, labels = _resolve(columns, images, found, path)
-    checked = _check_boxes(columns, images, image_rows, path, stop=on_bad_box == "error")
-    keep = ~np.any(list(checked.bad.values()), axis=0)
+    checked = _check_objects(
+        columns, images, image_rows, path, stop=on_bad_box == "error", need_masks=need_masks
+    )
+    rows = np.flatnonzero(~np.any(list(checked.bad.values()), axis=0))
     if need_boxes:
-        plain = keep & ~columns.is_crowd & ~columns.is_difficult
-        check_any(plain.sum(), "box to train on", path)
-    rows = np.flatnonzero(keep)
+        _check_any_plain(columns, rows, path)
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
     per_image = np.bincount(image_rows[rows], minlength=len(images.ids))
     per_class = np.bincount(labels[rows], minlength=len(found))
@@ -163,10 +166,16 @@ def read_coco(
         boxes_by_class=dict(zip(found.names, per_class.tolist(), strict=True)),
         crowds=int(columns.is_crowd[rows].sum()),
         difficult=int(columns.is_difficult[rows].sum()),
+        ignored=int(columns.is_ignored[rows].sum()),
         filled_areas=columns.filled_areas,
         filled_iscrowds=columns.filled_iscrowds,
         unreadable_masks=columns.unreadable_masks,
+        dropped_mask_parts=columns.dropped_mask_parts,
         clipped_boxes=int(checked.clipped.sum()),
+        shared_files=count_shared_files(images.names),
+        turned_images=count_turned_images(image_rows, checked.fits, checked.fits_turned),
+        repeated_boxes=count_repeated_boxes(image_rows[rows], labels[rows], checked.boxes[rows]),
+        misfit_areas=count_misfit_areas(columns.areas[rows], columns.xywh[rows]),
         dropped=_count_dropped(checked.bad, labels, found),
     )
     return Annotations(
@@ -181,6 +190,9 @@ def read_coco(
         labels=labels[rows],
         is_crowd=columns.is_crowd[rows],
         is_difficult=columns.is_difficult[rows],
+        is_ignored=columns.is_ignored[rows],
+        fits=checked.fits[rows],
+        fits_turned=checked.fits_turned[rows],
         areas=columns.areas[rows],
         segmentation_idxs=rows,
         segmentations=columns.segmentations,
@@ -239,7 +251,7 @@ def _resolve(
     if not known.all():
         first = int(np.flatnonzero(~known)[0])
         name = images.names[image_rows[first]].decode()
-        where = f"{path}: annotation {columns.ids[first]} of image {name}"
+        where = f"{path}: annotation {columns.ids[first]} of image {shown(name)}"
         got = columns.category_ids[first]
         raise UserError(f"{where}: category_id: no category has the id {got}")
     return image_rows, labels
@@ -251,22 +263,69 @@ def _find(values: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.nda
     return at, ascending[at] == values
 
 
-def _check_boxes(
-    columns: AnnotationTable, images: ImageTable, image_rows: np.ndarray, path: Path, *, stop: bool
+def _check_objects(
+    columns: AnnotationTable,
+    images: ImageTable,
+    image_rows: np.ndarray,
+    path: Path,
+    *,
+    stop: bool,
+    need_masks: bool,
 ) -> CheckedBoxes:
-    """Check all boxes; with `stop` the first bad one in the file raises UserError."""
+    """Check all objects; with `stop` the first bad one in the file raises UserError."""
     sizes = images.sizes[image_rows]
     doubt = doubt_about_all(columns.xywh, sizes)
     if doubt is not None:
         raise UserError(f"{path}: {doubt}")
     checked = check_boxes(columns.xywh, sizes)
-    firsts = [(int(mask.argmax()), reason) for reason, mask in checked.bad.items() if mask.any()]
+    bad = dict(checked.bad)
+    faults = {BAD_AREA: ~(np.isfinite(columns.areas) & (columns.areas >= 0))}
+    if need_masks:
+        faults[NO_MASK] = ~columns.segmentations.are_there & ~columns.is_crowd
+    for reason, mask in faults.items():
+        bad[reason] = mask & ~np.any(list(bad.values()), axis=0)
+    firsts = [(int(mask.argmax()), reason) for reason, mask in bad.items() if mask.any()]
     if stop and firsts:
         row, reason = min(firsts)
         name = images.names[image_rows[row]].decode()
-        problem = describe_bad_box(columns.xywh[row].tolist(), tuple(sizes[row]), reason)
-        raise UserError(f"{path}: annotation {columns.ids[row]} of image {name}: {problem}")
-    return checked
+        where = f"{path}: annotation {columns.ids[row]} of image {shown(name)}"
+        problem = _describe(columns, row, tuple(sizes[row].tolist()), reason, path)
+        count = sum(int(mask.sum()) for mask in bad.values())
+        policy = f"({count} bad in all; data.on_bad_box=skip drops them)"
+        raise UserError(f"{where}: {problem} {policy}")
+    return replace(checked, bad=bad)
+
+
+def _describe(
+    columns: AnnotationTable, row: int, size: tuple[int, int], reason: str, path: Path
+) -> str:
+    """Return expected and got for one bad object; for a mask the file is read once more."""
+    if reason == BAD_AREA:
+        return f"area: expected a finite number of 0 or more, got {columns.areas[row]:g}"
+    if reason == NO_MASK:
+        value = parse_coco(path)["annotations"][row].get("segmentation")
+        return f"segmentation: {mask_fault(value, size)}"
+    return describe_bad_box(columns.xywh[row].tolist(), size, reason)
+
+
+def _check_any_plain(columns: AnnotationTable, rows: np.ndarray, path: Path) -> None:
+    """Raise UserError where `rows` hold no object to learn from, and say what they hold."""
+    crowd, difficult = columns.is_crowd[rows], columns.is_difficult[rows]
+    ignored = columns.is_ignored[rows]
+    if (~(crowd | difficult | ignored)).any():
+        return
+    kinds = {
+        "crowd regions": crowd,
+        "difficult objects": difficult & ~crowd,
+        "objects marked `ignore`": ignored & ~crowd & ~difficult,
+    }
+    counts = {what: int(mask.sum()) for what, mask in kinds.items() if mask.any()}
+    got = "none"
+    if len(counts) == 1:
+        got = f"{len(rows)}, all {next(iter(counts))}"
+    elif counts:
+        got = f"{len(rows)}: " + ", ".join(f"{count} {what}" for what, count in counts.items())
+    raise UserError(f"{path}: annotations: expected at least one box to train on, got {got}")
 
 
 def _count_dropped(

@@ -15,6 +15,8 @@ import contextlib
 import glob
 import hashlib
 import json
+import os
+import stat
 import time
 import zlib
 from collections.abc import Mapping
@@ -27,20 +29,24 @@ from safetensors.numpy import save
 
 from detection.data.coco_json import AnnotationTable, ImageTable, Tables, read_tables
 from detection.data.packed import PackedBytes, Segmentations
+from engine import paths
 from engine.errors import UserError
 from engine.files import write_atomically
 
 SUFFIX = ".resdet-cache"
 """Of the copy, after the JSON's own name."""
-FORMAT = "2"
+FORMAT = "3"
 """Another one where anything changes in what is stored or in what `read_tables` checks."""
 CACHED_BYTES = 20_000_000
 """Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""
 
 _ABANDONED_AFTER_S = 3600
 
-COLUMNS = ("ids", "image_ids", "category_ids", "xywh", "areas", "is_crowd", "is_difficult")
-COUNTS = ("filled_areas", "filled_iscrowds", "unreadable_masks")
+COLUMNS = (
+    *("ids", "image_ids", "category_ids", "xywh", "areas"),
+    *("is_crowd", "is_difficult", "is_ignored"),
+)
+COUNTS = ("filled_areas", "filled_iscrowds", "unreadable_masks", "dropped_mask_parts")
 """Of `AnnotationTable`."""
 
 Arrays = Mapping[str, np.ndarray]
@@ -66,25 +72,23 @@ def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
     Raises:
         UserError: the file is wrong.
     """
-    copy = path.with_name(path.name + SUFFIX)
+    copy = Path(f"{path}{SUFFIX}")
     verb = "made"
-    try:
-        stamp = _stamp_of(path)
-        if not path.is_file() or int(stamp["size"]) < cache_from:
-            return None
-        try:
-            if copy.exists():
-                tables, old = _read_copy(copy, path, stamp)
-                note = f"read from its packed copy {copy}"
-                if old["times"] != stamp["times"]:
-                    note += _renew(copy, tables, stamp | {"sha256": old["sha256"]})
-                return tables, note
-        except _UnusableError as reason:
-            verb = f"made anew (it was {reason})"
-        # Before the file is parsed, so that a change in between is noticed the next time.
-        stamp["sha256"] = _digest_of(path)
-    except OSError:
+    status = paths.status_of(path)
+    if status is None or not stat.S_ISREG(status.st_mode) or status.st_size < cache_from:
         return None
+    stamp = _stamp_of(status)
+    try:
+        if _is_file(copy):
+            tables, old = _read_copy(copy, path, stamp)
+            note = f"read from its packed copy {copy}"
+            if old["times"] != stamp["times"]:
+                note += _renew(copy, tables, stamp | {"sha256": old["sha256"]})
+            return tables, note
+    except _UnusableError as reason:
+        verb = f"made anew (it was {reason})"
+    # Before the file is parsed, so that a change in between is noticed the next time.
+    stamp["sha256"] = _digest_of(path)
     tables = read_tables(path)
     try:
         _write_copy(copy, tables, stamp)
@@ -93,15 +97,24 @@ def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
     return tables, f"packed copy {copy} {verb}"
 
 
-def _stamp_of(path: Path) -> dict[str, str]:
-    status = path.stat()
+def _is_file(copy: Path) -> bool:
+    """Whether a copy is there; the JSON's name may be too long for one."""
+    with contextlib.suppress(UserError):
+        return paths.is_file(copy)
+    return False
+
+
+def _stamp_of(status: os.stat_result) -> dict[str, str]:
     times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
     return {"format": FORMAT, "size": str(status.st_size), "times": times}
 
 
 def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with paths.open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _renew(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> str:
@@ -180,9 +193,11 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
     }
     about["sums"] = json.dumps(_sums_of(arrays, about))
     # A kill in the middle leaves a large file of a name that no one will write again.
-    for left in copy.parent.glob(f"{glob.escape(copy.name)}.*.partial"):
+    for name in paths.names_in(copy.parent, f"{glob.escape(copy.name)}.*.partial"):
+        left = copy.with_name(name)
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+            status = paths.status_of(left)
+            if status is not None and time.time() - status.st_mtime > _ABANDONED_AFTER_S:
                 left.unlink()
     write_atomically(copy, lambda file: file.write(save(arrays, about)), many_writers=True)
 

@@ -6,6 +6,7 @@ N images, M annotations. Whether the columns agree with each other is coco.py's 
 import contextlib
 import gc
 import json
+import unicodedata
 from array import array
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ import msgspec
 import numpy as np
 
 from detection.data.packed import PackedBytes, SegmentationPacker, Segmentations
+from engine import paths
 from engine.errors import UserError
+
+MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
+"""Of an image: OpenCV decodes no larger one."""
 
 
 @contextlib.contextmanager
@@ -56,12 +61,7 @@ def parse_coco(path: Path) -> dict[str, Any]:
 @without_garbage_collection()
 def parse_json(path: Path) -> Any:
     """Return what the JSON at `path` holds; UserError: it cannot be read, or is no JSON."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    data = paths.read_bytes(path)
     # A fourth of json's time where there are many decimals. What it refuses is json's: NaN and byte
     # order marks are taken there, and of a mistake it says in which line it is.
     try:
@@ -96,6 +96,40 @@ def name_of(entry: dict[str, Any], key: str, where: str) -> str:
         got = f"{value!r:.60}" if key in entry else "nothing"
         raise UserError(f"{where}: {key}: expected a name, got {got}")
     return value
+
+
+def size_of(entry: dict[str, Any], where: str) -> tuple[int, int]:
+    """Return an image's (height, width); UserError begins with `where`."""
+    height, width = (int_of(entry, key, where, positive=True) for key in ("height", "width"))
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise UserError(
+            f"{where}: expected a side of at most {MAX_SIDE} pixels and {MAX_PIXELS} in all,"
+            f" got {width}x{height} (width x height)"
+        )
+    return height, width
+
+
+def class_name_of(entry: dict[str, Any], where: str) -> str:
+    """Return the class name under `name`; UserError begins with `where`.
+
+    It is printed, drawn and written to files, so that it has neither line breaks nor codes that
+    steer a terminal.
+    """
+    name = name_of(entry, "name", where)
+    if has_control_characters(name):
+        raise UserError(f"{where}: name: expected no control characters, got {name!r:.60}")
+    return name
+
+
+def has_control_characters(text: str) -> bool:
+    """Return whether a text has line breaks, or codes that steer a terminal."""
+    kinds = {unicodedata.category(character) for character in text if not character.isprintable()}
+    return bool(kinds & {"Cc", "Cs", "Zl", "Zp"})
+
+
+def shown(name: str) -> str:
+    """Return a name for a message: as it is, or with its control characters escaped."""
+    return repr(name)[1:-1] if has_control_characters(name) else name
 
 
 def _is_text(value: str) -> bool:
@@ -136,7 +170,7 @@ def check_any(count: int, purpose: str, path: Path) -> None:
 def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int, str]]:
     """Check `categories` and return (id, name) by rising id; UserError names what is wrong."""
     pairs = sorted(
-        (int_of(entry, "id", where), name_of(entry, "name", where))
+        (int_of(entry, "id", where), class_name_of(entry, where))
         for position, entry in enumerate(entries)
         for where in [f"{path}: categories[{position}]"]
     )
@@ -162,10 +196,9 @@ def read_images(entries: list[dict[str, Any]], path: Path) -> ImageTable:
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
         name = name_of(entry, "file_name", where)
-        where = f"{path}: image {name}"
+        where = f"{path}: image {shown(name)}"
         ids.append(int_of(entry, "id", where))
-        sizes.append(int_of(entry, "height", where, positive=True))
-        sizes.append(int_of(entry, "width", where, positive=True))
+        sizes.extend(size_of(entry, where))
         names.append(name.encode())
     if not ids:
         raise UserError(f"{path}: images: expected at least one, got none")
@@ -189,9 +222,11 @@ class AnnotationTable:
     areas: np.ndarray
     is_crowd: np.ndarray
     is_difficult: np.ndarray
+    is_ignored: np.ndarray
     filled_areas: int
     filled_iscrowds: int
     unreadable_masks: int
+    dropped_mask_parts: int
     segmentations: Segmentations
 
 
@@ -206,7 +241,8 @@ def read_annotations(
         sizes: (height, width) by image id; an RLE of an image without one is unreadable.
     """
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
-    xywh, areas, is_crowd, is_difficult = array("d"), array("f"), array("b"), array("b")
+    xywh, areas = array("d"), array("f")
+    is_crowd, is_difficult, is_ignored = array("b"), array("b"), array("b")
     filled_areas = filled_iscrowds = 0
     packer = SegmentationPacker()
     for position, entry in enumerate(entries):
@@ -224,6 +260,7 @@ def read_annotations(
         areas.append(box[2] * box[3] if area is None else area)
         is_crowd.append(crowd or 0)
         is_difficult.append(_flag_of(entry, "difficult", where) or 0)
+        is_ignored.append(_flag_of(entry, "ignore", where) or 0)
         packer.add(entry.get("segmentation"), sizes.get(image_ids[-1], (0, 0)))
     columns = AnnotationTable(
         ids=np.frombuffer(ids, np.int64),
@@ -233,9 +270,11 @@ def read_annotations(
         areas=np.frombuffer(areas, np.float32),
         is_crowd=np.frombuffer(is_crowd, np.bool_),
         is_difficult=np.frombuffer(is_difficult, np.bool_),
+        is_ignored=np.frombuffer(is_ignored, np.bool_),
         filled_areas=filled_areas,
         filled_iscrowds=filled_iscrowds,
         unreadable_masks=packer.num_unreadable,
+        dropped_mask_parts=packer.num_dropped_parts,
         segmentations=packer.pack(),
     )
     check_unique(columns.ids, "annotation ids", path)

@@ -1,7 +1,7 @@
 """The data set of a detection run: pictures of one folder, annotations of one COCO file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,19 @@ from backbones.pictures import BadPictureError, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
-from detection.data.coco import Annotations, ClassMap, Ledger, read_coco
+from detection.data.coco import Annotations, ClassMap, read_coco
 from detection.data.coco_cache import CACHED_BYTES
+from detection.data.coco_json import shown
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.grouping import aspect_groups
+from detection.data.image_files import image_path, unreadable_images
+from detection.data.ledger import Ledger
 from detection.data.masks import draw_masks
-from detection.data.packed import check_masks
+from detection.data.sides_swapped import describe_swapped_sides
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
+from engine import paths
 from engine.errors import SkippedSampleError, UserError
-from engine.files import missing_files
 
 
 @dataclass(frozen=True)
@@ -62,24 +65,22 @@ class CocoDetection:
         if not split.annotations:
             name = "train" if training else "val"
             raise UserError(f"data.{name}.annotations: expected a COCO JSON, got none")
-        self._folder = Path(split.images)
-        if not self._folder.is_dir():
-            raise UserError(f"{self._folder}: expected the folder of pictures, got no such folder")
+        self._folder = paths.require_folder(Path(split.images), "the folder of images")
         self.annotations: Annotations = read_coco(
             split.annotations,
             classes=classes,
             on_bad_box=config.on_bad_box,
             need_boxes=training,
+            need_masks=with_masks,
             cache_from=CACHED_BYTES if config.cache else None,
         )
         found = self.annotations
-        if with_masks:
-            rows = found.segmentation_idxs
-            check_masks(found.segmentations, rows, found.is_crowd, path=found.path)
         self._with_masks = with_masks
         self._config = config
         self._augment: Augment | None = None
-        self._rows = np.arange(len(self.annotations))
+        self._missing: frozenset[int] = frozenset()  # rows that are skipped without a look
+        self._batch_size = batch_size
+        rows = np.arange(len(found))
         if training:
             augment = config.augment
             self._augment = Augment(
@@ -89,10 +90,15 @@ class CocoDetection:
                 color_jitter=augment.color_jitter,
             )
             if not config.keep_empty:
-                self._rows = self._rows[_has_objects(self.annotations)]
-        sizes = self.annotations.sizes[self._rows]
+                rows = rows[_has_objects(found)]
+        self._keep(rows)
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Hold the images of these rows of the file, and no others."""
+        self._rows = rows
+        sizes = self.annotations.sizes[rows]
         self.groups: np.ndarray = (
-            self._aspect_groups(sizes, batch_size) if training else self._shape_groups(sizes)
+            self._shape_groups(sizes) if self._augment is None else self._aspect_groups(sizes)
         )
 
     @property
@@ -102,8 +108,21 @@ class CocoDetection:
 
     @property
     def ledger(self) -> Ledger:
-        """What reading the file counted."""
+        """What reading the file counted, and `check_pictures`."""
         return self.annotations.ledger
+
+    def notes(self, name: str) -> list[str]:
+        """Return lines on the data for the log; `name` is that of the split."""
+        counts = ", ".join(f"{count} {what}" for what, count in self.ledger.rows())
+        notes = [f"{name} data: {counts}"]
+        if self.annotations.cache_note is not None:
+            notes.append(f"{name} annotations: {self.annotations.cache_note}")
+        if len(self.annotations.boxes) and self.annotations.is_crowd.all():
+            notes.append(
+                f"{name} data: all {len(self.annotations.boxes)} boxes are crowd regions, which"
+                " are not scored: AP and AR will not exist"
+            )
+        return notes
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -125,20 +144,23 @@ class CocoDetection:
 
         Raises:
             UserError: the picture is missing, or bad and `on_bad_image` is error.
-            SkippedSampleError: the picture is bad and `on_bad_image` is skip.
+            SkippedSampleError: the picture is bad, or was missing when `check_pictures` looked, and
+                `on_bad_image` is skip.
         """
         row = int(self._rows[index])
+        if row in self._missing:
+            raise SkippedSampleError(f"{self._path_of(row)}: no such image at the start of the run")
         try:
             pixels = self._read(row)
         except BadPictureError as error:
             if self._config.on_bad_image == "skip":
                 raise SkippedSampleError(str(error)) from error
-            raise
+            raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
-        # difficult objects are as crowds are: neither foreground nor background
-        is_ignored = self.annotations.is_crowd[objects] | self.annotations.is_difficult[objects]
+        # as crowds are difficult and ignored objects: neither foreground nor background
+        is_ignored = ~self.annotations.is_plain(objects)
         if self._augment is not None:
             short_side = frame.short_side if frame else self._augment.draw_short_side(seed)
             size = resized_size(original_size, short_side, self._config.augment.max_side)
@@ -186,25 +208,47 @@ class CocoDetection:
         )
 
     def check_pictures(self) -> None:
-        """Raise UserError where pictures are missing that will be read; no file is opened."""
+        """Look whether all images are there that will be read; none is opened.
+
+        Where `on_bad_image` is skip, those that are not are skipped, counted and named: training
+        goes on without them, and in validation they count as images without detections.
+
+        Raises:
+            UserError: some are not there and `on_bad_image` is error, or none is.
+        """
         names = [self.annotations.file_name(row) for row in self._rows.tolist()]
-        missing = missing_files(self._folder, names)
-        if missing:
+        reasons = unreadable_images(self._folder, names)
+        if not reasons:
+            return
+        missing = [f"{shown(names[place])} ({reason})" for place, reason in reasons.items()]
+        if self._config.on_bad_image == "error" or len(missing) == len(names):
+            policy = "; data.on_bad_image=skip skips them" if len(missing) < len(names) else ""
             raise UserError(
-                f"{self._folder}: expected the {len(names)} pictures of {self.annotations.path}, "
-                f"got none called {listing(missing)}"
+                f"{self._folder}: expected the {len(names)} images of {self.annotations.path}, "
+                f"got {len(names) - len(missing)}, without {listing(missing)}{policy}"
             )
+        ledger = replace(self.annotations.ledger, missing=tuple(missing))
+        self.annotations = replace(self.annotations, ledger=ledger)
+        places = list(reasons)
+        self._missing = frozenset(self._rows[places].tolist())
+        if self._augment is not None:
+            self._keep(np.delete(self._rows, places))
+
+    def _path_of(self, row: int) -> Path:
+        return image_path(self._folder, self.annotations.file_name(row))
 
     def _read(self, row: int) -> np.ndarray:
         """Return the picture of `row`, of the size that the file gives it."""
-        path = self._folder / self.annotations.file_name(row)
+        path = self._path_of(row)
         pixels = read_image(path)
         expected = tuple(self.annotations.sizes[row].tolist())
         if pixels.shape[:2] == expected:
             return pixels
         message = f"{path}: expected {shape(expected)} as annotated, got {shape(pixels.shape)}"
-        if read_image(path, rotate=False).shape[:2] == expected:
-            message += " after its EXIF rotation: it was annotated unrotated"
+        if pixels.shape[1::-1] == expected:
+            is_turned = read_image(path, rotate=False).shape[:2] == expected
+            message += " after its EXIF rotation" if is_turned else ""
+            message += f"; {describe_swapped_sides(self.annotations, row, self._path_of)}"
         raise BadPictureError(message)
 
     def _draw_masks(self, row: int, resized: tuple[int, int]) -> np.ndarray:
@@ -226,13 +270,13 @@ class CocoDetection:
     def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
-    def _aspect_groups(self, sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
         """Return (N,) int64, see `aspect_groups`."""
         augment = self._config.augment
         return aspect_groups(
             sizes,
             self._config.aspect_groups,
-            batch_size=batch_size,
+            batch_size=self._batch_size,
             short_side=max(augment.short_sides),
             max_side=augment.max_side,
         )
@@ -249,8 +293,7 @@ class CocoDetection:
 
 
 def _has_objects(annotations: Annotations) -> np.ndarray:
-    """Return (N,) bool: the image has a box that is neither a crowd region nor difficult."""
-    is_plain = ~annotations.is_crowd & ~annotations.is_difficult
-    single = np.concatenate([[0], np.cumsum(is_plain)])
+    """Return (N,) bool: the image has an object to learn from."""
+    single = np.concatenate([[0], np.cumsum(annotations.is_plain())])
     has: np.ndarray = np.diff(single[annotations.offsets]) > 0
     return has

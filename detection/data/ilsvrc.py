@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from detection.data.voc import Category, ImageSet, folder_set, read_names
+from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
 
@@ -26,7 +27,7 @@ def ilsvrc_set(root: Path, name: str) -> ImageSet:
         raise UserError(f"{name}: expected a set whose name begins with train, val or test")
     xml, pictures = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
     listed = root / "ImageSets" / "DET" / f"{name}.txt"
-    if listed.is_file():
+    if paths.is_file(listed):
         return ImageSet(xml, pictures, read_names(listed))
     if name != split[0]:
         raise UserError(f"{listed}: no such list")

@@ -19,6 +19,7 @@ from detection.data.tiny_imagenet import read_tiny_imagenet
 from detection.data.transforms import NO_MASKS, Augment, resize
 from detection.localization_config import AugmentConfig, OneClassConfig
 from detection.structures import DetectionBatch
+from engine import paths
 from engine.errors import SkippedSampleError, UserError
 
 WINDOW_TRIES = 10
@@ -81,7 +82,7 @@ class LocalizationPictures:
         except BadPictureError as error:
             if self._on_bad_image == "skip":
                 raise SkippedSampleError(str(error)) from error
-            raise
+            raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
         boxes = self.pictures.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
         is_partial = np.zeros(len(boxes), dtype=np.bool_)
@@ -128,14 +129,20 @@ def read_split(
         UserError: as for the readers, or the root is no folder.
     """
     data = config.data
-    if data.demo is not None and Path(data.demo.root).resolve() == Path(data.root).resolve():
+    if data.demo is not None and paths.resolved(data.demo.root) == paths.resolved(data.root):
         make_demo_localization(data.demo)
     root = Path(data.root)
-    if not data.root or not root.is_dir():
+    if not data.root or not paths.is_folder(root):
         got = "no such folder" if data.root else "nothing"
         raise UserError(f"data.root {root}: expected the folder of the data set, got {got}")
     if data.kind == "ilsvrc":
-        return read_ilsvrc(root, split, class_names=class_names, on_bad_box=data.on_bad_box)
+        return read_ilsvrc(
+            root,
+            split,
+            class_names=class_names,
+            on_bad_box=data.on_bad_box,
+            on_bad_image=data.on_bad_image,
+        )
     return read_tiny_imagenet(
         root,
         split,

@@ -78,6 +78,39 @@ class Segmentations:
         return there
 
 
+def good_polygons(polygons: Iterable[Any]) -> list[Any]:
+    """Return the parts of a polygon mask that are polygons near their image, as they are.
+
+    pycocotools would take a part of four numbers for a box.
+    """
+    return [polygon for polygon in polygons if _part_of(polygon) is not None]
+
+
+def _part_of(polygon: Any) -> "array[float] | None":
+    """Return the coordinates of a polygon of three points or more; None: it is none."""
+    try:
+        part = array("f", polygon)
+    except (TypeError, OverflowError):
+        return None
+    # NaN is never less
+    is_good = len(part) >= 6 and len(part) % 2 == 0 and math.hypot(*part) < FARTHEST
+    return part if is_good else None
+
+
+def mask_fault(value: Any, size: Sequence[int]) -> str:
+    """Return what is wrong with an unreadable `segmentation` value, for a message."""
+    if isinstance(value, dict):
+        try:
+            code_of(value, size)
+        except ValueError as error:
+            return str(error)
+    if not value:
+        return "expected polygons or an RLE, got nothing"
+    if isinstance(value, list) and all(isinstance(part, list) for part in value):
+        return f"expected polygons of three points or more, got {value!r:.60}"
+    return f"expected polygons or an RLE, got {value!r:.60}"
+
+
 def check_masks(
     segmentations: Segmentations, rows: np.ndarray, is_crowd: np.ndarray, *, path: Path
 ) -> None:
@@ -102,6 +135,7 @@ class SegmentationPacker:
 
     def __init__(self) -> None:
         self.num_unreadable = 0
+        self.num_dropped_parts = 0
         self._coordinates = array("f")
         self._part_offsets = array("q", [0])
         self._object_offsets = array("q", [0])
@@ -109,6 +143,8 @@ class SegmentationPacker:
 
     def add(self, value: Any, size: Sequence[int]) -> None:
         """Take one object's value; what is neither polygons nor RLE is counted and left empty.
+
+        Of several polygons those that are none are dropped and counted.
 
         Args:
             value: of the file.
@@ -120,18 +156,18 @@ class SegmentationPacker:
                 run_lengths = code_of(value, size)
             else:
                 self._add_polygons(value or [])
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError):
             self.num_unreadable += 1
         self._run_lengths.append(run_lengths)
         self._object_offsets.append(len(self._part_offsets) - 1)
 
     def _add_polygons(self, polygons: list[list[float]]) -> None:
-        parts = [array("f", polygon) for polygon in polygons]
-        if any(len(part) < 6 or len(part) % 2 for part in parts):
-            raise ValueError("a polygon has three points or more")
-        if not all(math.hypot(*part) < FARTHEST for part in parts):  # nor where one is NaN
-            raise ValueError("a polygon is near its picture")
-        for part in parts:
+        parts = [_part_of(polygon) for polygon in polygons]
+        good = [part for part in parts if part is not None]
+        if parts and not good:
+            raise ValueError("no part is a polygon")
+        self.num_dropped_parts += len(parts) - len(good)
+        for part in good:
             self._coordinates += part
             self._part_offsets.append(len(self._coordinates))
 

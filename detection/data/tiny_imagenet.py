@@ -8,17 +8,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from backbones.pictures import BadPictureError, read_size
+from backbones.pictures import read_size
 from detection.data.boxed_pictures import (
     BoxedPictures,
     Gathering,
     Policy,
     read_words,
 )
+from detection.data.image_files import image_path
 from engine.errors import UserError
 from engine.files import read_lines
-
-UNREADABLE = "pictures that cannot be read left out"
 
 
 def read_tiny_imagenet(
@@ -40,7 +39,7 @@ def read_tiny_imagenet(
         split: "train" or "val".
         class_names: those of training; None takes wnids.txt.
         on_bad_box: what to do with a box without width or height, or outside its picture.
-        on_bad_image: what to do with a picture whose size cannot be read.
+        on_bad_image: what to do with a picture that is missing or whose size cannot be read.
 
     Raises:
         UserError: a file is missing or wrong, or something is bad and the policy is to stop.
@@ -56,20 +55,22 @@ def read_tiny_imagenet(
     sources: list[tuple[Path, str | None]] = [(root / "val/val_annotations.txt", None)]
     if split == "train":
         sources = [(root / f"train/{name}/{name}_boxes.txt", name) for name in names]
+    faults: dict[str, str] = {}
     for source, of_file in sources:
         for number, line in enumerate(read_lines(source), start=1):
             place = f"{source}: line {number}"
             picture, class_name, box = _read_line(line, of_file, place=place)
-            path = source.parent / "images" / picture
             try:
+                path = image_path(source.parent / "images", picture)
+                if not path.is_relative_to(root):
+                    raise UserError(f"{place}: expected a picture below {root}, got {path}")
                 size = read_size(path)
-            except BadPictureError:
-                if on_bad_image == "error":
-                    raise
-                gathering.count(picture, UNREADABLE)
+            except UserError as error:
+                faults[picture] = str(error)
                 continue
             below = path.relative_to(root).as_posix()
             gathering.add(below, class_name, size=size, boxes=[box], source=place)
+    gathering.drop_images(faults, on_bad_image)
     return gathering.finish()
 
 

@@ -1,10 +1,12 @@
 """Where the files of PASCAL VOC, and of data sets of its kind, lie, and what its classes are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from backbones.pictures import list_folder
+from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
 
@@ -43,12 +45,13 @@ def number_classes(names: Iterable[str]) -> dict[str, Category]:
 def read_names(path: Path) -> tuple[str, ...]:
     """Return the first word of each line that is not empty: an image set's list.
 
-    VOC and ILSVRC put a number behind it in some of their lists.
+    VOC and ILSVRC put a number behind it in some of their lists. Names are relative to the folder
+    of the set, those with a leading slash too.
 
     Raises:
         UserError: the file cannot be read, or names nothing.
     """
-    return tuple(line.split()[0] for line in read_lines(path))
+    return tuple(line.split()[0].lstrip("/") for line in read_lines(path))
 
 
 def voc_set(root: Path, name: str) -> ImageSet:
@@ -106,7 +109,29 @@ def folder_set(root: Path, *, xml: str, pictures: str, names: Path | None = None
     if names is not None:
         return ImageSet(xml, pictures, read_names(names))
     folder = root / xml
-    found = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.xml"))
+    found = sorted(_xml_below(folder)) if paths.is_folder(folder) else []
     if not found:
         raise UserError(f"{folder}: expected XML files in it, got none")
     return ImageSet(xml, pictures, tuple(path.as_posix() for path in found))
+
+
+def _xml_below(folder: Path) -> Iterator[PurePosixPath]:
+    """Yield the paths from `folder` on, without suffix; folders that links lead to are read once.
+
+    Hidden files are not taken: macOS writes one beside each file on other disks.
+    """
+    seen: set[Path] = set()
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        place = paths.resolved(folder / below)
+        if place in seen:
+            continue
+        seen.add(place)
+        folders, files = list_folder(f"{folder}/{below}")
+        waiting += [f"{below}{name}/" for name in folders]
+        yield from (
+            PurePosixPath(f"{below}{name}").with_suffix("")
+            for name in files
+            if name.endswith(".xml")
+        )

@@ -5,6 +5,8 @@ M objects. An XML file says which pixels a box covers, and there are two ways to
 - pixels: the first and the last pixel that belong to the object, counted from 1. VOC's way. The box
   is (xmin - 1, ymin - 1, xmax, ymax) in our frame, in which pixels have edges and a width of 1.
 - corners: where the edges lie, in our frame already. The way of most labelling tools.
+
+Which of them it is can often be told by the boxes at the border of their image.
 """
 
 import json
@@ -19,10 +21,13 @@ from rich.table import Table
 
 from backbones.pictures import SUFFIXES, BadPictureError, read_size
 from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box
+from detection.data.coco_json import shown
 from detection.data.voc import Category, ImageSet, number_classes
-from detection.data.voc_xml import BadXmlError, XmlObject, read_voc_xml
+from detection.data.voc_xml import XmlObject, read_voc_xml
+from engine import paths
 from engine.errors import UserError
 from engine.files import write_file
+from engine.log import RunLog
 
 BoxConvention = Literal["pixels", "corners"]
 Policy = Literal["error", "skip"]
@@ -30,6 +35,10 @@ Policy = Literal["error", "skip"]
 UNKNOWN_CLASS = "unknown class"
 PICTURE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
 CLASSES_SHOWN = 10
+FAULTS_SHOWN = 10
+"""Of all that stops a conversion, so much is named."""
+MORE_ONES = 20
+"""Boxes from pixel 1 on for each from pixel 0 on, from which that is taken for a slip."""
 LINES_SHOWN = 20
 """Of all that was dropped, so much is named on the console."""
 
@@ -38,12 +47,14 @@ LINES_SHOWN = 20
 class Conversion:
     """A COCO document and how it came about.
 
-    rows: (what, count) for the console. dropped: a line for each object or picture left out.
+    rows: (what, count) for the console. dropped: a line for each object or image dropped. decided:
+    which convention of boxes was found and why; empty where it was given.
     """
 
     document: dict[str, Any]
     rows: list[tuple[str, int]]
     dropped: list[str]
+    decided: str = ""
 
     def table(self) -> Table:
         """Return the counts for the console."""
@@ -55,9 +66,11 @@ class Conversion:
         return table
 
     def lines(self) -> list[str]:
-        """Return what was dropped for the console, one line each, not without end."""
+        """Return the convention found, and what was dropped, one line each, not without end."""
         more = len(self.dropped) - LINES_SHOWN
-        return self.dropped[:LINES_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
+        lines = [self.decided] if self.decided else []
+        lines += self.dropped[:LINES_SHOWN]
+        return lines + ([f"... and {more} more"] if more > 0 else [])
 
     def write(self, path: Path) -> None:
         """Write the document; its folder is made where it is missing.
@@ -96,9 +109,10 @@ def convert(
     sets: Sequence[ImageSet],
     *,
     classes: Mapping[str, Category] | None,
-    boxes: BoxConvention,
+    boxes: BoxConvention | None,
     on_bad_box: Policy = "error",
     on_bad_image: Policy = "error",
+    log: RunLog | None = None,
 ) -> Conversion:
     """Make one COCO document of image sets.
 
@@ -106,27 +120,39 @@ def convert(
         root: to which file names will be relative.
         sets: one or more; a picture in several of them is taken once.
         classes: by the name that the XML files use; None takes those found, by the alphabet.
-        boxes: what the corners in the files mean; see the top of this file.
+        boxes: what the corners in the files mean, see the top of this file; None lets the boxes
+            tell (`tell_convention`).
         on_bad_box: what an object of no size, with numbers that are not finite, outside its
             picture, or of an unknown class does: stop, or get dropped and counted. A box partly
             outside is counted and stays as it is.
         on_bad_image: the same for a picture that is missing, and for broken or missing XML.
+        log: shows how far the reading is.
 
     Raises:
         UserError: as the policies say, or no picture is left.
     """
     reading = _Reading()
-    _read_sets(root, sets, reading, stop=on_bad_image == "error")
+    _read_sets(root, sets, reading, log or RunLog(None, is_main=False))
+    if on_bad_image == "error":
+        _refuse(reading.dropped, "images", "--on-bad-image")
     if not reading.images:
         raise UserError(f"{root}: expected pictures to convert, got none")
     if classes is None:
         classes = number_classes(sorted({each.found.name for each in reading.objects}))
-    xywh = _boxes_of(reading.objects, boxes)
-    sizes = [(each.image["height"], each.image["width"]) for each in reading.objects]
-    checked = check_boxes(xywh, np.array(sizes).reshape(-1, 2))
+    corners = np.array([each.found.corners for each in reading.objects], float).reshape(-1, 4)
+    sides = [(each.image["height"], each.image["width"]) for each in reading.objects]
+    sizes = np.array(sides).reshape(-1, 2)
+    decided = ""
+    if boxes is None:
+        boxes, reason = tell_convention(corners, sizes)
+        other = "pixels" if boxes == "corners" else "corners"
+        decided = f"boxes are read as {boxes}: {reason}; --boxes {other} reads them otherwise"
+    xywh = _boxes_of(corners, boxes)
+    checked = check_boxes(xywh, sizes)
     bad = _bad_objects(reading.objects, xywh, checked, classes)
-    if bad and on_bad_box == "error":
-        raise UserError(bad[min(bad)][1])
+    faults = [shown(bad[row][1]) for row in sorted(bad)]
+    if on_bad_box == "error":
+        _refuse(faults, "objects", "--on-bad-box")
     kept = [row for row in range(len(xywh)) if row not in bad]
     annotations = [
         {"id": number, **_annotation(reading.objects[row], xywh[row].tolist(), classes)}
@@ -152,8 +178,20 @@ def convert(
         "annotations": annotations,
         "categories": [{"id": each.category_id, "name": each.name} for each in classes.values()],
     }
-    shown = [row for row in rows if row[1] or row[0] in ("pictures", "objects", "classes")]
-    return Conversion(document, shown, reading.dropped + [bad[row][1] for row in sorted(bad)])
+    told = [row for row in rows if row[1] or row[0] in ("pictures", "objects", "classes")]
+    dropped = [*reading.dropped, *faults]
+    return Conversion(document, told, dropped, decided)
+
+
+def _refuse(faults: Sequence[str], what: str, policy: str) -> None:
+    """Raise UserError where there are faults, each a line; it names several, and the policy."""
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise UserError(f"{faults[0]}; {policy} skip drops it")
+    more = len(faults) - FAULTS_SHOWN
+    named = "; ".join(faults[:FAULTS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    raise UserError(f"{len(faults)} {what} cannot be converted: {named}; {policy} skip drops them")
 
 
 def _annotation(each: _Object, box: list[float], classes: Mapping[str, Category]) -> dict[str, Any]:
@@ -167,25 +205,25 @@ def _annotation(each: _Object, box: list[float], classes: Mapping[str, Category]
     return annotation | ({"difficult": 1} if each.found.is_difficult else {})
 
 
-def _read_sets(root: Path, sets: Sequence[ImageSet], reading: _Reading, *, stop: bool) -> None:
-    """Read all files in order; with `stop` the first bad one raises UserError."""
+def _read_sets(root: Path, sets: Sequence[ImageSet], reading: _Reading, log: RunLog) -> None:
+    """Read all files in order, and say of each bad one why it is."""
     seen = set()
-    for image_set in sets:
-        for name in image_set.names:
-            stem = str(PurePosixPath(image_set.pictures) / name)
-            reading.repeated += stem in seen
-            if stem in seen:
-                continue
-            seen.add(stem)
-            try:
-                _add_picture(reading, root, stem, root / image_set.xml / f"{name}.xml")
-            except (BadXmlError, BadPictureError) as error:
-                if stop:
-                    raise
-                reading.dropped.append(str(error))
+    files = [(image_set, name) for image_set in sets for name in image_set.names]
+    for image_set, name in log.progress(files, len(files), "reading annotations"):
+        stem = str(PurePosixPath(image_set.pictures) / name)
+        reading.repeated += stem in seen
+        if stem in seen:
+            continue
+        seen.add(stem)
+        try:
+            _add_picture(reading, root, stem, root / image_set.xml / f"{name}.xml")
+        except UserError as error:
+            reading.dropped.append(shown(str(error)))
 
 
 def _add_picture(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in stem):
+        raise BadPictureError(f"{root / stem}.*: expected a name in UTF-8, got one in another code")
     annotation = read_voc_xml(xml)
     file_name = _picture_of(root, stem)
     height, width = annotation.size or read_size(root / file_name)
@@ -202,14 +240,52 @@ def _add_picture(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
 def _picture_of(root: Path, stem: str) -> str:
     """Return the name of the picture, relative to `root`."""
     for suffix in PICTURE_SUFFIXES:
-        if (root / f"{stem}{suffix}").is_file():
+        if paths.is_file(root / f"{stem}{suffix}"):
             return f"{stem}{suffix}"
     raise BadPictureError(f"{root / stem}.*: expected a picture of the XML file's name, got none")
 
 
-def _boxes_of(objects: Sequence[_Object], convention: BoxConvention) -> np.ndarray:
+def tell_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConvention, str]:
+    """Return what corners mean, and what in them says so.
+
+    No pixel that is counted from 1 is pixel 0, and none has a fraction. In either convention a box
+    can reach the width or height of its image; with many that do, some would begin at 0 as edges.
+
+    Args:
+        corners: (M, 4) float64, as in the files; M may be 0.
+        sizes: (M, 2) height and width of their images.
+    """
+    near, far, ends = corners[:, :2], corners[:, 2:], sizes[:, ::-1]
+    from_0, from_1, to_end, before_end, broken = (
+        int(mask.any(axis=1).sum())
+        for mask in (
+            (near >= 0) & (near < 1),
+            near == 1,
+            far == ends,
+            far == ends - 1,
+            np.isfinite(corners) & (corners != np.floor(corners)),
+        )
+    )
+    if broken or from_0 * MORE_ONES > from_1:
+        what = f"{from_0} begin at 0" if from_0 else f"{broken} have fractions of pixels"
+        reason = f"of {len(corners)} boxes {what}, as pixels counted from 1 do not"
+        if before_end and not to_end:
+            reason += (
+                f" (no box reaches its image's width or height, and {before_end} end a pixel"
+                " before: if they end with their last pixel, they come out a pixel too small)"
+            )
+        return "corners", reason
+    if from_0:
+        return "pixels", f"{from_1} boxes begin at 1, and only {from_0} at 0"
+    if to_end or from_1:
+        ends_said = f"{from_1} of {len(corners)} boxes begin at 1 and {to_end} reach the width or"
+        said = f"{ends_said} height of their image, and none begins at 0"
+        return "pixels", f"{said} (nor does one of labelImg's, whose boxes are corners)"
+    return "pixels", f"none of {len(corners)} boxes touches the border, so that this is VOC's way"
+
+
+def _boxes_of(corners: np.ndarray, convention: BoxConvention) -> np.ndarray:
     """Return (M, 4) float64 xywh in our frame."""
-    corners = np.array([each.found.corners for each in objects], dtype=float).reshape(-1, 4)
     near = corners[:, :2] - (1 if convention == "pixels" else 0)
     return np.concatenate([near, corners[:, 2:] - near], axis=1)
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from detection.data.coco_json import MAX_PIXELS, MAX_SIDE, has_control_characters
+from engine import paths
 from engine.errors import UserError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -54,9 +56,9 @@ def read_voc_xml(path: Path) -> XmlAnnotation:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadXmlError(f"{path}: cannot be read: {error.strerror}") from error
+        content = paths.read_bytes(path)
+    except UserError as error:
+        raise BadXmlError(str(error)) from error
     try:
         return ElementTree.XML(content, ElementTree.XMLParser(target=_Builder()))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -66,8 +68,14 @@ def _parse(path: Path) -> ElementTree.Element:
 def _size_of(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
     sides = [(root.findtext(f"size/{key}") or "0").strip() for key in ("height", "width")]
     if not all(side.isdecimal() for side in sides):
-        raise BadXmlError(f"{path}: size: expected height and width in whole pixels, got {sides}")
-    height, width = map(int, sides)
+        shown = [f"{side:.60}" for side in sides]
+        raise BadXmlError(f"{path}: size: expected height and width in whole pixels, got {shown}")
+    # of more digits than Python reads there may be too
+    height, width = (int(side) if len(side) < 20 else MAX_SIDE + 1 for side in sides)
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        shown = [f"{side:.60}" for side in sides]
+        most = f"{MAX_SIDE} pixels and {MAX_PIXELS} in all"
+        raise BadXmlError(f"{path}: size: expected height and width of at most {most}, got {shown}")
     return (height, width) if height and width else None
 
 
@@ -75,7 +83,9 @@ def _object_of(node: ElementTree.Element, where: str) -> XmlObject:
     name = (node.findtext("name") or "").strip()
     if not name:
         raise BadXmlError(f"{where}: name: expected a class, got nothing")
-    texts = [node.findtext(f"bndbox/{side}") or "nothing" for side in SIDES]
+    if has_control_characters(name):
+        raise BadXmlError(f"{where}: name: expected no control characters, got {name!r:.60}")
+    texts = [f"{node.findtext(f'bndbox/{side}') or 'nothing':.60}" for side in SIDES]
     try:
         left, top, right, bottom = map(float, texts)
     except ValueError as error:

@@ -239,6 +239,8 @@ def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType)
         lines.append(f"{empty} crowd regions have no mask that can be read, and cover nothing")
     if difficult := sum(each["difficult"] for each in scored):
         lines.append(f"{difficult} difficult objects count like any other in COCO's numbers")
+    if ignored := sum(each["ignored"] for each in scored):
+        lines.append(f"{ignored} objects marked `ignore` count like any other in COCO's numbers")
     return lines
 
 

@@ -22,9 +22,10 @@ from detection.data.coco_json import (
     parse_coco,
     read_annotations,
     read_categories,
+    size_of,
     without_garbage_collection,
 )
-from detection.data.packed import Segmentations, check_masks
+from detection.data.packed import Segmentations, check_masks, good_polygons
 from detection.ops.boxes import xyxy_to_xywh
 from detection.run_lengths import encode_window
 from detection.structures import RunLengthMasks
@@ -80,7 +81,7 @@ def read_truth(
     sizes = {}
     for image_id, image in zip(image_ids, images, strict=True) if with_masks else ():
         where = f"{path}: image {image_id}"
-        sizes[image_id] = [int_of(image, key, where, positive=True) for key in ("height", "width")]
+        sizes[image_id] = [*size_of(image, where)]
     entries = document["annotations"]
     columns = read_annotations(entries, path, sizes=sizes)
     rows = np.arange(len(entries)) if kept_rows is None else np.array(sorted(kept_rows), np.int64)
@@ -111,6 +112,8 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
     box, area = entry["bbox"], entry.get("area")
     if not all(map(math.isfinite, box)):
         raise UserError(f"{where}: bbox: expected finite numbers, got {box}")
+    if area is not None and not 0 <= area < math.inf:
+        raise UserError(f"{where}: area: expected a finite number of 0 or more, got {area}")
     truth.objects[category_id].append(
         {
             "id": row + 1,
@@ -120,6 +123,7 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
             "area": box[2] * box[3] if area is None else area,
             "iscrowd": int(entry.get("iscrowd") or 0),
             "difficult": int(entry.get("difficult") or 0),
+            "ignored": int(entry.get("ignore") or 0),
             # kept for as long as a training takes: polygons that nobody reads are not
             "segmentation": entry.get("segmentation") if truth.with_masks else None,
             "filled": [key for key in ("area", "iscrowd") if entry.get(key) is None],
@@ -128,7 +132,10 @@ def _add_object(truth: Truth, row: int, entry: dict[str, Any]) -> None:
 
 
 def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list[int]]) -> None:
-    """Replace run lengths by those that were checked; polygons keep the digits of the file."""
+    """Replace run lengths by those that were checked, and drop what of polygons is none.
+
+    Polygons keep the digits of the file.
+    """
     are_there = segmentations.are_there
     for each in (each for objects in truth.objects.values() for each in objects):
         row, (height, width) = each["id"] - 1, sizes[each["image_id"]]
@@ -139,6 +146,8 @@ def _add_masks(truth: Truth, segmentations: Segmentations, sizes: dict[int, list
             code = encode_window(nothing, top=0, left=0, size=(height, width))
         if code:
             each["segmentation"] = {"size": [height, width], "counts": code}
+        else:
+            each["segmentation"] = good_polygons(each["segmentation"])
 
 
 def known_id(entry: dict[str, Any], key: str, known: Container[int], path: Path, where: str) -> int:
@@ -233,7 +242,7 @@ def pack_detections(
     masks: list[dict[str, Any]] = []
     for image_id, _, coded in gathered if iou_type == "segm" else ():
         assert coded is not None, "the network was made without masks"
-        size, expected = list(coded.size), size_of(truth.images[image_id])
+        size, expected = list(coded.size), written_size(truth.images[image_id])
         if size != expected:
             where = f"{source}: detection {len(masks)}"
             raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")
@@ -276,6 +285,6 @@ def check_numbers(found: Found, source: str) -> None:
         )
 
 
-def size_of(image: Mapping[str, Any]) -> list[Any]:
+def written_size(image: Mapping[str, Any]) -> list[Any]:
     """Return an image's [height, width] as its file has them."""
     return [image.get("height"), image.get("width")]

@@ -24,7 +24,7 @@ from detection.evaluation.coco_files import (
     areas_of,
     check_numbers,
     known_id,
-    size_of,
+    written_size,
 )
 from detection.run_lengths import code_of
 from engine.errors import UserError
@@ -265,7 +265,7 @@ def pack_results(
             where = f"{source}: detection {index}"
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
         scores.append(score)
-    sizes = [size_of(truth.images[image_id]) for image_id in matches.image_ids.tolist()]
+    sizes = [written_size(truth.images[image_id]) for image_id in matches.image_ids.tolist()]
     pack = _pack_boxes if iou_type == "bbox" else _pack_masks
     boxes, masks, areas, notes = pack(results, sizes, source)
     found = Found(

@@ -300,10 +300,7 @@ class DetectionTask(nn.Module):
         """Return what was loaded, and what the data filters removed or filled in."""
         notes = [line for report in self._loaded for line in report.lines()]
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
-            counts = ", ".join(f"{count} {what}" for what, count in data.ledger.rows())
-            notes.append(f"{name} data: {counts}")
-            if data.annotations.cache_note is not None:
-                notes.append(f"{name} annotations: {data.annotations.cache_note}")
+            notes += data.notes(name)
         return notes
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:

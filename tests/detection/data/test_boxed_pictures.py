@@ -189,10 +189,19 @@ def test_mistakes_in_tiny_imagenet(
     assert "\n" not in str(caught.value)
 
 
+def test_pictures_that_cannot_be_read_are_dropped(tiny: Path, tmp_path: Path) -> None:
+    append(BOXES, "red_9.png\t1\t2\t3\t4\n/etc/hostname\t1\t2\t3\t4\n")(tiny)
+    with pytest.raises(UserError, match=r"\(2 bad in all; data.on_bad_image=skip drops them\)"):
+        read(tiny)
+    pictures = read_tiny_imagenet(tiny, "train", on_bad_box="error", on_bad_image="skip")
+    dropped = "pictures that cannot be read left out"
+    assert pictures.ledger == {dropped: ["red_9.png", "/etc/hostname"]}
+
+
 TRAIN_XML = "Annotations/CLS-LOC/train/n02/n02_7.xml"
 ILSVRC_MISTAKES = {
     "no list": (remove("ImageSets/CLS-LOC/train_loc.txt"), "train_loc.txt: no such file"),
-    "no xml": (remove(TRAIN_XML), "n02_7.xml: cannot be read: No such file"),
+    "no xml": (remove(TRAIN_XML), "n02_7.xml: no such file"),
     "no XML in it": (write(TRAIN_XML, b"<annotation>"), "n02_7.xml: not valid XML"),
     "no object": (write(TRAIN_XML, XML.format("").encode()), "expected at least one <object>"),
     "no size": (write(TRAIN_XML, b"<annotation/>"), "size: expected height and width, got none"),
@@ -213,3 +222,15 @@ def test_mistakes_in_ilsvrc(ilsvrc: Path, change: Callable[[Path], None], messag
     with pytest.raises(UserError, match=message) as caught:
         read_ilsvrc(ilsvrc, "train", on_bad_box="error")
     assert "\n" not in str(caught.value)
+
+
+def test_ilsvrc_without_a_picture(ilsvrc: Path) -> None:
+    (ilsvrc / "Data/CLS-LOC/train/n02/n02_7.JPEG").unlink()
+    write("Annotations/CLS-LOC/train/n01/n01_5.xml", b"<annotation>")(ilsvrc)
+    write_xml(ilsvrc, "train/n01/n01_6", ("n01", 5, 5, 25, 20))
+    append("ImageSets/CLS-LOC/train_loc.txt", "n01/n01_6 3\n")(ilsvrc)
+    with pytest.raises(UserError, match=r"n02_7.JPEG: no such file \(2 bad in all; data.on_bad_im"):
+        read_ilsvrc(ilsvrc, "train", on_bad_box="error")
+    pictures = read_ilsvrc(ilsvrc, "train", on_bad_box="error", on_bad_image="skip")
+    assert pictures.paths.tolist() == ["Data/CLS-LOC/train/n01/n01_6.JPEG"]
+    assert len(pictures.ledger["pictures that cannot be read left out"]) == 2

@@ -107,7 +107,7 @@ def test_difficult_objects_are_marked_and_counted(
     assert annotations.is_difficult.tolist() == [False, True, False]
     assert ("difficult objects among them", 1) in annotations.ledger.rows()
     document["annotations"][2]["difficult"] = 1
-    with pytest.raises(UserError, match="expected at least one box to train on, got none"):
+    with pytest.raises(UserError, match="expected at least one box to train on, got 3: 1 crowd"):
         read_coco(write_coco(document))
 
 
@@ -150,7 +150,7 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
         ),
         pytest.param(
             lambda d: d.update(annotations=d["annotations"][1:2]),
-            "annotations: expected at least one box to train on, got none",
+            "annotations: expected at least one box to train on, got 1, all crowd regions",
             id="crowds alone",
         ),
         pytest.param(
@@ -259,6 +259,11 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
             id="area",
         ),
         pytest.param(
+            change("annotations", 0, ignore="yes"),
+            "annotation 11: ignore: expected 0 or 1, got 'yes'",
+            id="ignore",
+        ),
+        pytest.param(
             change("annotations", 0, iscrowd=2),
             "annotation 11: iscrowd: expected 0 or 1, got 2",
             id="iscrowd",
@@ -270,23 +275,27 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
         ),
         pytest.param(
             change("annotations", 0, bbox=[1, 2, -3, 4]),
-            "annotation 11 of image a.png: bbox width: expected at least 0.01 pixels, got -3",
+            "annotation 11 of image a.png: bbox width: expected at least 0.01 pixels, got -3"
+            " (1 bad in all; data.on_bad_box=skip drops them)",
             id="negative width",
         ),
         pytest.param(
             change("annotations", 0, bbox=[1, 2, 3, 0]),
-            "annotation 11 of image a.png: bbox height: expected at least 0.01 pixels, got 0",
+            "annotation 11 of image a.png: bbox height: expected at least 0.01 pixels, got 0"
+            " (1 bad in all; data.on_bad_box=skip drops them)",
             id="zero height",
         ),
         pytest.param(
             change("annotations", 0, bbox=[1, 2, float("nan"), 4]),
-            "annotation 11 of image a.png: bbox: expected finite numbers, got [1.0, 2.0, nan, 4.0]",
+            "annotation 11 of image a.png: bbox: expected finite numbers, got [1.0, 2.0, nan, 4.0]"
+            " (1 bad in all; data.on_bad_box=skip drops them)",
             id="nan",
         ),
         pytest.param(
             change("annotations", 0, bbox=[40, 2, 3, 4]),
             "annotation 11 of image a.png: bbox: expected a box that overlaps its image of"
-            " 30x50 (width x height), got [40.0, 2.0, 3.0, 4.0]",
+            " 30x50 (width x height), got [40.0, 2.0, 3.0, 4.0] (which it would with width and"
+            " height swapped) (1 bad in all; data.on_bad_box=skip drops them)",
             id="outside",
         ),
     ],

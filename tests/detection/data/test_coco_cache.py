@@ -46,7 +46,8 @@ def awkward(document: Document) -> None:
     """Give it all that the ledger counts, and names that are not ASCII."""
     document["images"][0]["file_name"] = "grün/ä.png"
     document["categories"][0]["name"] = "zèbre"
-    document["annotations"][0]["difficult"] = 1
+    document["annotations"][0] |= {"difficult": 1, "ignore": True}
+    document["annotations"][0]["segmentation"].append([1, 2, 3, 4])
     document["annotations"] += [
         {"id": 21, "image_id": 9, "category_id": 3, "bbox": [1, 1, -2, 5], "segmentation": 3},
         {"id": 23, "image_id": 9, "category_id": 7, "bbox": [float("nan"), 0, 5, 5]},
@@ -225,7 +226,7 @@ def test_small_files_and_missing_ones_have_none(document: Document, write_coco: 
     assert not copy_of(path).exists()
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         read(path.with_name("none.json"))
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="expected a file, got a folder"):
         read(path.parent)
 
 

@@ -8,25 +8,15 @@ import torch
 from PIL import Image
 
 from backbones.pictures import read_image
-from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.config import DataConfig, SplitConfig
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.dataset import CocoDetection, Frame
 from engine.errors import SkippedSampleError, UserError
 from engine.task import DataSet
+from tests.detection.data.coco_data import open_data
 
 Document = dict[str, Any]
 CocoWriter = Callable[[Document], Path]
-
-
-def open_data(path: Path, *, training: bool = True, **changes: Any) -> CocoDetection:
-    config = DataConfig(
-        augment=AugmentConfig(short_sides=(40, 60), max_side=90, color_jitter=0.2),
-        eval_short_side=64,
-        eval_max_side=120,
-        **changes,
-    )
-    split = SplitConfig(images=str(path.parent), annotations=str(path))
-    return CocoDetection(split, config=config, training=training)
 
 
 def test_evaluation_resizes_alone(document: Document, write_coco: CocoWriter) -> None:
@@ -169,41 +159,12 @@ def test_another_size_than_annotated(document: Document, write_coco: CocoWriter)
         open_data(path).load(1, 0)
     assert str(error.value) == (
         f"{path.parent / 'a.png'}: expected 30x50 (width x height) as annotated,"
-        " got 31x50 (width x height)"
+        " got 31x50 (width x height); data.on_bad_image=skip skips it"
     )
     skipping = open_data(path, on_bad_image="skip")
     with pytest.raises(SkippedSampleError, match=r"a\.png: expected 30x50"):
         skipping.load(1, 0)
     assert skipping.load(0, 0).image_id == 70
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((40, 60), None),
-        (
-            (60, 40),
-            "got 60x40 (width x height) after its EXIF rotation: it was annotated unrotated",
-        ),
-    ],
-    ids=["annotated rotated", "annotated unrotated"],
-)
-def test_exif_rotation(
-    document: Document, write_coco: CocoWriter, size: tuple[int, int], expected: str | None
-) -> None:
-    document["images"][0].update(height=size[0], width=size[1])
-    document["annotations"] = document["annotations"][:1]
-    path = write_coco(document)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(path.parent / "b.png", exif=exif)
-    data = open_data(path)
-    if expected is None:
-        assert data.load(0, 0).original_size == (40, 60)
-    else:
-        with pytest.raises(UserError) as error:
-            data.load(0, 0)
-        assert str(error.value).endswith(expected)
 
 
 def test_a_truncated_picture_stops_or_is_skipped(
@@ -227,9 +188,30 @@ def test_a_missing_picture_stops_in_any_case(document: Document, write_coco: Coc
         open_data(path, on_bad_image="skip").load(1, 0)
 
 
+def test_ignored_objects_are_as_crowds_are(document: Document, write_coco: CocoWriter) -> None:
+    document["annotations"][0]["ignore"] = 1
+    document["annotations"].append(
+        {"id": 15, "image_id": 9, "category_id": 3, "bbox": [1, 1, 9, 9], "ignore": True}
+    )
+    path = write_coco(document)
+    assert open_data(path).load(1, 0).is_crowd.tolist() == [True, False]
+    data = open_data(path, keep_empty=False)
+    assert data.image_ids.tolist() == [5]
+    assert ("objects marked `ignore` among them", 2) in data.ledger.rows()
+
+
+def test_validation_of_crowds_alone_says_so(document: Document, write_coco: CocoWriter) -> None:
+    document["annotations"] = document["annotations"][1:2]
+    notes = open_data(write_coco(document), training=False).notes("validation")
+    assert notes[-1] == (
+        "validation data: all 1 boxes are crowd regions, which are not scored: AP and AR will not"
+        " exist"
+    )
+
+
 def test_a_missing_folder_is_named(document: Document, write_coco: CocoWriter) -> None:
     split = SplitConfig(images="nowhere", annotations=str(write_coco(document)))
-    with pytest.raises(UserError, match="nowhere: expected the folder of pictures"):
+    with pytest.raises(UserError, match="nowhere: expected the folder of images, got no"):
         CocoDetection(split, config=DataConfig(), training=True)
 
 

@@ -16,6 +16,7 @@ from detection.config import DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.data.masks import draw_masks
 from detection.data.packed import SegmentationPacker
+from detection.evaluation.coco_files import read_truth
 from detection.ops.masks import unpack_bits
 from engine.errors import UserError
 from tests.conftest import REPOSITORY
@@ -129,29 +130,81 @@ def test_a_batch_holds_the_masks_as_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "validation"])
 @pytest.mark.parametrize(
-    "value",
+    ("value", "fault"),
     [
-        None,
-        3,
-        SQUARE,
-        run_lengths(np.ones((20, 30), np.bool_)),
-        run_lengths(np.ones(SIZE[::-1], np.bool_)),
-        {"size": list(SIZE), "counts": run_lengths(np.ones((20, 30), np.bool_))["counts"]},
+        (None, "expected polygons or an RLE, got nothing"),
+        ([], "expected polygons or an RLE, got nothing"),
+        (3, "expected polygons or an RLE, got 3"),
+        (True, "expected polygons or an RLE, got True"),
+        ("abc", "expected polygons or an RLE, got 'abc'"),
+        (SQUARE, "expected polygons or an RLE, got [10.0, 12.0"),
+        ([[1, 2, 3, 4]], "expected polygons of three points or more, got [[1, 2, 3, 4]]"),
+        ([[], [1, 2, 3, 4, 5, 6, 7]], "expected polygons of three points or more, got [[], [1, "),
+        ([[1, 2, 3, 4, 5, None]], "expected polygons of three points or more, got [[1, 2"),
+        ([[1e30, 2, 3, 4, 5, 6]], "expected polygons of three points or more, got [[1e+30"),
+        (run_lengths(np.ones((20, 30), np.bool_)), "expected size [60, 80], got [20, 30]"),
+        (run_lengths(np.ones(SIZE[::-1], np.bool_)), "expected size [60, 80], got [80, 60]"),
+        (
+            {"size": list(SIZE), "counts": run_lengths(np.ones((20, 30), np.bool_))["counts"]},
+            "expected runs of 60 x 80 pixels, got 600",
+        ),
+        ({}, "expected size [60, 80], got None"),
     ],
-    ids=["nothing", "number", "flat polygon", "another size", "turned", "too short"],
 )
 def test_masks_are_checked_when_the_data_are_opened(
-    tmp_path: Path, value: Any, training: bool
+    tmp_path: Path, value: Any, fault: str, training: bool
 ) -> None:
     split = write_data_set(tmp_path, value)
     config = DataConfig(train=split, val=split)
     CocoDetection(split, config=config, training=training)
     with pytest.raises(UserError) as error:
         CocoDetection(split, config=config, training=training, with_masks=True)
-    assert str(error.value) == (
-        f"{split.annotations}: annotations[0]: segmentation: expected polygons or an RLE of its"
-        " image's size, got neither; so in 1 of 1 annotations"
-    )
+    start = f"{split.annotations}: annotation 1 of image a.png: segmentation: {fault}"
+    assert str(error.value).startswith(start)
+    assert str(error.value).endswith(" (1 bad in all; data.on_bad_box=skip drops them)")
+
+
+def test_objects_without_a_readable_mask_can_be_dropped(tmp_path: Path) -> None:
+    split = write_data_set(tmp_path, [SQUARE])
+    path = Path(split.annotations)
+    document = json.loads(path.read_text())
+    first = document["annotations"][0]
+    document["annotations"] += [dict(first, id=2, segmentation=[[1, 2, 3, 4]]), dict(first, id=3)]
+    path.write_text(json.dumps(document))
+    config = DataConfig(train=split, on_bad_box="skip")
+    data = CocoDetection(split, config=config, training=True, with_masks=True)
+    assert data.annotations.segmentation_idxs.tolist() == [0, 2]
+    assert ("boxes dropped, no readable mask: thing", 1) in data.ledger.rows()
+    truth = read_truth(path, kept_rows=[0, 2], with_masks=True)
+    assert [each["id"] for each in truth.objects[7]] == [1, 3]
+
+
+PARTS: dict[str, list[Any]] = {
+    "line last": [SQUARE, [26, 31, 50, 31]],
+    "line first": [[26, 31, 50, 31], SQUARE],
+    "point": [SQUARE, [26, 31]],
+    "empty": [[], SQUARE],
+    "odd": [SQUARE, [1, 2, 3, 4, 5, 6, 7]],
+    "not finite": [[1, 2, float("nan"), 4, 5, 6], SQUARE],
+    "far": [SQUARE, [1e9, 2, 3, 4, 5, 6]],
+    "number": [SQUARE, 7],
+    "text": [SQUARE, "polygon"],
+    "null": [None, SQUARE],
+    "digits": [SQUARE, [10**400, 2, 3, 4, 5, 6]],
+}
+
+
+@pytest.mark.parametrize("value", PARTS.values(), ids=PARTS)
+def test_a_part_that_is_no_polygon_is_dropped(tmp_path: Path, value: list[Any]) -> None:
+    split = write_data_set(tmp_path, value)
+    config = DataConfig(val=split, eval_short_side=60, eval_max_side=80)
+    data = CocoDetection(split, config=config, training=False, with_masks=True)
+    masks = data.load(0, 0).masks
+    assert masks is not None
+    np.testing.assert_array_equal(masks[0], filled((10, 12, 50, 40)))
+    assert ("mask parts dropped (no polygons)", 1) in data.ledger.rows()
+    truth = read_truth(split.annotations, with_masks=True)
+    assert truth.objects[7][0]["segmentation"] == [SQUARE]  # pycocotools takes four for a box
 
 
 def test_a_crowd_may_be_without_a_mask(tmp_path: Path) -> None:

@@ -43,6 +43,19 @@ def test_plain_folders(tmp_path: Path) -> None:
     assert found == [ImageSet("xml", "xml", ("b",))]
 
 
+def test_links_and_hidden_files_are_not_read_twice(tmp_path: Path) -> None:
+    for name in ("a", "more/b", "more/._b"):
+        write_xml(tmp_path / f"{name}.xml", [])
+    (tmp_path / "more" / "up").symlink_to(tmp_path)
+    assert find_sets(tmp_path, [], xml=".")[0].names == ("a", "more/b")
+
+
+def test_a_leading_slash_stays_in_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("/a\n//more/b\n")
+    assert read_names(path) == ("a", "more/b")
+
+
 def test_lists_with_numbers_and_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xef\xbb\xbfa 1\r\n\r\nb -1\r\n")

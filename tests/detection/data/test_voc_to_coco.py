@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ from rich.console import Console
 
 from detection.data.coco import read_coco
 from detection.data.voc import Category, ImageSet, find_sets, number_classes
-from detection.data.voc_to_coco import LINES_SHOWN, BoxConvention, Conversion, convert
+from detection.data.voc_to_coco import (
+    LINES_SHOWN,
+    BoxConvention,
+    Conversion,
+    convert,
+    tell_convention,
+)
 from detection.evaluation.coco_ap import score_file
 from engine.errors import UserError
 from tests.detection.data.voc_files import XmlRow, write_picture, write_voc, write_xml
@@ -107,7 +114,8 @@ def test_bad_objects_stop_or_are_named(
         one_picture(tmp_path, rows)
     assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: object 2 ({row[0]}): ")
     conversion = one_picture(tmp_path, rows, on_bad_box="skip")
-    assert conversion.dropped == [str(error.value)]
+    assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-box skip drops it"
+    assert len(conversion.dropped) == 1
     assert (f"objects dropped, {counted}", 1) in conversion.rows
     assert ("objects", 2) in conversion.rows
     assert [each["id"] for each in conversion.document["annotations"]] == [1, 2]
@@ -140,7 +148,7 @@ def without_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
-        (lambda folder: (folder / "b.xml").unlink(), r"b\.xml: cannot be read: No such file"),
+        (lambda folder: (folder / "b.xml").unlink(), r"b\.xml: no such file"),
         (broken, r"b\.xml: not valid XML"),
         (without_picture, r"b\.\*: expected a picture of the XML file's name, got none"),
         (without_size, r"b\.jpg: expected a whole"),
@@ -156,10 +164,90 @@ def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: st
     with pytest.raises(UserError, match=message) as error:
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
     conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
-    assert conversion.dropped == [str(error.value)]
+    assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-image skip drops it"
+    assert len(conversion.dropped) == 1
     assert conversion.rows[0] == ("pictures", 2)
     assert conversion.rows[-1] == ("pictures dropped", 1)
     assert [image["id"] for image in conversion.document["images"]] == [1, 2]
+
+
+def test_all_that_stops_is_told_at_once(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(13)]
+    for name in names:
+        write_xml(tmp_path / f"{name}.xml", [("cow", 1, 1, 60, 40, "")])
+        write_picture(tmp_path / f"{name}.jpg")
+    sets = [ImageSet(".", ".", tuple(names))]
+    with pytest.raises(UserError) as error:
+        convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
+    message = str(error.value)
+    assert message.startswith(
+        f"13 objects cannot be converted: {tmp_path / '00.xml'}: object 1 (cow)"
+    )
+    assert message.count("object 1 (cow)") == 10
+    assert message.endswith("; and 3 more; --on-bad-box skip drops them")
+    for name in names[5:]:
+        (tmp_path / f"{name}.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"^8 images cannot be .*05\.\*: .*; --on-bad-image skip drops"
+    ):
+        convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
+
+
+def test_a_name_in_another_code_is_one_line(tmp_path: Path) -> None:
+    name = os.fsdecode("测试".encode("gbk"))
+    write_xml(tmp_path / f"{name}.xml", [])
+    write_picture(tmp_path / f"{name}.jpg")
+    sets = find_sets(tmp_path, [], xml=".")
+    with pytest.raises(
+        UserError, match="expected a name in UTF-8, got one in another code"
+    ) as error:
+        convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
+    assert str(error.value).isprintable()
+
+
+TELLING: dict[str, tuple[list[Any], BoxConvention, str]] = {
+    "a 0": ([[0, 5, 7, 7], [1, 5, 7, 7]], "corners", "of 2 boxes 1 begin at 0"),
+    "a 0 as y": ([[3, 0, 60, 40]], "corners", "of 1 boxes 1 begin at 0"),
+    "a 0 and no end": ([[0, 0, 59, 39]], "corners", "1 end a pixel before"),
+    "a fraction": ([[3, 5.5, 7, 7]], "corners", "1 have fractions of pixels"),
+    "the width": ([[1, 5, 60, 7]], "pixels", "1 of 1 boxes begin at 1 and 1 reach the width"),
+    "the height": ([[9, 5, 20, 40]], "pixels", "0 of 1 boxes begin at 1 and 1 reach the width"),
+    "a slip": (
+        [[0, 5, 7, 7], *[[1, 5, 7, 7]] * 30],
+        "pixels",
+        "30 boxes begin at 1, and only 1 at",
+    ),
+    "nothing": ([[5, 5, 7, 7]], "pixels", "none of 1 boxes touches the border"),
+    "no number": ([[float("nan"), 5, float("inf"), 7]], "pixels", "none of 1 boxes touches"),
+    "no box": ([], "pixels", "none of 0 boxes"),
+}
+
+
+@pytest.mark.parametrize(("corners", "expected", "reason"), TELLING.values(), ids=TELLING)
+def test_the_boxes_tell_their_convention(
+    corners: list[list[float]], expected: BoxConvention, reason: str
+) -> None:
+    sizes = np.tile((40, 60), (len(corners), 1)).reshape(-1, 2)
+    found, said = tell_convention(np.array(corners, float).reshape(-1, 4), sizes)
+    assert found == expected
+    assert reason in said
+
+
+def test_what_was_decided_is_said(tmp_path: Path) -> None:
+    rows: list[XmlRow] = [("cat", 0, 5, 7, 7, "")]
+    conversion = one_picture(tmp_path, rows, boxes=None)
+    assert conversion.document["annotations"][0]["bbox"] == [0, 5, 7, 2]
+    assert conversion.lines()[0] == (
+        "boxes are read as corners: of 1 boxes 1 begin at 0, as pixels counted from 1 do not;"
+        " --boxes pixels reads them otherwise"
+    )
+    assert one_picture(tmp_path, rows, boxes="corners").lines() == []
+
+
+def test_real_boxes_tell_their_convention(data_dir: Path) -> None:
+    given = json.loads((data_dir / "bccd/annotations/train.json").read_text())
+    names = tuple(Path(image["file_name"]).stem for image in given["images"])
+    assert "345 of 2805 boxes begin at 1" in bccd(data_dir, names, boxes=None).decided
 
 
 def test_nothing_left(tmp_path: Path) -> None:
@@ -200,7 +288,8 @@ BLOOD_CELLS = number_classes(["WBC", "RBC", "Platelets"])
 
 def bccd(data_dir: Path, names: tuple[str, ...], **changes: Any) -> Conversion:
     sets = [ImageSet("voc_xml", "images", names)]
-    return convert(data_dir / "bccd", sets, classes=BLOOD_CELLS, boxes="corners", **changes)
+    options = {"boxes": "corners", **changes}
+    return convert(data_dir / "bccd", sets, classes=BLOOD_CELLS, **options)
 
 
 def shaken_truth(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,27 @@ def objects(inside: str) -> str:
 LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'
 FILES = '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation>&a;</annotation>'
 FAULTS = {
+    "many digits": (
+        f"<annotation><size><width>{'9' * 5000}</width><height>4</height></size></annotation>",
+        "size: expected height and width of at most 1048576 pixels",
+    ),
+    "large": (
+        "<annotation><size><width>40000</width><height>40000</height></size></annotation>",
+        "size: expected height and width of at most 1048576 pixels and 1073741824 in all, got",
+    ),
+    "line break": (
+        objects(f"<name>traffic\n light</name>{BOX}"),
+        "object 2: name: expected no control characters, got 'traffic\\n light'",
+    ),
+    "codes": (
+        objects(f"<name>a&#x9b;1m</name>{BOX}"),
+        "object 2: name: expected no control characters, got 'a\\x9b1m'",
+    ),
+    "long number": (
+        objects(f"<name>dog</name>{BOX.replace('3.5', 'x' * 5000)}"),
+        "(dog): bndbox: expected numbers as",
+    ),
+    "deep": ("<annotation>" + "<a>" * 100_000, "not valid XML"),
     "empty": ("", "not valid XML: no element found"),
     "cut": ("<annotation><size>", "not valid XML: no element found"),
     "no XML": (b"\xff\xd8\xff\xe0", "not valid XML: "),
@@ -91,9 +113,18 @@ def test_faults_are_one_line(tmp_path: Path, content: str | bytes, expected: str
         read_voc_xml(path)
     assert str(error.value).startswith(f"{path}: ")
     assert expected in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(BadXmlError, match="expected a file, got a folder"):
+        read_voc_xml(tmp_path)
+    os.mkfifo(tmp_path / "pipe.xml")
+    with pytest.raises(BadXmlError, match="expected a file, got a FIFO"):
+        read_voc_xml(tmp_path / "pipe.xml")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BadXmlError, match=r"a\.xml: cannot be read: No such file"):
+    with pytest.raises(BadXmlError, match=r"a\.xml: no such file"):
         read_voc_xml(tmp_path / "a.xml")
