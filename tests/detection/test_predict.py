@@ -136,7 +136,7 @@ def test_overrides_change_the_config(run: Path, pictures: list[np.ndarray]) -> N
 )
 def test_array_of_another_kind(run: Path, picture: np.ndarray) -> None:
     detector = load_detector(run, device="cpu")
-    with pytest.raises(UserError, match=r"picture 1: expected \(height, width, 3\) uint8 RGB, got"):
+    with pytest.raises(UserError, match=r"image 1: expected \(height, width, 3\) uint8 RGB, got"):
         detector.predict([np.zeros((10, 10, 3), np.uint8), picture])
 
 
@@ -165,7 +165,7 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "bare.safetensors", {}, {"config": "{}", "task": "dancing"})
     with pytest.raises(UserError, match=r"class_names .* got none \(task: dancing\)"):
         load_detector(tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="images: expected a list of pictures, got one str"):
+    with pytest.raises(UserError, match="images: expected a list of images, got one str"):
         load_detector(run, device="cpu").predict("a.jpg")
     with pytest.raises(UserError, match="of another network than the model"):
         load_trained(run, ["model.neck.kind=c4"])
@@ -180,13 +180,14 @@ def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     inputs = [tmp_path, tmp_path / "notes.txt"]
-    found, num_others = find_pictures(inputs, apart_from=tmp_path / "out")
-    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    found = find_pictures([*inputs, tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
-    assert num_others == 2
-    with pytest.raises(UserError, match=r"expected pictures \(.*\) apart from .*, got none"):
+    assert found.num_others == 2
+    assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
+    with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
         find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
-    with pytest.raises(UserError, match="no such picture or folder"):
+    with pytest.raises(UserError, match="no such image or folder"):
         find_pictures([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
 
 
