@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import detection
 from detection.config import DetectionConfig
@@ -17,6 +19,7 @@ from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
+from tests.reference.pictures import smooth_picture
 
 CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
 
@@ -138,6 +141,87 @@ def test_array_of_another_kind(run: Path, picture: np.ndarray) -> None:
     detector = load_detector(run, device="cpu")
     with pytest.raises(UserError, match=r"image 1: expected \(height, width, 3\) uint8 RGB, got"):
         detector.predict([np.zeros((10, 10, 3), np.uint8), picture])
+
+
+def test_images_come_in_any_form(run: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    detector = load_detector(run, device=torch.device("cpu"))
+    expected = detector.predict([pictures[1]])
+    tensor = torch.from_numpy(pictures[1]).permute(2, 0, 1)
+    turned = Image.fromarray(np.rot90(pictures[1]))
+    turned.getexif()[0x0112] = 6
+    clear = Image.fromarray(pictures[1]).convert("RGBA")
+    mirrored = pictures[1][:, ::-1].copy()[:, ::-1]
+    forms = [tensor, Image.fromarray(pictures[1]), turned, clear, mirrored]
+    assert_same(detector.predict(forms), expected * len(forms))
+    grey = Image.fromarray(pictures[1][..., 0])
+    grey.save(tmp_path / "grey.png")
+    assert_same(detector.predict([grey]), detector.predict([tmp_path / "grey.png"]))
+    stacked = np.stack([pictures[0]] * 2)
+    assert_same(detector.predict(stacked), detector.predict([pictures[0]]) * 2)
+    assert_same(detector.predict(path for path in [tensor]), expected)
+
+
+ODD: dict[str, Any] = {
+    "None": None,
+    "bytes": b"a.jpg",
+    "number": 3,
+    "objects": np.array([[["a"]]], object),
+    "list": [[0, 0, 0]],
+    "NUL": "a\0b.jpg",
+    "long": "x" * 300,
+    "channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
+    "float tensor": torch.zeros(3, 9, 9),
+    "empty tensor": torch.zeros(3, 0, 9, dtype=torch.uint8),
+    "deep": Image.new("I;16", (9, 9)),
+    "float": Image.new("F", (9, 9)),
+}
+
+
+@pytest.mark.parametrize("image", ODD.values(), ids=ODD)
+def test_what_is_no_image_is_one_line(run: Path, image: Any) -> None:
+    detector = load_detector(run, device="cpu")
+    with pytest.raises(UserError) as caught:
+        detector.predict([np.zeros((9, 9, 3), np.uint8), image])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        "a.jpg",
+        b"a.jpg",
+        Path("a.jpg"),
+        np.zeros((9, 9, 3), np.uint8),
+        torch.zeros(3, 9, 9, dtype=torch.uint8),
+        Image.new("RGB", (9, 9)),
+        None,
+        3,
+    ],
+    ids=lambda images: type(images).__name__,
+)
+def test_one_image_is_no_list(run: Path, images: Any) -> None:
+    with pytest.raises(UserError, match="images: expected a list of images, got"):
+        load_detector(run, device="cpu").predict(images)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
+def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
+    with pytest.raises(UserError, match="batch_size: expected a whole number from 1 on"):
+        load_detector(run, device="cpu").predict([], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70000), (70000, 1), (2, 3)], ids=str)
+def test_images_of_extreme_shapes(run: Path, size: tuple[int, int]) -> None:
+    (found,) = load_detector(run, device="cpu").predict([np.zeros((*size, 3), np.uint8)])
+    assert len(found) <= 15
+
+
+def test_a_truncated_image_of_pillow_is_one_line(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(smooth_picture()).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:-200])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="whole image"):
+        load_detector(run, device="cpu").predict([image])
 
 
 def test_damaged_files_are_one_line(run: Path, tmp_path: Path) -> None:
