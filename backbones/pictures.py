@@ -34,7 +34,7 @@ HEADER_BYTES = 1 << 16  # holds the size in most files, and is one read
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
-_LOOKED_AT = 3  # files, for a note about all
+_LISTED, _LOOKED_AT = 1000, 3  # files by name and by content, for a note about all
 
 REDUCTIONS = {
     1: 0,
@@ -194,7 +194,8 @@ def bit_depth_note(paths: Iterable[str | Path]) -> str | None:
 
     A file that cannot be read is passed by: reading it in earnest says why.
     """
-    others = (path for path in paths if not str(path).lower().endswith((".jpg", ".jpeg")))
+    first = itertools.islice(paths, _LISTED)
+    others = (path for path in first if not str(path).lower().endswith((".jpg", ".jpeg")))
     for path in itertools.islice(others, _LOOKED_AT):
         with suppress(UserError):
             pixels = _decode_deep(read_file(path), path, cv2.IMREAD_COLOR_RGB)
