@@ -151,7 +151,7 @@ def test_images_come_in_any_form(run: Path, pictures: list[np.ndarray], tmp_path
     turned.getexif()[0x0112] = 6
     clear = Image.fromarray(pictures[1]).convert("RGBA")
     mirrored = pictures[1][:, ::-1].copy()[:, ::-1]
-    forms = [tensor, Image.fromarray(pictures[1]), turned, clear, mirrored]
+    forms: list[Any] = [tensor, Image.fromarray(pictures[1]), turned, clear, mirrored]
     assert_same(detector.predict(forms), expected * len(forms))
     grey = Image.fromarray(pictures[1][..., 0])
     grey.save(tmp_path / "grey.png")

@@ -191,7 +191,8 @@ def test_masks_tint_their_pixels_alone() -> None:
 
 def disc(center: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
     rows, columns = np.mgrid[: size[0], : size[1]]
-    return (rows - 240) ** 2 + (columns - center) ** 2 < 60**2
+    inside: np.ndarray = (rows - 240) ** 2 + (columns - center) ** 2 < 60**2
+    return inside
 
 
 def test_instances_of_one_class_have_a_colour_and_an_outline_each() -> None:
