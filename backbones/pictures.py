@@ -1,16 +1,21 @@
 """Finding picture files, reading them and their sizes. Pictures are (H, W, 3) uint8 RGB arrays."""
 
+import io
+import itertools
 import os
-import re
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from backbones.decoder_messages import with_messages
+from backbones.jpeg import JPEG_START, jpeg_size, stored_size, tells_damage
 from engine.errors import UserError
+from engine.paths import exists, is_file, open_file, resolved
 
 # Pictures are read by one process for each core. Set before they are forked: a worker that wanted
 # to stop OpenCV's threads would wait for ever for those that only its parent has.
@@ -21,13 +26,15 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of the files in a folder, those that are taken for pictures."""
 
-# After 0xFF: neither a stuffed zero, nor a restart, nor a fill byte. ITU-T T.81, B.1.1.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-JPEG_START, JPEG_END, JPEG_APP1 = b"\xff\xd8", 0xD9, 0xE1
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # headers that hold the size
-EXIF, EXIF_ORIENTATION = b"Exif\0\0", 0x0112
-EXIF_TURNED = range(5, 9)  # orientations that swap height and width
+MAX_PIXELS = 178_956_970
+"""Pixels of the largest image that is decoded, 0.5 GB as RGB: Pillow's limit."""
+MAX_FILE_BYTES = 2**30
+"""Bytes of the largest file that is read."""
 HEADER_BYTES = 1 << 16  # holds the size in most files, and is one read
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+_LISTED, _LOOKED_AT = 1000, 3  # files by name and by content, for a note about all
 
 REDUCTIONS = {
     1: 0,
@@ -39,7 +46,7 @@ REDUCTIONS = {
 
 
 class BadPictureError(UserError):
-    """A file that is no picture, is cut short, or is of another size than annotated."""
+    """A file that is no picture, is damaged, too large, or of another size than annotated."""
 
 
 def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[str], int]:
@@ -52,13 +59,13 @@ def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[s
     Raises:
         UserError: a folder cannot be read.
     """
-    apart = apart_from.resolve() if apart_from else None
+    apart = resolved(apart_from) if apart_from else None
     pictures: list[str] = []
     num_others = 0
     waiting = [""]
     while waiting:
         below = waiting.pop()
-        if apart and (folder / below).resolve().is_relative_to(apart):
+        if apart and resolved(folder / below).is_relative_to(apart):
             continue
         folders, files = list_folder(f"{folder}/{below}")
         waiting += [f"{below}{name}/" for name in folders]
@@ -88,12 +95,12 @@ def list_folder(folder: str) -> tuple[list[str], list[str]]:
 def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
     """Return the picture at `path` as (H, W, 3) uint8 RGB.
 
-    Grey becomes three equal channels, transparency is dropped, 16 bits become 8. `rotate` turns it
-    as its EXIF orientation says.
+    Grey becomes three equal channels, transparency is dropped, 16 bits become 8 as
+    `significant_bits` says. `rotate` turns it as its EXIF orientation says.
 
     Raises:
         UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is no picture, or its end is missing.
+        BadPictureError: it is no picture, its end is missing, it is damaged or too large.
     """
     return decode(read_file(path), path, rotate=rotate)
 
@@ -103,13 +110,20 @@ def read_file(path: str | Path) -> bytes:
 
     Raises:
         UserError: there is no such file, or it cannot be opened.
+        BadPictureError: it is a folder, a FIFO or a device, or has more than `MAX_FILE_BYTES`.
     """
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise BadPictureError(
+                    f"{path}: expected an image of at most {MAX_FILE_BYTES} bytes, got {size}"
+                )
+            return file.read()
+    except UserError as error:
+        if exists(path) and not is_file(path):
+            raise BadPictureError(str(error)) from error
+        raise
 
 
 def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int = 1) -> np.ndarray:
@@ -123,25 +137,107 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
             ceil(w / reduction), in less time; other formats come at their full size.
 
     Raises:
-        BadPictureError: it is no picture, or its end is missing.
+        BadPictureError: as for `read_image`.
     """
     is_jpeg = data.startswith(JPEG_START)
-    if is_jpeg and not _has_jpeg_end(data):
-        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
     # OpenCV would decode the other formats in full and then resize.
     flags = cv2.IMREAD_COLOR_RGB | REDUCTIONS[reduction if is_jpeg else 1]
     flags |= 0 if rotate else cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = _decode_deep(data, path, flags)
+    if pixels.dtype == np.uint8:
+        return pixels
+    used = significant_bits(pixels)
+    if used == 16 and pixels.dtype == np.uint16 and not data.startswith(PNG_START):
+        rounded, _ = _imdecode(data, path, flags)  # as libtiff does where it converts by itself
+        assert rounded is not None
+        return rounded
+    return (pixels.clip(0) >> (used - 8)).astype(np.uint8)
+
+
+def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
+    """Return (H, W, 3) RGB of uint8, uint16 or int16, as the file has it; see `decode`."""
+    is_jpeg = data.startswith(JPEG_START)
+    size = stored_size(data) if is_jpeg else _other_size(data, path)
+    if is_jpeg and size is None:
+        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        got = f"{size[1]}x{size[0]} (width x height)"
+        raise BadPictureError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}")
+    pixels, message = _imdecode(data, path, flags if is_jpeg else flags | cv2.IMREAD_ANYDEPTH)
+    if pixels is not None and pixels.dtype.itemsize == 2 and not data.startswith(PNG_START):
+        # OpenCV 5 gives colour TIFF files of 16 bits as RGB three times their red
+        deep = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+        pixels, message = _imdecode(data, path, deep)
+        pixels = None if pixels is None else pixels[..., ::-1]
+    if pixels is None:
+        got = f"a file that cannot be decoded{message and f' ({message})'}"
+        raise BadPictureError(f"{path}: expected a whole picture, got {got}")
+    if is_jpeg and message and tells_damage(data, message):
+        raise BadPictureError(f"{path}: expected a whole JPEG file, got a damaged one: {message}")
+    if pixels.dtype not in (np.uint8, np.uint16, np.int16):
+        raise BadPictureError(f"{path}: expected 8 or 16 bits a channel, got {pixels.dtype}")
+    return pixels
+
+
+def significant_bits(pixels: np.ndarray) -> int:
+    """Return 8, 10, 12, 14 or 16: the fewest bits that hold the largest value of 16-bit pixels.
+
+    Cameras, microscopes and X-ray detectors store 10, 12 or 14 bits in files of 16, and no file
+    says so. The upper eight of the bits that are used make the image.
+    """
+    bits = int(pixels.max()).bit_length()
+    return max(8, bits + bits % 2)
+
+
+def bit_depth_note(paths: Iterable[str | Path]) -> str | None:
+    """Return a line where one of the first files that are no JPEG has 16 bits a channel, else None.
+
+    A file that cannot be read is passed by: reading it in earnest says why.
+    """
+    first = itertools.islice(paths, _LISTED)
+    others = (path for path in first if not str(path).lower().endswith((".jpg", ".jpeg")))
+    for path in itertools.islice(others, _LOOKED_AT):
+        with suppress(UserError):
+            pixels = _decode_deep(read_file(path), path, cv2.IMREAD_COLOR_RGB)
+            if pixels.dtype != np.uint8:
+                return (
+                    f"{path}: 16 bits a channel, of which {significant_bits(pixels)} are used; "
+                    "each such image becomes 8 bits, from the fewest of 8, 10, 12, 14 and 16 "
+                    "that hold its brightest value"
+                )
+    return None
+
+
+def _imdecode(data: bytes, path: str | Path, flags: int) -> tuple[np.ndarray | None, str]:
+    """Return the pixels, None where there are none, and what the decoder printed in one line."""
+    if not data:
+        return None, ""
     try:
-        pixels: np.ndarray | None = (
-            cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-        )
+        pixels, message = with_messages(cv2.imdecode, np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
-    if pixels is None:
-        raise BadPictureError(
-            f"{path}: expected a whole picture, got a file that cannot be decoded"
-        )
-    return pixels
+    except MemoryError as error:
+        raise BadPictureError(f"{path}: expected a picture that memory holds") from error
+    return pixels, message and "; ".join(message.splitlines())
+
+
+def _other_size(data: bytes, path: str | Path) -> tuple[int, int] | None:
+    """Return (height, width) from the header of a file that is no JPEG; None: not understood."""
+    if data.startswith(PNG_START) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return height, width
+    if not data:
+        return None
+    from PIL import Image  # comes with torchvision, and knows the headers of all formats
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError as error:
+        got = f"more: {error}"
+        raise BadPictureError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}") from error
+    except Exception:  # its readers raise whatever a broken header leads them to
+        return None
 
 
 def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -167,11 +263,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UserError: as for `read_image`. A file whose end is missing may go unnoticed.
     """
-    try:
-        with Path(path).open("rb") as file:
-            size = picture_size(file.read(HEADER_BYTES))
-    except OSError:
-        size = None  # reading it whole says what is wrong
+    size = None
+    with suppress(UserError), open_file(path) as file:  # reading it whole says what is wrong
+        size = picture_size(file.read(HEADER_BYTES))
     if size is None:
         height, width = read_image(path).shape[:2]
         size = height, width
@@ -183,49 +277,4 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
     None: `data` is no JPEG, or its header is not whole.
     """
-    if not data.startswith(JPEG_START):
-        return None
-    orientation = None
-    for marker, content in _jpeg_segments(data):
-        if marker == JPEG_APP1 and content.startswith(EXIF) and orientation is None:
-            orientation = _exif_orientation(content[len(EXIF) :])
-        elif marker in JPEG_FRAMES and len(content) >= 5:
-            height, width = struct.unpack_from(">HH", content, 1)
-            if not height or not width:
-                return None
-            return (width, height) if orientation in EXIF_TURNED else (height, width)
-    return None
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """Return the orientation that EXIF data (a TIFF header) ask for; 1: upright, or none."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    with suppress(struct.error):  # cut short: what it says is not heeded
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            # tag, type, number of values, then the value itself, left-aligned in four bytes
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, place)
-            if tag == EXIF_ORIENTATION:
-                return int(value)
-    return 1
-
-
-def _has_jpeg_end(data: bytes) -> bool:
-    """Return whether the JPEG in `data` ends: OpenCV 4 decodes a part of one without a word."""
-    return any(marker == JPEG_END for marker, _ in _jpeg_segments(data))
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (marker, content) of each segment, in order; what was cut off is not there.
-
-    They are stepped over by their length, since a thumbnail in one of them has segments as well.
-    """
-    position = len(JPEG_START)
-    while match := JPEG_MARKER.search(data, position):
-        position = match.end()
-        length = int.from_bytes(data[position : position + 2], "big")
-        yield data[position - 1], data[position + 2 : position + length]
-        position += length
+    return jpeg_size(data)

@@ -1,6 +1,7 @@
 """A trained detector: read from a run, and used on pictures.
 
-N pictures of one batch. Pictures are paths, or (H, W, 3) uint8 RGB arrays.
+N pictures of one batch. Pictures are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 tensors, or
+Pillow's.
 """
 
 import json
@@ -8,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbones.pictures import SUFFIXES, BadPictureError, pictures_in, read_image
 from backbones.weights import load_exactly
@@ -25,9 +28,13 @@ from engine.checkpoint import read_trained
 from engine.config import parse_config
 from engine.distributed import pick_device
 from engine.errors import UserError
+from engine.paths import exists, is_folder
 from engine.step import autocast
 
-Picture = np.ndarray | str | Path
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture = Union[np.ndarray, Tensor, "Image", str, Path]
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,15 @@ class Detector:
         """Return the objects found in each picture, in its own pixels, on the CPU.
 
         Args:
-            images: paths, or (H, W, 3) uint8 RGB arrays of any sizes; there may be none.
+            images: of any sizes, each a path, an (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB
+                tensor, or an image of Pillow's, which is turned as its EXIF orientation says and
+                made RGB as a file is; there may be none.
             batch_size: pictures in one forward pass; it changes nothing in the result.
 
         Raises:
-            UserError: a file cannot be read, an array is no such picture, or `images` is one.
+            UserError: a file cannot be read, or one is no such picture; or `images` is no series
+                of them, but one.
         """
-        if isinstance(images, str | Path | np.ndarray):
-            raise UserError(f"images: expected a list of pictures, got one {type(images).__name__}")
         found = dict(self.stream(images, batch_size=batch_size))
         return [found[index] for index in range(len(found))]
 
@@ -111,16 +119,18 @@ class Detector:
         Args:
             images: as for `predict`.
             batch_size: as for `predict`.
-            on_bad: told why a file cannot be decoded, which is then left out; None: it is raised.
+            on_bad: told why a picture cannot be used, which is then skipped; None: it is raised.
 
         Raises:
             UserError: as for `predict`.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
         waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
-        for index, image in enumerate(images):
+        for index, image in enumerate(_series(images)):
             try:
-                sample = self._sample(index, image)
-            except BadPictureError as error:
+                sample = self._sample(index, pixels_of(image, place=index))
+            except UserError as error:
                 if on_bad is None:
                     raise
                 on_bad(str(error))
@@ -137,11 +147,7 @@ class Detector:
             if batch:
                 yield from self._detect(batch)
 
-    def _sample(self, index: int, image: Picture) -> Sample:
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            got = f"{pixels.shape} {pixels.dtype}"
-            raise UserError(f"picture {index}: expected (height, width, 3) uint8 RGB, got {got}")
+    def _sample(self, index: int, pixels: np.ndarray) -> Sample:
         height, width = pixels.shape[:2]
         data = self.config.data
         size = resized_size((height, width), data.eval_short_side, data.eval_max_side)
@@ -164,8 +170,66 @@ class Detector:
         yield from zip((sample.image_id for sample in samples), found, strict=True)
 
 
+def pixels_of(image: Any, *, place: int) -> np.ndarray:
+    """Return a picture as (H, W, 3) uint8 RGB in one piece of memory.
+
+    Args:
+        image: as for `Detector.predict`.
+        place: its number, for errors.
+
+    Raises:
+        UserError: a file cannot be read, or it is no such picture.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    pixels = image
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            got = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
+            raise UserError(f"image {place}: expected a (3, height, width) uint8 tensor, got {got}")
+        pixels = image.detach().cpu().permute(1, 2, 0).numpy()
+    elif type(image).__module__.partition(".")[0] == "PIL":
+        pixels = _pixels_of_pillow(image, place)
+    if not isinstance(pixels, np.ndarray):
+        raise UserError(
+            f"image {place}: expected a path, an array, a tensor or an image of Pillow's, got "
+            f"{type(image).__name__}"
+        )
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        got = f"{pixels.shape} {pixels.dtype}"
+        raise UserError(f"image {place}: expected (height, width, 3) uint8 RGB, got {got}")
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
+    """Return an image of Pillow's as RGB, as one that is read from a file."""
+    from PIL import ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"image {place}: expected 8 bits a channel, got Pillow's mode {image.mode}")
+    try:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # it reads its file only now
+        raise BadPictureError(f"image {place}: expected a whole image: {error}") from error
+
+
+def _series(images: Any) -> Iterable[Any]:
+    """Return `images` where it is a series of pictures, and not one."""
+    one = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
+    if one or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+        raise UserError(
+            f"images: expected a list of images, got one {type(images).__name__}; put it into [ ]"
+        )
+    if not isinstance(images, Iterable):
+        raise UserError(f"images: expected a list of images, got {type(images).__name__}")
+    return images
+
+
 def load_detector(
-    path: str | Path, *, device: str | None = None, overrides: Sequence[str] = ()
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    overrides: Sequence[str] = (),
 ) -> Detector:
     """Make a detector from a run folder, a checkpoint or a .safetensors file.
 
@@ -177,36 +241,58 @@ def load_detector(
     Raises:
         UserError: bad file, device or override.
     """
-    return Detector(load_trained(path, overrides), device=pick_device(device))
+    if not isinstance(path, str | Path):
+        raise UserError(f"expected the path of a run, got {type(path).__name__}")
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: expected a list of key=value, got the text {overrides!r}")
+    chosen = pick_device(None if device is None else str(device))
+    return Detector(load_trained(path, overrides), device=chosen)
 
 
-def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> tuple[list[Path], int]:
+@dataclass(frozen=True)
+class FoundPictures:
+    """Files to predict on. problems: inputs that gave none. num_others: files in folders."""
+
+    paths: list[Path]
+    problems: list[str]
+    num_others: int
+
+
+def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> FoundPictures:
     """Return files as they are, and of folders the pictures in them, at any depth, by name.
 
     Args:
         inputs: files and folders, of which hidden content is not looked at.
-        apart_from: a folder whose content is left out, such as that of earlier output.
-
-    Returns:
-        The paths, and how many files of the folders are no pictures.
+        apart_from: a folder whose content is skipped, such as that of earlier output.
 
     Raises:
-        UserError: an input does not exist or cannot be read, or a folder holds no picture.
+        UserError: no input gives a picture; the message is of the first.
     """
     found: list[Path] = []
+    problems: list[str] = []
     num_others = 0
     for path in inputs:
-        if not path.exists():
-            raise UserError(f"{path}: no such picture or folder")
-        if path.is_dir():
-            inside, others = pictures_in(path, apart_from=apart_from)
-            if not inside:
-                raise UserError(
-                    f"{path}: expected pictures ({' '.join(SUFFIXES)}) apart from those in "
-                    f"{apart_from}, got none"
-                )
-            found += [path / name for name in inside]
+        try:
+            inside, others = _pictures_of(path, apart_from=apart_from)
+            found += inside
             num_others += others
-        else:
-            found.append(path)
-    return found, num_others
+        except UserError as error:
+            problems.append(str(error))
+    if not found:
+        raise UserError(problems[0])
+    return FoundPictures(found, problems, num_others)
+
+
+def _pictures_of(path: Path, *, apart_from: Path) -> tuple[list[Path], int]:
+    """Return the pictures of one input and how many other files it has."""
+    if not exists(path):
+        raise UserError(f"{path}: no such image or folder")
+    if not is_folder(path):
+        return [path], 0
+    inside, others = pictures_in(path, apart_from=apart_from)
+    if not inside:
+        raise UserError(
+            f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {apart_from}, "
+            "got none"
+        )
+    return [path / name for name in inside], others

@@ -5,21 +5,28 @@ N boxes of one picture. Small pictures are enlarged before drawing, so that labe
 
 import colorsys
 import math
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 from torch import Tensor
 
+from backbones.lettering import lettering, write
 from backbones.pictures import enlarge
 from detection.structures import Detections
+from engine.errors import UserError
 from engine.files import write_file
+from engine.paths import exists, resolved
 
 READABLE_SIDE = 480
 """Pixels of the longer side to about which a small picture is enlarged."""
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_JPEG_SIDE = 65535  # its header has 16 bits for each side
+_NAME_BYTES = 200  # of a drawing's name: 255 with what is added to it
+_TEXT = 18  # pixels, the least height of text
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
 _GAP = 8
 _GREY = 64
@@ -41,7 +48,9 @@ def draw_detections(
     class_names: Sequence[str],
     score_thresh: float,
 ) -> np.ndarray:
-    """Draw boxes, class names and scores.
+    """Draw boxes, class names and scores, the better over the worse.
+
+    A colour stands for a class; where there are masks, for an object, whose mask it outlines.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
@@ -52,13 +61,13 @@ def draw_detections(
     Returns:
         A new picture, enlarged when the given one is small.
     """
-    detections = detections.above(score_thresh)
-    labels = detections.labels.tolist()
-    texts = [
-        f"{class_names[label]} {score:.2f}"
-        for label, score in zip(labels, detections.scores.tolist(), strict=True)
-    ]
-    return _draw(image, detections.boxes, labels, texts, masks=detections.masks or ())
+    scores = detections.scores.tolist()
+    kept = [i for i in np.argsort(scores, kind="stable").tolist() if scores[i] >= score_thresh]
+    labels = detections.labels[kept].tolist()
+    texts = [f"{class_names[label]} {scores[i]:.2f}" for i, label in zip(kept, labels, strict=True)]
+    found = detections.masks
+    masks = None if found is None else (found[i] for i in kept)
+    return _draw(image, detections.boxes[kept], labels, texts, masks=masks)
 
 
 def draw_truth(
@@ -75,7 +84,7 @@ def draw_truth(
     """
     numbers = labels.tolist()
     texts = [class_names[label] for label in numbers]
-    return _draw(image, boxes, numbers, texts, masks=() if masks is None else masks)
+    return _draw(image, boxes, numbers, texts, masks=masks)
 
 
 def draw_comparison(
@@ -117,8 +126,11 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     """Write a picture in the format of the path's suffix.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or a JPEG cannot be so large.
     """
+    if path.suffix == ".jpg" and max(image.shape[:2]) > _JPEG_SIDE:
+        size = f"{image.shape[1]}x{image.shape[0]} (width x height)"
+        raise UserError(f"{path}: expected sides of at most {_JPEG_SIDE} pixels, got {size}")
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done, f"no encoder for {path.suffix}"
     write_file(path, data.tobytes())
@@ -128,18 +140,35 @@ def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> li
     """Return a path in `directory` for the drawing of each source: named alike, all different.
 
     None is the path of a source, so that drawing into the folder of the pictures spares them;
-    without `replace` none is of a file that is there.
+    without `replace` none is of a file that is there. Long names are cut.
+
+    Raises:
+        UserError: the system does not let one be looked for.
     """
-    taken = {source.resolve() for source in sources}
+    folder = resolved(directory)
+    taken = {_resolved_if_any(source) for source in sources}
+    last: dict[str, int] = {}
     paths = []
     for source in sources:
-        path, number = directory / f"{source.stem}.jpg", 1
-        while path.resolve() in taken or (path.exists() and not replace):
+        stem = os.fsdecode(os.fsencode(source.stem)[:_NAME_BYTES])
+        number = last.get(stem, 0) + 1
+        while True:
+            name = f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg"
+            path = folder / name
+            if path not in taken and (replace or not exists(path)):
+                break
             number += 1
-            path = directory / f"{source.stem}_{number}.jpg"
-        taken.add(path.resolve())
-        paths.append(path)
+        last[stem] = number
+        taken.add(path)
+        paths.append(directory / name)
     return paths
+
+
+def _resolved_if_any(source: Path) -> Path | None:
+    """Return where a source lies; None where the system does not say, so that nothing is there."""
+    with suppress(UserError):
+        return resolved(source)
+    return None
 
 
 def _draw(
@@ -148,44 +177,52 @@ def _draw(
     labels: Sequence[int],
     texts: Sequence[str],
     *,
-    masks: Iterable[np.ndarray] = (),
+    masks: Iterable[np.ndarray] | None,
 ) -> np.ndarray:
+    """Draw objects, the last on top."""
     canvas = enlarge(image, max(image.shape[:2]), wanted=READABLE_SIDE)
     factor = canvas.shape[0] // image.shape[0]
-    # the last come first: by falling score, so that the best lies on top
-    for mask, label in reversed(list(zip(masks, labels, strict=False))):
-        _tint(canvas, mask, class_color(label))
+    thickness = max(2, round(max(canvas.shape[:2]) / 500))
+    colors = [class_color(label) for label in labels]
+    if masks is not None:
+        # objects of a class that touch would be one blob
+        colors = [class_color(number) for number in reversed(range(len(labels)))]
+        for mask, color in zip(masks, colors, strict=False):
+            _tint(canvas, mask, color, thickness=thickness)
     # ends that lie outside would make OpenCV draw nothing at all, or take very long
     limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2
     corners = (boxes * factor).round().numpy().clip(0, limits).astype(int).tolist()
-    thickness = max(2, round(max(canvas.shape[:2]) / 500))
-    for (x1, y1, x2, y2), label in zip(corners, labels, strict=True):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_color(label), thickness)
-    for (x1, y1, _, _), label, text in zip(corners, labels, texts, strict=True):
-        _write(canvas, text, (x1, y1), class_color(label))
+    for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+    # a strip of an image that is long and low has less room than its length promises
+    height = max(_TEXT, round(min(max(canvas.shape[:2]) / 70, min(canvas.shape[:2]) / 6)))
+    for (x1, y1, _, _), color, text in zip(corners, colors, texts, strict=True):
+        _write(canvas, lettering(text, height), (x1, y1), color)
     return canvas
 
 
-def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
-    """Colour the pixels of a mask (h, w) bool of the whole picture at any size."""
+def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color, *, thickness: int) -> None:
+    """Colour and outline a mask (h, w) bool of the whole picture at any size."""
     enlarged = cv2.resize(
         mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
     )
     inside = enlarged.astype(np.bool_)
     canvas[inside] = (canvas[inside] * (1 - _OPACITY) + np.array(color) * _OPACITY).astype(np.uint8)
+    edge = (
+        cv2.erode(enlarged, np.ones((3, 3), np.uint8), iterations=thickness, borderValue=0)
+        != enlarged
+    )
+    canvas[edge] = color
 
 
-def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], color: Color) -> None:
+def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color: Color) -> None:
     """Write on a filled strip above the corner, or where there is room."""
-    scale = max(0.4, max(canvas.shape[:2]) / 1600)
-    text = text.encode("ascii", "replace").decode()  # OpenCV's font holds no more
-    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
+    height, width = line.shape
     left = max(0, min(corner[0], canvas.shape[1] - width - 2))
-    bottom = max(corner[1], height + baseline + 2)
-    top_left, bottom_right = (left, bottom - height - baseline - 2), (left + width + 2, bottom)
-    cv2.rectangle(canvas, top_left, bottom_right, color, cv2.FILLED)
-    place = (left + 1, bottom - baseline)
-    cv2.putText(canvas, text, place, _FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    bottom = max(corner[1], height + 2)
+    top = bottom - height - 2
+    cv2.rectangle(canvas, (left, top), (left + width + 2, bottom), color, cv2.FILLED)
+    write(canvas, line, (left + 1, top + 1), (0, 0, 0))
 
 
 _CAPTION = 24
@@ -194,5 +231,5 @@ _CAPTION = 24
 def captioned(image: np.ndarray, caption: str) -> np.ndarray:
     """Return the picture under a strip with a caption."""
     strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, caption, (6, 17), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    write(strip, lettering(caption, 16), (6, 1), (0, 0, 0))
     return np.vstack([strip, image])

@@ -20,12 +20,14 @@ from backbones.classification.transforms import EvaluationView, TrainingView
 from backbones.pictures import (
     SUFFIXES,
     BadPictureError,
+    bit_depth_note,
     list_folder,
     pictures_in,
     read_file,
     read_size,
 )
 from engine.errors import SkippedSampleError, UserError
+from engine.paths import is_folder
 
 NAMES_SHOWN = 10  # of the classes that a note is about
 
@@ -102,6 +104,9 @@ class FolderPictures:
         self._paths = np.array(paths)  # fixed width: (N,) bytes, from the class folder on
         self._labels = np.repeat(np.arange(len(counts)), counts)
         self.notes = tuple(self._lines(counts, num_others))
+        if class_names is None:  # said of training; validation is most likely alike
+            depth = bit_depth_note(folder / self.file_name(index) for index in range(len(self)))
+            self.notes += (depth,) if depth else ()
         self.groups = np.zeros(len(paths), dtype=np.int64)
         if isinstance(view, EvaluationView) and not view.one_shape:
             self.groups = self._shape_groups(view)
@@ -203,11 +208,11 @@ class FolderPictures:
 
 def _split_folder(config: ClassificationConfig, split: str) -> Path:
     root = Path(config.data.root)
-    if not config.data.root or not root.is_dir():
+    if not config.data.root or not is_folder(root):
         got = "no such folder" if config.data.root else "nothing"
         raise UserError(f"data.root {root}: expected the folder with train/ and val/, got {got}")
     folder = root / split
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: expected a folder for each class in it, got no such folder")
     return folder
 
@@ -216,11 +221,23 @@ def _find_classes(folder: Path) -> tuple[list[str], int]:
     """Return the names of the class folders, sorted, and the number of files beside them.
 
     Raises:
-        UserError: there is none, or the folder cannot be read.
+        UserError: there is none, the folder cannot be read, or a name is not UTF-8.
     """
     folders, files = list_folder(str(folder))
     if not folders:
         raise UserError(
             f"{folder}: expected a folder for each class in it, got none (files: {len(files)})"
         )
+    foreign = sorted(os.fsencode(name) for name in folders if not _is_text(name))
+    if foreign:
+        # a class's name is written into checkpoints and scores, which are UTF-8
+        raise UserError(
+            f"{folder}: expected class folders with names in UTF-8, got {len(foreign)} others, the "
+            f"first {foreign[0]!r}; rename them (convmv does)"
+        )
     return sorted(folders), len(files)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name is UTF-8: Python stands half characters for other bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

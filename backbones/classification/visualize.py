@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from torch import Tensor
 
+from backbones.lettering import lettering, write
 from backbones.pictures import enlarge
 
 _READABLE_SIDE = 192  # pixels of the longer side, to about which a small picture is enlarged
 _CELL = 36
 _GAP = 6
-_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
+_TEXT = 13  # pixels, the height of text
 _MAX_CHARACTERS = 24
 _CAPTION = "rows: true class, columns: predicted class, shade: share of the row"
 _BLUE = np.array((20, 60, 140))
@@ -31,9 +31,9 @@ def draw_prediction(
     """
     best = int(prediction.argmax())
     lines = (
-        (f"true: {_printable(class_names[label])}", _BLACK),
+        (f"true: {_shortened(class_names[label])}", _BLACK),
         (
-            f"predicted: {_printable(class_names[best])} {float(prediction[best]):.2f}",
+            f"predicted: {_shortened(class_names[best])} {float(prediction[best]):.2f}",
             _GREEN if best == label else _RED,
         ),
     )
@@ -59,7 +59,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray
         class_names: K names, by label; long ones are cut short.
     """
     num_classes = len(class_names)
-    names = [_printable(name) for name in class_names]
+    names = [_shortened(name) for name in class_names]
     margin = max(_text_size(name)[0] for name in names) + 2 * _GAP
     line = _text_size(_CAPTION)[1] + 2 * _GAP
     top, side = line + margin, num_classes * _CELL
@@ -86,19 +86,18 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray
     return canvas
 
 
-def _printable(name: str) -> str:
-    text = name.encode("ascii", "replace").decode()  # OpenCV's font holds no more
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 2]}.."
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_CHARACTERS else f"{name[: _MAX_CHARACTERS - 2]}.."
 
 
 def _text_size(text: str) -> tuple[int, int]:
-    (width, height), _ = cv2.getTextSize(text, _FONT, _SCALE, 1)
+    height, width = lettering(text, _TEXT).shape
     return width, height
 
 
 def _write(
     canvas: np.ndarray, text: str, *, center: tuple[int, int], color: tuple[int, int, int]
 ) -> None:
-    width, height = _text_size(text)
-    corner = (int(center[0] - width // 2), int(center[1] + height // 2))
-    cv2.putText(canvas, text, corner, _FONT, _SCALE, color, 1, cv2.LINE_AA)
+    line = lettering(text, _TEXT)
+    corner = (center[0] - line.shape[1] // 2, center[1] - line.shape[0] // 2)
+    write(canvas, line, corner, color)

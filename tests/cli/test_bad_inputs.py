@@ -302,8 +302,8 @@ def test_evaluation_command(site: Path, call: Call, words: list[str], parts: lis
 
 
 PREDICT_WORDS = {
-    "no such picture": (["absent.jpg"], ["absent.jpg: no such picture"]),
-    "no pictures": (["empty"], ["empty: expected pictures"]),
+    "no such picture": (["absent.jpg"], ["absent.jpg: no such image"]),
+    "no pictures": (["empty"], ["empty: expected images"]),
     "no picture": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
     "truncated JPEG": (["half.jpg"], ["half.jpg", "whole JPEG"]),
     "score above one": (["data", "--score", "7"], ["--score", "7"]),
@@ -334,8 +334,8 @@ def test_damaged_pictures_are_left_out_when_asked(site: Path, trained: Path, cal
     words = ("mixed", "--output", "found", "--score", "0", "--skip-bad")
     outcome = call(predict, trained, *words)
     assert outcome.code == 0
-    assert "left out: mixed/b.jpg" in outcome.out
-    assert "in 2 pictures: found" in outcome.out
+    assert "skipped: mixed/b.jpg" in outcome.out
+    assert "in 2 images: found" in outcome.out
     entries = json.loads((site / "found" / "detections.json").read_text())
     named = {(entry["image_id"], entry["file_name"]) for entry in entries}
     assert named == {(0, "mixed/a.jpg"), (2, "mixed/c.jpg")}

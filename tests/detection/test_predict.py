@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import detection
 from detection.config import DetectionConfig
@@ -17,6 +19,7 @@ from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
+from tests.reference.pictures import smooth_picture
 
 CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
 
@@ -136,8 +139,89 @@ def test_overrides_change_the_config(run: Path, pictures: list[np.ndarray]) -> N
 )
 def test_array_of_another_kind(run: Path, picture: np.ndarray) -> None:
     detector = load_detector(run, device="cpu")
-    with pytest.raises(UserError, match=r"picture 1: expected \(height, width, 3\) uint8 RGB, got"):
+    with pytest.raises(UserError, match=r"image 1: expected \(height, width, 3\) uint8 RGB, got"):
         detector.predict([np.zeros((10, 10, 3), np.uint8), picture])
+
+
+def test_images_come_in_any_form(run: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    detector = load_detector(run, device=torch.device("cpu"))
+    expected = detector.predict([pictures[1]])
+    tensor = torch.from_numpy(pictures[1]).permute(2, 0, 1)
+    turned = Image.fromarray(np.rot90(pictures[1]))
+    turned.getexif()[0x0112] = 6
+    clear = Image.fromarray(pictures[1]).convert("RGBA")
+    mirrored = pictures[1][:, ::-1].copy()[:, ::-1]
+    forms: list[Any] = [tensor, Image.fromarray(pictures[1]), turned, clear, mirrored]
+    assert_same(detector.predict(forms), expected * len(forms))
+    grey = Image.fromarray(pictures[1][..., 0])
+    grey.save(tmp_path / "grey.png")
+    assert_same(detector.predict([grey]), detector.predict([tmp_path / "grey.png"]))
+    stacked = np.stack([pictures[0]] * 2)
+    assert_same(detector.predict(stacked), detector.predict([pictures[0]]) * 2)
+    assert_same(detector.predict(path for path in [tensor]), expected)
+
+
+ODD: dict[str, Any] = {
+    "None": None,
+    "bytes": b"a.jpg",
+    "number": 3,
+    "objects": np.array([[["a"]]], object),
+    "list": [[0, 0, 0]],
+    "NUL": "a\0b.jpg",
+    "long": "x" * 300,
+    "channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
+    "float tensor": torch.zeros(3, 9, 9),
+    "empty tensor": torch.zeros(3, 0, 9, dtype=torch.uint8),
+    "deep": Image.new("I;16", (9, 9)),
+    "float": Image.new("F", (9, 9)),
+}
+
+
+@pytest.mark.parametrize("image", ODD.values(), ids=ODD)
+def test_what_is_no_image_is_one_line(run: Path, image: Any) -> None:
+    detector = load_detector(run, device="cpu")
+    with pytest.raises(UserError) as caught:
+        detector.predict([np.zeros((9, 9, 3), np.uint8), image])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        "a.jpg",
+        b"a.jpg",
+        Path("a.jpg"),
+        np.zeros((9, 9, 3), np.uint8),
+        torch.zeros(3, 9, 9, dtype=torch.uint8),
+        Image.new("RGB", (9, 9)),
+        None,
+        3,
+    ],
+    ids=lambda images: type(images).__name__,
+)
+def test_one_image_is_no_list(run: Path, images: Any) -> None:
+    with pytest.raises(UserError, match="images: expected a list of images, got"):
+        load_detector(run, device="cpu").predict(images)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
+def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
+    with pytest.raises(UserError, match="batch_size: expected a whole number from 1 on"):
+        load_detector(run, device="cpu").predict([], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70000), (70000, 1), (2, 3)], ids=str)
+def test_images_of_extreme_shapes(run: Path, size: tuple[int, int]) -> None:
+    (found,) = load_detector(run, device="cpu").predict([np.zeros((*size, 3), np.uint8)])
+    assert len(found) <= 15
+
+
+def test_a_truncated_image_of_pillow_is_one_line(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(smooth_picture()).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[:-200])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="whole image"):
+        load_detector(run, device="cpu").predict([image])
 
 
 def test_damaged_files_are_one_line(run: Path, tmp_path: Path) -> None:
@@ -165,7 +249,7 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "bare.safetensors", {}, {"config": "{}", "task": "dancing"})
     with pytest.raises(UserError, match=r"class_names .* got none \(task: dancing\)"):
         load_detector(tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="images: expected a list of pictures, got one str"):
+    with pytest.raises(UserError, match="images: expected a list of images, got one str"):
         load_detector(run, device="cpu").predict("a.jpg")
     with pytest.raises(UserError, match="of another network than the model"):
         load_trained(run, ["model.neck.kind=c4"])
@@ -180,13 +264,14 @@ def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     inputs = [tmp_path, tmp_path / "notes.txt"]
-    found, num_others = find_pictures(inputs, apart_from=tmp_path / "out")
-    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    found = find_pictures([*inputs, tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
-    assert num_others == 2
-    with pytest.raises(UserError, match=r"expected pictures \(.*\) apart from .*, got none"):
+    assert found.num_others == 2
+    assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
+    with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
         find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
-    with pytest.raises(UserError, match="no such picture or folder"):
+    with pytest.raises(UserError, match="no such image or folder"):
         find_pictures([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
 
 

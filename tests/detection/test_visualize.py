@@ -92,10 +92,23 @@ def test_no_detections_leave_the_picture() -> None:
     np.testing.assert_array_equal(draw(grey(480, 640), make_detections()), grey(480, 640))
 
 
-def test_labels_of_other_alphabets_are_drawn() -> None:
+@pytest.mark.parametrize("name", ["猫", "ไทย", "\udce4\x1b[31m\n", "", "x" * 500], ids=ascii)
+def test_any_name_is_drawn(name: str) -> None:
     found = make_detections([10.0, 50.0, 90.0, 90.0])
-    picture = draw_detections(grey(480, 640), found, class_names=["猫"], score_thresh=0)
-    assert is_drawn(picture, 0)
+    pictures = [
+        draw_detections(grey(480, 640), found, class_names=[each], score_thresh=0)
+        for each in (name, "?", "??")
+    ]
+    assert is_drawn(pictures[0], 0)
+    assert all((pictures[0] != other).any() for other in pictures[1:])
+
+
+def test_better_detections_lie_on_worse_ones() -> None:
+    box = [100.0, 100.0, 300.0, 300.0]
+    for scores, best in (([0.6, 0.9], 1), ([0.9, 0.6], 0)):
+        picture = draw(grey(480, 640), make_detections(box, box, scores=scores))
+        assert is_drawn(picture, best)
+        assert tuple(picture[300, 200]) == class_color(best)
 
 
 def test_neighbouring_classes_differ_in_colour() -> None:
@@ -174,3 +187,56 @@ def test_masks_tint_their_pixels_alone() -> None:
     assert not (changed & ~mask).any()
     half = cv2.resize(plain[:240, :320], (320, 240))
     assert draw(half, found).shape == draw(half, boxes).shape  # a mask fits any size of its picture
+
+
+def disc(center: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    inside: np.ndarray = (rows - 240) ** 2 + (columns - center) ** 2 < 60**2
+    return inside
+
+
+def test_instances_of_one_class_have_a_colour_and_an_outline_each() -> None:
+    masks = [disc(200), disc(300)]  # they touch
+    boxes = make_detections([140.0, 180.0, 260.0, 300.0], [240.0, 180.0, 360.0, 300.0])
+    codes = tuple(encode_window(mask, top=0, left=0, size=mask.shape) for mask in masks)
+    found = Detections(
+        boxes.boxes,
+        torch.tensor([0.9, 0.8]),
+        torch.zeros(2).long(),
+        RunLengthMasks((480, 640), codes),
+    )
+    truth = draw_truth(
+        grey(480, 640), boxes.boxes, found.labels, class_names=NAMES, masks=np.stack(masks)
+    )
+    for picture in (draw(grey(480, 640), found), truth):
+        inner = [tuple(picture[240, column]) for column in (180, 320)]
+        assert len(set(inner)) == 2
+        edges = {tuple(picture[239, column]) for column in (141, 358)}
+        assert edges == {class_color(0), class_color(1)}
+
+
+@pytest.mark.parametrize("size", [(16, 70000), (70000, 16)])
+def test_a_drawing_that_no_jpeg_holds_is_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = draw(grey(*size), make_detections([1.0, 1.0, 9.0, 9.0]))
+    with pytest.raises(UserError, match=r"a\.jpg: expected sides of at most 65535 pixels, got"):
+        write_picture(tmp_path / "a.jpg", picture)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_long_or_of_another_encoding_are_drawn_to(tmp_path: Path) -> None:
+    sources = [Path("a") / f"{'x' * 250}.png", Path("b") / f"{'x' * 250}.png", Path("\udce4.png")]
+    paths = free_paths(sources, tmp_path, replace=False)
+    assert len(set(paths)) == 3
+    for path in paths:
+        write_picture(path, grey(4, 4))
+    assert free_paths([tmp_path / "y" / "\0.png"], tmp_path / "z", replace=True)
+
+
+def test_thousands_of_one_name_are_quick() -> None:
+    sources = [Path(str(number)) / "0.jpg" for number in range(2000)]
+    paths = free_paths(sources, Path("out"), replace=True)
+    assert [path.name for path in (paths[0], paths[1], paths[-1])] == [
+        "0.jpg",
+        "0_2.jpg",
+        "0_2000.jpg",
+    ]

@@ -1,7 +1,11 @@
 """Pictures for tests."""
 
+import io
+from typing import Any
+
 import cv2
 import numpy as np
+from PIL import Image
 
 
 def smooth_picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -9,3 +13,10 @@ def smooth_picture(height: int = 48, width: int = 64) -> np.ndarray:
     coarse = np.random.default_rng(0).integers(256, size=(4, 5, 3), dtype=np.uint8)
     picture: np.ndarray = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return picture
+
+
+def encoded(picture: np.ndarray, kind: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
+    """Return the picture as a file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).convert(mode).save(file, kind, **options)
+    return file.getvalue()

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,55 @@ def test_real_pictures(data_dir: Path) -> None:
     assert 80 < batch.pixels.float().mean() < 150
     assert val.load(1499, 0).pixels.shape == (256, 256, 3)
     assert val.groups.tolist() == [0] * 1500
+
+
+def test_a_class_folder_of_another_encoding_is_one_line(root: Path) -> None:
+    name = os.fsdecode("狗".encode("gbk"))
+    write_picture(root / "train" / "x" / "1.jpg")
+    (root / "train" / "x").rename(root / "train" / name)
+    with pytest.raises(
+        UserError, match="class folders with names in UTF-8, got 1 others"
+    ) as caught:
+        open_training(root)
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["猫", "a\x1b[31mb", "two\nlines", " "], ids=ascii)
+def test_any_name_in_utf8_is_a_class(root: Path, name: str) -> None:
+    write_picture(root / "train" / name / "1.jpg")
+    data = open_training(root)
+    assert name in data.class_names
+    assert {data.load(index, 0).label for index in range(len(data))} == {0, 1, 2, 3}
+
+
+def test_images_with_names_of_another_encoding_are_read(root: Path) -> None:
+    for place in (root / "train" / "bee", root / "val" / "bee"):
+        write_picture(place / "x.jpg")
+        (place / "x.jpg").rename(place / os.fsdecode("狗.jpg".encode("gbk")))
+    (root / "train" / "bee" / "a\nb.jpg").write_bytes(b"no picture")
+    data = open_training(root, on_bad_image="skip")
+    skipped = []
+    for index in range(len(data)):
+        try:
+            data.load(index, 0)
+        except SkippedSampleError:
+            skipped.append(data.file_name(index))
+    assert skipped == ["bee/a\nb.jpg"]
+    assert len(open_validation(root, view="ten_crop")) == 4
+
+
+def test_images_of_twelve_bits_are_said_once(root: Path) -> None:
+    for split in ("train", "val"):
+        cv2.imwrite(str(root / split / "cow" / "0.png"), np.full((40, 40), 4000, np.uint16))
+        (root / split / "bee" / "3.jpg").touch()
+    notes = [open_training(root).notes, open_validation(root).notes]
+    assert [len(each) for each in notes] == [1, 0]
+    assert "cow/0.png: 16 bits a channel, of which 12 are used" in notes[0][0]
+
+
+@pytest.mark.parametrize("root", ["a\0b", "x" * 300, "file/below"], ids=ascii)
+def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError):
+        open_training(tmp_path / root)

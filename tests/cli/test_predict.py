@@ -1,0 +1,135 @@
+"""predict.py keeps what it found, whatever one of its images or its disk does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from backbones.pictures import read_image
+from tests.cli.conftest import Call
+from tools import predict
+
+WORDS = ("--score", "0", "--device", "cpu", "--output", "out")
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "detections.json").read_text())
+    return found
+
+
+def spoil(site: Path) -> None:
+    """Put into data/ files that cannot be read or drawn, between those that can."""
+    data = site / "data"
+    (data / "0a.jpg").write_bytes((data / "0.jpg").read_bytes()[:300])
+    (data / "0b.png").write_bytes(b"no image")
+    cv2.imwrite(str(data / "0c.png"), np.zeros((16, 70000, 3), np.uint8))
+    os.mkfifo(data / "1a.jpg")
+    header = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    (data / "1b.png").write_bytes(header[:16] + (30000).to_bytes(4, "big") * 2 + header[24:])
+    (data / "1c.jpg").symlink_to("nothing")
+    (data / os.fsdecode(b"\xb9\xb7.jpg")).write_bytes((data / "0.jpg").read_bytes())
+    (data / "a\x1b[31m\nb.jpg").write_bytes((data / "0.jpg").read_bytes())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_bad_images_are_named_and_the_others_kept(
+    site: Path, trained: Path, call: Call, skip: bool
+) -> None:
+    spoil(site)
+    inputs = ("data", "absent.jpg", "empty")
+    (site / "empty").mkdir()
+    outcome = call(predict, trained, *inputs, *WORDS, *["--skip-bad"] * skip)
+    assert outcome.code == (0 if skip else 2), outcome.err
+    assert outcome.err.count("\n") == (0 if skip else 1)
+    for name in ("0a.jpg", "0b.png", "1a.jpg", "1b.png", "1c.jpg"):
+        assert f"skipped: data/{name}: " in outcome.out
+    assert "skipped: absent.jpg: " in outcome.out
+    assert "skipped: empty: " in outcome.out
+    assert "not drawn: out/0c.jpg: expected sides of at most 65535" in outcome.out
+    named = {entry["file_name"] for entry in entries(site / "out")}
+    good = {"0.jpg", "0c.png", "1.jpg", "2.jpg", os.fsdecode(b"\xb9\xb7.jpg"), "a\x1b[31m\nb.jpg"}
+    assert named == {f"data/{name}" for name in good}
+    assert len(list((site / "out").glob("*.jpg"))) == len(good) - 1
+    assert not (site / "out" / "detections.partial.jsonl").exists()
+
+
+def test_a_disk_that_refuses_drawings_keeps_the_results(
+    site: Path, trained: Path, call: Call
+) -> None:
+    (site / "out" / "1.jpg.partial").mkdir(parents=True)  # where its drawing would be written
+    outcome = call(predict, trained, "data", *WORDS)
+    assert outcome.code == 2
+    assert "not drawn: out/1.jpg: cannot be written" in outcome.out
+    assert {entry["image_id"] for entry in entries(site / "out")} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("place", ["detections.partial.jsonl", "detections.json"])
+def test_a_disk_that_refuses_results_is_one_line(
+    site: Path, trained: Path, call: Call, place: str
+) -> None:
+    (site / "out").mkdir()
+    if place == "detections.json":
+        (site / "out" / f"{place}.partial").symlink_to("/dev/full")
+    else:
+        (site / "out" / place).symlink_to("/dev/full")
+    outcome = call(predict, trained, "data", *WORDS)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert f"{place}: cannot be written" in outcome.err
+
+
+def test_overrides_are_taken(site: Path, trained: Path, call: Call) -> None:
+    outcome = call(predict, trained, "data", "model.roi.max_detections=1", *WORDS)
+    assert outcome.code == 0, outcome.err
+    assert [entry["image_id"] for entry in entries(site / "out")] == [0, 1, 2]
+    wrong = call(predict, trained, "data", "model.roi.max_detection=1", *WORDS)
+    assert wrong.code == 2
+    assert "model.roi.max_detections" in wrong.err
+    nothing = call(predict, trained, "model.roi.max_detections=1", *WORDS)
+    assert nothing.code == 2
+    assert "expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER" in nothing.err
+
+
+def test_twelve_bits_are_said_once(site: Path, trained: Path, call: Call) -> None:
+    for name in ("12a.png", "12b.png"):
+        cv2.imwrite(str(site / name), np.full((40, 40), 4000, np.uint16))
+    outcome = call(predict, trained, "12a.png", "12b.png", *WORDS)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("12 are used") == 1
+    assert read_image(site / "12a.png").max() == 250
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_was_found_outlives_a_signal(site: Path, trained: Path, number: int) -> None:
+    images = ["data/0.jpg", "data/1.jpg"] * 3000
+    process = subprocess.Popen(
+        [sys.executable, str(Path(str(predict.__file__))), str(trained), *images, *WORDS],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = site / "out" / "detections.partial.jsonl"
+    for _ in range(600):
+        if partial.exists() and partial.stat().st_size > 2000:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        lines = partial.read_text().splitlines()[:-1]  # the last may be cut
+        assert all("file_name" in json.loads(line) for line in lines)
+        return
+    assert process.returncode == 130, err
+    assert err.startswith("stopped: interrupted after")
+    assert err.count("\n") == 1
+    assert len(entries(site / "out")) >= 10
+    assert not partial.exists()
