@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,11 @@ from backbones.resnet import ResNet
 from engine.checkpoint import load_checkpoint, read_safetensors, trained_of
 from engine.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
+
 # Where a file keeps the residual network: torchvision's detectors, ours, a bare network.
 BACKBONE_PREFIXES = ("backbone.body.", "backbone.", "")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # of BatchNorm2d; plays no part in what a network computes
 RESDET, TORCHVISION, TIMM, AKAMASTER = "resdet", "torchvision", "torchvision or timm", "akamaster"
 
@@ -124,8 +128,40 @@ def _is_ours(metadata: Mapping[str, str]) -> bool:
     return "class_names" in metadata or "pixel_mean" in metadata
 
 
+def build_loaded(build: Callable[[], M], state: Mapping[str, Tensor], *, path: Path | str) -> M:
+    """Build a network as a file's text says, and load the file's weights.
+
+    The network is first built without memory: text that asks for another one than the file holds,
+    of any size, is a message and not the end of the machine's memory.
+
+    Raises:
+        UserError: as for `load_exactly`, or no such network can be built.
+    """
+    try:
+        with torch.device("meta"):
+            planned = build()
+    except RuntimeError as error:  # more numbers than can be counted
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: config: no such network can be built: {reason}") from error
+    check_exactly(planned, state, path=path)
+    model = build()
+    _copy(model, state)
+    return model
+
+
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
-    """Copy `state` into `model`; every tensor must have its counterpart of the same shape.
+    """Copy `state` into `model`, after `check_exactly`."""
+    check_exactly(model, state, path=path)
+    _copy(model, state)
+
+
+def _copy(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    model.load_state_dict(given, strict=False)  # compared before, all but the counters
+
+
+def check_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
+    """Compare `state` with `model`; every tensor must have its counterpart of the same shape.
 
     path: where `state` comes from, for messages.
 
@@ -157,13 +193,15 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(given[name].shape)}"
             )
+        if given[name].dtype not in _FLOATS and tensor.is_floating_point():
+            kind = str(given[name].dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name}: expected floating-point numbers, got {kind}")
         bad = int((~given[name].isfinite()).sum())
         if bad:  # a rectifier may make zeros of them, and nobody would notice
             raise UserError(
                 f"{path}: {name}: expected finite numbers, "
                 f"got NaN or infinity in {bad} of {given[name].numel()}"
             )
-    model.load_state_dict(given, strict=False)  # compared above, all but the counters
 
 
 def load_backbone_weights(
