@@ -36,10 +36,7 @@ def config_of(
     kind: type[C],
     source: Path | str,
 ) -> C:
-    """Return the config that lies beside weights, changed so that it writes nothing.
-
-    The demo is not drawn, nothing is downloaded and no packed copy written, except where an
-    override names the place: `data.demo.root`, `data.root`, `data.val.annotations`.
+    """Return the config that lies beside weights; `writing_nothing` before data are read by it.
 
     Args:
         metadata: of the file.
@@ -62,6 +59,15 @@ def config_of(
     if not isinstance(config, kind):
         got = values.get("task")
         raise UserError(f"{source}: config: expected that of another task, got one of task {got}")
+    return config
+
+
+def writing_nothing(config: C, overrides: Sequence[str]) -> C:
+    """Change a config of `config_of` so that nothing is written to a place that the file names.
+
+    The demo is not drawn, nothing is downloaded and no packed copy written, except where an
+    override names the place: `data.demo.root`, `data.root`, `data.val.annotations`.
+    """
     data: Any = getattr(config, "data")  # noqa: B009  each task's run has its own
     named = apply_overrides({}, overrides)
     harmless = {

@@ -13,7 +13,7 @@ from torch import nn
 from backbones.classification.config import SCHEMAS, ClassificationConfig
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.task import ClassificationTask, build_classifier
-from backbones.metadata import class_names_of, config_of
+from backbones.metadata import class_names_of, config_of, writing_nothing
 from backbones.weights import build_loaded, listing
 from engine.checkpoint import read_trained, write_safetensors
 from engine.distributed import pick_device
@@ -52,7 +52,8 @@ def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
     config = config_of(metadata, overrides, schemas=SCHEMAS, kind=ClassificationConfig, source=file)
     names = class_names_of(metadata, source=file)
     build = partial(build_classifier, config, num_classes=len(names))
-    return ClassificationTask(config, build_loaded(build, state, path=file).eval(), names)
+    model = build_loaded(build, state, path=file)
+    return ClassificationTask(writing_nothing(config, overrides), model.eval(), names)
 
 
 def export_backbone(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
-from backbones.metadata import require_demo
+from backbones.metadata import require_demo, writing_nothing
 from detection.config import DetectionConfig
 from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
 from engine.checkpoint import read_trained
@@ -65,7 +65,8 @@ def load_task(
         from detection.predict import load_trained
 
         trained = load_trained(paths[0], overrides)
-        task = _detector(trained.config.task)(trained.config, trained.model, trained.classes)
+        config = writing_nothing(trained.config, overrides)
+        task = _detector(config.task)(config, trained.model, trained.classes)
     require_demo(metadata, task.config, source=paths[0])
     return task
 

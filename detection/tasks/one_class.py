@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.metadata import class_names_of, config_of, numbers_of
+from backbones.metadata import class_names_of, config_of, numbers_of, writing_nothing
 from backbones.weights import (
     WeightsReport,
     build_loaded,
@@ -116,7 +116,8 @@ class OneClassTask(nn.Module, ABC):
         mean_box = numbers_of(metadata, "mean_box", count=4, source=file)
         build = partial(cls.build, config, num_classes=len(names))
         model = build_loaded(build, state, path=file)
-        return cls(config, model.eval(), names, mean_box=mean_box)
+        harmless = writing_nothing(config, overrides)
+        return cls(harmless, model.eval(), names, mean_box=mean_box)
 
     @abstractmethod
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
