@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from backbones.bounded import build_bounded
 from backbones.config import NetworkConfig
 from backbones.file_kinds import EMPTY, MMDETECTION, UNKNOWN, kind_of
 from backbones.foreign_weights import (
@@ -157,39 +158,18 @@ def _is_ours(metadata: Mapping[str, str]) -> bool:
 
 
 def build_loaded(build: Callable[[], M], state: Mapping[str, Tensor], *, path: Path | str) -> M:
-    """Build a network as a file's text says, and load the file's weights.
-
-    The network is first built without memory: text that asks for another one than the file holds,
-    of any size, is a message and not the end of the machine's memory.
+    """Build the network that a file's config asks for, and load the file's weights.
 
     Raises:
-        UserError: as for `load_exactly`, or no such network can be built.
+        UserError: as for `build_bounded` and `load_exactly`.
     """
-    try:
-        with torch.device("meta"):
-            planned = build()
-    except RuntimeError as error:  # more numbers than can be counted
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: config: no such network can be built: {reason}") from error
-    check_exactly(planned, state, path=path)
-    model = build()
-    _copy(model, state)
+    model = build_bounded(build, state, path=path)
+    load_exactly(model, state, path=path)
     return model
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
-    """Copy `state` into `model`, after `check_exactly`."""
-    check_exactly(model, state, path=path)
-    _copy(model, state)
-
-
-def _copy(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
-    model.load_state_dict(given, strict=False)  # compared before, all but the counters
-
-
-def check_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
-    """Compare `state` with `model`; every tensor must have its counterpart of the same shape.
+    """Copy `state` into `model`; every tensor must have its counterpart of the same shape.
 
     path: where `state` comes from, for messages.
 
@@ -228,6 +208,7 @@ def check_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path |
                 f"{path}: {name}: expected finite numbers, "
                 f"got NaN or infinity in {bad} of {given[name].numel()}"
             )
+    model.load_state_dict(given, strict=False)  # compared above, all but the counters
 
 
 def _check_float(name: str, tensor: Tensor, path: Path | str) -> None:
@@ -390,7 +371,7 @@ def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sha256_of(path: Path | str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:

@@ -1,10 +1,12 @@
 """Checkpoints and weights: files that survive a kill at any moment, and hold no code."""
 
+import logging
 import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -17,6 +19,7 @@ from engine.checksum import (
     KEY,
     check_safetensors,
     check_sum,
+    checksum_note,
     summed_safetensors,
     write_with_sum,
 )
@@ -171,11 +174,11 @@ class CheckpointFolder:
                 f"remove it to resume from {paths[-2]}" if paths[1:] else "there is none before it"
             )
             raise UserError(f"{error}; {hint}") from error
-        progress = payload.get("progress", {})
-        best = self.best() if progress.get("evaluation_due") else None
+        step, is_due = (_progress_of(payload, key) for key in ("step", "evaluation_due"))
+        best = self.best() if is_due else None
         if best is not None:
             newer = load_checkpoint(best)
-            if newer.get("progress", {}).get("step") == progress["step"]:
+            if _progress_of(newer, "step") == step:
                 return newer
         return payload
 
@@ -189,6 +192,11 @@ class CheckpointFolder:
             if (match := _STEP_FILE.fullmatch(path.name))
         }
         return [found[step] for step in sorted(found)]
+
+
+def _progress_of(payload: Mapping[str, Any], key: str) -> Any:
+    progress = payload.get("progress")
+    return progress.get(key) if isinstance(progress, dict) else None
 
 
 def check_resumed(
@@ -287,12 +295,20 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
         UserError: no such file or folder, a run that has not finished, or a foreign file.
     """
     path = find_trained(path)
+    _warn_once(checksum_note(path))
     if path.suffix == ".safetensors":
         return path, *read_safetensors(path)
     found = trained_of(load_checkpoint(path))
     if found is None:
         raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
     return path, *found
+
+
+@cache
+def _warn_once(note: str | None) -> None:
+    """Tell on the error stream, or where the host's logging leads; some calls read a file twice."""
+    if note is not None:
+        logging.getLogger(__name__).warning(note)
 
 
 def trained_of(payload: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
