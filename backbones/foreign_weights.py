@@ -5,6 +5,7 @@ torchvision's. Caffe2's names are in Detectron's ImageNet files, with the batch 
 scale `s` and a shift `b`, and in detectron2's copies of them, with the norm whole.
 """
 
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from backbones.blocks import Bottleneck
 from backbones.resnet import ResNet
 from engine.errors import UserError
+from engine.paths import open_file
 
 CAFFE2, DETECTRON2 = "Caffe2 (MSRA)", "detectron2"
 PixelOrder = Literal["auto", "rgb", "bgr"]
@@ -229,6 +231,8 @@ def pixels_of_file(
             "rgb (from torchvision's)"
         )
     if mean and std:
+        if not all(value > 0 for value in std) or not all(map(math.isfinite, (*mean, *std))):
+            raise UserError(f"{path}: pixel_std: expected positive numbers, got {_numbers(std)}")
         step = -1 if order == "bgr" else 1
         return PixelFormat(order, mean[::step], std[::step])
     return _MSRA if order == "bgr" else ours
@@ -291,7 +295,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         UserError: missing, cut short, not such a pickle, or one that wants to run other code.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             payload = _ArrayUnpickler(file, path).load()
         blobs = payload.get("model", payload.get("blobs", payload))
         state = {n: v.tensor if isinstance(v, _Array) else v for n, v in blobs.items()}

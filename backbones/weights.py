@@ -3,14 +3,17 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from backbones.bounded import build_bounded
 from backbones.config import NetworkConfig
+from backbones.file_kinds import EMPTY, MMDETECTION, UNKNOWN, kind_of
 from backbones.foreign_weights import (
     CAFFE2,
     DETECTRON2,
@@ -25,12 +28,20 @@ from backbones.foreign_weights import (
     pixels_of_file,
     read_pickle,
 )
+from backbones.metadata import numbers_of, stride_in_1x1_of
 from backbones.resnet import ResNet
-from engine.checkpoint import load_checkpoint, read_safetensors, trained_of
+from engine.checkpoint import holds_tensors, load_checkpoint, read_safetensors, trained_of
+from engine.checksum import checksum_note
 from engine.errors import UserError
+from engine.paths import is_folder, open_file
+
+_WRAPPERS, _MAX_WRAPPERS = ("state_dict", "model", "model_state_dict"), 3
+"""Where training scripts put a state dict."""
+M = TypeVar("M", bound=nn.Module)
 
 # Where a file keeps the residual network: torchvision's detectors, ours, a bare network.
 BACKBONE_PREFIXES = ("backbone.body.", "backbone.", "")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # of BatchNorm2d; plays no part in what a network computes
 RESDET, TORCHVISION, TIMM, AKAMASTER = "resdet", "torchvision", "torchvision or timm", "akamaster"
 
@@ -42,7 +53,8 @@ class WeightsReport:
     sha256: of the file. source: "resdet" by the file's metadata, else by its names: "torchvision"
     (detectors), "torchvision or timm", "detectron2", "Caffe2 (MSRA)" or "akamaster". unexpected:
     the file's tensors that the model has no place for. notes: what was changed on the way, and
-    what was found to agree though names and shapes do not tell; a line each.
+    what was found to agree though names and shapes do not tell; a line each. has_checksum: the
+    file holds one, which was right.
     """
 
     path: str
@@ -50,10 +62,12 @@ class WeightsReport:
     source: str
     unexpected: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    has_checksum: bool = True
 
     def lines(self) -> list[str]:
         """Say it in words: the file, the notes, what was left out."""
-        first = f"weights from {self.path} ({self.source}, sha256 {self.sha256[:12]})"
+        checked = "" if self.has_checksum else ", no checksum in it"
+        first = f"weights from {self.path} ({self.source}, sha256 {self.sha256[:12]}{checked})"
         left_out = [f"left out: {listing(self.unexpected)}"] if self.unexpected else []
         return [first, *self.notes, *left_out]
 
@@ -77,16 +91,16 @@ def network_metadata(
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata ({} when there is none) without running code in it.
 
-    A file of torch.save may hold the dict itself or have it under "state_dict" or "model"; a
+    A file of torch.save may hold the dict itself or have it under one of `_WRAPPERS`; a
     pickle (.pkl) of numpy arrays, the dict itself or one under "model" or "blobs". Of a run's
-    checkpoint with averaged weights these are taken. A prefix "module." or "model." that all names
-    share is taken off.
+    checkpoint with averaged weights these are taken. Prefixes "module." and "model." that all names
+    share are taken off.
 
     Raises:
         UserError: no such file, a truncated one, or one without a state dict.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise UserError(f"{path}: expected a file of weights, such as a run's model.safetensors")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
@@ -95,16 +109,28 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         state, metadata = read_pickle(path)
     else:
         payload = load_checkpoint(path)
-        state = payload.get("state_dict", payload.get("model", payload))
-        state, metadata = trained_of(payload) or (state, {})
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise UserError(f"{path}: expected names and tensors, got something else beside or instead")
-    for prefix in ("module.", "model."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        state, metadata = trained_of(payload) or (_unwrapped(payload), {})
+    if not holds_tensors(state):
+        others = [
+            f"{name!r:.40} ({type(value).__name__})"
+            for name, value in state.items()
+            if not isinstance(value, Tensor) or not isinstance(name, str)
+        ]
+        raise UserError(
+            f"{path}: expected names and tensors, got something else beside or instead: "
+            f"{listing(others)}"
+        )
+    while {name[: name.find(".") + 1] for name in state} in ({"module."}, {"model."}):
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state, metadata
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the innermost of the dicts that lie in each other under one of `_WRAPPERS`."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = (state.get(key) for key in _WRAPPERS)
+        state = next((value for value in inner if isinstance(value, dict)), state)
+    return state
 
 
 def report_of(
@@ -117,11 +143,29 @@ def report_of(
 ) -> WeightsReport:
     """Describe a file that was loaded; source: whose it is when its metadata is not ours."""
     source = RESDET if _is_ours(metadata) else source
-    return WeightsReport(str(path), sha256_of(path), source, tuple(unexpected), tuple(notes))
+    return WeightsReport(
+        str(path),
+        sha256_of(path),
+        source,
+        tuple(unexpected),
+        tuple(notes),
+        has_checksum=checksum_note(Path(path)) is None,
+    )
 
 
 def _is_ours(metadata: Mapping[str, str]) -> bool:
     return "class_names" in metadata or "pixel_mean" in metadata
+
+
+def build_loaded(build: Callable[[], M], state: Mapping[str, Tensor], *, path: Path | str) -> M:
+    """Build the network that a file's config asks for, and load the file's weights.
+
+    Raises:
+        UserError: as for `build_bounded` and `load_exactly`.
+    """
+    model = build_bounded(build, state, path=path)
+    load_exactly(model, state, path=path)
+    return model
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
@@ -157,6 +201,7 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(given[name].shape)}"
             )
+        _check_float(name, given[name], path)
         bad = int((~given[name].isfinite()).sum())
         if bad:  # a rectifier may make zeros of them, and nobody would notice
             raise UserError(
@@ -164,6 +209,12 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
                 f"got NaN or infinity in {bad} of {given[name].numel()}"
             )
     model.load_state_dict(given, strict=False)  # compared above, all but the counters
+
+
+def _check_float(name: str, tensor: Tensor, path: Path | str) -> None:
+    if tensor.dtype not in _FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name}: expected floating-point numbers, got {kind}")
 
 
 def load_backbone_weights(
@@ -196,11 +247,19 @@ def load_backbone_weights(
     state, metadata = read_state(path)
     ours = PixelFormat("rgb", tuple(pixel_mean), tuple(pixel_std))
     _check_normalisation(metadata, ours, path=path)
-    source, names = _names_of(state, path=path)
+    source, names = backbone_names(state, path=path)
     if isinstance(model.fc, nn.Identity):
         names = {name: own for name, own in names.items() if not own.startswith("fc.")}
     tensors = {own: state[name] for name, own in names.items()}
+    for name, tensor in tensors.items():
+        if not name.endswith(COUNTER):
+            _check_float(name, tensor, path)
     notes: list[str] = []
+    if kind_of(state) == MMDETECTION:
+        notes.append(
+            "an mmdetection file does not say which pixels it takes: taken as the model's; those "
+            'of its "caffe" configs take model.backbone.pixels=bgr'
+        )
     if new_classes and not isinstance(model.fc, nn.Identity):
         tensors, notes = _own_classes(tensors, model.fc)
     theirs = pixels_of_file(state, metadata, source=source, setting=pixels, ours=ours, path=path)
@@ -208,8 +267,8 @@ def load_backbone_weights(
         tensors, norm_notes = complete_norms(tensors, model)
         notes += norm_notes
     if _is_ours(metadata):
-        backbone = json.loads(metadata.get("config", "{}")).get("model", {}).get("backbone", {})
-        notes += check_stride(model, in_1x1=backbone.get("stride_in_1x1", False), path=path)
+        in_1x1 = stride_in_1x1_of(metadata, source=path)
+        notes += check_stride(model, in_1x1=in_1x1, path=path)
     if source in (CAFFE2, DETECTRON2):
         tensors, bias_notes = absorb_biases(tensors)
         in_1x1 = source == CAFFE2 or theirs.has_unit_std
@@ -230,7 +289,7 @@ def _own_classes(tensors: dict[str, Tensor], fc: nn.Module) -> tuple[dict[str, T
     own = {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()}
     if all(name in tensors and tensors[name].shape == own[name].shape for name in own):
         return tensors, []
-    got = f"is of {len(tensors['fc.bias'])} classes" if "fc.bias" in tensors else "is not there"
+    got = f"is of {tensors['fc.bias'].numel()} classes" if "fc.bias" in tensors else "is not there"
     return tensors | own, [f"fc {got}: the model's, of {len(own['fc.bias'])}, starts at random"]
 
 
@@ -254,15 +313,22 @@ def _check_normalisation(
 ) -> None:
     """Compare our file's pixel mean and std, where it has them, with the model's."""
     for key, got in (("pixel_mean", ours.mean), ("pixel_std", ours.std)):
-        expected = metadata.get(key, json.dumps(got))
-        if json.loads(expected) != list(got):
+        if key not in metadata:
+            continue
+        expected = numbers_of(metadata, key, count=3, source=path)
+        if expected != tuple(got):
             raise UserError(
-                f"{path}: expected model.backbone.{key}={expected} (the file's), got {list(got)}"
+                f"{path}: expected model.backbone.{key}={metadata[key].strip()} (the file's), "
+                f"got {list(got)}"
             )
 
 
-def _names_of(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, dict[str, str]]:
-    """Tell whose a file is, and our name of each tensor of its residual network by its own."""
+def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, dict[str, str]]:
+    """Tell whose a file is, and our name of each tensor of its residual network by its own.
+
+    Raises:
+        UserError: it holds no residual network that can be loaded.
+    """
     if names := caffe2_names(state, path=path):
         return CAFFE2, names
     if names := detectron2_names(state):
@@ -275,7 +341,11 @@ def _names_of(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, di
         )
     prefix = next((p for p in BACKBONE_PREFIXES if f"{p}conv1.weight" in state), None)
     if prefix is None:
-        raise UserError(f"{path}: expected a residual network (conv1.weight), got {listing(state)}")
+        kind = kind_of(state)
+        told = "" if kind in (UNKNOWN, EMPTY) else f"{kind}: "
+        raise UserError(
+            f"{path}: expected a residual network (conv1.weight), got {told}{listing(state)}"
+        )
     own = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
     if f"{prefix}linear.weight" not in state:
         return TIMM, own
@@ -300,8 +370,8 @@ def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sha256_of(path: Path | str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:

@@ -193,7 +193,7 @@ class RoIConfig(Config):
 class MaskConfig(Config):
     """Mask head."""
 
-    num_convs: NonNegativeInt = 4
+    num_convs: int = Field(default=4, ge=0, le=64)
     """fpn: 3x3 convolutions before the deconvolution; with c4 conv5 stands in their place."""
     hidden_dim: PositiveInt = 256
     """Channels of the convolutions and of the deconvolution."""

@@ -4,10 +4,10 @@ N pictures of one batch. Pictures are paths, (H, W, 3) uint8 RGB arrays, (3, H, 
 Pillow's.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.metadata import category_ids_of, class_names_of, config_of
 from backbones.pictures import SUFFIXES, BadPictureError, pictures_in, read_image
-from backbones.weights import load_exactly
+from backbones.weights import build_loaded
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
@@ -25,7 +26,6 @@ from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
 from engine.checkpoint import read_trained
-from engine.config import parse_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.paths import exists, is_folder
@@ -63,19 +63,17 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
             raise UserError(
                 f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
             )
-    values = json.loads(metadata["config"])
-    config = parse_config(values, overrides, schemas=SCHEMAS, source=str(path))
-    assert isinstance(config, DetectionConfig)
-    names, category_ids = json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
-    classes = ClassMap(tuple(names), tuple(category_ids))
-    model = build_faster_rcnn(
+    config = config_of(metadata, overrides, schemas=SCHEMAS, kind=DetectionConfig, source=path)
+    names = class_names_of(metadata, source=path)
+    classes = ClassMap(names, category_ids_of(metadata, count=len(names), source=path))
+    build = partial(
+        build_faster_rcnn,
         config.model,
         num_classes=len(classes),
         size_divisor=config.data.size_divisor,
         with_masks=config.task == "segmentation",
     )
-    load_exactly(model, state, path=path)
-    return Trained(config, classes, model.eval())
+    return Trained(config, classes, build_loaded(build, state, path=path).eval())
 
 
 class Detector:

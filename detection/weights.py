@@ -5,7 +5,6 @@ torchvision: background is output 0 of logits and boxes; outputs 1.. are labels,
 COCO files are category ids (91 outputs, some never used).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backbones.file_kinds import OURS, TORCHVISION, kind_of
+from backbones.metadata import class_names_of
 from backbones.weights import (
     COUNTER,
     WeightsReport,
+    backbone_names,
     listing,
     load_exactly,
     read_state,
@@ -118,8 +120,11 @@ def load_detector_weights(
         UserError: the classes differ, or the file is bad or of another network.
     """
     state, metadata = read_state(path)
-    if LOGITS[0] + "bias" in state:
-        num_outputs = len(state[LOGITS[0] + "bias"])
+    kind = kind_of(state)
+    if kind not in (OURS, TORCHVISION):
+        raise _no_detector(state, kind, path)
+    if kind == TORCHVISION:
+        num_outputs = _check_rows(state, path)
         if num_outputs == len(class_names) + 1:
             state = from_torchvision_fasterrcnn(state)
             note = "no class names in a torchvision file: outputs taken in order"
@@ -138,6 +143,41 @@ def load_detector_weights(
     return report_of(path, metadata, notes=notes)
 
 
+def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> UserError:
+    """Say what a file is, and whether its backbone is of use."""
+    advice = f"; only its backbone can be loaded, by model.backbone.weights={path}"
+    try:
+        backbone_names(state, path=path)
+    except UserError:
+        advice = ""
+    return UserError(
+        f"{path}: expected a detector of ours (model.safetensors) or {TORCHVISION}, got {kind}"
+        f"{advice}"
+    )
+
+
+def _check_rows(state: Mapping[str, Tensor], path: Path | str) -> int:
+    """Return how many outputs a file of torchvision's has, after comparing what it has of each.
+
+    Raises:
+        UserError: one is missing, or has other rows.
+    """
+    for name in (LOGITS[0] + "bias", DELTAS[0] + "bias"):
+        if name not in state or state[name].ndim != 1:
+            raise UserError(f"{path}: {name}: expected a number for each output of {TORCHVISION}")
+    num_outputs = len(state[LOGITS[0] + "bias"])
+    # where detectron2's names are torchvision's, its boxes have no row for the background
+    for prefix, rows in ((LOGITS, num_outputs), (DELTAS, 4 * num_outputs), (MASKS, num_outputs)):
+        _require_rows(state, prefix[0], rows, path)
+    return num_outputs
+
+
+def _require_rows(state: Mapping[str, Tensor], prefix: str, rows: int, path: Path | str) -> None:
+    for name, tensor in state.items():
+        if prefix in name and tensor.shape[:1] != (rows,):
+            raise UserError(f"{path}: {name}: expected {rows} rows, got {tuple(tensor.shape)}")
+
+
 def _order_by_name(
     state: dict[str, Tensor],
     metadata: Mapping[str, str],
@@ -148,7 +188,7 @@ def _order_by_name(
     """Bring the class-wise rows of our file into the model's order; returns notes beside."""
     if "class_names" not in metadata:
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
-    in_file: list[str] = json.loads(metadata["class_names"])
+    in_file = list(class_names_of(metadata, source=path))
     if sorted(in_file) != sorted(class_names):
         raise UserError(
             f"{path}: classes differ; only in the file: "
@@ -158,6 +198,8 @@ def _order_by_name(
     if in_file == list(class_names):
         return state, []
     order = [in_file.index(name) for name in class_names]
+    for prefix, rows in ((LOGITS, 1 + len(order)), (DELTAS, 4 * len(order)), (MASKS, len(order))):
+        _require_rows(state, prefix[1], rows, path)
     state = dict(state)
     for name, tensor in state.items():
         if LOGITS[1] in name:  # of the later stages too

@@ -1,20 +1,31 @@
 """Checkpoints and weights: files that survive a kill at any moment, and hold no code."""
 
+import logging
 import re
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from engine.checksum import (
+    KEY,
+    check_safetensors,
+    check_sum,
+    checksum_note,
+    summed_safetensors,
+    write_with_sum,
+)
 from engine.errors import UserError
-from engine.files import write_atomically, write_file
-from engine.paths import exists, is_file, is_folder, names_in
+from engine.files import write_atomically
+from engine.paths import exists, is_file, is_folder, names_in, open_file
 
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
@@ -44,24 +55,69 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     Raises:
         UserError: the disk refuses; what was at `path` is still there.
     """
-    write_atomically(path, lambda file: torch.save(dict(payload), file))
+
+    def write(file: BinaryIO) -> None:
+        write_with_sum(file, lambda summing: torch.save(dict(payload), summing))
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, on the CPU; runs no code from the file.
+    """Read what `save_checkpoint` wrote, or another file of torch.save, on the CPU.
+
+    Runs no code from the file. The checksum is compared where the file has one.
 
     Raises:
-        UserError: missing, cut short, or not a checkpoint.
+        UserError: missing, cut short, altered, or not a checkpoint.
     """
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
-    except Exception as error:  # bytes of another kind make the unpickler raise whatever it meets
-        raise UserError(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
+    with open_file(path) as file:
+        check_sum(file, path)
+        _refuse_compressed(file, path)
+        try:
+            payload = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+        except Exception as error:  # bytes of another kind make the unpickler raise anything
+            raise UserError(
+                f"{path}: expected a checkpoint, got a damaged or foreign file"
+            ) from error
+        size = file.seek(0, 2)
     if not isinstance(payload, dict):
         raise UserError(f"{path}: expected a checkpoint, got a saved {type(payload).__name__}")
+    _check_tensors(payload, path, size=size)
     return payload
+
+
+def _refuse_compressed(file: BinaryIO, path: Path) -> None:
+    """Refuse a zip whose entries are more than the file: torch writes none, and reads it all."""
+    is_zip = file.read(4) == b"PK\x03\x04"
+    try:
+        entries = zipfile.ZipFile(file).infolist() if is_zip else []
+    except Exception as error:
+        raise UserError(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
+    size = file.seek(0, 2)
+    file.seek(0)
+    if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise UserError(f"{path}: expected a checkpoint, got a compressed zip file")
+
+
+def _check_tensors(payload: Mapping[Any, Any], path: Path, *, size: int) -> None:
+    """Refuse tensors that others' code would stumble over: sparse, quantised, or all view.
+
+    size: of the file in bytes; no tensor of it holds more.
+    """
+    waiting: list[Any] = [payload]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            plain = value.layout == torch.strided and value.device.type == "cpu"
+            plain = plain and not value.is_quantized and not value.is_nested
+            if not plain or value.numel() * value.element_size() > size:
+                raise UserError(f"{path}: expected plain tensors, got one of another kind")
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
 
 
 class CheckpointFolder:
@@ -118,11 +174,11 @@ class CheckpointFolder:
                 f"remove it to resume from {paths[-2]}" if paths[1:] else "there is none before it"
             )
             raise UserError(f"{error}; {hint}") from error
-        progress = payload.get("progress", {})
-        best = self.best() if progress.get("evaluation_due") else None
+        step, is_due = (_progress_of(payload, key) for key in ("step", "evaluation_due"))
+        best = self.best() if is_due else None
         if best is not None:
             newer = load_checkpoint(best)
-            if newer.get("progress", {}).get("step") == progress["step"]:
+            if _progress_of(newer, "step") == step:
                 return newer
         return payload
 
@@ -136,6 +192,11 @@ class CheckpointFolder:
             if (match := _STEP_FILE.fullmatch(path.name))
         }
         return [found[step] for step in sorted(found)]
+
+
+def _progress_of(payload: Mapping[str, Any], key: str) -> Any:
+    progress = payload.get("progress")
+    return progress.get(key) if isinstance(progress, dict) else None
 
 
 def check_resumed(
@@ -168,29 +229,40 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write weights, and text beside them, in one piece.
+    """Write weights, text beside them and a checksum, in one piece.
+
+    Equal weights and text give equal bytes.
 
     Raises:
         UserError: the disk refuses; what was at `path` is still there.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_file(path, safetensors.torch.save(tensors, dict(metadata)))
+    header, data = summed_safetensors(safetensors.torch.save(tensors, dict(metadata)))
+
+    def write(file: BinaryIO) -> None:
+        file.write(header)
+        file.write(data)
+
+    write_atomically(path, write)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights, on the CPU, and the text beside them ({} when there is none).
 
+    The checksum is compared where the file has one.
+
     Raises:
-        UserError: missing, cut short, or not a safetensors file.
+        UserError: missing, cut short, altered, or not a safetensors file.
     """
+    check_safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: expected a safetensors file, got: {error}") from error
+            metadata = file.metadata() or {}
+    except Exception as error:  # of a kind of number that torch has not, too
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: expected a safetensors file, got: {reason}") from error
+    return tensors, {key: text for key, text in metadata.items() if key != KEY}
 
 
 def find_trained(path: Path) -> Path:
@@ -223,6 +295,7 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
         UserError: no such file or folder, a run that has not finished, or a foreign file.
     """
     path = find_trained(path)
+    _warn_once(checksum_note(path))
     if path.suffix == ".safetensors":
         return path, *read_safetensors(path)
     found = trained_of(load_checkpoint(path))
@@ -231,11 +304,31 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     return path, *found
 
 
+@cache
+def _warn_once(note: str | None) -> None:
+    """Tell on the error stream, or where the host's logging leads; some calls read a file twice."""
+    if note is not None:
+        logging.getLogger(__name__).warning(note)
+
+
 def trained_of(payload: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return a checkpoint's weights, averaged where they are, and metadata; None: not of a run."""
-    if not isinstance(payload.get("model"), dict) or not isinstance(payload.get("metadata"), dict):
+    model, metadata, average = (payload.get(key) for key in ("model", "metadata", "average"))
+    average = {} if average is None else average
+    if not isinstance(metadata, dict) or not all(
+        isinstance(part, str) for entry in metadata.items() for part in entry
+    ):
         return None
-    return payload["model"] | (payload.get("average") or {}), payload["metadata"]
+    if not holds_tensors(model) or not holds_tensors(average):
+        return None
+    return model | average, metadata
+
+
+def holds_tensors(value: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Return whether it is a dict of names and tensors."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -247,7 +340,17 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    """Put torch's generators back; a GPU's state is left out where there is no GPU."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    """Put torch's generators back; a GPU's state is skipped where there is no GPU.
+
+    Raises:
+        UserError: it is no such state.
+    """
+    try:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--resume: expected the state of torch's generators, got: {reason}"
+        ) from error

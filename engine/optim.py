@@ -166,9 +166,10 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
                 f"optimiser state: expected that of {type(optimizer).__name__}, got {got}"
             )
         for key, value in tensors.items():
-            if value.ndim and value.shape != parameter.shape:
+            shape = torch.Size() if key == "step" else parameter.shape
+            if value.shape != shape:
                 raise UserError(
-                    f"optimiser state: {name}: expected shape {tuple(parameter.shape)}, "
+                    f"optimiser state: {name}: expected shape {tuple(shape)}, "
                     f"got {tuple(value.shape)}"
                 )
             like = parameter if value.ndim else torch.zeros((), device=parameter.device)

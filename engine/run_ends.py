@@ -4,9 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from engine.checkpoint import CheckpointFolder, load_checkpoint
+from engine.checksum import checksum_note
 from engine.distributed import broadcast_object
 from engine.errors import UserError
 from engine.log import RunLog
+from engine.payload import check_payload
 from engine.run_folder import EXPORT, finished_metrics, write_export
 from engine.run_state import RunState
 
@@ -29,6 +31,13 @@ def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> 
     return True
 
 
+def resumed_note(step: int, checkpoints: CheckpointFolder) -> str:
+    """Return the line of a run that went on from a step; it says where nothing could be checked."""
+    newest = checkpoints.latest()
+    unchecked = None if newest is None else checksum_note(newest)
+    return f"resumed at step {step}" + ("" if unchecked is None else f"; {unchecked}")
+
+
 def advice(checkpoints: CheckpointFolder) -> str:
     """Return what to do about a run that diverged."""
     newest = checkpoints.latest()
@@ -43,6 +52,8 @@ def load_exported(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -
         return progress.step
     path = checkpoints.best()
     best = None if path is None else load_checkpoint(path)
+    if path is not None and best is not None:
+        check_payload(best, source=path)
     if best is None or best["progress"]["step"] != progress.best_step:
         log.note(
             f"best.pt is missing or not of step {progress.best_step}, the best one: the last "

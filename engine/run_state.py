@@ -13,6 +13,7 @@ from engine.config import differences, parse_config
 from engine.distributed import World, gather_objects
 from engine.meter import StepMeter
 from engine.optim import load_optimizer_state, optimizer_state
+from engine.payload import check_payload, load_average
 from engine.progress import Progress
 from engine.schema import RunConfig
 from engine.step import WeightAverage
@@ -54,7 +55,7 @@ class RunState:
         self.load_weights(payload, source=source)
         load_optimizer_state(self.optimizer, payload["optimizer"])
         self.progress = Progress.of(payload["progress"])
-        meters = payload.get("meters", [])
+        meters = payload.get("meters") or []
         if len(meters) == self.here.size:
             self.meter.load_state(meters[self.here.rank], self.here.device)
         set_rng_state(payload["rng"])
@@ -62,9 +63,8 @@ class RunState:
     def load_weights(self, payload: Mapping[str, Any], *, source: Path) -> None:
         """Put a checkpoint's weights and their averages in place, and nothing else."""
         load_model(self.task.model, payload["model"], source=source)
-        if self.average is not None and payload["average"] is not None:
-            for name, value in self.average.values.items():
-                value.copy_(payload["average"][name])
+        if self.average is not None:
+            load_average(self.average.values, payload, source=source)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, where there are any."""
@@ -73,8 +73,13 @@ class RunState:
         return self.average.applied(self.task.model)
 
     def changed_settings(self, payload: Mapping[str, Any], *, source: Path) -> list[str]:
-        """Return a line for each setting that differs from a checkpoint's."""
-        tag = payload["config"].get("task", "run")
+        """Return a line for each setting that differs from a checkpoint's; it is checked first.
+
+        Raises:
+            UserError: it is not a run's checkpoint.
+        """
+        check_payload(payload, source=source)
+        tag = str(payload["config"].get("task", "run"))
         schemas = {tag: type(self.config)}
         old = parse_config(payload["config"], schemas=schemas, source=str(source))
         return differences(old, self.config)

@@ -32,6 +32,7 @@ from engine.run_ends import (
     can_resume,
     export,
     load_exported,
+    resumed_note,
     say_goodbye,
 )
 from engine.run_folder import claimed
@@ -386,7 +387,7 @@ class _Run:
         for line in changed:
             self.log.note(f"resumed with another setting: {line}")
         self.state.load(payload, source=self.checkpoints.directory)
-        self.log.note(f"resumed at step {self.progress.step}")
+        self.log.note(resumed_note(self.progress.step, self.checkpoints))
         return changed
 
 

@@ -112,5 +112,6 @@ def _read(config: DataConfig, *, train: bool) -> CIFAR10:
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"data.root {config.root}: expected {archive.base_folder}/ as torchvision keeps it "
-            f"(data.download=true fetches it), got: {str(error).splitlines()[0]}"
+            f"(data.root={config.root} data.download=true downloads it), got: "
+            f"{str(error).splitlines()[0]}"
         ) from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -12,9 +13,9 @@ from torch import nn
 from backbones.classification.config import SCHEMAS, ClassificationConfig
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.task import ClassificationTask, build_classifier
-from backbones.weights import listing, load_exactly
+from backbones.metadata import class_names_of, config_of, writing_nothing
+from backbones.weights import build_loaded, listing
 from engine.checkpoint import read_trained, write_safetensors
-from engine.config import parse_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
@@ -48,13 +49,11 @@ def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
     for key in ("config", "class_names"):
         if key not in metadata:
             raise UserError(f"{file}: expected a classifier's {key} beside its weights, got none")
-    values = json.loads(metadata["config"])
-    config = parse_config(values, overrides, schemas=SCHEMAS, source=str(file))
-    assert isinstance(config, ClassificationConfig)
-    names = json.loads(metadata["class_names"])
-    model = build_classifier(config, num_classes=len(names))
-    load_exactly(model, state, path=file)
-    return ClassificationTask(config, model.eval(), names)
+    config = config_of(metadata, overrides, schemas=SCHEMAS, kind=ClassificationConfig, source=file)
+    names = class_names_of(metadata, source=file)
+    build = partial(build_classifier, config, num_classes=len(names))
+    model = build_loaded(build, state, path=file)
+    return ClassificationTask(writing_nothing(config, overrides), model.eval(), names)
 
 
 def export_backbone(

@@ -6,12 +6,13 @@ bytes.
 """
 
 import fcntl
-import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from pycocotools import mask as coco_mask
 
 from backbones.config import DemoConfig
 from engine.errors import UserError
+from engine.paths import exists, is_file, is_folder, read_bytes
 
 # COCO's own ids have gaps, and code that takes an id for a label must fail here too.
 CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 8: "star", 9: "ring", 15: "cross"}
@@ -84,14 +86,41 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        with (Path(tempfile.gettempdir()) / f"resdet-demo-{place}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(root.with_name(f".{root.name}.resdet-lock")):
             if not _is_made(root, parameters):
                 _check_replaceable(root)
                 _draw_beside(root, parameters, draw)
     except OSError as error:
-        raise UserError(f"{root}: cannot write the demo pictures: {error}") from error
+        raise UserError(f"{root}: cannot write the demo images: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that lies at `path` as long as it is held or waited for.
+
+    Raises:
+        OSError: it cannot be made; a link or another kind of file there is never followed.
+    """
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _lies_at(lock, path):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        finally:
+            os.close(lock)
+
+
+def _lies_at(lock: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`: who held the lock before has removed its file."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
@@ -101,7 +130,7 @@ def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], 
         new = staging / "new"
         marker = {"parameters": parameters, "files": draw(new)}
         (new / MARKER).write_text(json.dumps(marker, indent=0))
-        if root.exists():
+        if exists(root):
             root.rename(staging / "old")
         new.rename(root)
     finally:
@@ -110,11 +139,17 @@ def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], 
 
 def _read_marker(root: Path) -> dict[str, Any] | None:
     """Return what an earlier demo left, None where there is none."""
-    try:
-        marker = json.loads((root / MARKER).read_text())
-    except (OSError, ValueError):
+    if not is_file(root / MARKER):
         return None
-    return marker if isinstance(marker, dict) and {"parameters", "files"} <= set(marker) else None
+    try:
+        marker = json.loads(read_bytes(root / MARKER))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(marker, dict) or not {"parameters", "files"} <= set(marker):
+        return None
+    files = marker["files"]
+    is_ours = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    return marker if is_ours else None
 
 
 def _is_made(root: Path, parameters: dict[str, Any]) -> bool:
@@ -124,19 +159,27 @@ def _is_made(root: Path, parameters: dict[str, Any]) -> bool:
 
 def _check_replaceable(root: Path) -> None:
     """Raise UserError where `root` holds any file that no demo made."""
-    if not root.exists():
+    if not exists(root):
         return
-    if not root.is_dir():
-        raise UserError(f"{root}: expected a folder for the demo pictures, got a file")
+    if not is_folder(root):
+        raise UserError(f"{root}: expected a folder for the demo images, got a file")
     marker = _read_marker(root)
     own = {MARKER, *marker["files"]} if marker else set()
-    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    found = (
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root, onerror=_raise)
+        for name in names
+    )
     foreign = next((name for name in found if name not in own), None)
     if foreign is not None:
         raise UserError(
             f"{root}: expected a folder that is new or holds an earlier demo alone, got one with"
             f" {foreign}; choose another data.demo.root or move it away"
         )
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Fetching public data sets: what is missing, from where it broke off, checked, then unpacked.
+"""Downloads of public data sets: what is missing, from where it broke off; checked and unpacked.
 
 The addresses and checksums of VOC and CIFAR-10 are torchvision's, whose data sets read the same
 files. COCO publishes none; its checksums are those that TensorFlow Datasets keeps.
@@ -11,6 +11,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.log import RunLog
+from engine.paths import is_file, is_folder, names_in, open_file, status_of
 
 CHUNK_BYTES = 10**6
 TIMEOUT_S = 60.0
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError)  # the last: with a password
 GB = 10**9
 
 
@@ -118,6 +121,7 @@ def download(archives: Sequence[Archive], root: Path, log: RunLog) -> None:
     Raises:
         UserError: too little disk, no connection, or a file is not what was to be expected.
     """
+    status_of(root)  # a path that no folder can have is told from one that cannot be written
     prepare_output(root)
     missing = [archive for archive in archives if not archive.is_unpacked(root)]
     for archive in archives:
@@ -126,25 +130,24 @@ def download(archives: Sequence[Archive], root: Path, log: RunLog) -> None:
     _check_disk(missing, root)
     for archive in missing:
         path = root / archive.name
-        if not path.is_file():
+        if not is_file(path):
             _fetch(archive, path, log)
         log.note(f"{archive.name}: checking and unpacking")
-        _check(archive, path)
-        _unpack(path, root)
+        _check(archive, path, log)
+        _unpack(archive, path, root, log)
         if not archive.is_unpacked(root):
             raise UserError(f"{path}: expected {dict(archive.holds)} in {root}, got less")
 
 
 def _count(path: Path) -> int:
     """Return 1 for a file, the number of entries for a folder, and 0 where there is nothing."""
-    return sum(1 for _ in path.iterdir()) if path.is_dir() else int(path.is_file())
+    return len(names_in(path)) if is_folder(path) else int(is_file(path))
 
 
 def _check_disk(archives: Sequence[Archive], root: Path) -> None:
     need = 0
     for archive in archives:
-        present = [root / archive.name, _partial(root / archive.name)]
-        fetched = sum(path.stat().st_size for path in present if path.is_file())
+        fetched = _size(root / archive.name) + _size(_partial(root / archive.name))
         need += archive.unpacked_size + max(archive.size - fetched, 0)
     free = shutil.disk_usage(root).free
     if need > free:
@@ -162,59 +165,91 @@ def _fetch(archive: Archive, path: Path, log: RunLog) -> None:
     """Bring the file to `path`; it gets its name when all of it is there."""
     partial = _partial(path)
     fetched = -1
+    if _size(partial) > archive.size:  # of a server that did not stop, or another version
+        partial.unlink()
     # as long as a connection brings something, a lost one is taken up again
     while _size(partial) < archive.size and _size(partial) != fetched:
         fetched = _size(partial)
         try:
             _fetch_rest(archive, partial, log)
+        except UserError:
+            raise
         except urllib.error.HTTPError as error:
             error.close()
-            raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
-        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"{archive.url}: cannot be fetched: {_line(error)}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if _size(partial) == fetched:
-                raise UserError(f"{archive.url}: cannot be fetched: {error}") from error
+                raise UserError(f"{archive.url}: cannot be fetched: {_line(error)}") from error
     if _size(partial) < archive.size:
         got = f"{_size(partial)}; the same command goes on from there"
         raise UserError(f"{archive.url}: expected {archive.size} bytes, got {got}")
     partial.rename(path)
 
 
-def _check(archive: Archive, path: Path) -> None:
+def _check(archive: Archive, path: Path, log: RunLog) -> None:
     algorithm, expected = archive.checksum.split(":")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, algorithm).hexdigest()
-    if digest != expected:
-        advice = "delete it to fetch it anew"
-        raise UserError(f"{path}: expected {archive.checksum}, got {digest}; {advice}")
+    digest = hashlib.new(algorithm)
+    with open_file(path) as file:
+        for chunk in _shown(_chunks(file), _size(path), f"checking {archive.name}", log):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        advice = "delete it to download it again"
+        raise UserError(f"{path}: expected {archive.checksum}, got {digest.hexdigest()}; {advice}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())  # urllib tells of redirects in several
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    status = status_of(path)
+    return status.st_size if status is not None and is_file(path) else 0
 
 
 def _fetch_rest(archive: Archive, partial: Path, log: RunLog) -> None:
-    """Append what is missing; start anew where the server sends the whole file all the same."""
+    """Append what is missing; start again where the server sends the whole file all the same.
+
+    Raises:
+        UserError: the server has another file than expected: it sends more, or another part.
+    """
     start = _size(partial)
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         is_rest = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        part = response.headers.get("Content-Range", f"bytes {start}-")
+        if is_rest and not part.startswith(f"bytes {start}-"):
+            raise UserError(f"{archive.url}: expected bytes from {start} on, got {part!r}")
         rest = archive.size - start if is_rest else archive.size
         with partial.open("ab" if is_rest else "wb") as file:
-            chunks = log.progress(_chunks(response), -(-rest // CHUNK_BYTES), f"{archive.name}, MB")
-            for chunk in chunks:
+            for chunk in _shown(_chunks(response), rest, f"downloading {archive.name}", log):
+                if len(chunk) > rest:  # a server may send for ever, and the disk is not endless
+                    raise UserError(f"{archive.url}: expected {archive.size} bytes, got more")
+                rest -= len(chunk)
                 file.write(chunk)
 
 
-def _chunks(response: BinaryIO) -> Iterator[bytes]:
-    while chunk := response.read(CHUNK_BYTES):
+def _chunks(source: BinaryIO) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK_BYTES):
         yield chunk
 
 
-def _unpack(path: Path, root: Path) -> None:
+def _shown(chunks: Iterator[bytes], size: int, what: str, log: RunLog) -> Iterator[bytes]:
+    """Yield chunks of `size` bytes in all, and show how many MB are done and the time left."""
+    return log.progress(chunks, -(-size // CHUNK_BYTES), f"{what}, MB")
+
+
+def _unpack(archive: Archive, path: Path, root: Path, log: RunLog) -> None:
+    what = f"unpacking {archive.name}, files"
     try:
         if path.suffix == ".zip":
-            shutil.unpack_archive(path, root)
+            with zipfile.ZipFile(path) as packed:
+                names = packed.namelist()
+                for name in log.progress(names, len(names), what):
+                    packed.extract(name, root)
         else:
-            shutil.unpack_archive(path, root, filter="data")
-    except (OSError, shutil.ReadError, tarfile.TarError, zipfile.BadZipFile) as error:
+            with tarfile.open(path) as packed_tar:
+                count = sum(archive.holds.values())
+                for member in log.progress(packed_tar, count, what):
+                    packed_tar.extract(member, root, filter="data")
+    except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, *_ZIP_ERRORS) as error:
         raise UserError(f"{path}: cannot be unpacked: {error}") from error

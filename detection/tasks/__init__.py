@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
+from backbones.metadata import require_demo, writing_nothing
 from detection.config import DetectionConfig
 from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
 from engine.checkpoint import read_trained
@@ -46,22 +47,28 @@ def load_task(
         overrides: `a.b.c=value`, changes to the config that the file holds.
 
     Raises:
-        UserError: a file is missing, damaged or foreign, or an override is wrong.
+        UserError: a file is missing, damaged or foreign, an override is wrong, or the images are
+            those of a demo that is not there.
     """
-    kind = read_trained(paths[0])[2].get("task", "")
+    metadata = read_trained(paths[0])[2]
+    kind = metadata.get("task", "")
+    if kind != "classification" and len(paths) > 1:
+        raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
+    task: DetectionTask | OneClassTask | ClassificationTask
     if kind == "classification":
         from backbones.classification.trained import load_trained as load_classifier
 
-        return load_classifier(paths, overrides)
-    if len(paths) > 1:
-        raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
-    if kind in ("localization", "localization_regions"):
-        return _localizer(kind).from_run(paths[0], overrides)
+        task = load_classifier(paths, overrides)
+    elif kind in ("localization", "localization_regions"):
+        task = _localizer(kind).from_run(paths[0], overrides)
+    else:
+        from detection.predict import load_trained
 
-    from detection.predict import load_trained
-
-    trained = load_trained(paths[0], overrides)
-    return _detector(trained.config.task)(trained.config, trained.model, trained.classes)
+        trained = load_trained(paths[0], overrides)
+        config = writing_nothing(trained.config, overrides)
+        task = _detector(config.task)(config, trained.model, trained.classes)
+    require_demo(metadata, task.config, source=paths[0])
+    return task
 
 
 def _detector(task: str) -> "type[DetectionTask]":

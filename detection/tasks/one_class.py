@@ -6,6 +6,7 @@ B pictures, T classes asked for of one.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.metadata import class_names_of, config_of, numbers_of, writing_nothing
 from backbones.weights import (
     WeightsReport,
+    build_loaded,
     load_configured_weights,
-    load_exactly,
     network_metadata,
 )
 from detection.data.localization import LocalizationPictures
@@ -30,7 +32,6 @@ from detection.tasks.class_guesser import ClassGuesser
 from detection.tasks.start_checks import check_localizer
 from detection.visualize import draw_comparison
 from engine.checkpoint import find_trained, read_trained
-from engine.config import parse_config
 from engine.errors import UserError
 
 
@@ -111,12 +112,14 @@ class OneClassTask(nn.Module, ABC):
         wanted, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
         if got != wanted:
             raise UserError(f"{file}: expected a run of task {wanted}, got {got}")
-        values = json.loads(metadata["config"])
-        config = parse_config(values, overrides, schemas={wanted: cls.schema}, source=str(file))
-        names, mean_box = (json.loads(metadata[key]) for key in ("class_names", "mean_box"))
-        model = cls.build(config, num_classes=len(names))
-        load_exactly(model, state, path=file)
-        return cls(config, model.eval(), names, mean_box=mean_box)
+        schemas = {wanted: cls.schema}
+        config = config_of(metadata, overrides, schemas=schemas, kind=cls.schema, source=file)
+        names = class_names_of(metadata, source=file)
+        mean_box = numbers_of(metadata, "mean_box", count=4, source=file)
+        build = partial(cls.build, config, num_classes=len(names))
+        model = build_loaded(build, state, path=file)
+        harmless = writing_nothing(config, overrides)
+        return cls(harmless, model.eval(), names, mean_box=mean_box)
 
     @abstractmethod
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:

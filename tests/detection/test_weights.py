@@ -21,6 +21,7 @@ from tests.detection.models.detectors import make_detector
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 NAMES = ("cat", "dog", "eel", "fox")
 LOGITS, DELTAS = "box_predictor.class_logits.", "box_predictor.deltas."
+LOGITS_OF_TORCHVISION = "roi_heads.box_predictor.cls_score.bias"
 
 
 @cache
@@ -214,4 +215,76 @@ def test_another_network_of_torchvision_is_named(tmp_path: Path) -> None:
     state = torch.load(path, weights_only=True) | {"roi_heads.mask_head.w": torch.ones(1)}
     torch.save(state, path)
     with pytest.raises(UserError, match=r"maskrcnn.pth: .*left over: roi_heads.mask_head.w$"):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+
+
+RESNET = {"conv1.weight": torch.ones(64, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(4, 4, 1, 1)}
+CLS_SCORE = {LOGITS_OF_TORCHVISION: torch.ones(5)}
+
+
+def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "has_backbone"),
+    [
+        (
+            {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7), **CLS_SCORE},
+            "a detectron2 detector",
+            True,
+        ),
+        ({"proposal_generator.w": torch.ones(1), **CLS_SCORE}, "a detectron2 detector", False),
+        (
+            {"bbox_head.fc_cls.bias": torch.ones(5), **named("backbone.", RESNET)},
+            "an mmdetection detector",
+            True,
+        ),
+        ({"class_embed.bias": torch.ones(5)}, "a DETR", False),
+        (
+            {"head.classification_head.w": torch.ones(5), **named("backbone.body.", RESNET)},
+            "torchvision's RetinaNet",
+            True,
+        ),
+        ({**RESNET, "fc.bias": torch.ones(10)}, "a classifier", True),
+        ({"0.conv.weight": torch.ones(1)}, r"an ultralytics \(YOLO\) model", False),
+        ({}, "a file without tensors", False),
+    ],
+    ids=["detectron2", "headless", "mmdetection", "detr", "retinanet", "fc", "yolo", "empty"],
+)
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"model": {"state_dict": named("module.", s)}}])
+def test_a_file_of_another_kind_is_named(
+    tmp_path: Path, state: dict[str, Tensor], kind: str, has_backbone: bool, wrap: Any
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(wrap(state), path)
+    with pytest.raises(
+        UserError, match=f"other.pth: expected a detector of ours.*, got {kind}"
+    ) as e:
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+    assert ("model.backbone.weights=" in str(e.value)) == has_backbone
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("num_rows", [16, 4, 21])
+def test_boxes_that_are_not_four_an_output(tmp_path: Path, num_rows: int) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 5)
+    state = torch.load(path, weights_only=True)
+    for name in ("weight", "bias"):
+        key = f"roi_heads.box_predictor.bbox_pred.{name}"
+        state[key] = torch.ones(num_rows, *state[key].shape[1:])
+    torch.save(state, path)
+    with pytest.raises(UserError, match=rf"bbox_pred.weight: expected 20 rows, got \({num_rows}"):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+    torch.save({LOGITS_OF_TORCHVISION: torch.tensor(1.0)}, path)
+    with pytest.raises(UserError, match=r"cls_score.bias: expected a number for each output"):
+        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+
+
+def test_rows_of_our_file_that_do_not_fit_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = dict(Predictor(2).state_dict())
+    write_safetensors(path, state, {"class_names": json.dumps(NAMES[::-1])})
+    with pytest.raises(UserError, match=r"class_logits.\w+: expected 5 rows, got \(3"):
         load(Predictor(4), path, NAMES, (1, 2, 3, 4))

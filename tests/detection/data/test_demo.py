@@ -1,5 +1,8 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from backbones.config import DemoConfig
 from detection.config import DataConfig, SplitConfig
 from detection.data.coco import read_coco
 from detection.data.dataset import CocoDetection
-from detection.data.demo import CATEGORIES, MARKER, MIN_VISIBLE_SIDE, make_demo
+from detection.data.demo import CATEGORIES, MARKER, MIN_VISIBLE_SIDE, draw_once, make_demo
 from engine.errors import UserError
 
 
@@ -133,3 +136,63 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     for root in (tmp_path / "file", tmp_path / "file" / "demo"):
         with pytest.raises(UserError, match="file"):
             make_demo(DemoConfig(root=str(root), num_train=1, num_val=1))
+
+
+def test_the_lock_lies_beside_the_data_and_follows_no_link(tmp_path: Path) -> None:
+    target, lock = tmp_path / "mine.txt", tmp_path / ".demo.resdet-lock"
+    target.write_text("mine")
+    lock.symlink_to(target)
+    config = DemoConfig(root=str(tmp_path / "demo"), num_train=1, num_val=1)
+    with pytest.raises(UserError, match=r"demo: cannot write the demo images: Too many levels of"):
+        make_demo(config)
+    assert target.read_text() == "mine"
+    lock.unlink()
+    lock.touch()  # of a process that was killed
+    make_demo(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.txt"]
+
+
+def test_nothing_is_opened_in_the_shared_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o500)
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    make_demo(DemoConfig(root=str(tmp_path / "demo"), num_train=1, num_val=1))
+    assert list(shared.iterdir()) == []
+
+
+def test_of_processes_that_start_at_once_one_draws(tmp_path: Path) -> None:
+    config = DemoConfig(root=str(tmp_path / "demo"), num_train=6, num_val=1)
+    drawn = []
+
+    def draw(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
+        drawn.append(split)
+        (root / split).mkdir(parents=True)
+        time.sleep(0.05)
+        return []
+
+    # the lock is of an open file, so that threads exclude each other as processes do
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: draw_once(config, draw, streams=(0, 1)), range(8)))
+    assert drawn == ["train", "val"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    "root", ["a\0b", "x" * 300, "x" * 250], ids=["NUL", "long name", "lock's name too long"]
+)
+def test_a_root_that_no_folder_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        make_demo(DemoConfig(root=root, num_train=1, num_val=1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [[1], "x", None, {"a": 1}, [["a"]]], ids=str)
+def test_a_marker_of_another_kind_is_none_of_ours(tmp_path: Path, files: Any) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"parameters": {}, "files": files}))
+    with pytest.raises(UserError, match=rf"got one with {MARKER}"):
+        make_demo(DemoConfig(root=str(tmp_path), num_train=1, num_val=1))

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import http.server
 import io
@@ -25,6 +26,9 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     takes_ranges: bool = True
     breaks_off_after: int | None = None
+    sends_for_ever: bool = False
+    redirects_to: str | None = None
+    starts_at: int | None = None
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -38,17 +42,30 @@ def site() -> Generator[Site]:
             wanted = self.headers.get("Range", "bytes=0-")
             holds.asked.append(wanted)
             content = holds.files.get(self.path.strip("/"))
+            if holds.redirects_to is not None and "moved" not in self.path:
+                self.send_response(302)
+                self.send_header("Location", holds.redirects_to)
+                self.end_headers()
+                return
             if content is None:
                 self.send_error(404)
                 return
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if holds.takes_ranges else 0
             self.send_response(206 if holds.takes_ranges else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            if holds.starts_at is not None:
+                start = holds.starts_at
+                whole = f"bytes {start}-{len(content) - 1}/{len(content)}"
+                self.send_header("Content-Range", whole)
+            if not holds.sends_for_ever:
+                self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             rest = content[start:]
             if holds.breaks_off_after is not None:
                 rest = rest[: holds.breaks_off_after]
             self.wfile.write(rest)
+            with contextlib.suppress(ConnectionError):
+                while holds.sends_for_ever:
+                    self.wfile.write(bytes(1_000_000))
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -188,6 +205,82 @@ def test_no_way_to_fetch(site: Site, tmp_path: Path, where: str) -> None:
         fetch(replace(archive, url=url), tmp_path)
     assert str(error.value).startswith(url)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("earlier", [0, 1_234_567])
+def test_a_server_that_sends_for_ever_is_stopped_at_the_expected_size(
+    site: Site, tmp_path: Path, earlier: int
+) -> None:
+    archive = offered(site)
+    site.sends_for_ever = True
+    (tmp_path / "data.zip.partial").write_bytes(site.files["data.zip"][:earlier])
+    with pytest.raises(UserError, match=rf"data\.zip: expected {archive.size} bytes, got more"):
+        fetch(archive, tmp_path)
+    assert (tmp_path / "data.zip.partial").stat().st_size <= archive.size
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_earlier_attempt_that_is_too_long_starts_again(site: Site, tmp_path: Path) -> None:
+    archive = offered(site)
+    (tmp_path / "data.zip.partial").write_bytes(bytes(archive.size + 1))
+    fetch(archive, tmp_path)
+    check_unpacked(tmp_path)
+    assert site.asked == ["bytes=0-"]
+
+
+def test_another_part_than_asked_for(site: Site, tmp_path: Path) -> None:
+    archive = offered(site)
+    site.starts_at = 7
+    (tmp_path / "data.zip.partial").write_bytes(site.files["data.zip"][:1_234_567])
+    with pytest.raises(UserError, match=r"expected bytes from 1234567 on, got 'bytes 7-"):
+        fetch(archive, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        ("/moved/data.zip", None),
+        ("/data.zip", "redirect"),
+        ("file:///etc/hostname", "not allowed"),
+        ("http://[bad/moved", "cannot be fetched"),
+    ],
+    ids=["another place", "for ever", "a local file", "no address"],
+)
+def test_redirects(site: Site, tmp_path: Path, to: str, reason: str | None) -> None:
+    archive = offered(site)
+    site.redirects_to = to
+    site.files["moved/data.zip"] = site.files["data.zip"]
+    if reason is None:
+        fetch(archive, tmp_path)
+        check_unpacked(tmp_path)
+        return
+    with pytest.raises(UserError, match=reason) as caught:
+        fetch(archive, tmp_path)
+    assert str(caught.value).startswith(archive.url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_progress_is_shown_in_every_part(
+    site: Site,
+    tmp_path: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.log.PLAIN_PROGRESS_S", 0.0)
+    fetch(offered(site, kind=kind), tmp_path)
+    out = capsys.readouterr().out
+    for part in (f"downloading data.{kind}, MB 1/3  eta", f"checking data.{kind}, MB 1/3  eta"):
+        assert part in out
+    assert f"unpacking data.{kind}, files 1/" in out
+
+
+def test_a_folder_that_cannot_be(site: Site, tmp_path: Path) -> None:
+    for root in (tmp_path / ("x" * 300), Path(f"{tmp_path}/a\0b")):
+        with pytest.raises(UserError) as caught:
+            fetch(offered(site), root)
+        assert "\n" not in str(caught.value)
 
 
 def test_free_disk_comes_first(site: Site, tmp_path: Path) -> None:
