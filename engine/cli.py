@@ -10,6 +10,11 @@ from typing import NoReturn
 
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 
+SPIN_COUNT = 3000
+"""How often a thread of OpenMP looks whether there is work before it sleeps, in commands. libgomp's
+own 300,000 keep cores, for milliseconds each, from those who have work: other processes and, where
+these are many, the thread that all wait for. Measured by `benchmark.py busy` (docs/LOG.md)."""
+
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are."""
@@ -30,6 +35,8 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
     try:
         main()
     except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:

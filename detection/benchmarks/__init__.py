@@ -5,6 +5,7 @@ that take a second, to show that the sides agree; its times then say nothing.
 """
 
 from detection.benchmarks.annotations import annotation_loading
+from detection.benchmarks.busy import busy
 from detection.benchmarks.gpu import gpu_classify, gpu_inference, gpu_trace, gpu_train
 from detection.benchmarks.inference import inference
 from detection.benchmarks.input import input_pipeline
@@ -25,6 +26,7 @@ BENCHMARKS = {  # the quick ones first
     "train": Benchmark(train, ("r101_c4", "r50_fpn", "mask_r50_fpn"), precisions=True),
     "inference": Benchmark(inference, ("r101_c4", "r50_fpn"), precisions=True),
     "annotations": Benchmark(annotation_loading),
+    "busy": Benchmark(busy),
     "worker-memory": Benchmark(worker_memory),
     "evaluation": Benchmark(evaluation),
     "gpu-train": Benchmark(gpu_train, ("r101_fpn", "r101_c4"), on_gpu=True),
