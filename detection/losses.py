@@ -4,7 +4,9 @@ They are never computed below float32.
 
 B images, S samples of each image, K classes, M cells along a mask's side.
 Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
-processes average to that of one process with the whole batch.
+processes average to that of one process with the whole batch. Parts of a step that are computed one
+after the other (`loop.accumulate`) average as well. Anchors and regions are drawn in fixed numbers;
+for masks, whose number is what was found, `count` is the mean over parts.
 """
 
 from typing import Literal
@@ -96,13 +98,16 @@ def roi_loss(
     }
 
 
-def mask_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def mask_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, *, count: Tensor | None = None
+) -> dict[str, Tensor]:
     """Score the masks of the foreground samples (Mask R-CNN, section 3).
 
     Args:
         logits: (B, S, M, M), of each sample's true class.
         targets: (B, S, M, M) in [0, 1], what the true mask covers of each cell.
         valid: (B, S) bool; none valid gives zero.
+        count: scalar, mean number of valid samples of a step's parts; None: of these.
 
     Returns:
         `mask`: binary cross entropy, mean over cells and valid samples.
@@ -110,7 +115,8 @@ def mask_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tenso
     error = F.binary_cross_entropy_with_logits(
         at_least_float32(logits), targets, reduction="none"
     ).mean(dim=(2, 3))
-    return {"mask": _masked_sum(error, valid) / _num_samples(valid)}
+    samples = _num_samples(valid) if count is None else _mean_count(count)
+    return {"mask": _masked_sum(error, valid) / samples}
 
 
 def localization_loss(
@@ -167,4 +173,9 @@ def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _num_samples(valid: Tensor) -> Tensor:
-    return mean_over_ranks(valid.sum().float()).clamp(min=1)
+    return _mean_count(valid.sum().float())
+
+
+def _mean_count(count: Tensor) -> Tensor:
+    # Above one sample alone the mean may be below one; without any, zero is divided.
+    return mean_over_ranks(count).clamp(min=1e-6)

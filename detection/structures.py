@@ -70,10 +70,15 @@ class Targets(Movable):
 
 @dataclass(frozen=True)
 class DetectionBatch(Movable):
-    """What the detection data sets collate."""
+    """What the detection data sets collate.
+
+    mask_count: scalar float32, what the mask loss divides by: the mean over the parts of a step of
+    their foreground samples. None where a step has one part, which counts its own.
+    """
 
     images: ImageBatch
     targets: Targets
+    mask_count: Tensor | None = None
 
     @property
     def image_ids(self) -> Tensor:

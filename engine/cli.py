@@ -19,6 +19,11 @@ _OVERRIDE = re.compile(r"[\w.]+=")
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables that say how often torchrun or Slurm has started this job again."""
 
+SPIN_COUNT = 3000
+"""How often a thread of OpenMP looks whether there is work before it sleeps, in commands. libgomp's
+own 300,000 keep cores, for milliseconds each, from those who have work: other processes and, where
+these are many, the thread that all wait for. Measured by `benchmark.py busy` (docs/LOG.md)."""
+
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are; its paths may begin with `~/`."""
@@ -67,6 +72,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     What the system refuses where nobody expected it, such as a full disk under the console's file,
     is one line with exit code 2 too.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
     let_streams_escape()
     try:
         main()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.memory import keep_freed_memory
@@ -95,6 +95,17 @@ def any_over_ranks(flag: Tensor) -> Tensor:
     highest = flag.to(torch.int32)
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
     return highest.bool()
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers, such as moving statistics of batch norm.
+
+    Where batch norm is not synchronised each process has its own. Those of the main one count: they
+    are saved, DistributedDataParallel hands them on at the next step, and so they are evaluated.
+    """
+    if current()[1] > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather_objects(item: Any) -> list[Any]:

@@ -11,6 +11,13 @@ class EvaluationError(UserError):
     """An evaluation could not be finished; a training goes on and tries again the next time."""
 
 
+class ReadingError(UserError):
+    """Images cannot be read on: memory, /dev/shm, open files, or a reader killed or stopped.
+
+    The machine's doing, not the data's: what was trained so far is good and can be resumed.
+    """
+
+
 class SkippedSampleError(Exception):
     """A data set's word that a picture is bad and that the policy is to skip and count it."""
 

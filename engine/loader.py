@@ -6,17 +6,15 @@ processes see the pictures of one.
 """
 
 import itertools
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from engine.errors import SkippedSampleError, UserError
-from engine.memory import keep_freed_memory
+from engine.readers import read_ahead
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
 
@@ -45,7 +43,6 @@ class Delivery:
 
     batch: Batch | None
     skipped: tuple[str, ...] = ()
-    error: str | None = None
 
 
 def training_batches(
@@ -115,22 +112,19 @@ def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[Part]:
     return batches
 
 
-class _Reader(torch.utils.data.Dataset[Any]):
-    """Reads draws. Errors travel as values: raised in a worker, they would arrive as tracebacks."""
+class _Reader:
+    """Reads one part of a batch."""
 
     def __init__(self, data: DataSet, *, substitute: bool) -> None:
         self.data = data
         self.substitute = substitute
 
-    def __getitems__(self, part: Part) -> Delivery:
+    def __call__(self, part: Part) -> Delivery:
         skipped: list[str] = []
-        try:
-            samples = [
-                sample for draw in part.draws for sample in self._read(draw, part.frame, skipped)
-            ]
-            batch = self.data.collate(samples, part.frame) if samples else None
-        except UserError as error:
-            return Delivery(None, tuple(skipped), str(error))
+        samples = [
+            sample for draw in part.draws for sample in self._read(draw, part.frame, skipped)
+        ]
+        batch = self.data.collate(samples, part.frame) if samples else None
         return Delivery(batch, tuple(skipped))
 
     def _read(self, draw: Draw, frame: Any, skipped: list[str]) -> list[Any]:
@@ -147,17 +141,6 @@ class _Reader(torch.utils.data.Dataset[Any]):
         return []
 
 
-def _unpack(delivery: Any) -> Any:
-    return delivery
-
-
-def _start_worker(_worker: int) -> None:
-    # The main process decides what Ctrl-C means; its handlers must not live on in the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    keep_freed_memory(keep=False)  # there are many of them, and pictures of many sizes
-
-
 def read_batches(
     data: DataSet,
     plan: Iterable[Part],
@@ -171,26 +154,17 @@ def read_batches(
     Args:
         data: pictures.
         plan: batches to read.
-        config: workers and how far they read ahead.
+        config: workers, how far they read ahead, and how long to wait for them.
         device: where batches go; copies do not wait for it.
         substitute: whether a skipped picture is replaced by the next one (training) or left out
         (evaluation).
 
     Raises:
         UserError: a picture is bad and the policy is to stop.
+        ReadingError: the machine refused something, or a worker was killed or does not answer.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Reader(data, substitute=substitute),
-        batch_sampler=plan,  # type: ignore[arg-type]
-        num_workers=config.workers,
-        prefetch_factor=config.prefetch if config.workers else None,
-        collate_fn=_unpack,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else making the iterator would draw from the run's own
-    )
-    for delivery in loader:
-        if delivery.error is not None:
-            raise UserError(delivery.error)
+    reader = _Reader(data, substitute=substitute)
+    for delivery in read_ahead(reader, plan, config):
         batch = delivery.batch
         if batch is not None:
             if device.type == "cuda":

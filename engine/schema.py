@@ -115,6 +115,8 @@ class LoaderConfig(Config):
     """Worker processes for each training process; 0 reads in the training process."""
     prefetch: PositiveInt = 2
     """Batches that each worker prepares ahead."""
+    read_timeout_s: PositiveInt = 600
+    """Longest wait for a batch from the workers before the run ends with a message."""
     repeats: PositiveInt = 1
     """Times that a picture is drawn in a row, augmented differently (repeated augmentation)."""
 

@@ -14,7 +14,7 @@ from engine.distributed import World, any_over_ranks
 from engine.optim import clip_gradients, step_if_finite
 from engine.schema import LoopConfig
 from engine.sync_norm import synchronise_norms
-from engine.task import Batch, Task
+from engine.task import Batch, CountsParts, Task
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -39,6 +39,13 @@ class LossModule(nn.Module):
         """Return named scalar losses."""
         with autocast(*self._autocast):
             return self.task.losses(batch)
+
+    def with_counts(self, parts: Sequence[Batch]) -> Sequence[Batch]:
+        """Return the parts of a step, with what they divide by in common (see CountsParts)."""
+        if len(parts) == 1 or not isinstance(self.task, CountsParts):
+            return parts
+        with torch.no_grad(), autocast(*self._autocast):
+            return self.task.with_counts(parts)
 
 
 def wrap_losses(task: Task, config: LoopConfig, world: World) -> nn.Module:
@@ -115,6 +122,11 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     statistics = _moving_statistics(losses_of)
     before = [_flat(values) for values in statistics]
+    inner = next(each for each in losses_of.modules() if isinstance(each, LossModule))
+    shared = inner.with_counts(parts)
+    if shared is not parts:  # what was computed for the counts moved the statistics too
+        _put_back(statistics, before)
+    parts = shared
     totals: dict[str, Tensor] = {}
     measured: frozenset[str] = frozenset()
     for number, part in enumerate(parts):
@@ -134,9 +146,8 @@ def training_step(
     flags = torch.stack([~finite, torch.full_like(finite, stop)])
     status = any_over_ranks(flags)
     step_if_finite(optimizer, ~status[0])
-    for values, old in zip(statistics, before, strict=True):
-        kept = torch.where(status[0], old, _flat(values)).split([v.numel() for v in values])
-        torch._foreach_copy_(values, [k.view_as(v) for k, v in zip(kept, values, strict=True)])
+    kept = zip(statistics, before, strict=True)
+    _put_back(statistics, [torch.where(status[0], old, _flat(values)) for values, old in kept])
     ids = [part.image_ids for part in parts]
     return StepResult(totals, measured, grad_norm, status, ids)
 
@@ -154,6 +165,13 @@ def _moving_statistics(module: nn.Module) -> list[list[Tensor]]:
 def _flat(values: Sequence[Tensor]) -> Tensor:
     """Return one vector of all values: one launch on a GPU, not one for each of a hundred norms."""
     return torch.cat([value.flatten() for value in values])
+
+
+def _put_back(statistics: Sequence[list[Tensor]], flat: Sequence[Tensor]) -> None:
+    """Copy what `_flat` gave into the buffers."""
+    for values, old in zip(statistics, flat, strict=True):
+        parts = old.split([v.numel() for v in values])
+        torch._foreach_copy_(values, [p.view_as(v) for p, v in zip(parts, values, strict=True)])
 
 
 @contextlib.contextmanager

@@ -94,6 +94,18 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class CountsParts(Protocol):
+    """A task whose losses divide by a count that is known after the sampling alone.
+
+    Where a step is computed in parts, each would divide by its own.
+    """
+
+    def with_counts(self, parts: Sequence[Any]) -> list[Any]:
+        """Return the parts of a step, each with what its losses divide by (without gradients)."""
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """A problem that the engine can train and evaluate. Implementations are `nn.Module`s."""
 

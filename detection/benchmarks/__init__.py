@@ -24,6 +24,7 @@ BENCHMARKS = {  # the quick ones first
         "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, needs=("torchvision",)
     ),
     "annotations": Benchmark("annotations.annotation_loading", needs=("pycocotools",)),
+    "busy": Benchmark("busy.busy", needs=("albumentations",)),
     "worker-memory": Benchmark("memory.worker_memory", needs=("albumentations",)),
     "evaluation": Benchmark("scoring.evaluation", needs=("pycocotools",)),
     "gpu-train": Benchmark(

@@ -37,6 +37,11 @@ with world("cpu", timeout_s=60) as here:
     everything = [{"rank": 0}, {"rank": 1}]
     assert gather_objects({"rank": rank}) == (everything if rank == 0 else [])
     assert broadcast_object({"from": rank}) == {"from": 0}
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_var.fill_(rank + 2)
+    norm.num_batches_tracked += 5 * (rank + 1)
+    broadcast_buffers(norm)
+    assert norm.running_var.tolist() == [2, 2] and norm.num_batches_tracked == 5
     barrier()
 assert current() == (0, 1)
 """

@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from detection import load_detector
 from detection.structures import DetectionBatch
 from detection.tasks import build_task, load_task
 from detection.tasks.samples import most_foreground
 from detection.tasks.segmentation import SegmentationTask
+from engine.distributed import World
 from engine.errors import UserError
 from engine.evaluate import evaluate
+from engine.loader import Draw, split_batches
+from engine.optim import build_optimizer
+from engine.step import training_step, wrap_losses
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, tiny_config
 
@@ -44,6 +49,47 @@ def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: 
     torch.stack(list(losses.values())).sum().backward()
     trained = {name: p.grad for name, p in task.model.named_parameters() if p.requires_grad}
     assert all(g is not None and g.isfinite().all() for g in trained.values())
+
+
+def mask_gradients(root: Path, accumulate: int, *, norm: str) -> dict[str, Tensor]:
+    """Return gradients and buffers of the mask head and batch norm after a step in parts."""
+    config = tiny_config(root, task="segmentation")
+    backbone = config.model.backbone.model_copy(update={"norm": norm})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"backbone": backbone})}
+    )
+    task = build_task(config)
+    assert isinstance(task, SegmentationTask)
+    data = task.train_data()
+    plan = [[Draw(index, 100 + index) for index in range(4)]]
+    shares = split_batches(data, plan, rank=0, world_size=1, accumulate=accumulate)
+    parts = [
+        data.collate(
+            [data.load(draw.index, draw.seed, share.frame) for draw in share.draws], share.frame
+        )
+        for share in shares
+    ]
+    losses_of = wrap_losses(task, config.loop, World(0, 1, torch.device("cpu")))
+    optimizer = build_optimizer(task.model, config.optim, batch_size=4)
+    training_step(losses_of, optimizer, parts, clip_grad_norm=None, stop=False)
+    values = {name: value.grad for name, value in task.model.named_parameters()}
+    found = {name: value for name, value in values.items() if value is not None}
+    return found | {n: b for n, b in task.model.named_buffers() if n.endswith("batches_tracked")}
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_step_give_the_gradients_of_the_whole(root: Path, accumulate: int) -> None:
+    whole = mask_gradients(root, 1, norm="group")
+    torch.testing.assert_close(
+        mask_gradients(root, accumulate, norm="group"), whole, rtol=1e-3, atol=1e-6
+    )
+
+
+def test_counting_does_not_move_the_statistics(root: Path) -> None:
+    found = mask_gradients(root, 2, norm="batch")
+    tracked = [int(value) for name, value in found.items() if name.endswith("batches_tracked")]
+    assert tracked
+    assert set(tracked) == {2}  # one for each part
 
 
 @pytest.mark.parametrize(("neck", "stages"), [("fpn", 2), ("c4", 1)])

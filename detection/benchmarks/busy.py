@@ -1,0 +1,145 @@
+"""Training beside busy processes, by how long OpenMP's threads spin while they wait.
+
+A thread that spins keeps the core that another process, or its own team's last thread, waits for.
+One that sleeps at once is slow to wake where cores are free. `GOMP_SPINCOUNT` is read when torch is
+loaded, so each count has a process of its own, which computes when it is asked to.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from detection.benchmarks.settings import Settings
+from detection.benchmarks.steps import our_step
+from detection.config import DetectionConfig
+from detection.schemas import SCHEMAS
+from detection.tasks import build_task
+from engine.cli import SPIN_COUNT
+from engine.config import load_config
+from engine.distributed import pick_device
+from engine.loader import read_batches, split_batches, training_batches
+from engine.measure import Row
+
+NUM_BUSY = 8
+COUNTS = (None, "0", "300", "1000", "3000", "10000", "30000")  # None: OpenMP's own, 300,000
+SECONDS = 6.0  # of each measurement
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def busy(settings: Settings) -> list[Row]:
+    """Measure the demo's training by spin count, against OpenMP's own, alone and beside others.
+
+    Beside `NUM_BUSY` busy processes the fair share of a training with as many threads as there are
+    cores is threads / (threads + busy) of its speed alone.
+    """
+    chosen = str(SPIN_COUNT)
+    counts = list(dict.fromkeys((None, chosen) if settings.small else (*COUNTS, chosen)))
+    seconds = 0.2 if settings.small else SECONDS
+    cores = len(os.sched_getaffinity(0))
+    fair = cores / (cores + NUM_BUSY)
+    alone: dict[str | None, list[float]] = {count: [] for count in counts}
+    beside: dict[str | None, list[float]] = {count: [] for count in counts}
+    with ExitStack() as stack:
+        trainings = {count: stack.enter_context(_training(count, settings)) for count in counts}
+        for number in range(settings.rounds):
+            for rates in (alone, beside):
+                with _busy_processes(NUM_BUSY if rates is beside else 0):
+                    for count, training in trainings.items():
+                        rates[count].append(_rate(training, seconds))
+            settings.say(f"round {number + 1} of {settings.rounds}")
+    rows = []
+    for count in counts:
+        at_least = (0.98, 100 / 3) if count == chosen else (None, None)
+        of_own = statistics.median(a / b for a, b in zip(alone[count], alone[None], strict=True))
+        share = statistics.median(b / a for a, b in zip(alone[None], beside[count], strict=True))
+        name = "OpenMP's own spinning" if count is None else f"GOMP_SPINCOUNT={count}"
+        others = f"{name}, beside {NUM_BUSY} busy processes, of the fair share"
+        rows += [
+            Row(f"{name}, alone", of_own, "x", at_least[0], detail=_said(alone[count])),
+            Row(others, 100 * share / fair, "%", at_least[1], detail=_said(beside[count])),
+        ]
+    return rows
+
+
+def _said(rates: Sequence[float]) -> str:
+    return f"{statistics.median(rates):.3g} images/s, {min(rates):.3g} to {max(rates):.3g}"
+
+
+@contextmanager
+def _training(count: str | None, settings: Settings) -> Iterator["subprocess.Popen[str]"]:
+    """Start a process that trains the demo for as many seconds as each line it is sent says."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    if count is not None:
+        environment["GOMP_SPINCOUNT"] = count
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{_PROGRAM}"],
+        cwd=settings.folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is ready
+            yield process
+        finally:
+            process.kill()
+
+
+_PROGRAM = "from detection.benchmarks.busy import train_as_asked; train_as_asked()"
+
+
+def _rate(training: "subprocess.Popen[str]", seconds: float) -> float:
+    assert training.stdin is not None
+    assert training.stdout is not None
+    training.stdin.write(f"{seconds}\n")
+    training.stdin.flush()
+    return float(training.stdout.readline())
+
+
+@contextmanager
+def _busy_processes(count: int) -> Iterator[None]:
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        time.sleep(0.5 if count else 0.0)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def train_as_asked() -> None:
+    """Train the demo for as many seconds as each line of the input says; print the images/s."""
+    config = load_config(ROOT / "configs/detection/demo.yaml", schemas=SCHEMAS)
+    assert isinstance(config, DetectionConfig)
+    task = build_task(config)
+    device = pick_device("cpu")
+    step = our_step(task, config.loop, device=device)
+    data, size = task.train_data(), config.loop.batch_size
+    plan = training_batches(data.groups, batch_size=size, seed=0)
+    parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
+    batches = read_batches(data, parts, config=config.loader, device=device, substitute=True)
+
+    def trained(seconds: float) -> float:
+        begun, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - begun < seconds:
+            batch = next(batches).batch
+            assert batch is not None
+            step(batch)
+            count += size
+        return count / (time.perf_counter() - begun)
+
+    trained(1.0)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        sys.stdout.write(f"{trained(float(line))}\n")
+        sys.stdout.flush()

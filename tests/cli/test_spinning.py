@@ -1,0 +1,41 @@
+"""How long OpenMP's threads spin in a command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import SPIN_COUNT
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import os, sys
+from engine.cli import run_command
+
+def main():
+    assert "torch" not in sys.modules  # it reads the count when it is loaded
+    print(os.environ.get("GOMP_SPINCOUNT"))
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, str(SPIN_COUNT)),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "passive"}, "None"),
+    ],
+    ids=["ours", "the user's count", "the user's policy"],
+)
+def test_a_command_bounds_the_spinning_unless_the_user_has(
+    own: dict[str, str], expected: str
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = kept | {"PYTHONPATH": str(REPOSITORY)} | own
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

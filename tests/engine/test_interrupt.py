@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import engine.interrupt
+from engine.interrupt import stop_requests
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def reached() -> Iterator[list[int]]:
+    """Collect the signals that reach the handlers that were there before."""
+    found: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in SIGNALS}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_a_flag_and_a_line_at_once(
+    number: signal.Signals,
+    reached: list[int],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # nor may it wait for a print that it interrupts
+    with stop_requests() as stop:
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+        assert capfd.readouterr().err.startswith(f"{number.name}: stopping after this step")
+    assert not reached
+    signal.raise_signal(number)
+    assert reached == [number]
+
+
+def test_signals_that_come_together_are_one_request(
+    reached: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stop_requests() as stop:
+        for number in [*SIGNALS, *SIGNALS]:
+            signal.raise_signal(number)
+        assert stop.requested
+    assert not reached
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_later_second_signal_ends_at_once(
+    first: signal.Signals,
+    second: signal.Signals,
+    reached: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.interrupt, "_AGAIN_S", 0.01)
+    with stop_requests():
+        signal.raise_signal(first)
+        time.sleep(0.02)
+        signal.raise_signal(second)
+        assert reached == [second]
+
+
+def test_other_threads_may_train_too() -> None:
+    found = []
+
+    def ask() -> None:
+        with stop_requests() as stop:
+            found.append(stop.requested)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [False]
