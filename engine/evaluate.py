@@ -11,7 +11,13 @@ import numpy as np
 import torch
 
 from engine.checkpoint import prepare_output
-from engine.distributed import World, broadcast_object, gather_objects, world
+from engine.distributed import (
+    World,
+    broadcast_buffers,
+    broadcast_object,
+    gather_objects,
+    world,
+)
 from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
 from engine.loader import Delivery, evaluation_batches, read_batches
@@ -65,7 +71,7 @@ def run_evaluation(
     here: World,
     log: RunLog,
     *,
-    output: Path | None,
+    output: Path | None = None,
     final: bool = True,
     stop: StopRequest | None = None,
 ) -> EvaluationResult:
@@ -84,6 +90,7 @@ def run_evaluation(
         EvaluationError: on every process, where one of them could not read or score its images.
         InterruptedRunError: on every process, where one of them was asked to stop.
     """
+    broadcast_buffers(task.model)  # else the numbers would depend on the number of processes
     data = task.val_data()
     plan = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
     mine = plan[here.rank :: here.size]
