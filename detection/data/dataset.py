@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.pictures import BadPictureError, read_image
+from backbones.pictures import BadPictureError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
@@ -122,6 +122,10 @@ class CocoDetection:
                 f"{name} data: all {len(self.annotations.boxes)} boxes are crowd regions, which"
                 " are not scored: AP and AR will not exist"
             )
+        if self._augment is not None:  # said of training; validation is most likely alike
+            names = map(self.annotations.file_name, self._rows.tolist())
+            depth = bit_depth_note(self._folder / name for name in names)
+            notes += [depth] if depth else []
         return notes
 
     @property

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -237,3 +238,12 @@ def test_real_pictures_load(data_dir: Path) -> None:
         path = data_dir / "coco128/train2017" / data.annotations.file_name(index)
         assert read_image(path).shape[:2] == sample.original_size
         assert min(sample.pixels.shape[:2]) == 800 or max(sample.pixels.shape[:2]) == 1333
+
+
+def test_images_of_twelve_bits_are_said_in_training(
+    document: Document, write_coco: CocoWriter, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((50, 30), 4000, np.uint16))
+    path = write_coco(document)
+    assert "a.png: 16 bits a channel, of which 12 are used" in open_data(path).notes("training")[-1]
+    assert len(open_data(path, training=False).notes("validation")) == 1
