@@ -22,7 +22,7 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 SPIN_COUNT = 3000
 """How often a thread of OpenMP looks whether there is work before it sleeps, in commands. libgomp's
 own 300,000 keep cores, for milliseconds each, from those who have work: other processes and, where
-these are many, the thread that all wait for. Measured by `benchmark.py busy` (docs/LOG.md)."""
+these are many, the thread that all wait for. `benchmark.py busy` measures it."""
 
 
 class CommandParser(argparse.ArgumentParser):

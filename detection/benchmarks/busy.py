@@ -118,7 +118,8 @@ def _busy_processes(count: int) -> Iterator[None]:
 
 def train_as_asked() -> None:
     """Train the demo for as many seconds as each line of the input says; print the images/s."""
-    config = load_config(ROOT / "configs/detection/demo.yaml", schemas=SCHEMAS)
+    few = ["data.demo.num_train=64", "data.demo.num_val=8", "loop.precision=fp32"]
+    config = load_config(ROOT / "configs/detection/demo.yaml", few, schemas=SCHEMAS)
     assert isinstance(config, DetectionConfig)
     task = build_task(config)
     device = pick_device("cpu")
