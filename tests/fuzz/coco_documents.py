@@ -10,7 +10,7 @@ from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from engine.errors import SkippedSampleError
 from engine.log import RunLog
-from tests.fuzz.commands import coco_document, run_tool, write_site
+from tests.fuzz.commands import coco_document, import_scoring, run_tool, write_site
 from tests.fuzz.harness import Call, Case, FaultError
 from tests.fuzz.mutations import (
     all_changes,
@@ -30,9 +30,10 @@ class CocoDocuments:
     name = "annotations"
     full, quick = 1000, 30
 
-    def prepare(self, site: Path) -> None:
+    def prepare(self, site: Path, count: int) -> None:
         """Write images and results."""
         write_site(site)
+        import_scoring(site, with_curves=count > self.quick)
         self._site = site
         self._changes = all_changes(coco_document(), seed=1)
 

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.commands import coco_document, results_of, run_tool, write_site
+from tests.fuzz.commands import coco_document, import_scoring, results_of, run_tool, write_site
 from tests.fuzz.harness import Call, Case
 from tests.fuzz.mutations import (
     all_changes,
@@ -19,7 +19,17 @@ from tests.fuzz.mutations import (
 from tools import eval as eval_tool
 
 SEGMENTATIONS: tuple[Any, ...] = (
-    *([], None, {}, "", [[]], [[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1]], [1, 1, 9, 1, 9, 9], [[1e9] * 6]),
+    *(
+        [],
+        None,
+        {},
+        "",
+        [[]],
+        [[1, 1, 9, 1, 9, 9]],
+        [[1, 1, 9, 1]],
+        [1, 1, 9, 1, 9, 9],
+        [[1e9] * 6],
+    ),
     *({"size": [64, 64], "counts": None}, {"size": [64, 64]}, {"size": None, "counts": "o0"}),
     *({"size": [10**9, 10**9], "counts": [10**18]}, {"size": [64, 64], "counts": [4096.0]}),
 )
@@ -32,9 +42,10 @@ class CocoResults:
     name = "results"
     full, quick = 500, 40
 
-    def prepare(self, site: Path) -> None:
+    def prepare(self, site: Path, count: int) -> None:
         """Write annotations and images."""
         write_site(site)
+        import_scoring(site, with_curves=count > self.quick)
         without = coco_document()
         for each in without["annotations"]:
             del each["segmentation"]
@@ -82,7 +93,10 @@ class CocoResults:
         if index >= self.quick and rng.random() < 0.05:
             arguments += ["--output", "scores"]
         return [
-            (f"score by {name}", _scoring([*arguments, f"data.val.annotations={self._site / name}"]))
+            (
+                f"score by {name}",
+                _scoring([*arguments, f"data.val.annotations={self._site / name}"]),
+            )
             for name in ("val.json", "boxes_only.json")
         ]
 

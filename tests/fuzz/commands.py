@@ -1,5 +1,6 @@
-"""What the kinds of input share: a small data set, and a tool's main function with its arguments."""
+"""What kinds of input share: a small data set, and a tool's main function with its arguments."""
 
+import contextlib
 import copy
 import json
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from tools import eval as eval_tool
 
 SIZES = [(64, 64), (48, 80), (64, 64), (60, 40)]
 """(height, width) of 0.jpg, 1.jpg, ..."""
@@ -120,6 +123,14 @@ def write_site(site: Path) -> None:
     (site / "val.json").write_text(json.dumps(document))
     for name, masks in (("boxes.json", False), ("masks.json", True)):
         (site / name).write_text(json.dumps(results_of(copy.deepcopy(document), masks=masks)))
+
+
+def import_scoring(site: Path, *, with_curves: bool) -> None:
+    """Score once, so that forked processes need not import what that takes, each in seconds."""
+    arguments = ["--results", str(site / "boxes.json"), f"data.val.annotations={site}/val.json"]
+    arguments += ["--output", str(site / "scores")] if with_curves else []
+    with contextlib.redirect_stdout(None):
+        run_tool(eval_tool, *arguments)
 
 
 def run_tool(tool: ModuleType, *arguments: str) -> None:

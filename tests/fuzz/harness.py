@@ -64,8 +64,8 @@ class Kind(Protocol):
     full: int
     quick: int
 
-    def prepare(self, site: Path) -> None:
-        """Write what all cases share to a new folder."""
+    def prepare(self, site: Path, count: int) -> None:
+        """Write what the first `count` cases share to a new folder."""
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
         """Write a hostile input to the empty folder `case`, the working directory of its calls."""
@@ -98,24 +98,26 @@ def run_kind(kind: Kind, count: int, folder: Path) -> list[Outcome]:
     site, kept = folder / "site", folder / "faults"
     for each in (site, kept):
         each.mkdir(parents=True)
-    kind.prepare(site)
+    kind.prepare(site, count)
     outcomes: list[Outcome] = []
     seen: set[tuple[str, str, str]] = set()
-    start, retried = 0, -1
+    start = 0
     while start < count:
-        batch, stopped = _watch(kind, range(start, count), folder)
-        if stopped is not None and stopped.fault == "hang" and retried != stopped.index:
-            retried = stopped.index  # once more, for other processes may have had the processors
+        batch, stopped = _watch(kind, range(start, count), folder, limit=LIMIT_S)
+        if stopped is not None and stopped.fault == "hang":
+            # once more, with more patience: other processes may have had the processors
+            again = range(stopped.index, stopped.index + 1)
             batch = [each for each in batch if each.index != stopped.index]
-            start = stopped.index
+            second, stopped = _watch(kind, again, folder, limit=3 * LIMIT_S)
+            batch += second
+            start = again.stop
         elif stopped is not None:
-            batch.append(stopped)
             start = stopped.index + 1
         else:
             start = count
-        outcomes += batch
+        outcomes += [*batch, *([stopped] if stopped else [])]
     for outcome in outcomes:
-        key = (outcome.fault, outcome.where, outcome.call)
+        key = (outcome.fault, outcome.where, outcome.message[:20])
         copy = folder / "cases" / str(outcome.index)
         if outcome.fault and key not in seen and copy.exists():
             seen.add(key)
@@ -130,7 +132,9 @@ def _copy(source: str, target: str) -> None:
         shutil.copy(source, target)
 
 
-def _watch(kind: Kind, indices: range, folder: Path) -> tuple[list[Outcome], Outcome | None]:
+def _watch(
+    kind: Kind, indices: range, folder: Path, *, limit: float
+) -> tuple[list[Outcome], Outcome | None]:
     """Run cases in a child; return what it told, and the call that it did not come back from."""
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -142,7 +146,7 @@ def _watch(kind: Kind, indices: range, folder: Path) -> tuple[list[Outcome], Out
         try:
             os.close(reading)
             with os.fdopen(writing, "w") as pipe:
-                _child(kind, indices, folder, pipe)
+                _child(kind, indices, folder, pipe, limit)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -154,7 +158,8 @@ def _watch(kind: Kind, indices: range, folder: Path) -> tuple[list[Outcome], Out
     with os.fdopen(reading) as pipe:
         buffer = ""
         while True:
-            ready, _, _ = select.select([pipe], [], [], LIMIT_S + 2)
+            patience = limit + 2 if begun else 120.0  # a case is being made
+            ready, _, _ = select.select([pipe], [], [], patience)
             if not ready:
                 hangs = True
                 os.kill(child, signal.SIGKILL)
@@ -178,10 +183,10 @@ def _watch(kind: Kind, indices: range, folder: Path) -> tuple[list[Outcome], Out
     fault = "hang" if hangs else f"crash ({signal.Signals(os.WTERMSIG(status)).name})"
     place = _STACK_LINE.search(stack)
     where = f"{place[1]}:{place[2]}" if place else ""
-    return outcomes, Outcome(**begun, result="fault", fault=fault, where=where, seconds=LIMIT_S)
+    return outcomes, Outcome(**begun, result="fault", fault=fault, where=where, seconds=limit)
 
 
-def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase) -> None:
+def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase, limit: float) -> None:
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
@@ -208,7 +213,7 @@ def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase) -> Non
                 tell(told)
                 os.ftruncate(stderr, 0)
                 stack.truncate(0)
-                faulthandler.dump_traceback_later(LIMIT_S, file=stack)
+                faulthandler.dump_traceback_later(limit, file=stack)
                 outcome = judge(call, told)
                 faulthandler.cancel_dump_traceback_later()
                 tell(asdict(outcome) | {"stray": os.fstat(stderr).st_size > 0})
@@ -247,7 +252,7 @@ def judge(call: Call, told: dict[str, Any]) -> Outcome:
         fault, message = "warning", str(warned[0].message)
         where = f"{_relative(warned[0].filename)}:{warned[0].lineno}"
     result = "fault" if fault else "refused" if code == 2 else "taken"
-    word = str(words[0]) if words and words[0] is not None else ""
+    word = words[0] if words and isinstance(words[0], str) else ""
     return Outcome(
         **told,
         result=result,
@@ -285,10 +290,14 @@ def _relative(path: str) -> str:
 
 def _where(error: BaseException) -> str:
     """Return file:line of the innermost frame in this repository's packages, else in its tests."""
+    if isinstance(error, FaultError):
+        return ""
     frames = [
         (_relative(frame.filename), frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(f"{REPOSITORY}/") and "/.venv/" not in frame.filename
+        if frame.filename.startswith(f"{REPOSITORY}/")
+        and "/.venv/" not in frame.filename
+        and frame.name != run_command.__name__
     ]
     ours = [frame for frame in frames if not frame[0].startswith("tests/")] or frames
     return f"{ours[-1][0]}:{ours[-1][1]}" if ours else ""

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from backbones.pictures import read_image, read_size
-from detection.config import SCHEMAS
+from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.models.build import build_faster_rcnn
 from detection.predict import Detector, Trained
@@ -39,7 +39,9 @@ SMALL_MODEL = {
 
 
 def _pixels() -> np.ndarray:
-    small = np.random.default_rng(3).integers(256, size=(HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8)
+    small = np.random.default_rng(3).integers(
+        256, size=(HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8
+    )
     return np.asarray(cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
 
 
@@ -91,13 +93,20 @@ def sound_images() -> dict[str, bytes]:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
-def forged_png(width: int, height: int, *, depth: int, colour: int, interlaced: int, rows: int) -> bytes:
+def forged_png(
+    width: int, height: int, *, depth: int, colour: int, interlaced: int, rows: int
+) -> bytes:
     """Return a PNG with valid sums that claims a size and holds `rows` kB of zeros."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    data = zlib.compress(b"\0" * 1000 * rows, 9)
+    data = zlib.compress(b"\0" * 1000 * rows, 1)
     parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -123,7 +132,9 @@ def _edit_png(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     elif action == "move":
         chunks.append(chunks.pop(place))
     else:
-        strange = rng.choice((b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"acTL", b"fdAT", b"zTXt"))
+        strange = rng.choice(
+            (b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"acTL", b"fdAT", b"zTXt")
+        )
         chunks.insert(1, (strange, rng.randbytes(rng.choice((0, 1, 3, 700)))))
     return data[:8] + b"".join(_chunk(*each) for each in chunks), f"{kind!r} {action} {label}"
 
@@ -150,7 +161,9 @@ def _edit_jpeg(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     elif action == "move":
         segments.append(segments.pop(place))
     elif action == "length":
-        segments[place] = segment[:2] + struct.pack(">H", rng.choice((0, 1, 2, 65535))) + segment[4:]
+        segments[place] = (
+            segment[:2] + struct.pack(">H", rng.choice((0, 1, 2, 65535))) + segment[4:]
+        )
     else:
         size = rng.choice(SIZES[:7]), rng.choice(SIZES[:7])
         frame = next(i for i, each in enumerate(segments) if each[1] in (0xC0, 0xC2))
@@ -214,7 +227,7 @@ OTHERS: dict[str, bytes] = {
     "PFM": b"PF\n60000 60000\n-1.0\n",
     "zip": b"PK\x03\x04" + b"\0" * 60,
     "zeros": b"\0" * 5000,
-    "forged size, all there": forged_png(30_000, 30_000, depth=1, colour=0, interlaced=0, rows=112_530),
+    "as large as it claims": b"",  # 100 kB of 112 MB, made when it is wanted
     "forged interlaced": forged_png(20_000, 20_000, depth=8, colour=2, interlaced=1, rows=1),
 }
 Edit = Callable[[bytes, random.Random], tuple[bytes, str]]
@@ -227,14 +240,17 @@ class ImageFiles:
     name = "images"
     full, quick = 300, 40
 
-    def prepare(self, site: Path) -> None:
+    def prepare(self, site: Path, count: int) -> None:
         """Make sound files and a small detector of random weights."""
         self._images = sound_images()
         config = parse_config(SMALL_MODEL, schemas=SCHEMAS, source="fuzz")
+        assert isinstance(config, DetectionConfig)
         torch.manual_seed(0)
         model = build_faster_rcnn(config.model, num_classes=2, size_divisor=32, with_masks=False)
         classes = ClassMap(("ant", "cow"), (1, 2))
-        self._detector = Detector(Trained(config, classes, model.eval()), device=torch.device("cpu"))
+        self._detector = Detector(
+            Trained(config, classes, model.eval()), device=torch.device("cpu")
+        )
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
         """Write one image."""
@@ -245,6 +261,8 @@ class ImageFiles:
         if group == "other":
             name = sorted(OTHERS)[index // len(GROUPS) // 2 % len(OTHERS)]
             data, label = OTHERS[name], ""
+            if name == "as large as it claims":
+                data = forged_png(30_000, 30_000, depth=1, colour=0, interlaced=0, rows=112_530)
         else:
             data, label, name = self._damaged(group, name, rng)
         path = case / f"image{Path(name).suffix or '.png'}"

@@ -18,9 +18,27 @@ NUMBERS: tuple[Any, ...] = (
 )
 NAMES: tuple[str, ...] = (
     *("", " ", ".", "..", "/", "a", "0", "1", "nan", "null", "\x00", "a\x00b.jpg", "a\nb\rc", "\t"),
-    *("\x1b[31mred\x1b[0m\x07", "\x7f\x9b2J", "line\u2028two\u2029", "\u202eevil", "\ud800", "a\udc80"),
+    *(
+        "\x1b[31mred\x1b[0m\x07",
+        "\x7f\x9b2J",
+        "line\u2028two\u2029",
+        "\u202eevil",
+        "\ud800",
+        "a\udc80",
+    ),
     *("\u00e9" * 200, "x" * 300, "y/" * 3000, "x" * 100_000, "/etc/passwd", "../../0.jpg"),
-    *("//0.jpg", "/0.jpg", "./0.jpg", "0.jpg/", "C:\\0.jpg", "~", "$HOME", "$x_{", "[bold]b[/]", "%s"),
+    *(
+        "//0.jpg",
+        "/0.jpg",
+        "./0.jpg",
+        "0.jpg/",
+        "C:\\0.jpg",
+        "~",
+        "$HOME",
+        "$x_{",
+        "[bold]b[/]",
+        "%s",
+    ),
     *("{0}", "<b>", "'\"", "\u5b57", "\U0001f4a9", "\ufeff", "0.jpg\n", "\ufffe", "-", "--help"),
 )
 SHAPES: tuple[Any, ...] = (
@@ -75,7 +93,8 @@ def put(tree: Any, path: tuple[Step, ...], value: Any) -> str:
 def mutate_tree(tree: Any, rng: random.Random) -> str:
     """Change a tree at random; return what was done."""
     path = rng.choice(list(paths_of(tree)))
-    *above, last = path
+    *above, step = path
+    last: Any = step
     place, where = value_at(tree, tuple(above)), ".".join(map(str, path))
     action = rng.choice(("put", "put", "put", "remove", "twice", "swap", "nest", "key", "number"))
     if action == "remove":
@@ -84,7 +103,7 @@ def mutate_tree(tree: Any, rng: random.Random) -> str:
         place += [copy.deepcopy(place[last])] * rng.choice((1, 1, 50))
         return f"{where} repeated"
     if action == "swap":
-        other = rng.choice([p for p in paths_of(tree)])
+        other = rng.choice(list(paths_of(tree)))
         return put(tree, path, copy.deepcopy(value_at(tree, other)))
     if action == "nest":
         value: Any = place[last]
@@ -93,10 +112,13 @@ def mutate_tree(tree: Any, rng: random.Random) -> str:
         place[last] = value
         return f"{where} nested {depth} deep"
     if action == "key" and isinstance(place, dict):
-        place[key] = rng.choice(HOSTILE) if (key := rng.choice(NAMES)) else 1
+        key = rng.choice(NAMES)
+        place[key] = rng.choice(HOSTILE)
         return f"{where} beside a key {key!r:.60}"
     if action == "number" and type(place[last]) in (int, float):
-        place[last] = rng.choice((place[last] + 1, -place[last], place[last] * 1000, place[last] / 3))
+        place[last] = rng.choice(
+            (place[last] + 1, -place[last], place[last] * 1000, place[last] / 3)
+        )
         return f"{where} = {place[last]!r}"
     return put(tree, path, rng.choice(HOSTILE))
 
@@ -108,7 +130,9 @@ def mutate_bytes(data: bytes, rng: random.Random, *, first: int = 0) -> tuple[by
         return data + b"\0", "one byte appended"
     at = rng.randrange(first, size)
     width = rng.randrange(1, min(64, size - at) + 1)
-    action = rng.choice(("bit", "bit", "bits", "cut", "extend", "swap", "zero", "insert", "drop", "ff"))
+    action = rng.choice(
+        ("bit", "bit", "bits", "cut", "extend", "swap", "zero", "insert", "drop", "ff")
+    )
     if action == "bit":
         bit = rng.randrange(8)
         changed[at] ^= 1 << bit
@@ -182,7 +206,9 @@ def dump_json(tree: Any, rng: random.Random) -> bytes:
 def replace_file(path: Path, rng: random.Random) -> str:
     """Put something that is no file in the place of one; return what it is."""
     path.unlink(missing_ok=True)
-    what = rng.choice(("nothing", "folder", "FIFO", "circle", "dangling", "zeros", "null", "socket"))
+    what = rng.choice(
+        ("nothing", "folder", "FIFO", "circle", "dangling", "zeros", "null", "socket")
+    )
     if what == "folder":
         path.mkdir()
     elif what == "FIFO":
@@ -191,6 +217,11 @@ def replace_file(path: Path, rng: random.Random) -> str:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path.name)  # short: the working directory is its folder
     elif what != "nothing":
-        targets = {"circle": path.name, "dangling": "absent", "zeros": "/dev/zero", "null": "/dev/null"}
+        targets = {
+            "circle": path.name,
+            "dangling": "absent",
+            "zeros": "/dev/zero",
+            "null": "/dev/null",
+        }
         path.symlink_to(targets[what])
     return f"{what} in the place of the file"

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from engine.cli import parse_training
 from engine.config import dump_config, load_config
 from engine.schema import Config
 from tests.fuzz.commands import run_tool
-from tests.fuzz.harness import REPOSITORY, Case, FaultError
+from tests.fuzz.harness import REPOSITORY, Call, Case, FaultError
 from tests.fuzz.hostile_yaml import DOCUMENTS, VALUES
 from tests.fuzz.mutations import (
     NAMES,
@@ -46,12 +47,12 @@ GROUPS = ("tree", "tree", "value", "value", "document", "text", "bytes", "overri
 
 
 class YamlConfigs:
-    """Files of configs/ with a few changes, hostile documents, and overrides of the command line."""
+    """Files of configs/ with a few changes, hostile documents, and hostile overrides."""
 
     name = "configs"
     full, quick = 500, 60
 
-    def prepare(self, site: Path) -> None:
+    def prepare(self, site: Path, count: int) -> None:
         """Nothing is shared."""
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
@@ -72,7 +73,7 @@ class YamlConfigs:
             label = " ".join(overrides)
         else:
             label = _change(group, path, values, index, rng)
-        calls = [("train", lambda: _load(overrides, schemas))]
+        calls: list[tuple[str, Call]] = [("train", lambda: _load(overrides, schemas))]
         if overrides:
             calls.append(("eval", lambda: run_tool(eval_tool, "--results", "x.json", *overrides)))
         return Case(group, f"{source.relative_to(REPOSITORY)}: {label}", calls)
@@ -115,7 +116,7 @@ def _change_base(path: Path, rng: random.Random) -> str:
     length = rng.choice((1, 1, 2, 3, 50))
     last = rng.choice(("loop", "fifo", "folder", "list", "absent", "hostile", "sound", "zeros"))
     names = [path.name, *(f"base{i}.yaml" for i in range(length))]
-    for name, base in zip(names, names[1:], strict=False):
+    for name, base in pairwise(names):
         path.with_name(name).write_text(f"base: {base}\nseed: 1\n")
     end = path.with_name(names[-1])
     if last == "loop":
@@ -139,12 +140,19 @@ def _override(values: Any, rng: random.Random) -> str:
         [
             *[f"{path}={value}"] * 6,
             *(f"={value}", f"{path}.={value}", f".{path}={value}", f"{path}..x={value}"),
-            *(f"{value}={value}", f"{path.upper()}={value}", f" {path} = {value}", f"{path}=={value}"),
+            *(
+                f"{value}={value}",
+                f"{path.upper()}={value}",
+                f" {path} = {value}",
+                f"{path}=={value}",
+            ),
             *(f"{path}.x.y={value}", f"{path}.0={value}", f"{path.split('.')[0]}={value}"),
             *(f"base={value}", f"task={value}", f"seed={value}", f"data.train.images={value}"),
         ]
     )
-    made = made.replace("\0", "").encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+    made = (
+        made.replace("\0", "").encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+    )
     return made.lstrip("-") or "x"
 
 
