@@ -67,7 +67,7 @@ class CheckpointFiles:
     """A run of the toy task in all groups; in the slow test a tiny detector's run too."""
 
     name = "checkpoints"
-    full, quick = 200, 44
+    full, quick = 200, 24
 
     def prepare(self, site: Path, count: int) -> None:
         """Make runs, and models to load into."""

@@ -1,5 +1,6 @@
 """COCO annotation files, changed in every way, read for training and validation and scored."""
 
+import contextlib
 import random
 from itertools import islice
 from pathlib import Path
@@ -28,12 +29,15 @@ class CocoDocuments:
     """Half of the cases are single changes, spread over all there are; the others are random."""
 
     name = "annotations"
-    full, quick = 1000, 30
+    full, quick = 1000, 24
 
     def prepare(self, site: Path, count: int) -> None:
         """Write images and results."""
         write_site(site)
         import_scoring(site, with_curves=count > self.quick)
+        (site / "train.json").write_text((site / "val.json").read_text())
+        with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports what that takes
+            self._read(_config(random.Random(0)), training=True, with_masks=True)()
         self._site = site
         self._changes = all_changes(coco_document(), seed=1)
 
@@ -44,14 +48,7 @@ class CocoDocuments:
         path.write_bytes(data)
         if group == "path":
             label = replace_file(path, rng)
-        config = DataConfig(
-            augment=AugmentConfig(short_sides=(64,), max_side=96, flip_prob=0.5, color_jitter=0.1),
-            eval_short_side=64,
-            eval_max_side=96,
-            keep_empty=rng.random() < 0.5,
-            on_bad_box=rng.choice(("error", "skip")),
-            on_bad_image=rng.choice(("error", "skip")),
-        )
+        config = _config(rng)
         calls = [
             (f"{kind} {what}", self._read(config, training=training, with_masks=with_masks))
             for kind, training in (("train", True), ("val", False))
@@ -115,3 +112,14 @@ class CocoDocuments:
         if index >= self.quick and rng.random() < 0.06:  # curves take a third of a second
             arguments += ["--output", "scores"]
         return lambda: run_tool(eval_tool, *arguments)
+
+
+def _config(rng: random.Random) -> DataConfig:
+    return DataConfig(
+        augment=AugmentConfig(short_sides=(64,), max_side=96, flip_prob=0.5, color_jitter=0.1),
+        eval_short_side=64,
+        eval_max_side=96,
+        keep_empty=rng.random() < 0.5,
+        on_bad_box=rng.choice(("error", "skip")),
+        on_bad_image=rng.choice(("error", "skip")),
+    )

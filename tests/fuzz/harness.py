@@ -146,7 +146,7 @@ def _watch(
         try:
             os.close(reading)
             with os.fdopen(writing, "w") as pipe:
-                _child(kind, indices, folder, pipe, limit)
+                _child(kind, indices, folder, pipe)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -158,10 +158,12 @@ def _watch(
     with os.fdopen(reading) as pipe:
         buffer = ""
         while True:
-            patience = limit + 2 if begun else 120.0  # a case is being made
+            patience = limit if begun else 120.0  # a case is being made
             ready, _, _ = select.select([pipe], [], [], patience)
             if not ready:
                 hangs = True
+                os.kill(child, signal.SIGUSR1)  # tell where
+                time.sleep(0.5)
                 os.kill(child, signal.SIGKILL)
                 break
             data = os.read(pipe.fileno(), 1 << 16).decode()
@@ -200,6 +202,7 @@ def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase, limit:
 
     with (folder / "stack.txt").open("w") as stack:
         faulthandler.enable(stack)
+        faulthandler.register(signal.SIGUSR1, stack)
         for index in indices:
             place = folder / "cases" / str(index)
             shutil.rmtree(place, ignore_errors=True)
@@ -213,9 +216,7 @@ def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase, limit:
                 tell(told)
                 os.ftruncate(stderr, 0)
                 stack.truncate(0)
-                faulthandler.dump_traceback_later(limit, file=stack)
                 outcome = judge(call, told)
-                faulthandler.cancel_dump_traceback_later()
                 tell(asdict(outcome) | {"stray": os.fstat(stderr).st_size > 0})
                 faults |= outcome.result == "fault"
             os.chdir(folder)
