@@ -188,7 +188,7 @@ def _watch(
     return outcomes, Outcome(**begun, result="fault", fault=fault, where=where, seconds=limit)
 
 
-def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase, limit: float) -> None:
+def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase) -> None:
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
