@@ -34,11 +34,11 @@ class CocoDocuments:
     def prepare(self, site: Path, count: int) -> None:
         """Write images and results."""
         write_site(site)
+        self._site = site
         import_scoring(site, with_curves=count > self.quick)
         (site / "train.json").write_text((site / "val.json").read_text())
         with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports what that takes
             self._read(_config(random.Random(0)), training=True, with_masks=True)()
-        self._site = site
         self._changes = all_changes(coco_document(), seed=1)
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
