@@ -108,7 +108,7 @@ def run_kind(kind: Kind, count: int, folder: Path) -> list[Outcome]:
             # once more, with more patience: other processes may have had the processors
             again = range(stopped.index, stopped.index + 1)
             batch = [each for each in batch if each.index != stopped.index]
-            second, stopped = _watch(kind, again, folder, limit=3 * LIMIT_S)
+            second, stopped = _watch(kind, again, folder, limit=6 * LIMIT_S)
             batch += second
             start = again.stop
         elif stopped is not None:
