@@ -5,6 +5,7 @@ wrong is listed by try, and the folder of such a try stays: with what the proces
 `hurt/struck.json`, the point at which it was hurt.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -149,9 +150,9 @@ class Row:
 class Pool:
     """Servers that share the tries of a group."""
 
-    def __init__(self, root: Path, size: int = SERVERS) -> None:
-        """Work in subfolders of `root`, `size` runs at a time."""
-        self._servers = [Server() for _ in range(size)]
+    def __init__(self, root: Path, *, size: int = SERVERS, detector: bool = True) -> None:
+        """Work in subfolders of `root`, `size` runs at a time; `detector`: whether of that too."""
+        self._servers = [Server(detector=detector) for _ in range(size)]
         self.bench = Bench(root, self._servers[0])
         self._free: SimpleQueue[Server] = SimpleQueue()
         for server in self._servers:
@@ -201,7 +202,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _kind(line: str) -> str:
-    return "".join("#" if char.isdigit() else char for char in line)
+    """Return a line without its numbers and values."""
+    return re.sub(r"\d+(\.\d+)?", "#", re.sub(r":? expected .*", "", line))
 
 
 def main(names: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ strikes just before the point of its number, at the same place in every try.
 """
 
 import atexit
+import builtins
 import errno
 import io
 import json
@@ -77,8 +78,12 @@ class Points:
 
     def write_trace(self, path: Path) -> None:
         """When the process ends, write all points of the main thread as JSON."""
-        text = lambda: json.dumps({"points": [asdict(p) for p in self.passed], **self.counts})  # noqa: E731
-        atexit.register(lambda: self._write(path, text()))
+
+        def write() -> None:
+            passed = [asdict(point) for point in self.passed]
+            self._write(path, json.dumps({"points": passed, **self.counts}))
+
+        atexit.register(write)
 
     def at(self, name: str, path: Any = None) -> str:
         """Pass a point; returns `torn` or `short` where half of a write is to be done.
@@ -208,9 +213,9 @@ def _wrap_descriptors(points: Points) -> None:
             _end_half(half)
         return real_write(descriptor, data)
 
-    def fsync(file: Any) -> None:
+    def fsync(fd: Any) -> None:
         # Not done: a kill takes nothing from the system's memory, and disks are slow.
-        points.at("fsync", file if isinstance(file, int) else file.fileno())
+        points.at("fsync", fd if isinstance(fd, int) else fd.fileno())
 
     os.open, os.write, os.fsync = open_file, write, fsync
 
@@ -270,7 +275,4 @@ def _wrap_open(points: Points) -> None:
             return buffer
         return io.TextIOWrapper(buffer, encoding, errors, newline, line_buffering=buffering == 1)
 
-    io.open = opened  # type: ignore[assignment]
-    import builtins
-
-    builtins.open = opened
+    io.open = builtins.open = opened

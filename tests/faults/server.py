@@ -6,6 +6,7 @@ is the other end.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -75,13 +76,6 @@ class Outcome:
 
 
 IMPORTED = (
-    "albumentations",
-    "backbones.curves",
-    "detection.schemas",
-    "detection.tasks.detection",
-    "hotcoco",
-    "matplotlib.pyplot",
-    "matplotlib.backends.backend_agg",
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin",
@@ -90,7 +84,6 @@ IMPORTED = (
     "multiprocessing.popen_fork",
     "multiprocessing.queues",
     "multiprocessing.synchronize",
-    "scipy.special",
     "tests.faults.jobs",
     "tests.faults.points",
     "torch._dynamo",
@@ -99,16 +92,28 @@ IMPORTED = (
     "torch.utils.serialization.config",
     "torch.utils.tensorboard",
 )
+"""What a run of the toy imports while it goes."""
+IMPORTED_BY_DETECTOR = (
+    "albumentations",
+    "backbones.curves",
+    "detection.schemas",
+    "detection.tasks.detection",
+    "hotcoco",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "scipy.special",
+)
 
 
 class Server:
     """A process that forks runs; one launch at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, detector: bool = True) -> None:
+        """Start it; `detector`: whether runs of the detector are asked for."""
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         place = {"PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": ""}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server"],
+            [sys.executable, "-m", "tests.faults.server", *(["detector"] if detector else [])],
             cwd=REPOSITORY,
             env=os.environ | threads | place,
             stdin=subprocess.PIPE,
@@ -136,9 +141,7 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.communicate(timeout=30)
 
 
 def left_over(outcome: Outcome) -> list[str]:
@@ -193,11 +196,10 @@ def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], 
     with contextlib.suppress(OSError):  # the server does so too, whoever is first
         os.setpgid(0, group)
     notes = Path(launch.notes)
-    for number, name in enumerate(
-        ("/dev/null", notes / f"out{rank}.txt", notes / f"err{rank}.txt")
-    ):
+    streams = (Path("/dev/null"), notes / f"out{rank}.txt", notes / f"err{rank}.txt")
+    for number, path in enumerate(streams):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
-        descriptor = os.open(name, flags, 0o644)
+        descriptor = os.open(path, flags, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(launch.folder)
@@ -215,10 +217,8 @@ def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], 
     if launch.trace:
         points.write_trace(notes / f"trace{rank}.json")
     install(points)
-    flags = {"resume": launch.resume, "history": launch.history}
-    return lambda: jobs.run(
-        jobs.CASES[launch.case], Path(launch.output), **flags, loaded=points.loaded
-    )
+    how = {"resume": launch.resume, "history": launch.history, "loaded": points.loaded}
+    return functools.partial(jobs.run, jobs.CASES[launch.case], Path(launch.output), **how)
 
 
 def _wait(pids: list[int]) -> tuple[list[int], str]:
@@ -253,10 +253,10 @@ def _send(pids: list[int], number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _import_all() -> None:
+def _import_all(names: Iterable[str]) -> None:
     """Import what runs import while they go, so that none has to."""
     os.environ["MPLBACKEND"] = "agg"
-    for name in IMPORTED:
+    for name in names:
         with contextlib.suppress(ModuleNotFoundError):  # hotcoco is optional
             importlib.import_module(name)
     import torch
@@ -281,7 +281,7 @@ def _leave(work: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _import_all()
+    _import_all(IMPORTED + (IMPORTED_BY_DETECTOR if sys.argv[1:] else ()))
     gc.freeze()  # else each process would look through, and so copy, what all share
     work = _serve()
     if work is not None:
