@@ -217,8 +217,14 @@ def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], 
     if launch.trace:
         points.write_trace(notes / f"trace{rank}.json")
     install(points)
-    how = {"resume": launch.resume, "history": launch.history, "loaded": points.loaded}
-    return functools.partial(jobs.run, jobs.CASES[launch.case], Path(launch.output), **how)
+    return functools.partial(
+        jobs.run,
+        jobs.CASES[launch.case],
+        Path(launch.output),
+        resume=launch.resume,
+        history=launch.history,
+        loaded=points.loaded,
+    )
 
 
 def _wait(pids: list[int]) -> tuple[list[int], str]:

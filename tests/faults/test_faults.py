@@ -74,4 +74,5 @@ def pool(
 def test_matrix(pool: tuple[Pool, list[Row]], name: str) -> None:
     servers, rows = pool
     rows.append(servers.run_group(name))
+    assert rows[-1].flaws == ()
     assert rows[-1].wrong == {}

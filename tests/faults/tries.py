@@ -110,7 +110,9 @@ class Bench:
         history = None
         if not CASES[case].detector:  # its checkpoints are large
             history = notes / "history"
-            outcome = self.server.launch(replace(launch, output=str(history), history=True))
+            (notes / "notes").mkdir()
+            again = replace(launch, output=str(history), notes=str(notes / "notes"), history=True)
+            outcome = self.server.launch(again)
             assert outcome.codes == [0] * processes, outcome.errs
         return Whole(
             notes / "run",
@@ -185,7 +187,8 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
         found.append(f"hangs: {outcome.hung}")
     text = outcome.errs[fault.rank]
     if "Traceback" in text and fault.do not in ("kill", "torn"):
-        found.append(f"traceback: {text.strip().splitlines()[-1][:150]}")
+        named = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Interrupt)\b", line)]
+        found.append(f"traceback: {named[-1][:150] if named else 'of an exception without a name'}")
     code = outcome.codes[fault.rank]
     if fault.channel in ("train", "val") and not fault.group:
         allowed = (2,) if fault.channel == "train" else (0, 2)
@@ -193,7 +196,7 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
     if fault.do in ("kill", "torn"):
         return found + _code(code, (-9,), text)
     if fault.do in ("full", "filled"):
-        return found + _code(code, _when_full(fault, point), text) + _said_full(outcome, fault)
+        return found + _code(code, _when_full(fault, point), text) + _said_full(outcome, point)
     return found + _judge_signal(each, whole, outcome, point, Path(launch.output))
 
 
@@ -206,14 +209,22 @@ def _code(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
 
 
 def _when_full(fault: Fault, point: Point) -> tuple[int, ...]:
-    probe = point.path in (".", "checkpoints")  # a file without a name, to try whether one can be
     if is_log(point.path) or fault.channel == "events":
         return (0,) if fault.do == "full" else (0, 2)
-    return (0, 2) if probe or point.path.removesuffix(".partial") in RESULTS else (2,)
+    return (0, 2) if _probes(point) or point.path.removesuffix(".partial") in RESULTS else (2,)
 
 
-def _said_full(outcome: Outcome, fault: Fault) -> list[str]:
-    if outcome.codes[0] == 0 and not re.search(r"[Nn]o space", outcome.outs[0] + outcome.errs[0]):
+def _probes(point: Point) -> bool:
+    """Whether a file without a name was to show that one can be written; where not, another is."""
+    return point.name == "open" and point.path in (".", "checkpoints")
+
+
+def _said_full(outcome: Outcome, point: Point) -> list[str]:
+    if (
+        outcome.codes[0] == 0
+        and not _probes(point)
+        and not re.search(r"[Nn]o space", outcome.outs[0] + outcome.errs[0])
+    ):
         return ["the full disk is not mentioned"]
     return []
 
@@ -233,7 +244,12 @@ def _judge_signal(
         found += _code(one, (0, 130) if nearly_done else (130,), "")
     if 0 in outcome.codes and len(set(outcome.codes)) > 1:
         found.append(f"exit codes {outcome.codes}")
-    if code == 130 and not re.search("stopping", outcome.outs[0] + outcome.errs[0]):
+    # at the end Ctrl-C ends the command at once, and that is its answer
+    if (
+        code == 130
+        and not nearly_done
+        and not re.search("stopping", outcome.outs[0] + outcome.errs[0])
+    ):
         found.append("the signal is not acknowledged")
     kept = steps(output)
     saved = int(kept[-1].stem.removeprefix("step_")) if kept else 0
