@@ -157,10 +157,19 @@ class Row:
 class Pool:
     """Servers that share the tries of a group."""
 
-    def __init__(self, root: Path, *, size: int = SERVERS, detector: bool = True) -> None:
-        """Work in subfolders of `root`, `size` runs at a time; `detector`: whether of that too."""
+    def __init__(
+        self, root: Path, *, size: int = SERVERS, detector: bool = True, keep: bool = False
+    ) -> None:
+        """Make the servers.
+
+        Args:
+            root: for the runs.
+            size: runs at a time.
+            detector: whether runs of the detector are asked for.
+            keep: as `Bench`.
+        """
         self._servers = [Server(detector=detector) for _ in range(size)]
-        self.bench = Bench(root, self._servers[0])
+        self.bench = Bench(root, self._servers[0], keep=keep)
         self._free: SimpleQueue[Server] = SimpleQueue()
         for server in self._servers:
             self._free.put(server)
@@ -214,7 +223,8 @@ def _kind(line: str) -> str:
 def main(names: Sequence[str]) -> int:
     """Run groups and tries by name, print the table; returns an exit code."""
     root = Path(tempfile.mkdtemp(prefix="faults_"))
-    pool, rows, failed = Pool(root), list[Row](), 0
+    single = not set(names) & set(GROUPS) and bool(names)
+    pool, rows, failed = Pool(root, size=1 if single else SERVERS, keep=single), list[Row](), 0
     for name in names or GROUPS:
         if name in GROUPS:
             rows.append(pool.run_group(name))
@@ -226,7 +236,9 @@ def main(names: Sequence[str]) -> int:
         sys.stdout.write("".join(told))
         sys.stdout.flush()
     pool.close()
-    sys.stdout.write(f"\n{table(rows)}\nfolders of what failed: {root}\n")
+    if rows:
+        sys.stdout.write(f"\n{table(rows)}")
+    sys.stdout.write(f"\nruns, and what failed: {root}\n")
     return 1 if failed else 0
 
 

@@ -85,8 +85,9 @@ class Whole:
 class Bench:
     """A folder for runs and a server to run them."""
 
-    def __init__(self, root: Path, server: Server) -> None:
-        self.root, self.server = root, server
+    def __init__(self, root: Path, server: Server, *, keep: bool) -> None:
+        """Work in `root`; `keep`: whether a detector's weights stay there when a try has failed."""
+        self.root, self.server, self.keep = root, server, keep
         if not (root / "site").exists():
             write_site(root / "site")
         self._wholes: dict[tuple[str, int], Whole] = {}
@@ -170,6 +171,9 @@ class Bench:
             found += [f"process left over: {name}" for name in left_over(one)]
         if not found:
             shutil.rmtree(folder)
+        elif CASES[each.case].detector and not self.keep:
+            for path in [*folder.rglob("*.pt"), *folder.rglob("*.safetensors")]:
+                path.unlink()  # a hundred megabytes each
         return found
 
 
