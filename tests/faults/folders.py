@@ -1,0 +1,196 @@
+"""What differs between the folder of a run that was hurt and of one that was not."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import load_checkpoint, read_safetensors
+
+TIMES = {"images_per_second", "data_wait", "seconds", "duration"}
+"""Numbers that no two runs share."""
+LOGS = ("metrics.jsonl", "events.", "pictures", "images", "curves.png", "pr_curves.png")
+"""How the names of what is only told begin: to lose it ends no training."""
+KEPT = 3
+"""Checkpoints of steps that may be left: two, and that of the best step."""
+
+
+def is_log(path: str) -> bool:
+    """Whether a path in a run folder belongs to the log."""
+    return path.startswith(LOGS) and not path.endswith(".partial")
+
+
+def differences(whole: Path, hurt: Path, *, history: Path | None, lost_logs: bool) -> list[str]:
+    """Return a line for everything in `hurt` that is not as in `whole`.
+
+    Args:
+        whole: folder of the uninterrupted run.
+        hurt: folder of the one that was interrupted and resumed.
+        history: folder of an uninterrupted run that kept the checkpoints of all steps.
+        lost_logs: whether a line of the log, or a drawing, may be missing.
+    """
+    expected, got = _names(whole), _names(hurt)
+    if lost_logs:
+        expected, got = ({n for n in names if not is_log(n)} for names in (expected, got))
+    found = [f"files: {name} missing" for name in sorted(expected - got)]
+    found += [f"files: {name} left over" for name in sorted(got - expected)]
+    for name in sorted(expected & got):
+        found += [f"{name}: {line}" for line in _compare(name, whole / name, hurt / name)]
+    if (hurt / "metrics.jsonl").exists():
+        found += _compare_logs(whole / "metrics.jsonl", hurt / "metrics.jsonl", lost=lost_logs)
+    return found + _compare_steps(whole, hurt, history)
+
+
+def steps(run: Path) -> list[Path]:
+    """Return the checkpoints of steps, in order."""
+    return sorted((run / "checkpoints").glob("step_*.pt"))
+
+
+def duplicates(run: Path) -> list[str]:
+    """Return a line for each (kind, step) that the log holds more than once."""
+    keys = [(line["kind"], line["step"]) for line in _lines(run / "metrics.jsonl") if line]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    return [f"metrics.jsonl: {kind} of step {step} more than once" for kind, step in twice]
+
+
+def _names(run: Path) -> set[str]:
+    """Return names of files, but for steps, the lock, TensorBoard's and the log."""
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    apart = ("events.", "checkpoints/step_", "metrics.jsonl")
+    return {
+        name
+        for name in names
+        if name.endswith(".partial") or not (name.startswith(apart) or "lock" in name)
+    }
+
+
+def _compare(name: str, whole: Path, hurt: Path) -> Iterable[str]:
+    if name.endswith(".pt"):
+        return _compare_payloads(_load(whole), load_checkpoint(hurt))
+    if name.endswith(".safetensors"):
+        return _compare_weights(whole, hurt)
+    if name.endswith(".json"):
+        expected, got = (_timeless(json.loads(path.read_text())) for path in (whole, hurt))
+        return [] if expected == got else [f"expected {str(expected)[:150]}, got {str(got)[:150]}"]
+    if name.endswith("curves.png"):
+        return []  # drawn from times too
+    return [] if whole.read_bytes() == hurt.read_bytes() else ["other bytes"]
+
+
+def _timeless(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: value for name, value in values.items() if name not in TIMES}
+    return values
+
+
+def _compare_weights(whole: Path, hurt: Path) -> list[str]:
+    expected, got = read_safetensors(whole), read_safetensors(hurt)
+    found = _compare_values("", expected[0], got[0])
+    if expected[1] != got[1]:
+        found.append("other text beside the weights")
+    if not found and whole.read_bytes() != hurt.read_bytes():
+        found.append("equal weights in other bytes")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path) -> dict[str, Any]:
+    return load_checkpoint(path)
+
+
+def _compare_payloads(
+    expected: Mapping[str, Any], got: Mapping[str, Any], *, progress: bool = True
+) -> list[str]:
+    found = []
+    for part in ("model", "average", "optimizer", "rng"):
+        found += _compare_values(f"{part} ", _flat(expected[part]), _flat(got[part]))
+    if progress and expected["progress"] != got["progress"]:
+        found.append(f"progress {_changed(expected['progress'], got['progress'])}")
+    return found
+
+
+def _changed(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
+    changed = [key for key in expected if expected[key] != got.get(key)]
+    return ", ".join(f"{key}: expected {expected[key]}, got {got.get(key)}" for key in changed)
+
+
+def _flat(values: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in (values or {}).items():
+        deeper = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if deeper else {f"{prefix}{name}": value}
+    return flat
+
+
+def _compare_values(prefix: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    if set(expected) != set(got):
+        return [f"{prefix}other names: {sorted(set(expected) ^ set(got))[:3]}"]
+    other = [name for name, value in expected.items() if not _equal(value, got[name])]
+    return [f"{prefix}other values in {len(other)} of {len(expected)}"] if other else []
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return bool(one == other)
+
+
+def _compare_steps(whole: Path, hurt: Path, history: Path | None) -> list[str]:
+    """Compare the last step's checkpoint, and the others where their history is known."""
+    found, kept = [], steps(hurt)
+    if len(kept) > KEPT:
+        found.append(f"checkpoints: {len(kept)} steps are kept")
+    last = steps(whole)[-1]
+    if not kept or kept[-1].name < last.name:
+        return [*found, f"checkpoints: the last is {kept[-1].name if kept else 'none'}"]
+    for path in kept:
+        known = history / "checkpoints" / path.name if history is not None else None
+        if path.name == last.name:
+            lines = _compare_payloads(_load(last), load_checkpoint(path))
+        elif known is not None:
+            lines = _compare_payloads(_load(known), load_checkpoint(path), progress=False)
+        else:
+            lines = []
+        place = "the last step" if path == kept[-1] else "an earlier step"
+        found += [f"checkpoint of {place}: {line}" for line in lines]
+    return found
+
+
+def _compare_logs(whole: Path, hurt: Path, *, lost: bool) -> list[str]:
+    name = "metrics.jsonl"
+    expected = {(x["kind"], x["step"]): _timeless(x) for x in _lines(whole) if x}
+    lines = _lines(hurt)
+    torn = lines.count(None)
+    found = [line for line in duplicates(hurt.parent) if line not in duplicates(whole.parent)]
+    if torn > lost:
+        found.append(f"{name}: {torn} damaged lines")
+    got = {(x["kind"], x["step"]): _timeless(x) for x in lines if x}
+    missing = [f"{kind} of step {step}" for kind, step in expected if (kind, step) not in got]
+    if len(missing) > lost:
+        found.append(f"{name}: no {', '.join(missing[:3])}")
+    for key, values in got.items():
+        if key not in expected:
+            found.append(f"{name}: {key[0]} of step {key[1]} that the whole run has not")
+        elif values != expected[key]:
+            found.append(f"{name}: {key[0]} of step {key[1]}: {_changed(expected[key], values)}")
+    if list(got) != [key for key in expected if key in got]:
+        found.append(f"{name}: not in the order of the whole run")
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """Return the lines; None for one that is damaged."""
+    read: Callable[[str], dict[str, Any] | None] = _parsed
+    return [read(line) for line in path.read_text(errors="replace").split("\n") if line]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return values if isinstance(values, dict) else None
