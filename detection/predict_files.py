@@ -61,7 +61,7 @@ def predict_files(
     not_drawn: list[str] = []
     done = 0
     stream = detector.stream(paths, on_bad=skipped.append)
-    with stop_requests() as request, _Results(output) as results:
+    with stop_requests(after="this batch") as request, _Results(output) as results:
         for index, found in log.progress(stream, len(paths), "predicting"):
             names = [detector.class_names[label] for label in found.labels.tolist()]
             results.add(

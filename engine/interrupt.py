@@ -23,10 +23,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, after: str = "this step") -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM into a flag, and say so; a later second one ends the process at once.
 
-    In a thread other than the main one, where signals never arrive, nothing changes.
+    In a thread other than the main one, where signals never arrive, nothing changes. `after` says
+    what is still finished.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -38,7 +39,7 @@ def stop_requests() -> Iterator[StopRequest]:
         nonlocal first
         if not request.requested:
             request.requested, first = True, time.monotonic()
-            _say(f"{signal.Signals(number).name}: stopping after this step; again stops at once")
+            _say(f"{signal.Signals(number).name}: stopping after {after}; again stops at once")
         elif time.monotonic() - first > _AGAIN_S:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
