@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -71,24 +71,3 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise UserError(f"{path}: expected at least one line, got none")
     return lines
-
-
-def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return the names of those that do not exist; folders are listed, files not opened.
-
-    Args:
-        folder: to which names are relative.
-        names: with "/" where a file lies deeper.
-    """
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        inside, _, last = name.rpartition("/")
-        if inside not in listings:
-            listings[inside] = set()
-            with suppress(OSError):
-                listings[inside] = {path.name for path in (folder / inside).iterdir()}
-        # a file system may take other spellings than it lists
-        if last not in listings[inside] and not (folder / name).exists():
-            missing.append(name)
-    return missing

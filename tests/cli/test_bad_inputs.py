@@ -134,7 +134,7 @@ TRAIN_WORDS = {
     ),
     "folder without the pictures": (
         ["tiny.yaml", "data.val.images=."],
-        ["expected the 3 pictures of data/val.json, got none called 0.jpg, 1.jpg, 2.jpg"],
+        ["expected the 3 images of data/val.json, got 0, without 0.jpg (no such file), 1.jpg"],
     ),
     "weights that are a folder": (["tiny.yaml", "model.weights=data"], ["data: expected a file"]),
     "task unknown": (["tiny.yaml", "task=dancing"], ["task", "detection", "dancing"]),

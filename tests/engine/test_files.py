@@ -5,7 +5,7 @@ from typing import BinaryIO
 import pytest
 
 from engine.errors import UserError
-from engine.files import missing_files, write_atomically
+from engine.files import write_atomically
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one writer", "many writers"])
@@ -55,11 +55,3 @@ def test_what_was_there_stays_when_writing_fails(tmp_path: Path) -> None:
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    for name in ("a.jpg", "deep/b.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = ["a.jpg", "b.jpg", "deep/b.jpg", "deep/a.jpg", "nowhere/a.jpg", str(tmp_path / "a.jpg")]
-    assert missing_files(tmp_path, names) == ["b.jpg", "deep/a.jpg", "nowhere/a.jpg"]
