@@ -5,14 +5,12 @@ backgrounds; some pictures hold a crowd region, some nothing. The same parameter
 bytes.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbones.config import DemoConfig
+from detection.data.demo_lock import locked
 from engine.errors import UserError
 from engine.paths import exists, is_file, is_folder, read_bytes
 
@@ -86,41 +85,12 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(root.with_name(f".{root.name}.resdet-lock")):
+        with locked(root.with_name(f".{root.name}.resdet-lock")):
             if not _is_made(root, parameters):
                 _check_replaceable(root)
                 _draw_beside(root, parameters, draw)
     except OSError as error:
         raise UserError(f"{root}: cannot write the demo images: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that lies at `path` as long as it is held or waited for.
-
-    Raises:
-        OSError: it cannot be made; a link or another kind of file there is never followed.
-    """
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _lies_at(lock, path):
-                try:
-                    yield
-                finally:
-                    path.unlink()
-                return
-        finally:
-            os.close(lock)
-
-
-def _lies_at(lock: int, path: Path) -> bool:
-    """Whether an open file is the one at `path`: who held the lock before has removed its file."""
-    try:
-        return os.path.samestat(os.fstat(lock), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
