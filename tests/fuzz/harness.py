@@ -272,10 +272,10 @@ def _flushed(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 def _console_problem(out: str, err: str, code: int) -> str:
     """Return what is wrong with the text that a call left on the console; "" for nothing."""
-    if code == 2 and not (err.startswith("error: ") and err.endswith("\n")):
-        return "message of another form"
-    if code == 2 and err.count("\n") > 1:
-        return "message of several lines"
+    # notes may stand before it, each in a line of its own
+    *notes, last, rest = err.split("\n") if code == 2 else ("", "error: ", "")
+    if not last.startswith("error: ") or rest or any(n.startswith("error: ") for n in notes):
+        return "message that is not one line"
     if len(err) > LONGEST_MESSAGE:
         return "message too long"
     for name, text in (("message", err), ("output", out)):

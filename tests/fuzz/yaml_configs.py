@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +42,37 @@ SCHEMAS: dict[str, type[Config]] = {
     "repro": ReproConfig,
     "transfer": TransferConfig,
 }
+PLAUSIBLE = (
+    *(
+        "0",
+        "1",
+        "2",
+        "3",
+        "16",
+        "1000",
+        "0.5",
+        "1e-3",
+        "-1",
+        "true",
+        "false",
+        "null",
+        "[1]",
+        "[8, 16]",
+    ),
+    *(
+        "[0.5, 1, 2]",
+        "[]",
+        "x",
+        "a/b.json",
+        "fpn",
+        "cosine",
+        "frozen",
+        "999999999",
+        "1e9",
+        "[640, 640]",
+    ),
+)
+"""Values that some keys take."""
 GROUPS = ("tree", "tree", "value", "value", "document", "text", "bytes", "override", "base", "path")
 
 
@@ -59,10 +89,11 @@ class YamlConfigs:
         """Write config.yaml, and beside it the base that it names."""
         source = rng.choice(CONFIGS)
         path = case / "config.yaml"
-        shutil.copy(source, path)
-        values = yaml.safe_load(source.read_text())
-        if "base" in values:
-            shutil.copy(source.parent / values["base"], case)
+        text = source.read_text()
+        if base := yaml.safe_load(text).get("base"):  # relative to where the file lay
+            text = text.replace(f"base: {base}", f"base: {(source.parent / base).resolve()}")
+        path.write_text(text)
+        values = yaml.safe_load(text)
         schemas = SCHEMAS
         if source.parent.name == "configs":
             schemas = {source.stem: SCHEMAS[source.stem]}
@@ -134,8 +165,11 @@ def _change_base(path: Path, rng: random.Random) -> str:
 
 def _override(values: Any, rng: random.Random) -> str:
     """Return one override; characters that no argument can have are left out."""
-    path = ".".join(map(str, rng.choice(list(paths_of(values)))))
-    value = rng.choice(VALUES + NAMES)
+    steps = rng.choice(list(paths_of(values)))
+    path = ".".join(map(str, steps))
+    if type(value_at(values, steps)) in (int, float) and rng.random() < 0.7:
+        return f"{path}={rng.choice(PLAUSIBLE)}"
+    value = rng.choice(PLAUSIBLE if rng.random() < 0.5 else VALUES + NAMES)
     made = rng.choice(
         [
             *[f"{path}={value}"] * 6,
