@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint import load_checkpoint, read_safetensors
 
+Lost = Literal["", "logs", "evaluation"]
 TIMES = {"images_per_second", "data_wait", "seconds", "duration"}
 """Numbers that no two runs share."""
 LOGS = ("metrics.jsonl", "events.", "pictures", "images", "curves.png", "pr_curves.png")
@@ -24,25 +25,30 @@ def is_log(path: str) -> bool:
     return path.startswith(LOGS) and not path.endswith(".partial")
 
 
-def differences(whole: Path, hurt: Path, *, history: Path | None, lost_logs: bool) -> list[str]:
+def differences(whole: Path, hurt: Path, *, history: Path | None, lost: Lost) -> list[str]:
     """Return a line for everything in `hurt` that is not as in `whole`.
 
     Args:
         whole: folder of the uninterrupted run.
         hurt: folder of the one that was interrupted and resumed.
         history: folder of an uninterrupted run that kept the checkpoints of all steps.
-        lost_logs: whether a line of the log, or a drawing, may be missing.
+        lost: `logs` where a line of the log, or a drawing, may be missing; `evaluation` where one
+            has failed, so that another step may be the best and the last.
     """
     expected, got = _names(whole), _names(hurt)
-    if lost_logs:
+    if lost == "evaluation":
+        found = [f"files: {name} missing" for name in sorted(expected - got) if not is_log(name)]
+        found += [f"files: {name} left over" for name in sorted(got - expected)]
+        return found + duplicates(hurt) + _compare_history(hurt, history)
+    if lost:
         expected, got = ({n for n in names if not is_log(n)} for names in (expected, got))
     found = [f"files: {name} missing" for name in sorted(expected - got)]
     found += [f"files: {name} left over" for name in sorted(got - expected)]
     for name in sorted(expected & got):
         found += [f"{name}: {line}" for line in _compare(name, whole / name, hurt / name)]
     if (hurt / "metrics.jsonl").exists():
-        found += _compare_logs(whole / "metrics.jsonl", hurt / "metrics.jsonl", lost=lost_logs)
-    return found + _compare_steps(whole, hurt, history)
+        found += _compare_logs(whole / "metrics.jsonl", hurt / "metrics.jsonl", lost=bool(lost))
+    return found + _compare_last(whole, hurt) + _compare_history(hurt, history)
 
 
 def steps(run: Path) -> list[Path]:
@@ -139,24 +145,27 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _compare_steps(whole: Path, hurt: Path, history: Path | None) -> list[str]:
-    """Compare the last step's checkpoint, and the others where their history is known."""
-    found, kept = [], steps(hurt)
-    if len(kept) > KEPT:
-        found.append(f"checkpoints: {len(kept)} steps are kept")
-    last = steps(whole)[-1]
+def _compare_last(whole: Path, hurt: Path) -> list[str]:
+    """Compare the checkpoint of the last step."""
+    kept, last = steps(hurt), steps(whole)[-1]
     if not kept or kept[-1].name < last.name:
-        return [*found, f"checkpoints: the last is {kept[-1].name if kept else 'none'}"]
+        return [f"checkpoints: the last is {kept[-1].name if kept else 'none'}"]
+    if last.name not in [path.name for path in kept]:
+        return []  # interrupted at a later step, where the whole run wrote none
+    lines = _compare_payloads(_load(last), load_checkpoint(hurt / "checkpoints" / last.name))
+    return [f"checkpoint of the last step: {line}" for line in lines]
+
+
+def _compare_history(hurt: Path, history: Path | None) -> list[str]:
+    """Compare the tensors of all steps that are kept with those of a run that kept each."""
+    kept = steps(hurt)
+    found = [] if len(kept) <= KEPT else [f"checkpoints: {len(kept)} steps are kept"]
+    if history is None:
+        return found
     for path in kept:
-        known = history / "checkpoints" / path.name if history is not None else None
-        if path.name == last.name:
-            lines = _compare_payloads(_load(last), load_checkpoint(path))
-        elif known is not None:
-            lines = _compare_payloads(_load(known), load_checkpoint(path), progress=False)
-        else:
-            lines = []
-        place = "the last step" if path == kept[-1] else "an earlier step"
-        found += [f"checkpoint of {place}: {line}" for line in lines]
+        known = _load(history / "checkpoints" / path.name)
+        lines = _compare_payloads(known, load_checkpoint(path), progress=False)
+        found += [f"checkpoint of a step: {line}" for line in lines]
     return found
 
 

@@ -114,13 +114,13 @@ def run(
         case: its settings.
         output: the run folder.
         resume: as the command's flag.
-        history: write a checkpoint after every step and keep all of them.
+        history: write a checkpoint after every step, keep all of them, and go to the last step.
         loaded: told `train` or `val` for each row that the toy reads.
     """
     torch.set_num_threads(1)
     loop: dict[str, Any] = LOOP | case.loop
     if history:
-        loop |= {"checkpoint_every": 1, "keep_checkpoints": loop["max_steps"]}
+        loop |= {"checkpoint_every": 1, "keep_checkpoints": loop["max_steps"], "patience": 99}
     if case.detector:
         words = [f"loop.{key}={value}" for key, value in (loop | {"batch_size": 2}).items()]
         words += [f"loader.workers={case.workers}", "--output", str(output), "--device", "cpu"]

@@ -123,7 +123,7 @@ GROUPS = {
     "signals-equal": Group("signals to process, group", "equal", 1, signals(count=24)),
     "signals-late": Group("signals to process, group", "late", 1, signals(count=24)),
     "signals-readers": Group("signals to process, group", "readers", 1, signals(count=24)),
-    "twice-apart": Group("two signals", "apart", 1, signals(count=18, again=3)),
+    "twice-apart": Group("two signals", "apart", 1, signals(count=18, again=1)),
     "in-readers": Group("SIGKILL of a reader, signals to the group", "readers", 1, in_readers),
     "kill-two": Group("SIGKILL of process 0 at writes", "apart", 2, at_writes("kill", 12)),
     "kill-peer": Group("SIGKILL of process 1", "apart", 2, killed_peer),

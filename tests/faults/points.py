@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ SIGNALS = {"kill": signal.SIGKILL, "torn": signal.SIGKILL, "term": signal.SIGTER
 SIGNALS |= {"int": signal.SIGINT}
 NEEDS_SPACE = ("open", "write", "mkdir", "fsync")
 """What a full disk refuses; it still renames and removes."""
+PAUSE_S = 1.2
+"""Seconds between two signals that are two requests."""
 MOMENTS = ("step", "predict")
 """Points that write nothing: before an optimiser's step, before a batch of an evaluation."""
 
@@ -43,7 +46,8 @@ class Fault:
         samples that the first reading process loads.
     rank: the process that it happens in.
     group: whether the signal goes to the whole process group.
-    again: points after which the signal is sent once more; 0 is never.
+    again: points after which the signal is sent once more; 0 is never. At the very next one it is
+        doubled, as `timeout` does; later it is a second request, `PAUSE_S` after the first.
     """
 
     do: str
@@ -121,6 +125,7 @@ class Points:
             self._write(self.notes / "struck.json", json.dumps(asdict(point)))
             return self._strike(fault, point)
         if fault.again and count == fault.point + fault.again:
+            time.sleep(PAUSE_S if fault.again > 1 else 0)
             self._signal(fault)
         return ""
 

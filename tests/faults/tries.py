@@ -6,8 +6,9 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from engine.errors import UserError
 from tests.cli.conftest import write_site
-from tests.faults.folders import differences, duplicates, is_log, steps
+from tests.faults.folders import Lost, differences, duplicates, is_log, steps
 from tests.faults.jobs import CASES
 from tests.faults.points import MOMENTS, Fault, Point
 from tests.faults.server import Launch, Outcome, Server, left_over
@@ -156,16 +157,11 @@ class Bench:
                 found += _ended_well(outcomes[-1], "resumed" if there else "started again")
                 break
         if outcomes[-1].codes == [0] * each.processes:
-            lost = outcomes[0].codes[0] == 0 and each.fault.do in ("full", "filled")
-            found += differences(
-                whole.output, folder / "run", history=whole.history, lost_logs=lost
-            )
+            found += self._compare(each, whole, outcome, folder)
             if each.fault.point % 5 == 0 and not found:
                 outcomes.append(server.launch(replace(launch, resume=True)))
-                found += _ended_well(outcomes[-1], "resumed when finished")
-                lines = differences(
-                    whole.output, folder / "run", history=whole.history, lost_logs=lost
-                )
+                lines = _ended_well(outcomes[-1], "again")
+                lines += self._compare(each, whole, outcome, folder)
                 found += [f"resumed when finished: {line}" for line in lines]
         for one in outcomes:
             found += [f"process left over: {name}" for name in left_over(one)]
@@ -176,16 +172,30 @@ class Bench:
                 path.unlink()  # a hundred megabytes each
         return found
 
+    def _compare(self, each: Try, whole: Whole, outcome: Outcome, folder: Path) -> list[str]:
+        """Compare the folder of a run that is through; `outcome` is that of the hurt one."""
+        lost: Lost = ""
+        if outcome.codes[0] == 0 and each.fault.do in ("full", "filled"):
+            lost = "evaluation" if _struck(folder / "hurt").path in RESULTS else "logs"
+        try:
+            return differences(whole.output, folder / "run", history=whole.history, lost=lost)
+        except UserError as error:
+            return [f"cannot be read: {error}"]
+
+
+def _struck(notes: Path) -> Point:
+    point = Point(**json.loads((notes / "struck.json").read_text()))
+    return replace(point, path=point.path.removesuffix(".partial"))
+
 
 def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str]:
     """Return what is wrong with how a run ended that was hurt."""
     notes, fault = Path(launch.notes), each.fault
-    struck = notes / "struck.json"
-    if not struck.exists():
+    if not (notes / "struck.json").exists():
         return ["the fault did not happen"]
-    point = Point(**json.loads(struck.read_text()))
-    found = []
-    if fault.channel == "main" and point != whole.points[fault.rank][fault.point - 1]:
+    point, found = _struck(notes), []
+    expected = whole.points[fault.rank][fault.point - 1 :][:1] if fault.channel == "main" else ()
+    if expected and point != replace(expected[0], path=expected[0].path.removesuffix(".partial")):
         found.append(f"the points are others in each run: {point}")
     if outcome.hung:
         found.append(f"hangs: {outcome.hung}")
@@ -215,12 +225,12 @@ def _code(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
 def _when_full(fault: Fault, point: Point) -> tuple[int, ...]:
     if is_log(point.path) or fault.channel == "events":
         return (0,) if fault.do == "full" else (0, 2)
-    return (0, 2) if _probes(point) or point.path.removesuffix(".partial") in RESULTS else (2,)
+    return (0, 2) if _probes(point) or point.path in RESULTS else (2,)
 
 
 def _probes(point: Point) -> bool:
-    """Whether a file without a name was to show that one can be written; where not, another is."""
-    return point.name == "open" and point.path in (".", "checkpoints")
+    """Whether the run does without: a file to show that one can be written, words in the lock."""
+    return "lock" in point.path or (point.name == "open" and point.path in (".", "checkpoints"))
 
 
 def _said_full(outcome: Outcome, point: Point) -> list[str]:
@@ -240,7 +250,7 @@ def _judge_signal(
     at_once = -15 if fault.do == "term" else -2
     if point.step == 0:  # perhaps before the handlers are there
         return _code(code, (130, at_once), "")
-    if fault.again:
+    if fault.again > 1:
         return _code(code, (0, 130, at_once), "")
     nearly_done = point.step in (-1, whole.last_step)
     found = []
