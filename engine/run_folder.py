@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.checkpoint import prepare_output, read_safetensors, write_safetensors
 from engine.errors import UserError
-from engine.paths import exists, is_file, names_in, read_text
+from engine.paths import exists, is_file, names_in, read_text, status_of
 
 LOCK = ".lock"
 EXPORT = "model.safetensors"
@@ -34,11 +34,11 @@ def holds_run(directory: Path) -> bool:
 
 def _holds_work(directory: Path) -> bool:
     """Return whether a run got further than its start: a step logged, a checkpoint, weights."""
-    logged = directory / "metrics.jsonl"
+    logged = status_of(directory / "metrics.jsonl")
     return bool(
         names_in(directory / "checkpoints", "*.pt")
         or exists(directory / EXPORT)
-        or (is_file(logged) and logged.stat().st_size)
+        or (logged is not None and logged.st_size)
     )
 
 
@@ -113,17 +113,14 @@ class FolderLock:
 
     def release(self, directory: Path) -> None:
         """Free the folder, which is now at `directory`, and remove the file from it."""
-        with suppress(OSError):
+        with suppress(OSError, UserError):
             if self._is_at(directory / LOCK):
                 (directory / LOCK).unlink()
         os.close(self._file)
 
     def _is_at(self, path: Path) -> bool:
-        try:
-            found = os.stat(path)  # noqa: PTH116
-        except OSError:
-            return False
-        return os.path.samestat(found, os.fstat(self._file))
+        found = status_of(path)
+        return found is not None and os.path.samestat(found, os.fstat(self._file))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.paths import exists, read_bytes, read_text
+from engine.log import METRICS, read_metrics
+from engine.paths import exists, read_text
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
         if not exists(folder / file):
             raise UserError(f"{folder / file}: expected that of an evaluated run, got no such file")
     metrics = _read_metrics(folder / "metrics.json", names)
-    lines, num_damaged = _read_lines(folder / "metrics.jsonl")
-    evaluations = [line for line in lines if line.get("kind") == "eval"]
+    lines, num_damaged = read_metrics(folder / METRICS)
+    evaluations = [line for line in lines if line["kind"] in ("eval", "final")]
     steps = max((line["step"] for line in lines), default=None)
     notes = []
     step = metrics.get("step")
@@ -88,24 +89,6 @@ def _is_step(value: Any) -> bool:
 
 def _is_score(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
-
-
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of metrics.jsonl, and the number of those that are damaged or foreign.
-
-    A run that was killed leaves half of a line.
-    """
-    lines, num_damaged = [], 0
-    for text in read_bytes(path).splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict) and _is_step(line.get("step")):
-            lines.append(line)
-        else:
-            num_damaged += 1
-    return lines, num_damaged
 
 
 def _fits(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:

@@ -102,6 +102,22 @@ def test_tools_are_thin() -> None:
     assert {name: length for name, length in lengths.items() if length > 80} == {}
 
 
+def test_one_module_looks_at_paths() -> None:
+    # Path's own looks raise what users see as tracebacks: names too long, NUL, no permission
+    looks = {"exists", "is_file", "is_dir", "glob", "rglob", "iterdir", "read_text", "read_bytes"}
+    strays = [
+        (name, node.func.attr)
+        for name, source in SOURCES.items()
+        if not name.startswith(("tests/", "engine/paths.py"))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in looks
+        and not (isinstance(node.func.value, ast.Name) and node.func.value.id in ("paths", "entry"))
+    ]
+    assert strays == []
+
+
 def test_every_room_has_a_name() -> None:
     parts = {name: set(name.removesuffix(".py").split("/")) for name in SOURCES}
     assert [name for name, words in parts.items() if words & NAMELESS_ROOMS] == []

@@ -25,6 +25,8 @@ from engine.config import load_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.files import write_file
+from engine.log import METRICS, read_metrics
+from engine.paths import exists, read_text
 from engine.planned import PlannedRun, train_planned
 
 TAIL_FRACTION = 0.1
@@ -112,11 +114,10 @@ def measure(run: Run) -> Measurement:
     Raises:
         UserError: its metrics.jsonl is missing or damaged, or lacks the errors.
     """
-    path = run.folder / "metrics.jsonl"
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: expected a line of JSON for each logged step, {error}") from error
+    path = run.folder / METRICS
+    records, num_damaged = read_metrics(path)
+    if num_damaged:
+        raise UserError(f"{path}: expected a JSON object in each line, {num_damaged} hold none")
     trained = [record for record in records if record["kind"] == "train"]
     train_curve = _curve(path, trained, "train_error")
     test_curve = _curve(path, [each for each in records if each["kind"] == "eval"], "top1_error")
@@ -126,7 +127,7 @@ def measure(run: Run) -> Measurement:
         train_error=statistics.fmean(error for _, error in train_curve[-count:]),
         test_error=test_curve[-1][1],
         seconds=_seconds(trained, batch_size=run.config.loop.batch_size),
-        origin=origin.read_text(encoding="utf-8").strip() if origin.exists() else "unknown",
+        origin=read_text(origin).strip() if exists(origin) else "unknown",
         train_curve=train_curve,
         test_curve=test_curve,
     )
