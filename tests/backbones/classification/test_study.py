@@ -161,7 +161,7 @@ def test_lines_without_a_number_are_left_out(configs: Path) -> None:
     ("text", "message"),
     [
         ('{"kind": "train", "step": 1, "images_per_second": 1}\n', "train_error, got none"),
-        ("{", "a line of JSON"),
+        ("{", "a JSON object in each line"),
     ],
 )
 def test_damaged_log_is_named(configs: Path, text: str, message: str) -> None:
