@@ -225,8 +225,9 @@ def _tracebacks(text: str) -> list[str]:
 def _code(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
     if code not in allowed:
         return [f"exit code {code} instead of {' or '.join(map(str, allowed))}"]
-    if code == 2 and not (text.startswith("error: ") and text.count("\n") == 1):
-        return [f"code 2 without one line that says why: {text[-150:]}"]
+    # notes may stand before the error
+    if code == 2 and not text.rstrip("\n").split("\n")[-1].startswith("error: "):
+        return [f"code 2 without a last line that says why: {text[-150:]}"]
     return []
 
 
