@@ -267,12 +267,9 @@ def _judge_signal(
         found += _code(one, (0, 130) if nearly_done else (130,), "")
     if 0 in outcome.codes and len(set(outcome.codes)) > 1:
         found.append(f"exit codes {outcome.codes}")
-    # at the end Ctrl-C ends the command at once, and that is its answer
-    if (
-        code == 130
-        and not nearly_done
-        and not re.search("stopping", outcome.outs[0] + outcome.errs[0])
-    ):
+    # at the end Ctrl-C ends the command at once, and that is its answer; process 1 writes nothing
+    answered = nearly_done or "stopping" in outcome.outs[0] + outcome.errs[0]
+    if code == 130 and not answered and (fault.rank == 0 or fault.group):
         found.append("the signal is not acknowledged")
     kept = steps(output)
     saved = int(kept[-1].stem.removeprefix("step_")) if kept else 0
