@@ -47,6 +47,8 @@ CASES = {
     "apart": Case({"checkpoint_every": 2, "eval_every": 3, "patience": 2}, salt=6),
     # evaluated at the end too, because the last step is none of those; the best is the one before
     "late": Case({"checkpoint_every": 3, "eval_every": 5, "patience": 2}, salt=5),
+    # the last step's evaluation is the best, so that all that ends a run happens there
+    "last": Case({"checkpoint_every": 3, "eval_every": 2, "patience": 3}, salt=3),
     "readers": Case({"checkpoint_every": 3, "eval_every": 2, "patience": 3}, workers=2, salt=3),
     "detector": Case({"checkpoint_every": 4, "eval_every": 3, "patience": 2}, detector=True),
     "detector_readers": Case(

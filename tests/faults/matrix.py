@@ -99,6 +99,13 @@ def in_events(whole: Whole) -> list[Fault]:
     return [Fault(do, point, "events") for do in ("kill", "full", "filled") for point in points]
 
 
+def at_the_end(whole: Whole) -> list[Fault]:
+    """Kill the run at each change of its folder after the last step."""
+    numbers = writes(whole.points[0])
+    ends = [n for n in numbers if whole.points[0][n - 1].step == whole.last_step]
+    return [Fault("kill", number) for number in ends]
+
+
 def killed_peer(whole: Whole) -> list[Fault]:
     """Kill the second process, which writes nothing, in steps and evaluations."""
     return [Fault("kill", n, rank=1) for n in spread(range(1, len(whole.points[1]) + 1), 5)]
@@ -111,17 +118,19 @@ def chained(whole: Whole) -> list[Fault]:
 
 
 GROUPS = {
-    "kill-equal": Group("SIGKILL at writes", "equal", 1, at_writes("kill", 40)),
+    "kill-equal": Group("SIGKILL at writes", "equal", 1, at_writes("kill", 24)),
     "kill-apart": Group("SIGKILL at every write", "apart", 1, at_writes("kill")),
     "kill-late": Group("SIGKILL at writes", "late", 1, at_writes("kill", 30)),
+    "kill-last": Group("SIGKILL at every write after the last step", "last", 1, at_the_end),
     "kill-readers": Group("SIGKILL at writes", "readers", 1, at_writes("kill", 12)),
     "kill-chain": Group("SIGKILL, and again of each resumed run", "apart", 1, chained, chain=True),
     "torn-apart": Group("SIGKILL in the middle of a write", "apart", 1, at_writes("torn", 20)),
     "full-apart": Group("ENOSPC once, at every write", "apart", 1, at_writes("full")),
     "filled-late": Group("ENOSPC from a write on", "late", 1, at_writes("filled", 30)),
     "events": Group("SIGKILL, ENOSPC in TensorBoard's thread", "equal", 1, in_events),
-    "signals-equal": Group("signals to process, group", "equal", 1, signals(count=24)),
-    "signals-late": Group("signals to process, group", "late", 1, signals(count=24)),
+    "signals-equal": Group("signals to process, group", "equal", 1, signals(count=16)),
+    "signals-last": Group("signals to process, group", "last", 1, signals(count=24)),
+    "signals-late": Group("signals to process, group", "late", 1, signals(count=16)),
     "signals-readers": Group("signals to process, group", "readers", 1, signals(count=24)),
     "twice-apart": Group("two signals", "apart", 1, signals(count=18, again=1)),
     "in-readers": Group("SIGKILL of a reader, signals to the group", "readers", 1, in_readers),

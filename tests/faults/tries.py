@@ -177,6 +177,8 @@ class Bench:
         lost: Lost = ""
         if outcome.codes[0] == 0 and each.fault.do in ("full", "filled"):
             lost = "evaluation" if _struck(folder / "hurt").path in RESULTS else "logs"
+        if outcome.codes[0] == 0 and each.fault.do == "kill":
+            lost = "evaluation"  # of a reader
         try:
             return differences(whole.output, folder / "run", history=whole.history, lost=lost)
         except UserError as error:
@@ -200,11 +202,10 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
     if outcome.hung:
         found.append(f"hangs: {outcome.hung}")
     text = outcome.errs[fault.rank]
-    if "Traceback" in text and fault.do not in ("kill", "torn"):
-        named = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Interrupt)\b", line)]
-        found.append(f"traceback: {named[-1][:150] if named else 'of an exception without a name'}")
+    of_reader = fault.channel in ("train", "val") and not fault.group
+    found += _tracebacks(text) if of_reader or fault.do not in ("kill", "torn") else []
     code = outcome.codes[fault.rank]
-    if fault.channel in ("train", "val") and not fault.group:
+    if of_reader:
         allowed = (2,) if fault.channel == "train" else (0, 2)
         return found + _code(code, allowed, text)
     if fault.do in ("kill", "torn"):
@@ -214,11 +215,19 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
     return found + _judge_signal(each, whole, outcome, point, Path(launch.output))
 
 
+def _tracebacks(text: str) -> list[str]:
+    if "Traceback" not in text:
+        return []
+    named = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Interrupt)\b", line)]
+    return [f"traceback: {named[-1][:150] if named else 'of an exception without a name'}"]
+
+
 def _code(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
     if code not in allowed:
         return [f"exit code {code} instead of {' or '.join(map(str, allowed))}"]
-    if code == 2 and not (text.startswith("error: ") and text.count("\n") == 1):
-        return [f"code 2 without one line that says why: {text[-150:]}"]
+    # notes may stand before the error
+    if code == 2 and not text.rstrip("\n").split("\n")[-1].startswith("error: "):
+        return [f"code 2 without a last line that says why: {text[-150:]}"]
     return []
 
 
@@ -258,12 +267,9 @@ def _judge_signal(
         found += _code(one, (0, 130) if nearly_done else (130,), "")
     if 0 in outcome.codes and len(set(outcome.codes)) > 1:
         found.append(f"exit codes {outcome.codes}")
-    # at the end Ctrl-C ends the command at once, and that is its answer
-    if (
-        code == 130
-        and not nearly_done
-        and not re.search("stopping", outcome.outs[0] + outcome.errs[0])
-    ):
+    # at the end Ctrl-C ends the command at once, and that is its answer; process 1 writes nothing
+    answered = nearly_done or "stopping" in outcome.outs[0] + outcome.errs[0]
+    if code == 130 and not answered and (fault.rank == 0 or fault.group):
         found.append("the signal is not acknowledged")
     kept = steps(output)
     saved = int(kept[-1].stem.removeprefix("step_")) if kept else 0
@@ -274,6 +280,7 @@ def _judge_signal(
 
 def _ended_well(outcome: Outcome, how: str) -> list[str]:
     found = [f"{how}: hangs: {outcome.hung}"] if outcome.hung else []
+    found += [f"{how}: {line}" for line in _tracebacks("\n".join(outcome.errs))]
     if set(outcome.codes) != {0}:
         last = outcome.errs[0].strip().splitlines()[-1:] or ["no line"]
         found.append(f"{how}: exit code {outcome.codes}: {last[0][:150]}")
