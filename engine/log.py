@@ -126,13 +126,16 @@ class RunLog:
         numbers = {**values, "lr": lr, "images_per_second": images_per_second}
         self._record("train", step, numbers)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float], table: Any = None) -> None:
+    def evaluation(
+        self, step: int, metrics: Mapping[str, float], table: Any = None, *, record: bool = True
+    ) -> None:
         """Log an evaluation after `step` updates.
 
         Args:
             step: optimiser updates so far.
             metrics: all of them; the console line leaves out those of one class, `ap/person`.
             table: what rich can print, shown in place of the line.
+            record: whether the files get it too.
         """
         if not self._is_main:
             return
@@ -141,7 +144,8 @@ class RunLog:
             self._print_parts([f"evaluation at step {step}", *_written(overall)])
         else:
             self._console.print(table, soft_wrap=False)
-        self._record("eval", step, metrics)
+        if record:
+            self._record("eval", step, metrics)
 
     def final(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the weights that a run leaves, which are those of `step`."""

@@ -8,6 +8,7 @@ whatever the parent does; one that is stopped, or finds /dev/shm full, is waited
 import contextlib
 import ctypes
 import errno
+import gc
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -79,6 +80,7 @@ def _read_in_processes(
     )
     free = free_shared_memory()
     others = set(multiprocessing.active_children())
+    gc.collect()  # readers of an evaluation that failed are freed here, not in the new ones
     with _signals_held(), _explained():
         messages = iter(loader)
     watch = _Watch([each for each in multiprocessing.active_children() if each not in others])

@@ -117,7 +117,6 @@ class _Run:
 
     @property
     def progress(self) -> Progress:
-        """What the run remembers besides tensors."""
         return self.state.progress
 
     def train(self, *, resume: bool) -> dict[str, float]:
@@ -128,14 +127,16 @@ class _Run:
             finished = None if changed else already_finished(self.state, self.output, self.log)
             if finished is not None:
                 return finished
-            evaluated = not self.progress.evaluation_due
-            self.log.truncate_after(self.progress.step, evaluated=evaluated)
+            step, is_due = self.progress.step, self.progress.evaluation_due
+            self.log.truncate_after(step, evaluated=not is_due)
         elif self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
         self._introduce()
         deliveries, progress = self._deliveries(), self.progress
+        if resume and not progress.evaluation_due:  # it may be best.pt's state that it goes on from
+            self._save(in_bad_streak=True)
         with stop_requests() as stop:
             if progress.evaluation_due:
                 self._check_end()
@@ -237,13 +238,8 @@ class _Run:
         values["data_wait"] = self.state.meter.data_seconds / seconds
         if self.state.meter.skipped:
             values["images_skipped"] = self.state.meter.skipped
-        self.log.step(
-            self.progress.step,
-            self.config.loop.max_steps,
-            values,
-            lr=lr,
-            images_per_second=speed,
-        )
+        step, last = self.progress.step, self.config.loop.max_steps
+        self.log.step(step, last, values, lr=lr, images_per_second=speed)
         self.state.meter = StepMeter()
 
     def _evaluate(self, stop: StopRequest) -> None:
@@ -251,7 +247,7 @@ class _Run:
         progress, is_last = self.progress, self.progress.step == self.config.loop.max_steps
         started = time.perf_counter()
         try:
-            metrics, main = self._score(stop, final=is_last, step=progress.step)
+            metrics, main = self._score(stop, final=is_last, step=progress.step, record=True)
         except EvaluationError as error:
             if is_last:
                 end_with(error)
@@ -290,7 +286,9 @@ class _Run:
         every = self.config.loop.eval_every
         return bool(every) and self.progress.step % every == 0
 
-    def _score(self, stop: StopRequest, *, final: bool, step: int) -> tuple[dict[str, float], str]:
+    def _score(
+        self, stop: StopRequest, *, final: bool, step: int, record: bool
+    ) -> tuple[dict[str, float], str]:
         """Evaluate the weights, averaged where they are; return the metrics, and the main one."""
         try:
             with self.state.averaged():
@@ -306,22 +304,21 @@ class _Run:
         except InterruptedRunError:
             self._interrupt()
         if self.here.is_main:
-            self.log.evaluation(step, result.metrics, result.evaluator.table())
+            table = result.evaluator.table()
+            self.log.evaluation(step, result.metrics, table, record=record)
             self.log.pictures(step, result.pictures, "predictions")
         return result.metrics, result.evaluator.main_metric
 
     def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:
         """Leave the best weights, or the last ones, with their metrics."""
-        progress, loop = self.progress, self.config.loop
-        if progress.is_out_of_patience(loop):
-            self.log.note(
-                f"stopped at step {progress.step}: no better score in {loop.patience} evaluations"
-            )
+        step, patience = self.progress.step, self.config.loop.patience
+        if self.progress.is_out_of_patience(self.config.loop):
+            self.log.note(f"stopped at step {step}: no better score in {patience} evaluations")
         exported = load_exported(self.state, self.checkpoints, self.log)
-        if self.final is None or exported != progress.step:
+        if self.final is None or exported != step:
             self.log.note(f"evaluating the weights of step {exported} for the export")
             try:
-                self.final, _ = self._score(stop, final=True, step=exported)
+                self.final, _ = self._score(stop, final=True, step=exported, record=False)
             except EvaluationError as error:
                 end_with(error)
         self.log.final(exported, self.final)
