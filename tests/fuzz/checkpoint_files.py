@@ -17,6 +17,8 @@ from torch import Tensor
 from backbones.resnet import resnet18
 from backbones.weights import load_backbone_weights
 from detection.predict import load_detector
+from detection.schemas import SCHEMAS
+from detection.tasks import build_task
 from detection.weights import load_detector_weights
 from engine.checkpoint import (
     load_checkpoint,
@@ -25,6 +27,7 @@ from engine.checkpoint import (
     save_checkpoint,
     write_safetensors,
 )
+from engine.config import load_config
 from engine.schema import LoaderConfig, LoopConfig, RunConfig
 from engine.trainer import fit
 from tests.cli.conftest import write_site as write_tiny_site
@@ -198,7 +201,7 @@ class CheckpointFiles:
         if index < self.quick:
             return self._own_checkpoint(rng, index, case)
         run = case / "run"
-        shutil.copytree(self._run, run)
+        shutil.copytree(self._run, run, ignore=shutil.ignore_patterns("best.pt", "events*"))
         checkpoint = run / "checkpoints" / "step_00000002.pt"
         shutil.copy(self._site / "tiny.yaml", case)
         words = ["--resume", "--output", "run", "--device", "cpu", "loop.max_steps=3"]
@@ -254,9 +257,9 @@ class CheckpointFiles:
         fit(ToyTask(), toy_config(6), output=run, resume=True, device="cpu")
 
     def _train(self, key: str, path: Path) -> None:
+        """Do what a training does before its first step."""
         with contextlib.chdir(self._site):
-            words = ["loop.max_steps=1", "--output", str(path.parent / "out"), "--device", "cpu"]
-            run_tool(train_det, "tiny.yaml", f"{key}={path}", *words)
+            build_task(load_config("tiny.yaml", [f"{key}={path}"], schemas=SCHEMAS))
 
     def _evaluate(self, case: Path, words: Sequence[str]) -> None:
         """Score a detector; nothing but its output may be written."""

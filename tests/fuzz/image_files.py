@@ -86,10 +86,18 @@ def sound_images() -> dict[str, bytes]:
         file = io.BytesIO()
         image.save(file, form, **options)
         made[name] = file.getvalue()
+    made["late_exif.jpg"] = _exif_last(made["turned.jpg"])
     deep = _pixels().astype(np.uint16) * 257
     made["deep.png"] = cv2.imencode(".png", deep)[1].tobytes()
     made["deep.tif"] = cv2.imencode(".tif", deep)[1].tobytes()
     return made
+
+
+def _exif_last(data: bytes) -> bytes:
+    """Move a JPEG's EXIF data behind the frame header, right before the scan."""
+    start, scan = data.index(b"\xff\xe1"), data.index(b"\xff\xda")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[:start] + data[end:scan] + data[start:end] + data[scan:]
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -238,7 +246,7 @@ class ImageFiles:
     """Damage by format, forged sizes, files that are no images, paths that are no files."""
 
     name = "images"
-    full, quick = 300, 40
+    full, quick = 600, 40
 
     def prepare(self, site: Path, count: int) -> None:
         """Make sound files and a small detector of random weights."""

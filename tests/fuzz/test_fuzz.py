@@ -37,6 +37,7 @@ def test_the_first_hostile_files(kind: type[Kind], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_all_hostile_files(kind: type[Kind], tmp_path: Path) -> None:
     case = kind()

@@ -80,7 +80,7 @@ class YamlConfigs:
     """Files of configs/ with a few changes, hostile documents, and hostile overrides."""
 
     name = "configs"
-    full, quick = 500, 60
+    full, quick = 500, 30
 
     def prepare(self, site: Path, count: int) -> None:
         """Nothing is shared."""
