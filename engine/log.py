@@ -56,11 +56,11 @@ class _Console(Console):
         return super().render_str(printable(text, keep="\n"), **style)
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False, width: int = WIDTH) -> Console:
     """Return a console that colours and draws on a terminal alone, and never cuts a line."""
     console = _Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = WIDTH
+        console.width = width
     return console
 
 

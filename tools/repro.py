@@ -37,7 +37,7 @@ def main() -> None:
     from backbones.classification.study_config import load_repro
     from engine.log import make_console
 
-    config, show = load_repro(REPRO), make_console().print
+    config, show = load_repro(REPRO), make_console(width=160).print  # commands whole
     if arguments.command == "list":
         show(config.figures_table(), soft_wrap=False)
         return

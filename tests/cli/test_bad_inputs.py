@@ -218,10 +218,10 @@ def test_a_config_of_something_else_is_not_written_over(
     words = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
     assert_one_line(call(train_det, *words), "mine: expected a free folder")
     assert (site / "mine" / "config.yaml").read_text() == "mine"
-    # that of a run which failed before its first line is no hindrance
+    # that of a run which failed before its first line is no hindrance, and not kept
     shutil.copy(trained / "config.yaml", site / "mine")
     assert call(train_det, *words).code == 0
-    assert (site / "mine.1" / "config.yaml").exists()
+    assert not (site / "mine.1").exists()
 
 
 def test_a_run_goes_on_with_its_own_classes_and_never_back(

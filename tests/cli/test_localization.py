@@ -70,7 +70,9 @@ NO_FIRST_STAGE = {
 def test_a_missing_first_stage_is_noticed_before_data_are_read(
     patches: Path, call: Call, words: list[str], message: str
 ) -> None:
-    (patches / "regions.yaml").write_text("task: localization_regions\ndata: {root: no_data}\n")
+    backbone = "model: {backbone: {norm: batch, frozen_stages: 0}}\n"
+    text = f"task: localization_regions\ndata: {{root: no_data}}\n{backbone}"
+    (patches / "regions.yaml").write_text(text)
     done = call(train_det, "regions.yaml", *words)
     assert (done.code, done.err) == (2, f"error: {message}\n")
 

@@ -52,7 +52,7 @@ def test_results_are_scored_by_all_rules(voc: Path, call: Call) -> None:
     dog = {"image_id": 1, "category_id": 12, "bbox": [10, 20, 50, 20], "score": 0.8}
     (voc / "found.json").write_text(json.dumps([cat, dog]))
     words = ["--results", "found.json", "data.val.annotations=v.json", "--output", "scores"]
-    outcome = call(eval_tool, *words, "evaluation.protocols=[voc07,voc12,ilsvrc]")
+    outcome = call(eval_tool, *words, "--named-images", "evaluation.protocols=[voc07,voc12,ilsvrc]")
     assert outcome.code == 0, outcome.err
     metrics = json.loads((voc / "scores" / "metrics.json").read_text())
     for rules in ("voc07", "voc12", "ilsvrc"):
