@@ -25,17 +25,18 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
     if not data.startswith(JPEG_START):
         return None
-    orientation = None
+    orientation = size = None
     for marker, start, _ in _segments(data):
         if marker == _APP1 and orientation is None:
             content = _content(data, start)
             if content.startswith(_EXIF):
                 orientation = _exif_orientation(content[len(_EXIF) :])
-        elif marker in _FRAMES and (size := _frame_size(data, start)) is not None:
-            height, width = size
-            if not height or not width:
+        elif marker in _FRAMES and size is None:
+            size = _frame_size(data, start)
+        elif marker == _SCAN:  # EXIF data may stand behind the frame's header, but not behind this
+            if size is None or not all(size):
                 return None
-            return (width, height) if orientation in _EXIF_TURNED else (height, width)
+            return size[::-1] if orientation in _EXIF_TURNED else size
     return None
 
 

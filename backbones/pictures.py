@@ -149,7 +149,8 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
     used = significant_bits(pixels)
     if used == 16 and pixels.dtype == np.uint16 and not data.startswith(PNG_START):
         rounded, _ = _imdecode(data, path, flags)  # as libtiff does where it converts by itself
-        assert rounded is not None
+        if rounded is None:
+            raise BadPictureError(f"{path}: expected an image that can be decoded to 8 bits")
         return rounded
     return (pixels.clip(0) >> (used - 8)).astype(np.uint8)
 

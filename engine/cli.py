@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 from engine.paths import exists, is_file, names_in, resolved
-from engine.text import let_streams_escape, printable
+from engine.text import let_streams_escape, printable, shortened
 
 _OVERRIDE = re.compile(r"[\w.]+=")
 """How an override begins, where a path may hold "=" too."""
@@ -81,7 +81,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.exit(0)
     except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:
         kind = "error" if isinstance(error, UserError) else "stopped"
-        sys.stderr.write(f"{kind}: {printable(str(error))}\n")
+        sys.stderr.write(f"{kind}: {printable(shortened(str(error)))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("stopped: interrupted\n")

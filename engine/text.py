@@ -30,6 +30,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return _HIDDEN.sub(escaped, text)
 
 
+def shortened(text: str, limit: int = 1000) -> str:
+    """Return text of at most `limit` characters, without its middle where it has more.
+
+    A path of a file may have thousands, and end the line that says what is wrong with it.
+    """
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 3 :]}"
+
+
 def let_streams_escape() -> None:
     """Let stdout and stderr write as an escape what their encoding lacks: an ASCII console."""
     for stream in (sys.stdout, sys.stderr):
