@@ -12,6 +12,7 @@ import yaml
 
 from backbones.classification.config import SCHEMAS as CLASSIFICATION
 from backbones.classification.config import ClassificationConfig
+from backbones.config import DemoConfig
 from detection.config import DetectionConfig
 from detection.schemas import SCHEMAS as DETECTION
 from engine.config import load_config
@@ -100,8 +101,10 @@ def test_table_of_keys_gives_their_defaults() -> None:
 
 def test_keys_in_the_text_exist() -> None:
     for key in re.findall(KEY, README):
-        if key == "data.download":
+        if key in ("data.download", "data.root"):
             default_of(key, schema=ClassificationConfig)
+        elif key == "data.demo.root":  # of a part that is absent by default
+            assert "root" in DemoConfig.model_fields
         elif key != "model.safetensors":
             default_of(key)
 
