@@ -5,6 +5,7 @@ The schema decides how a value is read. Text is taken as it is written, so that 
 """
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -71,10 +72,8 @@ def _unquoted(text: str) -> str:
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
         return text
     if text[0] == '"':
-        try:
+        with suppress(ValueError):  # YAML, below, knows more escapes than JSON
             return str(json.loads(text))
-        except ValueError:
-            pass  # YAML knows more escapes than JSON
     try:
         value = parse_yaml(text, source="")
     except UserError:

@@ -27,24 +27,13 @@ def main() -> None:
     assert isinstance(config, ClassificationConfig)
 
     from backbones.classification.trained import export_backbone
-    from backbones.curves import curves_at_the_end
+    from backbones.training import train
     from detection.tasks import build_task
     from detection.tasks.start_checks import check_weights
-    from engine.log import make_console
-    from engine.trainer import fit
 
     check_weights(config)
     task = build_task(config)
-    with curves_at_the_end(words.output, is_main=words.is_main):
-        metrics = fit(
-            task,
-            config,
-            output=words.output,
-            resume=words.resume,
-            auto_resume=words.auto_resume,
-            replace=True,
-            device=words.device,
-        )
+    metrics = train(task, config, words)
     if words.is_main:
         export_backbone(words.output, metrics=metrics, device=words.device)
         make_console().print(f"next: python tools/eval.py {words.output}", highlight=False)

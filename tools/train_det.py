@@ -23,24 +23,13 @@ def main() -> None:
     if words.is_main:
         make_console().print(describe_config(words.config, words.overrides))
 
-    from backbones.curves import curves_at_the_end
+    from backbones.training import train
     from detection.tasks import build_task
     from detection.tasks.start_checks import check_weights
-    from engine.log import make_console
-    from engine.trainer import fit
 
     check_weights(config)
     task = build_task(config)
-    with curves_at_the_end(words.output, is_main=words.is_main):
-        fit(
-            task,
-            config,
-            output=words.output,
-            resume=words.resume,
-            auto_resume=words.auto_resume,
-            replace=True,
-            device=words.device,
-        )
+    train(task, config, words)
     if words.is_main:
         predicts = isinstance(config, DetectionConfig)
         following = (
