@@ -3,13 +3,13 @@
 from datetime import timedelta
 from pathlib import Path
 
-from engine.checkpoint import CheckpointFolder, load_checkpoint
+from engine.checkpoint import CheckpointFolder, load_checkpoint, write_safetensors
 from engine.checksum import checksum_note
 from engine.distributed import broadcast_object
 from engine.errors import UserError
 from engine.log import RunLog
 from engine.payload import check_payload
-from engine.run_folder import EXPORT, finished_metrics, write_export
+from engine.run_folder import EXPORT, finished_metrics
 from engine.run_state import RunState
 
 
@@ -69,7 +69,7 @@ def export(state: RunState, output: Path, *, weights_step: int) -> None:
     steps = {"weights_step": str(weights_step), "run_step": str(state.progress.step)}
     metadata = {**state.task.metadata(), **steps}
     with state.averaged():
-        write_export(output, state.task.model.state_dict(), metadata)
+        write_safetensors(output / EXPORT, state.task.model.state_dict(), metadata)
 
 
 def already_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:

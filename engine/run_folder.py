@@ -6,14 +6,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN
 from pathlib import Path
 
-from torch import Tensor
-
-from engine.checkpoint import prepare_output, read_safetensors, write_safetensors
+from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
 from engine.paths import exists, is_file, names_in, read_text, status_of
 
@@ -150,20 +148,6 @@ def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
         yield notes
     finally:
         lock.release(output)
-
-
-def write_export(directory: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the weights that a run leaves, the last of its files.
-
-    Args:
-        directory: the run folder.
-        state: the weights.
-        metadata: text beside them; `weights_step` is theirs, `run_step` that at which it ended.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    write_safetensors(directory / EXPORT, state, metadata)
 
 
 def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | None:
