@@ -262,8 +262,9 @@ class RunLog:
         def attempt() -> None:
             if self._events is None:
                 self._num_event_files += 1
-                purge, self._purge_step = self._purge_step, None
+                purge = self._purge_step
                 self._events = EventFile(directory, number=number, purge_step=purge)
+                self._purge_step = None
             write(self._events)
 
         if not self._try("TensorBoard's events", attempt) and self._events is not None:

@@ -1,21 +1,16 @@
 """The folder of a run: one run at a time, an earlier one moved aside, and the final weights."""
 
-import fcntl
 import json
 import math
-import os
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from errno import EACCES, EAGAIN
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
+from engine.locks import FolderLock
 from engine.paths import exists, is_file, names_in, read_text, status_of
 
-LOCK = ".lock"
 EXPORT = "model.safetensors"
 
 
@@ -70,55 +65,6 @@ def move_run_aside(directory: Path) -> Path | None:
             "choose another --output"
         ) from error
     return aside
-
-
-class FolderLock:
-    """Keeps other runs out of a folder.
-
-    The system frees it when the process ends, however it ends; its file names who holds it.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        """Lock `directory`; UserError: another run holds it, or the file cannot be made."""
-        self.note: str | None = None
-        """What to say where the file system has no locks."""
-        path = directory / LOCK
-        while True:
-            try:
-                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be made: {error.strerror}") from error
-            try:
-                # of the process, not of the file: reading processes do not inherit it
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (EACCES, EAGAIN):
-                    holder = os.read(self._file, 500).decode(errors="replace").strip()
-                    os.close(self._file)
-                    raise UserError(
-                        f"{directory}: expected a folder that no run writes to, got one in use by "
-                        f"{holder or 'another run'}; stop that, or choose another --output"
-                    ) from error
-                self.note = f"{directory}: the file system has no locks: start one run in it alone"
-            if self._is_at(path):
-                break
-            os.close(self._file)  # its holder removed it meanwhile
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        with suppress(OSError):  # a full disk: the lock holds without the words
-            os.ftruncate(self._file, 0)
-            text = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
-            os.write(self._file, text.encode())
-
-    def release(self, directory: Path) -> None:
-        """Free the folder, which is now at `directory`, and remove the file from it."""
-        with suppress(OSError, UserError):
-            if self._is_at(directory / LOCK):
-                (directory / LOCK).unlink()
-        os.close(self._file)
-
-    def _is_at(self, path: Path) -> bool:
-        found = status_of(path)
-        return found is not None and os.path.samestat(found, os.fstat(self._file))
 
 
 @contextmanager

@@ -20,8 +20,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from backbones.config import DemoConfig
-from detection.data.demo_lock import locked
 from engine.errors import UserError
+from engine.locks import waited_for
 from engine.paths import exists, is_file, is_folder, read_bytes
 
 # COCO's own ids have gaps, and code that takes an id for a label must fail here too.
@@ -85,7 +85,7 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with locked(root.with_name(f".{root.name}.resdet-lock")):
+        with waited_for(root.with_name(f".{root.name}.resdet-lock")):
             if not _is_made(root, parameters):
                 _check_replaceable(root)
                 _draw_beside(root, parameters, draw)

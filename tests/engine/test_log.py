@@ -226,6 +226,26 @@ def test_tensorboard_goes_on_in_a_new_file_after_a_failure(
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (3, 2)]
 
 
+def test_what_lies_beyond_is_forgotten_though_the_first_write_failed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    log = RunLog(run, is_main=True)
+    log.step(1, 4, {"loss": 1.0}, lr=0.1, images_per_second=3.0)
+    log.step(2, 4, {"loss": 9.0}, lr=0.1, images_per_second=3.0)
+    log.close()
+    (first,) = run.glob("events.out.tfevents.*")
+    first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))
+    resumed = RunLog(run, is_main=True)
+    resumed.truncate_after(1)
+    run.rename(tmp_path / "away")
+    resumed.step(2, 4, {"loss": 8.0}, lr=0.1, images_per_second=3.0)
+    (tmp_path / "away").rename(run)
+    resumed.step(3, 4, {"loss": 3.0}, lr=0.1, images_per_second=3.0)
+    resumed.close()
+    events = EventAccumulator(str(run)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (3, 3)]
+
+
 def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     good = '{"kind": "train", "step": 1, "loss": 2.0}'

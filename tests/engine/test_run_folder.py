@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UserError
-from engine.run_folder import LOCK, FolderLock, claimed, holds_run, move_run_aside
+from engine.locks import FolderLock
+from engine.run_folder import claimed, holds_run, move_run_aside
 from engine.trainer import fit
 from tests.engine.test_trainer import config
 from tests.engine.toy import ToyData, ToyTask
@@ -17,7 +18,7 @@ from tests.engine.toy import ToyData, ToyTask
 HOLDER = """
 import sys, time
 from pathlib import Path
-from engine.run_folder import FolderLock
+from engine.locks import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
@@ -44,18 +45,18 @@ def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
     with pytest.raises(UserError) as caught:
         fit(ToyTask(), config(), output=tmp_path)
     assert f"in use by process {holder.pid} on {os.uname().nodename}" in str(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
+    assert {path.name for path in tmp_path.iterdir()} == {FolderLock.name}
     holder.send_signal(signal.SIGKILL)
     holder.communicate(timeout=10)
-    assert (tmp_path / LOCK).exists()  # nobody removed it, and nobody is kept out by it
+    assert (tmp_path / FolderLock.name).exists()  # nobody removed it, and nobody is kept out by it
     fit(ToyTask(), config(), output=tmp_path)
-    assert not (tmp_path / LOCK).exists()
+    assert not (tmp_path / FolderLock.name).exists()
 
 
 def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / FolderLock.name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"\.lock: cannot be made"):
         FolderLock(tmp_path / "run")
     assert (tmp_path / "elsewhere").read_text() == "kept"
@@ -72,7 +73,7 @@ def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
         "1",
         "2",
     ]
-    assert not list(tmp_path.rglob(LOCK))
+    assert not list(tmp_path.rglob(FolderLock.name))
 
 
 def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Locks on folders, by a file in or beside them: one that refuses, and one that waits.
+
+The system frees them when their process ends, however it ends. Who is done removes the file, so
+each looks whether the file that it has locked still lies there.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import EACCES, EAGAIN
+from pathlib import Path
+
+from engine.errors import UserError
+
+
+class FolderLock:
+    """Keeps other processes out of a folder; its file names who holds it."""
+
+    name = ".lock"
+
+    def __init__(self, directory: Path) -> None:
+        """Lock `directory`; UserError: another run holds it, or the file cannot be made."""
+        self.note: str | None = None
+        """What to say where the file system has no locks."""
+        path = directory / self.name
+        self._file = -1
+        while self._file < 0:
+            try:
+                file = _open(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be made: {error.strerror}") from error
+            try:
+                # of the process, not of the file: reading processes do not inherit it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (EACCES, EAGAIN):
+                    holder = os.read(file, 500).decode(errors="replace").strip()
+                    os.close(file)
+                    raise UserError(
+                        f"{directory}: expected a folder that no run writes to, got one in use by "
+                        f"{holder or 'another run'}; stop that, or choose another --output"
+                    ) from error
+                self.note = f"{directory}: the file system has no locks: start one run in it alone"
+            if _lies_at(file, path):
+                self._file = file
+            else:
+                os.close(file)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError):  # a full disk: the lock holds without the words
+            os.ftruncate(self._file, 0)
+            text = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
+            os.write(self._file, text.encode())
+
+    def release(self, directory: Path) -> None:
+        """Free the folder, which is now at `directory`, and remove the file from it; once."""
+        if self._file < 0:
+            return
+        with suppress(OSError):
+            if _lies_at(self._file, directory / self.name):
+                (directory / self.name).unlink()
+        os.close(self._file)
+        self._file = -1
+
+
+@contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`, once no other process or thread holds it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        file = _open(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _lies_at(file, path):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        finally:
+            os.close(file)
+
+
+def _open(path: Path) -> int:
+    """Open the file of a lock; a link or another kind of file there is never followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+
+def _lies_at(file: int, path: Path) -> bool:
+    """Return whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
