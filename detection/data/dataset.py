@@ -123,8 +123,7 @@ class CocoDetection:
                 " are not scored: AP and AR will not exist"
             )
         if self._augment is not None:  # said of training; validation is most likely alike
-            names = map(self.annotations.file_name, self._rows.tolist())
-            depth = bit_depth_note(self._folder / name for name in names)
+            depth = bit_depth_note(map(self._path_of, self._rows.tolist()))
             notes += [depth] if depth else []
         return notes
 

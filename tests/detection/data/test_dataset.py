@@ -247,3 +247,6 @@ def test_images_of_twelve_bits_are_said_in_training(
     path = write_coco(document)
     assert "a.png: 16 bits a channel, of which 12 are used" in open_data(path).notes("training")[-1]
     assert len(open_data(path, training=False).notes("validation")) == 1
+    for image in document["images"]:
+        image["file_name"] = f"/{image['file_name']}"
+    assert "a.png: 16 bits a channel" in open_data(write_coco(document)).notes("training")[-1]
