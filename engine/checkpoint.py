@@ -23,6 +23,7 @@ from engine.checksum import (
     summed_safetensors,
     write_with_sum,
 )
+from engine.distributed import is_main_process
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.paths import exists, is_file, is_folder, names_in, open_file
@@ -307,7 +308,7 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
 @cache
 def _warn_once(note: str | None) -> None:
     """Tell on the error stream, or where the host's logging leads; some calls read a file twice."""
-    if note is not None:
+    if note is not None and is_main_process():
         logging.getLogger(__name__).warning(note)
 
 

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from engine.errors import UserError
 from engine.paths import open_file
@@ -45,6 +47,15 @@ class _SummingWriter:
     def flush(self) -> None:
         """Hand on what is buffered."""
         self._file.flush()
+
+
+def digest_of(arrays: Iterable[np.ndarray]) -> str:
+    """Return the SHA-256 of arrays of numbers or text, in hex: of their shapes, kinds and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def write_with_sum(file: BinaryIO, write: Callable[[Any], object]) -> None:

@@ -162,6 +162,9 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
         config = output / "config.yaml"
     if arguments.resume and not names_in(output / "checkpoints", "step_*.pt"):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
+
+    from engine.distributed import is_main_process  # after the words are checked: it loads torch
+
     restarts = (os.environ.get(name, "0") for name in _RESTARTS)
     return TrainingWords(
         config=config,
@@ -170,5 +173,5 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
         resume=arguments.resume,
         auto_resume=arguments.auto_resume or any(count != "0" for count in restarts),
         device=arguments.device,
-        is_main=os.environ.get("RANK", "0") == "0",  # torchrun's; the processes meet in fit
+        is_main=is_main_process(),
     )

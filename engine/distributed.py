@@ -73,6 +73,14 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     atexit.register(gc.collect)
 
 
+def is_main_process() -> bool:
+    """Return whether torchrun started this process as the first, or did not start it.
+
+    Its environment variables tell before `world` is entered.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
 def current() -> tuple[int, int]:
     """Return (rank, number of processes); (0, 1) outside `world`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -104,11 +105,21 @@ def compare(
             seconds = mean_seconds(work, calls=1)
             if number >= WARM_UPS:
                 taken.append(seconds)
-        if say is not None and time.perf_counter() - started > LONG_ROUND_S:
-            say(f"round {number - WARM_UPS + 1} of {rounds} done")
+        if say is not None:
+            tell_round(number - WARM_UPS + 1, rounds, time.perf_counter() - started, say)
     if own_memory:
         keep_freed_memory()
     return Comparison(tuple(times[0]), tuple(times[1]))
+
+
+def tell_round(number: int, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
+    """Tell that a round is done, and how long the others will take; a short one says nothing.
+
+    number: of the round, from 1; 0 is one that is not counted. seconds: it took.
+    """
+    if seconds > LONG_ROUND_S:
+        left = timedelta(seconds=round(seconds * (rounds - number)))
+        say(f"round {number} of {rounds} done, about {left} left")
 
 
 def mean_seconds(work: Callable[[], object], *, calls: int) -> float:

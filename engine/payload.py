@@ -75,4 +75,5 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "rng": holds_tensors,
     "config": lambda part: isinstance(part, dict),
     "metadata": lambda part: isinstance(part, dict),
+    "data": lambda part: part is None or isinstance(part, dict),
 }

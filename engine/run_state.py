@@ -17,7 +17,7 @@ from engine.payload import check_payload, load_average
 from engine.progress import Progress
 from engine.schema import RunConfig
 from engine.step import WeightAverage
-from engine.task import Task
+from engine.task import HasDigest, Task
 
 
 @dataclass
@@ -43,6 +43,7 @@ class RunState:
             "rng": rng_state(),
             "config": self.config.model_dump(mode="json"),
             "metadata": self.task.metadata(),
+            "data": self._data_digests(),
         }
 
     def load(self, payload: Mapping[str, Any], *, source: Path) -> None:
@@ -83,6 +84,24 @@ class RunState:
         schemas = {tag: type(self.config)}
         old = parse_config(payload["config"], schemas=schemas, source=str(source))
         return differences(old, self.config)
+
+    def changed_data(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return a line for each data set whose files or truth differ from a checkpoint's."""
+        before, step = payload.get("data") or {}, payload["progress"]["step"]
+        lines = {
+            "training": f"training data are not those of the steps up to {step}",
+            "validation": f"validation data are not those of the scores up to step {step}, the best"
+            " score among them",
+        }
+        return [
+            f"{lines[name]}: file names or annotations have changed"
+            for name, digest in self._data_digests().items()
+            if before.get(name, digest) != digest
+        ]
+
+    def _data_digests(self) -> dict[str, str]:
+        data = {"training": self.task.train_data(), "validation": self.task.val_data()}
+        return {name: each.digest for name, each in data.items() if isinstance(each, HasDigest)}
 
     def is_finite(self) -> bool:
         """Return whether all weights and averages are; once they are not, they never will be."""

@@ -43,19 +43,16 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
     evaluations = [line for line in lines if line["kind"] in ("eval", "final")]
     steps = max((line["step"] for line in lines), default=None)
     notes = []
-    step = metrics.get("step")
-    if step is None:
-        fitting = [line["step"] for line in evaluations if _fits(line, metrics)]
-        if evaluations and not fitting:
-            notes.append("its scores are those of no evaluation that metrics.jsonl has")
-        step = fitting[-1] if fitting else None
+    fitting = [line["step"] for line in evaluations if _fits(line, metrics)]
+    if evaluations and not fitting:
+        notes.append("its scores are those of no evaluation that metrics.jsonl has")
     last_evaluation = max((line["step"] for line in evaluations), default=0)
     is_exported = exists(folder / "model.safetensors")
     if not is_exported or (steps is not None and steps > last_evaluation):
         notes.append(f"unfinished: logged up to step {steps}, evaluated up to {last_evaluation}")
     if num_damaged:
         notes.append(f"damaged lines of metrics.jsonl, skipped: {num_damaged}")
-    return RunScores(metrics, steps, step, notes)
+    return RunScores(metrics, steps, fitting[-1] if fitting else None, notes)
 
 
 def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -73,18 +70,11 @@ def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}: expected an object of scores, got {type(metrics).__name__}")
     # null in our own files, and in the lines that these are held against
     metrics = {name: None if value != value else value for name, value in metrics.items()}
-    step = metrics.get("step")
-    if step is not None and not _is_step(step):
-        raise UserError(f"{path}: step: expected a number of steps, got {step!r:.60}")
     for name in names:
         value = metrics.get(name)
         if value is not None and not _is_score(value):
             raise UserError(f"{path}: {name}: expected a number from 0 to 1, got {value!r:.60}")
     return metrics
-
-
-def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_score(value: Any) -> bool:

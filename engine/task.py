@@ -94,6 +94,16 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class HasDigest(Protocol):
+    """A data set of which a resumed run can tell whether it is the one that it began with."""
+
+    @property
+    def digest(self) -> str:
+        """A checksum of file names and truth, in the order in which they are read."""
+        ...
+
+
+@runtime_checkable
 class CountsParts(Protocol):
     """A task whose losses divide by a count that is known after the sampling alone.
 

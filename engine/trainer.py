@@ -383,6 +383,8 @@ class _Run:
         changed = self.state.changed_settings(payload, source=self.output)
         for line in changed:
             self.log.note(f"resumed with another setting: {line}")
+        for line in self.state.changed_data(payload):
+            self.log.note(f"resumed with other data: {line}")
         self.state.load(payload, source=self.checkpoints.directory)
         self.log.note(resumed_note(self.progress.step, self.checkpoints))
         return changed

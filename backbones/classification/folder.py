@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,6 +27,7 @@ from backbones.pictures import (
     read_file,
     read_size,
 )
+from engine.checksum import digest_of
 from engine.errors import SkippedSampleError, UserError
 from engine.paths import is_folder
 
@@ -143,6 +145,11 @@ class FolderPictures:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self._labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of the pictures' paths and classes."""
+        return digest_of([self._paths, self._labels])
 
     def file_name(self, index: int) -> str:
         """Return the path of picture `index` from the folder of the split on."""

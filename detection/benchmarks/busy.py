@@ -23,11 +23,12 @@ from engine.cli import SPIN_COUNT
 from engine.config import load_config
 from engine.distributed import pick_device
 from engine.loader import read_batches, split_batches, training_batches
-from engine.measure import Row
+from engine.measure import Row, tell_round
 
 NUM_BUSY = 8
 COUNTS = (None, "0", "300", "1000", "3000", "10000", "30000")  # None: OpenMP's own, 300,000
 SECONDS = 6.0  # of each measurement
+READY = "ready\n"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,11 +48,12 @@ def busy(settings: Settings) -> list[Row]:
     with ExitStack() as stack:
         trainings = {count: stack.enter_context(_training(count, settings)) for count in counts}
         for number in range(settings.rounds):
+            started = time.perf_counter()
             for rates in (alone, beside):
                 with _busy_processes(NUM_BUSY if rates is beside else 0):
                     for count, training in trainings.items():
                         rates[count].append(_rate(training, seconds))
-            settings.say(f"round {number + 1} of {settings.rounds}")
+            tell_round(number + 1, settings.rounds, time.perf_counter() - started, settings.say)
     rows = []
     for count in counts:
         at_least = (0.98, 100 / 3) if count == chosen else (None, None)
@@ -86,7 +88,8 @@ def _training(count: str | None, settings: Settings) -> Iterator["subprocess.Pop
     ) as process:
         try:
             assert process.stdout is not None
-            process.stdout.readline()  # it is ready
+            if process.stdout.readline() != READY:
+                raise RuntimeError("a training ended before its first step; see what it wrote")
             yield process
         finally:
             process.kill()
@@ -139,7 +142,7 @@ def train_as_asked() -> None:
         return count / (time.perf_counter() - begun)
 
     trained(1.0)
-    sys.stdout.write("ready\n")
+    sys.stdout.write(READY)
     sys.stdout.flush()
     for line in sys.stdin:
         sys.stdout.write(f"{trained(float(line))}\n")

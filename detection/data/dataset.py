@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from detection.data.sides_swapped import describe_swapped_sides
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine import paths
+from engine.checksum import digest_of
 from engine.errors import SkippedSampleError, UserError
 
 
@@ -126,6 +128,19 @@ class CocoDetection:
             depth = bit_depth_note(map(self._path_of, self._rows.tolist()))
             notes += [depth] if depth else []
         return notes
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of the images' names and of all that is known of their objects."""
+        found = self.annotations
+        parts = [found.image_ids, found.sizes, found.offsets, found.boxes, found.labels]
+        parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas, self._rows]
+        parts += [found.file_names.data, found.file_names.offsets]
+        if self._with_masks:
+            masks = found.segmentations
+            parts += [masks.coordinates, masks.part_offsets, masks.object_offsets]
+            parts += [masks.run_lengths.data, masks.run_lengths.offsets]
+        return digest_of(parts)
 
     @property
     def image_ids(self) -> np.ndarray:

@@ -4,6 +4,7 @@ H, W height and width; N pictures; n boxes of one picture, xyxy pixels.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from detection.data.transforms import NO_MASKS, Augment, resize
 from detection.localization_config import AugmentConfig, OneClassConfig
 from detection.structures import DetectionBatch
 from engine import paths
+from engine.checksum import digest_of
 from engine.errors import SkippedSampleError, UserError
 
 WINDOW_TRIES = 10
@@ -65,6 +67,12 @@ class LocalizationPictures:
     def __len__(self) -> int:
         """Return the number of pictures with a good box."""
         return len(self.pictures)
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of the pictures' paths, classes and boxes."""
+        found = self.pictures
+        return digest_of([found.paths, found.labels, found.sizes, found.boxes, found.offsets])
 
     def file_name(self, index: int) -> str:
         """Return the path of a picture from the root of the data on."""

@@ -4,7 +4,6 @@ B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K cl
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple, Self
@@ -32,6 +31,7 @@ from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
+from engine.distributed import is_main_process
 from engine.errors import UserError
 from engine.paths import resolved, status_of
 
@@ -260,7 +260,7 @@ class DetectionTask(nn.Module):
             with_masks=self.with_masks,
         )
         found.check_pictures()
-        if os.environ.get("RANK", "0") == "0":  # torchrun's; the other processes do not score
+        if is_main_process():  # the others do not score
             self._val_truth = read_truth(
                 found.annotations.path,
                 kept_rows=found.annotations.segmentation_idxs.tolist(),

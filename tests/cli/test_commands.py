@@ -185,6 +185,31 @@ def test_resumed_run_takes_its_own_config(site: Path, trained: Path, call: Call)
     assert not (site / "run.1").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ((), ()),
+        (("train",), ("training data are not those of the steps up to 2",)),
+        (("val",), ("validation data are not those of the scores up to step 2",)),
+        (("train", "val"), ("training data are not", "validation data are not")),
+    ],
+)
+def test_a_resumed_run_says_that_its_data_have_changed(
+    site: Path, trained: Path, call: Call, changed: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    shutil.copytree(trained, site / "run")
+    for split in ("train", "val"):
+        path = site / "data" / f"{split}.json"
+        document = json.loads(path.read_text())
+        document["annotations"][0]["bbox"][0] += split in changed
+        path.write_text(json.dumps(document, indent=1))  # other bytes alone are no change
+    outcome = call(train_det, "--resume", "--output", "run", "loop.max_steps=3", "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("resumed with other data: ") == len(said)
+    for line in said:
+        assert f"resumed with other data: {line}" in outcome.out
+
+
 def test_earlier_run_is_moved_aside(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "runs" / "tiny")
     (site / "runs" / "tiny.1").mkdir()

@@ -40,7 +40,6 @@ FINISHED = [train(2), scored(2, 0.25), train(4), scored(4, 0.125)]
 RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list[str]]] = {
     "finished": ({"ap": 0.125}, FINISHED, {}, ["4", "4", "12.5"], []),
     "the best exported": ({"ap": 0.25}, FINISHED, {}, ["4", "2", "25.0"], []),
-    "the step is said": ({"ap": 0.125, "step": 3}, FINISHED, {}, ["4", "3", "12.5"], []),
     "equal scores": ({"ap": 0.5}, [scored(1, 0.5), scored(2, 0.5)], {}, ["2", "2", "50.0"], []),
     "null": ({"ap": None}, [scored(1, None)], {}, ["1", "1", "-"], []),
     "killed": (
@@ -119,7 +118,6 @@ FOREIGN = {
     "huge": ('{"ap": 1' + "0" * 400 + "}", "metrics.json: ap: expected a number from 0 to 1"),
     "digits": ('{"ap": 1' + "0" * 5000 + "}", "metrics.json: not valid JSON: too many digits"),
     "depth": ("[" * 100_000, "metrics.json: not valid JSON"),
-    "step": ('{"step": "7"}', "metrics.json: step: expected a number of steps, got '7'"),
 }
 
 

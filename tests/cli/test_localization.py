@@ -42,6 +42,16 @@ def test_train_and_evaluate(patches: Path, call: Call) -> None:
     assert done.code == 0, done.err
 
 
+def test_a_resumed_run_says_that_its_boxes_have_changed(patches: Path, call: Call) -> None:
+    words = ["--output", "run", "--device", "cpu"]
+    assert call(train_det, "patches.yaml", "loop.max_steps=1", *words).code == 0
+    (patches / "data/train/red/red_boxes.txt").write_text("red_0.png\t1\t1\t20\t20\n")
+    done = call(train_det, "--resume", "loop.max_steps=2", *words)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("resumed with other data: training data") == 1
+    assert "validation data are not" not in done.out
+
+
 MISTAKES = {
     "no data": (["data.root=absent"], "data.root absent: expected the folder of the data set"),
     "typo": (["model.per_clas=true"], "model.per_clas: unknown key; nearest: model.per_class"),

@@ -57,6 +57,17 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert f"{100 * center['top1']:.1f}" in done.out
 
 
+def test_a_resumed_run_says_that_its_pictures_have_changed(classes: Path, call: Call) -> None:
+    words = ["--output", "run", "--device", "cpu"]
+    assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *words).code == 0
+    picture = min((classes / "classes" / "val").rglob("*.*"))
+    picture.rename(picture.with_stem("another"))
+    done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *words)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("resumed with other data: validation data") == 1
+    assert "training data are not" not in done.out
+
+
 def test_pixels_of_the_detector_must_be_the_backbones(classes: Path, call: Call) -> None:
     words = ["tiny_class.yaml", "model.backbone.pixel_mean=[128, 128, 128]", "--output", "run"]
     assert call(pretrain_backbone, *words, "--device", "cpu").code == 0

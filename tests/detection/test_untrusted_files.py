@@ -201,9 +201,16 @@ def test_a_network_beyond_all_memory_is_not_built(tmp_path: Path, trained: Files
 
 
 def test_a_file_without_a_checksum_says_so_once(
-    tmp_path: Path, trained: Files, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    trained: Files,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state, metadata = trained
+    monkeypatch.setenv("RANK", "1")  # of several processes the first one speaks
+    safetensors.torch.save_file(state, tmp_path / "second.safetensors", metadata)
+    load_task([tmp_path / "second.safetensors"])
+    monkeypatch.delenv("RANK")
     safetensors.torch.save_file(state, tmp_path / "old.safetensors", metadata)
     load_task([tmp_path / "old.safetensors"])
     (record,) = caplog.records

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from engine.errors import DisagreementError
-from engine.measure import Comparison, Row, check_close, compare, markdown_of, report_of
+from engine.measure import (
+    LONG_ROUND_S,
+    Comparison,
+    Row,
+    check_close,
+    compare,
+    markdown_of,
+    report_of,
+    tell_round,
+)
 
 
 def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
@@ -21,6 +30,13 @@ def test_both_sides_are_called_in_turn_and_warm_ups_not_counted() -> None:
     calls.clear()
     compare(ours, peer, rounds=1, own_memory=True)
     assert "".join(calls) == "oopp" * 2
+
+
+def test_long_rounds_tell_how_long_the_others_will_take() -> None:
+    said: list[str] = []
+    tell_round(2, 5, LONG_ROUND_S - 1, said.append)
+    tell_round(2, 5, 40.0, said.append)
+    assert said == ["round 2 of 5 done, about 0:02:00 left"]
 
 
 @pytest.mark.parametrize(
