@@ -19,7 +19,7 @@ _OVERRIDE = re.compile(r"[\w.]+=")
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables that say how often torchrun or Slurm has started this job again."""
 
-SPIN_COUNT = 3000
+SPIN_COUNT = 6000
 """How often a thread of OpenMP looks whether there is work before it sleeps, in commands. libgomp's
 own 300,000 keep cores, for milliseconds each, from those who have work: other processes and, where
 these are many, the thread that all wait for. `benchmark.py busy` measures it."""

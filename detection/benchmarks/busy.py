@@ -5,6 +5,7 @@ One that sleeps at once is slow to wake where cores are free. `GOMP_SPINCOUNT` i
 loaded, so each count has a process of its own, which computes when it is asked to.
 """
 
+import math
 import os
 import statistics
 import subprocess
@@ -24,12 +25,20 @@ from engine.config import load_config
 from engine.distributed import pick_device
 from engine.loader import read_batches, split_batches, training_batches
 from engine.measure import Row, tell_round
+from engine.memory import keep_freed_memory
+from engine.schema import LoaderConfig
 
 NUM_BUSY = 8
-COUNTS = (None, "0", "300", "1000", "3000", "10000", "30000")  # None: OpenMP's own, 300,000
-SECONDS = 6.0  # of each measurement
+COUNTS = (None, "0", "1000", "3000", "10000", "30000")  # None: OpenMP's own, 300,000
+ALONE_STEPS = 20
+"""Steps of each training in a round, one at a time in turn: what they differ by is less than what
+the machine's speed changes by in a few seconds."""
+SECONDS = 6.0
+"""Of a training beside busy processes, in a round."""
 READY = "ready\n"
 ROOT = Path(__file__).resolve().parents[2]
+
+Rates = dict[str | None, list[float]]
 
 
 def busy(settings: Settings) -> list[Row]:
@@ -40,32 +49,48 @@ def busy(settings: Settings) -> list[Row]:
     """
     chosen = str(SPIN_COUNT)
     counts = list(dict.fromkeys((None, chosen) if settings.small else (*COUNTS, chosen)))
-    seconds = 0.2 if settings.small else SECONDS
-    cores = len(os.sched_getaffinity(0))
-    fair = cores / (cores + NUM_BUSY)
-    alone: dict[str | None, list[float]] = {count: [] for count in counts}
-    beside: dict[str | None, list[float]] = {count: [] for count in counts}
+    steps, seconds = (2, 0.2) if settings.small else (ALONE_STEPS, SECONDS)
+    alone: Rates = {count: [] for count in counts}
+    beside: Rates = {count: [] for count in counts}
     with ExitStack() as stack:
         trainings = {count: stack.enter_context(_training(count, settings)) for count in counts}
         for number in range(settings.rounds):
             started = time.perf_counter()
-            for rates in (alone, beside):
-                with _busy_processes(NUM_BUSY if rates is beside else 0):
-                    for count, training in trainings.items():
-                        rates[count].append(_rate(training, seconds))
+            for step in range(steps):
+                for count in counts if step % 2 else counts[::-1]:
+                    alone[count].append(_rate(trainings[count], seconds=0))
+            with _busy_processes(NUM_BUSY):
+                for count, training in trainings.items():
+                    beside[count].append(_rate(training, seconds))
             tell_round(number + 1, settings.rounds, time.perf_counter() - started, settings.say)
-    rows = []
-    for count in counts:
-        at_least = (0.98, 100 / 3) if count == chosen else (None, None)
-        of_own = statistics.median(a / b for a, b in zip(alone[count], alone[None], strict=True))
-        share = statistics.median(b / a for a, b in zip(alone[None], beside[count], strict=True))
-        name = "OpenMP's own spinning" if count is None else f"GOMP_SPINCOUNT={count}"
-        others = f"{name}, beside {NUM_BUSY} busy processes, of the fair share"
-        rows += [
-            Row(f"{name}, alone", of_own, "x", at_least[0], detail=_said(alone[count])),
-            Row(others, 100 * share / fair, "%", at_least[1], detail=_said(beside[count])),
-        ]
-    return rows
+    return [
+        row for count in counts for row in _rows(count, alone, beside, is_chosen=count == chosen)
+    ]
+
+
+def _rows(count: str | None, alone: Rates, beside: Rates, *, is_chosen: bool) -> list[Row]:
+    cores = len(os.sched_getaffinity(0))
+    fair = statistics.median(alone[None]) * cores / (cores + NUM_BUSY)
+    ratios = [ours / own for ours, own in zip(alone[count], alone[None], strict=True)]
+    # 1.25: of a median's standard error to a mean's
+    error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))
+    name = "OpenMP's own spinning" if count is None else f"GOMP_SPINCOUNT={count}"
+    return [
+        Row(
+            f"{name}, alone",
+            statistics.median(ratios),
+            "x",
+            0.98 if is_chosen else None,
+            detail=f"median of {len(ratios)} steps, ±{error:.3f}; {_said(alone[count])}",
+        ),
+        Row(
+            f"{name}, beside {NUM_BUSY} busy processes, of the fair share",
+            100 * statistics.median(beside[count]) / fair,
+            "%",
+            100 / 3 if is_chosen else None,
+            detail=_said(beside[count]),
+        ),
+    ]
 
 
 def _said(rates: Sequence[float]) -> str:
@@ -120,7 +145,11 @@ def _busy_processes(count: int) -> Iterator[None]:
 
 
 def train_as_asked() -> None:
-    """Train the demo for as many seconds as each line of the input says; print the images/s."""
+    """Train the demo for as many seconds as each line of the input says; print the images/s.
+
+    A step at the least, always on the same batch: reading is not what is measured.
+    """
+    keep_freed_memory()  # as training commands do
     few = ["data.demo.num_train=64", "data.demo.num_val=8", "loop.precision=fp32"]
     config = load_config(ROOT / "configs/detection/demo.yaml", few, schemas=SCHEMAS)
     assert isinstance(config, DetectionConfig)
@@ -130,13 +159,14 @@ def train_as_asked() -> None:
     data, size = task.train_data(), config.loop.batch_size
     plan = training_batches(data.groups, batch_size=size, seed=0)
     parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
-    batches = read_batches(data, parts, config=config.loader, device=device, substitute=True)
+    reading = LoaderConfig(workers=0)
+    delivery = next(read_batches(data, parts, config=reading, device=device, substitute=True))
+    batch = delivery.batch
+    assert batch is not None
 
     def trained(seconds: float) -> float:
         begun, count = time.perf_counter(), 0
         while count == 0 or time.perf_counter() - begun < seconds:
-            batch = next(batches).batch
-            assert batch is not None
             step(batch)
             count += size
         return count / (time.perf_counter() - begun)

@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import pytest
+
 from detection.benchmarks.busy import NUM_BUSY, busy
 from detection.benchmarks.settings import Settings
 from engine.cli import SPIN_COUNT
 
 
+@pytest.mark.slow
 def test_a_training_is_measured_alone_and_beside_others(tmp_path: Path) -> None:
     rows = busy(Settings(folder=tmp_path, say=print, rounds=1, small=True))
     chosen, others = f"GOMP_SPINCOUNT={SPIN_COUNT}", f"beside {NUM_BUSY} busy processes"
