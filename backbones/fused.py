@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine.precision import computes_in_bf16
+
 
 def conv_relu(
     x: Tensor,
@@ -79,7 +81,7 @@ def _dtypes() -> set[torch.dtype]:
     """Return what oneDNN's convolutions take on this machine."""
     if not torch.backends.mkldnn.is_available():
         return set()
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = computes_in_bf16(torch.device("cpu"))
     return {torch.float32, torch.bfloat16} if bf16 else {torch.float32}
 
 

@@ -29,7 +29,7 @@ from engine.checkpoint import read_trained
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.paths import exists, is_folder
-from engine.step import autocast
+from engine.precision import autocast
 
 if TYPE_CHECKING:
     from PIL.Image import Image

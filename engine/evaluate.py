@@ -22,8 +22,9 @@ from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
 from engine.loader import Delivery, evaluation_batches, read_batches
 from engine.log import RunLog
+from engine.precision import autocast
 from engine.schema import RunConfig
-from engine.step import autocast, memory_layout
+from engine.step import memory_layout
 from engine.task import Evaluator, Task
 
 

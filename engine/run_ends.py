@@ -8,9 +8,26 @@ from engine.checksum import checksum_note
 from engine.distributed import broadcast_object
 from engine.errors import UserError
 from engine.log import RunLog
+from engine.optim import note as rate_note
 from engine.payload import check_payload
+from engine.precision import precision_note
 from engine.run_folder import EXPORT, finished_metrics
 from engine.run_state import RunState
+
+
+def introduction(state: RunState, *, num_images: int) -> list[str]:
+    """Return the lines at the start of a training; num_images: its training images."""
+    task, config, here = state.task, state.config, state.here
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
+    first = (
+        f"{num_images} training images, {len(task.class_names)} classes; "
+        f"{trained / 1e6:.1f} M trained parameters, {fixed / 1e6:.1f} M frozen; "
+        f"{here.size} process(es) on {here.device.type}"
+    )
+    rate = rate_note(config.optim, config.loop.batch_size)
+    precision = precision_note(here.device, config.loop.precision)
+    return [first, *task.notes(), *(note for note in (rate, precision) if note is not None)]
 
 
 def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:

@@ -54,6 +54,8 @@ PathText = Annotated[str, AfterValidator(expanded_path)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Precision = Literal["fp32", "bf16"]
+PrecisionSetting = Literal["fp32", "bf16", "auto"]
 
 
 class Config(BaseModel):
@@ -130,8 +132,9 @@ class LoopConfig(Config):
     """Global: images in one update, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
     """Parts into which a process's share of a batch is split, to save memory; losses average."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; bf16 is autocast, weights stay float32."""
+    precision: PrecisionSetting = "fp32"
+    """Arithmetic of the forward pass; bf16 is autocast, weights stay float32. `auto` is bf16 where
+    the device computes in it, else fp32."""
     channels_last: bool = True
     """Memory layout of images and convolution weights."""
     compile: bool = False

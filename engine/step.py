@@ -12,14 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import World, any_over_ranks
 from engine.optim import clip_gradients, step_if_finite
-from engine.schema import LoopConfig
+from engine.precision import autocast, chosen_precision
+from engine.schema import LoopConfig, PrecisionSetting
 from engine.sync_norm import synchronise_norms
 from engine.task import Batch, CountsParts, Task
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which forward passes run."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def memory_layout(config: LoopConfig) -> torch.memory_format:
@@ -30,10 +26,10 @@ def memory_layout(config: LoopConfig) -> torch.memory_format:
 class LossModule(nn.Module):
     """What is compiled and what DDP wraps: a task's losses as a forward pass."""
 
-    def __init__(self, task: Task, *, device: torch.device, precision: str) -> None:
+    def __init__(self, task: Task, *, device: torch.device, precision: PrecisionSetting) -> None:
         super().__init__()
         self.task = task
-        self._autocast = (device, precision)
+        self._autocast = (device, chosen_precision(device, precision))  # not while it is compiled
 
     def forward(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return named scalar losses."""

@@ -24,13 +24,13 @@ from engine.loader import Delivery, read_batches, split_batches, training_batche
 from engine.log import RunLog
 from engine.meter import StepMeter
 from engine.optim import build_optimizer, lr_factor, set_lr
-from engine.optim import note as rate_note
 from engine.progress import Progress
 from engine.run_ends import (
     advice,
     already_finished,
     can_resume,
     export,
+    introduction,
     load_exported,
     resumed_note,
     say_goodbye,
@@ -38,7 +38,12 @@ from engine.run_ends import (
 from engine.run_folder import claimed
 from engine.run_state import RunState
 from engine.schema import RunConfig
-from engine.step import WeightAverage, memory_layout, training_step, wrap_losses
+from engine.step import (
+    WeightAverage,
+    memory_layout,
+    training_step,
+    wrap_losses,
+)
 from engine.step_status import StepStatuses
 from engine.task import Batch, Task
 
@@ -133,7 +138,8 @@ class _Run:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
-        self._introduce()
+        for note in introduction(self.state, num_images=len(self.data)):
+            self.log.note(note)
         deliveries, progress = self._deliveries(), self.progress
         if resume and not progress.evaluation_due:  # it may be best.pt's state that it goes on from
             self._save(in_bad_streak=True)
@@ -328,18 +334,6 @@ class _Run:
         seconds = time.monotonic() - started
         say_goodbye(self.state, self.output, self.log, exported=exported, seconds=seconds)
         return self.final
-
-    def _introduce(self) -> None:
-        trained = sum(p.numel() for p in self.task.model.parameters() if p.requires_grad)
-        fixed = sum(p.numel() for p in self.task.model.parameters() if not p.requires_grad)
-        self.log.note(
-            f"{len(self.data)} training pictures, {len(self.task.class_names)} classes; "
-            f"{trained / 1e6:.1f} M trained parameters, {fixed / 1e6:.1f} M frozen; "
-            f"{self.here.size} process(es) on {self.here.device.type}"
-        )
-        rate = rate_note(self.config.optim, self.config.loop.batch_size)
-        for note in [*self.task.notes(), *([] if rate is None else [rate])]:
-            self.log.note(note)
 
     def _save(self, *, in_bad_streak: bool) -> None:
         """Write a checkpoint, after reading the status of every step that it holds.

@@ -20,7 +20,7 @@ from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.log import RunLog
-from engine.step import autocast
+from engine.precision import autocast
 
 
 def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:

@@ -40,8 +40,8 @@ from detection.ops.boxes import xyxy_to_xywh
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.measure import Row, compare, mean_seconds, peak_flops
+from engine.precision import autocast
 from engine.schema import LoaderConfig, LoopConfig
-from engine.step import autocast
 from engine.task import Batch
 
 SIZE = (800, 1344)

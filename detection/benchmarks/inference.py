@@ -19,7 +19,7 @@ from detection.benchmarks.networks import (
 from detection.benchmarks.settings import Settings
 from detection.benchmarks.steps import CPU, prediction
 from engine.measure import Row, compare
-from engine.step import autocast
+from engine.precision import autocast
 
 PROMISED = {  # at least, aim: times the peer in float32
     ("r101_c4", "fp32"): (2.2, 2.6),

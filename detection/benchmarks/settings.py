@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from engine.errors import UserError
+from engine.schema import Precision
 
 if TYPE_CHECKING:  # torch, which a command's --help does without
     from engine.measure import Row
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

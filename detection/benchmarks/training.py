@@ -17,11 +17,11 @@ from detection.benchmarks.networks import (
     peer_pictures,
     peer_targets,
 )
-from detection.benchmarks.settings import Precision, Settings
+from detection.benchmarks.settings import Settings
 from detection.benchmarks.steps import CPU, operations_of, our_step, peer_step
 from detection.structures import DetectionBatch
 from engine.measure import Row, compare, peak_flops
-from engine.schema import LoopConfig
+from engine.schema import LoopConfig, Precision
 
 PROMISED = {  # at least, aim: times the peer in float32
     ("r101_c4", "fp32"): (1.8, 2.2),
