@@ -41,7 +41,7 @@ from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.measure import Row, compare, mean_seconds, peak_flops
 from engine.precision import autocast
-from engine.schema import LoaderConfig, LoopConfig
+from engine.schema import LoaderConfig, LoopConfig, PrecisionSetting
 from engine.task import Batch
 
 SIZE = (800, 1344)
@@ -52,7 +52,7 @@ NUM_JPEGS, NUM_READERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
 
 def gpu_train(settings: Settings) -> list[Row]:
     """Measure training with pictures from JPEG files."""
-    device = _device(settings)
+    device, precision = _device(settings), _precision(settings)
     size, count = (SMALL_SIZE, 2) if settings.small else (SIZE, TRAIN_BATCH)
     rows = []
     for case in chosen_cases(settings, R101_FPN, R101_C4):
@@ -64,7 +64,7 @@ def gpu_train(settings: Settings) -> list[Row]:
         with _float32(exact=True):
             check_losses(task, peer, make_batch(1, size=size).to(device))
         theirs = peer_step(peer, peer_pictures(batch), peer_targets(batch))
-        loop = LoopConfig(precision="bf16", batch_size=count, compile=not settings.small)
+        loop = LoopConfig(precision=precision, batch_size=count, compile=not settings.small)
         step = our_step(task, loop, device=device)
         with _float32(exact=False):
             comparison = compare(
@@ -81,7 +81,7 @@ def gpu_train(settings: Settings) -> list[Row]:
 
 def gpu_inference(settings: Settings) -> list[Row]:
     """Measure finding objects, one picture at a time and eight."""
-    device = _device(settings)
+    device, precision = _device(settings), _precision(settings)
     size = SMALL_SIZE if settings.small else SIZE
     rows = []
     for case in chosen_cases(settings, R50_FPN, R101_FPN):
@@ -95,7 +95,7 @@ def gpu_inference(settings: Settings) -> list[Row]:
                 check_detections(task, peer, batch)
             with _float32(exact=False):
                 comparison = compare(
-                    prediction(partial(task.predict, batch), autocast(device, "bf16")),
+                    prediction(partial(task.predict, batch), autocast(device, precision)),
                     prediction(partial(peer, peer_pictures(batch))),
                     rounds=settings.rounds,
                     say=settings.say,
@@ -110,7 +110,7 @@ def gpu_inference(settings: Settings) -> list[Row]:
 
 def gpu_classify(settings: Settings) -> list[Row]:
     """Measure ResNet-101's training as a classifier on made-up pictures of 224 pixels."""
-    device = _device(settings)
+    device, precision = _device(settings), _precision(settings)
     count, side = (2, 64) if settings.small else (CLASSIFY_BATCH, 224)
     model = resnet101().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
@@ -119,7 +119,7 @@ def gpu_classify(settings: Settings) -> list[Row]:
     labels = torch.randint(1000, (count,), device=device)
 
     def loss_of(pixels: torch.Tensor) -> torch.Tensor:
-        with autocast(device, "bf16"):
+        with autocast(device, precision):
             return nn.functional.cross_entropy(model(pixels).float(), labels)
 
     compiled = loss_of if settings.small else torch.compile(loss_of)
@@ -137,12 +137,12 @@ def gpu_classify(settings: Settings) -> list[Row]:
 
 def gpu_trace(settings: Settings) -> list[Row]:
     """Trace one training step: trace_*.json for a browser, and the device's busy share."""
-    device = _device(settings)
+    device, precision = _device(settings), _precision(settings)
     size, count = (SMALL_SIZE, 1) if settings.small else (SIZE, TRAIN_BATCH)
     rows = []
     for case in chosen_cases(settings, R101_FPN, R101_C4):
         batch = make_batch(count, size=size).to(device)
-        loop = LoopConfig(precision="bf16", batch_size=count)
+        loop = LoopConfig(precision=precision, batch_size=count)
         step = our_step(make_task(case), loop, device=device)
         step(batch)
         operations = operations_of(partial(step, batch))
@@ -171,6 +171,11 @@ def gpu_trace(settings: Settings) -> list[Row]:
             rows.append(Row(f"{case.name} device busy", 100 * busy / seconds, "%"))
             rows.append(Row(f"{case.name} share of matmul peak", 100 * share, "%"))
     return rows
+
+
+def _precision(settings: Settings) -> PrecisionSetting:
+    """Return bf16; if small, which needs no GPU, what the device is fast in."""
+    return "auto" if settings.small else "bf16"
 
 
 def _device(settings: Settings) -> torch.device:

@@ -189,9 +189,13 @@ def test_resumed_run_takes_its_own_config(site: Path, trained: Path, call: Call)
     ("changed", "said"),
     [
         ((), ()),
-        (("train",), ("training data are not those of the steps up to 2",)),
-        (("val",), ("validation data are not those of the scores up to step 2",)),
-        (("train", "val"), ("training data are not", "validation data are not")),
+        (
+            ("train", "val"),
+            (
+                "training data are not those of the steps up to 2",
+                "validation data are not those of the scores up to step 2",
+            ),
+        ),
     ],
 )
 def test_a_resumed_run_says_that_its_data_have_changed(
