@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import UserError
+from engine.errors import PeerError, UserError
 from engine.memory import keep_freed_memory
 
 
@@ -40,10 +40,11 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
         device: `cpu`, `cuda` or `cuda:N`; none takes `cuda` when there is one. With several
             processes each takes the GPU of its local rank.
         timeout_s: longest wait for the other processes, seconds. Past it the waiting call raises
-            (NCCL: ends the process), and a note on the exception names the rank.
+            (NCCL: ends the process). A note on each exception names the rank.
 
     Raises:
         UserError: a device that is not there.
+        PeerError: another process ended or did not answer in time.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
@@ -55,22 +56,35 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     # Its functions' defaults are the group that there is when it is imported, which they would hold
     # for ever. DistributedDataParallel imports it.
     import_module("torch.distributed.nn")
-    dist.init_process_group(
-        # On GPUs gloo still carries pickled objects, so that results never pass through the GPU.
-        "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl",
-        timeout=timedelta(seconds=timeout_s),
-        device_id=own if own.type == "cuda" else None,
-    )
+    where = f"process {rank} of 0..{size - 1}"
     try:
+        dist.init_process_group(
+            # on GPUs gloo carries pickled objects, so that results never pass through the GPU
+            "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=own if own.type == "cuda" else None,
+        )
         yield World(rank, size, own)
     except BaseException as error:
         # No goodbye: it may wait for processes that are themselves waiting for this one.
-        error.add_note(f"in process {rank} of 0..{size - 1} (time limit on waits: {timeout_s} s)")
+        if _is_of_peers(error):
+            raise PeerError(
+                f"{where}: another process ended, or did not answer within {timeout_s} s; its own "
+                f"error says why ({' '.join(str(error).split()):.150})"
+            ) from error
+        error.add_note(f"in {where}")
         raise
     dist.destroy_process_group()
     # DistributedDataParallel still holds the group, and is freed by the garbage collector alone.
     # gloo's threads are joined then. One that ends its last work while Python shuts down aborts.
     atexit.register(gc.collect)
+
+
+def _is_of_peers(error: BaseException) -> bool:
+    """Whether gloo or NCCL raised it, which happens where a process is gone or silent."""
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and "gloo" in str(error).lower()
+    )
 
 
 def is_main_process() -> bool:

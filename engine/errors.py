@@ -18,6 +18,10 @@ class ReadingError(UserError):
     """
 
 
+class PeerError(UserError):
+    """Another process of a run ended, or did not answer in time; it has its own error."""
+
+
 class SkippedSampleError(Exception):
     """A data set's word that a picture is bad and that the policy is to skip and count it."""
 

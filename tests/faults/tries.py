@@ -203,6 +203,8 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
         found.append(f"hangs: {outcome.hung}")
     text = outcome.errs[fault.rank]
     of_reader = fault.channel in ("train", "val") and not fault.group
+    others = [err for rank, err in enumerate(outcome.errs) if rank != fault.rank]
+    found += [f"another process: {line}" for err in others for line in _tracebacks(err)]
     found += _tracebacks(text) if of_reader or fault.do not in ("kill", "torn") else []
     code = outcome.codes[fault.rank]
     if of_reader:
