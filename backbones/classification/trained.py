@@ -20,7 +20,9 @@ from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.log import RunLog
+from engine.paths import status_of
 from engine.precision import autocast
+from engine.run_folder import EXPORT
 
 
 def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
@@ -62,7 +64,8 @@ def export_backbone(
     """Write `backbone.safetensors` for `model.backbone.weights`: the network without its `fc`.
 
     Its batch-norm statistics are computed anew when the config says so; a detector that freezes
-    them then has those of the final weights. model.safetensors stays as it is.
+    them then has those of the final weights. model.safetensors stays as it is, and so does a file
+    that was made after it.
 
     Args:
         output: the folder of a finished run.
@@ -73,6 +76,10 @@ def export_backbone(
         UserError: the run has not finished, or its training pictures are gone.
     """
     log = RunLog(None, is_main=True)
+    path = output / "backbone.safetensors"
+    if _is_newer(path, output / EXPORT):
+        log.note(f"{path}: made from these weights already")
+        return
     task = load_trained([output])
     export = task.config.export
     if export.recompute_norms and task.config.model.backbone.norm == "batch":
@@ -82,9 +89,13 @@ def export_backbone(
     state = task.model.backbone.state_dict()
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     scores = {name: value for name, value in metrics.items() if "/" not in name}
-    path = output / "backbone.safetensors"
     write_safetensors(path, kept, {**task.metadata(), "metrics": json.dumps(scores)})
     log.note(f"backbone for detectors: {path}")
+
+
+def _is_newer(path: Path, source: Path) -> bool:
+    made, read = status_of(path), status_of(source)
+    return made is not None and read is not None and made.st_mtime_ns > read.st_mtime_ns
 
 
 @torch.no_grad()

@@ -36,6 +36,14 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
     center = json.loads((classes / "run" / "metrics.json").read_text())
 
+    words = ["tiny_class.yaml", "--output", "run", "--device", "cpu", "--resume"]
+    done = call(pretrain_backbone, *words)
+    assert (done.code, done.err) == (0, "")
+    assert "finished at step 2 already" in done.out
+    assert "run/backbone.safetensors: made from these weights already" in done.out
+    (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
+    assert "statistics computed anew" in call(pretrain_backbone, *words).out
+
     again = call(eval_tool, "run", "--device", "cpu")
     assert again.code == 0, again.err
     scored = json.loads((classes / "run" / "eval" / "metrics.json").read_text())
