@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from engine.errors import UserError
-from engine.schema import Precision
 
-if TYPE_CHECKING:  # torch, which a command's --help does without
+if TYPE_CHECKING:  # large packages, which a command's --help does without
     from engine.measure import Row
+    from engine.schema import Precision
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Settings:
     rounds: int = 5
     small: bool = False
     model: str | None = None
-    precision: Precision | None = None
+    precision: "Precision | None" = None
     output: Path | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise UserError(f"--rounds: expected at least 1, got {self.rounds}")
 
-    def precisions(self) -> list[Precision]:
+    def precisions(self) -> "list[Precision]":
         """Return the one that was asked for, or both."""
         return ["fp32", "bf16"] if self.precision is None else [self.precision]
 
