@@ -70,7 +70,7 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
         if _is_of_peers(error):
             raise PeerError(
                 f"{where}: another process ended, or did not answer within {timeout_s} s; its own "
-                f"error says why ({' '.join(str(error).split()):.150})"
+                f"error says why ({' '.join(str(error).split())})"
             ) from error
         error.add_note(f"in {where}")
         raise

@@ -15,13 +15,13 @@ from engine.run_folder import EXPORT, finished_metrics
 from engine.run_state import RunState
 
 
-def introduction(state: RunState, *, num_images: int) -> list[str]:
-    """Return the lines at the start of a training; num_images: its training images."""
+def introduction(state: RunState) -> list[str]:
+    """Return the lines at the start of a training."""
     task, config, here = state.task, state.config, state.here
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
     first = (
-        f"{num_images} training images, {len(task.class_names)} classes; "
+        f"{len(task.train_data())} training images, {len(task.class_names)} classes; "
         f"{trained / 1e6:.1f} M trained parameters, {fixed / 1e6:.1f} M frozen; "
         f"{here.size} process(es) on {here.device.type}"
     )

@@ -38,12 +38,7 @@ from engine.run_ends import (
 from engine.run_folder import claimed
 from engine.run_state import RunState
 from engine.schema import RunConfig
-from engine.step import (
-    WeightAverage,
-    memory_layout,
-    training_step,
-    wrap_losses,
-)
+from engine.step import WeightAverage, memory_layout, training_step, wrap_losses
 from engine.step_status import StepStatuses
 from engine.task import Batch, Task
 
@@ -138,7 +133,7 @@ class _Run:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.here.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
-        for note in introduction(self.state, num_images=len(self.data)):
+        for note in introduction(self.state):
             self.log.note(note)
         deliveries, progress = self._deliveries(), self.progress
         if resume and not progress.evaluation_due:  # it may be best.pt's state that it goes on from

@@ -131,10 +131,10 @@ class CocoDetection:
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the images' names and of all that is known of their objects."""
+        """Checksum of the annotations as they were read, kept for training or not."""
         found = self.annotations
         parts = [found.image_ids, found.sizes, found.offsets, found.boxes, found.labels]
-        parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas, self._rows]
+        parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
         parts += [found.file_names.data, found.file_names.offsets]
         if self._with_masks:
             masks = found.segmentations

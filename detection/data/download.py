@@ -27,7 +27,8 @@ from engine.paths import is_file, is_folder, names_in, open_file, status_of
 
 CHUNK_BYTES = 10**6
 TIMEOUT_S = 60.0
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError)  # the last: with a password
+# What zipfile raises: damage, a compression that it does not know, a password.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError)
 GB = 10**9
 
 

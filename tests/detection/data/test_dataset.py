@@ -53,6 +53,17 @@ def test_annotations_are_not_changed_by_loading(document: Document, write_coco: 
     torch.testing.assert_close(data.annotations.boxes, before, rtol=0, atol=0)
 
 
+def test_the_digest_tells_other_annotations_and_no_other_settings(
+    document: Document, write_coco: CocoWriter
+) -> None:
+    path = write_coco(document)
+    digest = open_data(path).digest
+    assert open_data(path, keep_empty=False).digest == digest
+    assert open_data(path, training=False).digest == digest
+    document["annotations"][0]["bbox"][2] -= 1
+    assert open_data(write_coco(document)).digest != digest
+
+
 def test_a_batch(document: Document, write_coco: CocoWriter) -> None:
     data = open_data(write_coco(document), training=False)
     batch = data.collate([data.load(index, index) for index in range(3)])
