@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.fused import add_relu, conv_relu
+from backbones.kernels.conv_relu import add_relu, conv_relu
 
 NormKind = Literal["batch", "frozen", "group"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
 from backbones.features import FeatureSpec
+from backbones.kernels.pooling import mean_over_cells
 from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm_relu, make_norm
-from backbones.pooling import mean_over_cells
 from engine.errors import UserError
 
 WIDTHS = (64, 128, 256, 512)

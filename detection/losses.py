@@ -1,4 +1,4 @@
-"""The losses of Faster and Mask R-CNN, and of localization: values in, scalars out.
+"""The losses of Faster and Mask R-CNN: values in, scalars out.
 
 They are never computed below float32.
 
@@ -9,14 +9,10 @@ after the other (`loop.accumulate`) average as well. Anchors and regions are dra
 for masks, whose number is what was found, `count` is the mean over parts.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detection.ops.box_coder import decode_boxes, encode_boxes
-from detection.ops.boxes import generalized_iou
 from detection.ops.precision import at_least_float32
 from engine.distributed import mean_over_ranks
 
@@ -52,12 +48,12 @@ def rpn_loss(
         `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1 summed over
         coordinates and foreground, divided by the number of samples of both kinds.
     """
-    objectness = _objectness(objectness_logits, is_fg)
+    objectness = objectness_loss(objectness_logits, is_fg)
     box = smooth_l1(at_least_float32(deltas), target_deltas, beta=beta).sum(dim=-1)
-    count = _num_samples(valid)
+    count = count_samples(valid)
     return {
-        "rpn_objectness": _masked_sum(objectness, valid) / count,
-        "rpn_box": _masked_sum(box, valid & is_fg) / count,
+        "rpn_objectness": masked_sum(objectness, valid) / count,
+        "rpn_box": masked_sum(box, valid & is_fg) / count,
     }
 
 
@@ -91,10 +87,10 @@ def roi_loss(
     row = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
     own = at_least_float32(deltas.gather(2, row)[:, :, 0])
     box = smooth_l1(own, target_deltas, beta=beta).sum(dim=-1)
-    count = _num_samples(valid)
+    count = count_samples(valid)
     return {
-        "roi_class": _masked_sum(classification, valid) / count,
-        "roi_box": _masked_sum(box, valid & (labels < num_classes)) / count,
+        "roi_class": masked_sum(classification, valid) / count,
+        "roi_box": masked_sum(box, valid & (labels < num_classes)) / count,
     }
 
 
@@ -115,64 +111,23 @@ def mask_loss(
     error = F.binary_cross_entropy_with_logits(
         at_least_float32(logits), targets, reduction="none"
     ).mean(dim=(2, 3))
-    samples = _num_samples(valid) if count is None else _mean_count(count)
-    return {"mask": _masked_sum(error, valid) / samples}
+    samples = count_samples(valid) if count is None else _mean_count(count)
+    return {"mask": masked_sum(error, valid) / samples}
 
 
-def localization_loss(
-    logits: Tensor,
-    deltas: Tensor,
-    anchors: Tensor,
-    gt_boxes: Tensor,
-    is_fg: Tensor,
-    valid: Tensor,
-    *,
-    box_loss: Literal["smooth_l1", "giou"],
-    beta: float,
-) -> dict[str, Tensor]:
-    """Score the outputs of each picture's own class on its sampled anchors (appendix C).
-
-    The outputs of other classes get no gradient, neither boxes nor logits. Of the eight anchors of
-    a picture half are positive; were all thousand logits trained on each, four positive terms
-    would stand against 7,996 negative ones, and nothing be left of that half.
-
-    Args:
-        logits: (B, S), that an anchor holds the picture's class.
-        deltas: (B, S, 4), predicted.
-        anchors: (B, S, 4) xyxy.
-        gt_boxes: (B, S, 4) xyxy, of the anchor's object; counts where foreground.
-        is_fg: (B, S) bool.
-        valid: (B, S) bool; none valid gives zeros.
-        box_loss: smooth L1 of the deltas summed over coordinates, or 1 - generalized IoU.
-        beta: where smooth L1 turns linear.
-
-    Returns:
-        `localization_class`: binary cross entropy, mean over samples. `localization_box`: summed
-        over foreground, divided by the number of samples of both kinds.
-    """
-    if box_loss == "giou":
-        box = 1 - generalized_iou(decode_boxes(deltas, anchors), at_least_float32(gt_boxes))
-    else:
-        targets = encode_boxes(gt_boxes, anchors)
-        box = smooth_l1(at_least_float32(deltas), targets, beta=beta).sum(dim=-1)
-    count = _num_samples(valid)
-    return {
-        "localization_class": _masked_sum(_objectness(logits, is_fg), valid) / count,
-        "localization_box": _masked_sum(box, valid & is_fg) / count,
-    }
-
-
-def _objectness(logits: Tensor, is_fg: Tensor) -> Tensor:
+def objectness_loss(logits: Tensor, is_fg: Tensor) -> Tensor:
     """Return the binary cross entropy of each of `logits` (B, S)."""
     logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, is_fg.to(logits.dtype), reduction="none")
 
 
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the sum of `values` where `mask` (of the same shape) holds."""
     return torch.where(mask, values, 0).sum()
 
 
-def _num_samples(valid: Tensor) -> Tensor:
+def count_samples(valid: Tensor) -> Tensor:
+    """Return the number of samples that losses are divided by, from `valid` (B, S) bool."""
     return _mean_count(valid.sum().float())
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
 from backbones.metadata import category_ids_of, class_names_of, config_of
-from backbones.pictures import SUFFIXES, BadPictureError, pictures_in, read_image
 from backbones.weights import build_loaded
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap

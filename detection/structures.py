@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection.run_lengths import decode
+from detection.ops.rle import decode
 from engine.structures import Movable, check_tensor
 
 

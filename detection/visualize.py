@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from backbones.images import enlarge
 from backbones.lettering import lettering, write
-from backbones.pictures import enlarge
 from detection.structures import Detections
 from engine.errors import UserError
 from engine.files import write_file

@@ -66,6 +66,12 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: no home folder is known") from error
 
 
+def command_line(script: str, subcommand: str) -> str:
+    """Return how another command is called, in the way in which this one was."""
+    installed = Path(sys.argv[0]).name.startswith("resdet")
+    return f"resdet {subcommand}" if installed else f"python tools/{script}.py"
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says.
 

@@ -8,14 +8,11 @@ from torch import nn
 
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.task import build_classifier
+from detection.commands.schemas import SCHEMAS as DETECTION
 from detection.config import DetectionConfig
-from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
-from detection.models.build import (
-    build_faster_rcnn,
-    build_localizer,
-    build_region_classifier,
-)
-from detection.schemas import SCHEMAS as DETECTION
+from detection.localization.build import build_localizer, build_region_classifier
+from detection.localization.config import LocalizationConfig, LocalizationRegionsConfig
+from detection.models.build import build_faster_rcnn
 from engine.config import dump_config, load_config
 from engine.schema import RunConfig
 

@@ -13,8 +13,8 @@ import yaml
 from backbones.classification.config import SCHEMAS as CLASSIFICATION
 from backbones.classification.config import ClassificationConfig
 from backbones.config import DemoConfig
+from detection.commands.schemas import SCHEMAS as DETECTION
 from detection.config import DetectionConfig
-from detection.schemas import SCHEMAS as DETECTION
 from engine.config import load_config
 from engine.schema import RunConfig
 
@@ -65,7 +65,11 @@ def test_tool_command_names_what_exists(command: str) -> None:
     flags = [word for word in arguments if word.startswith("--")]
     overrides = [word for word in arguments if "=" in word and word not in flags]
     configs = [word for word in arguments if word.endswith(".yaml")]
-    source = (REPOSITORY / tool).read_text(encoding="utf-8")
+    script = (REPOSITORY / tool).read_text(encoding="utf-8")
+    found = re.search(r"^from (\S+) import main$", script, flags=re.MULTILINE)
+    assert found, tool
+    body = REPOSITORY / f"{found[1].replace('.', '/')}.py"
+    source = body.read_text(encoding="utf-8")
     source += (REPOSITORY / "engine" / "cli.py").read_text(encoding="utf-8")
     assert [flag for flag in flags if f'"{flag}"' not in source] == []
     classifiers = {f"runs/{path.stem}" for path in CONFIGS if path.parent.name == "backbones"}

@@ -5,39 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import CommandParser, run_command
-
-SCORES = (
-    *("ap", "ap50", "ap75", "mask_ap", "top1", "top5"),
-    *("localization_error", "top5_localization_error", "baseline_localization_error"),
-)
-
-
-def main() -> None:
-    """Parse, read the runs, print the table."""
-    parser = CommandParser(description="Print the scores of runs in one table.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    folders = parser.parse_args().runs
-
-    from rich.table import Table
-
-    from engine.log import make_console
-    from engine.scores import read_scores
-
-    runs = {folder: read_scores(folder, SCORES) for folder in folders}
-    names = [name for name in SCORES if any(name in run.scores for run in runs.values())]
-    table = Table("run", "steps", "scored at", *names)
-    for folder, run in runs.items():
-        places = ["-" if step is None else str(step) for step in (run.steps, run.scored_at)]
-        values = [run.scores.get(name) for name in names]  # null: there was nothing to find
-        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        table.add_row(str(folder), *places, *cells)
-    show = make_console().print
-    show(table, soft_wrap=False)
-    for folder, run in runs.items():
-        for note in run.notes:
-            show(f"{folder}: {note}", highlight=False)
-
+from detection.commands.compare import main
+from engine.cli import run_command
 
 if __name__ == "__main__":
     run_command(main)

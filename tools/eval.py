@@ -1,80 +1,12 @@
 """Score a trained model, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import CommandParser, run_command, split_words
-from engine.errors import UserError
-
-
-def main() -> None:
-    """Parse, then score the one or the other."""
-    parser = CommandParser(description="Print a table of scores, write metrics.json.")
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="RUN_OR_CHECKPOINT | key=value",
-        help="run folder, checkpoint or .safetensors file (classifiers: or several of them, an "
-        "ensemble), then changes to its config",
-    )
-    parser.add_argument("--results", type=Path, help="COCO results file to score; no model needed")
-    choice = parser.add_mutually_exclusive_group()
-    named = "with --results: score only the images that FILE names (default: all, as COCO does)"
-    choice.add_argument("--named-images", action="store_true", help=named)
-    choice.add_argument("--all-images", action="store_true", help="with --results: the default")
-    parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_intermixed_args()
-    runs, overrides = split_words(arguments.words)
-    flagged = arguments.named_images or arguments.all_images
-    if bool(runs) == (arguments.results is not None) or (runs and flagged):
-        raise UserError(
-            "command line: expected RUN_OR_CHECKPOINT or --results FILE.json [--named-images]"
-        )
-    if runs:
-        _score_runs(runs, overrides, output=arguments.output, device=arguments.device)
-    else:
-        _score_file(arguments.results, overrides, arguments.output, arguments.named_images)
-
-
-def _score_runs(
-    runs: Sequence[Path], overrides: Sequence[str], *, output: Path | None, device: str | None
-) -> None:
-    from detection.tasks import load_task
-    from engine.evaluate import evaluate
-    from engine.paths import is_folder
-
-    task = load_task(runs, overrides)
-    folder = runs[0] if is_folder(runs[0]) else runs[0].parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    evaluate(task, task.config, output=output or folder / "eval", device=device)
-
-
-def _score_file(path: Path, overrides: Sequence[str], output: Path | None, named: bool) -> None:
-    from detection.config import SCHEMAS, DetectionConfig
-    from engine.config import parse_config
-
-    config = parse_config({}, overrides, schemas=SCHEMAS, source="command line")
-    assert isinstance(config, DetectionConfig)
-    annotations, rules = config.data.val.annotations, config.evaluation
-    if not annotations:
-        raise UserError("--results: expected data.val.annotations=PATH beside it, got none")
-
-    from detection.evaluation.coco_ap import score_file
-    from engine.checkpoint import prepare_output
-    from engine.log import make_console
-
-    score = score_file(
-        path, annotations, named_images=named, engine=rules.engine, protocols=rules.protocols
-    )
-    make_console().print(score.table(), soft_wrap=False)
-    if output is not None:
-        prepare_output(output)
-        score.write(output)
-
+from detection.commands.evaluate import main
+from engine.cli import run_command
 
 if __name__ == "__main__":
     run_command(main)

@@ -5,75 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import CommandParser, run_command, split_words
-
-SHOWN = 20  # images that are named; there may be thousands
-
-
-def main() -> None:
-    """Parse, load the detector, predict, draw, name the images that could not be used."""
-    parser = CommandParser(description="Write detections.json and drawings to a folder.")
-    parser.add_argument(
-        "words",
-        nargs="+",
-        metavar="RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... | key=value",
-        help="a run folder, a checkpoint or a .safetensors file, then image files and folders; "
-        "changes to the run's config, such as model.roi.nms_thresh=0.3, may stand anywhere",
-    )
-    parser.add_argument("--output", type=Path, default="predictions", help="default: %(default)s")
-    parser.add_argument(
-        "--score",
-        type=float,
-        help="drop what scores less (default: the run's model.roi.score_thresh, and its "
-        "evaluation.draw_score_thresh in drawings)",
-    )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="exit with 0 though images could not be read or drawn; they are skipped either way",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_intermixed_args()
-    inputs, overrides = split_words(arguments.words)
-
-    from engine.checkpoint import prepare_output
-    from engine.errors import UserError
-    from engine.run_folder import holds_run
-
-    if len(inputs) < 2:
-        raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
-    if holds_run(arguments.output):
-        raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
-    if arguments.score is not None and not 0 <= arguments.score <= 1:
-        raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")
-    keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
-    overrides += [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
-
-    from backbones.pictures import bit_depth_note
-    from detection.predict import find_pictures, load_detector
-    from detection.predict_files import predict_files
-    from engine.log import RunLog
-
-    detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
-    found = find_pictures(inputs[1:], apart_from=arguments.output)
-    prepare_output(arguments.output)
-    log = RunLog(None, is_main=True)
-    if note := bit_depth_note(found.paths):
-        log.note(note)
-    written = predict_files(detector, found.paths, arguments.output, log=log)
-    if found.num_others:
-        log.note(f"{found.num_others} files that are no images were skipped")
-    bad = [f"skipped: {reason}" for reason in (*found.problems, *written.skipped)]
-    bad += [f"not drawn: {reason}" for reason in written.not_drawn]
-    for line in bad[:SHOWN]:
-        log.note(line)
-    if len(bad) > SHOWN:
-        log.note(f"and {len(bad) - SHOWN} more")
-    log.note(f"{written.objects} objects in {written.images} images: {arguments.output}")
-    if bad and not arguments.skip_bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; with --skip-bad this is no error")
-
+from detection.commands.predict import main
+from engine.cli import run_command
 
 if __name__ == "__main__":
     run_command(main)

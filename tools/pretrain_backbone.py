@@ -8,36 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import parse_training, run_command
-
-DEMO = Path(__file__).resolve().parent.parent / "configs" / "backbones" / "demo_objects.yaml"
-
-
-def main() -> None:
-    """Parse, load the config, train, export."""
-    words = parse_training("Train a classifier; on many GPUs with torchrun.", default=DEMO)
-
-    from backbones.classification.config import SCHEMAS, ClassificationConfig
-    from engine.config import describe_config, load_config
-    from engine.log import make_console
-
-    config = load_config(words.config, words.overrides, schemas=SCHEMAS)
-    if words.is_main:
-        make_console().print(describe_config(words.config, words.overrides))
-    assert isinstance(config, ClassificationConfig)
-
-    from backbones.classification.trained import export_backbone
-    from backbones.training import train
-    from detection.tasks import build_task
-    from detection.tasks.start_checks import check_weights
-
-    check_weights(config)
-    task = build_task(config)
-    metrics = train(task, config, words)
-    if words.is_main:
-        export_backbone(words.output, metrics=metrics, device=words.device)
-        make_console().print(f"next: python tools/eval.py {words.output}", highlight=False)
-
+from detection.commands.pretrain import main
+from engine.cli import run_command
 
 if __name__ == "__main__":
     run_command(main)

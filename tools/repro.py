@@ -3,61 +3,13 @@
 A run that was interrupted goes on by the same command, and one that is done is not trained again.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import CommandParser, run_command
-from engine.errors import UserError
-
-REPRO = Path(__file__).resolve().parent.parent / "configs" / "repro.yaml"
-
-
-def make_parser() -> CommandParser:
-    """Return the parser of the command line."""
-    parser = CommandParser(description="Make the paper's tables and figures again.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every table and figure: commands, cost, what to expect")
-    run = commands.add_parser("run", help="train and report a study")
-    run.add_argument("study", choices=["cifar-degradation"])
-    run.add_argument("--scale", default="quick", help="quick (default) or paper")
-    run.add_argument("--seeds", type=int, nargs="+", help="default: those of the scale")
-    run.add_argument("--output", type=Path, help="default: runs/repro/cifar-degradation-SCALE")
-    run.add_argument("--data", help="folder of cifar-10-batches-py (default: the configs')")
-    run.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    return parser
-
-
-def main() -> None:
-    """Parse, load the file, then list or run."""
-    arguments = make_parser().parse_args()
-
-    from backbones.classification.study_config import load_repro
-    from engine.log import make_console
-
-    config, show = load_repro(REPRO), make_console(width=160).print  # commands whole
-    if arguments.command == "list":
-        show(config.figures_table(), soft_wrap=False)
-        return
-    scales = config.cifar_degradation
-    if arguments.scale not in scales:
-        raise UserError(f"--scale: expected {' or '.join(scales)}, got {arguments.scale}")
-
-    from backbones.classification.study import plan_table, run_study
-    from backbones.classification.study_runs import plan_runs
-
-    scale = scales[arguments.scale]
-    output = arguments.output or Path("runs/repro") / f"{arguments.study}-{arguments.scale}"
-    more = {"output": output, "seeds": arguments.seeds, "data": arguments.data}
-    runs = plan_runs(scale, configs=REPRO.parent, **more)
-    show(plan_table(runs), soft_wrap=False)
-    command = shlex.join(["python", "tools/repro.py", *sys.argv[1:]])
-    report = run_study(scale, runs, output=output, command=command, device=arguments.device)
-    show(report.table(), soft_wrap=False)
-    show(f"report and figures: {output}")
-
+from engine.cli import run_command
+from tools.lab.study.command import main
 
 if __name__ == "__main__":
     run_command(main)

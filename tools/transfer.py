@@ -9,41 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import CommandParser, run_command, split_words
-from engine.errors import UserError
-
-TRANSFER = Path(__file__).resolve().parent.parent / "configs" / "transfer.yaml"
-
-
-def main() -> None:
-    """Parse, plan, train, show the table."""
-    parser = CommandParser(description="Try one backbone on all four tasks.")
-    parser.add_argument(
-        "words",
-        nargs="+",
-        metavar="BACKBONE | key=value",
-        help="file of weights, then changes to all configs, or to one: detection.loop.max_steps=9",
-    )
-    parser.add_argument("--config", type=Path, default=TRANSFER, help="default: the demo's trials")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/transfer"), help="default: %(default)s"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_intermixed_args()
-    files, overrides = split_words(arguments.words)
-    if len(files) != 1:
-        raise UserError(f"command line: expected one BACKBONE, got {len(files)}")
-
-    from detection.transfer import plan_trials, run_trials
-    from engine.log import make_console
-
-    (backbone,), output = files, arguments.output
-    trials = plan_trials(arguments.config, backbone, output=output, overrides=overrides)
-    table = run_trials(trials, output=output, backbone=backbone, device=arguments.device)
-    show = make_console().print
-    show(table, soft_wrap=False)
-    show(f"report and picture: {output}")
-
+from engine.cli import run_command
+from tools.lab.transfer_command import main
 
 if __name__ == "__main__":
     run_command(main)

@@ -18,7 +18,7 @@ import torch
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.transforms import EvaluationView, TrainingView
-from backbones.pictures import (
+from backbones.images import (
     SUFFIXES,
     BadPictureError,
     bit_depth_note,

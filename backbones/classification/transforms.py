@@ -16,7 +16,7 @@ import numpy as np
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.config import WindowConfig
-from backbones.pictures import REDUCTIONS, decode, picture_size, resize_pixels
+from backbones.images import REDUCTIONS, decode, picture_size, resize_pixels
 
 # Principal axes of the RGB values of ImageNet's training pictures on the scale 0..1: variances, and
 # the axes as columns. AlexNet (2012), section 4.1; figures of facebookarchive/fb.resnet.torch.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from backbones.images import enlarge
 from backbones.lettering import lettering, write
-from backbones.pictures import enlarge
 
 _READABLE_SIDE = 192  # pixels of the longer side, to about which a small picture is enlarged
 _CELL = 36

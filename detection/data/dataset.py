@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.pictures import BadPictureError, bit_depth_note, read_image
+from backbones.images import BadPictureError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape

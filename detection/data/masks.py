@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from detection.data.packed import Segmentations
-from detection.run_lengths import decode
+from detection.ops.rle import decode
 
 
 def draw_masks(

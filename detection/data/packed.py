@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.run_lengths import code_of
+from detection.ops.rle import code_of
 from engine.errors import UserError
 
 FARTHEST = 2.0**24

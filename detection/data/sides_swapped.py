@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.pictures import read_size
+from backbones.images import read_size
 from detection.data.box_checks import fit
 from detection.data.coco import Annotations
 from engine.errors import UserError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backbones.pictures import resize_pixels
+from backbones.images import resize_pixels
 
 NO_MASKS = np.zeros((0, 1, 1), np.bool_)
 """The masks of a picture of which none are wanted."""

@@ -27,7 +27,7 @@ from detection.data.coco_json import (
 )
 from detection.data.packed import Segmentations, check_masks, good_polygons
 from detection.ops.boxes import xyxy_to_xywh
-from detection.run_lengths import encode_window
+from detection.ops.rle import encode_window
 from detection.structures import RunLengthMasks
 from engine.errors import UserError
 

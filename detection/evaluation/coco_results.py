@@ -26,7 +26,7 @@ from detection.evaluation.coco_files import (
     known_id,
     written_size,
 )
-from detection.run_lengths import code_of
+from detection.ops.rle import code_of
 from engine.errors import UserError
 
 Result = dict[str, Any]

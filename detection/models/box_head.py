@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.linear import Linear
-from backbones.pooling import mean_over_cells
+from backbones.kernels.linear import Linear
+from backbones.kernels.pooling import mean_over_cells
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
 from detection.ops.masks import paste_mask

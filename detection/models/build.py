@@ -3,7 +3,6 @@
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
 from detection.config import BackboneConfig, ModelConfig
-from detection.localization_config import LocalizerConfig, RegionClassifierConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
     BoxPredictor,
@@ -13,10 +12,8 @@ from detection.models.box_head import (
     FPNBoxHead,
 )
 from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
-from detection.models.localizer import Localizer, LocalizerHead
 from detection.models.mask_head import MaskHead
 from detection.models.proposals import ProposalSettings
-from detection.models.region_classifier import RegionClassifier
 from detection.models.rpn import RPNHead
 
 _RESOLUTION = {"c4": 14, "fpn": 7}
@@ -88,42 +85,6 @@ def build_faster_rcnn(
         box_stages=box_stages,
         mask_head=mask_head,
         settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
-    )
-
-
-def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
-    """Build a localizer with random weights; its frozen stages are frozen."""
-    backbone = build_backbone(config.backbone)
-    spec = backbone.feature_specs[config.level]
-    anchors = AnchorGenerator(
-        [config.anchor_sizes], ratios=config.anchor_ratios, strides=[spec.stride]
-    )
-    head = LocalizerHead(
-        spec.channels,
-        num_classes=num_classes if config.per_class else 1,
-        num_anchors=anchors.num_anchors,
-    )
-    return Localizer(
-        backbone,
-        level=config.level,
-        anchor_generator=anchors,
-        head=head,
-        pixel_mean=config.backbone.pixel_mean,
-        pixel_std=config.backbone.pixel_std,
-    )
-
-
-def build_region_classifier(
-    config: RegionClassifierConfig, *, num_classes: int
-) -> RegionClassifier:
-    """Build the second stage of localization with random weights; its frozen stages are frozen."""
-    backbone = build_backbone(config.backbone)
-    return RegionClassifier(
-        backbone,
-        BoxPredictor(backbone.feature_specs["c5"].channels, num_classes=num_classes),
-        side=config.side,
-        pixel_mean=config.backbone.pixel_mean,
-        pixel_std=config.backbone.pixel_std,
     )
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.fused import conv_relu
-from backbones.linear import linear
-from detection.ops.neighbours import pick_neighbours
+from backbones.kernels.conv_relu import conv_relu
+from backbones.kernels.linear import linear
+from detection.ops.kernels.neighbours import pick_neighbours
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
     """
     try:
         # at the first use: it takes most of a second, and a CPU has no use for it
-        from detection.ops.nms_kernel import keep_on_device
+        from detection.ops.kernels.nms_triton import keep_on_device
 
         box, one = torch.ones(1, 1, 4, device=device), torch.ones(1, 1, device=device)
         keep_on_device(box, one, one.long(), one.bool(), iou_thresh=0.5, max_kept=1)

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detection.ops.bags import pick, sum_bags
 from detection.ops.boxes import box_area
+from detection.ops.kernels.sum_bags import pick, sum_bags
 
 
 def assign_levels(

@@ -17,7 +17,7 @@ from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.coco_json import check_any
 from detection.data.dataset import CocoDetection
-from detection.data.demo import make_demo
+from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
 from detection.evaluation.coco_files import Truth, read_truth
@@ -26,8 +26,8 @@ from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
+from detection.samples import Samples, SampleSettings, draw_samples, with_truth
 from detection.structures import DetectionBatch, Detections, Proposals
-from detection.tasks.samples import Samples, SampleSettings, draw_samples, with_truth
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights

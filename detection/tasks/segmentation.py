@@ -13,9 +13,9 @@ from torch import Tensor
 from detection.losses import mask_loss
 from detection.models.mask_head import masks_of_labels
 from detection.ops.masks import cut_masks
+from detection.samples import most_foreground
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
-from detection.tasks.samples import most_foreground
 
 
 class SegmentationTask(DetectionTask):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.pictures import MAX_FILE_BYTES, BadPictureError, decode, read_image, read_size
+from backbones.images import MAX_FILE_BYTES, BadPictureError, decode, read_image, read_size
 from engine.errors import UserError
 from tests.reference.pictures import encoded, smooth_picture
 

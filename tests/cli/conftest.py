@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from detection.commands import train as train_det
 from engine.cli import run_command
-from tools import train_det
 
 CONFIG = """\
 data:

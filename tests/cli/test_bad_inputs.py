@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from detection.commands import evaluate as eval_tool
+from detection.commands import predict
+from detection.commands import train as train_det
 from engine.checkpoint import save_checkpoint
 from tests.cli.conftest import Call, Outcome
-from tools import eval as eval_tool
-from tools import predict, train_det
 
 Document = dict[str, Any]
 

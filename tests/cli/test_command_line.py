@@ -8,22 +8,19 @@ from types import ModuleType
 
 import pytest
 
+from detection.commands import compare, predict
+from detection.commands import data as prepare_data
+from detection.commands import evaluate as eval_tool
+from detection.commands import pretrain as pretrain_backbone
+from detection.commands import train as train_det
 from engine.cli import CommandParser, split_words
 from tests.cli.conftest import Call
 from tests.cli.test_bad_inputs import assert_one_line
-from tools import (
-    benchmark,
-    compare,
-    predict,
-    prepare_data,
-    pretrain_backbone,
-    repro,
-    train_det,
-    transfer,
-)
-from tools import eval as eval_tool
+from tools.lab import transfer_command as transfer
+from tools.lab.benchmarks import command as benchmark
+from tools.lab.study import command as repro
 
-TOOLS = Path(train_det.__file__).parent
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LONG = "x" * 300
 SIDES = f"data.augment.short_sides=[{','.join(map(str, range(64, 200)))},x]"
 

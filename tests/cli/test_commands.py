@@ -11,10 +11,11 @@ from types import ModuleType
 import cv2
 import pytest
 
+from detection.commands import evaluate as eval_tool
+from detection.commands import predict
+from detection.commands import train as train_det
 from engine.checkpoint import read_safetensors
 from tests.cli.conftest import Call
-from tools import eval as eval_tool
-from tools import predict, train_det
 
 TOOLS = Path(train_det.__file__).parent
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from detection.commands import compare
 from tests.cli.conftest import Call
-from tools import compare
 
 
 def write_run(

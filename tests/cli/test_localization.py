@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from detection.commands import compare
+from detection.commands import evaluate as eval_tool
+from detection.commands import train as train_det
 from engine.config import dump_config
 from tests.cli.conftest import Call
-from tests.detection.tasks.tiny_localizer import tiny_config, write_tiny_imagenet
-from tools import compare, train_det
-from tools import eval as eval_tool
+from tests.detection.localization.tiny_localizer import tiny_config, write_tiny_imagenet
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from backbones.pictures import read_image
+from backbones.images import read_image
+from detection.commands import predict
 from tests.cli.conftest import Call
-from tools import predict
 
 WORDS = ("--score", "0", "--device", "cpu", "--output", "out")
 

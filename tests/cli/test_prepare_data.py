@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from detection.commands import data as prepare_data
+from detection.commands import evaluate as eval_tool
+from detection.commands import train as train_det
 from tests.cli.conftest import Call
-from tests.detection.data.voc_files import write_picture, write_voc, write_xml
-from tools import eval as eval_tool
-from tools import prepare_data, train_det
+from tests.detection.datasets.voc_files import write_picture, write_voc, write_xml
 
 VOC = ["voc-to-coco", "voc", "--sets", "VOC2007/trainval", "VOC2012/trainval", "--output", "v.json"]
 

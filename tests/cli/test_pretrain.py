@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from detection.commands import compare
+from detection.commands import evaluate as eval_tool
+from detection.commands import pretrain as pretrain_backbone
+from detection.commands import train as train_det
 from tests.backbones.classification.tiny import write_folder
 from tests.cli.conftest import Call
-from tools import compare, pretrain_backbone, train_det
-from tools import eval as eval_tool
 
 CONFIG = """\
 data: {root: classes}

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from backbones.classification.config import ClassificationConfig
-from backbones.classification.study_config import load_repro
-from backbones.classification.study_runs import plan_runs
-from detection.schemas import SCHEMAS as DETECTION
+from detection.commands.schemas import SCHEMAS as DETECTION
 from engine.config import load_config
 from engine.errors import UserError
 from engine.schema import RunConfig
 from tests.cli.conftest import Call
-from tools import repro
+from tools.lab.study import command as repro
+from tools.lab.study.config import load_repro
+from tools.lab.study.runs import plan_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPRO = load_repro(repro.REPRO)

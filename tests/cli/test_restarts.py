@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection.commands import train as train_det
 from tests.cli.conftest import Call, Outcome
-from tools import train_det
 
 
 def start(call: Call, *words: str) -> Outcome:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from backbones import resnet18
-from backbones.pictures import read_image
+from backbones.images import read_image
 from detection.config import DetectionConfig
-from detection.transfer import plan_trials
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
 from tests.cli.conftest import Call
-from tools import transfer
+from tools.lab import transfer_command as transfer
+from tools.lab.transfer import plan_trials
 
 CLASSIFIER = """
 task: classification

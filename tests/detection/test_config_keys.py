@@ -2,7 +2,7 @@
 
 import pytest
 
-from detection.schemas import ALL_SCHEMAS
+from detection.commands.schemas import ALL_SCHEMAS
 from engine.config import parse_config
 from engine.config_keys import KEYS_ELSEWHERE, key_paths
 from engine.errors import UserError

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detection.losses import localization_loss, roi_loss, rpn_loss, smooth_l1
+from detection.localization.losses import localization_loss
+from detection.losses import roi_loss, rpn_loss, smooth_l1
 from tests.reference import boxes as reference_boxes
 from tests.reference import localization as reference_localization
 from tests.reference import losses as reference

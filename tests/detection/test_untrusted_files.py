@@ -11,8 +11,8 @@ import torch
 
 from backbones.resnet import resnet18
 from backbones.weights import load_backbone_weights
+from detection.commands.tasks import load_task
 from detection.predict import load_trained
-from detection.tasks import load_task
 from detection.tasks.detection import DetectionTask
 from detection.weights import load_detector_weights
 from engine.checkpoint import save_checkpoint, write_safetensors

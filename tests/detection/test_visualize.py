@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detection.run_lengths import encode_window
+from detection.ops.rle import encode_window
 from detection.structures import Detections, RunLengthMasks
 from detection.visualize import (
     READABLE_SIDE,

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detection.commands import train as train_det
 from engine.cli import run_command
 from engine.files import write_file
 from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig, ScheduleConfig
 from engine.trainer import fit
 from tests.engine.toy import ToyData, ToyEvaluator, ToyTask
-from tools import train_det
 
 LOOP = {"max_steps": 12, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "drawn_pictures": 1}
 LOOP |= {"collective_timeout_s": 60}

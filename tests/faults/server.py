@@ -96,7 +96,7 @@ IMPORTED = (
 IMPORTED_BY_DETECTOR = (
     "albumentations",
     "backbones.curves",
-    "detection.schemas",
+    "detection.commands.schemas",
     "detection.tasks.detection",
     "hotcoco",
     "matplotlib.backends.backend_agg",

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from backbones.resnet import resnet18
 from backbones.weights import load_backbone_weights
+from detection.commands import evaluate as eval_tool
+from detection.commands import train as train_det
+from detection.commands.schemas import SCHEMAS
+from detection.commands.tasks import build_task
 from detection.predict import load_detector
-from detection.schemas import SCHEMAS
-from detection.tasks import build_task
 from detection.weights import load_detector_weights
 from engine.checkpoint import (
     load_checkpoint,
@@ -36,8 +38,6 @@ from tests.fuzz.commands import run_tool
 from tests.fuzz.harness import Call, Case, FaultError
 from tests.fuzz.hostile_weights import PICKLES, edit_zip, forged_header, saved, states
 from tests.fuzz.mutations import HOSTILE, mutate_bytes, mutate_text, mutate_tree, replace_file
-from tools import eval as eval_tool
-from tools import train_det
 
 TINY = ("data.val.images=../../site/data", "data.val.annotations=../../site/data/val.json")
 GROUPS = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detection.commands import evaluate as eval_tool
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from engine.errors import SkippedSampleError
@@ -22,7 +23,6 @@ from tests.fuzz.mutations import (
     put,
     replace_file,
 )
-from tools import eval as eval_tool
 
 
 class CocoDocuments:

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from detection.commands import evaluate as eval_tool
 from tests.fuzz.commands import coco_document, import_scoring, results_of, run_tool, write_site
 from tests.fuzz.harness import Call, Case
 from tests.fuzz.mutations import (
@@ -16,7 +17,6 @@ from tests.fuzz.mutations import (
     put,
     replace_file,
 )
-from tools import eval as eval_tool
 
 SEGMENTATIONS: tuple[Any, ...] = (
     *(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tools import eval as eval_tool
+from detection.commands import evaluate as eval_tool
 
 SIZES = [(64, 64), (48, 80), (64, 64), (60, 40)]
 """(height, width) of 0.jpg, 1.jpg, ..."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbones.pictures import read_image, read_size
+from backbones.images import read_image, read_size
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.models.build import build_faster_rcnn

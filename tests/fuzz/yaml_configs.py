@@ -12,13 +12,13 @@ import torch
 import yaml
 
 from backbones.classification.config import ClassificationConfig
-from backbones.classification.study_config import ReproConfig
 from backbones.classification.task import build_classifier
+from detection.commands import evaluate as eval_tool
+from detection.commands.schemas import ALL_SCHEMAS
 from detection.config import DetectionConfig
-from detection.localization_config import LocalizationConfig, LocalizationRegionsConfig
-from detection.models.build import build_faster_rcnn, build_localizer, build_region_classifier
-from detection.schemas import ALL_SCHEMAS
-from detection.transfer import TransferConfig
+from detection.localization.build import build_localizer, build_region_classifier
+from detection.localization.config import LocalizationConfig, LocalizationRegionsConfig
+from detection.models.build import build_faster_rcnn
 from engine.cli import parse_training
 from engine.config import dump_config, load_config
 from engine.schema import Config
@@ -34,7 +34,8 @@ from tests.fuzz.mutations import (
     replace_file,
     value_at,
 )
-from tools import eval as eval_tool
+from tools.lab.study.config import ReproConfig
+from tools.lab.transfer import TransferConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 SCHEMAS: dict[str, type[Config]] = {

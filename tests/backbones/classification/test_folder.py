@@ -16,7 +16,7 @@ from backbones.classification.config import (
     EvaluationConfig,
 )
 from backbones.classification.folder import FolderPictures
-from backbones.pictures import BadPictureError, read_image, resize_pixels
+from backbones.images import BadPictureError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
 from engine.task import DataSet

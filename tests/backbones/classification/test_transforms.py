@@ -26,7 +26,7 @@ from backbones.classification.transforms import (
     shift_colors,
     short_side_size,
 )
-from backbones.pictures import BadPictureError, decode, resize_pixels
+from backbones.images import BadPictureError, decode, resize_pixels
 from tests.reference.pictures import smooth_picture
 
 PATH = Path("a.jpg")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.pictures import read_image
+from backbones.images import read_image
 from detection.config import DataConfig, SplitConfig
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.dataset import CocoDetection, Frame

@@ -11,7 +11,6 @@ import pytest
 import torch
 from pycocotools import mask as mask_codec
 
-from detection.benchmarks.scoring import batch_of
 from detection.config import EngineChoice
 from detection.data.coco import ClassMap
 from detection.evaluation.coco_ap import (
@@ -25,6 +24,7 @@ from detection.evaluation.coco_files import Truth, read_truth
 from detection.ops.boxes import xywh_to_xyxy
 from detection.structures import Detections, RunLengthMasks
 from engine.errors import UserError
+from tools.lab.benchmarks.scoring import batch_of
 
 SIDE = 300
 CATEGORY_IDS = (38, 1, 2**61 + 1, 18)

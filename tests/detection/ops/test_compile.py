@@ -4,8 +4,8 @@ from torch import Tensor
 from detection.losses import roi_loss, rpn_loss
 from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh
+from detection.ops.kernels.neighbours import pick_neighbours
 from detection.ops.matching import match_boxes
-from detection.ops.neighbours import pick_neighbours
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
 from detection.ops.sampling import sample_matches

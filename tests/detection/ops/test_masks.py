@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from detection.ops.masks import cut_masks, pack_bits, paste_mask, unpack_bits
-from detection.run_lengths import decode, encode_window
+from detection.ops.rle import decode, encode_window
 from tests.reference.masks import paste_mask as paste_reference
 
 SIZE = (45, 60)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from detection.commands.tasks import build_task
 from detection.config import SCHEMAS, DetectionConfig
-from detection.tasks import build_task
 from engine.config import parse_config
 from engine.trainer import fit
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from detection.commands.tasks import build_task
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.dataset import CocoDetection
 from detection.structures import DetectionBatch
-from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from engine.errors import UserError
 from tests.detection.tasks.tiny import NECKS, tiny_config, tiny_task

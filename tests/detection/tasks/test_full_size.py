@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detection.commands.tasks import build_task
 from detection.config import SCHEMAS
-from detection.tasks import build_task
 from engine.config import load_config
 from engine.trainer import fit
 

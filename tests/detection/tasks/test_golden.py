@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from detection.commands.tasks import build_task
 from detection.ops.masks import pack_bits
 from detection.structures import DetectionBatch, ImageBatch, Targets
-from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from tests.detection.tasks.tiny import tiny_config
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detection.commands.tasks import build_task
 from detection.ops.nms import nms_operator
-from detection.tasks import build_task
 from engine.distributed import world
-from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
-from tests.detection.tasks.tiny_localizer import (
+from tests.detection.localization.tiny_localizer import (
     regions_config,
     tiny_config,
     train_first_stage,
     write_tiny_imagenet,
 )
+from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
 
 KINDS = ("detection", "segmentation")
 with_cuda_types = pytest.mark.skipif(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from detection import load_detector
+from detection.commands.tasks import build_task, load_task
+from detection.samples import most_foreground
 from detection.structures import DetectionBatch
-from detection.tasks import build_task, load_task
-from detection.tasks.samples import most_foreground
 from detection.tasks.segmentation import SegmentationTask
 from engine.distributed import World
 from engine.errors import UserError

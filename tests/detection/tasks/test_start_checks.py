@@ -5,11 +5,13 @@ import torch
 
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.task import ClassificationTask
+from detection.commands.schemas import ALL_SCHEMAS
+from detection.commands.tasks import check_weights
 from detection.config import DetectionConfig
-from detection.localization_config import OneClassConfig
+from detection.localization.config import OneClassConfig
+from detection.localization.start_checks import check_localizer
 from detection.models.build import build_faster_rcnn
-from detection.schemas import ALL_SCHEMAS
-from detection.tasks.start_checks import check_detector, check_localizer, check_weights
+from detection.tasks.start_checks import check_detector
 from engine.config import parse_config
 from engine.errors import UserError
 from engine.schema import RunConfig

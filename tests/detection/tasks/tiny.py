@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from backbones.config import DemoConfig
+from detection.commands.tasks import build_task
 from detection.config import SCHEMAS, DetectionConfig
-from detection.data.demo import make_demo
+from detection.datasets.demo import make_demo
 from detection.structures import DetectionBatch
-from detection.tasks import build_task
 from detection.tasks.detection import DetectionTask
 from engine.config import parse_config
 from engine.distributed import World

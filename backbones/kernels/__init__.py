@@ -1,0 +1,1 @@
+"""Fast forms of convolution, product, mean and norm."""

@@ -1,0 +1,146 @@
+"""Detections of image files into a folder, written as they come: detections.json and drawings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+
+from backbones.images import read_image
+from detection.data.coco import ClassMap, detections_to_coco
+from detection.predict import Detector
+from detection.structures import Detections
+from detection.visualize import draw_detections, free_paths, write_picture
+from engine.errors import InterruptedRunError, UserError
+from engine.files import write_file
+from engine.interrupt import stop_requests
+from engine.log import RunLog
+from engine.paths import exists
+
+RESULTS = "detections.json"
+PARTIAL = "detections.partial.jsonl"
+"""One entry of the results a line, of a prediction that is at work or was killed."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the images. skipped: why some gave no results; not_drawn: no drawing."""
+
+    objects: int
+    images: int
+    skipped: tuple[str, ...]
+    not_drawn: tuple[str, ...]
+
+
+def predict_files(
+    detector: Detector, paths: Sequence[Path], output: Path, *, log: RunLog
+) -> Written:
+    """Write the objects found in image files to `output`, and a drawing of each.
+
+    Results are on the disk after each image, and in `RESULTS` however this ends, short of a kill,
+    which leaves `PARTIAL`. An image that cannot be read or drawn is skipped.
+
+    Args:
+        detector: finds them.
+        paths: of the images; a result's `image_id` is its place among them.
+        output: a folder that is there. Earlier drawings are replaced where it has earlier results.
+        log: shows the progress.
+
+    Raises:
+        UserError: results cannot be written.
+        InterruptedRunError: Ctrl-C or SIGTERM; results so far are written.
+    """
+    earlier = exists(output / RESULTS) or exists(output / PARTIAL)
+    drawings = free_paths(paths, output, replace=earlier)
+    classes = ClassMap(detector.class_names, detector.category_ids)
+    skipped: list[str] = []
+    not_drawn: list[str] = []
+    done = 0
+    stream = detector.stream(paths, on_bad=skipped.append)
+    with stop_requests(after="this batch") as request, _Results(output) as results:
+        for index, found in log.progress(stream, len(paths), "predicting"):
+            names = [detector.class_names[label] for label in found.labels.tolist()]
+            results.add(
+                {"file_name": str(paths[index]), "category_name": name, **entry}
+                for name, entry in zip(
+                    names, detections_to_coco(index, found, classes), strict=True
+                )
+            )
+            reason = _draw(detector, paths[index], found, drawings[index])
+            not_drawn += [reason] if reason else []
+            done += 1
+            if request.requested:
+                break
+    if request.requested and done + len(skipped) < len(paths):
+        raise InterruptedRunError(
+            f"interrupted after {done} of {len(paths)} images; their results: {output / RESULTS}"
+        )
+    return Written(len(results.entries), done, tuple(skipped), tuple(not_drawn))
+
+
+def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> str | None:
+    """Write the drawing of an image; return why there is none, None where there is."""
+    threshold = detector.config.evaluation.draw_score_thresh
+    try:
+        drawing = draw_detections(
+            read_image(source), found, class_names=detector.class_names, score_thresh=threshold
+        )
+        write_picture(path, drawing)
+    except UserError as error:
+        return str(error)
+    except (cv2.error, MemoryError) as error:
+        return f"{source}: cannot be drawn: {' '.join(str(error).split())}"
+    return None
+
+
+class _Results:
+    """Results that are appended to `PARTIAL`, and at the end, sorted, make `RESULTS`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.entries: list[Mapping[str, Any]] = []
+        self._path, self._partial = folder / RESULTS, folder / PARTIAL
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self._partial.open("w", encoding="ascii")
+        except OSError as error:
+            raise self._refused(error) from error
+        return self
+
+    def add(self, entries: Any) -> None:
+        """Append the entries of one image."""
+        new = list(entries)
+        self.entries += new
+        try:
+            self._file.writelines(f"{json.dumps(entry)}\n" for entry in new)
+            self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(OSError):
+            self._file.close()
+        try:
+            self._finish()
+        except UserError:
+            if error is None:
+                raise
+
+    def _finish(self) -> None:
+        ordered = sorted(self.entries, key=lambda entry: entry["image_id"])
+        lines = ",\n".join(json.dumps(entry) for entry in ordered)
+        write_file(self._path, f"[{lines}]\n")
+        with suppress(OSError):
+            self._partial.unlink()
+
+    def _refused(self, error: OSError) -> UserError:
+        return UserError(f"{self._partial}: cannot be written: {error.strerror}")

@@ -1,0 +1,33 @@
+"""Train a detector or localizer: train_det.py [CONFIG] [key=value ...] [--output DIR] [...]."""
+
+from detection.commands.config_files import CONFIGS, find_config
+from engine.cli import command_line, parse_training
+
+DEMO = CONFIGS / "detection" / "demo.yaml"
+
+
+def main() -> None:
+    """Parse, load the config, train."""
+    words = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
+
+    from detection.commands.schemas import SCHEMAS
+    from detection.config import DetectionConfig
+    from engine.config import describe_config, load_config
+    from engine.log import make_console
+
+    config = load_config(find_config(words.config), words.overrides, schemas=SCHEMAS)
+    if words.is_main:
+        make_console().print(describe_config(words.config, words.overrides))
+
+    from backbones.training import train
+    from detection.commands.tasks import build_task, check_weights
+
+    check_weights(config)
+    task = build_task(config)
+    train(task, config, words)
+    if words.is_main:
+        if isinstance(config, DetectionConfig):
+            following = f"{command_line('predict', 'predict')} {words.output} IMAGE ..."
+        else:
+            following = f"{command_line('eval', 'eval')} {words.output}"
+        make_console().print(f"next: {following}", highlight=False)

@@ -1,0 +1,68 @@
+"""The demo's objects cut out one by one, a folder for each class: to pretrain its backbone on.
+
+They come from scenes of their own, so no picture of the detection demo is among them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from backbones.config import DemoConfig
+from detection.datasets.demo import CATEGORIES, Scene, draw_once, draw_scene
+
+SIDE = 64
+MARGIN_RANGE = (1.05, 1.5)
+"""Side of the square that is cut out, relative to the longer side of the object's box."""
+EDGE = 96
+"""Rows and columns by which a scene is continued, mirrored, for squares that reach beyond it."""
+
+
+def make_demo_objects(config: DemoConfig) -> None:
+    """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 pictures.
+
+    Does nothing where the same parameters have been drawn before; see `draw_once`.
+
+    Raises:
+        UserError: the folder holds something else than an earlier demo, or cannot be written.
+    """
+    draw_once(config, _make_split, streams=(2, 3))
+
+
+def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
+    """Write `count` pictures; return their names below `root`."""
+    for name in CATEGORIES.values():
+        (root / split / name).mkdir(parents=True)
+    names = []
+    for number, (class_name, pixels) in zip(range(1, count + 1), _objects(seed), strict=False):
+        done, encoded = cv2.imencode(".png", pixels[..., ::-1])
+        assert done
+        names.append(f"{split}/{class_name}/{number:06d}.png")
+        (root / names[-1]).write_bytes(encoded.tobytes())
+    return names
+
+
+def _objects(seed: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (class name, picture of one object) without end."""
+    number = 0
+    while True:
+        rng = np.random.default_rng([*seed, number])
+        number += 1
+        scene = draw_scene(rng)
+        for row in scene.annotations():
+            if not row["iscrowd"]:
+                yield CATEGORIES[row["category_id"]], _cut_out(scene, row["bbox"], rng)
+
+
+def _cut_out(scene: Scene, bbox: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Return (SIDE, SIDE, 3) uint8: a square about the box [x, y, width, height]."""
+    x, y, width, height = bbox
+    side = round(max(width, height) * rng.uniform(*MARGIN_RANGE))
+    left = EDGE + round(x + width / 2 - side / 2)
+    top = EDGE + round(y + height / 2 - side / 2)
+    wide = cv2.copyMakeBorder(scene.pixels, EDGE, EDGE, EDGE, EDGE, cv2.BORDER_REFLECT)
+    square = wide[top : top + side, left : left + side]
+    method = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
+    pixels: np.ndarray = cv2.resize(square, (SIDE, SIDE), interpolation=method)
+    return pixels

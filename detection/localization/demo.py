@@ -1,0 +1,54 @@
+"""The demo's scenes in Tiny ImageNet's layout: the class of a picture is its largest object's."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from backbones.config import DemoConfig
+from detection.datasets.demo import CATEGORIES, draw_once, draw_scene
+
+
+def make_demo_localization(config: DemoConfig) -> None:
+    """Draw `train/` and `val/` with their box files, and `wnids.txt`, under `config.root`.
+
+    Does nothing where the same parameters have been drawn before; see `draw_once`.
+
+    Raises:
+        UserError: the folder holds something else than an earlier demo, or cannot be written.
+    """
+    draw_once(config, _make_split, streams=(4, 5))
+
+
+def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
+    """Write `count` pictures and the files about them; return the names of all below `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "wnids.txt").write_text("".join(f"{name}\n" for name in CATEGORIES.values()))
+    lines: dict[str, list[str]] = {name: [] for name in CATEGORIES.values()}
+    names = ["wnids.txt"]
+    number = 0
+    while sum(map(len, lines.values())) < count:
+        scene = draw_scene(np.random.default_rng([*seed, number]))
+        number += 1
+        objects = [row for row in scene.annotations() if not row["iscrowd"]]
+        if not objects:
+            continue
+        largest = max(objects, key=lambda row: row["bbox"][2] * row["bbox"][3])
+        kind = CATEGORIES[largest["category_id"]]
+        folder = f"train/{kind}" if split == "train" else split
+        picture = f"{number:06d}.png"
+        (root / folder / "images").mkdir(parents=True, exist_ok=True)
+        done, encoded = cv2.imencode(".png", scene.pixels[..., ::-1])
+        assert done
+        (root / folder / "images" / picture).write_bytes(encoded.tobytes())
+        names.append(f"{folder}/images/{picture}")
+        x, y, width, height = largest["bbox"]
+        box = (x, y, x + width - 1, y + height - 1)  # the last pixel inside, as in the real set
+        fields = [picture, *([] if split == "train" else [kind]), *map(str, box)]
+        lines[kind].append("\t".join(fields))
+    files = {f"train/{kind}/{kind}_boxes.txt": rows for kind, rows in lines.items() if rows}
+    if split == "val":
+        files = {"val/val_annotations.txt": [row for rows in lines.values() for row in rows]}
+    for name, rows in files.items():
+        (root / name).write_text("".join(f"{row}\n" for row in rows))
+    return names + list(files)

@@ -1,0 +1,53 @@
+"""The loss of localization's first stage. B images, S samples of each."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from detection.losses import count_samples, masked_sum, objectness_loss, smooth_l1
+from detection.ops.box_coder import decode_boxes, encode_boxes
+from detection.ops.boxes import generalized_iou
+from detection.ops.precision import at_least_float32
+
+
+def localization_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    is_fg: Tensor,
+    valid: Tensor,
+    *,
+    box_loss: Literal["smooth_l1", "giou"],
+    beta: float,
+) -> dict[str, Tensor]:
+    """Score the outputs of each picture's own class on its sampled anchors (appendix C).
+
+    The outputs of other classes get no gradient, neither boxes nor logits. Of the eight anchors of
+    a picture half are positive; were all thousand logits trained on each, four positive terms
+    would stand against 7,996 negative ones, and nothing be left of that half.
+
+    Args:
+        logits: (B, S), that an anchor holds the picture's class.
+        deltas: (B, S, 4), predicted.
+        anchors: (B, S, 4) xyxy.
+        gt_boxes: (B, S, 4) xyxy, of the anchor's object; counts where foreground.
+        is_fg: (B, S) bool.
+        valid: (B, S) bool; none valid gives zeros.
+        box_loss: smooth L1 of the deltas summed over coordinates, or 1 - generalized IoU.
+        beta: where smooth L1 turns linear.
+
+    Returns:
+        `localization_class`: binary cross entropy, mean over samples. `localization_box`: summed
+        over foreground, divided by the number of samples of both kinds.
+    """
+    if box_loss == "giou":
+        box = 1 - generalized_iou(decode_boxes(deltas, anchors), at_least_float32(gt_boxes))
+    else:
+        targets = encode_boxes(gt_boxes, anchors)
+        box = smooth_l1(at_least_float32(deltas), targets, beta=beta).sum(dim=-1)
+    count = count_samples(valid)
+    return {
+        "localization_class": masked_sum(objectness_loss(logits, is_fg), valid) / count,
+        "localization_box": masked_sum(box, valid & is_fg) / count,
+    }

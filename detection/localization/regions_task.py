@@ -1,0 +1,158 @@
+"""The second stage of localization: R-CNN on the first one's proposals (appendix C).
+
+B pictures of one class each, P proposals, S samples of a picture, T classes asked for of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from backbones.weights import listing
+from detection.localization.base_task import OneClassTask, view_settings
+from detection.localization.build import build_region_classifier
+from detection.localization.config import LocalizationRegionsConfig, OneClassConfig
+from detection.localization.region_classifier import RegionClassifier
+from detection.localization.task import LocalizationTask
+from detection.localization.views import merge_candidates, propose
+from detection.losses import roi_loss
+from detection.ops.box_coder import decode_boxes
+from detection.ops.boxes import clip_boxes, mirror_boxes
+from detection.samples import SampleSettings, draw_samples, with_truth
+from detection.structures import DetectionBatch, ImageBatch, Proposals
+from engine.checkpoint import find_trained
+from engine.errors import UserError
+
+_REGION_STREAM = 1  # of the per-picture random numbers
+
+
+class LocalizationRegionsTask(OneClassTask):
+    """Training, prediction and data of the network on regions.
+
+    The first stage proposes and is not trained. A few proposals of each of many pictures make a
+    batch, so that it is centred on regions and not on a picture with all of its own.
+    """
+
+    schema = LocalizationRegionsConfig
+    config: LocalizationRegionsConfig
+    model: RegionClassifier
+
+    def __init__(
+        self,
+        config: LocalizationRegionsConfig,
+        model: RegionClassifier,
+        class_names: Sequence[str],
+        *,
+        mean_box: Sequence[float],
+    ) -> None:
+        """Take what the base takes, and read the first stage."""
+        super().__init__(config, model, class_names, mean_box=mean_box)
+        own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
+        first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
+        if first.class_names != self.class_names:
+            raise UserError(
+                f"model.localizer {config.model.localizer}: expected the classes "
+                f"{listing(self.class_names)}, got {listing(first.class_names)}"
+            )
+        # In a list, so that it is no part of what is trained, averaged and saved.
+        self._first = [first.model.requires_grad_(False)]
+
+    @classmethod
+    def for_training(cls, config: OneClassConfig) -> Self:
+        """Do what the base does, once it is known that there is a first stage."""
+        assert isinstance(config, LocalizationRegionsConfig)
+        find_trained(Path(config.model.localizer))
+        return super().for_training(config)
+
+    @staticmethod
+    def build(config: LocalizationRegionsConfig, *, num_classes: int) -> RegionClassifier:
+        """Return the network of a config, at random weights."""
+        return build_region_classifier(config.model, num_classes=num_classes)
+
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return `roi_class` and `roi_box` of a batch."""
+        config, targets = self.config.model, batch.targets
+        own_class = targets.labels[:, 0]
+        proposals = self._propose(batch.images, own_class, whole=True)
+        settings = SampleSettings(
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.fg_iou_thresh,
+            allow_low_quality=False,
+            crowd_ioa_thresh=0.5,
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+            box_weights=config.box_weights,
+        )
+        samples = draw_samples(
+            targets,
+            *with_truth(proposals, targets),
+            batch.images.seeds,
+            settings=settings,
+            stream=_REGION_STREAM,
+        )
+        class_logits, deltas = self.model(batch.images.pixels, samples.boxes)
+        background = torch.full_like(samples.idxs, len(self.class_names))
+        return roi_loss(
+            class_logits,
+            deltas,
+            torch.where(samples.is_fg, own_class[:, None], background),
+            samples.target_deltas,
+            samples.valid,
+            beta=config.smooth_l1_beta,
+        )
+
+    def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        settings = view_settings(self.config.evaluation)
+        found = []
+        for label in classes.unbind(1):  # one after the other, so that memory holds one's regions
+            proposals = self._propose(images, label, whole=False)
+            boxes, scores = self._refine(images.pixels, proposals.boxes, label)
+            if settings.mirror:
+                width = images.pixels.shape[3]
+                regions = mirror_boxes(proposals.boxes, width)
+                again, again_scores = self._refine(images.pixels.flip(3), regions, label)
+                boxes = (boxes + mirror_boxes(again, width)) / 2
+                scores = (scores + again_scores) / 2
+            boxes = clip_boxes(boxes, images.sizes)
+            scores = scores.masked_fill(~proposals.valid, 0.0)
+            found.append(merge_candidates(boxes, scores, settings=settings))
+        scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
+        boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
+        return boxes, torch.stack([score for _, score in found], dim=1)
+
+    def _refine(self, pixels: Tensor, regions: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of regions (B, P, 4): boxes (B, P, 4), scores (B, P) of `label`."""
+        class_logits, deltas = self.model(pixels, regions)
+        own = label[:, None, None].expand(-1, deltas.shape[1], 1)
+        own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
+        boxes = decode_boxes(own_deltas, regions, weights=self.config.model.box_weights)
+        return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]
+
+    def notes(self) -> list[str]:
+        """Return the notes of every localization run, and where proposals come from."""
+        path = self.config.model.localizer
+        return [
+            *super().notes(),
+            f"proposals from {path}, at most {self.config.model.num_proposals}",
+        ]
+
+    def _propose(self, images: ImageBatch, label: Tensor, *, whole: bool) -> Proposals:
+        """Return the first stage's proposals of a class; `whole`: one view of the whole picture."""
+        config = self.config.model
+        settings = view_settings(self.config.evaluation)
+        settings = replace(settings, candidates=max(settings.candidates, config.num_proposals))
+        if whole:
+            side = min(images.pixels.shape[2:])
+            settings = replace(settings, view="dense", scales=(side,), mirror=False)
+        return propose(
+            self._first[0].to(images.pixels.device),
+            images,
+            label,
+            settings=settings,
+            nms_thresh=config.nms_thresh,
+            count=config.num_proposals,
+        )

@@ -1,0 +1,74 @@
+"""Localization, read like the paper's appendix C: features, outputs of the class, anchors, losses.
+
+B pictures of one class each, N anchors, S samples of a picture, T classes asked for of one.
+"""
+
+import torch
+from torch import Tensor
+
+from detection.localization.base_task import OneClassTask, view_settings
+from detection.localization.build import build_localizer
+from detection.localization.config import LocalizationConfig
+from detection.localization.localizer import Localizer
+from detection.localization.losses import localization_loss
+from detection.localization.views import localize
+from detection.samples import SampleSettings, draw_samples
+from detection.structures import DetectionBatch, ImageBatch
+
+_ANCHOR_STREAM = 0  # of the per-picture random numbers
+
+
+class LocalizationTask(OneClassTask):
+    """Training, prediction and data of a localizer."""
+
+    schema = LocalizationConfig
+    config: LocalizationConfig
+    model: Localizer
+
+    @staticmethod
+    def build(config: LocalizationConfig, *, num_classes: int) -> Localizer:
+        """Return the network of a config, at random weights."""
+        return build_localizer(config.model, num_classes=num_classes)
+
+    def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Return `localization_class` and `localization_box` of a batch."""
+        config, targets = self.config.model, batch.targets
+        own_class = targets.labels[:, :1]  # all boxes of a picture are of its class
+        output = self.model(batch.images.pixels, own_class)
+        logits, deltas = output.logits[..., 0], output.deltas[:, :, 0]
+        settings = SampleSettings(
+            fg_thresh=config.fg_iou_thresh,
+            bg_thresh=config.bg_iou_thresh,
+            allow_low_quality=True,
+            crowd_ioa_thresh=0.5,
+            num_samples=config.num_samples,
+            fg_fraction=config.fg_fraction,
+        )
+        samples = draw_samples(
+            targets,
+            output.anchors,
+            torch.ones_like(logits, dtype=torch.bool),
+            batch.images.seeds,
+            settings=settings,
+            stream=_ANCHOR_STREAM,
+        )
+        losses = localization_loss(
+            logits.gather(1, samples.idxs),
+            torch.take_along_dim(deltas, samples.idxs[..., None], dim=1),
+            samples.boxes,
+            samples.gt_boxes,
+            samples.is_fg,
+            samples.valid,
+            box_loss=config.box_loss,
+            beta=config.smooth_l1_beta,
+        )
+        weights = {
+            "localization_class": config.class_weight,
+            "localization_box": config.box_weight,
+        }
+        return {name: value * weights[name] for name, value in losses.items()}
+
+    def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        settings = view_settings(self.config.evaluation)
+        return localize(self.model, images, classes, settings=settings)

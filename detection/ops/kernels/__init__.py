@@ -1,0 +1,1 @@
+"""Fast forms of the operators, behind the contracts of detection.ops."""

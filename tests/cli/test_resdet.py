@@ -1,0 +1,83 @@
+"""The console script: its subcommands, what it says of others, and the configs that it finds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detection.commands import config, main
+from detection.commands.config_files import CONFIGS, find_config
+from detection.commands.schemas import ALL_SCHEMAS
+from engine.cli import command_line
+from tests.cli.conftest import Call, Outcome
+
+DEMO = Path("configs/detection/demo.yaml")
+
+
+def resdet(*words: str, folder: Path) -> Outcome:
+    """Run the console script in another process."""
+    program = "from detection.commands.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=folder,
+        env={"PYTHONPATH": str(CONFIGS.parent), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    found = resdet("--help", folder=tmp_path)
+    assert found.code == 0
+    assert [name for name in main.COMMANDS if f"  {name} " not in found.out] == []
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_command_has_help(name: str, tmp_path: Path) -> None:
+    found = resdet(name, "--help", folder=tmp_path)
+    assert found.code == 0
+    assert found.out.startswith(f"usage: resdet {name} ")
+
+
+def test_another_name_is_one_line(tmp_path: Path) -> None:
+    found = resdet("tran", folder=tmp_path)
+    assert found.code == 2
+    assert found.err.startswith("error: resdet: expected one of train, eval, ")
+    assert found.err.count("\n") == 1
+
+
+def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(DEMO) == CONFIGS / "detection/demo.yaml"
+    assert find_config(Path("configs/absent.yaml")) == Path("configs/absent.yaml")
+    DEMO.parent.mkdir(parents=True)
+    DEMO.write_text("task: detection")
+    assert find_config(DEMO) == DEMO
+
+
+def test_other_commands_are_named_as_this_one_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tools/train_det.py"])
+    assert command_line("eval", "eval") == "python tools/eval.py"
+    monkeypatch.setattr(sys, "argv", ["resdet train"])
+    assert command_line("eval", "eval") == "resdet eval"
+
+
+@pytest.mark.parametrize("task", ALL_SCHEMAS)
+def test_every_key_is_described(task: str) -> None:
+    rows = list(config.rows_of(ALL_SCHEMAS[task]))
+    assert "loop.max_steps" in [row[0] for row in rows]
+    assert [row for row in rows if not row[3]] == []
+    assert [row for row in rows if "pydantic" in row[1] or "Annotated" in row[1]] == []
+
+
+def test_keys_and_values_are_printed(call: Call, site: Path) -> None:
+    keys = call(config, "classification")
+    assert keys.code == 0
+    assert "loop.batch_size" in keys.out
+    values = call(config, "tiny.yaml", "optim.lr=0.5")
+    assert values.code == 0
+    assert "lr: 0.5" in values.out
+    assert call(config, "tiny.yaml", "detection").code == 2

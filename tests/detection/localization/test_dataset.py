@@ -1,0 +1,131 @@
+"""The data set of a localization run: windows, what becomes of boxes in them, whole pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backbones.config import DemoConfig
+from detection.localization.config import AugmentConfig
+from detection.localization.dataset import (
+    LocalizationPictures,
+    TrainingWindow,
+    cut_boxes,
+    visible_share,
+)
+from detection.localization.demo import make_demo_localization
+from detection.localization.tiny_imagenet import read_tiny_imagenet
+from engine.errors import SkippedSampleError, UserError
+from tests.detection.localization.tiny_localizer import SIDE, tiny_config, write_tiny_imagenet
+
+
+def patch_picture() -> tuple[np.ndarray, np.ndarray]:
+    """A picture of 60 x 80 with a white patch, and its box."""
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[20:50, 30:70] = 255
+    return pixels, np.array([[30, 20, 70, 50]], np.float32)
+
+
+WINDOWS = {
+    "area": AugmentConfig(crop=40, area=(0.3, 1.0), min_visible=0.6),
+    "short side": AugmentConfig(crop=40, short_sides=(44, 60), min_visible=0.6),
+}
+
+
+@pytest.mark.parametrize("config", WINDOWS.values(), ids=WINDOWS)
+def test_boxes_follow_windows_and_mirrors(config: AugmentConfig) -> None:
+    pixels, boxes = patch_picture()
+    window = TrainingWindow(config)
+    seen = set()
+    for seed in range(30):
+        square, (box,), partial = window(pixels, boxes, seed=seed)
+        assert square.shape == (40, 40, 3)
+        assert partial.tolist() == [False]
+        rows, columns = np.nonzero(square[..., 0] > 127)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(box, found, atol=1.01)
+        again = window(pixels, boxes, seed=seed)
+        np.testing.assert_array_equal(again[0], square)
+        np.testing.assert_array_equal(again[1][0], box)
+        seen.add(tuple(box.tolist()))
+    assert len(seen) > 15
+
+
+def test_one_box_of_several_stays_and_the_rest_is_marked() -> None:
+    pixels = np.zeros((40, 120, 3), np.uint8)
+    boxes = np.array([[0, 0, 30, 40], [90, 0, 120, 40]], np.float32)
+    window = TrainingWindow(AugmentConfig(crop=32, short_sides=(32, 32), min_visible=0.9))
+    partial = [window(pixels, boxes, seed=seed)[2].tolist() for seed in range(20)]
+    assert [True, True] not in partial
+    assert [True, False] in partial
+    assert [False, True] in partial
+
+
+def test_the_whole_picture_where_no_window_keeps_a_box() -> None:
+    pixels, _ = patch_picture()
+    boxes = np.array([[0, 0, 80, 60]], np.float32)
+    config = AugmentConfig(crop=30, area=(0.2, 0.3), min_visible=0.9, flip_prob=0.0)
+    _, (box,), partial = TrainingWindow(config)(pixels, boxes, seed=0)
+    assert box.tolist() == [0, 0, 30, 30]
+    assert not partial.any()
+
+
+def test_cut_and_share() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    np.testing.assert_array_equal(cut_boxes(boxes, (5, 0, 15, 8))[0], [0, 0, 5, 8])
+    np.testing.assert_allclose(visible_share(boxes, (5, 0, 15, 8)), [0.4, 0.0])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tiny_imagenet(tmp_path)
+
+
+def test_tested_pictures_are_whole_and_grouped_by_shape(root: Path) -> None:
+    config = tiny_config(root, evaluation={"resize": 48})
+    data = LocalizationPictures(config, "val", training=False, class_names=("blue", "red"))
+    sample = data.load(0, 0)
+    assert sample.pixels.shape == (48, 48, 3)
+    assert sample.original_size == (SIDE, SIDE)
+    np.testing.assert_allclose(sample.boxes, data.pictures.boxes_of(0) * 1.5, rtol=1e-5)
+    assert data.groups.tolist() == [0] * 4
+    dense = tiny_config(root, evaluation={"view": "dense", "scales": [32, 64]})
+    data = LocalizationPictures(dense, "val", training=False, class_names=("blue", "red"))
+    assert data.load(0, 0).pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_picture_cut_short(root: Path, policy: str) -> None:
+    path = root / "train/blue/images/blue_0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    config = tiny_config(root, data={"on_bad_image": policy})
+    if policy == "error":
+        with pytest.raises(UserError, match=r"blue_0\.png"):
+            LocalizationPictures(config, "train", training=True)
+        return
+    data = LocalizationPictures(config, "train", training=True)
+    assert data.pictures.ledger == {"pictures that cannot be read left out": ["blue_0.png"]}
+    (root / "train/blue/images/blue_1.png").write_bytes(b"")
+    with pytest.raises(SkippedSampleError, match=r"blue_1\.png"):
+        data.load(0, 0)
+
+
+@pytest.mark.parametrize(("place", "got"), [("", "nothing"), ("absent", "no such folder")])
+def test_no_root(tmp_path: Path, place: str, got: str) -> None:
+    config = tiny_config(tmp_path / place) if place else tiny_config(tmp_path, data={"root": ""})
+    with pytest.raises(UserError, match=f"data.root .*: expected the folder .*, got {got}"):
+        LocalizationPictures(config, "train", training=True)
+
+
+def test_demo_is_drawn_once_in_the_same_layout(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    config = DemoConfig(root=str(root), num_train=40, num_val=5)
+    make_demo_localization(config)
+    written = {path: path.stat().st_mtime_ns for path in root.rglob("*.png")}
+    assert len(written) == 45
+    make_demo_localization(config)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.png")} == written
+    pictures = read_tiny_imagenet(root, "train", on_bad_box="error", on_bad_image="error")
+    assert len(pictures) == 40
+    assert len(pictures.class_names) == 6
+    assert pictures.ledger == {}

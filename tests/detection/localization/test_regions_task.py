@@ -1,0 +1,98 @@
+"""The second stage of localization: losses on the first one's boxes, answers, a run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detection.commands.tasks import build_task, load_task
+from detection.localization.config import LocalizationRegionsConfig
+from detection.localization.regions_task import LocalizationRegionsTask
+from detection.ops.boxes import mirror_boxes
+from detection.structures import DetectionBatch
+from engine.errors import UserError
+from engine.evaluate import evaluate
+from engine.trainer import fit
+from tests.detection.localization.tiny_localizer import (
+    regions_config,
+    train_a_dozen_steps,
+    train_first_stage,
+)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_first_stage(tmp_path_factory.mktemp("first"))
+
+
+def task_and_batch(
+    config: LocalizationRegionsConfig,
+) -> tuple[LocalizationRegionsTask, DetectionBatch]:
+    task = build_task(config)
+    assert isinstance(task, LocalizationRegionsTask)
+    data = task.train_data()
+    return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
+
+
+def test_a_dozen_steps_lower_the_loss_and_leave_the_first_stage(first: Path) -> None:
+    config = regions_config(first)
+    task, batch = task_and_batch(config)
+    before = {n: p.clone() for n, p in task._first[0].state_dict().items()}
+    names, ratio = train_a_dozen_steps(task, config, batch)
+    assert names == {"roi_class", "roi_box"}
+    assert ratio < 0.7
+    torch.testing.assert_close(dict(task._first[0].state_dict()), before, rtol=0, atol=0)
+    assert not any("first" in name for name, _ in task.named_parameters())
+
+
+def test_every_parameter_gets_a_gradient(first: Path) -> None:
+    task, batch = task_and_batch(regions_config(first))
+    torch.stack(list(task.losses(batch).values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
+def test_regions_are_the_proposals_of_the_class(first: Path) -> None:
+    task, batch = task_and_batch(regions_config(first, nms_thresh=0.5))
+    task.model.eval()
+    label = batch.targets.labels[:, 0]
+    proposals = task._propose(batch.images, label, whole=True)
+    assert proposals.boxes.shape == (8, 10, 4)
+    assert proposals.valid[:, 0].all()
+    assert (proposals.scores.diff(dim=1) <= 0).all()
+    assert proposals.boxes.max() <= batch.images.sizes.max()
+    boxes, scores = task.locate(batch.images, torch.stack([label, 1 - label], dim=1))
+    assert boxes.shape == (8, 2, 4)
+    assert boxes.isfinite().all()
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_regions_are_seen_mirrored_too(first: Path) -> None:
+    config = regions_config(first)
+    mirror = config.evaluation.model_copy(update={"mirror": True})
+    task, batch = task_and_batch(config.model_copy(update={"evaluation": mirror}))
+    task.model.eval()
+    label = batch.targets.labels[:, :1]
+    boxes, scores = task.locate(batch.images, label)
+    flipped = replace(batch.images, pixels=batch.images.pixels.flip(3))
+    again, again_scores = task.locate(flipped, label)
+    # one picture and its mirror image look alike from both sides
+    torch.testing.assert_close(again_scores, scores, rtol=1e-4, atol=1e-5)
+    width = batch.images.pixels.shape[3]
+    factor = (batch.images.original_sizes[:, 1] / width)[:, None, None]
+    torch.testing.assert_close(mirror_boxes(again / factor, width) * factor, boxes)
+
+
+def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> None:
+    config = regions_config(first)
+    scored = fit(build_task(config), config, output=tmp_path / "run", device="cpu")
+    again = load_task([tmp_path / "run"])
+    assert isinstance(again, LocalizationRegionsTask)
+    assert evaluate(again, again.config, device="cpu")["mean_iou"] == scored["mean_iou"]
+
+
+def test_a_second_stage_is_no_first_one(first: Path, tmp_path: Path) -> None:
+    config = regions_config(first)
+    fit(build_task(config), config, output=tmp_path / "run", device="cpu")
+    with pytest.raises(UserError, match="expected a run of task localization, got localization_re"):
+        build_task(regions_config(first, localizer=str(tmp_path / "run")))

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from tools.lab.benchmarks.annotations import annotation_loading
+from tools.lab.benchmarks.memory import worker_memory
+from tools.lab.benchmarks.settings import Settings
+
+
+def test_both_sides_agree(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = annotation_loading(Settings(folder=tmp_path, say=said.append, rounds=1, small=True))
+    assert [(row.unit, row.promised, row.aim) for row in rows] == [
+        ("x", 20, 29),
+        ("x", None, None),
+        ("MB", 250, 175),
+        ("MB", 250, 175),
+    ]
+    assert rows[2].value <= rows[3].value < 100
+    assert said == ["wrote 0 MB of annotations"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_four_readers_are_weighed(tmp_path: Path) -> None:
+    rows = worker_memory(Settings(folder=tmp_path, say=lambda _: None, small=True))
+    whole, growth = (row.value for row in rows)
+    assert 50 < whole < 5000
+    assert 0 <= growth < whole / 2

@@ -1,0 +1,1 @@
+"""The laboratory: benchmarks and the paper's studies. It is not installed."""

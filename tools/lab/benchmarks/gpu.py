@@ -1,0 +1,257 @@
+"""Training and inference on one GPU, in bfloat16, against torchvision's parts on the same card.
+
+The peer runs eagerly in TF32, its pictures at hand on the device; ours come as JPEG files through
+the loader. All of it is for a CUDA device; small, it also runs on a CPU, to show that it runs.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cv2
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from backbones.resnet import resnet101
+from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.data.dataset import CocoDetection
+from detection.ops.boxes import xyxy_to_xywh
+from engine.errors import UserError
+from engine.loader import read_batches, split_batches, training_batches
+from engine.precision import autocast
+from engine.schema import LoaderConfig, LoopConfig, PrecisionSetting
+from engine.task import Batch
+from tools.lab.benchmarks.agreement import check_detections, check_losses
+from tools.lab.benchmarks.measure import Row, compare, mean_seconds, peak_flops
+from tools.lab.benchmarks.networks import (
+    NUM_CLASSES,
+    R50_FPN,
+    R101_C4,
+    R101_FPN,
+    SMALL_SIZE,
+    chosen_cases,
+    make_batch,
+    make_peer,
+    make_task,
+    peer_pictures,
+    peer_targets,
+)
+from tools.lab.benchmarks.pictures import coco_document
+from tools.lab.benchmarks.settings import Settings
+from tools.lab.benchmarks.steps import operations_of, our_step, peer_step, prediction
+
+SIZE = (800, 1344)
+TRAIN_BATCH, CLASSIFY_BATCH = 16, 256
+PICTURES_A_SECOND = {"r101_fpn": (60, 120), "r101_c4": (35, 70)}
+NUM_JPEGS, NUM_READERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
+
+
+def gpu_train(settings: Settings) -> list[Row]:
+    """Measure training with pictures from JPEG files."""
+    device, precision = _device(settings), _precision(settings)
+    size, count = (SMALL_SIZE, 2) if settings.small else (SIZE, TRAIN_BATCH)
+    rows = []
+    for case in chosen_cases(settings, R101_FPN, R101_C4):
+        promised, aim = PICTURES_A_SECOND[case.name]
+        batch = make_batch(count, size=size).to(device)
+        task = make_task(case)
+        task.to(device)
+        peer = make_peer(case, task, size=size).to(device)
+        with _float32(exact=True):
+            check_losses(task, peer, make_batch(1, size=size).to(device))
+        theirs = peer_step(peer, peer_pictures(batch), peer_targets(batch))
+        loop = LoopConfig(precision=precision, batch_size=count, compile=not settings.small)
+        step = our_step(task, loop, device=device)
+        with _float32(exact=False):
+            comparison = compare(
+                partial(step, batch), theirs, rounds=settings.rounds, say=settings.say
+            )
+        rate = _loaded_rate(step, settings, count=count, size=size, device=device)
+        work = f"{case.name} training, batch {count}"
+        rows += [
+            Row(f"{work}, step", comparison.ratio, "x", 2, detail=str(comparison)),
+            Row(f"{work}, from JPEGs", rate, "pictures/s", promised, aim),
+        ]
+    return rows
+
+
+def gpu_inference(settings: Settings) -> list[Row]:
+    """Measure finding objects, one picture at a time and eight."""
+    device, precision = _device(settings), _precision(settings)
+    size = SMALL_SIZE if settings.small else SIZE
+    rows = []
+    for case in chosen_cases(settings, R50_FPN, R101_FPN):
+        task = make_task(case)
+        task.to(device)
+        peer = make_peer(case, task, size=size).to(device).eval()
+        task.model.eval()
+        for count in (1, 2 if settings.small else 8):
+            batch = make_batch(count, size=size).to(device)
+            with _float32(exact=True):
+                check_detections(task, peer, batch)
+            with _float32(exact=False):
+                comparison = compare(
+                    prediction(partial(task.predict, batch), autocast(device, precision)),
+                    prediction(partial(peer, peer_pictures(batch))),
+                    rounds=settings.rounds,
+                    say=settings.say,
+                )
+            work = f"{case.name} inference, batch {count}"
+            rows.append(Row(work, comparison.ratio, "x", 2, 4, detail=str(comparison)))
+            limit = 5.0 if count == 8 else None
+            each = statistics.median(comparison.ours) / count * 1e3
+            rows.append(Row(f"{work}, a picture", each, "ms", limit, smaller_is_better=True))
+    return rows
+
+
+def gpu_classify(settings: Settings) -> list[Row]:
+    """Measure ResNet-101's training as a classifier on made-up pictures of 224 pixels."""
+    device, precision = _device(settings), _precision(settings)
+    count, side = (2, 64) if settings.small else (CLASSIFY_BATCH, 224)
+    model = resnet101().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    pixels = torch.randn(count, 3, side, side, device=device)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (count,), device=device)
+
+    def loss_of(pixels: torch.Tensor) -> torch.Tensor:
+        with autocast(device, precision):
+            return nn.functional.cross_entropy(model(pixels).float(), labels)
+
+    compiled = loss_of if settings.small else torch.compile(loss_of)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        compiled(pixels).backward()
+        optimizer.step()
+
+    for _ in range(1 if settings.small else WARM_UP_STEPS):
+        step()
+    rate = count / mean_seconds(step, calls=1 if settings.small else TIMED_STEPS)
+    return [Row(f"resnet101 training, batch {count}", rate, "pictures/s", 3000, 4000)]
+
+
+def gpu_trace(settings: Settings) -> list[Row]:
+    """Trace one training step: trace_*.json for a browser, and the device's busy share."""
+    device, precision = _device(settings), _precision(settings)
+    size, count = (SMALL_SIZE, 1) if settings.small else (SIZE, TRAIN_BATCH)
+    rows = []
+    for case in chosen_cases(settings, R101_FPN, R101_C4):
+        batch = make_batch(count, size=size).to(device)
+        loop = LoopConfig(precision=precision, batch_size=count)
+        step = our_step(make_task(case), loop, device=device)
+        step(batch)
+        operations = operations_of(partial(step, batch))
+        seconds = mean_seconds(partial(step, batch), calls=1 if settings.small else TIMED_STEPS)
+        activities = [ProfilerActivity.CPU]
+        if device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities, acc_events=True) as trace:  # else torch 2.11 warns
+            step(batch)
+        averages = trace.key_averages()
+        order = f"self_{device.type}_time_total"
+        settings.say(averages.table(sort_by=order, row_limit=25, max_name_column_width=60))
+        if settings.output is not None:
+            trace.export_chrome_trace(str(settings.output / f"trace_{case.name}.json"))
+        rows.append(Row(f"{case.name} step, batch {count}", seconds * 1e3, "ms"))
+        if device.type == "cuda":
+            # of the kernels alone: rows of operators count them once more
+            microseconds = sum(
+                each.self_device_time_total
+                for each in averages
+                if each.device_type.name == "CUDA" and not each.is_user_annotation
+            )
+            busy = microseconds / 1e6
+            peak = peak_flops(dtype=torch.bfloat16, device=device)["matmul"]
+            share = operations / seconds / peak
+            rows.append(Row(f"{case.name} device busy", 100 * busy / seconds, "%"))
+            rows.append(Row(f"{case.name} share of matmul peak", 100 * share, "%"))
+    return rows
+
+
+def _precision(settings: Settings) -> PrecisionSetting:
+    """Return bf16; if small, which needs no GPU, what the device is fast in."""
+    return "auto" if settings.small else "bf16"
+
+
+def _device(settings: Settings) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if settings.small:
+        return torch.device("cpu")
+    raise UserError("benchmark.py gpu-...: expected a CUDA device, got none (--small needs none)")
+
+
+@contextmanager
+def _float32(*, exact: bool) -> Iterator[None]:
+    """Multiply float32 as such, or, as the peer would be run, in TF32."""
+    matmul = torch.get_float32_matmul_precision()
+    convolution = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+def _loaded_rate(
+    step: Callable[[Batch], object],
+    settings: Settings,
+    *,
+    count: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> float:
+    """Return the pictures a second of training from JPEG files, loader and all.
+
+    The first batches, which the readers were asked for all at once, are not counted.
+    """
+    data = _jpegs(settings.folder, count=count if settings.small else NUM_JPEGS, size=size)
+    plan = training_batches(data.groups, batch_size=count, seed=0)
+    parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
+    loader = LoaderConfig(workers=0 if settings.small else NUM_READERS)
+    deliveries = read_batches(data, parts, config=loader, device=device, substitute=True)
+
+    def loaded_step() -> object:
+        batch = next(deliveries).batch
+        assert batch is not None
+        return step(batch)
+
+    for _ in range(1 + loader.workers * loader.prefetch):
+        loaded_step()
+    return count / mean_seconds(loaded_step, calls=1 if settings.small else 2 * TIMED_STEPS)
+
+
+def _jpegs(folder: Path, *, count: int, size: tuple[int, int]) -> CocoDetection:
+    """Write JPEGs of the shape of `size` and as wide as COCO's; return them as training data."""
+    height, width = round(640 * size[0] / size[1]), 640
+    batch = make_batch(1, size=(height, width))
+    pixels = batch.images.pixels[0, :, :height, :width].permute(1, 2, 0)
+    noise = torch.randint(-12, 12, pixels.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (pixels + noise).clamp(0, 255).byte().numpy()
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number}.jpg"), noisy)
+    boxes, labels = batch.targets.boxes[0], batch.targets.labels[0]
+    objects = [
+        {
+            "id": number * len(boxes) + place,
+            "image_id": number,
+            "category_id": int(labels[place]) + 1,
+            "bbox": xywh,
+            "area": xywh[2] * xywh[3],
+            "iscrowd": 0,
+        }
+        for number in range(count)
+        for place, xywh in enumerate(xyxy_to_xywh(boxes).tolist())
+    ]
+    document = coco_document([(height, width)] * count, objects, num_classes=NUM_CLASSES)
+    (folder / "train.json").write_text(json.dumps(document))
+    split = SplitConfig(images=str(folder), annotations=str(folder / "train.json"))
+    augment = AugmentConfig(short_sides=(min(size),), max_side=max(size))
+    return CocoDetection(split, config=DataConfig(train=split, augment=augment), training=True)

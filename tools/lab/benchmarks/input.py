@@ -1,0 +1,196 @@
+"""From JPEG files and boxes to batches, on one core, against the two usual ways.
+
+Batches of two pictures, the shorter side 800 and the longer one at most 1333, all mirrored so that
+each way does the same. The peers get their boxes ready made, and end in normalised float pixels.
+"""
+
+import contextlib
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from albumentations.pytorch import ToTensorV2
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms import functional as pictures
+
+from detection.config import AugmentConfig, DataConfig
+from detection.data.collate import round_up
+from detection.data.dataset import CocoDetection
+from detection.data.transforms import resized_size
+from engine.errors import DisagreementError
+from tools.lab.benchmarks.measure import Row, check_close, compare
+from tools.lab.benchmarks.pictures import coco128
+from tools.lab.benchmarks.settings import Settings
+
+BATCH_SIZE, SHORT_SIDE, MAX_SIDE, DIVISOR = 2, 800, 1333, 32
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels in 0..1, by which both peers normalise."""
+MAX_PIXEL_DIFFERENCE = 2.0
+"""Mean over a picture, of 255: decoders and the kernels of the resize differ."""
+
+Batch = tuple[Tensor, list[Tensor], list[tuple[int, int]]]
+"""Pixels (B, 3, H, W), the boxes (n, 4) and the (height, width) of each picture in them."""
+Reader = Callable[[list[int]], Batch]
+
+
+def input_pipeline(settings: Settings) -> list[Row]:
+    """Read the 128 pictures of coco128 in each of the ways."""
+    split = coco128()
+    augment = AugmentConfig(short_sides=(SHORT_SIDE,), max_side=MAX_SIDE, flip_prob=1.0)
+    config = DataConfig(train=split, augment=augment, size_divisor=DIVISOR)
+    data = CocoDetection(split, config=config, training=True)
+    count = 8 if settings.small else len(data)
+    plan = [list(range(first, first + BATCH_SIZE)) for first in range(0, count, BATCH_SIZE)]
+    folder = Path(split.images)
+    ours = partial(_read_ours, data)
+    rows = []
+    with _one_thread():
+        for name, peer, promised, aim in (
+            ("PIL and torchvision's transforms", _torchvision_reader(data, folder), 3.2, 4.3),
+            ("cv2 and albumentations, float", _albumentations_reader(data, folder), 1.6, 2.1),
+        ):
+            differences = [_check_same(ours(batch), peer(batch), data, batch) for batch in plan]
+            taken = compare(
+                partial(_read, ours, plan),
+                partial(_read, peer, plan),
+                rounds=settings.rounds,
+                say=settings.say,
+            )
+            seen = f"pixels differ by {np.mean(differences):.2g} of 255"
+            rows.append(
+                Row(
+                    f"against {name}",
+                    taken.ratio,
+                    promised=promised,
+                    aim=aim,
+                    detail=f"{count} pictures: {taken}; {seen}",
+                )
+            )
+    return rows
+
+
+def _read(reader: Reader, plan: list[list[int]]) -> None:
+    for batch in plan:
+        reader(batch)
+
+
+def _read_ours(data: CocoDetection, indices: list[int]) -> Batch:
+    draws = [(index, index) for index in indices]
+    frame = data.frame(draws)
+    batch = data.collate([data.load(index, seed, frame) for index, seed in draws], frame)
+    targets = batch.targets
+    boxes = [one[real] for one, real in zip(targets.boxes, targets.valid, strict=True)]
+    return batch.images.pixels, boxes, [(h, w) for h, w in batch.images.sizes.tolist()]
+
+
+def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
+    """Return the way of torchvision's references/detection with its default, PIL."""
+    transform = GeneralizedRCNNTransform(
+        SHORT_SIDE, MAX_SIDE, list(MEAN), list(STD), size_divisible=DIVISOR
+    )
+    transform.train()
+
+    def read(indices: list[int]) -> Batch:
+        images, targets = [], []
+        for index in indices:
+            with Image.open(folder / data.annotations.file_name(index)) as file:
+                picture = pictures.hflip(file.convert("RGB"))
+            images.append(pictures.convert_image_dtype(pictures.pil_to_tensor(picture)))
+            boxes = torch.from_numpy(data.annotations.boxes[data.annotations.objects_of(index)])
+            width = picture.width
+            targets.append(
+                {
+                    "boxes": torch.stack(
+                        [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
+                    )
+                }
+            )
+        batch, resized = transform(images, targets)
+        return batch.tensors, [target["boxes"] for target in resized], batch.image_sizes
+
+    return read
+
+
+def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
+    """Return the usual way with cv2 and albumentations, its transforms made beforehand."""
+    sizes = [
+        resized_size((height, width), SHORT_SIDE, MAX_SIDE)
+        for height, width in data.annotations.sizes.tolist()
+    ]
+    transforms = {
+        size: A.Compose(
+            [A.Resize(*size), A.HorizontalFlip(p=1.0), A.Normalize(MEAN, STD), ToTensorV2()],
+            bbox_params=A.BboxParams(format="pascal_voc", label_fields=["labels"]),
+        )
+        for size in set(sizes)
+    }
+
+    def read(indices: list[int]) -> Batch:
+        images, boxes = [], []
+        for index in indices:
+            objects = data.annotations.objects_of(index)
+            picture = cv2.imread(str(folder / data.annotations.file_name(index)))
+            assert picture is not None
+            done = transforms[sizes[index]](
+                image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB),
+                bboxes=data.annotations.boxes[objects],
+                labels=data.annotations.labels[objects],
+            )
+            images.append(done["image"])
+            boxes.append(torch.as_tensor(done["bboxes"], dtype=torch.float32).reshape(-1, 4))
+        height, width = (
+            round_up(max(sizes[index][axis] for index in indices), DIVISOR) for axis in (0, 1)
+        )
+        batch = torch.zeros(len(images), 3, height, width)
+        for row, image in zip(batch, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        return batch, boxes, [sizes[index] for index in indices]
+
+    return read
+
+
+def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int]) -> float:
+    """Return the mean difference of the pixels, of 255; DisagreementError where it is no rounding.
+
+    torchvision cuts off what a resized side has of a pixel. So boxes are compared in pixels of the
+    file, and its picture is brought to the size of ours.
+    """
+    differences = []
+    for row, index in enumerate(indices):
+        size = torch.from_numpy(data.annotations.sizes[index].copy())
+        boxes, found = (
+            side[1][row] / (torch.tensor(side[2][row]) / size).flip(0).repeat(2)
+            for side in (ours, peer)
+        )
+        check_close(f"boxes of picture {index}", boxes, found, rtol=0, atol=0.5)
+        picture, other = (
+            side[0][row, :, : side[2][row][0], : side[2][row][1]].float() for side in (ours, peer)
+        )
+        other = other * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+        if other.shape != picture.shape:
+            (other,) = F.interpolate(other[None], picture.shape[1:], mode="bilinear")
+        difference = float((picture - other * 255).abs().mean())
+        if difference > MAX_PIXEL_DIFFERENCE:
+            raise DisagreementError(
+                f"pixels of picture {index}: expected a mean difference of at most "
+                f"{MAX_PIXEL_DIFFERENCE} of 255, got {difference:.3g}"
+            )
+        differences.append(difference)
+    return float(np.mean(differences))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

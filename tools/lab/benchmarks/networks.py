@@ -1,0 +1,215 @@
+"""The networks of the benchmarks: ours, and the same one built of torchvision's parts.
+
+B images of one size. Both have the same random weights, and see the same pictures.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import FasterRCNN as PeerRCNN
+from torchvision.models.detection import MaskRCNN as PeerMaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from detection.config import (
+    BackboneConfig,
+    DetectionConfig,
+    MaskConfig,
+    ModelConfig,
+    NeckConfig,
+    RoIConfig,
+    RPNConfig,
+)
+from detection.data.coco import ClassMap
+from detection.data.collate import round_up
+from detection.models.build import build_faster_rcnn
+from detection.ops.masks import pack_bits, unpack_bits
+from detection.structures import DetectionBatch, ImageBatch, Targets
+from detection.tasks.detection import DetectionTask
+from detection.tasks.segmentation import SegmentationTask
+from detection.weights import to_torchvision_fasterrcnn
+from tools.lab.benchmarks.settings import Settings
+
+NUM_CLASSES, NUM_OBJECTS = 80, 7
+"""COCO's classes, and about its objects a picture."""
+SIZE, SMALL_SIZE = (800, 1333), (128, 157)
+SIZES = (32, 64, 128, 256, 512)
+RATIOS = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A detector of the benchmarks.
+
+    name: as on the command line. kind: of its residual network. topk: proposals before and after
+    suppression, in training and in testing; of each level before it. num_samples: regions of a
+    picture on which the head trains.
+    """
+
+    name: str
+    kind: Literal["resnet50", "resnet101"]
+    neck: Literal["c4", "fpn"]
+    topk_train: tuple[int, int]
+    topk_test: tuple[int, int]
+    masks: bool = False
+    num_samples: int = 512
+
+    def smaller(self) -> "Case":
+        """Return one that runs in a second."""
+        return replace(
+            self, kind="resnet50", topk_train=(200, 100), topk_test=(100, 50), num_samples=32
+        )
+
+
+R101_C4 = Case("r101_c4", "resnet101", "c4", (12000, 2000), (6000, 1000))
+R50_FPN = Case("r50_fpn", "resnet50", "fpn", (2000, 2000), (1000, 1000))
+R101_FPN = replace(R50_FPN, name="r101_fpn", kind="resnet101")
+MASK_R50_FPN = replace(R50_FPN, name="mask_r50_fpn", masks=True)
+
+
+def chosen_cases(settings: Settings, *cases: Case) -> list[Case]:
+    """Return the case that `settings.model` names, or all; small ones if asked for."""
+    chosen = [case for case in cases if settings.model in (None, case.name)]
+    return [case.smaller() for case in chosen] if settings.small else chosen
+
+
+def make_task(case: Case) -> DetectionTask:
+    """Return our network with random weights, in training mode."""
+    config = DetectionConfig(
+        task="segmentation" if case.masks else "detection",
+        model=ModelConfig(
+            backbone=BackboneConfig(kind=case.kind),
+            neck=NeckConfig(kind=case.neck),
+            rpn=RPNConfig(
+                pre_nms_topk_train=case.topk_train[0],
+                post_nms_topk_train=case.topk_train[1],
+                pre_nms_topk_test=case.topk_test[0],
+                post_nms_topk_test=case.topk_test[1],
+            ),
+            roi=RoIConfig(aligned=False, num_samples=case.num_samples),
+            mask=MaskConfig(aligned=False),
+        ),
+    )
+    torch.manual_seed(0)
+    model = build_faster_rcnn(
+        config.model, num_classes=NUM_CLASSES, size_divisor=32, with_masks=case.masks
+    )
+    with torch.no_grad():  # outputs as uneven as a trained network's: else all scores are alike
+        model.rpn_head.objectness.weight *= 10
+        model.rpn_head.deltas.weight *= 3
+        model.box_predictor.class_logits.weight *= 60
+        model.box_predictor.deltas.weight *= 5
+    names = tuple(f"class {number}" for number in range(NUM_CLASSES))
+    classes = ClassMap(names, tuple(range(1, NUM_CLASSES + 1)))
+    kind = SegmentationTask if case.masks else DetectionTask
+    return kind(config, model, classes)
+
+
+def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> PeerRCNN:
+    """Return the network of torchvision's parts with the weights of `task`, in training mode.
+
+    size: (height, width) of the pictures.
+    """
+    body = getattr(resnet, case.kind)(weights=None, norm_layer=FrozenBatchNorm2d)
+    for name, parameter in body.named_parameters():  # as ours, the first two stages are frozen
+        parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
+    settings = {
+        "rpn_pre_nms_top_n_train": case.topk_train[0],
+        "rpn_post_nms_top_n_train": case.topk_train[1],
+        "rpn_pre_nms_top_n_test": case.topk_test[0],
+        "rpn_post_nms_top_n_test": case.topk_test[1],
+        "box_batch_size_per_image": case.num_samples,
+        # pictures come in their size to both sides
+        "_skip_resize": True,  # in training
+        "min_size": size[0],
+        "max_size": size[1],
+    }
+    state = to_torchvision_fasterrcnn(task.model.state_dict())
+    if case.neck == "fpn":
+        channels = [256, 512, 1024, 2048]
+        layers = {f"layer{i + 1}": str(i) for i in range(4)}
+        backbone: nn.Module = BackboneWithFPN(body, layers, channels, 256)
+        kind = PeerMaskRCNN if case.masks else PeerRCNN
+        peer = kind(backbone, NUM_CLASSES + 1, **settings)
+    else:
+        backbone = nn.Sequential(OrderedDict(body=IntermediateLayerGetter(body, {"layer3": "0"})))
+        backbone.out_channels = 1024  # type: ignore[assignment]
+        conv5 = OrderedDict(layer4=body.layer4, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        peer = PeerRCNN(
+            backbone,
+            rpn_anchor_generator=AnchorGenerator((SIZES,), (RATIOS,)),
+            rpn_head=RPNHead(1024, len(SIZES) * len(RATIOS)),
+            box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+            box_head=nn.Sequential(conv5),
+            box_predictor=FastRCNNPredictor(2048, NUM_CLASSES + 1),
+            **settings,
+        )
+        before, after = "backbone.body.layer4.", "roi_heads.box_head.layer4."
+        state = {name.replace(before, after): tensor for name, tensor in state.items()}
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    peer.load_state_dict({n: t for n, t in state.items() if n not in counters}, strict=True)
+    return peer
+
+
+def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> DetectionBatch:
+    """Return `count` smooth random pictures of `size` with NUM_OBJECTS boxes, and masks in them."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    padded = [round_up(side, 32) for side in size]
+    pixels = torch.zeros(count, 3, *padded, dtype=torch.uint8)
+    coarse = torch.rand(count, 3, 24, 40, generator=generator) * 255
+    smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)
+    pixels[:, :, :height, :width] = smooth.byte()
+    scale = torch.tensor([width, height, width, height])
+    centre = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.6 + 0.2
+    half = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.16 + 0.04
+    boxes = torch.cat([centre - half, centre + half], dim=2) * scale
+    valid = torch.ones(count, NUM_OBJECTS, dtype=torch.bool)
+    bits = None
+    if masks:
+        rows, columns = torch.arange(padded[0])[:, None], torch.arange(padded[1])
+        x1, y1, x2, y2 = boxes[..., None, None].unbind(2)
+        drawn = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < (x1 + x2) / 2)
+        bits = torch.from_numpy(pack_bits(drawn.numpy()))
+    sizes = torch.tensor([size] * count)
+    ids = torch.arange(count)
+    labels = torch.randint(NUM_CLASSES, (count, NUM_OBJECTS), generator=generator)
+    images = ImageBatch(pixels, sizes, original_sizes=sizes, image_ids=ids, seeds=ids)
+    return DetectionBatch(images, Targets(boxes, labels, valid, ~valid, bits))
+
+
+def peer_pictures(batch: DetectionBatch) -> list[Tensor]:
+    """Return the pictures as torchvision takes them: (3, H, W) float in 0..1, of their own size."""
+    height, width = batch.images.sizes[0].tolist()
+    return list(batch.images.pixels[:, :, :height, :width].float() / 255)
+
+
+def peer_targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
+    """Return the objects as torchvision takes them: background is its label 0."""
+    height, width = batch.images.sizes[0].tolist()
+    targets = batch.targets
+    dicts = [
+        {"boxes": boxes, "labels": labels + 1}
+        for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+    ]
+    if targets.masks is not None:
+        masks = unpack_bits(targets.masks, width=width)[:, :, :height]
+        dicts = [{**each, "masks": mask} for each, mask in zip(dicts, masks, strict=True)]
+    return dicts
+
+
+def peer_images(peer: PeerRCNN, batch: DetectionBatch) -> ImageList:
+    """Return the normalised, padded batch that the peer's parts take."""
+    images, _ = peer.transform(peer_pictures(batch))
+    assert np.prod(images.tensors.shape) == batch.images.pixels.numel()
+    return images

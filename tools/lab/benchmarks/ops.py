@@ -1,0 +1,120 @@
+"""Two operations that torchvision does on a CPU by scalar loops: RoIAlign, and NMS of proposals."""
+
+import torch
+import torchvision
+from torch import Tensor
+
+from detection.models.anchors import AnchorGenerator
+from detection.ops.box_coder import decode_boxes, encode_boxes
+from detection.ops.boxes import box_iou, clip_boxes
+from detection.ops.nms import nms_keep
+from detection.ops.roi_pool import pool_rois
+from engine.errors import DisagreementError
+from tools.lab.benchmarks.measure import Row, check_close, compare
+from tools.lab.benchmarks.settings import Settings
+
+PICTURE = (800, 1344)
+"""Height and width in pixels of a COCO picture as detectors train on it, padded."""
+STRIDES = (4, 8, 16, 32)
+NMS_THRESH = 0.7
+
+
+def roi_align(settings: Settings) -> list[Row]:
+    """Pool a pyramid forward and backward, each side in its own model's memory layout."""
+    count, channels = (16, 8) if settings.small else (512, 256)
+    generator = torch.Generator().manual_seed(0)
+    ours = [
+        torch.randn(2, channels, PICTURE[0] // stride, PICTURE[1] // stride, generator=generator)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for stride in STRIDES
+    ]
+    peers = [feature.detach().contiguous().requires_grad_() for feature in ours]
+    boxes = torch.stack([_scattered_boxes(count, generator) for _ in range(2)])
+    grad = torch.randn(2 * count, channels, 7, 7, generator=generator)
+    pooler = torchvision.ops.MultiScaleRoIAlign([str(s) for s in STRIDES], 7, sampling_ratio=2)
+    by_name = {str(stride): feature for stride, feature in zip(STRIDES, peers, strict=True)}
+
+    def pool() -> tuple[Tensor, ...]:
+        pooled = pool_rois(
+            ours, STRIDES, boxes, kind="roi_align", resolution=7, sampling_ratio=2, aligned=False
+        )
+        return pooled.detach(), *torch.autograd.grad(pooled, ours, grad)
+
+    def pool_as_peer() -> tuple[Tensor, ...]:
+        pooled = pooler(by_name, list(boxes), [PICTURE] * 2)
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(pooled, peers, grad)
+        return pooled.detach(), *gradients
+
+    for number, (mine, other) in enumerate(zip(pool(), pool_as_peer(), strict=True)):
+        what = "regions" if number == 0 else f"gradient of p{number + 1}"
+        check_close(f"RoIAlign, {what}", mine, other, rtol=1e-4, atol=1e-4)
+    taken = compare(pool, pool_as_peer, rounds=settings.rounds, say=settings.say)
+    work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
+    return [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
+
+
+def nms(settings: Settings) -> list[Row]:
+    """Thin out proposals of one picture, in training and at test."""
+    counts = [(600, 100)] if settings.small else [(12000, 2000), (6000, 1000)]
+    rows = []
+    for count, topk in counts:
+        boxes, scores = best_proposals(count)
+        one_group = torch.zeros(1, count, dtype=torch.int64)
+        batch = (boxes[None], scores[None], one_group, torch.ones_like(one_group).bool())
+
+        def keep(batch: tuple[Tensor, ...] = batch, topk: int = topk) -> Tensor:
+            kept: Tensor = nms_keep(*batch, iou_thresh=NMS_THRESH, max_kept=topk)
+            return kept
+
+        def keep_as_peer(
+            boxes: Tensor = boxes, scores: Tensor = scores, topk: int = topk
+        ) -> Tensor:
+            best: Tensor = torchvision.ops.nms(boxes, scores, NMS_THRESH)[:topk]
+            return best
+
+        work = f"NMS {count} -> {topk}"
+        check_same_boxes(work, keep()[0].nonzero()[:, 0], keep_as_peer().sort().values)
+        taken = compare(keep, keep_as_peer, rounds=settings.rounds, say=settings.say)
+        promised, aim = (8, 12) if topk == 2000 else (None, None)
+        rows.append(Row(work, taken.ratio, promised=promised, aim=aim, detail=str(taken)))
+    return rows
+
+
+def check_same_boxes(work: str, ours: Tensor, peer: Tensor) -> None:
+    """Raise DisagreementError unless both kept the same boxes, given as indices (N,)."""
+    if not torch.equal(ours, peer):
+        others = set(ours.tolist()) ^ set(peer.tolist())
+        raise DisagreementError(
+            f"{work}: expected the peer's {len(peer)} boxes, got {len(ours)}, {len(others)} differ"
+        )
+
+
+def best_proposals(count: int) -> tuple[Tensor, Tensor]:
+    """Return boxes (count, 4) and scores (count,), as a trained proposal network on c4 finds them.
+
+    Every anchor moves most of the way to the one of forty objects that it overlaps most, or stays
+    about where it is; the more it overlaps the higher it scores.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes, ratios = [(32.0, 64.0, 128.0, 256.0, 512.0)], (0.5, 1.0, 2.0)
+    anchors = AnchorGenerator(sizes, ratios=ratios, strides=(16,))(
+        [(PICTURE[0] // 16, PICTURE[1] // 16)]
+    )
+    objects = _scattered_boxes(40, generator)
+    overlap, own = box_iou(objects, anchors).max(dim=0)
+    share = 0.7 * (overlap > 0.3)
+    noise = 0.1 * torch.randn(len(anchors), 5, generator=generator)
+    deltas = share[:, None] * encode_boxes(objects[own], anchors) + noise[:, :4]
+    scores, best = (overlap + noise[:, 4]).sigmoid().topk(count)
+    boxes = decode_boxes(deltas[best], anchors[best])
+    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0], scores
+
+
+def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
+    """Return (count, 4) anywhere in a picture: sides of 24 to 480 pixels, small ones as often."""
+    height, width = PICTURE
+    centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    sides = 24 * 20 ** torch.rand(count, 2, generator=generator)
+    boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
+    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0]

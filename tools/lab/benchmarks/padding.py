@@ -1,0 +1,92 @@
+"""How much of a training batch is padding, on the sizes of COCO's pictures."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detection.config import AugmentConfig, DataConfig, SplitConfig
+from detection.data.coco import read_coco
+from detection.data.collate import Sample
+from detection.data.dataset import CocoDetection
+from detection.data.transforms import resized_size
+from engine.loader import split_batches, training_batches
+from tools.lab.benchmarks.measure import Row, check_close
+from tools.lab.benchmarks.pictures import coco128, coco_document
+from tools.lab.benchmarks.settings import Settings
+
+PICTURES = 50_000
+"""Sizes drawn, with replacement, from the 128 pictures of COCO's training set that are at hand."""
+SIDES = {"800": (800,), "640 to 800": AugmentConfig().short_sides}
+
+
+def padding(settings: Settings) -> list[Row]:
+    """Plan one epoch, and divide the pixels of its batches by those of their pictures."""
+    folder = settings.folder
+    count = 1000 if settings.small else PICTURES
+    _write_json(folder, count=count)
+    settings.say(f"{count} pictures with the sizes of 128 of COCO's training set")
+    split = SplitConfig(images=str(folder), annotations=str(folder / "sizes.json"))
+    rows = []
+    for (name, sides), (batch_size, promised, aim) in itertools.product(
+        SIDES.items(), ((2, 1.06, 1.03), (8, 1.10, 1.05))
+    ):
+        config = DataConfig(train=split, augment=AugmentConfig(short_sides=sides))
+        data = CocoDetection(split, config=config, training=True)
+        rows.append(
+            Row(
+                f"batches of {batch_size}, short side {name}",
+                _padded_share(data, config, batch_size),
+                "padded / real pixels",
+                promised,
+                aim,
+                smaller_is_better=True,
+                detail=f"{len(np.unique(data.groups))} groups of aspect ratios",
+            )
+        )
+    return rows
+
+
+def _write_json(folder: Path, *, count: int) -> None:
+    """Write sizes.json, a picture for each size, with one box in all."""
+    found = read_coco(coco128().annotations).sizes
+    sizes = found[np.random.default_rng(0).integers(len(found), size=count)].tolist()
+    height, width = sizes[0]
+    box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, width, height]}
+    (folder / "sizes.json").write_text(json.dumps(coco_document(sizes, [box], num_classes=1)))
+
+
+def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> float:
+    """Return the mean over an epoch's batches of their pixels over their pictures' pixels."""
+    plan = training_batches(data.groups, batch_size=batch_size, seed=0)
+    epoch = itertools.islice(plan, len(data) // batch_size)
+    shares: list[float] = []
+    for part in split_batches(data, epoch, rank=0, world_size=1, accumulate=1):
+        sizes = [
+            resized_size((height, width), part.frame.short_side, config.augment.max_side)
+            for draw in part.draws
+            for height, width in [data.annotations.sizes[draw.index].tolist()]
+        ]
+        sides = np.ceil(np.array(part.frame.size) / config.size_divisor) * config.size_divisor
+        pixels = torch.tensor(sides.prod() * len(sizes))
+        if not shares:
+            blank = data.collate([_blank(size) for size in sizes], part.frame)
+            made = torch.tensor(blank.images.pixels[:, 0].numel())
+            check_close("pixels of a batch", pixels, made, rtol=0, atol=0)
+        shares.append(float(pixels) / np.array(sizes).prod(axis=1).sum())
+    return float(np.mean(shares))
+
+
+def _blank(size: tuple[int, int]) -> Sample:
+    none = np.zeros(0, np.int64)
+    return Sample(
+        pixels=np.zeros((*size, 3), np.uint8),
+        boxes=np.zeros((0, 4), np.float32),
+        labels=none,
+        is_crowd=none.astype(np.bool_),
+        original_size=size,
+        image_id=0,
+        seed=0,
+    )

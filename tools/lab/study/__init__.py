@@ -1,0 +1,1 @@
+"""The paper's study of depth on CIFAR-10."""
