@@ -30,7 +30,7 @@ demo: $(STAMP) ## pretrain a backbone on drawn objects, train a detector with it
 		model.backbone.weights=runs/demo_objects/backbone.safetensors --output runs/demo
 	@echo "What pretraining bought: the same steps from random weights, and on the backbone from above."
 	$(PY) tools/compare.py runs/demo_random runs/demo
-	@echo "mAP table: runs/demo/metrics.json; pictures: runs/demo/pictures/; curves: tensorboard --logdir runs"
+	@echo "mAP table: runs/demo/metrics.json; images: runs/demo/pictures/; curves: tensorboard --logdir runs"
 
 test: $(STAMP) ## run the tests
 	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal

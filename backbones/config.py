@@ -8,14 +8,14 @@ from engine.schema import Config, Fraction, PathText, PositiveInts
 
 
 class DemoConfig(Config):
-    """Pictures to be drawn on first use: scenes for a detector, or their objects cut out."""
+    """Images to be drawn on first use: scenes for a detector, or their objects cut out."""
 
     root: PathText = "data/demo"
     """Folder that receives `train/` and `val/`."""
     num_train: PositiveInt = 240
-    """Training pictures."""
+    """Training images."""
     num_val: PositiveInt = 60
-    """Validation pictures."""
+    """Validation images."""
     seed: NonNegativeInt = 0
     """Seed of the scenes."""
 
@@ -41,14 +41,14 @@ class NetworkConfig(Config):
 
 
 class WindowConfig(Config):
-    """What is cut out of a training picture. Lengths are in pixels."""
+    """What is cut out of a training image. Lengths are in pixels."""
 
     crop: PositiveInt = 224
     """Side of the square that the network sees."""
     short_sides: tuple[PositiveInt, PositiveInt] | None = None
     """When set, the shorter side is drawn from this range, then a square cut out (the paper)."""
     area: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Without `short_sides`: share of the picture's area that is cut out and resized."""
+    """Without `short_sides`: share of the image's area that is cut out and resized."""
     aspect: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """The same: range of width over height."""
     flip_prob: Fraction = 0.5
@@ -68,7 +68,7 @@ class WindowConfig(Config):
 
 
 class ViewConfig(Config):
-    """Sizes at which a picture is tested, in pixels."""
+    """Sizes at which an image is tested, in pixels."""
 
     resize: PositiveInt = 256
     """Length of the shorter side before the centre is cut out."""

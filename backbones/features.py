@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shape of one feature map: its channels, and its stride in picture pixels a cell."""
+    """Shape of one feature map: its channels, and its stride in image pixels a cell."""
 
     channels: int
     stride: int

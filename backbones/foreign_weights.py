@@ -252,7 +252,7 @@ def fold_pixels(
     weight: (C, 3, k, k); of any other shape it is returned as it is. Returns notes beside.
 
     Raises:
-        UserError: the means differ; the zeros around a picture stand for the mean, so that no
+        UserError: the means differ; the zeros around an image stand for the mean, so that no
             change of the weights makes up for another.
     """
     gap = max(abs(a - b) for a, b in zip(theirs.mean, ours.mean, strict=True))

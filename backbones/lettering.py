@@ -84,7 +84,7 @@ def _escaped(character: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _has_glyph(character: str) -> bool:
-    """Return whether there is a picture of a character, other than the one of what is missing."""
+    """Return whether there is an image of a character, other than the one of what is missing."""
     if character.isascii() or not character.isprintable():
         return character.isprintable()
     drawn = _render(character, 24)

@@ -91,7 +91,7 @@ class ResNet(nn.Module):
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
         """Map normalised pixels (B, 3, H, W) to c2..c{upto}, shaped as `feature_specs` says.
 
-        The sides of a map are the picture's over the stride, rounded up. A net of three stages
+        The sides of a map are the image's over the stride, rounded up. A net of three stages
         ends at c4.
         """
         x = self.maxpool(conv_norm_relu(x, self.conv1, self.bn1))
@@ -279,7 +279,7 @@ def cifar_resnet(
     norm_eps: float = 1e-5,
     shortcut: Shortcut = "A",
 ) -> ResNet:
-    """Build the 6n+2 layer net of section 4.2 for 32x32 pictures; plain with shortcut "none".
+    """Build the 6n+2 layer net of section 4.2 for 32x32 images; plain with shortcut "none".
 
     Raises:
         UserError: `depth` is not 6n+2 with n of at least 1.

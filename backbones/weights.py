@@ -75,7 +75,7 @@ class WeightsReport:
 def network_metadata(
     task: str, class_names: Sequence[str], network: NetworkConfig, *, config: str
 ) -> dict[str, str]:
-    """Return what lies beside the weights of a network that sees one class a picture.
+    """Return what lies beside the weights of a network that sees one class an image.
 
     config: the run's, as JSON.
     """

@@ -23,7 +23,7 @@ class PeerError(UserError):
 
 
 class SkippedSampleError(Exception):
-    """A data set's word that a picture is bad and that the policy is to skip and count it."""
+    """A data set's word that an image is bad and that the policy is to skip and count it."""
 
 
 class DivergedError(RuntimeError):

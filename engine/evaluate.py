@@ -30,17 +30,17 @@ from engine.task import Evaluator, Task
 
 @dataclass
 class EvaluationResult:
-    """Metrics (on every process), and the evaluator and drawn pictures (on the main one)."""
+    """Metrics (on every process), and the evaluator and drawn images (on the main one)."""
 
     metrics: dict[str, float]
     evaluator: Evaluator
-    pictures: list[np.ndarray] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
 
 
 def evaluate(
     task: Task, config: RunConfig, *, output: Path | None = None, device: str | None = None
 ) -> dict[str, float]:
-    """Score a task on its validation pictures and show the table.
+    """Score a task on its validation images and show the table.
 
     Args:
         task: what to score, with its weights in place.
@@ -76,13 +76,13 @@ def run_evaluation(
     final: bool = True,
     stop: StopRequest | None = None,
 ) -> EvaluationResult:
-    """Predict every validation picture once, over all processes, and score on the main one.
+    """Predict every validation image once, over all processes, and score on the main one.
 
     Args:
         task: what to score.
         config: the run's config; loader and loop settings are used.
         here: this process among all.
-        log: receives progress, and a line for each picture that was skipped.
+        log: receives progress, and a line for each image that was skipped.
         output: folder for the result files; None writes none.
         final: as for `Task.evaluator`.
         stop: looked at after each batch; None evaluates to the end.
@@ -108,7 +108,7 @@ def run_evaluation(
                 data, mine, config=config.loader, device=here.device, substitute=False
             )
             shown = log.progress(deliveries, len(mine), "evaluating")
-            skipped += _predict_all(task, shown, result, config.loop.drawn_pictures, stop)
+            skipped += _predict_all(task, shown, result, config.loop.drawn_images, stop)
     except Exception as error:  # the other processes have to learn of it, whatever it is
         failures.append(error)
     finally:
@@ -172,7 +172,7 @@ def _predict_all(
             continue
         predictions = task.predict(batch)
         result.evaluator.update(batch, predictions)
-        if len(result.pictures) < drawn:
-            missing = drawn - len(result.pictures)
-            result.pictures += task.draw(batch, predictions)[:missing]
+        if len(result.images) < drawn:
+            missing = drawn - len(result.images)
+            result.images += task.draw(batch, predictions)[:missing]
     return skipped

@@ -1,8 +1,8 @@
-"""Which pictures make which batch, and reading them in worker processes.
+"""Which images make which batch, and reading them in worker processes.
 
-A batch is planned before anything is read: a list of draws (picture, seed). The plan depends on the
+A batch is planned before anything is read: a list of draws (image, seed). The plan depends on the
 seed and the data alone, neither on workers nor on processes, so a run resumes to the sample and N
-processes see the pictures of one.
+processes see the images of one.
 """
 
 import itertools
@@ -18,12 +18,12 @@ from engine.readers import read_ahead
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
 
-_MAX_SUBSTITUTES = 20  # bad pictures in a row after which training with `skip` gives up
+_MAX_SUBSTITUTES = 20  # bad images in a row after which training with `skip` gives up
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Picture `index` of a data set, and the seed of what its batch's `frame` leaves to chance."""
+    """Image `index` of a data set, and the seed of what its batch's `frame` leaves to chance."""
 
     index: int
     seed: int
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a worker hands over: a batch (None: all skipped), and why pictures were skipped."""
+    """What a worker hands over: a batch (None: all skipped), and why images were skipped."""
 
     batch: Batch | None
     skipped: tuple[str, ...] = ()
@@ -50,19 +50,19 @@ def training_batches(
 ) -> Iterator[list[Draw]]:
     """Plan global training batches without end, from batch `start` on.
 
-    Every pass over the data is one permutation, so each picture is drawn once a pass, or `repeats`
-    times in a row with different seeds. Pictures wait until `batch_size` of their group are there;
+    Every pass over the data is one permutation, so each image is drawn once a pass, or `repeats`
+    times in a row with different seeds. Images wait until `batch_size` of their group are there;
     those left waiting at the end of a pass come first in the next, so no batch is short.
 
     Args:
-        groups: (N,) group of each picture; a batch holds one group.
-        batch_size: pictures in a batch, over all processes.
+        groups: (N,) group of each image; a batch holds one group.
+        batch_size: images in a batch, over all processes.
         seed: the run's seed.
-        repeats: draws of each picture in a pass.
+        repeats: draws of each image in a pass.
         start: batches to leave out, for resuming.
     """
     if len(groups) == 0:
-        raise UserError("training data: expected at least one picture, got none")
+        raise UserError("training data: expected at least one image, got none")
     waiting: dict[int, list[Draw]] = {int(group): [] for group in np.unique(groups)}
     planned = 0
     for epoch in itertools.count():
@@ -97,7 +97,7 @@ def split_batches(
 
 
 def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[Part]:
-    """Plan batches that hold every picture once, each of one group (one padded shape).
+    """Plan batches that hold every image once, each of one group (one padded shape).
 
     The plan is made before it is shared out among processes: a batch is the same whoever computes
     it.
@@ -137,7 +137,7 @@ class _Reader:
             except SkippedSampleError as reason:
                 skipped.append(str(reason))
         if self.substitute:
-            raise UserError(f"{tries} bad pictures in a row, the last: {skipped[-1]}")
+            raise UserError(f"{tries} bad images in a row, the last: {skipped[-1]}")
         return []
 
 
@@ -152,15 +152,15 @@ def read_batches(
     """Read planned batches ahead in worker processes, in order, and move them to the device.
 
     Args:
-        data: pictures.
+        data: images.
         plan: batches to read.
         config: workers, how far they read ahead, and how long to wait for them.
         device: where batches go; copies do not wait for it.
-        substitute: whether a skipped picture is replaced by the next one (training) or left out
+        substitute: whether a skipped image is replaced by the next one (training) or left out
         (evaluation).
 
     Raises:
-        UserError: a picture is bad and the policy is to stop.
+        UserError: an image is bad and the policy is to stop.
         ReadingError: the machine refused something, or a worker was killed or does not answer.
     """
     reader = _Reader(data, substitute=substitute)

@@ -85,7 +85,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 class RunLog:
-    """Writes a run's lines, numbers and pictures; does nothing on processes other than the main."""
+    """Writes a run's lines, numbers and images; does nothing on processes other than the main."""
 
     def __init__(self, directory: Path | None, *, is_main: bool) -> None:
         """Log to the console and, when `directory` is given, to files in it."""
@@ -151,15 +151,15 @@ class RunLog:
         """Record the metrics of the weights that a run leaves, which are those of `step`."""
         self._record("final", step, metrics)
 
-    def pictures(self, step: int, pictures: Sequence[np.ndarray], tag: str) -> None:
-        """Put (H, W, 3) uint8 RGB pictures into TensorBoard, and the newest into pictures/."""
+    def images(self, step: int, images: Sequence[np.ndarray], tag: str) -> None:
+        """Put (H, W, 3) uint8 RGB images into TensorBoard, and the newest into pictures/."""
         if self._directory is None:
             return
-        for index, picture in enumerate(pictures):
+        for index, image in enumerate(images):
             name = f"{tag}/{index}"
             path = self._directory / "pictures" / f"{tag}_{index:02d}.png"
-            self._try_event(partial(EventFile.image, step=step, name=name, pixels=picture))
-            self._try(path.name, partial(_write_png, path, picture))
+            self._try_event(partial(EventFile.image, step=step, name=name, pixels=image))
+            self._try(path.name, partial(_write_png, path, image))
 
     def advance(self, step: int, max_steps: int) -> None:
         """Move the bar between two lines of the log, on a terminal."""

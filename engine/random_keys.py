@@ -1,4 +1,4 @@
-"""Random numbers on the device that depend on a picture's seed and on nothing else."""
+"""Random numbers on the device that depend on an image's seed and on nothing else."""
 
 import torch
 from torch import Tensor

@@ -111,7 +111,7 @@ class ScheduleConfig(Config):
 
 
 class LoaderConfig(Config):
-    """Reading of pictures."""
+    """Reading of images."""
 
     workers: NonNegativeInt = 2
     """Worker processes for each training process; 0 reads in the training process."""
@@ -120,7 +120,7 @@ class LoaderConfig(Config):
     read_timeout_s: PositiveInt = 600
     """Longest wait for a batch from the workers before the run ends with a message."""
     repeats: PositiveInt = 1
-    """Times that a picture is drawn in a row, augmented differently (repeated augmentation)."""
+    """Times that an image is drawn in a row, augmented differently (repeated augmentation)."""
 
 
 class LoopConfig(Config):
@@ -152,7 +152,7 @@ class LoopConfig(Config):
     """Images in one evaluation batch, for each process."""
     patience: PositiveInt | None = None
     """Evaluations without a better main metric after which the run stops; none never stops."""
-    drawn_pictures: NonNegativeInt = 8
+    drawn_images: NonNegativeInt = 8
     """Predictions drawn into the run folder and TensorBoard at each evaluation."""
     log_every: PositiveInt = 20
     """Steps between lines in the log."""
@@ -185,12 +185,12 @@ class RunConfig(Config):
     """Base of a run's config; a task adds its data and model."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of initial weights, order of pictures, augmentation and sampling."""
+    """Seed of initial weights, order of images, augmentation and sampling."""
     optim: OptimConfig = OptimConfig()
     """Optimiser."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over steps."""
     loader: LoaderConfig = LoaderConfig()
-    """Reading of pictures."""
+    """Reading of images."""
     loop: LoopConfig = LoopConfig()
     """Training loop."""

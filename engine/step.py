@@ -64,7 +64,7 @@ class StepResult:
     losses: each averaged over the accumulated parts of this process. measured: the names of those
     that were not minimised. grad_norm: global L2 norm before clipping.
     status: (2,) bool, the same on all processes: whether the step was skipped as not finite,
-    whether somebody asked to stop. image_ids: the pictures of each part, for naming them.
+    whether somebody asked to stop. image_ids: the images of each part, for naming them.
     """
 
     losses: dict[str, Tensor]

@@ -31,22 +31,22 @@ class Batch(Protocol):
 
 
 class DataSet(Protocol):
-    """Pictures and their truth, read one by one in worker processes."""
+    """Images and their truth, read one by one in worker processes."""
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) int64: pictures of one group may share a batch (aspect ratio, padded shape)."""
+        """(N,) int64: images of one group may share a batch (aspect ratio, padded shape)."""
         ...
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         ...
 
     def load(self, index: int, seed: int, frame: Any = None) -> Any:
-        """Read picture `index`; its randomness comes from `seed` and its batch's `frame`.
+        """Read image `index`; its randomness comes from `seed` and its batch's `frame`.
 
         Raises:
-            UserError: the picture or its truth is bad and the policy is to stop.
+            UserError: the image or its truth is bad and the policy is to stop.
             SkippedSampleError: the same, and the policy is to skip and count.
         """
         ...
@@ -57,7 +57,7 @@ class DataSet(Protocol):
         It depends on the draws alone. Evaluation has none.
 
         Args:
-            draws: (index, seed) of every picture of the global batch.
+            draws: (index, seed) of every image of the global batch.
         """
         ...
 
@@ -141,15 +141,15 @@ class Task(Protocol):
         ...
 
     def train_data(self) -> DataSet:
-        """Return the training pictures."""
+        """Return the training images."""
         ...
 
     def val_data(self) -> DataSet:
-        """Return the validation pictures."""
+        """Return the validation images."""
         ...
 
     def evaluator(self, *, final: bool = True) -> Evaluator:
-        """Return a fresh evaluator of the validation pictures.
+        """Return a fresh evaluator of the validation images.
 
         Args:
             final: whether its numbers are to be reported, or only steer a training, for which a

@@ -307,7 +307,7 @@ class _Run:
         if self.here.is_main:
             table = result.evaluator.table()
             self.log.evaluation(step, result.metrics, table, record=record)
-            self.log.pictures(step, result.pictures, "predictions")
+            self.log.images(step, result.images, "predictions")
         return result.metrics, result.evaluator.main_metric
 
     def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:

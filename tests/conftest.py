@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, one thread to a process, the folder of real pictures."""
+"""What every test gets: fixed seeds, one thread to a process, the folder of real images."""
 
 import os
 import random
@@ -49,7 +49,7 @@ def data_dir() -> Path:
     default = REPOSITORY.parent / "shared" / "data"
     folder = Path(os.environ.get("RESDET_DATA", default)).resolve()
     if not folder.is_dir():
-        pytest.skip(f"no folder of real pictures at {folder} (set RESDET_DATA)")
+        pytest.skip(f"no folder of real images at {folder} (set RESDET_DATA)")
     return folder
 
 

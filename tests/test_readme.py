@@ -115,7 +115,7 @@ def test_keys_in_the_text_exist() -> None:
 
 @pytest.mark.slow
 def test_commands_run_in_their_order(tmp_path: Path) -> None:
-    """Those on the demo, shortened; the others need public data or a user's pictures."""
+    """Those on the demo, shortened; the others need public data or a user's images."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     on_demo = [
         command

@@ -1,6 +1,6 @@
 """What a backbone is worth for each task: transfer.py BACKBONE [key=value ...] [--output DIR].
 
-Four short trainings on it and four from random weights, one table and one picture. The same command
+Four short trainings on it and four from random weights, one table and one image. The same command
 goes on where it was interrupted.
 """
 

@@ -1,1 +1,1 @@
-"""Classification of pictures: config, data and network."""
+"""Classification of images: config, data and network."""

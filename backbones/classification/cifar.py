@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100, held in memory as one array; batches are cut from it without a copy each.
 
-N pictures, B of one batch. The files are torchvision's, checked by their MD5.
+N images, B of one batch. The files are torchvision's, checked by their MD5.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from engine.errors import UserError
 
 ARCHIVES: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 HOLDOUT_SEED = 0
-"""Of the choice of pictures that are set aside; every run sets the same ones aside."""
+"""Of the choice of images that are set aside; every run sets the same ones aside."""
 
 
-class CifarPictures:
-    """32x32 pictures and their classes.
+class CifarImages:
+    """32x32 images and their classes.
 
     pixels: (N, 32, 32, 3) uint8 RGB. labels: (N,) int64. class_names: by label. notes: lines for
     the log.
@@ -40,44 +40,44 @@ class CifarPictures:
 
     @classmethod
     def training(cls, config: DataConfig) -> Self:
-        """Read the training pictures but those that `config.holdout` sets aside.
+        """Read the training images but those that `config.holdout` sets aside.
 
         Raises:
             UserError: the files are missing, damaged or cannot be fetched; or nothing is left.
         """
-        pictures = _read(config, train=True)
-        if config.holdout >= len(pictures.data):
+        images = _read(config, train=True)
+        if config.holdout >= len(images.data):
             raise UserError(
-                f"data.holdout: expected less than {len(pictures.data)}, got {config.holdout}"
+                f"data.holdout: expected less than {len(images.data)}, got {config.holdout}"
             )
-        rows = _held_out(len(pictures.data), config.holdout)
-        notes = [f"{config.holdout} training pictures are set aside for validation"]
-        return cls._of(pictures, ~rows, notes if config.holdout else [])
+        rows = _held_out(len(images.data), config.holdout)
+        notes = [f"{config.holdout} training images are set aside for validation"]
+        return cls._of(images, ~rows, notes if config.holdout else [])
 
     @classmethod
     def validation(cls, config: DataConfig) -> Self:
-        """Read the test pictures, or the training pictures that `config.holdout` sets aside.
+        """Read the test images, or the training images that `config.holdout` sets aside.
 
         Raises:
             UserError: the files are missing, damaged or cannot be fetched.
         """
-        pictures = _read(config, train=config.holdout > 0)
-        count = len(pictures.data)
+        images = _read(config, train=config.holdout > 0)
+        count = len(images.data)
         rows = _held_out(count, config.holdout) if config.holdout else np.ones(count, bool)
-        return cls._of(pictures, rows, [])
+        return cls._of(images, rows, [])
 
     @classmethod
-    def _of(cls, pictures: CIFAR10, rows: np.ndarray, notes: Sequence[str]) -> Self:
-        labels = np.asarray(pictures.targets, dtype=np.int64)
-        return cls(pictures.data[rows], labels[rows], class_names=pictures.classes, notes=notes)
+    def _of(cls, images: CIFAR10, rows: np.ndarray, notes: Sequence[str]) -> Self:
+        labels = np.asarray(images.targets, dtype=np.int64)
+        return cls(images.data[rows], labels[rows], class_names=images.classes, notes=notes)
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) int64 zeros: all pictures have one shape."""
+        """(N,) int64 zeros: all images have one shape."""
         return np.zeros(len(self.labels), dtype=np.int64)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.labels)
 
     def load(self, index: int, seed: int, frame: None = None) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class CifarPictures:
         return index, seed
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> None:
-        """Agree on nothing: all pictures have one shape."""
+        """Agree on nothing: all images have one shape."""
 
     def collate(self, samples: Sequence[tuple[int, int]], frame: Any = None) -> LabelledBatch:
         """Make a batch of at least one draw, pixels channels last in memory."""
@@ -99,7 +99,7 @@ class CifarPictures:
 
 
 def _held_out(count: int, holdout: int) -> np.ndarray:
-    """Return (count,) bool with `holdout` pictures chosen."""
+    """Return (count,) bool with `holdout` images chosen."""
     chosen = np.zeros(count, dtype=bool)
     chosen[np.random.default_rng(HOLDOUT_SEED).permutation(count)[:holdout]] = True
     return chosen

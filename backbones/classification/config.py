@@ -1,7 +1,7 @@
 """The classification part of a run's config.
 
-Lengths are in pixels. A picture is decoded and cut in the worker; what is random after that (mirror
-and shift of small pictures, mixing, erasing) happens for the whole batch on the device.
+Lengths are in pixels. An image is decoded and cut in the worker; what is random after that (mirror
+and shift of small images, mixing, erasing) happens for the whole batch on the device.
 """
 
 from typing import Literal, Self
@@ -36,11 +36,11 @@ NetworkKind = Literal[
 
 
 CIFAR_SIDE = 32
-"""Height and width of CIFAR's pictures."""
+"""Height and width of CIFAR's images."""
 
 
 class DataConfig(Config):
-    """Pictures and the policies for bad ones."""
+    """Images and the policies for bad ones."""
 
     kind: Literal["folder", "cifar10", "cifar100"] = "folder"
     """folder: `train/CLASS/*` and `val/CLASS/*` (ImageNet's layout). cifar: torchvision's sets."""
@@ -51,13 +51,13 @@ class DataConfig(Config):
     download: bool = False
     """cifar: fetch the archive into `root` when it is not there."""
     holdout: NonNegativeInt = 0
-    """cifar: training pictures set aside and validated on in place of the test pictures."""
+    """cifar: training images set aside and validated on in place of the test images."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """folder: a picture that cannot be decoded: stop, or skip it and count it."""
+    """folder: an image that cannot be decoded: stop, or skip it and count it."""
 
 
 class AugmentConfig(WindowConfig):
-    """What happens to a training picture; CIFAR's small ones are not cut by area."""
+    """What happens to a training image; CIFAR's small ones are not cut by area."""
 
     pad: NonNegativeInt = 0
     """cifar: zeros added on every side before a square is cut out at random."""
@@ -66,15 +66,15 @@ class AugmentConfig(WindowConfig):
     auto: Literal["none", "trivial", "randaugment"] = "none"
     """folder: one drawn operation of drawn strength, or `auto_ops` of strength `auto_magnitude`."""
     auto_ops: PositiveInt = 2
-    """randaugment: operations applied to a picture, one after the other."""
+    """randaugment: operations applied to an image, one after the other."""
     auto_magnitude: Fraction = 0.3
     """randaugment: strength, 1 the strongest."""
     erasing_prob: Fraction = 0.0
-    """Chance that a rectangle of the picture is erased."""
+    """Chance that a rectangle of the image is erased."""
     mixup_alpha: NonNegativeFloat = 0.0
     """Beta parameter of mixup; 0 is off."""
     cutmix_alpha: NonNegativeFloat = 0.0
-    """Beta parameter of cutmix; 0 is off. With both on, half of the pictures get each."""
+    """Beta parameter of cutmix; 0 is off. With both on, half of the images get each."""
 
 
 class BackboneConfig(NetworkConfig):
@@ -106,7 +106,7 @@ class LossConfig(Config):
 
 
 class EvaluationConfig(ViewConfig):
-    """How a picture is tested; CIFAR's small ones are not resized."""
+    """How an image is tested; CIFAR's small ones are not resized."""
 
     view: Literal["center", "ten_crop", "multi_scale"] = "center"
     """One centre crop; the mean over ten crops; fully convolutional over `scales` and mirrors.
@@ -119,9 +119,9 @@ class ExportConfig(Config):
     """What is written for detectors, `backbone.safetensors`."""
 
     recompute_norms: bool = True
-    """Whether batch-norm statistics are computed anew over training pictures (the paper does)."""
-    num_pictures: PositiveInt = 10000
-    """Training pictures over which they are computed, at most."""
+    """Whether batch-norm statistics are computed anew over training images (the paper does)."""
+    num_images: PositiveInt = 10000
+    """Training images over which they are computed, at most."""
 
 
 class ClassificationConfig(RunConfig):

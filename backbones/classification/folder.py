@@ -1,6 +1,6 @@
-"""Pictures in a folder with one sub-folder for each class, ImageNet's layout.
+"""Images in a folder with one sub-folder for each class, ImageNet's layout.
 
-N pictures, B of one batch, K classes. Paths and labels are held in flat arrays, whose pages worker
+N images, B of one batch, K classes. Paths and labels are held in flat arrays, whose pages worker
 processes share, and not in lists of a million objects, which each worker would copy by looking.
 """
 
@@ -35,8 +35,8 @@ NAMES_SHOWN = 10  # of the classes that a note is about
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """One picture as the network sees it.
+class LabelledImage:
+    """One image as the network sees it.
 
     pixels: (H, W, 3) uint8 RGB. label: 0..K-1. image_id: its place in the data set. seed: its own
     draw, from which random choices on the device come too.
@@ -48,24 +48,24 @@ class LabelledPicture:
     seed: int
 
 
-class FolderPictures:
-    """Pictures of one split and their classes; implements `engine.task.DataSet`.
+class FolderImages:
+    """Images of one split and their classes; implements `engine.task.DataSet`.
 
-    A class is a sub-folder, and its pictures are the files of `SUFFIXES` in it at any depth. They
+    A class is a sub-folder, and its images are the files of `SUFFIXES` in it at any depth. They
     are in order of class, then of path. Hidden files and folders are left out.
 
     class_names: by label. notes: what was left out, lines for the log. groups: (N,) int64, one
-    number for each shape in which pictures come out.
+    number for each shape in which images come out.
 
     Args:
         folder: holds a folder for each class.
-        view: what becomes of a picture.
-        class_names: those of training, when this is not training; a class without pictures is
-            noted. None takes the folders' names, sorted, and each must hold a picture.
-        on_bad_image: whether a picture that cannot be decoded stops the run or is skipped.
+        view: what becomes of an image.
+        class_names: those of training, when this is not training; a class without images is
+            noted. None takes the folders' names, sorted, and each must hold an image.
+        on_bad_image: whether an image that cannot be decoded stops the run or is skipped.
 
     Raises:
-        UserError: there is no such folder, no class, no picture, a class without pictures, or one
+        UserError: there is no such folder, no class, no image, a class without images, or one
             that training does not have.
     """
 
@@ -95,14 +95,14 @@ class FolderPictures:
             inside, others = pictures_in(folder / name) if name in found else ([], 0)
             if not inside and class_names is None:
                 raise UserError(
-                    f"{folder / name}: expected pictures of the class ({' '.join(SUFFIXES)}), "
+                    f"{folder / name}: expected images of the class ({' '.join(SUFFIXES)}), "
                     "got none"
                 )
             counts[label] = len(inside)
             paths += [os.fsencode(path) for path in inside]
             num_others += others
         if not paths:
-            raise UserError(f"{folder}: expected pictures in it, got empty classes")
+            raise UserError(f"{folder}: expected images in it, got empty classes")
         self._paths = np.array(paths)  # fixed width: (N,) bytes, from the class folder on
         self._labels = np.repeat(np.arange(len(counts)), counts)
         self.notes = tuple(self._lines(counts, num_others))
@@ -115,7 +115,7 @@ class FolderPictures:
 
     @classmethod
     def training(cls, config: ClassificationConfig) -> Self:
-        """Find the pictures under `data.root`/train, augmented as the config says.
+        """Find the images under `data.root`/train, augmented as the config says.
 
         Raises:
             UserError: as for the class; or a value of `augment` is wrong.
@@ -128,7 +128,7 @@ class FolderPictures:
 
     @classmethod
     def validation(cls, config: ClassificationConfig, class_names: Sequence[str]) -> Self:
-        """Find the pictures under `data.root`/val, tested as the config says.
+        """Find the images under `data.root`/val, tested as the config says.
 
         class_names: those of training, by label.
 
@@ -143,25 +143,25 @@ class FolderPictures:
         )
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self._labels)
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the pictures' paths and classes."""
+        """Checksum of the images' paths and classes."""
         return digest_of([self._paths, self._labels])
 
     def file_name(self, index: int) -> str:
-        """Return the path of picture `index` from the folder of the split on."""
+        """Return the path of image `index` from the folder of the split on."""
         name = self.class_names[self._labels[index]]
         return f"{name}/{os.fsdecode(self._paths[index])}"
 
-    def load(self, index: int, seed: int, frame: None = None) -> LabelledPicture:
-        """Read picture `index`; all its randomness comes from `seed`.
+    def load(self, index: int, seed: int, frame: None = None) -> LabelledImage:
+        """Read image `index`; all its randomness comes from `seed`.
 
         Raises:
-            UserError: the picture is missing, or bad and `on_bad_image` is error.
-            SkippedSampleError: the picture is bad and `on_bad_image` is skip.
+            UserError: the image is missing, or bad and `on_bad_image` is error.
+            SkippedSampleError: the image is bad and `on_bad_image` is skip.
         """
         path = self._folder / self.file_name(index)
         try:
@@ -170,12 +170,12 @@ class FolderPictures:
             if self._on_bad_image == "skip":
                 raise SkippedSampleError(str(error)) from error
             raise
-        return LabelledPicture(pixels, int(self._labels[index]), image_id=index, seed=seed)
+        return LabelledImage(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> None:
-        """Agree on nothing: pictures of one group have one shape."""
+        """Agree on nothing: images of one group have one shape."""
 
-    def collate(self, samples: Sequence[LabelledPicture], frame: Any = None) -> LabelledBatch:
+    def collate(self, samples: Sequence[LabelledImage], frame: Any = None) -> LabelledBatch:
         """Make a batch of at least one sample of one shape, pixels channels last in memory."""
         pixels = np.stack([sample.pixels for sample in samples])
         return LabelledBatch(
@@ -188,19 +188,19 @@ class FolderPictures:
     def _lines(self, counts: np.ndarray, num_others: int) -> list[str]:
         lines = []
         if num_others:
-            lines.append(f"{self._folder}: {num_others} files that are no pictures were left out")
+            lines.append(f"{self._folder}: {num_others} files that are no images were left out")
         missing = [self.class_names[label] for label in np.flatnonzero(counts == 0)]
         if missing:
             more = len(missing) - NAMES_SHOWN
             names = ", ".join(missing[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
             lines.append(
-                f"{self._folder}: {len(missing)} of {len(counts)} classes have no picture and "
+                f"{self._folder}: {len(missing)} of {len(counts)} classes have no image and "
                 f"count in no metric: {names}"
             )
         return lines
 
     def _shape_groups(self, view: EvaluationView) -> np.ndarray:
-        """Return (N,) int64, one number for each shape in which `view` gives pictures."""
+        """Return (N,) int64, one number for each shape in which `view` gives images."""
         shapes = np.zeros((len(self), 2), dtype=np.int64)
         for index in range(len(self)):
             try:

@@ -1,6 +1,6 @@
 """Accuracy, calibration and confusions of a classifier.
 
-N pictures, K classes, T = min(5, K) best labels of a picture.
+N images, K classes, T = min(5, K) best labels of an image.
 """
 
 import csv
@@ -24,7 +24,7 @@ from engine.errors import UserError
 from engine.files import write_file
 
 MAX_DRAWN = 50
-"""Above so many classes there is no picture of the confusions."""
+"""Above so many classes there is no image of the confusions."""
 MAX_LISTED = 100
 """Above so many classes the console does not list each."""
 NUM_CONFUSIONS = 10
@@ -43,7 +43,7 @@ _PERCENT = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What is kept of the predictions for N pictures.
+    """What is kept of the predictions for N images.
 
     image_ids: (N,) int64. labels: (N,) int64, the true classes. best: (N, T) int32, labels by
     falling probability; of equal ones the lower goes first. confidences: (N,) float32, probability
@@ -62,8 +62,8 @@ class ClassificationScore:
     """The outcome of one scoring.
 
     metrics: `top1`, `top5` (the true label is among the T best) and their `_error`s in [0, 1];
-    `nll_loss`, mean negative log-likelihood in nats; `calibration_error` in [0, 1]; `num_pictures`;
-    `top1/<class>` for each class that has pictures. confusion: (K, K) int64 counts, true class by
+    `nll_loss`, mean negative log-likelihood in nats; `calibration_error` in [0, 1]; `num_images`;
+    `top1/<class>` for each class that has images. confusion: (K, K) int64 counts, true class by
     predicted class. class_names: by label.
     """
 
@@ -73,7 +73,7 @@ class ClassificationScore:
 
     def table(self) -> Group:
         """Return the numbers, those of each class and the worst confusions, for the console."""
-        title = f"classification of {self.metrics['num_pictures']} pictures, in percent"
+        title = f"classification of {self.metrics['num_images']} images, in percent"
         cells = [(name, f"{100 * self.metrics[key]:.2f}") for key, name in _PERCENT.items()]
         parts = [
             pairs_table(title, [*cells, ("log loss (nats)", f"{self.metrics['nll_loss']:.3f}")])
@@ -139,8 +139,8 @@ class ClassificationEvaluator:
         """Add one batch.
 
         Args:
-            batch: at least one picture.
-            predictions: (K,) float32 probabilities on the CPU for each of its pictures, in order.
+            batch: at least one image.
+            predictions: (K,) float32 probabilities on the CPU for each of its images, in order.
                 NaN counts as 0, so that a network that has diverged is scored all the same.
         """
         probabilities = np.nan_to_num(torch.stack(list(predictions)).numpy(), nan=0.0)
@@ -169,7 +169,7 @@ class ClassificationEvaluator:
         """Score the union of the states; see `ClassificationScore.metrics`.
 
         Raises:
-            UserError: there is no picture.
+            UserError: there is no image.
         """
         answers = _merge([part for state in states for part in state])
         num_classes = len(self._class_names)
@@ -187,7 +187,7 @@ class ClassificationEvaluator:
             "calibration_error": calibration_error(
                 answers.confidences, hits[:, 0], num_bins=self._num_bins
             ),
-            "num_pictures": len(answers.labels),
+            "num_images": len(answers.labels),
         }
         per_class = zip(self._class_names, np.diag(confusion), confusion.sum(axis=1), strict=True)
         metrics |= {f"top1/{name}": float(right / all_) for name, right, all_ in per_class if all_}
@@ -212,7 +212,7 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins:
 
     The expected calibration error of Guo et al. 2017, *On Calibration of Modern Neural Networks*,
     equation 3: the mean over bins of equal width, ((m - 1) / M, m / M], of the difference between
-    the bin's accuracy and its mean confidence, weighted by the pictures in it.
+    the bin's accuracy and its mean confidence, weighted by the images in it.
 
     Args:
         confidences: (N,) probabilities of the predicted labels, N of at least 1.
@@ -229,11 +229,11 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins:
 def _merge(parts: Sequence[Answers]) -> Answers:
     """Return all answers by rising image id: sums then round alike for any number of processes."""
     if not parts:
-        raise UserError("evaluation: expected at least one validation picture, got none")
+        raise UserError("evaluation: expected at least one validation image, got none")
     image_ids = np.concatenate([part.image_ids for part in parts])
     order = np.argsort(image_ids)
     unique = len(np.unique(image_ids))
-    assert unique == len(image_ids), f"{len(image_ids) - unique} pictures more than once"
+    assert unique == len(image_ids), f"{len(image_ids) - unique} images more than once"
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
         for field in fields(Answers)
@@ -254,7 +254,7 @@ def pairs_table(title: str, cells: Sequence[tuple[str, str]]) -> Table:
 
 def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Table:
     table = Table("true", "predicted", title="most frequent confusions")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     for true, predicted, count in confusions:
         table.add_row(escape(true), escape(predicted), str(count))
     return table

@@ -1,6 +1,6 @@
-"""Augmentation of a whole batch on the device. No loop over pictures and no wait for the device.
+"""Augmentation of a whole batch on the device. No loop over images and no wait for the device.
 
-All randomness comes from each picture's seed, so a picture draws the same in any batch. B pictures,
+All randomness comes from each image's seed, so an image draws the same in any batch. B images,
 K classes, H x W pixels.
 """
 
@@ -25,7 +25,7 @@ def shift_and_mirror(
 ) -> Tensor:
     """Pad with zeros, cut a part out at a random place, and mirror by chance.
 
-    With 4 pixels, 0.5 and the picture's own size it is how the paper augments CIFAR-10 (section
+    With 4 pixels, 0.5 and the image's own size it is how the paper augments CIFAR-10 (section
     4.2).
 
     Args:
@@ -54,20 +54,20 @@ def shift_and_mirror(
 
 
 def erase(x: Tensor, seeds: Tensor, *, prob: float) -> Tensor:
-    """Set a rectangle of a picture to 0, the mean colour, by chance (random erasing).
+    """Set a rectangle of an image to 0, the mean colour, by chance (random erasing).
 
     The rectangle covers 0.02 to 0.33 of the area, and its height over width is log-uniform in
-    [0.3, 3.3], less what would stick out of the picture.
+    [0.3, 3.3], less what would stick out of the image.
 
     Args:
         x: (B, 3, H, W) float, normalised.
         seeds: (B,) int64.
-        prob: chance that a picture loses a rectangle.
+        prob: chance that an image loses a rectangle.
     """
     height, width = x.shape[2:]
     chance, area, aspect = random_uniforms(seeds, 3, stream=_ERASE).unbind(dim=1)
     area = _ERASED_AREA[0] + area * (_ERASED_AREA[1] - _ERASED_AREA[0])
-    # neither side may exceed the picture's: drawing anew until it fits would need a loop
+    # neither side may exceed the image's: drawing anew until it fits would need a loop
     lowest = (area * height / width).log().clamp(min=math.log(_ERASED_ASPECT[0]))
     highest = (height / width / area).log().clamp(max=math.log(_ERASED_ASPECT[1]))
     aspect = torch.lerp(lowest, highest, aspect).exp()
@@ -83,27 +83,27 @@ def erase(x: Tensor, seeds: Tensor, *, prob: float) -> Tensor:
 def mix(
     x: Tensor, targets: Tensor, seeds: Tensor, *, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture with one from the other half of the batch, and their targets alike.
+    """Mix each image with one from the other half of the batch, and their targets alike.
 
-    Not with its neighbour, which is the same picture where the loader repeats each.
+    Not with its neighbour, which is the same image where the loader repeats each.
 
     Mixup (Zhang et al. 2017) blends them in the ratio of a draw from Beta(alpha, alpha). Cutmix
     (Yun et al. 2019) pastes a rectangle whose share of the area is such a draw, cut off at the
-    border; the targets follow the share that is left. With both on, each picture draws which.
+    border; the targets follow the share that is left. With both on, each image draws which.
 
     Args:
-        x: (B, 3, H, W) float32, normalised; the only picture of a batch stays as it is.
-        targets: (B, K) float32, sum 1 for each picture.
+        x: (B, 3, H, W) float32, normalised; the only image of a batch stays as it is.
+        targets: (B, K) float32, sum 1 for each image.
         seeds: (B,) int64.
         mixup_alpha: 0 is off.
         cutmix_alpha: 0 is off.
 
     Returns:
-        pictures and targets, shaped as they came.
+        images and targets, shaped as they came.
     """
     if mixup_alpha == 0 and cutmix_alpha == 0:
         return x, targets
-    # share of a picture in each of its pixels, (B, 1, 1 or H, 1 or W)
+    # share of an image in each of its pixels, (B, 1, 1 or H, 1 or W)
     if cutmix_alpha == 0:
         own = _mixup_share(seeds, mixup_alpha)
     elif mixup_alpha == 0:
@@ -145,7 +145,7 @@ def _cutmix_share(x: Tensor, seeds: Tensor, alpha: float) -> Tensor:
 
 
 def _inside(x: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return (B, 1, H, W) bool: inside each picture's rectangle, ends excluded; (B,) int64 each."""
+    """Return (B, 1, H, W) bool: inside each image's rectangle, ends excluded; (B,) int64 each."""
     rows = torch.arange(x.shape[2], device=x.device)
     columns = torch.arange(x.shape[3], device=x.device)
     in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])

@@ -29,10 +29,10 @@ class Classifier(NormalizedNetwork):
         return logits
 
     def dense_logits(self, x: Tensor, *, window: int) -> Tensor:
-        """Classify every window of a larger picture, and return the mean logits (B, K).
+        """Classify every window of a larger image, and return the mean logits (B, K).
 
         The average pool slides over the last map with the size that it has on a `window` x
-        `window` picture, and fc is applied at each place (section 3.4: fully convolutional).
+        `window` image, and fc is applied at each place (section 3.4: fully convolutional).
 
         Args:
             x: normalised pixels (B, 3, H, W), sides of at least `window`.

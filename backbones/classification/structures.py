@@ -1,4 +1,4 @@
-"""What passes between the rooms of classification. B pictures, K classes, V views of a picture."""
+"""What passes between the rooms of classification. B images, K classes, V views of an image."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from engine.structures import Movable, check_tensor
 
 @dataclass(frozen=True)
 class LabelledBatch(Movable):
-    """Pictures of one shape, with their classes.
+    """Images of one shape, with their classes.
 
     pixels: (B, 3, H, W) uint8 RGB. labels: (B,) int64 in 0..K-1. image_ids: (B,) int64, the place
-    in the data set. seeds: (B,) int64, each picture's own draw: all random choices made on the
-    device for that picture come from it.
+    in the data set. seeds: (B,) int64, each image's own draw: all random choices made on the
+    device for that image come from it.
     """
 
     pixels: Tensor
@@ -30,5 +30,5 @@ class LabelledBatch(Movable):
         check_tensor("seeds", self.seeds, (batch,), torch.int64)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return self.pixels.shape[0]

@@ -1,6 +1,6 @@
-"""Classification, read like the paper's section 3.4: augmented pictures, network, loss.
+"""Classification, read like the paper's section 3.4: augmented images, network, loss.
 
-B pictures, K classes.
+B images, K classes.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.classification.cifar import CifarPictures
+from backbones.classification.cifar import CifarImages
 from backbones.classification.config import ClassificationConfig
-from backbones.classification.folder import FolderPictures
+from backbones.classification.folder import FolderImages
 from backbones.classification.metrics import ClassificationEvaluator
 from backbones.classification.mixing import erase, mix, shift_and_mirror, smooth_targets
 from backbones.classification.model import Classifier, build_network
@@ -23,7 +23,7 @@ from backbones.classification.visualize import draw_prediction
 from backbones.start_checks import check_norm
 from backbones.weights import WeightsReport, load_configured_weights, network_metadata
 
-Pictures = CifarPictures | FolderPictures
+Images = CifarImages | FolderImages
 
 
 class ClassificationTask(nn.Module):
@@ -43,13 +43,13 @@ class ClassificationTask(nn.Module):
         self.model = model
         self.others = nn.ModuleList(ensemble)
         self.class_names = tuple(class_names)
-        self._train_data: Pictures | None = None
-        self._val_data: Pictures | None = None
+        self._train_data: Images | None = None
+        self._val_data: Images | None = None
         self._loaded: list[WeightsReport] = []
 
     @classmethod
     def for_training(cls, config: ClassificationConfig) -> Self:
-        """Find the training pictures, make the network they ask for, load pretrained weights.
+        """Find the training images, make the network they ask for, load pretrained weights.
 
         Raises:
             UserError: bad data or weights, or what cannot train.
@@ -66,7 +66,7 @@ class ClassificationTask(nn.Module):
         return task
 
     def losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Return the loss `class`, and the measured `train_error` when no pictures are mixed."""
+        """Return the loss `class`, and the measured `train_error` when no images are mixed."""
         config, seeds = self.config.augment, batch.seeds
         mixed = config.mixup_alpha > 0 or config.cutmix_alpha > 0
         x = self.training_pixels(batch)
@@ -101,7 +101,7 @@ class ClassificationTask(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: LabelledBatch) -> list[Tensor]:
-        """Return each picture's class probabilities (K,), on the CPU."""
+        """Return each image's class probabilities (K,), on the CPU."""
         config = self.config.evaluation
         models = [self.model, *self.others]
         probabilities = predict_probabilities(
@@ -109,19 +109,19 @@ class ClassificationTask(nn.Module):
         )
         return list(probabilities.cpu())
 
-    def train_data(self) -> Pictures:
-        """Return the training pictures."""
+    def train_data(self) -> Images:
+        """Return the training images."""
         if self._train_data is None:
             self._train_data = read_training(self.config)
         return self._train_data
 
-    def val_data(self) -> Pictures:
-        """Return the validation pictures."""
+    def val_data(self) -> Images:
+        """Return the validation images."""
         if self._val_data is None:
             if self.config.data.kind == "folder":
-                self._val_data = FolderPictures.validation(self.config, self.class_names)
+                self._val_data = FolderImages.validation(self.config, self.class_names)
             else:
-                self._val_data = CifarPictures.validation(self.config.data)
+                self._val_data = CifarImages.validation(self.config.data)
         return self._val_data
 
     def evaluator(self, *, final: bool = True) -> ClassificationEvaluator:
@@ -140,20 +140,20 @@ class ClassificationTask(nn.Module):
         return lines + [line for report in self._loaded for line in report.lines()]
 
     def draw(self, batch: LabelledBatch, predictions: Sequence[Tensor]) -> list[np.ndarray]:
-        """Draw every picture with its class and the best prediction."""
-        pictures = batch.pixels.permute(0, 2, 3, 1).cpu().numpy()
+        """Draw every image with its class and the best prediction."""
+        images = batch.pixels.permute(0, 2, 3, 1).cpu().numpy()
         labels = batch.labels.tolist()
         return [
-            draw_prediction(picture, label, prediction, class_names=self.class_names)
-            for picture, label, prediction in zip(pictures, labels, predictions, strict=True)
+            draw_prediction(image, label, prediction, class_names=self.class_names)
+            for image, label, prediction in zip(images, labels, predictions, strict=True)
         ]
 
 
-def read_training(config: ClassificationConfig) -> Pictures:
-    """Return the training pictures that a config names."""
+def read_training(config: ClassificationConfig) -> Images:
+    """Return the training images that a config names."""
     if config.data.kind == "folder":
-        return FolderPictures.training(config)
-    return CifarPictures.training(config.data)
+        return FolderImages.training(config)
+    return CifarImages.training(config.data)
 
 
 def build_classifier(config: ClassificationConfig, *, num_classes: int) -> Classifier:

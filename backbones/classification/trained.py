@@ -73,7 +73,7 @@ def export_backbone(
         device: as `--device`; None picks a GPU when there is one.
 
     Raises:
-        UserError: the run has not finished, or its training pictures are gone.
+        UserError: the run has not finished, or its training images are gone.
     """
     log = RunLog(None, is_main=True)
     path = output / "backbone.safetensors"
@@ -84,8 +84,8 @@ def export_backbone(
     export = task.config.export
     if export.recompute_norms and task.config.model.backbone.norm == "batch":
         task.model.to(pick_device(device))
-        count = recompute_norms(task, limit=export.num_pictures)
-        log.note(f"batch-norm statistics computed anew over {count} training pictures")
+        count = recompute_norms(task, limit=export.num_images)
+        log.note(f"batch-norm statistics computed anew over {count} training images")
     state = task.model.backbone.state_dict()
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
     scores = {name: value for name, value in metrics.items() if "/" not in name}
@@ -100,13 +100,13 @@ def _is_newer(path: Path, source: Path) -> bool:
 
 @torch.no_grad()
 def recompute_norms(task: ClassificationTask, *, limit: int) -> int:
-    """Replace the moving statistics of batch norm by means over training pictures (section 3.4).
+    """Replace the moving statistics of batch norm by means over training images (section 3.4).
 
-    Whole training batches are used, so that each counts the same; pictures are cut and mirrored as
-    in training, but neither mixed nor erased, since detectors see whole pictures.
+    Whole training batches are used, so that each counts the same; images are cut and mirrored as
+    in training, but neither mixed nor erased, since detectors see whole images.
 
     Returns:
-        The number of pictures: at most `limit`, but at least one batch.
+        The number of images: at most `limit`, but at least one batch.
     """
     data, loop, model = task.train_data(), task.config.loop, task.model
     device = model.pixel_mean.device

@@ -1,6 +1,6 @@
-"""What the network sees of a picture: the random views of training, the fixed ones of testing.
+"""What the network sees of an image: the random views of training, the fixed ones of testing.
 
-H, W height and width; pictures are (H, W, 3) uint8 RGB throughout.
+H, W height and width; images are (H, W, 3) uint8 RGB throughout.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.config import WindowConfig
 from backbones.images import REDUCTIONS, decode, picture_size, resize_pixels
 
-# Principal axes of the RGB values of ImageNet's training pictures on the scale 0..1: variances, and
+# Principal axes of the RGB values of ImageNet's training images on the scale 0..1: variances, and
 # the axes as columns. AlexNet (2012), section 4.1; figures of facebookarchive/fb.resnet.torch.
 PCA_VARIANCES = np.array([0.2175, 0.0188, 0.0045])
 PCA_AXES = np.array(
@@ -30,7 +30,7 @@ STRENGTHS = 31  # as torchvision's TrivialAugmentWide: 0, 1/30, ... 1
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle inside a picture, in the pixels of its full size."""
+    """A rectangle inside an image, in the pixels of its full size."""
 
     top: float
     left: float
@@ -39,7 +39,7 @@ class Window:
 
 
 def short_side_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Return (height, width) of a picture of `size` whose shorter side becomes `short_side`."""
+    """Return (height, width) of an image of `size` whose shorter side becomes `short_side`."""
     height, width = (round(side * short_side / min(size)) for side in size)
     return height, width
 
@@ -51,10 +51,10 @@ def draw_resized_window(
     short_sides: tuple[int, int],
     crop: int,
 ) -> Window:
-    """Draw the paper's view: a `crop` square anywhere in the picture resized at random.
+    """Draw the paper's view: a `crop` square anywhere in the image resized at random.
 
     Args:
-        size: (height, width) of the picture as it is; the window is in its pixels.
+        size: (height, width) of the image as it is; the window is in its pixels.
         rng: source of chance.
         short_sides: least and greatest length of the shorter side, both at least `crop`.
         crop: side of the square.
@@ -78,9 +78,9 @@ def draw_area_window(
     not fit, the largest rectangle of allowed shape in the centre is taken.
 
     Args:
-        size: (height, width) of the picture; the window has whole pixels of it.
+        size: (height, width) of the image; the window has whole pixels of it.
         rng: source of chance.
-        area: range of the share of the picture's area.
+        area: range of the share of the image's area.
         aspect: range of width over height.
     """
     height, width = size
@@ -98,7 +98,7 @@ def draw_area_window(
 
 
 def draw_window(size: tuple[int, int], rng: np.random.Generator, config: WindowConfig) -> Window:
-    """Draw what is cut out of a picture of `size` (height, width), as the config says."""
+    """Draw what is cut out of an image of `size` (height, width), as the config says."""
     if config.short_sides is not None:
         return draw_resized_window(size, rng, short_sides=config.short_sides, crop=config.crop)
     return draw_area_window(size, rng, area=config.area, aspect=config.aspect)
@@ -111,13 +111,13 @@ def largest_reduction(window: Window, side: int) -> int:
 
 
 def cut(pixels: np.ndarray, window: Window, side: int, *, reduction: int = 1) -> np.ndarray:
-    """Return the window as a `side` x `side` picture.
+    """Return the window as a `side` x `side` image.
 
     Args:
-        pixels: the picture, decoded smaller by `reduction`.
+        pixels: the image, decoded smaller by `reduction`.
         window: what to cut out; its edges go to the nearest of these pixels.
         side: length of the result's sides.
-        reduction: 1 for a picture of full size.
+        reduction: 1 for an image of full size.
     """
     height, width = pixels.shape[:2]
     tall = min(height, max(1, round(window.height / reduction)))
@@ -128,7 +128,7 @@ def cut(pixels: np.ndarray, window: Window, side: int, *, reduction: int = 1) ->
 
 
 def shift_colors(pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return the picture with `shift` (3,) float added to R, G and B, rounded and clipped."""
+    """Return the image with `shift` (3,) float added to R, G and B, rounded and clipped."""
     table = np.rint(np.arange(256)[:, None] + shift).clip(0, 255).astype(np.uint8)
     shifted: np.ndarray = cv2.LUT(pixels, table[:, None])
     return shifted
@@ -145,7 +145,7 @@ def draw_color_shift(rng: np.random.Generator, std: float) -> np.ndarray:
 
 
 class TrainingView:
-    """Cuts a random square out of a picture and changes it; the same for one seed in any process.
+    """Cuts a random square out of an image and changes it; the same for one seed in any process.
 
     Args:
         config: sizes, chances and strengths.
@@ -165,12 +165,12 @@ class TrainingView:
         """Return (crop, crop, 3) uint8 RGB.
 
         Args:
-            data: a whole picture file.
+            data: a whole image file.
             path: its name, for errors.
             seed: 0 or more; the only source of chance.
 
         Raises:
-            BadPictureError: it is no picture, or its end is missing.
+            BadPictureError: it is no image, or its end is missing.
         """
         rng = np.random.default_rng(seed)
         crop = self._config.crop
@@ -179,7 +179,7 @@ class TrainingView:
             pixels = decode(data, path)
             window = draw_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
         else:
-            # The window is known before decoding, and so how small the picture may be decoded.
+            # The window is known before decoding, and so how small the image may be decoded.
             window = draw_window(size, rng, self._config)
             reduction = largest_reduction(window, crop)
             pixels = decode(data, path, reduction=reduction)
@@ -197,10 +197,10 @@ class TrainingView:
 
 
 class EvaluationView:
-    """Resizes a picture and cuts its centre out where that is all that is tested.
+    """Resizes an image and cuts its centre out where that is all that is tested.
 
-    For ten crops and for several scales the whole picture is kept, at the size of the largest: the
-    device cuts and shrinks it. Pictures are decoded in full, as for the figures in the literature.
+    For ten crops and for several scales the whole image is kept, at the size of the largest: the
+    device cuts and shrinks it. Images are decoded in full, as for the figures in the literature.
 
     Args:
         config: view and sizes.
@@ -211,18 +211,18 @@ class EvaluationView:
         self._short_side = max(config.scales) if multi_scale else config.resize
         self._crop = config.crop
         self.one_shape = config.view == "center"
-        """All pictures come out in one shape."""
+        """All images come out in one shape."""
 
     def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return (H, W, 3) uint8 RGB of `shape_of` the picture's size.
+        """Return (H, W, 3) uint8 RGB of `shape_of` the image's size.
 
         Args:
-            data: a whole picture file.
+            data: a whole image file.
             path: its name, for errors.
             seed: of no effect: nothing is random.
 
         Raises:
-            BadPictureError: it is no picture, or its end is missing.
+            BadPictureError: it is no image, or its end is missing.
         """
         pixels = decode(data, path)
         height, width = short_side_size((pixels.shape[0], pixels.shape[1]), self._short_side)
@@ -233,7 +233,7 @@ class EvaluationView:
         return pixels
 
     def shape_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) in which a picture of `size` comes out."""
+        """Return the (height, width) in which an image of `size` comes out."""
         if self.one_shape:
             return self._crop, self._crop
         return short_side_size(size, self._short_side)
@@ -260,7 +260,7 @@ class Reach:
 def reach_of(kind: str, *, side: int) -> Reach:
     """Return torchvision's ranges for "trivial" (TrivialAugmentWide, 2021) or "randaugment" (2019).
 
-    side: of the square picture, in pixels: RandAugment's translations grow with it.
+    side: of the square image, in pixels: RandAugment's translations grow with it.
     """
     if kind == "trivial":
         return Reach(shear=0.99, translate=32, rotate=135, color=0.99, bits=6)
@@ -282,7 +282,7 @@ class AutoAugment:
         self._strength = strength
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the changed picture, of the same shape."""
+        """Return the changed image, of the same shape."""
         for _ in range(self._num_ops):
             name = list(OPERATIONS)[rng.integers(len(OPERATIONS))]
             strength = self._strength
@@ -294,7 +294,7 @@ class AutoAugment:
 
 
 def operate(pixels: np.ndarray, name: str, reach: Reach, *, strength: float) -> np.ndarray:
-    """Return the picture after operation `name`.
+    """Return the image after operation `name`.
 
     strength: in [-1, 1]; 0 changes little or nothing. Its sign is the direction of a shift, turn or
     colour change, and of no effect on other operations.

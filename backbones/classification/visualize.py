@@ -8,7 +8,7 @@ from torch import Tensor
 from backbones.images import enlarge
 from backbones.lettering import lettering, write
 
-_READABLE_SIDE = 192  # pixels of the longer side, to about which a small picture is enlarged
+_READABLE_SIDE = 192  # pixels of the longer side, to about which a small image is enlarged
 _CELL = 36
 _GAP = 6
 _TEXT = 13  # pixels, the height of text
@@ -19,12 +19,12 @@ _BLACK, _WHITE, _GREEN, _RED = (0, 0, 0), (255, 255, 255), (0, 110, 0), (190, 0,
 
 
 def draw_prediction(
-    picture: np.ndarray, label: int, prediction: Tensor, *, class_names: Sequence[str]
+    image: np.ndarray, label: int, prediction: Tensor, *, class_names: Sequence[str]
 ) -> np.ndarray:
-    """Draw a picture under its true class and the best prediction, green if right and else red.
+    """Draw an image under its true class and the best prediction, green if right and else red.
 
     Args:
-        picture: (H, W, 3) uint8 RGB; not changed, in the drawing enlarged when small.
+        image: (H, W, 3) uint8 RGB; not changed, in the drawing enlarged when small.
         label: the true class.
         prediction: (K,) probabilities on the CPU.
         class_names: K names, by label; long ones are cut short.
@@ -37,7 +37,7 @@ def draw_prediction(
             _GREEN if best == label else _RED,
         ),
     )
-    enlarged = enlarge(picture, max(picture.shape[:2]), wanted=_READABLE_SIDE)
+    enlarged = enlarge(image, max(image.shape[:2]), wanted=_READABLE_SIDE)
     height, width, _ = enlarged.shape
     sizes = [_text_size(text) for text, _ in lines]
     line = max(size[1] for size in sizes) + 2 * _GAP
@@ -55,7 +55,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray
     """Draw a confusion matrix: a cell for each pair of classes, with its count unless that is 0.
 
     Args:
-        counts: (K, K) numbers of pictures, true class by predicted class; K of at least 1.
+        counts: (K, K) numbers of images, true class by predicted class; K of at least 1.
         class_names: K names, by label; long ones are cut short.
     """
     num_classes = len(class_names)

@@ -14,8 +14,8 @@ def make_parser() -> CommandParser:
     fetch.add_argument("--root", type=Path, required=True, help="folder for it")
     voc = commands.add_parser("voc-to-coco", help="PASCAL VOC's layout, or a folder of such XML")
     voc.add_argument("--xml", help="in place of --sets: a folder of XML files, relative to ROOT")
-    voc.add_argument("--pictures", help="with --xml: folder of pictures (default: the same)")
-    voc.add_argument("--list", type=Path, help="with --xml: names of the pictures (default: all)")
+    voc.add_argument("--images", help="with --xml: folder of images (default: the same)")
+    voc.add_argument("--list", type=Path, help="with --xml: names of the images (default: all)")
     voc.add_argument("--names", type=Path, help="a class a line (default: VOC's; --xml: all)")
     ilsvrc = commands.add_parser("ilsvrc-to-coco", help="ILSVRC's detection data")
     ilsvrc.add_argument("--names", type=Path, required=True, help="map_det.txt, or WNIDs and words")
@@ -61,7 +61,7 @@ def main() -> None:
         sets = [ilsvrc.ilsvrc_set(root, name) for name in arguments.sets]
         classes = ilsvrc.read_synsets(names, arguments.wnids)
     else:
-        folders = {"xml": arguments.xml, "pictures": arguments.pictures, "names": arguments.list}
+        folders = {"xml": arguments.xml, "images": arguments.images, "names": arguments.list}
         sets = voc.find_sets(root, arguments.sets or (), **folders)
         classes = voc.number_classes(read_lines(names)) if names else classes
     policies = {"on_bad_box": arguments.on_bad_box, "on_bad_image": arguments.on_bad_image}

@@ -42,7 +42,7 @@ def check_weights(config: RunConfig) -> None:
 
 
 def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | ClassificationTask":
-    """Make the task that a config asks for, ready to train; the demo's pictures are drawn first."""
+    """Make the task that a config asks for, ready to train; the demo's images are drawn first."""
     if isinstance(config, ClassificationConfig):
         from backbones.classification.task import ClassificationTask
 

@@ -1,7 +1,7 @@
 """Drawn scenes with COCO annotations: what a detector can be tried on without a download.
 
 Six kinds of filled shapes, turned, shaded and partly hidden behind each other, over textured
-backgrounds; some pictures hold a crowd region, some nothing. The same parameters give the same
+backgrounds; some images hold a crowd region, some nothing. The same parameters give the same
 bytes.
 """
 
@@ -42,7 +42,7 @@ class SplitMaker(Protocol):
     """Draws one split."""
 
     def __call__(self, root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-        """Draw `count` pictures into a new folder; return the names of its files below `root`."""
+        """Draw `count` images into a new folder; return the names of its files below `root`."""
 
 
 def make_demo(config: DemoConfig) -> None:
@@ -63,7 +63,7 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
     several processes one draws.
 
     Args:
-        config: where, and all that the pictures depend on.
+        config: where, and all that the images depend on.
         make_split: called for `train` and `val`.
         streams: of random numbers, for the two; others than any other demo's.
 
@@ -153,7 +153,7 @@ def _raise(error: OSError) -> None:
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-    """Draw `count` pictures and their JSON; return the names of the files below `root`."""
+    """Draw `count` images and their JSON; return the names of the files below `root`."""
     folder = root / split
     folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
@@ -177,7 +177,7 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
 
 @dataclass
 class Scene:
-    """One picture while it is drawn.
+    """One image while it is drawn.
 
     pixels: (H, W, 3) uint8 RGB. owner: (H, W) int16, the object seen at each pixel: its number,
     -1 for background, CROWD_OWNER for a crowd region. category_ids, outlines, drawn_areas: for each
@@ -208,7 +208,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw one picture from `rng` alone."""
+    """Draw one image from `rng` alone."""
     height, width = (int(side) for side in rng.integers(*SIDE_RANGE, endpoint=True, size=2))
     scene = Scene(
         pixels=_background(height, width, rng),
@@ -237,9 +237,9 @@ def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     else:
         coarse = rng.random(size=tuple(rng.integers(4, 14, size=2)), dtype=np.float32)
         weight = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    picture = first + (second - first) * weight[..., None]
-    picture += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
-    pixels: np.ndarray = picture.clip(0, 255).astype(np.uint8)
+    image = first + (second - first) * weight[..., None]
+    image += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
+    pixels: np.ndarray = image.clip(0, 255).astype(np.uint8)
     return pixels
 
 
@@ -264,7 +264,7 @@ def _add_object(scene: Scene, rng: np.random.Generator, *, tries: int = 12) -> N
     low, high = DIAMETER_RANGE
     for _ in range(tries):
         diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        # Up to a fifth of the diameter may lie outside the picture.
+        # Up to a fifth of the diameter may lie outside the image.
         centre = rng.uniform(0.3 * diameter, np.array([width, height]) - 0.3 * diameter)
         outline = _outline(category_id, centre, diameter / 2, rng)
         mask = _rasterise(outline, height, width)
@@ -318,7 +318,7 @@ SHAPES = {
 def _outline(
     category_id: int, centre: np.ndarray, radius: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the polygons of one shape, turned at random: flat x y x y ..., picture pixels."""
+    """Return the polygons of one shape, turned at random: flat x y x y ..., image pixels."""
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return [

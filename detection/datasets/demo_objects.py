@@ -1,6 +1,6 @@
 """The demo's objects cut out one by one, a folder for each class: to pretrain its backbone on.
 
-They come from scenes of their own, so no picture of the detection demo is among them.
+They come from scenes of their own, so no image of the detection demo is among them.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ EDGE = 96
 
 
 def make_demo_objects(config: DemoConfig) -> None:
-    """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 pictures.
+    """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 images.
 
     Does nothing where the same parameters have been drawn before; see `draw_once`.
 
@@ -31,7 +31,7 @@ def make_demo_objects(config: DemoConfig) -> None:
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-    """Write `count` pictures; return their names below `root`."""
+    """Write `count` images; return their names below `root`."""
     for name in CATEGORIES.values():
         (root / split / name).mkdir(parents=True)
     names = []
@@ -44,7 +44,7 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
 
 
 def _objects(seed: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (class name, picture of one object) without end."""
+    """Yield (class name, image of one object) without end."""
     number = 0
     while True:
         rng = np.random.default_rng([*seed, number])

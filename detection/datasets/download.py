@@ -56,10 +56,10 @@ class Archive:
         return all(_count(root / path) >= count for path, count in self.holds.items())
 
 
-def _voc(key: str, *, size: int, list_name: str, pictures: int) -> Archive:
+def _voc(key: str, *, size: int, list_name: str, images: int) -> Archive:
     known = DATASET_YEAR_DICT[key]
     year = known["base_dir"]
-    holds = {f"{year}/JPEGImages": pictures, f"{year}/ImageSets/Main/{list_name}.txt": 1}
+    holds = {f"{year}/JPEGImages": images, f"{year}/ImageSets/Main/{list_name}.txt": 1}
     return Archive(known["url"], f"md5:{known['md5']}", size, size, holds)
 
 
@@ -93,10 +93,10 @@ DATA_SETS: dict[str, tuple[Archive, ...]] = {
     ),
     # both archives of 2007 unpack into the same folders
     "voc2007": (
-        _voc("2007", size=460_032_000, list_name="trainval", pictures=5_011),
-        _voc("2007-test", size=451_020_800, list_name="test", pictures=5_011 + 4_952),
+        _voc("2007", size=460_032_000, list_name="trainval", images=5_011),
+        _voc("2007-test", size=451_020_800, list_name="test", images=5_011 + 4_952),
     ),
-    "voc2012": (_voc("2012", size=1_999_639_040, list_name="trainval", pictures=17_125),),
+    "voc2012": (_voc("2012", size=1_999_639_040, list_name="trainval", images=17_125),),
     "cifar10": (
         Archive(
             CIFAR10.url,

@@ -25,13 +25,13 @@ def ilsvrc_set(root: Path, name: str) -> ImageSet:
     split = re.match("train|val|test", name)
     if split is None:
         raise UserError(f"{name}: expected a set whose name begins with train, val or test")
-    xml, pictures = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
+    xml, images = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
     listed = root / "ImageSets" / "DET" / f"{name}.txt"
     if paths.is_file(listed):
-        return ImageSet(xml, pictures, read_names(listed))
+        return ImageSet(xml, images, read_names(listed))
     if name != split[0]:
         raise UserError(f"{listed}: no such list")
-    return folder_set(root, xml=xml, pictures=pictures)
+    return folder_set(root, xml=xml, images=images)
 
 
 def read_synsets(names: Path, wnids: Path | None = None) -> dict[str, Category]:

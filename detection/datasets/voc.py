@@ -28,12 +28,12 @@ class Category(NamedTuple):
 class ImageSet:
     """Where a set's files lie, below a root that is common to all sets.
 
-    xml, pictures: folders, relative to the root. names: of both files, without suffix and relative
+    xml, images: folders, relative to the root. names: of both files, without suffix and relative
     to these folders.
     """
 
     xml: str
-    pictures: str
+    images: str
     names: tuple[str, ...]
 
 
@@ -70,7 +70,7 @@ def find_sets(
     names_of_sets: Sequence[str],
     *,
     xml: str | None = None,
-    pictures: str | None = None,
+    images: str | None = None,
     names: Path | None = None,
 ) -> list[ImageSet]:
     """Find sets of VOC's layout (`voc_set`), or in place of them one of plain folders.
@@ -79,7 +79,7 @@ def find_sets(
         root: the common root.
         names_of_sets: of VOC's layout, or none.
         xml: folder of XML files, as for `folder_set`.
-        pictures: folder of pictures; None: that of the XML files.
+        images: folder of images; None: that of the XML files.
         names: list of those that belong to the set, as for `folder_set`.
 
     Raises:
@@ -88,31 +88,31 @@ def find_sets(
     if bool(names_of_sets) == bool(xml):
         raise UserError("command line: expected one of --sets and --xml")
     if xml:
-        return [folder_set(root, xml=xml, pictures=pictures or xml, names=names)]
-    if pictures or names:
-        raise UserError("command line: expected --pictures and --list with --xml, got --sets")
+        return [folder_set(root, xml=xml, images=images or xml, names=names)]
+    if images or names:
+        raise UserError("command line: expected --images and --list with --xml, got --sets")
     return [voc_set(root, name) for name in names_of_sets]
 
 
-def folder_set(root: Path, *, xml: str, pictures: str, names: Path | None = None) -> ImageSet:
+def folder_set(root: Path, *, xml: str, images: str, names: Path | None = None) -> ImageSet:
     """Find a set in two plain folders.
 
     Args:
         root: to which both are relative.
         xml: folder of the XML files, searched at any depth.
-        pictures: folder of pictures of the same names, perhaps `xml` itself.
+        images: folder of images of the same names, perhaps `xml` itself.
         names: list of those that belong to the set; None takes all that have an XML file.
 
     Raises:
         UserError: the list cannot be read, or there is no XML file.
     """
     if names is not None:
-        return ImageSet(xml, pictures, read_names(names))
+        return ImageSet(xml, images, read_names(names))
     folder = root / xml
     found = sorted(_xml_below(folder)) if paths.is_folder(folder) else []
     if not found:
         raise UserError(f"{folder}: expected XML files in it, got none")
-    return ImageSet(xml, pictures, tuple(path.as_posix() for path in found))
+    return ImageSet(xml, images, tuple(path.as_posix() for path in found))
 
 
 def _xml_below(folder: Path) -> Iterator[PurePosixPath]:

@@ -33,7 +33,7 @@ BoxConvention = Literal["pixels", "corners"]
 Policy = Literal["error", "skip"]
 
 UNKNOWN_CLASS = "unknown class"
-PICTURE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
+IMAGE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
 CLASSES_SHOWN = 10
 FAULTS_SHOWN = 10
 """Of all that stops a conversion, so much is named."""
@@ -86,7 +86,7 @@ class Conversion:
 
 
 class _Object(NamedTuple):
-    """An object, the entry of its picture, and its place for messages."""
+    """An object, the entry of its image, and its place for messages."""
 
     found: XmlObject
     image: dict[str, Any]
@@ -118,25 +118,25 @@ def convert(
 
     Args:
         root: to which file names will be relative.
-        sets: one or more; a picture in several of them is taken once.
+        sets: one or more; an image in several of them is taken once.
         classes: by the name that the XML files use; None takes those found, by the alphabet.
         boxes: what the corners in the files mean, see the top of this file; None lets the boxes
             tell (`tell_convention`).
         on_bad_box: what an object of no size, with numbers that are not finite, outside its
-            picture, or of an unknown class does: stop, or get dropped and counted. A box partly
+            image, or of an unknown class does: stop, or get dropped and counted. A box partly
             outside is counted and stays as it is.
-        on_bad_image: the same for a picture that is missing, and for broken or missing XML.
+        on_bad_image: the same for an image that is missing, and for broken or missing XML.
         log: shows how far the reading is.
 
     Raises:
-        UserError: as the policies say, or no picture is left.
+        UserError: as the policies say, or no image is left.
     """
     reading = _Reading()
     _read_sets(root, sets, reading, log or RunLog(None, is_main=False))
     if on_bad_image == "error":
         _refuse(reading.dropped, "images", "--on-bad-image")
     if not reading.images:
-        raise UserError(f"{root}: expected pictures to convert, got none")
+        raise UserError(f"{root}: expected images to convert, got none")
     if classes is None:
         classes = number_classes(sorted({each.found.name for each in reading.objects}))
     corners = np.array([each.found.corners for each in reading.objects], float).reshape(-1, 4)
@@ -161,16 +161,16 @@ def convert(
     with_objects = {each["image_id"] for each in annotations}
     reasons = Counter(f"{why}: {reading.objects[row].found.name}" for row, (why, _) in bad.items())
     rows = [
-        ("pictures", len(reading.images)),
-        ("pictures without objects", len(reading.images) - len(with_objects)),
+        ("images", len(reading.images)),
+        ("images without objects", len(reading.images) - len(with_objects)),
         ("objects", len(annotations)),
         ("difficult objects among them", sum("difficult" in each for each in annotations)),
-        ("boxes partly outside their picture", int(checked.clipped[kept].sum())),
+        ("boxes partly outside their image", int(checked.clipped[kept].sum())),
         *_doubts(xywh[kept], boxes),
         ("classes", len(classes)),
-        ("pictures listed more than once", reading.repeated),
-        ("sizes filled in from the picture", reading.filled_sizes),
-        ("pictures dropped", len(reading.dropped)),
+        ("images listed more than once", reading.repeated),
+        ("sizes filled in from the image", reading.filled_sizes),
+        ("images dropped", len(reading.dropped)),
         *((f"objects dropped, {why}", count) for why, count in sorted(reasons.items())),
     ]
     document = {
@@ -178,7 +178,7 @@ def convert(
         "annotations": annotations,
         "categories": [{"id": each.category_id, "name": each.name} for each in classes.values()],
     }
-    told = [row for row in rows if row[1] or row[0] in ("pictures", "objects", "classes")]
+    told = [row for row in rows if row[1] or row[0] in ("images", "objects", "classes")]
     dropped = [*reading.dropped, *faults]
     return Conversion(document, told, dropped, decided)
 
@@ -210,22 +210,22 @@ def _read_sets(root: Path, sets: Sequence[ImageSet], reading: _Reading, log: Run
     seen = set()
     files = [(image_set, name) for image_set in sets for name in image_set.names]
     for image_set, name in log.progress(files, len(files), "reading annotations"):
-        stem = str(PurePosixPath(image_set.pictures) / name)
+        stem = str(PurePosixPath(image_set.images) / name)
         reading.repeated += stem in seen
         if stem in seen:
             continue
         seen.add(stem)
         try:
-            _add_picture(reading, root, stem, root / image_set.xml / f"{name}.xml")
+            _add_image(reading, root, stem, root / image_set.xml / f"{name}.xml")
         except UserError as error:
             reading.dropped.append(shown(str(error)))
 
 
-def _add_picture(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
+def _add_image(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
     if any("\ud800" <= character <= "\udfff" for character in stem):
         raise BadPictureError(f"{root / stem}.*: expected a name in UTF-8, got one in another code")
     annotation = read_voc_xml(xml)
-    file_name = _picture_of(root, stem)
+    file_name = _image_of(root, stem)
     height, width = annotation.size or read_size(root / file_name)
     reading.filled_sizes += annotation.size is None
     image_id = len(reading.images) + 1
@@ -237,12 +237,12 @@ def _add_picture(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
     ]
 
 
-def _picture_of(root: Path, stem: str) -> str:
-    """Return the name of the picture, relative to `root`."""
-    for suffix in PICTURE_SUFFIXES:
+def _image_of(root: Path, stem: str) -> str:
+    """Return the name of the image, relative to `root`."""
+    for suffix in IMAGE_SUFFIXES:
         if paths.is_file(root / f"{stem}{suffix}"):
             return f"{stem}{suffix}"
-    raise BadPictureError(f"{root / stem}.*: expected a picture of the XML file's name, got none")
+    raise BadPictureError(f"{root / stem}.*: expected an image of the XML file's name, got none")
 
 
 def tell_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConvention, str]:

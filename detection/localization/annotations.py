@@ -1,6 +1,6 @@
-"""Pictures of one class each with the boxes of its objects, gathered from whatever layout.
+"""Images of one class each with the boxes of its objects, gathered from whatever layout.
 
-N pictures, M boxes, K classes. Boxes are xyxy pixels of the file. A set of half a million pictures
+N images, M boxes, K classes. Boxes are xyxy pixels of the file. A set of half a million images
 is held in flat arrays, whose pages worker processes share.
 """
 
@@ -21,21 +21,21 @@ from engine.errors import UserError
 from engine.files import read_lines
 
 Policy = Literal["error", "skip"]
-UNREADABLE = "pictures that cannot be read left out"
-WITHOUT_BOX = "pictures without a good box left out"
-CUT = "boxes cut at the border of their picture"
+UNREADABLE = "images that cannot be read left out"
+WITHOUT_BOX = "images without a good box left out"
+CUT = "boxes cut at the border of their image"
 NAMES_SHOWN = 20
-"""Of the boxes or pictures in one entry of the ledger, those that are named."""
+"""Of the boxes or images in one entry of the ledger, those that are named."""
 
 
 @dataclass(frozen=True)
-class BoxedPictures:
+class BoxedImages:
     """What one split holds.
 
     class_names: WordNet ids, by label. words: the first word for each, or its id. paths: (N,) str,
     from `root` on. labels: (N,) int64. sizes: (N, 2) int64 height and width. boxes: (M, 4) float32,
-    inside their pictures; those of picture i are offsets[i] to offsets[i + 1]. ledger: by what was
-    done, the name of each picture or box that was left out or changed.
+    inside their images; those of image i are offsets[i] to offsets[i + 1]. ledger: by what was
+    done, the name of each image or box that was left out or changed.
     """
 
     root: Path
@@ -49,16 +49,16 @@ class BoxedPictures:
     ledger: dict[str, list[str]]
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.labels)
 
     def boxes_of(self, index: int) -> np.ndarray:
-        """Return the boxes of a picture, at least one: (n, 4)."""
+        """Return the boxes of an image, at least one: (n, 4)."""
         boxes: np.ndarray = self.boxes[self.offsets[index] : self.offsets[index + 1]]
         return boxes
 
     def mean_box(self) -> np.ndarray:
-        """Return (4,) float64, the mean of all boxes as shares of their pictures."""
+        """Return (4,) float64, the mean of all boxes as shares of their images."""
         counts = np.diff(self.offsets)
         sides = np.tile(self.sizes[:, ::-1].repeat(counts, axis=0), 2)
         mean: np.ndarray = (self.boxes / sides).mean(axis=0, dtype=np.float64)
@@ -66,7 +66,7 @@ class BoxedPictures:
 
     def lines(self) -> list[str]:
         """Say what there is, and what was left out or changed."""
-        first = f"{len(self)} pictures of {len(self.class_names)} classes, {len(self.boxes)} boxes"
+        first = f"{len(self)} images of {len(self.class_names)} classes, {len(self.boxes)} boxes"
         return [first] + [
             f"{len(names)} {what}: {listing(names, NAMES_SHOWN)}"
             for what, names in self.ledger.items()
@@ -75,7 +75,7 @@ class BoxedPictures:
 
 @dataclass
 class Gathering:
-    """Takes pictures one by one, checks their boxes, and makes `BoxedPictures` of them.
+    """Takes images one by one, checks their boxes, and makes `BoxedImages` of them.
 
     Args:
         root: folder from which paths count.
@@ -109,7 +109,7 @@ class Gathering:
         boxes: Sequence[Sequence[float]],
         source: str,
     ) -> None:
-        """Take a picture.
+        """Take an image.
 
         Args:
             path: from the root on.
@@ -133,7 +133,7 @@ class Gathering:
         self._sizes.append(size)
 
     def count(self, name: str, what: str) -> None:
-        """Enter a picture or box into the ledger."""
+        """Enter an image or box into the ledger."""
         self._ledger.setdefault(what, []).append(name)
 
     def drop_images(self, faults: Mapping[str, str], policy: Policy) -> None:
@@ -153,11 +153,11 @@ class Gathering:
         for name in faults:
             self.count(name, UNREADABLE)
 
-    def finish(self) -> BoxedPictures:
-        """Check all boxes, and drop the pictures that have no good one.
+    def finish(self) -> BoxedImages:
+        """Check all boxes, and drop the images that have no good one.
 
         Raises:
-            UserError: a bad box, and the policy is to stop; or no picture is left.
+            UserError: a bad box, and the policy is to stop; or no image is left.
         """
         raw = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
         owners = np.array(self._owners, dtype=np.int64)
@@ -184,8 +184,8 @@ class Gathering:
             self.count(self._name(int(index)), WITHOUT_BOX)
         kept = counts > 0
         if not kept.any():
-            raise UserError(f"{self.root}: expected pictures with a good box, got none")
-        return BoxedPictures(
+            raise UserError(f"{self.root}: expected images with a good box, got none")
+        return BoxedImages(
             root=self.root,
             class_names=tuple(self.class_names),
             words=tuple(self.words.get(name, name) for name in self.class_names),
@@ -200,7 +200,7 @@ class Gathering:
     def _refuse(self, row: int, owner: int, reason: str, *, count: int) -> None:
         rule = "x1 < x2 and y1 < y2" if reason == NO_SIZE else "finite numbers inside"
         raise UserError(
-            f"{self.root / self._paths[owner]}: expected a box with {rule} in a picture of "
+            f"{self.root / self._paths[owner]}: expected a box with {rule} in an image of "
             f"{shape(self._sizes[owner])}, got {self._numbers(row)} ({count} bad in all;"
             " data.on_bad_box=skip drops them)"
         )

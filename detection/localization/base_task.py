@@ -1,6 +1,6 @@
-"""What both stages of localization share: pictures of one class each, answers, their scoring.
+"""What both stages of localization share: images of one class each, answers, their scoring.
 
-B pictures, T classes asked for of one.
+B images, T classes asked for of one.
 """
 
 import json
@@ -23,7 +23,7 @@ from backbones.weights import (
 )
 from detection.localization.classifier import ClassGuesser
 from detection.localization.config import EvaluationConfig, OneClassConfig
-from detection.localization.dataset import LocalizationPictures
+from detection.localization.dataset import LocalizationImages
 from detection.localization.evaluation import Localization, LocalizationEvaluator
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
@@ -42,7 +42,7 @@ class OneClassTask(nn.Module, ABC):
         config: the run's.
         model: the network.
         class_names: WordNet ids, by label.
-        mean_box: (4,) the mean box of the training set in shares of a picture: what results are
+        mean_box: (4,) the mean box of the training set in shares of an image: what results are
             compared with.
 
     Raises:
@@ -68,8 +68,8 @@ class OneClassTask(nn.Module, ABC):
         self._guesser = None
         if classifier is not None:
             self._guesser = ClassGuesser(Path(classifier), self.class_names)
-        self._train_data: LocalizationPictures | None = None
-        self._val_data: LocalizationPictures | None = None
+        self._train_data: LocalizationImages | None = None
+        self._val_data: LocalizationImages | None = None
         self._loaded: list[WeightsReport] = []
 
     @staticmethod
@@ -87,11 +87,11 @@ class OneClassTask(nn.Module, ABC):
         check_localizer(config)
         if config.evaluation.classifier is not None:
             find_trained(Path(config.evaluation.classifier))  # reading ILSVRC's boxes takes minutes
-        data = LocalizationPictures(config, "train", training=True)
-        names = data.pictures.class_names
+        data = LocalizationImages(config, "train", training=True)
+        names = data.images.class_names
         torch.manual_seed(config.seed)
         model = cls.build(config, num_classes=len(names))
-        task = cls(config, model, names, mean_box=data.pictures.mean_box().tolist())
+        task = cls(config, model, names, mean_box=data.images.mean_box().tolist())
         task._train_data = data
         task.val_data()  # a mistake there should show now, not after hours of training
         task._loaded += load_configured_weights(model.backbone, config.model.backbone)
@@ -131,7 +131,7 @@ class OneClassTask(nn.Module, ABC):
 
     @torch.no_grad()
     def predict(self, batch: DetectionBatch) -> list[Localization]:
-        """Return where each picture's own class is, and where those are that a classifier names."""
+        """Return where each image's own class is, and where those are that a classifier names."""
         classes = batch.targets.labels[:, :1]
         chances = None
         if self._guesser is not None:
@@ -149,28 +149,28 @@ class OneClassTask(nn.Module, ABC):
             for box, score, label in rows
         ]
 
-    def train_data(self) -> LocalizationPictures:
-        """Return the training pictures."""
+    def train_data(self) -> LocalizationImages:
+        """Return the training images."""
         if self._train_data is None:
-            self._train_data = LocalizationPictures(
+            self._train_data = LocalizationImages(
                 self.config, "train", training=True, class_names=self.class_names
             )
         return self._train_data
 
-    def val_data(self) -> LocalizationPictures:
-        """Return the validation pictures; their classes must be the training classes."""
+    def val_data(self) -> LocalizationImages:
+        """Return the validation images; their classes must be the training classes."""
         if self._val_data is None:
-            self._val_data = LocalizationPictures(
+            self._val_data = LocalizationImages(
                 self.config, "val", training=False, class_names=self.class_names
             )
         return self._val_data
 
     def evaluator(self, *, final: bool = True) -> LocalizationEvaluator:
-        """Return a fresh evaluator of the validation pictures, the same whether `final` or not."""
+        """Return a fresh evaluator of the validation images, the same whether `final` or not."""
         data = self.val_data()
         return LocalizationEvaluator(
             self.class_names,
-            words=data.pictures.words,
+            words=data.images.words,
             mean_box=self._mean_box,
             file_name=data.file_name,
         )
@@ -186,14 +186,14 @@ class OneClassTask(nn.Module, ABC):
         """Return what was loaded, and what the data's checks left out or changed."""
         notes = [line for report in self._loaded for line in report.lines()]
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
-            notes += [f"{name} data: {line}" for line in data.pictures.lines()]
+            notes += [f"{name} data: {line}" for line in data.images.lines()]
         shares = ", ".join(f"{value:.3f}" for value in self._mean_box)
-        return [*notes, f"baseline: the mean box of the training set, {shares} of a picture"]
+        return [*notes, f"baseline: the mean box of the training set, {shares} of an image"]
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Localization]) -> list[np.ndarray]:
         """Draw the truth and the box of the given class side by side, at the size tested."""
         images, targets = batch.images.to(torch.device("cpu")), batch.targets
-        words = self.val_data().pictures.words
+        words = self.val_data().images.words
         drawn = []
         for row, found in enumerate(predictions):
             scale = images.sizes[row].flip(0) / images.original_sizes[row].flip(0)
@@ -212,7 +212,7 @@ class OneClassTask(nn.Module, ABC):
 
 
 def view_settings(config: EvaluationConfig) -> LocalizeSettings:
-    """Return how pictures are tested, as plain values."""
+    """Return how images are tested, as plain values."""
     return LocalizeSettings(
         view=config.view,
         crop=config.crop,

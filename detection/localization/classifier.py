@@ -1,4 +1,4 @@
-"""The classes to look for in a picture, from a trained classifier. B pictures, K classes."""
+"""The classes to look for in an image, from a trained classifier. B images, K classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ class ClassGuesser:
         """Return probabilities and labels (B, min(5, K)) of the best classes, best first.
 
         Args:
-            images: pictures of one shape; they are resized to what the classifier wants, which its
+            images: images of one shape; they are resized to what the classifier wants, which its
                 own evaluation does when it reads the files.
         """
         evaluation = self._task.config.evaluation

@@ -1,6 +1,6 @@
-"""The localization part of a run's config: one class a picture, and where its object is.
+"""The localization part of a run's config: one class an image, and where its object is.
 
-Lengths are in pixels of the resized picture unless said otherwise.
+Lengths are in pixels of the resized image unless said otherwise.
 """
 
 from typing import Literal, Self
@@ -15,7 +15,7 @@ Level = Literal["c2", "c3", "c4", "c5"]
 
 
 class DataConfig(Config):
-    """Pictures with one class each, its boxes, and the policies for bad ones."""
+    """Images with one class each, its boxes, and the policies for bad ones."""
 
     kind: Literal["ilsvrc", "tiny_imagenet"] = "ilsvrc"
     """ilsvrc: `Annotations/`, `Data/` and `ImageSets/CLS-LOC`. tiny_imagenet: `wnids.txt`,
@@ -25,14 +25,14 @@ class DataConfig(Config):
     demo: DemoConfig | None = None
     """tiny_imagenet: when set, drawn scenes are made in this layout under `demo.root`."""
     on_bad_box: Literal["error", "skip"] = "skip"
-    """A box of no size or outside its picture: stop, or drop it and name it at the start."""
+    """A box of no size or outside its image: stop, or drop it and name it at the start."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
+    """A truncated image, or one of another size than annotated: stop, or skip and count it. A
     missing one stops in any case."""
 
 
 class AugmentConfig(WindowConfig):
-    """What happens to a training picture; its boxes follow."""
+    """What happens to a training image; its boxes follow."""
 
     min_visible: Fraction = 0.5
     """Least share of an object's box in the window; windows with less of every box are redrawn."""
@@ -51,7 +51,7 @@ class LocalizerConfig(OneClassModelConfig):
     """A region proposal network whose outputs are per class, on a classification network."""
 
     level: Level = "c5"
-    """Features that the head sees: c5 in the paper; on small pictures c4 has more places."""
+    """Features that the head sees: c5 in the paper; on small images c4 has more places."""
     per_class: bool = True
     """A logit and a box for each class; else one of each for all classes, to compare."""
     anchor_sizes: PositiveFloats = (64.0, 128.0, 256.0)
@@ -63,7 +63,7 @@ class LocalizerConfig(OneClassModelConfig):
     bg_iou_thresh: Fraction = 0.3
     """IoU under which an anchor is background."""
     num_samples: PositiveInt = 8
-    """Anchors in the loss for each picture."""
+    """Anchors in the loss for each image."""
     fg_fraction: Fraction = 0.5
     """Largest share of foreground among them."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
@@ -89,10 +89,10 @@ class LocalizerConfig(OneClassModelConfig):
 
 
 class EvaluationConfig(ViewConfig):
-    """How a picture is tested."""
+    """How an image is tested."""
 
     view: Literal["center", "dense"] = "center"
-    """The centre crop; or the whole picture, fully convolutional, at all of `scales`."""
+    """The centre crop; or the whole image, fully convolutional, at all of `scales`."""
     mirror: bool = False
     """Whether every view is tested mirrored as well, and every region of the second stage."""
     merge: Literal["best", "vote"] = "best"
@@ -107,7 +107,7 @@ class EvaluationConfig(ViewConfig):
 
 
 class OneClassConfig(RunConfig):
-    """A run on pictures of one class each."""
+    """A run on images of one class each."""
 
     task: str
     """Tag by which tools choose the task."""
@@ -122,7 +122,7 @@ class OneClassConfig(RunConfig):
 
 
 class LocalizationConfig(OneClassConfig):
-    """The first stage: boxes of a class from the whole picture."""
+    """The first stage: boxes of a class from the whole image."""
 
     task: Literal["localization"] = "localization"
     """Tag by which tools choose the task."""
@@ -131,18 +131,18 @@ class LocalizationConfig(OneClassConfig):
 
 
 class RegionClassifierConfig(OneClassModelConfig):
-    """R-CNN: proposals cut out of the picture, warped, and each put through the network."""
+    """R-CNN: proposals cut out of the image, warped, and each put through the network."""
 
     localizer: PathText = ""
     """Run of the first stage, or its weights; its boxes are the proposals."""
     num_proposals: PositiveInt = 200
-    """Proposals of a picture and class."""
+    """Proposals of an image and class."""
     nms_thresh: Fraction = 0.7
     """IoU above which the lower-scored proposal goes."""
     side: PositiveInt = 224
     """Sides of a proposal after warping."""
     num_samples: PositiveInt = 4
-    """Proposals in the loss for each picture."""
+    """Proposals in the loss for each image."""
     fg_fraction: Fraction = 0.25
     """Largest share of foreground among them."""
     fg_iou_thresh: Fraction = 0.5

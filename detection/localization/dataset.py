@@ -1,6 +1,6 @@
-"""The data set of a localization run: a picture, its class, and the boxes of its objects.
+"""The data set of a localization run: an image, its class, and the boxes of its objects.
 
-H, W height and width; N pictures; n boxes of one picture, xyxy pixels.
+H, W height and width; N images; n boxes of one image, xyxy pixels.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from backbones.images import BadPictureError, read_image
 from detection.data.box_checks import shape
 from detection.data.collate import Sample, collate_detection
 from detection.data.transforms import NO_MASKS, Augment, resize
-from detection.localization.annotations import BoxedPictures
+from detection.localization.annotations import BoxedImages
 from detection.localization.config import AugmentConfig, OneClassConfig
 from detection.localization.demo import make_demo_localization
 from detection.localization.ilsvrc import read_ilsvrc
@@ -25,15 +25,15 @@ from engine.checksum import digest_of
 from engine.errors import SkippedSampleError, UserError
 
 WINDOW_TRIES = 10
-"""Windows drawn before the whole picture is taken, as many as torchvision's RandomResizedCrop."""
+"""Windows drawn before the whole image is taken, as many as torchvision's RandomResizedCrop."""
 
 
-class LocalizationPictures:
-    """Pictures of one split; implements `engine.task.DataSet`.
+class LocalizationImages:
+    """Images of one split; implements `engine.task.DataSet`.
 
-    A picture's boxes are all of one class. Training cuts a square out, of which at least one box
+    An image's boxes are all of one class. Training cuts a square out, of which at least one box
     keeps its share; boxes that keep less are marked as crowds, on which no loss is taken. Testing
-    keeps the whole picture, its shorter side resized.
+    keeps the whole image, its shorter side resized.
 
     Args:
         config: the run's.
@@ -53,7 +53,7 @@ class LocalizationPictures:
         training: bool,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self.pictures = read_split(config, split, class_names=class_names)
+        self.images = read_split(config, split, class_names=class_names)
         self._on_bad_image = config.data.on_bad_image
         self._view = TrainingWindow(config.augment) if training else None
         evaluation = config.evaluation
@@ -61,29 +61,29 @@ class LocalizationPictures:
         self._short_side = max(evaluation.scales) if dense else evaluation.resize
         self.groups = np.zeros(len(self), dtype=np.int64)
         if not training:
-            shapes = [self._tested_size((h, w)) for h, w in self.pictures.sizes.tolist()]
+            shapes = [self._tested_size((h, w)) for h, w in self.images.sizes.tolist()]
             self.groups = np.unique(shapes, axis=0, return_inverse=True)[1]
 
     def __len__(self) -> int:
-        """Return the number of pictures with a good box."""
-        return len(self.pictures)
+        """Return the number of images with a good box."""
+        return len(self.images)
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the pictures' paths, classes and boxes."""
-        found = self.pictures
+        """Checksum of the images' paths, classes and boxes."""
+        found = self.images
         return digest_of([found.paths, found.labels, found.sizes, found.boxes, found.offsets])
 
     def file_name(self, index: int) -> str:
-        """Return the path of a picture from the root of the data on."""
-        return str(self.pictures.paths[index])
+        """Return the path of an image from the root of the data on."""
+        return str(self.images.paths[index])
 
     def load(self, index: int, seed: int, frame: None = None) -> Sample:
-        """Read picture `index`; all its randomness comes from `seed`.
+        """Read image `index`; all its randomness comes from `seed`.
 
         Raises:
-            UserError: the picture is missing, or bad and `on_bad_image` is error.
-            SkippedSampleError: the picture is bad and `on_bad_image` is skip.
+            UserError: the image is missing, or bad and `on_bad_image` is error.
+            SkippedSampleError: the image is bad and `on_bad_image` is skip.
         """
         try:
             pixels = self._read(index)
@@ -91,7 +91,7 @@ class LocalizationPictures:
             if self._on_bad_image == "skip":
                 raise SkippedSampleError(str(error)) from error
             raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
-        boxes = self.pictures.boxes_of(index)
+        boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
         is_partial = np.zeros(len(boxes), dtype=np.bool_)
         if self._view is not None:
@@ -101,7 +101,7 @@ class LocalizationPictures:
         return Sample(
             pixels=pixels,
             boxes=boxes,
-            labels=np.full(len(boxes), self.pictures.labels[index]),
+            labels=np.full(len(boxes), self.images.labels[index]),
             is_crowd=is_partial,
             original_size=size,
             image_id=index,
@@ -109,16 +109,16 @@ class LocalizationPictures:
         )
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> None:
-        """Agree on nothing: pictures of one group have one shape."""
+        """Agree on nothing: images of one group have one shape."""
 
     def collate(self, samples: Sequence[Sample], frame: None = None) -> DetectionBatch:
         """Make a batch of at least one sample of one shape."""
         return collate_detection(samples, size_divisor=1)
 
     def _read(self, index: int) -> np.ndarray:
-        path = self.pictures.root / self.file_name(index)
+        path = self.images.root / self.file_name(index)
         pixels = read_image(path)
-        expected = tuple(self.pictures.sizes[index].tolist())
+        expected = tuple(self.images.sizes[index].tolist())
         if pixels.shape[:2] != expected:
             got = shape(pixels.shape)
             raise BadPictureError(f"{path}: expected {shape(expected)} as annotated, got {got}")
@@ -130,8 +130,8 @@ class LocalizationPictures:
 
 def read_split(
     config: OneClassConfig, split: str, *, class_names: Sequence[str] | None
-) -> BoxedPictures:
-    """Read the annotations of a split; the demo's pictures are drawn first when they are asked for.
+) -> BoxedImages:
+    """Read the annotations of a split; the demo's images are drawn first when they are asked for.
 
     Raises:
         UserError: as for the readers, or the root is no folder.
@@ -161,7 +161,7 @@ def read_split(
 
 
 class TrainingWindow:
-    """Cuts a random square out of a picture, boxes with it; the same for one seed in any process.
+    """Cuts a random square out of an image, boxes with it; the same for one seed in any process.
 
     Args:
         config: sizes and chances.
@@ -183,7 +183,7 @@ class TrainingWindow:
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
-            boxes: (n, 4) float32 inside the picture, n of at least 1.
+            boxes: (n, 4) float32 inside the image, n of at least 1.
             seed: 0 or more; the only source of chance.
         """
         rng = np.random.default_rng(seed)

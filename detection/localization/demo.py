@@ -1,4 +1,4 @@
-"""The demo's scenes in Tiny ImageNet's layout: the class of a picture is its largest object's."""
+"""The demo's scenes in Tiny ImageNet's layout: the class of an image is its largest object's."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def make_demo_localization(config: DemoConfig) -> None:
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-    """Write `count` pictures and the files about them; return the names of all below `root`."""
+    """Write `count` images and the files about them; return the names of all below `root`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "wnids.txt").write_text("".join(f"{name}\n" for name in CATEGORIES.values()))
     lines: dict[str, list[str]] = {name: [] for name in CATEGORIES.values()}
@@ -36,15 +36,15 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
         largest = max(objects, key=lambda row: row["bbox"][2] * row["bbox"][3])
         kind = CATEGORIES[largest["category_id"]]
         folder = f"train/{kind}" if split == "train" else split
-        picture = f"{number:06d}.png"
+        image = f"{number:06d}.png"
         (root / folder / "images").mkdir(parents=True, exist_ok=True)
         done, encoded = cv2.imencode(".png", scene.pixels[..., ::-1])
         assert done
-        (root / folder / "images" / picture).write_bytes(encoded.tobytes())
-        names.append(f"{folder}/images/{picture}")
+        (root / folder / "images" / image).write_bytes(encoded.tobytes())
+        names.append(f"{folder}/images/{image}")
         x, y, width, height = largest["bbox"]
         box = (x, y, x + width - 1, y + height - 1)  # the last pixel inside, as in the real set
-        fields = [picture, *([] if split == "train" else [kind]), *map(str, box)]
+        fields = [image, *([] if split == "train" else [kind]), *map(str, box)]
         lines[kind].append("\t".join(fields))
     files = {f"train/{kind}/{kind}_boxes.txt": rows for kind, rows in lines.items() if rows}
     if split == "val":

@@ -1,7 +1,7 @@
 """The localization error of ILSVRC: an answer is right when class and box are.
 
-A box is right when its IoU with some box of the picture's class is at least 0.5 (Russakovsky et
-al. 2015, section 4.2: an error is an overlap below it). N pictures, K classes, T answers of one.
+A box is right when its IoU with some box of the image's class is at least 0.5 (Russakovsky et
+al. 2015, section 4.2: an error is an overlap below it). N images, K classes, T answers of one.
 """
 
 import json
@@ -34,9 +34,9 @@ _PERCENT = {
 
 @dataclass(frozen=True)
 class Localization:
-    """What was found in one picture, in original pixels, on the CPU.
+    """What was found in one image, in original pixels, on the CPU.
 
-    given: the box of the class that the picture has. predicted: boxes of the classes that a
+    given: the box of the class that the image has. predicted: boxes of the classes that a
     classifier gives it, by falling probability, which is the score; empty without a classifier.
     """
 
@@ -46,9 +46,9 @@ class Localization:
 
 @dataclass(frozen=True)
 class Answer:
-    """How one picture was answered, ready to be merged and written.
+    """How one image was answered, ready to be merged and written.
 
-    iou, baseline_iou: of the given class's box and of the mean box with the best of the picture's
+    iou, baseline_iou: of the given class's box and of the mean box with the best of the image's
     boxes. right: for each predicted class, whether class and box are right; empty without any.
     answers: label, score and x1, y1, x2, y2, first of the given class, then of the predicted ones.
     """
@@ -67,9 +67,9 @@ class LocalizationEvaluator:
     Args:
         class_names: by label, each different.
         words: what is shown for each class.
-        mean_box: (4,) the mean box of the training set, in shares of a picture: the baseline, which
+        mean_box: (4,) the mean box of the training set, in shares of an image: the baseline, which
             is scored as the network's answers are.
-        file_name: path of a picture by its id.
+        file_name: path of an image by its id.
     """
 
     main_metric = "localization_accuracy"
@@ -90,7 +90,7 @@ class LocalizationEvaluator:
         self._metrics: dict[str, float] = {}
 
     def update(self, batch: DetectionBatch, predictions: Sequence[Localization]) -> None:
-        """Add one batch: a `Localization` for each of its pictures, in order."""
+        """Add one batch: a `Localization` for each of its images, in order."""
         images, targets = batch.images.to(torch.device("cpu")), batch.targets
         sides = images.original_sizes.flip(1).repeat(1, 2)
         scale = sides / images.sizes.flip(1).repeat(1, 2)
@@ -121,18 +121,18 @@ class LocalizationEvaluator:
         Returns:
             `localization_accuracy` and `localization_error` with the class given, `mean_iou` of
             its boxes; `baseline_localization_error` and `baseline_mean_iou` of the mean box;
-            `num_pictures`; `localization_accuracy/<class>`. With a classifier also
+            `num_images`; `localization_accuracy/<class>`. With a classifier also
             `top5_localization_error` (best of five) and `top1_localization_error`. All in [0, 1].
 
         Raises:
-            UserError: there is no picture.
+            UserError: there is no image.
         """
         everything = (answer for state in states for answer in state)
         answers = sorted(everything, key=lambda answer: answer.image_id)
         if not answers:
-            raise UserError("evaluation: expected at least one validation picture, got none")
+            raise UserError("evaluation: expected at least one validation image, got none")
         ids = [answer.image_id for answer in answers]
-        assert len(set(ids)) == len(ids), "some pictures more than once"
+        assert len(set(ids)) == len(ids), "some images more than once"
         self._gathered = answers
         ious = np.array([answer.iou for answer in answers])
         baseline = np.array([answer.baseline_iou for answer in answers])
@@ -143,7 +143,7 @@ class LocalizationEvaluator:
             "mean_iou": float(ious.mean()),
             "baseline_localization_error": float(np.mean(baseline < IOU_THRESH)),
             "baseline_mean_iou": float(baseline.mean()),
-            "num_pictures": len(answers),
+            "num_images": len(answers),
         }
         if answers[0].right:
             best_of_all = float(np.mean([any(answer.right) for answer in answers]))
@@ -158,14 +158,14 @@ class LocalizationEvaluator:
         return metrics
 
     def write(self, directory: Path) -> None:
-        """Write metrics.json, and localizations.json with the answers for every picture."""
+        """Write metrics.json, and localizations.json with the answers for every image."""
         text = json.dumps(self._metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
         rows = []
         for answer in self._gathered:
             given, *predicted = [self._named(each) for each in answer.answers]
-            picture = {"picture": self._file_name(answer.image_id), "iou": round(answer.iou, 4)}
-            rows.append(json.dumps(picture | {"given": given, "predicted": predicted}))
+            image = {"image": self._file_name(answer.image_id), "iou": round(answer.iou, 4)}
+            rows.append(json.dumps(image | {"given": given, "predicted": predicted}))
         write_file(directory / "localizations.json", "[{}]\n".format(",\n".join(rows)))
 
     def table(self) -> Group:
@@ -173,7 +173,7 @@ class LocalizationEvaluator:
         metrics = self._metrics
         shown = {key: title for key, title in _PERCENT.items() if key in metrics}
         cells = [(title, f"{100 * metrics[key]:.1f}") for key, title in shown.items()]
-        title = f"localization in {metrics['num_pictures']} pictures, in percent"
+        title = f"localization in {metrics['num_images']} images, in percent"
         parts = [pairs_table(title, cells)]
         if len(self._class_names) <= MAX_LISTED:
             keys = [f"localization_accuracy/{name}" for name in self._class_names]

@@ -1,7 +1,7 @@
-"""ILSVRC's localization set, `CLS-LOC`: lists, pictures and XML in folders of their own.
+"""ILSVRC's localization set, `CLS-LOC`: lists, images and XML in folders of their own.
 
 `ImageSets/CLS-LOC/{train_loc,val}.txt` hold lines `NAME NUMBER`; NAME is `WNID/WNID_1234` in train.
-`Data/CLS-LOC/SPLIT/NAME.JPEG` is the picture, `Annotations/CLS-LOC/SPLIT/NAME.xml` its boxes.
+`Data/CLS-LOC/SPLIT/NAME.JPEG` is the image, `Annotations/CLS-LOC/SPLIT/NAME.xml` its boxes.
 `LOC_synset_mapping.txt`, if there, says what an id means.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from detection.data.image_files import unreadable_images
 from detection.datasets.voc_xml import BadXmlError, read_voc_xml
 from detection.localization.annotations import (
-    BoxedPictures,
+    BoxedImages,
     Gathering,
     Policy,
     read_words,
@@ -20,8 +20,8 @@ from engine.errors import UserError
 from engine.files import read_lines
 
 LISTS = {"train": "train_loc", "val": "val"}
-"""Of the training pictures 544,546 have boxes; train_loc.txt lists those."""
-OF_OTHER_CLASS = "boxes of another class than their picture's left out"
+"""Of the training images 544,546 have boxes; train_loc.txt lists those."""
+OF_OTHER_CLASS = "boxes of another class than their image's left out"
 
 
 def read_ilsvrc(
@@ -31,18 +31,18 @@ def read_ilsvrc(
     class_names: Sequence[str] | None = None,
     on_bad_box: Policy,
     on_bad_image: Policy = "error",
-) -> BoxedPictures:
+) -> BoxedImages:
     """Read one split.
 
-    Coordinates count from 0 and reach up to the picture's width and height: far corners lie
-    outside. The class of a training picture is its folder's, of another one its first object's.
+    Coordinates count from 0 and reach up to the image's width and height: far corners lie
+    outside. The class of a training image is its folder's, of another one its first object's.
 
     Args:
         root: folder with Annotations/, Data/ and ImageSets/.
         split: "train" or "val".
         class_names: those of training; None takes the folders of the training list, sorted.
-        on_bad_box: what to do with a box without width or height, or outside its picture.
-        on_bad_image: what to do where the picture or its XML is missing, or the XML is broken.
+        on_bad_box: what to do with a box without width or height, or outside its image.
+        on_bad_image: what to do where the image or its XML is missing, or the XML is broken.
 
     Raises:
         UserError: a file is missing or wrong, or something is bad and the policy is to stop.
@@ -53,12 +53,12 @@ def read_ilsvrc(
         class_names = sorted({Path(name).parent.name for name in names})
     words = read_words(root / "LOC_synset_mapping.txt")
     gathering = Gathering(root, class_names, words, on_bad_box=on_bad_box, last_pixel=False)
-    pictures = [f"Data/CLS-LOC/{split}/{name}.JPEG" for name in names]
+    images = [f"Data/CLS-LOC/{split}/{name}.JPEG" for name in names]
     faults = {
-        pictures[place]: f"{root / pictures[place]}: {reason}"
-        for place, reason in unreadable_images(root, pictures).items()
+        images[place]: f"{root / images[place]}: {reason}"
+        for place, reason in unreadable_images(root, images).items()
     }
-    for name, path in zip(names, pictures, strict=True):
+    for name, path in zip(names, images, strict=True):
         source = root / f"Annotations/CLS-LOC/{split}/{name}.xml"
         try:
             annotation = read_voc_xml(source)

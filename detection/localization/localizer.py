@@ -1,6 +1,6 @@
 """A region proposal network with outputs for each class (He et al. 2015, appendix C).
 
-B pictures of one shape, T classes asked for of each, K classes, A anchors a cell, N = H*W*A. Frame:
+B images of one shape, T classes asked for of each, K classes, A anchors a cell, N = H*W*A. Frame:
 network-input pixels.
 """
 
@@ -21,7 +21,7 @@ class LocalizerOutput:
     """What the localizer says of one batch and the classes that it was asked for.
 
     logits: (B, N, T) float32, that an anchor holds an object of the class. deltas: (B, N, T, 4)
-    float32 (dx, dy, dw, dh) from `anchors` (N, 4) xyxy, the same for every picture.
+    float32 (dx, dy, dw, dh) from `anchors` (N, 4) xyxy, the same for every image.
     """
 
     logits: Tensor

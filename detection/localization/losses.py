@@ -21,14 +21,14 @@ def localization_loss(
     box_loss: Literal["smooth_l1", "giou"],
     beta: float,
 ) -> dict[str, Tensor]:
-    """Score the outputs of each picture's own class on its sampled anchors (appendix C).
+    """Score the outputs of each image's own class on its sampled anchors (appendix C).
 
     The outputs of other classes get no gradient, neither boxes nor logits. Of the eight anchors of
-    a picture half are positive; were all thousand logits trained on each, four positive terms
+    an image half are positive; were all thousand logits trained on each, four positive terms
     would stand against 7,996 negative ones, and nothing be left of that half.
 
     Args:
-        logits: (B, S), that an anchor holds the picture's class.
+        logits: (B, S), that an anchor holds the image's class.
         deltas: (B, S, 4), predicted.
         anchors: (B, S, 4) xyxy.
         gt_boxes: (B, S, 4) xyxy, of the anchor's object; counts where foreground.

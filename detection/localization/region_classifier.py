@@ -1,6 +1,6 @@
-"""R-CNN: regions cut out of the picture, each put through the whole network (appendix C).
+"""R-CNN: regions cut out of the image, each put through the whole network (appendix C).
 
-B pictures of one shape, R regions of each, K classes. Frame: network-input pixels.
+B images of one shape, R regions of each, K classes. Frame: network-input pixels.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class RegionClassifier(NormalizedNetwork):
         Returns:
             class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from `boxes`.
         """
-        # Warping is RoI align on the picture itself: about one sample for each pixel.
+        # Warping is RoI align on the image itself: about one sample for each pixel.
         warped = pool_rois(
             [self.normalize(pixels)],
             [1],

@@ -1,6 +1,6 @@
 """The second stage of localization: R-CNN on the first one's proposals (appendix C).
 
-B pictures of one class each, P proposals, S samples of a picture, T classes asked for of one.
+B images of one class each, P proposals, S samples of an image, T classes asked for of one.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_trained
 from engine.errors import UserError
 
-_REGION_STREAM = 1  # of the per-picture random numbers
+_REGION_STREAM = 1  # of the per-image random numbers
 
 
 class LocalizationRegionsTask(OneClassTask):
     """Training, prediction and data of the network on regions.
 
-    The first stage proposes and is not trained. A few proposals of each of many pictures make a
-    batch, so that it is centred on regions and not on a picture with all of its own.
+    The first stage proposes and is not trained. A few proposals of each of many images make a
+    batch, so that it is centred on regions and not on an image with all of its own.
     """
 
     schema = LocalizationRegionsConfig
@@ -141,7 +141,7 @@ class LocalizationRegionsTask(OneClassTask):
         ]
 
     def _propose(self, images: ImageBatch, label: Tensor, *, whole: bool) -> Proposals:
-        """Return the first stage's proposals of a class; `whole`: one view of the whole picture."""
+        """Return the first stage's proposals of a class; `whole`: one view of the whole image."""
         config = self.config.model
         settings = view_settings(self.config.evaluation)
         settings = replace(settings, candidates=max(settings.candidates, config.num_proposals))

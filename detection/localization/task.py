@@ -1,6 +1,6 @@
 """Localization, read like the paper's appendix C: features, outputs of the class, anchors, losses.
 
-B pictures of one class each, N anchors, S samples of a picture, T classes asked for of one.
+B images of one class each, N anchors, S samples of an image, T classes asked for of one.
 """
 
 import torch
@@ -15,7 +15,7 @@ from detection.localization.views import localize
 from detection.samples import SampleSettings, draw_samples
 from detection.structures import DetectionBatch, ImageBatch
 
-_ANCHOR_STREAM = 0  # of the per-picture random numbers
+_ANCHOR_STREAM = 0  # of the per-image random numbers
 
 
 class LocalizationTask(OneClassTask):
@@ -33,7 +33,7 @@ class LocalizationTask(OneClassTask):
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Return `localization_class` and `localization_box` of a batch."""
         config, targets = self.config.model, batch.targets
-        own_class = targets.labels[:, :1]  # all boxes of a picture are of its class
+        own_class = targets.labels[:, :1]  # all boxes of an image are of its class
         output = self.model(batch.images.pixels, own_class)
         logits, deltas = output.logits[..., 0], output.deltas[:, :, 0]
         settings = SampleSettings(

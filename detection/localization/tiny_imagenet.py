@@ -1,4 +1,4 @@
-"""Tiny ImageNet's layout, with a box for each picture.
+"""Tiny ImageNet's layout, with a box for each image.
 
 `wnids.txt` lists the classes; `train/WNID/WNID_boxes.txt` holds lines `NAME x1 y1 x2 y2` about
 `train/WNID/images/NAME`, `val/val_annotations.txt` lines `NAME WNID x1 y1 x2 y2` about
@@ -11,7 +11,7 @@ from pathlib import Path
 from backbones.images import read_size
 from detection.data.image_files import image_path
 from detection.localization.annotations import (
-    BoxedPictures,
+    BoxedImages,
     Gathering,
     Policy,
     read_words,
@@ -27,19 +27,19 @@ def read_tiny_imagenet(
     class_names: Sequence[str] | None = None,
     on_bad_box: Policy,
     on_bad_image: Policy,
-) -> BoxedPictures:
+) -> BoxedImages:
     """Read one split.
 
-    In the real set the largest number is 63, in pictures of 64 pixels, at more than a third of the
+    In the real set the largest number is 63, in images of 64 pixels, at more than a third of the
     right and of the lower edges: the far corner is the last pixel inside. Boxes from x to x or y to
-    y are what was left of objects that lay outside when the pictures were cut; they are bad.
+    y are what was left of objects that lay outside when the images were cut; they are bad.
 
     Args:
         root: folder with wnids.txt, train/ and val/.
         split: "train" or "val".
         class_names: those of training; None takes wnids.txt.
-        on_bad_box: what to do with a box without width or height, or outside its picture.
-        on_bad_image: what to do with a picture that is missing or whose size cannot be read.
+        on_bad_box: what to do with a box without width or height, or outside its image.
+        on_bad_image: what to do with an image that is missing or whose size cannot be read.
 
     Raises:
         UserError: a file is missing or wrong, or something is bad and the policy is to stop.
@@ -59,14 +59,14 @@ def read_tiny_imagenet(
     for source, of_file in sources:
         for number, line in enumerate(read_lines(source), start=1):
             place = f"{source}: line {number}"
-            picture, class_name, box = _read_line(line, of_file, place=place)
+            image, class_name, box = _read_line(line, of_file, place=place)
             try:
-                path = image_path(source.parent / "images", picture)
+                path = image_path(source.parent / "images", image)
                 if not path.is_relative_to(root):
-                    raise UserError(f"{place}: expected a picture below {root}, got {path}")
+                    raise UserError(f"{place}: expected an image below {root}, got {path}")
                 size = read_size(path)
             except UserError as error:
-                faults[picture] = str(error)
+                faults[image] = str(error)
                 continue
             below = path.relative_to(root).as_posix()
             gathering.add(below, class_name, size=size, boxes=[box], source=place)
@@ -77,7 +77,7 @@ def read_tiny_imagenet(
 def _read_line(
     line: str, class_name: str | None, *, place: str
 ) -> tuple[str, str, tuple[float, ...]]:
-    """Return picture, class and box of a line; `class_name` where the line does not give it."""
+    """Return image, class and box of a line; `class_name` where the line does not give it."""
     fields = line.split("\t")
     try:
         name, *more = fields[:-4]

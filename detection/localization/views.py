@@ -1,7 +1,7 @@
-"""How a picture is tested: views of it, the boxes found in each, and one box made of them.
+"""How an image is tested: views of it, the boxes found in each, and one box made of them.
 
-B pictures of one shape, T classes asked for of each, M candidates over all views. Frames: a view's
-pixels, and shares of the whole picture, in which boxes of all views meet (axis by axis the scales
+B images of one shape, T classes asked for of each, M candidates over all views. Frames: a view's
+pixels, and shares of the whole image, in which boxes of all views meet (axis by axis the scales
 differ, but no overlap does).
 """
 
@@ -23,9 +23,9 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class LocalizeSettings:
-    """How pictures are tested.
+    """How images are tested.
 
-    view: "center" is a square of `crop` pixels; "dense" the whole picture with each of `scales` as
+    view: "center" is a square of `crop` pixels; "dense" the whole image with each of `scales` as
     its shorter side. mirror: every view also mirrored. merge: "best" takes the box of the highest
     score, "vote" the mean, by score, of the `candidates` best of each view whose IoU with it is at
     least `vote_iou_thresh`.
@@ -42,7 +42,7 @@ class LocalizeSettings:
 
 @dataclass(frozen=True)
 class _View:
-    """pixels: (B, 3, h, w). corner: x, y of its top left in the picture, of `size` (H, W) there."""
+    """pixels: (B, 3, h, w). corner: x, y of its top left in the image, of `size` (H, W) there."""
 
     pixels: Tensor
     corner: tuple[int, int]
@@ -57,7 +57,7 @@ def localize(
 
     Args:
         model: in evaluation mode.
-        images: pictures of one shape, without padding.
+        images: images of one shape, without padding.
         classes: (B, T) int64.
         settings: views and merging.
 
@@ -65,7 +65,7 @@ def localize(
         boxes (B, T, 4) xyxy in original pixels, scores (B, T) in [0, 1].
 
     Raises:
-        UserError: the pictures are smaller than the crop.
+        UserError: the images are smaller than the crop.
     """
     boxes, scores = find_candidates(model, images.pixels, classes, settings=settings)
     best, scores = merge_candidates(boxes, scores, settings=settings)
@@ -83,15 +83,15 @@ def propose(
     nms_thresh: float,
     count: int,
 ) -> Proposals:
-    """Find the best boxes of one class of each picture, in the pixels of `images`.
+    """Find the best boxes of one class of each image, in the pixels of `images`.
 
     Args:
         model: in evaluation mode.
-        images: pictures of one shape, without padding.
+        images: images of one shape, without padding.
         classes: (B,) int64.
         settings: views.
         nms_thresh: IoU above which the lower-scored one goes.
-        count: boxes for each picture, at most.
+        count: boxes for each image, at most.
     """
     boxes, scores = find_candidates(model, images.pixels, classes[:, None], settings=settings)
     boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
@@ -106,7 +106,7 @@ def find_candidates(
 ) -> tuple[Tensor, Tensor]:
     """Return the best boxes of all views and their scores, (B, T, M, 4) and (B, T, M).
 
-    Boxes are in shares of the picture, and may reach beyond it.
+    Boxes are in shares of the image, and may reach beyond it.
     """
     found = []
     for view in _views(pixels, settings):
@@ -117,7 +117,7 @@ def find_candidates(
             deltas = output.deltas.transpose(1, 2)
             deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
             boxes = decode_boxes(deltas, output.anchors[idxs])
-            found.append((_in_picture(boxes, view, mirrored=mirrored), logits.sigmoid()))
+            found.append((_in_image(boxes, view, mirrored=mirrored), logits.sigmoid()))
     return torch.cat([boxes for boxes, _ in found], 2), torch.cat([s for _, s in found], 2)
 
 
@@ -145,7 +145,7 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
         crop = settings.crop
         if min(height, width) < crop:
             raise UserError(
-                f"evaluation.crop: expected at most the pictures' sides ({height} x {width}), "
+                f"evaluation.crop: expected at most the images' sides ({height} x {width}), "
                 f"got {crop}"
             )
         top, left = (height - crop) // 2, (width - crop) // 2
@@ -157,8 +157,8 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
         yield _View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
 
 
-def _in_picture(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
-    """Return boxes (B, T, M, 4) of a view's pixels as shares of the picture."""
+def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
+    """Return boxes (B, T, M, 4) of a view's pixels as shares of the image."""
     if mirrored:
         boxes = mirror_boxes(boxes, view.pixels.shape[3])
     left, top = view.corner

@@ -121,7 +121,7 @@ def load(
 
 
 def draw_pixels() -> Tensor:
-    """Two pictures (B, 3, H, W), RGB."""
+    """Two images (B, 3, H, W), RGB."""
     return torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8).double()
 
 

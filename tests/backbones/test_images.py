@@ -20,7 +20,7 @@ from backbones.images import (
     resize_pixels,
 )
 from engine.errors import UserError
-from tests.reference.pictures import encoded, smooth_picture
+from tests.reference.images import encoded, smooth_image
 
 ORIENTATION = 0x0112
 
@@ -46,8 +46,8 @@ ORIENTATION = 0x0112
 def test_every_kind_of_file_is_read_as_rgb(
     tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], tolerance: int
 ) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    Image.fromarray(smooth_picture()).convert(mode).save(path, **options)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(smooth_image()).convert(mode).save(path, **options)
     pixels = read_image(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
     assert pixels.dtype == np.uint8
@@ -56,17 +56,17 @@ def test_every_kind_of_file_is_read_as_rgb(
 
 
 def test_transparency_is_dropped_and_not_blended(tmp_path: Path) -> None:
-    picture = smooth_picture()
-    alpha = np.random.default_rng(1).integers(256, size=picture.shape[:2], dtype=np.uint8)
-    Image.fromarray(np.dstack([picture, alpha])).save(tmp_path / "a.png")
-    torch.testing.assert_close(read_image(tmp_path / "a.png"), picture)
+    image = smooth_image()
+    alpha = np.random.default_rng(1).integers(256, size=image.shape[:2], dtype=np.uint8)
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "a.png")
+    torch.testing.assert_close(read_image(tmp_path / "a.png"), image)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_become_eight(tmp_path: Path, channels: int) -> None:
-    picture = smooth_picture()[..., :channels]
-    cv2.imwrite(str(tmp_path / "deep.png"), picture[..., ::-1].astype(np.uint16) * 257)
-    expected = np.repeat(picture, 4 - channels, axis=2)[..., :3]
+    image = smooth_image()[..., :channels]
+    cv2.imwrite(str(tmp_path / "deep.png"), image[..., ::-1].astype(np.uint16) * 257)
+    expected = np.repeat(image, 4 - channels, axis=2)[..., :3]
     torch.testing.assert_close(read_image(tmp_path / "deep.png"), expected)
 
 
@@ -144,7 +144,7 @@ def test_exif_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> 
     path = tmp_path / f"turned.{suffix}"
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(smooth_picture()).save(path, exif=exif)
+    Image.fromarray(smooth_image()).save(path, exif=exif)
     plain = read_image(path, rotate=False)
     assert plain.shape == (48, 64, 3)
     expected = np.ascontiguousarray(TURNED[orientation](plain))
@@ -170,7 +170,7 @@ def test_a_truncated_file_is_named(
 
 def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
-    Image.fromarray(smooth_picture()).save(path, comment=b"\xff\xd8 thumbnail \xff\xd9")
+    Image.fromarray(smooth_image()).save(path, comment=b"\xff\xd8 thumbnail \xff\xd9")
     whole = path.read_bytes()
     assert read_image(path).shape == (48, 64, 3)
     path.write_bytes(whole + b"left over")
@@ -180,15 +180,15 @@ def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xd9"], ids=str)
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xd9"], ids=str)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole picture"):
+    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole image"):
         read_image(path)
 
 
-def test_a_missing_file_is_no_bad_picture(tmp_path: Path) -> None:
+def test_a_missing_file_is_no_bad_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jpg: no such file") as error:
         read_image(tmp_path / "none.jpg")
     assert not isinstance(error.value, BadPictureError)
@@ -198,7 +198,7 @@ def test_a_missing_file_is_no_bad_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_reduced_jpeg_looks_like_the_whole(reduction: int, mode: str, progressive: bool) -> None:
-    data = encoded(smooth_picture(150, 203), mode=mode, quality=95, progressive=progressive)
+    data = encoded(smooth_image(150, 203), mode=mode, quality=95, progressive=progressive)
     whole, reduced = decode(data, "a.jpg"), decode(data, "a.jpg", reduction=reduction)
     height, width = -(-150 // reduction), -(-203 // reduction)
     assert reduced.shape == (height, width, 3)
@@ -211,7 +211,7 @@ def test_a_reduced_jpeg_looks_like_the_whole(reduction: int, mode: str, progress
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
 def test_other_formats_come_whole(kind: str) -> None:
-    data = encoded(smooth_picture(), kind)
+    data = encoded(smooth_image(), kind)
     torch.testing.assert_close(decode(data, "a", reduction=4), decode(data, "a"))
     assert picture_size(data) is None
 
@@ -223,7 +223,7 @@ def test_the_size_is_known_before_decoding(tmp_path: Path, orientation: int, suf
     exif = Image.Exif()
     exif[0x010F] = "a maker"
     exif[ORIENTATION] = orientation
-    Image.fromarray(smooth_picture(31, 53)).save(path, exif=exif)
+    Image.fromarray(smooth_image(31, 53)).save(path, exif=exif)
     expected = (53, 31) if orientation in range(5, 9) else (31, 53)
     assert read_size(path) == read_image(path).shape[:2] == expected
     if suffix == "jpg":
@@ -252,22 +252,22 @@ EXIF = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00
     ],
     ids=["big-endian", "upside down", "cut short", "no entry", "after XMP", "frame in a segment"],
 )
-def test_segments_before_the_picture(
+def test_segments_before_the_image(
     segments: list[tuple[int, bytes]], expected: tuple[int, int]
 ) -> None:
-    data = encoded(smooth_picture())
+    data = encoded(smooth_image())
     data = data[:2] + b"".join(segment(*each) for each in segments) + data[2:]
     assert picture_size(data) == decode(data, "a.jpg").shape[:2] == expected
 
 
 def test_a_header_that_is_not_whole_gives_no_size() -> None:
-    data = encoded(smooth_picture())
+    data = encoded(smooth_image())
     sizes = {picture_size(data[:count]) for count in range(len(data))}
     assert sizes == {None, (48, 64)}
 
 
 def test_a_long_header_is_read_all_the_same(tmp_path: Path) -> None:
-    data = encoded(smooth_picture())
+    data = encoded(smooth_image())
     path = tmp_path / "long.jpg"
     path.write_bytes(data[:2] + segment(0xE2, bytes(65000)) * 2 + data[2:])
     assert read_size(path) == (48, 64)
@@ -277,19 +277,19 @@ def test_a_long_header_is_read_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(24, 32), (96, 128), (24, 128), (48, 64), (1, 1)], ids=str)
 def test_resizing(size: tuple[int, int]) -> None:
-    picture = smooth_picture()
-    resized = resize_pixels(picture, size)
+    image = smooth_image()
+    resized = resize_pixels(image, size)
     assert resized.shape == (*size, 3)
     assert resized.dtype == np.uint8
     if size == (24, 32):
-        mean = picture.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
+        mean = image.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
         assert np.abs(resized - mean).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("length", "wanted", "factor"), [(4, 12, 3), (4, 13, 3), (4, 15, 4), (4, 4, 1), (400, 4, 1)]
 )
-def test_a_picture_is_enlarged_by_a_whole_factor(length: int, wanted: int, factor: int) -> None:
+def test_a_image_is_enlarged_by_a_whole_factor(length: int, wanted: int, factor: int) -> None:
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     enlarged = enlarge(pixels, length, wanted=wanted)
     assert not np.shares_memory(enlarged, pixels)

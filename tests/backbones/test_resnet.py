@@ -37,7 +37,7 @@ def randomize_norms(model: nn.Module) -> None:
 
 
 def multiply_adds(model: nn.Module, size: int) -> int:
-    """Count those of convolutions and linear layers for one picture; the model is on "meta"."""
+    """Count those of convolutions and linear layers for one image; the model is on "meta"."""
     counts = []
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:

@@ -64,7 +64,7 @@ Call = Callable[..., Outcome]
 
 
 def write_site(folder: Path) -> None:
-    """Write tiny.yaml, and under data/ three pictures with train.json and val.json."""
+    """Write tiny.yaml, and under data/ three images with train.json and val.json."""
     (folder / "data").mkdir(parents=True)
     (folder / "tiny.yaml").write_text(CONFIG)
     rng = np.random.default_rng(0)

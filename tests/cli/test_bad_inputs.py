@@ -66,8 +66,8 @@ ANNOTATIONS = {
         set_in("categories", value={"1": "cow"}),
         ["train.json", "categories", "expected a list", "dict"],
     ),
-    "picture missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
-    "picture of another size": (
+    "image missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
+    "image of another size": (
         set_in("images", 0, "width", value=96),
         ["0.jpg", "96x64", "64x64"],
     ),
@@ -133,7 +133,7 @@ TRAIN_WORDS = {
         ["tiny.yaml", "data.val.annotations=''"],
         ["data.val.annotations: expected a COCO JSON, got none"],
     ),
-    "folder without the pictures": (
+    "folder without the images": (
         ["tiny.yaml", "data.val.images=."],
         ["expected the 3 images of data/val.json, got 0, without 0.jpg (no such file), 1.jpg"],
     ),
@@ -250,7 +250,7 @@ EVAL_WORDS = {
     "nothing to score": ([], ["RUN_OR_CHECKPOINT", "--results"]),
     "no such run": (["absent"], ["absent: no such run"]),
     "a folder without a run": (["data"], ["data: expected model.safetensors"]),
-    "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
+    "an image": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
     "a flag of results": (["run", "--all-images"], ["or --results FILE.json [--named-images]"]),
     "run and results": (["run", "--results", "some.json"], ["expected RUN_OR_CHECKPOINT or"]),
     "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
@@ -262,7 +262,7 @@ EVAL_WORDS = {
         ["--results", "data/val.json", "data.val.annotations=data/val.json"],
         ["data/val.json: expected a list of detections, got dict"],
     ),
-    "results of other pictures": (
+    "results of other images": (
         ["--results", "some.json", "data.val.annotations=data/val.json"],
         ["some.json: detection 0: image_id", "99"],
     ),
@@ -303,9 +303,9 @@ def test_evaluation_command(site: Path, call: Call, words: list[str], parts: lis
 
 
 PREDICT_WORDS = {
-    "no such picture": (["absent.jpg"], ["absent.jpg: no such image"]),
-    "no pictures": (["empty"], ["empty: expected images"]),
-    "no picture": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
+    "no such image": (["absent.jpg"], ["absent.jpg: no such image"]),
+    "no images": (["empty"], ["empty: expected images"]),
+    "no image": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
     "truncated JPEG": (["half.jpg"], ["half.jpg", "whole JPEG"]),
     "score above one": (["data", "--score", "7"], ["--score", "7"]),
     "output that is a run": (["data", "--output", "run"], ["--output", "got a run: run"]),
@@ -327,7 +327,7 @@ def test_prediction_command(
     assert_one_line(call(predict, trained, *words), *parts)
 
 
-def test_damaged_pictures_are_left_out_when_asked(site: Path, trained: Path, call: Call) -> None:
+def test_damaged_images_are_left_out_when_asked(site: Path, trained: Path, call: Call) -> None:
     whole = (site / "data" / "0.jpg").read_bytes()
     (site / "mixed").mkdir()
     for name, size in (("a.jpg", len(whole)), ("b.jpg", len(whole) // 2), ("c.jpg", len(whole))):

@@ -72,7 +72,7 @@ def test_results_file_scores_as_its_run(site: Path, trained: Path, call: Call) -
     words = ["data.val.annotations=data/val.json", "--output", "scores"]
     outcome = call(eval_tool, "--results", results, *words)
     assert outcome.code == 0, outcome.err
-    assert "detections in 3 of 3 pictures" in outcome.out
+    assert "detections in 3 of 3 images" in outcome.out
     assert read_json(site / "scores" / "metrics.json") == read_json(trained / "metrics.json")
     before = sorted(site.rglob("*"))
     assert call(eval_tool, "--results", results, words[0]).code == 0
@@ -87,7 +87,7 @@ def test_all_annotated_images_are_scored(site: Path, call: Call, flag: tuple[str
     whole = call(eval_tool, *words, "all", *flag)
     assert "2 annotated images that the results do not name are scored as images" in whole.out
     named = call(eval_tool, *words, "named", "--named-images")
-    assert "2 annotated pictures that the results do not name are not scored" in named.out
+    assert "2 annotated images that the results do not name are not scored" in named.out
     scores = [read_json(site / name / "metrics.json") for name in ("all", "named")]
     assert [each["num_images"] for each in scores] == [3, 1]
     assert [each["ap"] for each in scores] == pytest.approx([0.5, 1.0])
@@ -134,7 +134,7 @@ def test_images_without_annotations_get_detections(site: Path, trained: Path, ca
     assert {each["image_id"] for each in json.loads(expected)} == set(ids.values())
 
 
-def test_prediction_writes_results_and_pictures(site: Path, trained: Path, call: Call) -> None:
+def test_prediction_writes_results_and_images(site: Path, trained: Path, call: Call) -> None:
     (site / "more").mkdir()
     shutil.copy(site / "data" / "0.jpg", site / "more" / "0.jpg")
     before = {path: path.read_bytes() for path in site.rglob("*.jpg")}
@@ -150,7 +150,7 @@ def test_prediction_writes_results_and_pictures(site: Path, trained: Path, call:
     assert drawn == ["0.jpg", "0_2.jpg", "1.jpg", "2.jpg"]
     assert cv2.imread(str(site / "data" / "found" / "0_2.jpg")) is not None
     assert all(path.read_bytes() == content for path, content in before.items())
-    # a second time it does not take its own drawings for pictures
+    # a second time it does not take its own drawings for images
     assert call(predict, trained, *words).out == outcome.out
 
 

@@ -37,7 +37,7 @@ def test_train_and_evaluate(patches: Path, call: Call) -> None:
         done = call(eval_tool, "run", *words, "--device", "cpu")
         assert done.code == 0, done.err
         metrics = json.loads((patches / "run/eval/metrics.json").read_text())
-        assert metrics["num_pictures"] == 4
+        assert metrics["num_images"] == 4
         assert metrics["baseline_localization_error"] <= 1
     done = call(eval_tool, "run/checkpoints/step_00000002.pt", "--device", "cpu")
     assert done.code == 0, done.err

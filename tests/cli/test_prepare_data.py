@@ -59,7 +59,7 @@ def test_results_are_scored_by_all_rules(voc: Path, call: Call) -> None:
     for rules in ("voc07", "voc12", "ilsvrc"):
         assert metrics[f"{rules}_map"] == metrics[f"{rules}_ap/cat"] == 1
         assert metrics[f"{rules}_ap/dog"] is None  # difficult, and so not to be found
-    assert "3 difficult" not in outcome.out  # of the pictures that were scored
+    assert "3 difficult" not in outcome.out  # of the images that were scored
     assert "1 difficult objects count like any other" in outcome.out
 
 
@@ -77,8 +77,8 @@ def test_a_file_is_replaced_when_asked_alone(voc: Path, call: Call) -> None:
 
 def test_plain_folders_name_what_they_drop(site: Path, call: Call) -> None:
     write_xml(site / "xml" / "0.xml", [("cell", 5, 5, 20, 20, ""), ("cell", 9, 9, 9, 9, "")])
-    write_picture(site / "pictures" / "0.jpg")
-    words = ["voc-to-coco", ".", "--xml", "xml", "--pictures", "pictures", "--boxes", "corners"]
+    write_picture(site / "images" / "0.jpg")
+    words = ["voc-to-coco", ".", "--xml", "xml", "--images", "images", "--boxes", "corners"]
     words += ["--output", "made/cells.json"]
     outcome = call(prepare_data, *words)
     assert outcome.code == 2
@@ -90,7 +90,7 @@ def test_plain_folders_name_what_they_drop(site: Path, call: Call) -> None:
     assert message in outcome.out
     document = json.loads((site / "made" / "cells.json").read_text())
     assert [each["bbox"] for each in document["annotations"]] == [[5, 5, 15, 15]]
-    assert document["images"][0]["file_name"] == "pictures/0.jpg"
+    assert document["images"][0]["file_name"] == "images/0.jpg"
 
 
 def test_ilsvrc_is_converted(site: Path, call: Call) -> None:

@@ -24,7 +24,7 @@ loop: {max_steps: 2, batch_size: 4, log_every: 1}
 
 @pytest.fixture
 def classes(site: Path) -> Path:
-    """The site of the detector's commands, with pictures of two classes and tiny_class.yaml."""
+    """The site of the detector's commands, with images of two classes and tiny_class.yaml."""
     write_folder(site / "classes")
     (site / "tiny_class.yaml").write_text(CONFIG)
     return site
@@ -33,7 +33,7 @@ def classes(site: Path) -> Path:
 def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
     done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "batch-norm statistics computed anew over 16 training pictures" in done.out
+    assert "batch-norm statistics computed anew over 16 training images" in done.out
     names = {path.name for path in (classes / "run").iterdir()}
     assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
     center = json.loads((classes / "run" / "metrics.json").read_text())
@@ -53,7 +53,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     for words in (["run", "evaluation.view=ten_crop"], ["run", "run/checkpoints/best.pt"]):
         done = call(eval_tool, *words, "--output", "more", "--device", "cpu")
         assert done.code == 0, done.err
-        assert json.loads((classes / "more" / "metrics.json").read_text())["num_pictures"] == 8
+        assert json.loads((classes / "more" / "metrics.json").read_text())["num_images"] == 8
 
     weights = "model.backbone.weights=run/backbone.safetensors"
     words = ["tiny.yaml", weights, "model.backbone.norm=batch", "--output", "detector"]
@@ -67,11 +67,11 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert f"{100 * center['top1']:.1f}" in done.out
 
 
-def test_a_resumed_run_says_that_its_pictures_have_changed(classes: Path, call: Call) -> None:
+def test_a_resumed_run_says_that_its_images_have_changed(classes: Path, call: Call) -> None:
     words = ["--output", "run", "--device", "cpu"]
     assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *words).code == 0
-    picture = min((classes / "classes" / "val").rglob("*.*"))
-    picture.rename(picture.with_stem("another"))
+    image = min((classes / "classes" / "val").rglob("*.*"))
+    image.rename(image.with_stem("another"))
     done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *words)
     assert (done.code, done.err) == (0, "")
     assert done.out.count("resumed with other data: validation data") == 1

@@ -79,7 +79,7 @@ def test_scales_load(name: str, tmp_path: Path) -> None:
     runs = plan_runs(scale, configs=repro.REPRO.parent, output=tmp_path)
     assert len(runs) == len(scale.networks) * len(scale.seeds)
     assert all(run.config.data.kind == "cifar10" for run in runs)
-    assert all(run.config.data.holdout == 0 for run in runs)  # or the test pictures are none
+    assert all(run.config.data.holdout == 0 for run in runs)  # or the test images are none
 
 
 def test_list_cuts_no_command_short(site: Path, call: Call) -> None:
@@ -128,7 +128,7 @@ def test_interrupted_study_goes_on(tmp_path: Path, cifar_root: Path) -> None:
     tool = REPOSITORY / "tools" / "repro.py"
     command = [sys.executable, str(tool), "run", "cifar-degradation", "--device", "cpu"]
     command += ["--data", str(cifar_root)]
-    for begun in ("training pictures", "resumed at step"):
+    for begun in ("training images", "resumed at step"):
         process = subprocess.Popen(
             command,
             cwd=tmp_path,

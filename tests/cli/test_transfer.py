@@ -91,7 +91,7 @@ def test_the_configs_of_the_repository_make_four_trials(place: Path) -> None:
     ]
 
 
-def test_table_picture_and_runs_that_are_done(place: Path, call: Call) -> None:
+def test_table_image_and_runs_that_are_done(place: Path, call: Call) -> None:
     words = [
         "backbone.safetensors",
         "--config",
@@ -134,10 +134,10 @@ def test_a_wrong_key_of_the_file_is_named(place: Path) -> None:
 
 
 def test_a_run_without_drawings_is_refused_at_the_start(place: Path, call: Call) -> None:
-    words = ["backbone.safetensors", "--config", "trials.yaml", "detection.loop.drawn_pictures=0"]
+    words = ["backbone.safetensors", "--config", "trials.yaml", "detection.loop.drawn_images=0"]
     outcome = call(transfer, *words)
     assert outcome.code == 2
-    assert outcome.err == "error: detection: loop.drawn_pictures: expected at least 1, got 0\n"
+    assert outcome.err == "error: detection: loop.drawn_images: expected at least 1, got 0\n"
 
 
 @pytest.mark.parametrize(

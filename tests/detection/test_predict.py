@@ -19,7 +19,7 @@ from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
 
@@ -217,7 +217,7 @@ def test_images_of_extreme_shapes(run: Path, size: tuple[int, int]) -> None:
 
 
 def test_a_truncated_image_of_pillow_is_one_line(run: Path, tmp_path: Path) -> None:
-    Image.fromarray(smooth_picture()).save(tmp_path / "a.jpg")
+    Image.fromarray(smooth_image()).save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(data[:-200])
     with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="whole image"):

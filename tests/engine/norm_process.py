@@ -14,7 +14,7 @@ from engine.sync_norm import GlobalBatchNorm2d, synchronise_norms
 
 
 def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
-    """Train the net on this process's share of six pictures for one step, in float64.
+    """Train the net on this process's share of six images for one step, in float64.
 
     Returns:
         The group of processes, which by then nobody needs.
@@ -26,16 +26,16 @@ def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
         net = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
         ).double()
-        pictures = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+        images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
         synchronise_norms(net, here)
         synced = [isinstance(each, GlobalBatchNorm2d) for each in net.modules()]
         assert sum(synced) == (0 if here.size == 1 else 2)
         wrapped = net if here.size == 1 else DistributedDataParallel(net)
-        wrapped(pictures[here.rank :: here.size]).pow(3).mean().backward()
+        wrapped(images[here.rank :: here.size]).pow(3).mean().backward()
         result = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
         net.eval()
         if here.is_main:
-            torch.save(result | {"evaluated": net(pictures).detach()}, output)
+            torch.save(result | {"evaluated": net(images).detach()}, output)
     return group
 
 

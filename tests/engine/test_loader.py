@@ -32,7 +32,7 @@ def test_batches_are_full_and_of_one_group() -> None:
         assert len({GROUPS[draw.index] for draw in batch}) == 1
 
 
-def test_every_picture_is_drawn_once_a_pass() -> None:
+def test_every_image_is_drawn_once_a_pass() -> None:
     drawn = [draw.index for batch in take(11 * 30 // 3) for draw in batch]
     counts = np.bincount(drawn, minlength=len(GROUPS))
     assert counts.max() - counts.min() <= 3  # at most batch_size wait at any time
@@ -48,7 +48,7 @@ def test_seed_changes_order_and_draws() -> None:
     assert len({draw.seed for batch in take(40) for draw in batch}) == 120
 
 
-def test_repeated_draws_of_a_picture_follow_each_other_with_seeds_of_their_own() -> None:
+def test_repeated_draws_of_a_image_follow_each_other_with_seeds_of_their_own() -> None:
     drawn = [draw for batch in take(11 * 3, repeats=3) for draw in batch]
     assert len({draw.seed for draw in drawn}) == len(drawn)
     counts = np.bincount([draw.index for draw in drawn], minlength=len(GROUPS))
@@ -68,15 +68,15 @@ def test_processes_and_parts_share_out_the_global_batch() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_evaluation_reads_every_picture_once_by_group(batch_size: int) -> None:
+def test_evaluation_reads_every_image_once_by_group(batch_size: int) -> None:
     plan = evaluation_batches(GROUPS, batch_size=batch_size)
     assert sorted(draw.index for part in plan for draw in part.draws) == list(range(len(GROUPS)))
     assert all(len({GROUPS[draw.index] for draw in part.draws}) == 1 for part in plan)
     assert max(len(part.draws) for part in plan) <= batch_size
 
 
-def test_no_pictures_is_an_error() -> None:
-    with pytest.raises(UserError, match="at least one picture"):
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(UserError, match="at least one image"):
         next(training_batches(np.array([], dtype=np.int64), batch_size=1, seed=0))
 
 
@@ -101,7 +101,7 @@ def test_workers_change_nothing() -> None:
         torch.testing.assert_close(one.batch.inputs, other.batch.inputs)  # type: ignore[attr-defined]
 
 
-def test_bad_pictures_are_left_out_in_evaluation_and_replaced_in_training() -> None:
+def test_bad_images_are_left_out_in_evaluation_and_replaced_in_training() -> None:
     data = ToyData(8, bad=[0, 2])
     evaluated = read(data, workers=0, substitute=False)
     assert [len(d.batch) for d in evaluated if d.batch is not None] == [2, 4]
@@ -112,12 +112,12 @@ def test_bad_pictures_are_left_out_in_evaluation_and_replaced_in_training() -> N
     assert trained[0].batch.image_ids.tolist() == [1, 3, 4, 6]
 
 
-def test_a_batch_of_bad_pictures_alone_is_said() -> None:
+def test_a_batch_of_bad_images_alone_is_said() -> None:
     (delivery,) = read(ToyData(1, bad=[0]), workers=0, substitute=False)
     assert delivery.batch is None
     assert delivery.skipped == ("row 0 is bad",)
 
 
-def test_training_on_bad_pictures_alone_ends_with_a_reason() -> None:
-    with pytest.raises(UserError, match=r"bad pictures in a row.*row \d is bad"):
+def test_training_on_bad_images_alone_ends_with_a_reason() -> None:
+    with pytest.raises(UserError, match=r"bad images in a row.*row \d is bad"):
         read(ToyData(4, bad=range(4)), workers=0, substitute=True)

@@ -61,7 +61,7 @@ def test_numbers_go_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
     log.step(1, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
     log.step(2, 4, {"loss": math.nan}, lr=0.1, images_per_second=3.0)
     log.evaluation(2, {"ap": 0.25, "ap/cat": 0.5})
-    log.pictures(2, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.images(2, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.close()
     assert lines(tmp_path) == [
         {"kind": "train", "step": 1, "loss": 2.0, "lr": 0.1, "images_per_second": 3.0},
@@ -123,7 +123,7 @@ def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str], tmp_path
     log.note("x")
     log.step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
     log.evaluation(1, {"ap": 0.5})
-    log.pictures(1, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.images(1, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.truncate_after(0)
     assert list(log.progress([1, 2], 2, "reading")) == [1, 2]
     log.close()
@@ -192,7 +192,7 @@ def test_a_folder_that_vanished_ends_no_run(
     log = RunLog(tmp_path / "run", is_main=True)
     for step in (1, 2):
         log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
-        log.pictures(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+        log.images(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.close()
     told = capsys.readouterr().out
     for what in ("metrics.jsonl", "TensorBoard's events", "val_00.png"):

@@ -195,7 +195,7 @@ def test_patience_stops_early_and_exports_the_best(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(tmp_path), dict(payload["model"]), rtol=0, atol=0)
 
 
-def test_skipped_pictures_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(ToyTask(ToyData(8, bad=[2])), config(max_steps=4), output=tmp_path)
     assert "row 2 is bad" in capsys.readouterr().out
 

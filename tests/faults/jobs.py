@@ -18,7 +18,7 @@ from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig, Sche
 from engine.trainer import fit
 from tests.engine.toy import ToyData, ToyEvaluator, ToyTask
 
-LOOP = {"max_steps": 12, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "drawn_pictures": 1}
+LOOP = {"max_steps": 12, "batch_size": 4, "log_every": 1, "ema_decay": 0.9, "drawn_images": 1}
 LOOP |= {"collective_timeout_s": 60}
 
 

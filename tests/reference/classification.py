@@ -1,4 +1,4 @@
-"""Scores and views of a classifier, picture by picture."""
+"""Scores and views of a classifier, image by image."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,26 +40,26 @@ def calibration_error(
     return error
 
 
-def ten_crops(picture: np.ndarray, crop: int) -> list[np.ndarray]:
-    """Centre, four corners and their mirrors of one (3, H, W) picture."""
-    _, height, width = picture.shape
+def ten_crops(image: np.ndarray, crop: int) -> list[np.ndarray]:
+    """Centre, four corners and their mirrors of one (3, H, W) image."""
+    _, height, width = image.shape
     top, left = (height - crop) // 2, (width - crop) // 2
     crops = [
-        picture[:, top : top + crop, left : left + crop],
-        picture[:, :crop, :crop],
-        picture[:, :crop, width - crop :],
-        picture[:, height - crop :, :crop],
-        picture[:, height - crop :, width - crop :],
+        image[:, top : top + crop, left : left + crop],
+        image[:, :crop, :crop],
+        image[:, :crop, width - crop :],
+        image[:, height - crop :, :crop],
+        image[:, height - crop :, width - crop :],
     ]
     return [*crops, *(each[:, :, ::-1] for each in crops)]
 
 
 def shifted(
-    picture: np.ndarray, pad: int, size: tuple[int, int]
+    image: np.ndarray, pad: int, size: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int, bool], np.ndarray]]:
-    """Every (top, left, mirrored) cut of `size` out of the padded (3, H, W) picture."""
+    """Every (top, left, mirrored) cut of `size` out of the padded (3, H, W) image."""
     height, width = size
-    padded = np.pad(picture, ((0, 0), (pad, pad), (pad, pad)))
+    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
     for top in range(padded.shape[1] - height + 1):
         for left in range(padded.shape[2] - width + 1):
             cut = padded[:, top : top + height, left : left + width]

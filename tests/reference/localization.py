@@ -1,4 +1,4 @@
-"""The localization error picture by picture, in Python's numbers."""
+"""The localization error image by image, in Python's numbers."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ def error(
     boxes: Sequence[Sequence[Box]],
     answers: Sequence[Sequence[tuple[int, Box]]],
 ) -> float:
-    """Share of the pictures none of whose answers is right."""
+    """Share of the images none of whose answers is right."""
     wrong = 0
-    for label, of_picture, guesses in zip(labels, boxes, answers, strict=True):
-        wrong += not any(is_right(label, of_picture, guess) for guess in guesses)
+    for label, of_image, guesses in zip(labels, boxes, answers, strict=True):
+        wrong += not any(is_right(label, of_image, guess) for guess in guesses)
     return wrong / len(labels)
 
 

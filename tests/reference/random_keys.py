@@ -1,4 +1,4 @@
-"""Random numbers of a picture, in Python's integers."""
+"""Random numbers of an image, in Python's integers."""
 
 
 def random_key(seed: int, stream: int, position: int) -> int:

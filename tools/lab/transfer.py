@@ -99,8 +99,8 @@ def plan_trials(
         ]
         for run in runs:
             check_weights(run.config)
-            if run.config.loop.drawn_pictures == 0:
-                raise UserError(f"{name}: loop.drawn_pictures: expected at least 1, got 0")
+            if run.config.loop.drawn_images == 0:
+                raise UserError(f"{name}: loop.drawn_images: expected at least 1, got 0")
         trials.append(Trial(name, trial.score, *runs))
     return trials
 
@@ -134,7 +134,7 @@ def run_trials(
     lines = [header, ("---",) * len(header), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     write_file(output / "report.md", f"# What {backbone} is worth\n\n{text}\n")
-    write_picture(output / "transfer.png", mosaic([_picture(trial) for trial in trials], columns=2))
+    write_picture(output / "transfer.png", mosaic([_image(trial) for trial in trials], columns=2))
     table = Table(*header)
     for row in rows:
         table.add_row(*row)
@@ -159,9 +159,9 @@ def _row(trial: Trial) -> tuple[str, ...]:
     return (trial.name, steps, trial.score, *numbers)
 
 
-def _picture(trial: Trial) -> np.ndarray:
+def _image(trial: Trial) -> np.ndarray:
     """Return the first drawn prediction of the run with the backbone, under its score."""
-    folder = trial.pretrained.folder / "pictures"
+    folder = trial.pretrained.folder / "images"
     drawings = names_in(folder, "*.png")
     if not drawings:
         raise UserError(f"{folder}: expected drawings of a finished run, got none")

@@ -1,6 +1,6 @@
 """What a backbone is worth for each task: transfer.py BACKBONE [key=value ...] [--output DIR].
 
-Four short trainings on it and four from random weights, one table and one picture. The same command
+Four short trainings on it and four from random weights, one table and one image. The same command
 goes on where it was interrupted.
 """
 
@@ -39,4 +39,4 @@ def main() -> None:
     table = run_trials(trials, output=output, backbone=backbone, device=arguments.device)
     show = make_console().print
     show(table, soft_wrap=False)
-    show(f"report and picture: {output}")
+    show(f"report and image: {output}")

@@ -15,24 +15,24 @@ from backbones.classification.config import (
     DataConfig,
     EvaluationConfig,
 )
-from backbones.classification.folder import FolderPictures
+from backbones.classification.folder import FolderImages
 from backbones.images import BadPictureError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
 from engine.task import DataSet
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 CLASSES = ("ant", "bee", "cow")
 
 
 def write_picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 50)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(smooth_picture(*size)).convert(mode).save(path)
+    Image.fromarray(smooth_image(*size)).convert(mode).save(path)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures of each of three classes to train, one to validate."""
+    """Two images of each of three classes to train, one to validate."""
     for name in CLASSES:
         write_picture(tmp_path / "train" / name / "1.jpg")
         write_picture(tmp_path / "train" / name / "2.png", size=(60, 45))
@@ -48,21 +48,21 @@ def make_config(root: Path | str, *, data: Any = None, **evaluation: Any) -> Cla
     )
 
 
-def open_training(root: Path, **data: Any) -> FolderPictures:
-    return FolderPictures.training(make_config(root, data=data))
+def open_training(root: Path, **data: Any) -> FolderImages:
+    return FolderImages.training(make_config(root, data=data))
 
 
 def open_validation(
     root: Path, class_names: Sequence[str] = CLASSES, **evaluation: Any
-) -> FolderPictures:
-    return FolderPictures.validation(make_config(root, **evaluation), class_names)
+) -> FolderImages:
+    return FolderImages.validation(make_config(root, **evaluation), class_names)
 
 
-def names(data: FolderPictures) -> list[str]:
+def names(data: FolderImages) -> list[str]:
     return [data.file_name(index) for index in range(len(data))]
 
 
-def test_pictures_come_by_class_and_name(root: Path) -> None:
+def test_images_come_by_class_and_name(root: Path) -> None:
     write_picture(root / "train" / "bee" / "deep" / "er" / "0.JPEG")
     data = open_training(root)
     assert data.class_names == CLASSES
@@ -91,13 +91,13 @@ def test_names_of_any_length_and_script_are_kept(root: Path) -> None:
 def test_training_depends_on_index_and_seed_alone(root: Path) -> None:
     first, second = open_training(root), open_training(root)
     second.load(0, 99)
-    pictures = set()
+    images = set()
     for index in (0, 1):
         for seed in range(5):
             a, b = first.load(index, seed), second.load(index, seed)
             torch.testing.assert_close(a.pixels, b.pixels, rtol=0, atol=0)
-            pictures.add(a.pixels.tobytes())
-    assert len(pictures) == 10
+            images.add(a.pixels.tobytes())
+    assert len(images) == 10
 
 
 def test_a_batch(root: Path) -> None:
@@ -124,12 +124,12 @@ def test_the_centre_is_validated(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("view", "side"), [("ten_crop", 32), ("multi_scale", 36)])
-def test_pictures_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> None:
+def test_images_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> None:
     write_picture(root / "val" / "ant" / "tall.png", size=(50, 40))
     write_picture(root / "val" / "ant" / "large.jpg", size=(80, 100))
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(smooth_picture(40, 50)).save(root / "val/ant/turned.jpg", exif=turned)
+    Image.fromarray(smooth_image(40, 50)).save(root / "val/ant/turned.jpg", exif=turned)
     data = open_validation(root, view=view)
     shapes = [data.load(index, 0).pixels.shape[:2] for index in range(len(data))]
     assert {min(shape) for shape in shapes} == {side}
@@ -142,14 +142,14 @@ def test_pictures_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> 
     assert sorted(sizes) == [2, 4]
 
 
-def test_every_kind_of_picture_works(root: Path) -> None:
+def test_every_kind_of_image_works(root: Path) -> None:
     folder = root / "train" / "ant"
     write_picture(folder / "grey.jpg", "L")
     write_picture(folder / "grey.png", "LA")
     write_picture(folder / "cmyk.jpg", "CMYK")
     write_picture(folder / "alpha.PNG", "RGBA")
     write_picture(folder / "palette.png", "P")
-    cv2.imwrite(str(folder / "deep.png"), smooth_picture().astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "deep.png"), smooth_image().astype(np.uint16) * 257)
     (folder / "1.jpg").rename(folder / "a jpeg.png")
     data = open_training(root)
     assert len(data) == 12
@@ -160,8 +160,8 @@ def test_every_kind_of_picture_works(root: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["1.jpg", "2.png"])
-@pytest.mark.parametrize("bad", [b"", b"no picture", None], ids=["empty", "text", "truncated"])
-def test_a_bad_picture_stops_or_is_skipped(root: Path, suffix: str, bad: bytes | None) -> None:
+@pytest.mark.parametrize("bad", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_a_bad_image_stops_or_is_skipped(root: Path, suffix: str, bad: bytes | None) -> None:
     path = root / "train" / "bee" / suffix
     path.write_bytes(path.read_bytes()[:-30] if bad is None else bad)
     index = 2 if suffix == "1.jpg" else 3
@@ -176,13 +176,13 @@ def test_a_bad_picture_stops_or_is_skipped(root: Path, suffix: str, bad: bytes |
         skipping.load(index, 0)
 
 
-def test_a_bad_picture_is_met_while_sizes_are_read(root: Path) -> None:
+def test_a_bad_image_is_met_while_sizes_are_read(root: Path) -> None:
     path = root / "val" / "bee" / "3.jpg"
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     with pytest.raises(BadPictureError, match=r"bee/3\.jpg"):
         open_validation(root, view="ten_crop")
     config = make_config(root, data={"on_bad_image": "skip"}, view="ten_crop")
-    data = FolderPictures.validation(config, CLASSES)
+    data = FolderImages.validation(config, CLASSES)
     assert data.groups[0] == data.groups[2] != data.groups[1]
     with pytest.raises(SkippedSampleError):
         data.load(1, 0)
@@ -196,7 +196,7 @@ def test_other_files_are_left_out_and_counted(root: Path) -> None:
     data = open_training(root)
     assert data.class_names == CLASSES
     assert len(data) == 6
-    assert data.notes == (f"{train}: 3 files that are no pictures were left out",)
+    assert data.notes == (f"{train}: 3 files that are no images were left out",)
 
 
 def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
@@ -208,7 +208,7 @@ def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
     assert names(data) == ["cow/3.jpg"]
     assert data.load(0, 0).label == 2
     assert data.notes == (
-        f"{root / 'val'}: 2 of 3 classes have no picture and count in no metric: ant, bee",
+        f"{root / 'val'}: 2 of 3 classes have no image and count in no metric: ant, bee",
     )
     many = [f"class{number:02}" for number in range(20)]
     (note,) = open_validation(root, [*many, *CLASSES]).notes
@@ -233,10 +233,10 @@ def remove(folder: Path) -> None:
         (["val"], [], r"val: expected a folder for each class in it, got no such folder"),
         (["train"], ["train/1.jpg"], r"train: expected a folder .*, got none \(files: 1\)"),
         (["val"], ["val/1.jpg", "val/2.jpg"], r"val: expected a folder .*, got none \(files: 2\)"),
-        (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected pictures of the class"),
-        ([], ["train/dog/readme.txt"], r"train/dog: expected pictures of the class \(\.bmp .*none"),
+        (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected images of the class"),
+        ([], ["train/dog/readme.txt"], r"train/dog: expected images of the class \(\.bmp .*none"),
         ([], ["val/cows/1.jpg"], r"val/cows: expected a class .*nearest is cow\), got one that"),
-        (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected pictures in it, got empty"),
+        (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected images in it, got empty"),
     ],
     ids=str,
 )
@@ -259,16 +259,16 @@ def test_wrong_folders_are_named(
 def test_no_root_is_no_current_folder(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=r"data\.root .*got nothing"):
-        FolderPictures.training(make_config(""))
+        FolderImages.training(make_config(""))
 
 
-def test_real_pictures(data_dir: Path) -> None:
+def test_real_images(data_dir: Path) -> None:
     folder = data_dir / "imagenette128"
     config = ClassificationConfig(
         data=DataConfig(root=str(folder)), evaluation=EvaluationConfig(view="ten_crop")
     )
-    train = FolderPictures.training(config)
-    val = FolderPictures.validation(config, train.class_names)
+    train = FolderImages.training(config)
+    val = FolderImages.validation(config, train.class_names)
     assert (len(train), len(val), len(train.class_names)) == (7000, 1500, 10)
     assert train.class_names[0] == "n01440764"
     assert train.file_name(0).startswith("n01440764/ILSVRC2012_val_")
@@ -304,7 +304,7 @@ def test_images_with_names_of_another_encoding_are_read(root: Path) -> None:
     for place in (root / "train" / "bee", root / "val" / "bee"):
         write_picture(place / "x.jpg")
         (place / "x.jpg").rename(place / os.fsdecode("狗.jpg".encode("gbk")))
-    (root / "train" / "bee" / "a\nb.jpg").write_bytes(b"no picture")
+    (root / "train" / "bee" / "a\nb.jpg").write_bytes(b"no image")
     data = open_training(root, on_bad_image="skip")
     skipped = []
     for index in range(len(data)):

@@ -63,7 +63,7 @@ def test_metrics_equal_the_reference(num_classes: int) -> None:
         "top1_error": 1 - expected["top1"],
         "top5_error": 1 - expected["top5"],
         "calibration_error": reference.calibration_error(confidences, correct, 15),
-        "num_pictures": 60,
+        "num_images": 60,
     }
     for k in set(labels):
         own = [right for right, label in zip(correct, labels, strict=True) if label == k]
@@ -86,7 +86,7 @@ def test_of_equal_probabilities_the_lower_label_goes_first() -> None:
     assert metrics["top1/class 0"] == 1
 
 
-def test_a_class_without_pictures_has_no_number() -> None:
+def test_a_class_without_images_has_no_number() -> None:
     evaluator = evaluated([0, 2], torch.eye(3)[[0, 1]])
     metrics = evaluator.compute([evaluator.state()])
     assert {k for k in metrics if "/" in k} == {"top1/class 0", "top1/class 2"}
@@ -116,16 +116,16 @@ def test_probabilities_are_not_kept() -> None:
     assert len(pickle.dumps(evaluator.state())) < 20 * 50 + 1000
 
 
-def test_a_picture_counted_twice_is_an_error_of_ours() -> None:
+def test_a_image_counted_twice_is_an_error_of_ours() -> None:
     evaluator = ClassificationEvaluator(class_names(2))
     evaluator.update(labelled([0, 1], [5, 5]), list(torch.eye(2)))
-    with pytest.raises(AssertionError, match="1 pictures more than once"):
+    with pytest.raises(AssertionError, match="1 images more than once"):
         evaluator.compute([evaluator.state()])
 
 
-def test_no_pictures_at_all_are_reported() -> None:
+def test_no_images_at_all_are_reported() -> None:
     evaluator = ClassificationEvaluator(class_names(2))
-    with pytest.raises(UserError, match="expected at least one validation picture, got none"):
+    with pytest.raises(UserError, match="expected at least one validation image, got none"):
         evaluator.compute([evaluator.state(), []])
 
 
@@ -193,7 +193,7 @@ def test_table_names_classes_and_the_worst_confusions_first() -> None:
     text = printed(evaluator)
     accuracies, confusions = text.split("most frequent confusions")
     assert accuracies.index("[bold]cat") < accuracies.index("dog") < accuracies.index("zebra")
-    assert "5 pictures" in text
+    assert "5 images" in text
     assert "40.00" in text
     lines = [line.split() for line in confusions.splitlines() if "zebra" in line]
     assert [(line[3], line[5]) for line in lines] == [("[bold]cat", "2"), ("dog", "1")]

@@ -33,8 +33,8 @@ def test_shifts_and_mirrors_are_those_of_the_reference_and_all_occur(
     assert found.dtype == torch.uint8
     assert found.shape == (1500, 3, *size)
     places: Counter[tuple[int, int, bool]] = Counter()
-    for picture, result in zip(pixels.numpy(), found.numpy(), strict=True):
-        cuts = reference.shifted(picture, 2, size)
+    for image, result in zip(pixels.numpy(), found.numpy(), strict=True):
+        cuts = reference.shifted(image, 2, size)
         places.update(key for key, cut in cuts if np.array_equal(cut, result))
     assert places.total() == 1500
     assert len(places) == 2 * num_places
@@ -77,7 +77,7 @@ def test_erased_rectangles_have_the_sizes_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.3])
-def test_erasing_leaves_the_other_pictures_alone(prob: float) -> None:
+def test_erasing_leaves_the_other_images_alone(prob: float) -> None:
     x = torch.randn(1000, 3, 8, 8)
     found = erase(x, torch.arange(1000), prob=prob)
     is_erased = (found != x).flatten(1).any(dim=1)
@@ -86,12 +86,12 @@ def test_erasing_leaves_the_other_pictures_alone(prob: float) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 30)])
-def test_erasing_tiny_pictures_leaves_a_rectangle_inside(size: tuple[int, int]) -> None:
+def test_erasing_tiny_images_leaves_a_rectangle_inside(size: tuple[int, int]) -> None:
     found = erase(torch.ones(50, 3, *size), torch.arange(50), prob=1.0)
     assert (found == 0).flatten(1).any(dim=1).all()
 
 
-def test_mixup_blends_each_picture_with_one_of_the_other_half() -> None:
+def test_mixup_blends_each_image_with_one_of_the_other_half() -> None:
     x, targets = torch.randn(6, 3, 4, 5), one_hot(6)
     mixed, mixed_targets = mix(x, targets, torch.arange(6), mixup_alpha=1.0, cutmix_alpha=0.0)
     for i in range(6):
@@ -121,7 +121,7 @@ def test_cutmix_pastes_a_rectangle_of_one_of_the_other_half() -> None:
     assert np.mean(areas) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.07)
 
 
-def test_with_both_on_half_of_the_pictures_get_each() -> None:
+def test_with_both_on_half_of_the_images_get_each() -> None:
     x = torch.arange(1000.0)[:, None, None, None].expand(-1, 3, 8, 8)
     mixed, _ = mix(x, one_hot(1000), torch.arange(1000), mixup_alpha=1.0, cutmix_alpha=1.0)
     is_cut = ((mixed == x) | (mixed == x.roll(500, 0))).flatten(1).all(dim=1)
@@ -138,7 +138,7 @@ def test_targets_keep_their_sum(mixup: float, cutmix: float) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_mixing_one_picture_changes_nothing(mixup: float, cutmix: float) -> None:
+def test_mixing_one_image_changes_nothing(mixup: float, cutmix: float) -> None:
     x, targets, seeds = torch.randn(1, 3, 8, 8), one_hot(1), torch.tensor([5])
     mixed = mix(x, targets, seeds, mixup_alpha=mixup, cutmix_alpha=cutmix)
     torch.testing.assert_close(mixed, (x, targets))
@@ -185,7 +185,7 @@ def test_the_same_seeds_give_the_same_and_others_something_else() -> None:
     assert not torch.equal(augment(pixels, labels, seeds + 1)[0], first[0])
 
 
-def test_a_picture_draws_the_same_whatever_its_neighbours() -> None:
+def test_a_image_draws_the_same_whatever_its_neighbours() -> None:
     pixels, seeds, order = noise(32), torch.arange(32), torch.randperm(32)
     found = shift_and_mirror(pixels, seeds, pad=4, flip_prob=0.5)
     permuted = shift_and_mirror(pixels[order], seeds[order], pad=4, flip_prob=0.5)

@@ -25,7 +25,7 @@ from tests.backbones.classification.tiny import tiny_config, write_folder
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes, not to be changed."""
-    return write_folder(tmp_path_factory.mktemp("pictures"))
+    return write_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def test_a_training_step_compiles_without_a_graph_break(
 
 def test_run_folder_and_scores(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["top1"] >= 0.75  # eight pictures of two colours
-    assert metrics["num_pictures"] == 8
+    assert metrics["top1"] >= 0.75  # eight images of two colours
+    assert metrics["num_images"] == 8
     assert (run / "confusion.png").is_file()
     trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in trained if line["kind"] == "train")
@@ -108,7 +108,7 @@ def test_the_exported_backbone_is_the_network_with_new_statistics(run: Path) -> 
     weights, metadata = read_safetensors(run / "backbone.safetensors")
     whole, _ = read_safetensors(run / "model.safetensors")
     assert json.loads(metadata["class_names"]) == ["blue", "red"]
-    assert json.loads(metadata["metrics"])["num_pictures"] == 8
+    assert json.loads(metadata["metrics"])["num_images"] == 8
     assert json.loads(metadata["config"])["model"]["backbone"]["kind"] == "cifar_resnet8"
     assert not [name for name in weights if name.startswith("fc.")]
     changed = {name for name in weights if not weights[name].equal(whole[f"backbone.{name}"])}

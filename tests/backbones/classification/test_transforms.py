@@ -27,21 +27,21 @@ from backbones.classification.transforms import (
     short_side_size,
 )
 from backbones.images import BadPictureError, decode, resize_pixels
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 PATH = Path("a.jpg")
 SIZES = [(48, 64), (64, 48), (48, 48), (300, 20), (1, 1), (7, 500)]
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=95)
+    Image.fromarray(image).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
@@ -60,7 +60,7 @@ def test_the_shorter_side_is_exact(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_papers_window_is_a_crop_of_the_resized_picture(size: tuple[int, int]) -> None:
+def test_the_papers_window_is_a_crop_of_the_resized_image(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     short_sides, seen = set(), []
     for _ in range(300):
@@ -88,7 +88,7 @@ def test_the_area_window_is_inside_and_in_range(size: tuple[int, int]) -> None:
         top, left, bottom, right = bounds(window)
         assert 0 <= top < bottom <= size[0]
         assert 0 <= left < right <= size[1]
-        # The area may be smaller only where the ten draws did not fit, hence in long pictures.
+        # The area may be smaller only where the ten draws did not fit, hence in long images.
         slack = (height + width + 1) / (size[0] * size[1])
         assert height * width / (size[0] * size[1]) <= 0.6 + slack
         if max(size) < 2 * min(size):
@@ -124,16 +124,16 @@ def test_what_never_fits_gives_the_centre(size: tuple[int, int], expected: tuple
 
 @pytest.mark.parametrize("crop", [8, 20, 47])
 def test_a_crop_is_the_crop_of_the_whole(crop: int) -> None:
-    picture = smooth_picture(96, 128)
+    image = smooth_image(96, 128)
     rng = np.random.default_rng(crop)
     for short_side, tolerance in ((48, 0), (96, 0), (64, 9), (120, 9)):
         size = short_side_size((96, 128), short_side)
-        whole = resize_pixels(picture, size)
+        whole = resize_pixels(image, size)
         top, left = (int(rng.integers(side - crop + 1)) for side in size)
         down, across = 96 / size[0], 128 / size[1]
         window = Window(top * down, left * across, crop * down, crop * across)
         expected = whole[top : top + crop, left : left + crop].astype(int)
-        difference = np.abs(cut(picture, window, crop) - expected)
+        difference = np.abs(cut(image, window, crop) - expected)
         assert difference.max() <= tolerance  # window's edges lie between pixels
 
 
@@ -153,8 +153,8 @@ def test_reduced_decoding_never_falls_short() -> None:
 
 
 def test_reduced_and_full_decoding_agree() -> None:
-    picture = smooth_picture(330, 403)
-    data = jpeg(picture)
+    image = smooth_image(330, 403)
+    data = jpeg(image)
     rng = np.random.default_rng(0)
     for aligned in (True, False):
         for _ in range(10):
@@ -164,7 +164,7 @@ def test_reduced_and_full_decoding_agree() -> None:
             factor = largest_reduction(window, 40)
             assert factor == 4 if aligned else factor in (4, 8)
             reduced = cut(decode(data, PATH, reduction=factor), window, 40, reduction=factor)
-            difference = np.abs(reduced.astype(int) - cut(picture, window, 40))
+            difference = np.abs(reduced.astype(int) - cut(image, window, 40))
             # else up to half a reduced pixel of rounding, where colours change by some 25 a pixel
             assert difference.max() < (6 if aligned else 16)
 
@@ -197,23 +197,23 @@ def test_the_axes_are_orthonormal() -> None:
 
 @pytest.mark.parametrize("kind", ["trivial", "randaugment"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_changes_a_picture(name: str, kind: str) -> None:
-    picture = smooth_picture() // 2 + 40  # not the full range, for autocontrast
+def test_every_operation_changes_a_image(name: str, kind: str) -> None:
+    image = smooth_image() // 2 + 40  # not the full range, for autocontrast
     reach = reach_of(kind, side=48)
     for strength in (1.0, -1.0):
-        changed = operate(picture, name, reach, strength=strength)
-        assert changed.shape == picture.shape
+        changed = operate(image, name, reach, strength=strength)
+        assert changed.shape == image.shape
         assert changed.dtype == np.uint8
-        assert (changed != picture).any() == (name != "identity")
-        again = operate(picture, name, reach, strength=strength)
+        assert (changed != image).any() == (name != "identity")
+        again = operate(image, name, reach, strength=strength)
         torch.testing.assert_close(again, changed, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if OPERATIONS[name][0] != "nothing"])
 def test_no_strength_is_no_change(name: str) -> None:
-    picture = smooth_picture().clip(0, 254)  # solarize starts at 255
-    changed = operate(picture, name, reach_of("trivial", side=48), strength=0.0)
-    torch.testing.assert_close(changed, picture, rtol=0, atol=0)
+    image = smooth_image().clip(0, 254)  # solarize starts at 255
+    changed = operate(image, name, reach_of("trivial", side=48), strength=0.0)
+    torch.testing.assert_close(changed, image, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strength", [-1.0, -0.4, 0.3, 1.0])
@@ -227,21 +227,21 @@ def test_no_strength_is_no_change(name: str) -> None:
     ],
 )
 def test_colour_operations_are_pillows(name: str, enhancer: Any, strength: float) -> None:
-    picture = smooth_picture()
-    changed = operate(picture, name, reach_of("trivial", side=48), strength=strength)
-    expected = np.asarray(enhancer(Image.fromarray(picture)).enhance(1 + 0.99 * strength))
+    image = smooth_image()
+    changed = operate(image, name, reach_of("trivial", side=48), strength=strength)
+    expected = np.asarray(enhancer(Image.fromarray(image)).enhance(1 + 0.99 * strength))
     inside = (slice(1, -1), slice(1, -1))  # Pillow sharpens no border
     assert np.abs(changed[inside].astype(int) - expected[inside]).max() <= 2
 
 
 def test_posterize_and_solarize_are_pillows() -> None:
-    picture = smooth_picture()
-    image = Image.fromarray(picture)
+    image = smooth_image()
+    pillows = Image.fromarray(image)
     for kind, bits in (("trivial", 2), ("randaugment", 4)):
-        changed = operate(picture, "posterize", reach_of(kind, side=48), strength=-1.0)
-        torch.testing.assert_close(changed, np.array(ImageOps.posterize(image, bits)))
-    changed = operate(picture, "solarize", reach_of("trivial", side=48), strength=0.5)
-    torch.testing.assert_close(changed, np.array(ImageOps.solarize(image, 128)))
+        changed = operate(image, "posterize", reach_of(kind, side=48), strength=-1.0)
+        torch.testing.assert_close(changed, np.array(ImageOps.posterize(pillows, bits)))
+    changed = operate(image, "solarize", reach_of("trivial", side=48), strength=0.5)
+    torch.testing.assert_close(changed, np.array(ImageOps.solarize(pillows, 128)))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -265,17 +265,17 @@ def test_geometry_goes_where_it_says(sign: int) -> None:
 
 
 def test_operations_are_drawn_alike() -> None:
-    picture = smooth_picture() // 2 + 40
+    image = smooth_image() // 2 + 40
     reach = reach_of("randaugment", side=48)
     by_result = {
-        operate(picture, name, reach, strength=sign * 0.5).tobytes(): name
+        operate(image, name, reach, strength=sign * 0.5).tobytes(): name
         for name in OPERATIONS
         for sign in (1, -1)
     }
     assert len(by_result) == 9 * 2 + 5  # signed ones in two directions
     auto = AutoAugment(reach, num_ops=1, strength=0.5)
     rng = np.random.default_rng(0)
-    counts = Counter(by_result[auto(picture, rng).tobytes()] for _ in range(1400))
+    counts = Counter(by_result[auto(image, rng).tobytes()] for _ in range(1400))
     assert set(counts) == set(OPERATIONS)
     assert min(counts.values()) > 60  # 100 each if uniform
 
@@ -294,8 +294,8 @@ VIEWS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("encode", [jpeg, png])
 @pytest.mark.parametrize("changes", VIEWS, ids=str)
-def test_one_seed_gives_one_picture(changes: dict[str, Any], encode: Any) -> None:
-    data = encode(smooth_picture(150, 200))
+def test_one_seed_gives_one_image(changes: dict[str, Any], encode: Any) -> None:
+    data = encode(smooth_image(150, 200))
     view = make_view(**changes)
     first = [view(data, PATH, seed=seed) for seed in range(10)]
     other = make_view(**changes)  # another object, in another order, as another worker's
@@ -304,26 +304,26 @@ def test_one_seed_gives_one_picture(changes: dict[str, Any], encode: Any) -> Non
         assert again.shape == (32, 32, 3)
         assert again.dtype == np.uint8
         torch.testing.assert_close(again, first[seed], rtol=0, atol=0)
-    assert len({picture.tobytes() for picture in first}) == 10
+    assert len({image.tobytes() for image in first}) == 10
 
 
 def test_the_mirror_is_drawn() -> None:
-    picture = smooth_picture()
+    image = smooth_image()
     for prob in (0.0, 0.25, 1.0):
         view = make_view(flip_prob=prob, pca_std=0.0)
-        changed = [view.change(picture, np.random.default_rng(seed)) for seed in range(200)]
-        mirrored = [np.array_equal(each, picture[:, ::-1]) for each in changed]
-        plain = [np.array_equal(each, picture) for each in changed]
+        changed = [view.change(image, np.random.default_rng(seed)) for seed in range(200)]
+        mirrored = [np.array_equal(each, image[:, ::-1]) for each in changed]
+        plain = [np.array_equal(each, image) for each in changed]
         assert all(a != b for a, b in zip(mirrored, plain, strict=True))
         assert abs(sum(mirrored) - 200 * prob) < 25
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (31, 33)], ids=str)
-def test_tiny_pictures_are_enlarged(size: tuple[int, int]) -> None:
-    picture = np.full((*size, 3), 77, np.uint8)
+def test_tiny_images_are_enlarged(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 77, np.uint8)
     for changes in VIEWS[:2]:
         view = make_view(pca_std=0.0, **changes)
-        out = view(png(picture), PATH, seed=1)
+        out = view(png(image), PATH, seed=1)
         torch.testing.assert_close(out, np.full((32, 32, 3), 77, np.uint8))
 
 
@@ -345,14 +345,14 @@ def test_wrong_ranges_are_named(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (20, 20), (301, 404)], ids=str)
 def test_the_centre_is_tested(size: tuple[int, int]) -> None:
-    picture = smooth_picture(*size)
+    image = smooth_image(*size)
     view = EvaluationView(EvaluationConfig(resize=36, crop=30))
     assert view.one_shape
-    whole = resize_pixels(picture, short_side_size(size, 36))
+    whole = resize_pixels(image, short_side_size(size, 36))
     top, left = (whole.shape[0] - 30) // 2, (whole.shape[1] - 30) // 2
     expected = whole[top : top + 30, left : left + 30]
     for seed in range(2):
-        pixels = view(png(picture), PATH, seed=seed)
+        pixels = view(png(image), PATH, seed=seed)
         torch.testing.assert_close(pixels, np.ascontiguousarray(expected), rtol=0, atol=0)
     assert view.shape_of(size) == (30, 30)
 
@@ -362,18 +362,18 @@ def test_the_centre_is_tested(size: tuple[int, int]) -> None:
 def test_other_views_keep_the_whole(kind: Any, side: int, size: tuple[int, int]) -> None:
     view = EvaluationView(EvaluationConfig(view=kind, resize=36, crop=30, scales=(30, 50, 40)))
     assert not view.one_shape
-    picture = smooth_picture(*size)
-    pixels = view(png(picture), PATH, seed=0)
+    image = smooth_image(*size)
+    pixels = view(png(image), PATH, seed=0)
     assert min(pixels.shape[:2]) == side
     assert pixels.shape[:2] == view.shape_of(size)
-    expected = resize_pixels(picture, short_side_size(size, side))
+    expected = resize_pixels(image, short_side_size(size, side))
     torch.testing.assert_close(pixels, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     "view", [make_view(), EvaluationView(EvaluationConfig())], ids=["training", "evaluation"]
 )
-def test_what_is_no_picture_is_named(view: TrainingView | EvaluationView) -> None:
-    for data in (b"", b"no picture", jpeg(smooth_picture())[:-9]):
+def test_what_is_no_image_is_named(view: TrainingView | EvaluationView) -> None:
+    for data in (b"", b"no image", jpeg(smooth_image())[:-9]):
         with pytest.raises(BadPictureError, match=r"^a\.jpg: expected"):
             view(data, PATH, seed=0)

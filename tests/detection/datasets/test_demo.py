@@ -46,7 +46,7 @@ def test_the_demo_is_sound_coco(root: Path, split: str, count: int) -> None:
         assert ledger.images_without_boxes > 0
 
 
-def test_pictures_are_as_annotated(root: Path) -> None:
+def test_images_are_as_annotated(root: Path) -> None:
     split = SplitConfig(images=str(root / "val"), annotations=str(root / "annotations/val.json"))
     data = CocoDetection(split, config=DataConfig(), training=False)
     for index in range(len(data)):

@@ -36,7 +36,7 @@ def test_layout(made: Path) -> None:
         assert len(list((made / split).rglob("*.png"))) == count
 
 
-def test_objects_fill_their_pictures(made: Path) -> None:
+def test_objects_fill_their_images(made: Path) -> None:
     for path in made.rglob("*.png"):
         pixels = read_image(path)
         assert pixels.shape == (SIDE, SIDE, 3)
@@ -52,7 +52,7 @@ def test_the_same_parameters_give_the_same_bytes_and_others_do_not(
     assert content(tmp_path / "other") != content(made)
 
 
-def test_training_and_validation_share_no_picture(made: Path) -> None:
+def test_training_and_validation_share_no_image(made: Path) -> None:
     train, val = (
         {path.read_bytes() for path in (made / s).rglob("*.png")} for s in ("train", "val")
     )

@@ -14,7 +14,7 @@ WORDS = f"{BEE}\tbee, apian insect\nn02084071\tdog, domestic dog\n{ANT}\tant, em
 
 
 def write_ilsvrc(root: Path) -> None:
-    """Two training pictures in folders of their own, two validation pictures, lists of three."""
+    """Two training images in folders of their own, two validation images, lists of three."""
     files = {
         "train/ILSVRC2013_train/n02219486/n02219486_7": [(ANT, 0, 0, 30, 20, "")],
         "train/ILSVRC2014_train_0000/ILSVRC2014_train_00000001": [],

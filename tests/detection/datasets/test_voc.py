@@ -37,7 +37,7 @@ def test_plain_folders(tmp_path: Path) -> None:
         write_xml(tmp_path / "xml" / f"{name}.xml", [])
     names = ("a.1", "b", "more/c")
     assert find_sets(tmp_path, [], xml="xml") == [ImageSet("xml", "xml", names)]
-    assert find_sets(tmp_path, [], xml="xml", pictures=".") == [ImageSet("xml", ".", names)]
+    assert find_sets(tmp_path, [], xml="xml", images=".") == [ImageSet("xml", ".", names)]
     (tmp_path / "list.txt").write_text("b\n")
     found = find_sets(tmp_path, [], xml="xml", names=tmp_path / "list.txt")
     assert found == [ImageSet("xml", "xml", ("b",))]
@@ -69,9 +69,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nothing": (lambda root: find_sets(root, []), "expected one of --sets and --xml"),
     "both": (lambda root: find_sets(root, ["a"], xml="b"), "expected one of --sets and --xml"),
-    "pictures of a set": (
-        lambda root: find_sets(root, ["a"], pictures="b"),
-        "expected --pictures and --list with --xml, got --sets",
+    "images of a set": (
+        lambda root: find_sets(root, ["a"], images="b"),
+        "expected --images and --list with --xml, got --sets",
     ),
     "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files in it"),
     "empty": (

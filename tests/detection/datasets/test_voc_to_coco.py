@@ -23,8 +23,8 @@ from tests.detection.datasets.voc_files import XmlRow, write_picture, write_voc,
 CLASSES = number_classes(["cat", "dog"])
 
 
-def one_picture(tmp_path: Path, objects: list[XmlRow], **changes: Any) -> Conversion:
-    """Convert picture a.jpg of 60x40 with these objects."""
+def one_image(tmp_path: Path, objects: list[XmlRow], **changes: Any) -> Conversion:
+    """Convert image a.jpg of 60x40 with these objects."""
     write_xml(tmp_path / "a.xml", objects)
     if not (tmp_path / "a.jpg").exists():
         write_picture(tmp_path / "a.jpg")
@@ -56,11 +56,11 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     assert [annotation["id"] for annotation in document["annotations"]] == list(range(1, 7))
     assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert conversion.rows == [
-        ("pictures", 3),
+        ("images", 3),
         ("objects", 6),
         ("difficult objects among them", 3),
         ("classes", 2),
-        ("pictures listed more than once", 2),
+        ("images listed more than once", 2),
     ]
     conversion.write(tmp_path / "new" / "all.json")
     annotations = read_coco(tmp_path / "new" / "all.json")
@@ -74,17 +74,17 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     ids=["pixels", "corners"],
 )
 def test_the_two_conventions(tmp_path: Path, boxes: BoxConvention, expected: list[float]) -> None:
-    document = one_picture(tmp_path, [("cat", 1, 1, 60, 40, "")], boxes=boxes).document
+    document = one_image(tmp_path, [("cat", 1, 1, 60, 40, "")], boxes=boxes).document
     assert document["annotations"][0]["bbox"] == expected
 
 
 def test_one_pixel_is_a_box_and_one_corner_is_none(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 7, 7, 7, 7, "")]
-    conversion = one_picture(tmp_path, rows)
+    conversion = one_image(tmp_path, rows)
     assert conversion.document["annotations"][0]["bbox"] == [6, 6, 1, 1]
     assert ("boxes one pixel wide or high: --boxes corners?", 1) in conversion.rows
     with pytest.raises(UserError, match="bbox width: expected at least"):
-        one_picture(tmp_path, rows, boxes="corners")
+        one_image(tmp_path, rows, boxes="corners")
 
 
 @pytest.mark.parametrize(("boxes", "expected"), [("pixels", 1), ("corners", 0)])
@@ -92,7 +92,7 @@ def test_boxes_from_zero_are_not_counted_from_one(
     tmp_path: Path, boxes: BoxConvention, expected: int
 ) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, ""), ("cat", 1, 5, 7, 7, "")]
-    counts = dict(one_picture(tmp_path, rows, boxes=boxes).rows)
+    counts = dict(one_image(tmp_path, rows, boxes=boxes).rows)
     assert counts.get("boxes from pixel 0 and not 1: --boxes corners?", 0) == expected
 
 
@@ -111,9 +111,9 @@ def test_bad_objects_stop_or_are_named(
 ) -> None:
     rows: list[XmlRow] = [("cat", 1, 1, 60, 40, ""), row, ("dog", 1, 1, 5, 5, "")]
     with pytest.raises(UserError, match=message) as error:
-        one_picture(tmp_path, rows)
+        one_image(tmp_path, rows)
     assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: object 2 ({row[0]}): ")
-    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    conversion = one_image(tmp_path, rows, on_bad_box="skip")
     assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-box skip drops it"
     assert len(conversion.dropped) == 1
     assert (f"objects dropped, {counted}", 1) in conversion.rows
@@ -123,12 +123,12 @@ def test_bad_objects_stop_or_are_named(
 
 def test_the_first_bad_object_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"object 1 \(cow\)"):
-        one_picture(tmp_path, [("cow", 1, 1, 8, 8, ""), ("cat", 9, 9, 1, 1, "")])
+        one_image(tmp_path, [("cow", 1, 1, 8, 8, ""), ("cat", 9, 9, 1, 1, "")])
 
 
 def test_boxes_partly_outside_stay_and_are_counted(tmp_path: Path) -> None:
-    conversion = one_picture(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
-    assert ("boxes partly outside their picture", 2) in conversion.rows
+    conversion = one_image(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
+    assert ("boxes partly outside their image", 2) in conversion.rows
     assert conversion.document["annotations"][0]["bbox"] == [-1, 0, 31, 20]
 
 
@@ -136,13 +136,13 @@ def broken(tmp_path: Path) -> None:
     (tmp_path / "b.xml").write_text("<annotation>")
 
 
-def without_picture(tmp_path: Path) -> None:
+def without_image(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").unlink()
 
 
 def without_size(tmp_path: Path) -> None:
     write_xml(tmp_path / "b.xml", [], size="")
-    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8no picture")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8no image")
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def without_size(tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "b.xml").unlink(), r"b\.xml: no such file"),
         (broken, r"b\.xml: not valid XML"),
-        (without_picture, r"b\.\*: expected a picture of the XML file's name, got none"),
+        (without_image, r"b\.\*: expected an image of the XML file's name, got none"),
         (without_size, r"b\.jpg: expected a whole"),
     ],
-    ids=["no XML", "broken XML", "no picture", "broken picture"],
+    ids=["no XML", "broken XML", "no image", "broken image"],
 )
-def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: str) -> None:
+def test_bad_images_stop_or_are_named(tmp_path: Path, breaks: Any, message: str) -> None:
     for name in "abc":
         write_xml(tmp_path / f"{name}.xml", [("cat", 1, 1, 60, 40, "")])
         write_picture(tmp_path / f"{name}.jpg")
@@ -166,8 +166,8 @@ def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: st
     conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
     assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-image skip drops it"
     assert len(conversion.dropped) == 1
-    assert conversion.rows[0] == ("pictures", 2)
-    assert conversion.rows[-1] == ("pictures dropped", 1)
+    assert conversion.rows[0] == ("images", 2)
+    assert conversion.rows[-1] == ("images dropped", 1)
     assert [image["id"] for image in conversion.document["images"]] == [1, 2]
 
 
@@ -235,13 +235,13 @@ def test_the_boxes_tell_their_convention(
 
 def test_what_was_decided_is_said(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, "")]
-    conversion = one_picture(tmp_path, rows, boxes=None)
+    conversion = one_image(tmp_path, rows, boxes=None)
     assert conversion.document["annotations"][0]["bbox"] == [0, 5, 7, 2]
     assert conversion.lines()[0] == (
         "boxes are read as corners: of 1 boxes 1 begin at 0, as pixels counted from 1 do not;"
         " --boxes pixels reads them otherwise"
     )
-    assert one_picture(tmp_path, rows, boxes="corners").lines() == []
+    assert one_image(tmp_path, rows, boxes="corners").lines() == []
 
 
 def test_real_boxes_tell_their_convention(data_dir: Path) -> None:
@@ -252,7 +252,7 @@ def test_real_boxes_tell_their_convention(data_dir: Path) -> None:
 
 def test_nothing_left(tmp_path: Path) -> None:
     sets = [ImageSet(".", ".", ("a",))]
-    with pytest.raises(UserError, match="expected pictures to convert, got none"):
+    with pytest.raises(UserError, match="expected images to convert, got none"):
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
 
 
@@ -263,19 +263,19 @@ def test_size_and_classes_are_filled_in(tmp_path: Path) -> None:
     conversion = convert(tmp_path, sets, classes=None, boxes="pixels")
     assert conversion.document["images"][0]["width"] == 50
     assert conversion.document["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "yak"}]
-    assert ("sizes filled in from the picture", 1) in conversion.rows
+    assert ("sizes filled in from the image", 1) in conversion.rows
 
 
-def test_pictures_without_objects(tmp_path: Path) -> None:
-    conversion = one_picture(tmp_path, [], classes={"x": Category(5, "ex")})
+def test_images_without_objects(tmp_path: Path) -> None:
+    conversion = one_image(tmp_path, [], classes={"x": Category(5, "ex")})
     assert conversion.document["annotations"] == []
-    assert ("pictures without objects", 1) in conversion.rows
+    assert ("images without objects", 1) in conversion.rows
     assert ("objects", 0) in conversion.rows
 
 
 def test_the_console_names_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[XmlRow] = [("cow", 1, 1, 8, 8, "")] * (LINES_SHOWN + 3)
-    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    conversion = one_image(tmp_path, rows, on_bad_box="skip")
     assert len(conversion.dropped) == LINES_SHOWN + 3
     assert conversion.lines()[-1] == "... and 3 more"
     assert len(conversion.lines()) == LINES_SHOWN + 1

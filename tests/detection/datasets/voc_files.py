@@ -31,16 +31,16 @@ def write_picture(path: Path, *, height: int = 40, width: int = 60) -> None:
 
 
 def write_voc(root: Path, year: str, sets: dict[str, str]) -> None:
-    """Write VOC's layout: each set lists its pictures, each picture has a cat and a hard dog."""
+    """Write VOC's layout: each set lists its images, each image has a cat and a hard dog."""
     folder = root / year
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    for name, pictures in sets.items():
-        (lists / f"{name}.txt").write_text("\n".join(pictures.split()) + "\n")
-        for picture in pictures.split():
+    for name, images in sets.items():
+        (lists / f"{name}.txt").write_text("\n".join(images.split()) + "\n")
+        for image in images.split():
             rows = [
                 ("cat", 1, 1, 30, 20, "<difficult>0</difficult>"),
                 ("dog", 11, 21, 60, 40, "<difficult>1</difficult>"),
             ]
-            write_xml(folder / "Annotations" / f"{picture}.xml", rows)
-            write_picture(folder / "JPEGImages" / f"{picture}.jpg")
+            write_xml(folder / "Annotations" / f"{image}.xml", rows)
+            write_picture(folder / "JPEGImages" / f"{image}.jpg")

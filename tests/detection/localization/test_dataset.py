@@ -1,4 +1,4 @@
-"""The data set of a localization run: windows, what becomes of boxes in them, whole pictures."""
+"""The data set of a localization run: windows, what becomes of boxes in them, whole images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from backbones.config import DemoConfig
 from detection.localization.config import AugmentConfig
 from detection.localization.dataset import (
-    LocalizationPictures,
+    LocalizationImages,
     TrainingWindow,
     cut_boxes,
     visible_share,
@@ -19,8 +19,8 @@ from engine.errors import SkippedSampleError, UserError
 from tests.detection.localization.tiny_localizer import SIDE, tiny_config, write_tiny_imagenet
 
 
-def patch_picture() -> tuple[np.ndarray, np.ndarray]:
-    """A picture of 60 x 80 with a white patch, and its box."""
+def patch_image() -> tuple[np.ndarray, np.ndarray]:
+    """An image of 60 x 80 with a white patch, and its box."""
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[20:50, 30:70] = 255
     return pixels, np.array([[30, 20, 70, 50]], np.float32)
@@ -34,7 +34,7 @@ WINDOWS = {
 
 @pytest.mark.parametrize("config", WINDOWS.values(), ids=WINDOWS)
 def test_boxes_follow_windows_and_mirrors(config: AugmentConfig) -> None:
-    pixels, boxes = patch_picture()
+    pixels, boxes = patch_image()
     window = TrainingWindow(config)
     seen = set()
     for seed in range(30):
@@ -61,8 +61,8 @@ def test_one_box_of_several_stays_and_the_rest_is_marked() -> None:
     assert [False, True] in partial
 
 
-def test_the_whole_picture_where_no_window_keeps_a_box() -> None:
-    pixels, _ = patch_picture()
+def test_the_whole_image_where_no_window_keeps_a_box() -> None:
+    pixels, _ = patch_image()
     boxes = np.array([[0, 0, 80, 60]], np.float32)
     config = AugmentConfig(crop=30, area=(0.2, 0.3), min_visible=0.9, flip_prob=0.0)
     _, (box,), partial = TrainingWindow(config)(pixels, boxes, seed=0)
@@ -81,30 +81,30 @@ def root(tmp_path: Path) -> Path:
     return write_tiny_imagenet(tmp_path)
 
 
-def test_tested_pictures_are_whole_and_grouped_by_shape(root: Path) -> None:
+def test_tested_images_are_whole_and_grouped_by_shape(root: Path) -> None:
     config = tiny_config(root, evaluation={"resize": 48})
-    data = LocalizationPictures(config, "val", training=False, class_names=("blue", "red"))
+    data = LocalizationImages(config, "val", training=False, class_names=("blue", "red"))
     sample = data.load(0, 0)
     assert sample.pixels.shape == (48, 48, 3)
     assert sample.original_size == (SIDE, SIDE)
-    np.testing.assert_allclose(sample.boxes, data.pictures.boxes_of(0) * 1.5, rtol=1e-5)
+    np.testing.assert_allclose(sample.boxes, data.images.boxes_of(0) * 1.5, rtol=1e-5)
     assert data.groups.tolist() == [0] * 4
     dense = tiny_config(root, evaluation={"view": "dense", "scales": [32, 64]})
-    data = LocalizationPictures(dense, "val", training=False, class_names=("blue", "red"))
+    data = LocalizationImages(dense, "val", training=False, class_names=("blue", "red"))
     assert data.load(0, 0).pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
-def test_a_picture_cut_short(root: Path, policy: str) -> None:
+def test_a_image_cut_short(root: Path, policy: str) -> None:
     path = root / "train/blue/images/blue_0.png"
     path.write_bytes(path.read_bytes()[:60])
     config = tiny_config(root, data={"on_bad_image": policy})
     if policy == "error":
         with pytest.raises(UserError, match=r"blue_0\.png"):
-            LocalizationPictures(config, "train", training=True)
+            LocalizationImages(config, "train", training=True)
         return
-    data = LocalizationPictures(config, "train", training=True)
-    assert data.pictures.ledger == {"pictures that cannot be read left out": ["blue_0.png"]}
+    data = LocalizationImages(config, "train", training=True)
+    assert data.images.ledger == {"images that cannot be read left out": ["blue_0.png"]}
     (root / "train/blue/images/blue_1.png").write_bytes(b"")
     with pytest.raises(SkippedSampleError, match=r"blue_1\.png"):
         data.load(0, 0)
@@ -114,7 +114,7 @@ def test_a_picture_cut_short(root: Path, policy: str) -> None:
 def test_no_root(tmp_path: Path, place: str, got: str) -> None:
     config = tiny_config(tmp_path / place) if place else tiny_config(tmp_path, data={"root": ""})
     with pytest.raises(UserError, match=f"data.root .*: expected the folder .*, got {got}"):
-        LocalizationPictures(config, "train", training=True)
+        LocalizationImages(config, "train", training=True)
 
 
 def test_demo_is_drawn_once_in_the_same_layout(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_demo_is_drawn_once_in_the_same_layout(tmp_path: Path) -> None:
     assert len(written) == 45
     make_demo_localization(config)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.png")} == written
-    pictures = read_tiny_imagenet(root, "train", on_bad_box="error", on_bad_image="error")
-    assert len(pictures) == 40
-    assert len(pictures.class_names) == 6
-    assert pictures.ledger == {}
+    images = read_tiny_imagenet(root, "train", on_bad_box="error", on_bad_image="error")
+    assert len(images) == 40
+    assert len(images.class_names) == 6
+    assert images.ledger == {}

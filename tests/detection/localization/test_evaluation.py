@@ -28,7 +28,7 @@ def random_boxes(*shape: int) -> torch.Tensor:
 
 
 def random_batch(count: int, first: int = 0) -> tuple[DetectionBatch, list[Localization]]:
-    """Pictures of 100 x 100, resized to 50 x 50, with one or two boxes; three guesses each."""
+    """Images of 100 x 100, resized to 50 x 50, with one or two boxes; three guesses each."""
     valid = torch.rand(count, 2) < 0.5
     valid[:, 0] = True
     boxes = random_boxes(count, 2) / 2 * valid[..., None]
@@ -76,7 +76,7 @@ def test_errors_are_the_reference_s() -> None:
         assert 0 < value < 1, name
         assert metrics[name] == pytest.approx(value), name
     assert metrics["localization_accuracy"] == pytest.approx(1 - metrics["localization_error"])
-    assert metrics["num_pictures"] == 60
+    assert metrics["num_images"] == 60
 
 
 def test_an_overlap_of_exactly_a_half_is_right() -> None:
@@ -103,9 +103,9 @@ def test_any_split_over_processes_gives_the_same(tmp_path: Path) -> None:
     first, second = evaluator(), evaluator()
     assert first.compute(states) == second.compute(states[::-1])
     first.write(tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text())["num_pictures"] == 12
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_images"] == 12
     rows = json.loads((tmp_path / "localizations.json").read_text())
-    assert [row["picture"] for row in rows] == [f"{number}.jpg" for number in range(12)]
+    assert [row["image"] for row in rows] == [f"{number}.jpg" for number in range(12)]
     assert len(rows[0]["predicted"]) == 2
     assert rows[0]["given"]["class"] in NAMES
 
@@ -122,6 +122,6 @@ def test_table_shows_the_baseline_beside_the_error() -> None:
     assert "[ray]" in shown.get()
 
 
-def test_no_picture_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match="expected at least one validation picture"):
+def test_no_image_is_the_user_s_mistake() -> None:
+    with pytest.raises(UserError, match="expected at least one validation image"):
         evaluator().compute([[]])

@@ -102,7 +102,7 @@ def localizer_that_answers(box: tuple[float, float, float, float]) -> Localizer:
 BACK = {
     # of 96 x 64 the crop of 16 lies at x 40, y 24; original pixels are three times those
     "center": ({"crop": 16}, 96, [(4 + 40) * 3, (6 + 24) * 3, (14 + 40) * 3, (12 + 24) * 3]),
-    # at a shorter side of 16 a pixel is four of the resized picture, twelve of the original
+    # at a shorter side of 16 a pixel is four of the resized image, twelve of the original
     "dense": ({"view": "dense", "scales": (16,)}, 64, [4 * 12, 6 * 12, 14 * 12, 12 * 12]),
 }
 
@@ -135,7 +135,7 @@ def test_boxes_over_the_border_are_cut_after_their_mean() -> None:
 
 
 @pytest.mark.parametrize("view", ["center", "dense"])
-def test_a_picture_s_box_does_not_depend_on_its_neighbour(view: str) -> None:
+def test_a_image_s_box_does_not_depend_on_its_neighbour(view: str) -> None:
     model, batch = localizer(), images()
     how = settings(view=view, merge="vote", mirror=True)
     boxes, scores = localize(model, batch, CLASSES, settings=how)
@@ -165,6 +165,6 @@ def test_votes_of_empty_boxes_and_no_scores_are_finite() -> None:
     torch.testing.assert_close(boxes, torch.zeros(1, 4))
 
 
-def test_a_picture_smaller_than_the_crop_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the pictures' sides"):
+def test_a_image_smaller_than_the_crop_is_the_user_s_mistake() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the images' sides"):
         localize(localizer(), images(), CLASSES, settings=settings(crop=65))

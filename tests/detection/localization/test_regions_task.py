@@ -76,7 +76,7 @@ def test_regions_are_seen_mirrored_too(first: Path) -> None:
     boxes, scores = task.locate(batch.images, label)
     flipped = replace(batch.images, pixels=batch.images.pixels.flip(3))
     again, again_scores = task.locate(flipped, label)
-    # one picture and its mirror image look alike from both sides
+    # one image and its mirror image look alike from both sides
     torch.testing.assert_close(again_scores, scores, rtol=1e-4, atol=1e-5)
     width = batch.images.pixels.shape[3]
     factor = (batch.images.original_sizes[:, 1] / width)[:, None, None]

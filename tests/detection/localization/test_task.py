@@ -99,7 +99,7 @@ def test_a_run_is_read_back_with_the_same_score(root: Path, tmp_path: Path) -> N
     for name in ("localization_error", "mean_iou", "baseline_localization_error"):
         assert second[name] == first[name]
     rows = json.loads((tmp_path / "eval" / "localizations.json").read_text())
-    assert [row["picture"] for row in rows] == [
+    assert [row["image"] for row in rows] == [
         f"val/images/{name}_{number}.png" for name in CLASSES for number in range(2)
     ]
     assert (tmp_path / "run" / "pictures").is_dir()
@@ -156,14 +156,14 @@ def test_a_missing_classifier_is_said_before_data_is_read(tmp_path: Path) -> Non
         LocalizationTask.for_training(config)
 
 
-def test_drawn_pictures_show_truth_and_answer(root: Path) -> None:
+def test_drawn_images_show_truth_and_answer(root: Path) -> None:
     task, _ = task_and_batch(tiny_config(root))
     task.model.eval()
     data = task.val_data()
     batch = data.collate([data.load(0, 0)])
-    (picture,) = task.draw(batch, task.predict(batch))
-    assert picture.dtype == "uint8"
-    assert picture.ndim == 3
+    (image,) = task.draw(batch, task.predict(batch))
+    assert image.dtype == "uint8"
+    assert image.ndim == 3
 
 
 @pytest.mark.gpu

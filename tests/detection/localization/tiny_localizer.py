@@ -1,4 +1,4 @@
-"""A localizer and data small enough for tests: one bright patch a picture, two colours."""
+"""A localizer and data small enough for tests: one bright patch an image, two colours."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SIDE = 32
 
 
 def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 2) -> Path:
-    """Write Tiny ImageNet's layout: `num_train` and `num_val` pictures of each class."""
+    """Write Tiny ImageNet's layout: `num_train` and `num_val` images of each class."""
     rng = np.random.default_rng(0)
     (root / "wnids.txt").parent.mkdir(parents=True, exist_ok=True)
     (root / "wnids.txt").write_text("".join(f"{name}\n" for name in CLASSES))
@@ -41,13 +41,13 @@ def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 2) -> 
                 x1, y1 = rng.integers(0, 12, size=2).tolist()
                 x2, y2 = (rng.integers(10, 20, size=2) + np.array([x1, y1])).tolist()
                 pixels[y1 : y2 + 1, x1 : x2 + 1, 2 * channel] = 255
-                picture = f"{name}_{number}.png"
-                cv2.imwrite(str(folder / "images" / picture), pixels)  # BGR
-                boxes.append((picture, f"{x1}\t{y1}\t{x2}\t{y2}"))
+                image = f"{name}_{number}.png"
+                cv2.imwrite(str(folder / "images" / image), pixels)  # BGR
+                boxes.append((image, f"{x1}\t{y1}\t{x2}\t{y2}"))
             if split == "train":
-                text = "".join(f"{picture}\t{box}\n" for picture, box in boxes)
+                text = "".join(f"{image}\t{box}\n" for image, box in boxes)
                 (folder / f"{name}_boxes.txt").write_text(text)
-            lines += [f"{picture}\t{name}\t{box}\n" for picture, box in boxes * (split == "val")]
+            lines += [f"{image}\t{name}\t{box}\n" for image, box in boxes * (split == "val")]
     (root / "val/val_annotations.txt").write_text("".join(lines))
     return root
 

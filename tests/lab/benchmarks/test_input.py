@@ -18,12 +18,12 @@ def test_both_sides_agree(tmp_path: Path, data_dir: Path, monkeypatch: pytest.Mo
     assert torch.get_num_threads() == threads
 
 
-def test_another_picture_is_refused(
+def test_another_image_is_refused(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     monkeypatch.setattr(input_benchmark, "MEAN", (0.5, 0.5, 0.5))
     monkeypatch.setattr(input_benchmark, "MAX_PIXEL_DIFFERENCE", 0.1)
     settings = Settings(folder=tmp_path, say=print, rounds=1, small=True)
-    with pytest.raises(DisagreementError, match="pixels of picture 0: expected a mean difference"):
+    with pytest.raises(DisagreementError, match="pixels of image 0: expected a mean difference"):
         input_benchmark.input_pipeline(settings)

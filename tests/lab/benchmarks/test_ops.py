@@ -29,6 +29,6 @@ def test_proposals_overlap_as_a_networks_do() -> None:
     boxes, scores = ops.best_proposals(600)
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
     assert boxes.min() >= 0
-    assert boxes[:, 2].max() <= ops.PICTURE[1]
+    assert boxes[:, 2].max() <= ops.IMAGE[1]
     assert len(scores.unique()) > 500
     assert len(torchvision.ops.nms(boxes, scores, 0.7)) < 400

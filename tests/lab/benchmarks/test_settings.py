@@ -18,7 +18,7 @@ def test_what_is_not_there_is_told_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESDET_DATA", str(tmp_path))
-    with pytest.raises(UserError, match="RESDET_DATA is to name the folder of real pictures"):
+    with pytest.raises(UserError, match="RESDET_DATA is to name the folder of real images"):
         BENCHMARKS["padding"].look_for_needs("padding", small=True)
     lacking = Benchmark("x.y", needs=("os", "no_such_package"))
     with pytest.raises(UserError, match="x: expected the package no_such_package, got none"):

@@ -24,7 +24,7 @@ model: {{backbone: {{kind: cifar_{kind}}}}}
 evaluation: {{resize: 32, crop: 32}}
 optim: {{lr: 0.05}}
 loader: {{workers: 0}}
-loop: {{max_steps: 12, batch_size: 16, log_every: 2, eval_batch_size: 1000, drawn_pictures: 2}}
+loop: {{max_steps: 12, batch_size: 16, log_every: 2, eval_batch_size: 1000, drawn_images: 2}}
 """
 NETWORKS = {"cifar_plain8": "plain8.yaml", "cifar_resnet8": "resnet8.yaml"}
 
@@ -48,7 +48,7 @@ def plan(configs: Path, scale: ScaleConfig, **changes: Any) -> list[Run]:
 
 
 def finish(run: Run, train_errors: list[float], test_errors: list[float]) -> None:
-    """Write what a finished run leaves, as far as the study reads it; 100 pictures a second."""
+    """Write what a finished run leaves, as far as the study reads it; 100 images a second."""
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(dump_config(run.config))
     lines: list[dict[str, Any]] = [
@@ -84,10 +84,10 @@ def test_plan_goes_by_network_then_seed(configs: Path) -> None:
     assert runs[0].config.model.backbone.kind == "cifar_plain8"
 
 
-def test_seeds_and_pictures_of_the_command_line_come_first(configs: Path) -> None:
-    runs = plan(configs, scale_of(seeds=(3, 1)), seeds=[5, 5], data="my #1: pictures")
+def test_seeds_and_images_of_the_command_line_come_first(configs: Path) -> None:
+    runs = plan(configs, scale_of(seeds=(3, 1)), seeds=[5, 5], data="my #1: images")
     assert [run.seed for run in runs] == [5, 5]
-    assert {run.config.data.root for run in runs} == {"my #1: pictures"}
+    assert {run.config.data.root for run in runs} == {"my #1: images"}
 
 
 def test_plan_refuses_the_config_of_another_network(configs: Path) -> None:
@@ -283,6 +283,6 @@ def test_tiny_study_from_end_to_end(configs: Path, cifar_root: Path, tmp_path: P
     assert [each.value for each in again.verdicts] == [each.value for each in report.verdicts]
     assert (runs[0].folder / "model.safetensors").stat().st_mtime_ns == weights[0]
 
-    few = measure_responses(runs[1].folder, num_pictures=3, device="cpu")
+    few = measure_responses(runs[1].folder, num_images=3, device="cpu")
     assert len(few) == 7
     assert all(deviation > 0 for deviation in few.values())

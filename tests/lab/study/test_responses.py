@@ -14,7 +14,7 @@ from tools.lab.study.responses import draw_responses, response_deviations
 
 
 def with_statistics(model: nn.Module, pixels: Tensor) -> nn.Module:
-    """Give every norm the statistics of some pictures, in place of 0 and 1."""
+    """Give every norm the statistics of some images, in place of 0 and 1."""
     model.train()
     with torch.no_grad():
         model(pixels)

@@ -11,7 +11,7 @@ from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
 from engine.errors import DisagreementError
 from tools.lab.benchmarks.measure import check_close
-from tools.lab.benchmarks.networks import peer_images, peer_pictures, peer_targets
+from tools.lab.benchmarks.networks import peer_image_list, peer_inputs, peer_targets
 
 LOSS_RTOL = 1e-4
 THEIR_NAMES = {
@@ -28,7 +28,7 @@ Sampler = Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]
 @torch.no_grad()
 def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> None:
     """Raise DisagreementError where the losses differ: on the same samples, by all of both."""
-    model, images = task.model, peer_images(peer, batch)
+    model, images = task.model, peer_image_list(peer, batch)
     features = model.features(batch.images)
     their_features = peer.backbone(images.tensors)
     for name, level in their_features.items():
@@ -63,7 +63,7 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
 def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> int:
     """Raise DisagreementError where found objects differ; return how many there are."""
     found = task.predict(batch)
-    expected = peer(peer_pictures(batch))
+    expected = peer(peer_inputs(batch))
     for ours, theirs in zip(found, expected, strict=True):
         if len(ours.boxes) != len(theirs["boxes"]):
             raise DisagreementError(

@@ -1,6 +1,6 @@
 """Training and inference on one GPU, in bfloat16, against torchvision's parts on the same card.
 
-The peer runs eagerly in TF32, its pictures at hand on the device; ours come as JPEG files through
+The peer runs eagerly in TF32, its images at hand on the device; ours come as JPEG files through
 the loader. All of it is for a CUDA device; small, it also runs on a CPU, to show that it runs.
 """
 
@@ -26,6 +26,7 @@ from engine.precision import autocast
 from engine.schema import LoaderConfig, LoopConfig, PrecisionSetting
 from engine.task import Batch
 from tools.lab.benchmarks.agreement import check_detections, check_losses
+from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row, compare, mean_seconds, peak_flops
 from tools.lab.benchmarks.networks import (
     NUM_CLASSES,
@@ -37,33 +38,32 @@ from tools.lab.benchmarks.networks import (
     make_batch,
     make_peer,
     make_task,
-    peer_pictures,
+    peer_inputs,
     peer_targets,
 )
-from tools.lab.benchmarks.pictures import coco_document
 from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import operations_of, our_step, peer_step, prediction
 
 SIZE = (800, 1344)
 TRAIN_BATCH, CLASSIFY_BATCH = 16, 256
-PICTURES_A_SECOND = {"r101_fpn": (60, 120), "r101_c4": (35, 70)}
+IMAGES_A_SECOND = {"r101_fpn": (60, 120), "r101_c4": (35, 70)}
 NUM_JPEGS, NUM_READERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
 
 
 def gpu_train(settings: Settings) -> list[Row]:
-    """Measure training with pictures from JPEG files."""
+    """Measure training with images from JPEG files."""
     device, precision = _device(settings), _precision(settings)
     size, count = (SMALL_SIZE, 2) if settings.small else (SIZE, TRAIN_BATCH)
     rows = []
     for case in chosen_cases(settings, R101_FPN, R101_C4):
-        promised, aim = PICTURES_A_SECOND[case.name]
+        promised, aim = IMAGES_A_SECOND[case.name]
         batch = make_batch(count, size=size).to(device)
         task = make_task(case)
         task.to(device)
         peer = make_peer(case, task, size=size).to(device)
         with _float32(exact=True):
             check_losses(task, peer, make_batch(1, size=size).to(device))
-        theirs = peer_step(peer, peer_pictures(batch), peer_targets(batch))
+        theirs = peer_step(peer, peer_inputs(batch), peer_targets(batch))
         loop = LoopConfig(precision=precision, batch_size=count, compile=not settings.small)
         step = our_step(task, loop, device=device)
         with _float32(exact=False):
@@ -74,13 +74,13 @@ def gpu_train(settings: Settings) -> list[Row]:
         work = f"{case.name} training, batch {count}"
         rows += [
             Row(f"{work}, step", comparison.ratio, "x", 2, detail=str(comparison)),
-            Row(f"{work}, from JPEGs", rate, "pictures/s", promised, aim),
+            Row(f"{work}, from JPEGs", rate, "images/s", promised, aim),
         ]
     return rows
 
 
 def gpu_inference(settings: Settings) -> list[Row]:
-    """Measure finding objects, one picture at a time and eight."""
+    """Measure finding objects, one image at a time and eight."""
     device, precision = _device(settings), _precision(settings)
     size = SMALL_SIZE if settings.small else SIZE
     rows = []
@@ -96,7 +96,7 @@ def gpu_inference(settings: Settings) -> list[Row]:
             with _float32(exact=False):
                 comparison = compare(
                     prediction(partial(task.predict, batch), autocast(device, precision)),
-                    prediction(partial(peer, peer_pictures(batch))),
+                    prediction(partial(peer, peer_inputs(batch))),
                     rounds=settings.rounds,
                     say=settings.say,
                 )
@@ -104,12 +104,12 @@ def gpu_inference(settings: Settings) -> list[Row]:
             rows.append(Row(work, comparison.ratio, "x", 2, 4, detail=str(comparison)))
             limit = 5.0 if count == 8 else None
             each = statistics.median(comparison.ours) / count * 1e3
-            rows.append(Row(f"{work}, a picture", each, "ms", limit, smaller_is_better=True))
+            rows.append(Row(f"{work}, an image", each, "ms", limit, smaller_is_better=True))
     return rows
 
 
 def gpu_classify(settings: Settings) -> list[Row]:
-    """Measure ResNet-101's training as a classifier on made-up pictures of 224 pixels."""
+    """Measure ResNet-101's training as a classifier on made-up images of 224 pixels."""
     device, precision = _device(settings), _precision(settings)
     count, side = (2, 64) if settings.small else (CLASSIFY_BATCH, 224)
     model = resnet101().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -132,7 +132,7 @@ def gpu_classify(settings: Settings) -> list[Row]:
     for _ in range(1 if settings.small else WARM_UP_STEPS):
         step()
     rate = count / mean_seconds(step, calls=1 if settings.small else TIMED_STEPS)
-    return [Row(f"resnet101 training, batch {count}", rate, "pictures/s", 3000, 4000)]
+    return [Row(f"resnet101 training, batch {count}", rate, "images/s", 3000, 4000)]
 
 
 def gpu_trace(settings: Settings) -> list[Row]:
@@ -208,7 +208,7 @@ def _loaded_rate(
     size: tuple[int, int],
     device: torch.device,
 ) -> float:
-    """Return the pictures a second of training from JPEG files, loader and all.
+    """Return the images a second of training from JPEG files, loader and all.
 
     The first batches, which the readers were asked for all at once, are not counted.
     """

@@ -1,4 +1,4 @@
-"""Finding objects in one picture: ours against the same network of torchvision's parts."""
+"""Finding objects in one image: ours against the same network of torchvision's parts."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from tools.lab.benchmarks.networks import (
     make_batch,
     make_peer,
     make_task,
-    peer_pictures,
+    peer_inputs,
 )
 from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import CPU, prediction
@@ -30,7 +30,7 @@ PROMISED = {  # at least, aim: times the peer in float32
 
 
 def inference(settings: Settings) -> list[Row]:
-    """Measure one picture, from pixels to boxes."""
+    """Measure one image, from pixels to boxes."""
     rows = []
     size = SMALL_SIZE if settings.small else SIZE
     for case in chosen_cases(settings, R101_C4, R50_FPN):
@@ -41,13 +41,13 @@ def inference(settings: Settings) -> list[Row]:
         count = check_detections(task, peer, batch)
         settings.say(f"{case.name}: the same {count} objects as torchvision's parts")
         task.model.to(memory_format=torch.channels_last)
-        theirs = prediction(partial(peer, peer_pictures(batch)))
+        theirs = prediction(partial(peer, peer_inputs(batch)))
         for precision in settings.precisions():
             ours = prediction(partial(task.predict, batch), autocast(CPU, precision))
             comparison = compare(
                 ours, theirs, rounds=settings.rounds, say=settings.say, own_memory=True
             )
             promised, aim = PROMISED[case.name, precision]
-            work = f"{case.name} one picture, {precision}"
+            work = f"{case.name} one image, {precision}"
             rows.append(Row(work, comparison.ratio, "x", promised, aim, detail=str(comparison)))
     return rows

@@ -1,6 +1,6 @@
 """From JPEG files and boxes to batches, on one core, against the two usual ways.
 
-Batches of two pictures, the shorter side 800 and the longer one at most 1333, all mirrored so that
+Batches of two images, the shorter side 800 and the longer one at most 1333, all mirrored so that
 each way does the same. The peers get their boxes ready made, and end in normalised float pixels.
 """
 
@@ -18,30 +18,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.transforms import functional as pictures
+from torchvision.transforms import functional as image_ops
 
 from detection.config import AugmentConfig, DataConfig
 from detection.data.collate import round_up
 from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
 from engine.errors import DisagreementError
+from tools.lab.benchmarks.images import coco128
 from tools.lab.benchmarks.measure import Row, check_close, compare
-from tools.lab.benchmarks.pictures import coco128
 from tools.lab.benchmarks.settings import Settings
 
 BATCH_SIZE, SHORT_SIDE, MAX_SIDE, DIVISOR = 2, 800, 1333, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels in 0..1, by which both peers normalise."""
 MAX_PIXEL_DIFFERENCE = 2.0
-"""Mean over a picture, of 255: decoders and the kernels of the resize differ."""
+"""Mean over an image, of 255: decoders and the kernels of the resize differ."""
 
 Batch = tuple[Tensor, list[Tensor], list[tuple[int, int]]]
-"""Pixels (B, 3, H, W), the boxes (n, 4) and the (height, width) of each picture in them."""
+"""Pixels (B, 3, H, W), the boxes (n, 4) and the (height, width) of each image in them."""
 Reader = Callable[[list[int]], Batch]
 
 
 def input_pipeline(settings: Settings) -> list[Row]:
-    """Read the 128 pictures of coco128 in each of the ways."""
+    """Read the 128 images of coco128 in each of the ways."""
     split = coco128()
     augment = AugmentConfig(short_sides=(SHORT_SIDE,), max_side=MAX_SIDE, flip_prob=1.0)
     config = DataConfig(train=split, augment=augment, size_divisor=DIVISOR)
@@ -70,7 +70,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
                     taken.ratio,
                     promised=promised,
                     aim=aim,
-                    detail=f"{count} pictures: {taken}; {seen}",
+                    detail=f"{count} images: {taken}; {seen}",
                 )
             )
     return rows
@@ -101,10 +101,10 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
         images, targets = [], []
         for index in indices:
             with Image.open(folder / data.annotations.file_name(index)) as file:
-                picture = pictures.hflip(file.convert("RGB"))
-            images.append(pictures.convert_image_dtype(pictures.pil_to_tensor(picture)))
+                image = image_ops.hflip(file.convert("RGB"))
+            images.append(image_ops.convert_image_dtype(image_ops.pil_to_tensor(image)))
             boxes = torch.from_numpy(data.annotations.boxes[data.annotations.objects_of(index)])
-            width = picture.width
+            width = image.width
             targets.append(
                 {
                     "boxes": torch.stack(
@@ -136,10 +136,10 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
         images, boxes = [], []
         for index in indices:
             objects = data.annotations.objects_of(index)
-            picture = cv2.imread(str(folder / data.annotations.file_name(index)))
-            assert picture is not None
+            image = cv2.imread(str(folder / data.annotations.file_name(index)))
+            assert image is not None
             done = transforms[sizes[index]](
-                image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB),
+                image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
                 bboxes=data.annotations.boxes[objects],
                 labels=data.annotations.labels[objects],
             )
@@ -160,7 +160,7 @@ def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int
     """Return the mean difference of the pixels, of 255; DisagreementError where it is no rounding.
 
     torchvision cuts off what a resized side has of a pixel. So boxes are compared in pixels of the
-    file, and its picture is brought to the size of ours.
+    file, and its image is brought to the size of ours.
     """
     differences = []
     for row, index in enumerate(indices):
@@ -169,17 +169,17 @@ def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int
             side[1][row] / (torch.tensor(side[2][row]) / size).flip(0).repeat(2)
             for side in (ours, peer)
         )
-        check_close(f"boxes of picture {index}", boxes, found, rtol=0, atol=0.5)
-        picture, other = (
+        check_close(f"boxes of image {index}", boxes, found, rtol=0, atol=0.5)
+        image, other = (
             side[0][row, :, : side[2][row][0], : side[2][row][1]].float() for side in (ours, peer)
         )
         other = other * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-        if other.shape != picture.shape:
-            (other,) = F.interpolate(other[None], picture.shape[1:], mode="bilinear")
-        difference = float((picture - other * 255).abs().mean())
+        if other.shape != image.shape:
+            (other,) = F.interpolate(other[None], image.shape[1:], mode="bilinear")
+        difference = float((image - other * 255).abs().mean())
         if difference > MAX_PIXEL_DIFFERENCE:
             raise DisagreementError(
-                f"pixels of picture {index}: expected a mean difference of at most "
+                f"pixels of image {index}: expected a mean difference of at most "
                 f"{MAX_PIXEL_DIFFERENCE} of 255, got {difference:.3g}"
             )
         differences.append(difference)

@@ -1,4 +1,4 @@
-"""Memory of the processes that read pictures, at the size of COCO's training set."""
+"""Memory of the processes that read images, at the size of COCO's training set."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from detection.data.dataset import CocoDetection
 from engine.loader import Part, read_batches, training_batches
 from engine.paths import read_text
 from engine.schema import LoaderConfig
+from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row
-from tools.lab.benchmarks.pictures import coco_document
 from tools.lab.benchmarks.settings import Settings
 
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ def worker_memory(settings: Settings) -> list[Row]:
     size = in_new_process(_write_and_open, folder, 1000 if settings.small else COCO_ANNOTATIONS)
     settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
     data = _open(folder)
-    settings.say(f"{len(data)} pictures, {len(data.annotations.boxes)} objects, {workers} workers")
+    settings.say(f"{len(data)} images, {len(data.annotations.boxes)} objects, {workers} workers")
     batch_size = min(64, len(data))
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
     epoch = (Part(next(plan)) for _ in range(len(data) // batch_size))
@@ -68,7 +68,7 @@ def _open(folder: Path) -> CocoDetection:
 
 
 def write_json(folder: Path, *, annotations: int) -> int:
-    """Write a small picture and a train.json as if of many, polygons and all; return its bytes."""
+    """Write a small image and a train.json as if of many, polygons and all; return its bytes."""
     cv2.imwrite(str(folder / "0.jpg"), np.full((32, 32, 3), 128, np.uint8))
     count = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
     objects = [

@@ -1,6 +1,6 @@
 """The networks of the benchmarks: ours, and the same one built of torchvision's parts.
 
-B images of one size. Both have the same random weights, and see the same pictures.
+B images of one size. Both have the same random weights, and see the same images.
 """
 
 from collections import OrderedDict
@@ -41,7 +41,7 @@ from detection.weights import to_torchvision_fasterrcnn
 from tools.lab.benchmarks.settings import Settings
 
 NUM_CLASSES, NUM_OBJECTS = 80, 7
-"""COCO's classes, and about its objects a picture."""
+"""COCO's classes, and about its objects an image."""
 SIZE, SMALL_SIZE = (800, 1333), (128, 157)
 SIZES = (32, 64, 128, 256, 512)
 RATIOS = (0.5, 1.0, 2.0)
@@ -53,7 +53,7 @@ class Case:
 
     name: as on the command line. kind: of its residual network. topk: proposals before and after
     suppression, in training and in testing; of each level before it. num_samples: regions of a
-    picture on which the head trains.
+    image on which the head trains.
     """
 
     name: str
@@ -118,7 +118,7 @@ def make_task(case: Case) -> DetectionTask:
 def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> PeerRCNN:
     """Return the network of torchvision's parts with the weights of `task`, in training mode.
 
-    size: (height, width) of the pictures.
+    size: (height, width) of the images.
     """
     body = getattr(resnet, case.kind)(weights=None, norm_layer=FrozenBatchNorm2d)
     for name, parameter in body.named_parameters():  # as ours, the first two stages are frozen
@@ -129,7 +129,7 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
         "rpn_pre_nms_top_n_test": case.topk_test[0],
         "rpn_post_nms_top_n_test": case.topk_test[1],
         "box_batch_size_per_image": case.num_samples,
-        # pictures come in their size to both sides
+        # images come in their size to both sides
         "_skip_resize": True,  # in training
         "min_size": size[0],
         "max_size": size[1],
@@ -162,7 +162,7 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
 
 
 def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> DetectionBatch:
-    """Return `count` smooth random pictures of `size` with NUM_OBJECTS boxes, and masks in them."""
+    """Return `count` smooth random images of `size` with NUM_OBJECTS boxes, and masks in them."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     padded = [round_up(side, 32) for side in size]
@@ -188,8 +188,8 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     return DetectionBatch(images, Targets(boxes, labels, valid, ~valid, bits))
 
 
-def peer_pictures(batch: DetectionBatch) -> list[Tensor]:
-    """Return the pictures as torchvision takes them: (3, H, W) float in 0..1, of their own size."""
+def peer_inputs(batch: DetectionBatch) -> list[Tensor]:
+    """Return the images as torchvision takes them: (3, H, W) float in 0..1, of their own size."""
     height, width = batch.images.sizes[0].tolist()
     return list(batch.images.pixels[:, :, :height, :width].float() / 255)
 
@@ -208,8 +208,8 @@ def peer_targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
     return dicts
 
 
-def peer_images(peer: PeerRCNN, batch: DetectionBatch) -> ImageList:
+def peer_image_list(peer: PeerRCNN, batch: DetectionBatch) -> ImageList:
     """Return the normalised, padded batch that the peer's parts take."""
-    images, _ = peer.transform(peer_pictures(batch))
+    images, _ = peer.transform(peer_inputs(batch))
     assert np.prod(images.tensors.shape) == batch.images.pixels.numel()
     return images

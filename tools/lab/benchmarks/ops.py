@@ -13,8 +13,8 @@ from engine.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
 
-PICTURE = (800, 1344)
-"""Height and width in pixels of a COCO picture as detectors train on it, padded."""
+IMAGE = (800, 1344)
+"""Height and width in pixels of a COCO image as detectors train on it, padded."""
 STRIDES = (4, 8, 16, 32)
 NMS_THRESH = 0.7
 
@@ -24,7 +24,7 @@ def roi_align(settings: Settings) -> list[Row]:
     count, channels = (16, 8) if settings.small else (512, 256)
     generator = torch.Generator().manual_seed(0)
     ours = [
-        torch.randn(2, channels, PICTURE[0] // stride, PICTURE[1] // stride, generator=generator)
+        torch.randn(2, channels, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
         .contiguous(memory_format=torch.channels_last)
         .requires_grad_()
         for stride in STRIDES
@@ -42,7 +42,7 @@ def roi_align(settings: Settings) -> list[Row]:
         return pooled.detach(), *torch.autograd.grad(pooled, ours, grad)
 
     def pool_as_peer() -> tuple[Tensor, ...]:
-        pooled = pooler(by_name, list(boxes), [PICTURE] * 2)
+        pooled = pooler(by_name, list(boxes), [IMAGE] * 2)
         gradients: tuple[Tensor, ...] = torch.autograd.grad(pooled, peers, grad)
         return pooled.detach(), *gradients
 
@@ -55,7 +55,7 @@ def roi_align(settings: Settings) -> list[Row]:
 
 
 def nms(settings: Settings) -> list[Row]:
-    """Thin out proposals of one picture, in training and at test."""
+    """Thin out proposals of one image, in training and at test."""
     counts = [(600, 100)] if settings.small else [(12000, 2000), (6000, 1000)]
     rows = []
     for count, topk in counts:
@@ -99,7 +99,7 @@ def best_proposals(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes, ratios = [(32.0, 64.0, 128.0, 256.0, 512.0)], (0.5, 1.0, 2.0)
     anchors = AnchorGenerator(sizes, ratios=ratios, strides=(16,))(
-        [(PICTURE[0] // 16, PICTURE[1] // 16)]
+        [(IMAGE[0] // 16, IMAGE[1] // 16)]
     )
     objects = _scattered_boxes(40, generator)
     overlap, own = box_iou(objects, anchors).max(dim=0)
@@ -108,13 +108,13 @@ def best_proposals(count: int) -> tuple[Tensor, Tensor]:
     deltas = share[:, None] * encode_boxes(objects[own], anchors) + noise[:, :4]
     scores, best = (overlap + noise[:, 4]).sigmoid().topk(count)
     boxes = decode_boxes(deltas[best], anchors[best])
-    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0], scores
+    return clip_boxes(boxes[None], torch.tensor([IMAGE]))[0], scores
 
 
 def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """Return (count, 4) anywhere in a picture: sides of 24 to 480 pixels, small ones as often."""
-    height, width = PICTURE
+    """Return (count, 4) anywhere in an image: sides of 24 to 480 pixels, small ones as often."""
+    height, width = IMAGE
     centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
     sides = 24 * 20 ** torch.rand(count, 2, generator=generator)
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
-    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0]
+    return clip_boxes(boxes[None], torch.tensor([IMAGE]))[0]

@@ -1,4 +1,4 @@
-"""How much of a training batch is padding, on the sizes of COCO's pictures."""
+"""How much of a training batch is padding, on the sizes of COCO's images."""
 
 import itertools
 import json
@@ -13,21 +13,21 @@ from detection.data.collate import Sample
 from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
 from engine.loader import split_batches, training_batches
+from tools.lab.benchmarks.images import coco128, coco_document
 from tools.lab.benchmarks.measure import Row, check_close
-from tools.lab.benchmarks.pictures import coco128, coco_document
 from tools.lab.benchmarks.settings import Settings
 
-PICTURES = 50_000
-"""Sizes drawn, with replacement, from the 128 pictures of COCO's training set that are at hand."""
+IMAGES = 50_000
+"""Sizes drawn, with replacement, from the 128 images of COCO's training set that are at hand."""
 SIDES = {"800": (800,), "640 to 800": AugmentConfig().short_sides}
 
 
 def padding(settings: Settings) -> list[Row]:
-    """Plan one epoch, and divide the pixels of its batches by those of their pictures."""
+    """Plan one epoch, and divide the pixels of its batches by those of their images."""
     folder = settings.folder
-    count = 1000 if settings.small else PICTURES
+    count = 1000 if settings.small else IMAGES
     _write_json(folder, count=count)
-    settings.say(f"{count} pictures with the sizes of 128 of COCO's training set")
+    settings.say(f"{count} images with the sizes of 128 of COCO's training set")
     split = SplitConfig(images=str(folder), annotations=str(folder / "sizes.json"))
     rows = []
     for (name, sides), (batch_size, promised, aim) in itertools.product(
@@ -50,7 +50,7 @@ def padding(settings: Settings) -> list[Row]:
 
 
 def _write_json(folder: Path, *, count: int) -> None:
-    """Write sizes.json, a picture for each size, with one box in all."""
+    """Write sizes.json, an image for each size, with one box in all."""
     found = read_coco(coco128().annotations).sizes
     sizes = found[np.random.default_rng(0).integers(len(found), size=count)].tolist()
     height, width = sizes[0]
@@ -59,7 +59,7 @@ def _write_json(folder: Path, *, count: int) -> None:
 
 
 def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> float:
-    """Return the mean over an epoch's batches of their pixels over their pictures' pixels."""
+    """Return the mean over an epoch's batches of their pixels over their images' pixels."""
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
     epoch = itertools.islice(plan, len(data) // batch_size)
     shares: list[float] = []

@@ -48,7 +48,7 @@ class Benchmark:
     function: of this package, "module.name"; it and what it imports, seconds, are loaded to be run.
     models: names that `Settings.model` may have; none where there is no choice. precisions: whether
     `Settings.precision` is looked at. on_gpu: whether it needs a CUDA device, but when small.
-    on_coco128: whether it reads the folder of real pictures. needs: packages that it measures
+    on_coco128: whether it reads the folder of real images. needs: packages that it measures
         against, or reads with.
     """
 
@@ -81,13 +81,13 @@ class Benchmark:
         """Look for what this benchmark, called `name`, takes from outside, before anything starts.
 
         Raises:
-            UserError: a package, the GPU or the folder of real pictures is not there.
+            UserError: a package, the GPU or the folder of real images is not there.
         """
         for package in self.needs:
             if find_spec(package) is None:
                 raise UserError(f"{name}: expected the package {package}, got none installed")
         if self.on_coco128:
-            from tools.lab.benchmarks.pictures import coco128
+            from tools.lab.benchmarks.images import coco128
 
             coco128()
         if self.on_gpu and not small:

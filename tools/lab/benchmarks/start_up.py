@@ -16,17 +16,17 @@ SMALL = ("data.demo.num_train=8", "data.demo.num_val=2")
 
 
 def start_up(settings: Settings) -> list[Row]:
-    """Start the demo's training, up to the end of its first step, and predict on one picture.
+    """Start the demo's training, up to the end of its first step, and predict on one image.
 
-    Files are in the system's cache and the demo's pictures are there, as from the second time on.
+    Files are in the system's cache and the demo's images are there, as from the second time on.
     """
     words = ["loop.log_every=1", *(SMALL if settings.small else ())]
     training = [sys.executable, str(TOOLS / "train_det.py"), *words, "--output"]
     settings.say("training for one step, for a run to predict with")
     seconds_until_line("", [*training, "trained", "loop.max_steps=1"], folder=settings.folder)
-    pictures = settings.folder / "data" / "demo" / "val"
-    picture = pictures / names_in(pictures)[0]
-    prediction = [sys.executable, str(TOOLS / "predict.py"), "trained", str(picture)]
+    images = settings.folder / "data" / "demo" / "val"
+    image = images / names_in(images)[0]
+    prediction = [sys.executable, str(TOOLS / "predict.py"), "trained", str(image)]
     steps, predictions = [], []
     for number in range(settings.rounds):
         command = [*training, f"round_{number}"]
@@ -34,7 +34,7 @@ def start_up(settings: Settings) -> list[Row]:
         predictions.append(seconds_until_line("", prediction, folder=settings.folder))
     return [
         _row("train_det.py until the first step of the demo is done", steps, promised=6, aim=4),
-        _row("predict.py on one picture, from start to end", predictions, promised=4, aim=3),
+        _row("predict.py on one image, from start to end", predictions, promised=4, aim=3),
     ]
 
 

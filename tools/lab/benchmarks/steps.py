@@ -35,7 +35,7 @@ def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[
 
 
 def peer_step(
-    peer: PeerRCNN, pictures: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    peer: PeerRCNN, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
 ) -> Callable[[], object]:
     """Return a step as torchvision's reference scripts take it."""
     peer.train()
@@ -43,7 +43,7 @@ def peer_step(
     optimizer = SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        loss = torch.stack(list(peer(pictures, targets).values())).sum()
+        loss = torch.stack(list(peer(images, targets).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

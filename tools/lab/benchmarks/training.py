@@ -17,7 +17,7 @@ from tools.lab.benchmarks.networks import (
     make_batch,
     make_peer,
     make_task,
-    peer_pictures,
+    peer_inputs,
     peer_targets,
 )
 from tools.lab.benchmarks.settings import Settings
@@ -35,7 +35,7 @@ PEAK_SHARE = {"fp32": (65, 78), "bf16": (50, 62)}
 
 
 def train(settings: Settings) -> list[Row]:
-    """Measure whole steps of one picture, and their share of the machine's convolution peak."""
+    """Measure whole steps of one image, and their share of the machine's convolution peak."""
     rows = []
     size = SMALL_SIZE if settings.small else SIZE
     for case in chosen_cases(settings, R101_C4, R50_FPN, MASK_R50_FPN):
@@ -54,7 +54,7 @@ def _measure(
     task = make_task(case)
     height, width = batch.images.sizes[0].tolist()
     theirs = peer_step(
-        make_peer(case, task, size=(height, width)), peer_pictures(batch), peer_targets(batch)
+        make_peer(case, task, size=(height, width)), peer_inputs(batch), peer_targets(batch)
     )
     step = our_step(task, LoopConfig(precision=precision), device=CPU)
     operations = operations_of(lambda: step(batch))

@@ -160,7 +160,7 @@ def run_study(
         device: as `--device`; None picks a GPU when there is one.
 
     Raises:
-        UserError: the pictures are missing, or a folder holds a run of another config.
+        UserError: the images are missing, or a folder holds a run of another config.
         DivergedError: too many non-finite steps in a row.
         InterruptedRunError: Ctrl-C or SIGTERM; the same call goes on.
     """

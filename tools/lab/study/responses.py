@@ -1,7 +1,7 @@
 """Figure 7: how strongly each 3x3 layer of a trained network responds.
 
 A layer's response is the output of its batch norm, before the nonlinearity and before the addition
-(section 4.2). B pictures.
+(section 4.2). B images.
 """
 
 import math
@@ -18,27 +18,27 @@ from backbones.curves import panels_of, save_figure
 from engine.distributed import pick_device
 from engine.loader import Draw, Part, read_batches
 
-NUM_PICTURES = 1000
-"""Test pictures that the responses are measured on."""
+NUM_IMAGES = 1000
+"""Test images that the responses are measured on."""
 
 
 def measure_responses(
-    run: Path, *, num_pictures: int = NUM_PICTURES, device: str | None = None
+    run: Path, *, num_images: int = NUM_IMAGES, device: str | None = None
 ) -> dict[str, float]:
-    """Return the deviations of a finished run's layers on the first of its test pictures.
+    """Return the deviations of a finished run's layers on the first of its test images.
 
     Args:
         run: run folder, checkpoint or .safetensors file.
-        num_pictures: how many; all when there are fewer.
+        num_images: how many; all when there are fewer.
         device: as `--device`; None picks a GPU when there is one.
 
     Raises:
-        UserError: the weights or the pictures are missing or damaged.
+        UserError: the weights or the images are missing or damaged.
     """
     task, place = load_trained([run]), pick_device(device)
     task.model.to(place)
     data, size = task.val_data(), task.config.loop.eval_batch_size
-    draws = [Draw(index, index) for index in range(min(num_pictures, len(data)))]
+    draws = [Draw(index, index) for index in range(min(num_images, len(data)))]
     plan = [Part(draws[first : first + size]) for first in range(0, len(draws), size)]
     deliveries = read_batches(data, plan, config=task.config.loader, device=place, substitute=False)
     batches = (each.batch for each in deliveries if isinstance(each.batch, LabelledBatch))
@@ -50,12 +50,12 @@ def measure_responses(
 def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Return the standard deviation of every 3x3 layer's responses, by name, in network order.
 
-    It is taken over all pictures, channels and places of the layer at once. Sums are in float64.
+    It is taken over all images, channels and places of the layer at once. Sums are in float64.
     The model is evaluated with stored statistics, and is left as it was.
 
     Args:
         model: its convolutions are named `conv...`, and the batch norm after each `bn...` alike.
-        batches: normalised pixels (B, 3, H, W) on the model's device; at least one picture.
+        batches: normalised pixels (B, 3, H, W) on the model's device; at least one image.
     """
     sums: dict[str, Tensor] = {}
     was_training = model.training
@@ -71,7 +71,7 @@ def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> dict[str
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    assert sums, "expected at least one picture"
+    assert sums, "expected at least one image"
     return {name: _deviation(*values.tolist()) for name, values in sums.items()}
 
 

@@ -1,7 +1,7 @@
 """The runs of the study: which there are, how far each is, training them, and what they measured.
 
 Errors are fractions in [0, 1] here. The training error is that of the training loop's own
-minibatches (augmented pictures, batch norm on batch statistics), as the paper's curves show it.
+minibatches (augmented images, batch norm on batch statistics), as the paper's curves show it.
 """
 
 import json

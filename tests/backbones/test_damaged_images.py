@@ -13,7 +13,7 @@ from PIL import Image
 
 from backbones.images import MAX_FILE_BYTES, BadPictureError, decode, read_image, read_size
 from engine.errors import UserError
-from tests.reference.pictures import encoded, smooth_picture
+from tests.reference.images import encoded, smooth_image
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_stray_bytes_that_harm_no_pixel_are_fine(
 
 
 def test_a_damaged_png_is_named_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
-    data = bytearray(encoded(smooth_picture(), "PNG"))
+    data = bytearray(encoded(smooth_image(), "PNG"))
     data[len(data) // 2] ^= 255
     with pytest.raises(BadPictureError, match=r"^a\.png: expected a whole .*libpng error"):
         decode(bytes(data), "a.png")
@@ -129,7 +129,7 @@ def bomb(kind: str) -> bytes:
         "TIFF": ("<H", 2),
         "GIF": ("<H", 2),
     }
-    data = encoded(smooth_picture(51, 53), kind)
+    data = encoded(smooth_image(51, 53), kind)
     order, size = sides[kind]
     byteorder: Any = "big" if order[0] == ">" else "little"
     for side in (51, 53):
@@ -145,7 +145,7 @@ def test_an_image_of_absurd_size_is_not_decoded(kind: str) -> None:
 
 def test_an_image_file_with_a_name_of_another_encoding_is_read(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xc3\xa8\xd6\xed.png")  # GBK
-    Image.fromarray(smooth_picture()).save(tmp_path / "a.png")
+    Image.fromarray(smooth_image()).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / name)
-    torch.testing.assert_close(read_image(tmp_path / name), smooth_picture())
+    torch.testing.assert_close(read_image(tmp_path / name), smooth_image())
     assert read_size(str(tmp_path / name)) == (48, 64)

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks: the folder of real ones, and COCO documents about made-up ones."""
+"""Images for benchmarks: the folder of real ones, and COCO documents about made-up ones."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def coco128() -> SplitConfig:
-    """Return 128 pictures of COCO's training set: `coco128` in the folder that RESDET_DATA names.
+    """Return 128 images of COCO's training set: `coco128` in the folder that RESDET_DATA names.
 
     Raises:
         UserError: they are not there.
@@ -23,7 +23,7 @@ def coco128() -> SplitConfig:
     annotations = folder / "annotations" / "instances_train2017.json"
     if not is_file(annotations):
         raise UserError(
-            f"{annotations}: no such file; RESDET_DATA is to name the folder of real pictures"
+            f"{annotations}: no such file; RESDET_DATA is to name the folder of real images"
         )
     return SplitConfig(images=str(folder / "train2017"), annotations=str(annotations))
 
@@ -38,10 +38,10 @@ def coco_document(
     """Return the content of a COCO file.
 
     Args:
-        sizes: (height, width) of each picture; their ids count from 0.
+        sizes: (height, width) of each image; their ids count from 0.
         objects: annotations.
         num_classes: classes with the ids 1, 2 ...
-        file_name: of a picture, with {} in place of its id.
+        file_name: of an image, with {} in place of its id.
     """
     return {
         "images": [
