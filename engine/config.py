@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from engine.config_keys import nearest
+from engine.config_keys import RENAMED, nearest, with_current_names
 from engine.config_overrides import read_override, task_of
 from engine.errors import UserError
 from engine.paths import open_file, resolved
@@ -49,7 +49,7 @@ def load_config(
     layers = _read_layers(Path(path))
     values: dict[str, Any] = {}
     for below in reversed(layers.values()):
-        values = merged(values, below)
+        values = merged(values, with_current_names(below)[0])
     return _checked(values, overrides, layers=layers, source=str(path), schemas=schemas)
 
 
@@ -59,9 +59,13 @@ def describe_config(path: Path | str, overrides: Sequence[str] = ()) -> str:
     Raises:
         UserError: as `load_config`.
     """
-    files = " over ".join(_read_layers(Path(path)))
+    layers = _read_layers(Path(path))
     changes = " ".join(_clipped(override) for override in overrides)
-    return printable(f"config: {files}" + (f", with {changes}" if changes else ""))
+    found = {old for values in layers.values() for old in with_current_names(values)[1]}
+    found |= {name for override in overrides if (name := override.partition("=")[0]) in RENAMED}
+    renamed = "".join(f"; {old} is called {RENAMED[old]} now" for old in sorted(found))
+    changed = f", with {changes}" if changes else ""
+    return printable(f"config: {' over '.join(layers)}{changed}{renamed}")
 
 
 def parse_config(
@@ -171,9 +175,11 @@ def _checked(
 ) -> C:
     """Check `values` with `overrides`; a message names who sets the key: a layer, else `source`."""
     schema = schemas[_task(values, overrides, layers=layers, source=source, schemas=schemas)]
+    values, _ = with_current_names(values)
     written: dict[str, Any] = {}
     for override in overrides:
         change = read_override(override, schema=schema)
+        change, _ = with_current_names(change)
         values, written = merged(values, change), merged(written, change)
     text = _as_json(values, source=source)
     try:

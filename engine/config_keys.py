@@ -1,10 +1,12 @@
 """Which key was meant: the nearest by spelling, or what other frameworks' names are called here."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
+
+from engine.errors import UserError
 
 # What a key is called here, and in small letters and without _ and - what it is called elsewhere.
 # "a; b": one or the other, as the task has it.
@@ -47,7 +49,32 @@ KEYS_ELSEWHERE = {
     "the flag --output": "output outputdir savedir workdir project name",
     "the flag --resume": "resume autoresume resumefrom",
 }
+RENAMED = {
+    "loop.drawn_pictures": "loop.drawn_images",
+    "export.num_pictures": "export.num_images",
+}
+"""Keys of earlier versions, which are still understood, and what they are called now."""
 _HERE = {name: here for here, names in KEYS_ELSEWHERE.items() for name in names.split()}
+
+
+def with_current_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return config values with `RENAMED` keys under their current names, and the old names found.
+
+    Raises:
+        UserError: a key is set under both names.
+    """
+    values, found = dict(values), []
+    for old, new in RENAMED.items():
+        part, _, name = old.partition(".")
+        _, _, current = new.partition(".")
+        inside = values.get(part)
+        if not isinstance(inside, Mapping) or name not in inside:
+            continue
+        if current in inside:
+            raise UserError(f"{old}: expected {new}, as it is called now, got both")
+        values[part] = {(current if key == name else key): each for key, each in inside.items()}
+        found.append(old)
+    return values, found
 
 
 def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:

@@ -14,7 +14,9 @@ def make_parser() -> CommandParser:
     fetch.add_argument("--root", type=Path, required=True, help="folder for it")
     voc = commands.add_parser("voc-to-coco", help="PASCAL VOC's layout, or a folder of such XML")
     voc.add_argument("--xml", help="in place of --sets: a folder of XML files, relative to ROOT")
-    voc.add_argument("--images", help="with --xml: folder of images (default: the same)")
+    voc.add_argument(
+        "--images", "--pictures", help="with --xml: folder of images (default: the same)"
+    )
     voc.add_argument("--list", type=Path, help="with --xml: names of the images (default: all)")
     voc.add_argument("--names", type=Path, help="a class a line (default: VOC's; --xml: all)")
     ilsvrc = commands.add_parser("ilsvrc-to-coco", help="ILSVRC's detection data")

@@ -306,3 +306,19 @@ def test_differences_are_listed_by_dotted_path() -> None:
     new = FirstConfig(optim=OptimConfig(lr=0.01), seed=3)
     assert differences(old, new) == ["seed: 0 -> 3", "optim.lr: 0.02 -> 0.01"]
     assert differences(old, old) == []
+
+
+def test_keys_of_earlier_versions_are_understood_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "loop:\n  drawn_pictures: 3\n")
+    assert load_config(path, schemas=SCHEMAS).loop.drawn_images == 3
+    assert describe_config(path).endswith("; loop.drawn_pictures is called loop.drawn_images now")
+    changed = load(tmp_path, "", "loop.drawn_pictures=5")
+    assert changed.loop.drawn_images == 5
+    values = {"loop": {"drawn_pictures": 1}}
+    assert parse_config(values, schemas=SCHEMAS, source="a run").loop.drawn_images == 1
+
+
+def test_a_key_under_both_its_names_is_refused(tmp_path: Path) -> None:
+    text = "loop: {drawn_pictures: 3, drawn_images: 4}"
+    with pytest.raises(UserError, match=r"expected loop\.drawn_images, as it is called now"):
+        load(tmp_path, text)
