@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
+from engine.errors import InterruptedRunError, StoppedError, UserError
 from engine.paths import exists, is_file, names_in, resolved
 from engine.text import let_streams_escape, printable, shortened
 
@@ -85,7 +85,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
         sys.exit(0)
-    except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:
+    except (UserError, StoppedError) as error:
         kind = "error" if isinstance(error, UserError) else "stopped"
         sys.stderr.write(f"{kind}: {printable(shortened(str(error)))}\n")
         sys.exit(error.exit_code)

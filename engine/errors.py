@@ -26,19 +26,19 @@ class SkippedSampleError(Exception):
     """A data set's word that an image is bad and that the policy is to skip and count it."""
 
 
-class DivergedError(RuntimeError):
+class StoppedError(RuntimeError):
+    """Ends a command in one line, with the exit code of the class."""
+
+    exit_code = 1
+
+
+class DivergedError(StoppedError):
     """Training met too many non-finite losses or gradients in a row; exit code 3."""
 
     exit_code = 3
 
 
-class InterruptedRunError(RuntimeError):
+class InterruptedRunError(StoppedError):
     """Ctrl-C or SIGTERM arrived; a checkpoint to resume from has been written; exit code 130."""
 
     exit_code = 130
-
-
-class DisagreementError(RuntimeError):
-    """A benchmark's two sides gave different results, so their times mean nothing; exit code 4."""
-
-    exit_code = 4

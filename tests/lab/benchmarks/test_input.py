@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.errors import DisagreementError
 from tools.lab.benchmarks import input as input_benchmark
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.settings import Settings
 
 

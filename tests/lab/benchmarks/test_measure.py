@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import (
     LONG_ROUND_S,
     Comparison,

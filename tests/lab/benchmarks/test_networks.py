@@ -9,11 +9,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from backbones.kernels.linear import Linear
-from engine.errors import DisagreementError, UserError
+from engine.errors import UserError
 from engine.precision import chosen_precision
 from engine.schema import LoopConfig
 from tools.lab.benchmarks import BENCHMARKS
 from tools.lab.benchmarks.agreement import check_detections, check_losses
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.inference import inference
 from tools.lab.benchmarks.networks import (
     MASK_R50_FPN,

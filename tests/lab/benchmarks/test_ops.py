@@ -5,8 +5,8 @@ import pytest
 import torch
 import torchvision
 
-from engine.errors import DisagreementError
 from tools.lab.benchmarks import ops
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row
 from tools.lab.benchmarks.settings import Settings
 

@@ -9,7 +9,7 @@ from torchvision.models.detection import FasterRCNN as PeerRCNN
 from detection.samples import Samples
 from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import check_close
 from tools.lab.benchmarks.networks import peer_image_list, peer_inputs, peer_targets
 

@@ -24,7 +24,7 @@ from detection.config import AugmentConfig, DataConfig
 from detection.data.collate import round_up
 from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.images import coco128
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings

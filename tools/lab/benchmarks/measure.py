@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.errors import DisagreementError
 from engine.memory import keep_freed_memory
+from tools.lab.benchmarks.errors import DisagreementError
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """What decides how fast a CPU is in bfloat16, as torch names it."""

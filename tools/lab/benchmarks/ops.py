@@ -9,7 +9,7 @@ from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import box_iou, clip_boxes
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
 

@@ -17,7 +17,7 @@ from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator
 from detection.evaluation.coco_files import read_truth
 from detection.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row, compare
 from tools.lab.benchmarks.settings import Settings
