@@ -19,8 +19,15 @@ from engine.config import load_config
 from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    name: (REPOSITORY / name).read_text(encoding="utf-8")
+    for name in (
+        *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/CONFIGS.md"),
+        *("docs/DATA.md", "docs/RUNS.md", "docs/WEIGHTS.md"),
+    )
+}
+README = DOCUMENTS["README.md"]
+ALL_TEXT = "\n".join(DOCUMENTS.values())
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
 SCHEMAS = {"backbones": CLASSIFICATION, "detection": DETECTION, "localization": DETECTION}
 KEY = r"`((?:data|model|optim|loop|loader)\.[a-z0-9_.]+)[=`]"
@@ -44,7 +51,7 @@ def run_of(path: Path) -> str:
     return "runs/demo_localization" if path.stem == "demo" else f"runs/{path.stem}"
 
 
-COMMANDS = shell_commands(README) + shell_commands(CONTRIBUTING)
+COMMANDS = shell_commands(ALL_TEXT)
 TOOL_COMMANDS = [command for command in COMMANDS if "tools/" in command] + header_commands()
 MAKE_COMMANDS = [command for command in COMMANDS if command.startswith("make ")]
 
@@ -89,12 +96,12 @@ def test_make_target_exists(command: str) -> None:
 
 
 def test_table_of_configs_is_complete() -> None:
-    table = README.split("## Configs")[1].split("\n### ")[0]
+    table = DOCUMENTS["docs/CONFIGS.md"].split("## Keys")[0]
     assert sorted(re.findall(r"`(\w+\.yaml)`", table)) == sorted(path.name for path in CONFIGS)
 
 
 def test_table_of_keys_gives_their_defaults() -> None:
-    table = README.split("### Keys used most")[1].split("\n## ")[0]
+    table = DOCUMENTS["docs/CONFIGS.md"].split("## Keys used most")[1]
     rows = re.findall(r"^\| (`.*?`) \| (.*?) ?\|", table, flags=re.MULTILINE)
     assert rows
     for keys, default in rows:
@@ -104,7 +111,7 @@ def test_table_of_keys_gives_their_defaults() -> None:
 
 
 def test_keys_in_the_text_exist() -> None:
-    for key in re.findall(KEY, README):
+    for key in re.findall(KEY, ALL_TEXT):
         if key in ("data.download", "data.root"):
             default_of(key, schema=ClassificationConfig)
         elif key == "data.demo.root":  # of a part that is absent by default
