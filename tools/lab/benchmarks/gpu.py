@@ -61,12 +61,12 @@ def gpu_train(settings: Settings) -> list[Row]:
         task = make_task(case)
         task.to(device)
         peer = make_peer(case, task, size=size).to(device)
-        with _float32(exact=True):
+        with float32_products(exact=True):
             check_losses(task, peer, make_batch(1, size=size).to(device))
         theirs = peer_step(peer, peer_inputs(batch), peer_targets(batch))
         loop = LoopConfig(precision=precision, batch_size=count, compile=not settings.small)
         step = our_step(task, loop, device=device)
-        with _float32(exact=False):
+        with float32_products(exact=False):
             comparison = compare(
                 partial(step, batch), theirs, rounds=settings.rounds, say=settings.say
             )
@@ -91,9 +91,9 @@ def gpu_inference(settings: Settings) -> list[Row]:
         task.model.eval()
         for count in (1, 2 if settings.small else 8):
             batch = make_batch(count, size=size).to(device)
-            with _float32(exact=True):
+            with float32_products(exact=True):
                 check_detections(task, peer, batch)
-            with _float32(exact=False):
+            with float32_products(exact=False):
                 comparison = compare(
                     prediction(partial(task.predict, batch), autocast(device, precision)),
                     prediction(partial(peer, peer_inputs(batch))),
@@ -187,7 +187,7 @@ def _device(settings: Settings) -> torch.device:
 
 
 @contextmanager
-def _float32(*, exact: bool) -> Iterator[None]:
+def float32_products(*, exact: bool) -> Iterator[None]:
     """Multiply float32 as such, or, as the peer would be run, in TF32."""
     matmul = torch.get_float32_matmul_precision()
     convolution = torch.backends.cudnn.allow_tf32
