@@ -161,7 +161,7 @@ def _row(trial: Trial) -> tuple[str, ...]:
 
 def _image(trial: Trial) -> np.ndarray:
     """Return the first drawn prediction of the run with the backbone, under its score."""
-    folder = trial.pretrained.folder / "images"
+    folder = trial.pretrained.folder / "pictures"
     drawings = names_in(folder, "*.png")
     if not drawings:
         raise UserError(f"{folder}: expected drawings of a finished run, got none")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from engine.cli import CommandParser, split_words
 from engine.errors import UserError
+from tools.lab import REPOSITORY
 
-TRANSFER = Path(__file__).resolve().parents[2] / "configs" / "transfer.yaml"
+TRANSFER = REPOSITORY / "configs" / "transfer.yaml"
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from detection.commands.schemas import SCHEMAS
 from detection.commands.tasks import build_task
@@ -24,6 +23,7 @@ from engine.distributed import pick_device
 from engine.loader import read_batches, split_batches, training_batches
 from engine.memory import keep_freed_memory
 from engine.schema import LoaderConfig
+from tools.lab import REPOSITORY
 from tools.lab.benchmarks.measure import Row, tell_round
 from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import our_step
@@ -36,7 +36,6 @@ the machine's speed changes by in a few seconds."""
 SECONDS = 6.0
 """Of a training beside busy processes, in a round."""
 READY = "ready\n"
-ROOT = Path(__file__).resolve().parents[2]
 
 Rates = dict[str | None, list[float]]
 
@@ -104,7 +103,7 @@ def _training(count: str | None, settings: Settings) -> Iterator["subprocess.Pop
     if count is not None:
         environment["GOMP_SPINCOUNT"] = count
     with subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{_PROGRAM}"],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n{_PROGRAM}"],
         cwd=settings.folder,
         env=environment,
         stdin=subprocess.PIPE,
@@ -151,7 +150,7 @@ def train_as_asked() -> None:
     """
     keep_freed_memory()  # as training commands do
     few = ["data.demo.num_train=64", "data.demo.num_val=8", "loop.precision=fp32"]
-    config = load_config(ROOT / "configs/detection/demo.yaml", few, schemas=SCHEMAS)
+    config = load_config(REPOSITORY / "configs/detection/demo.yaml", few, schemas=SCHEMAS)
     assert isinstance(config, DetectionConfig)
     task = build_task(config)
     device = pick_device("cpu")

@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detection.config import SplitConfig
 from engine.errors import UserError
 from engine.paths import is_file, resolved
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
+from tools.lab import REPOSITORY
 
 
 def coco128() -> SplitConfig:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.paths import names_in
+from tools.lab import REPOSITORY
 from tools.lab.benchmarks.measure import Row
 from tools.lab.benchmarks.settings import Settings
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = REPOSITORY / "tools"
 SMALL = ("data.demo.num_train=8", "data.demo.num_val=2")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from engine.cli import CommandParser
 from engine.errors import UserError
+from tools.lab import REPOSITORY
 
-REPRO = Path(__file__).resolve().parents[3] / "configs" / "repro.yaml"
+REPRO = REPOSITORY / "configs" / "repro.yaml"
 
 
 def make_parser() -> CommandParser:
