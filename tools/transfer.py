@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.cli import run_command
-from tools.lab.transfer_command import main
+from tools.lab.transfer.command import main
 
 if __name__ == "__main__":
     run_command(main)

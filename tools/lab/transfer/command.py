@@ -1,7 +1,8 @@
-"""What a backbone is worth for each task: transfer.py BACKBONE [key=value ...] [--output DIR].
+"""The transfer.py command: train all four tasks from one backbone and from random weights.
 
-Four short trainings on it and four from random weights, one table and one image. The same command
-goes on where it was interrupted.
+transfer.py BACKBONE [key=value ...] [--output DIR]. Runs four short trainings with the backbone
+and four from random weights, and writes one table and one image. Repeating the command resumes an
+interrupted training and skips finished ones.
 """
 
 from pathlib import Path
@@ -14,26 +15,28 @@ TRANSFER = REPOSITORY / "configs" / "transfer.yaml"
 
 
 def main() -> None:
-    """Parse, plan, train, show the table."""
-    parser = CommandParser(description="Try one backbone on all four tasks.")
+    """Parse the command line, plan and train the runs, and print the table."""
+    parser = CommandParser(description="Compare a backbone with random weights on all four tasks.")
     parser.add_argument(
         "words",
         nargs="+",
         metavar="BACKBONE | key=value",
-        help="file of weights, then changes to all configs, or to one: detection.loop.max_steps=9",
+        help="a weights file, then overrides of all configs, or of one: detection.loop.max_steps=9",
     )
-    parser.add_argument("--config", type=Path, default=TRANSFER, help="default: the demo's trials")
+    parser.add_argument(
+        "--config", type=Path, default=TRANSFER, help="default: configs/transfer.yaml"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/transfer"), help="default: %(default)s"
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_intermixed_args()
     files, overrides = split_words(arguments.words)
     if len(files) != 1:
         raise UserError(f"command line: expected one BACKBONE, got {len(files)}")
 
     from engine.log import make_console
-    from tools.lab.transfer import plan_trials, run_trials
+    from tools.lab.transfer.trials import plan_trials, run_trials
 
     (backbone,), output = files, arguments.output
     trials = plan_trials(arguments.config, backbone, output=output, overrides=overrides)
