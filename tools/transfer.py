@@ -1,7 +1,7 @@
-"""What a backbone is worth for each task: transfer.py BACKBONE [key=value ...] [--output DIR].
+"""Compare a backbone with random weights: transfer.py BACKBONE [key=value ...] [--output DIR].
 
-Four short trainings on it and four from random weights, one table and one image. The same command
-goes on where it was interrupted.
+Runs four short trainings with the backbone and four from random weights, and writes one table and
+one image. Repeating the command resumes an interrupted training and skips finished ones.
 """
 
 import sys
