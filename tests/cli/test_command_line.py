@@ -16,9 +16,9 @@ from detection.commands import train as train_det
 from engine.cli import CommandParser, split_words
 from tests.cli.conftest import Call
 from tests.cli.test_bad_inputs import assert_one_line
-from tools.lab import transfer_command as transfer
 from tools.lab.benchmarks import command as benchmark
 from tools.lab.study import command as repro
+from tools.lab.transfer import command as transfer
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LONG = "x" * 300

@@ -1,4 +1,4 @@
-"""tools/repro.py: the list of the paper's figures, whose commands all exist, and bad words."""
+"""tools/repro.py: the list of the paper's figures, their commands, and bad arguments."""
 
 import os
 import shlex
@@ -82,7 +82,7 @@ def test_scales_load(name: str, tmp_path: Path) -> None:
     assert all(run.config.data.holdout == 0 for run in runs)  # or the test images are none
 
 
-def test_list_cuts_no_command_short(site: Path, call: Call) -> None:
+def test_list_shows_whole_commands(site: Path, call: Call) -> None:
     outcome = call(repro, "list")
     assert outcome.code == 0, outcome.err
     assert "…" not in outcome.out
@@ -109,7 +109,9 @@ def test_typo_in_the_file_is_one_line(tmp_path: Path) -> None:
         (["--data", "nowhere"], "data.root nowhere: expected cifar-10-batches-py/"),
     ],
 )
-def test_bad_words_are_one_line(site: Path, call: Call, words: list[str], message: str) -> None:
+def test_bad_arguments_give_one_line(
+    site: Path, call: Call, words: list[str], message: str
+) -> None:
     outcome = call(repro, "run", "cifar-degradation", *words, "--device", "cpu")
     assert outcome.code == 2
     assert message in outcome.err.replace("\n", " ")
@@ -124,7 +126,7 @@ def test_plan_comes_before_the_training(site: Path, call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_study_goes_on(tmp_path: Path, cifar_root: Path) -> None:
+def test_interrupted_study_resumes(tmp_path: Path, cifar_root: Path) -> None:
     tool = REPOSITORY / "tools" / "repro.py"
     command = [sys.executable, str(tool), "run", "cifar-degradation", "--device", "cpu"]
     command += ["--data", str(cifar_root)]
@@ -143,6 +145,6 @@ def test_interrupted_study_goes_on(tmp_path: Path, cifar_root: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
-        assert "cifar_plain20-seed0 interrupted; the same command goes on" in err
+        assert "cifar_plain20-seed0 was interrupted; run the same command again" in err
     run = tmp_path / "runs" / "repro" / "cifar-degradation-quick" / "cifar_plain20-seed0"
     assert len(list(run.glob("checkpoints/step_*.pt"))) == 2

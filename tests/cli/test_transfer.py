@@ -12,8 +12,8 @@ from detection.config import DetectionConfig
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
 from tests.cli.conftest import Call
-from tools.lab import transfer_command as transfer
-from tools.lab.transfer import plan_trials
+from tools.lab.transfer import command as transfer
+from tools.lab.transfer.trials import plan_trials
 
 CLASSIFIER = """
 task: classification
@@ -123,7 +123,7 @@ def test_table_image_and_runs_that_are_done(place: Path, call: Call) -> None:
 def test_a_backbone_that_is_not_there(place: Path, call: Call) -> None:
     outcome = call(transfer, "nowhere.safetensors", "--config", "trials.yaml")
     assert outcome.code == 2
-    assert "nowhere.safetensors: expected a file of weights, got none" in outcome.err
+    assert "nowhere.safetensors: expected a weights file, got none" in outcome.err
     assert call(transfer, "seed=1").code == 2
 
 

@@ -35,7 +35,7 @@ from tests.fuzz.mutations import (
     value_at,
 )
 from tools.lab.study.config import ReproConfig
-from tools.lab.transfer import TransferConfig
+from tools.lab.transfer.trials import TransferConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 SCHEMAS: dict[str, type[Config]] = {

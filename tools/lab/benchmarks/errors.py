@@ -1,9 +1,9 @@
-"""The error of a benchmark whose two sides differ."""
+"""Error raised if the two sides of a benchmark give different results."""
 
 from engine.errors import StoppedError
 
 
 class DisagreementError(StoppedError):
-    """Two sides gave different results, so their times mean nothing; exit code 4."""
+    """The two sides gave different results, so that their times mean nothing; exit code 4."""
 
     exit_code = 4

@@ -1,29 +1,27 @@
-"""Images for benchmarks: the folder of real ones, and COCO documents about made-up ones."""
+"""Data of the benchmarks: the coco128 images, and COCO annotations of synthetic images."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detection.config import SplitConfig
 from engine.errors import UserError
 from engine.paths import is_file, resolved
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
+from tools.lab import REPOSITORY
 
 
 def coco128() -> SplitConfig:
-    """Return 128 images of COCO's training set: `coco128` in the folder that RESDET_DATA names.
+    """Return 128 images of COCO's training set: `coco128` in the folder `RESDET_DATA`.
 
     Raises:
-        UserError: they are not there.
+        UserError: the images are missing.
     """
     default = REPOSITORY.parent / "shared" / "data"
     folder = resolved(os.environ.get("RESDET_DATA", default)) / "coco128"
     annotations = folder / "annotations" / "instances_train2017.json"
     if not is_file(annotations):
         raise UserError(
-            f"{annotations}: no such file; RESDET_DATA is to name the folder of real images"
+            f"{annotations}: no such file; set RESDET_DATA to the folder that holds coco128"
         )
     return SplitConfig(images=str(folder / "train2017"), annotations=str(annotations))
 
@@ -38,10 +36,10 @@ def coco_document(
     """Return the content of a COCO file.
 
     Args:
-        sizes: (height, width) of each image; their ids count from 0.
-        objects: annotations.
-        num_classes: classes with the ids 1, 2 ...
-        file_name: of an image, with {} in place of its id.
+        sizes: (height, width) of each image; image ids count from 0.
+        objects: entries of `annotations`.
+        num_classes: number of categories; their ids count from 1.
+        file_name: file name of an image, with {} for its id.
     """
     return {
         "images": [

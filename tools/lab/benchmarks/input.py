@@ -1,7 +1,8 @@
-"""From JPEG files and boxes to batches, on one core, against the two usual ways.
+"""Benchmark: the input pipeline on one core, from JPEG files to batches, against two others.
 
-Batches of two images, the shorter side 800 and the longer one at most 1333, all mirrored so that
-each way does the same. The peers get their boxes ready made, and end in normalised float pixels.
+Batches hold two images with a shorter side of 800 and a longer one of at most 1333 pixels. All
+images are flipped, so that every pipeline does the same work. The peers get parsed boxes, and
+return normalised float pixels; ours returns uint8 pixels, which the model normalises.
 """
 
 import contextlib
@@ -31,17 +32,17 @@ from tools.lab.benchmarks.settings import Settings
 
 BATCH_SIZE, SHORT_SIDE, MAX_SIDE, DIVISOR = 2, 800, 1333, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in 0..1, by which both peers normalise."""
+"""Mean and deviation of ImageNet's pixels in 0..1, for the normalisation of both peers."""
 MAX_PIXEL_DIFFERENCE = 2.0
-"""Mean over an image, of 255: decoders and the kernels of the resize differ."""
+"""Largest mean difference of an image's pixels, of 255: decoders and resize kernels differ."""
 
 Batch = tuple[Tensor, list[Tensor], list[tuple[int, int]]]
-"""Pixels (B, 3, H, W), the boxes (n, 4) and the (height, width) of each image in them."""
+"""Pixels (B, 3, H, W), then for each image its boxes (n, 4) and its (height, width)."""
 Reader = Callable[[list[int]], Batch]
 
 
 def input_pipeline(settings: Settings) -> list[Row]:
-    """Read the 128 images of coco128 in each of the ways."""
+    """Measure the reading of the 128 images of coco128 with each pipeline."""
     split = coco128()
     augment = AugmentConfig(short_sides=(SHORT_SIDE,), max_side=MAX_SIDE, flip_prob=1.0)
     config = DataConfig(train=split, augment=augment, size_divisor=DIVISOR)
@@ -61,7 +62,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
                 partial(_read, ours, plan),
                 partial(_read, peer, plan),
                 rounds=settings.rounds,
-                say=settings.say,
+                log=settings.log,
             )
             seen = f"pixels differ by {np.mean(differences):.2g} of 255"
             rows.append(
@@ -77,6 +78,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
 
 
 def _read(reader: Reader, plan: list[list[int]]) -> None:
+    """Read all batches of a plan."""
     for batch in plan:
         reader(batch)
 
@@ -91,7 +93,7 @@ def _read_ours(data: CocoDetection, indices: list[int]) -> Batch:
 
 
 def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
-    """Return the way of torchvision's references/detection with its default, PIL."""
+    """Return the pipeline of torchvision's references/detection with its default backend, PIL."""
     transform = GeneralizedRCNNTransform(
         SHORT_SIDE, MAX_SIDE, list(MEAN), list(STD), size_divisible=DIVISOR
     )
@@ -105,6 +107,7 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
             images.append(image_ops.convert_image_dtype(image_ops.pil_to_tensor(image)))
             boxes = torch.from_numpy(data.annotations.boxes[data.annotations.objects_of(index)])
             width = image.width
+            # flip the boxes as well: x -> width - x
             targets.append(
                 {
                     "boxes": torch.stack(
@@ -119,7 +122,7 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
 
 
 def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
-    """Return the usual way with cv2 and albumentations, its transforms made beforehand."""
+    """Return a pipeline of cv2 and albumentations; its transforms are built beforehand."""
     sizes = [
         resized_size((height, width), SHORT_SIDE, MAX_SIDE)
         for height, width in data.annotations.sizes.tolist()
@@ -157,10 +160,13 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
 
 
 def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int]) -> float:
-    """Return the mean difference of the pixels, of 255; DisagreementError where it is no rounding.
+    """Return the mean difference of the pixels, on the scale 0..255.
 
-    torchvision cuts off what a resized side has of a pixel. So boxes are compared in pixels of the
-    file, and its image is brought to the size of ours.
+    torchvision truncates a resized side to whole pixels, ours rounds it. Boxes are therefore
+    compared in pixels of the file, and the peer's image is resized to the size of ours.
+
+    Raises:
+        DisagreementError: boxes or pixels differ by more than rounding explains.
     """
     differences = []
     for row, index in enumerate(indices):

@@ -1,4 +1,4 @@
-"""How much of a training batch is padding, on the sizes of COCO's images."""
+"""Benchmark: the share of padding in training batches, for the image sizes of COCO."""
 
 import itertools
 import json
@@ -18,16 +18,16 @@ from tools.lab.benchmarks.measure import Row, check_close
 from tools.lab.benchmarks.settings import Settings
 
 IMAGES = 50_000
-"""Sizes drawn, with replacement, from the 128 images of COCO's training set that are at hand."""
+"""Number of image sizes, drawn with replacement from those of the 128 images of coco128."""
 SIDES = {"800": (800,), "640 to 800": AugmentConfig().short_sides}
 
 
 def padding(settings: Settings) -> list[Row]:
-    """Plan one epoch, and divide the pixels of its batches by those of their images."""
+    """Measure batch pixels / image pixels over the batches of one epoch."""
     folder = settings.folder
     count = 1000 if settings.small else IMAGES
     _write_json(folder, count=count)
-    settings.say(f"{count} images with the sizes of 128 of COCO's training set")
+    settings.log(f"{count} images with the sizes of 128 of COCO's training set")
     split = SplitConfig(images=str(folder), annotations=str(folder / "sizes.json"))
     rows = []
     for (name, sides), (batch_size, promised, aim) in itertools.product(
@@ -50,7 +50,7 @@ def padding(settings: Settings) -> list[Row]:
 
 
 def _write_json(folder: Path, *, count: int) -> None:
-    """Write sizes.json, an image for each size, with one box in all."""
+    """Write sizes.json: `count` images without files, and a single box."""
     found = read_coco(coco128().annotations).sizes
     sizes = found[np.random.default_rng(0).integers(len(found), size=count)].tolist()
     height, width = sizes[0]
@@ -59,7 +59,11 @@ def _write_json(folder: Path, *, count: int) -> None:
 
 
 def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> float:
-    """Return the mean over an epoch's batches of their pixels over their images' pixels."""
+    """Return the mean of batch pixels / image pixels over the batches of an epoch.
+
+    The batch size is computed from the image sizes, without reading files. The first batch is also
+    collated, as a check of that arithmetic.
+    """
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
     epoch = itertools.islice(plan, len(data) // batch_size)
     shares: list[float] = []
@@ -80,6 +84,7 @@ def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> f
 
 
 def _blank(size: tuple[int, int]) -> Sample:
+    """Return a black image of a (height, width), without objects."""
     none = np.zeros(0, np.int64)
     return Sample(
         pixels=np.zeros((*size, 3), np.uint8),
