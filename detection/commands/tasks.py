@@ -12,9 +12,9 @@ from backbones.metadata import require_demo, writing_nothing
 from backbones.start_checks import check_frozen
 from detection.config import DetectionConfig
 from detection.localization.config import (
+    LocalizationBaseConfig,
     LocalizationConfig,
     LocalizationRegionsConfig,
-    OneClassConfig,
 )
 from engine.checkpoint import read_trained
 from engine.errors import UserError
@@ -22,7 +22,7 @@ from engine.schema import RunConfig
 
 if TYPE_CHECKING:
     from backbones.classification.task import ClassificationTask
-    from detection.localization.base_task import OneClassTask
+    from detection.localization.base_task import LocalizationBaseTask
     from detection.tasks.detection import DetectionTask
 
 
@@ -31,7 +31,7 @@ def check_weights(config: RunConfig) -> None:
     if isinstance(config, ClassificationConfig):
         check_frozen(config.model.backbone, has_weights=config.model.backbone.weights is not None)
         return
-    assert isinstance(config, DetectionConfig | OneClassConfig)
+    assert isinstance(config, DetectionConfig | LocalizationBaseConfig)
     backbone = config.model.backbone
     whole = config.model.weights if isinstance(config, DetectionConfig) else None
     check_frozen(
@@ -41,7 +41,7 @@ def check_weights(config: RunConfig) -> None:
     )
 
 
-def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | ClassificationTask":
+def build_task(config: RunConfig) -> "DetectionTask | LocalizationBaseTask | ClassificationTask":
     """Make the task that a config asks for, ready to train; the demo's images are drawn first."""
     if isinstance(config, ClassificationConfig):
         from backbones.classification.task import ClassificationTask
@@ -59,7 +59,7 @@ def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | Classificat
 
 def load_task(
     paths: Sequence[Path], overrides: Sequence[str] = ()
-) -> "DetectionTask | OneClassTask | ClassificationTask":
+) -> "DetectionTask | LocalizationBaseTask | ClassificationTask":
     """Read the task of a run folder, a checkpoint or a .safetensors file, ready to be scored.
 
     Args:
@@ -74,7 +74,7 @@ def load_task(
     kind = metadata.get("task", "")
     if kind != "classification" and len(paths) > 1:
         raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
-    task: DetectionTask | OneClassTask | ClassificationTask
+    task: DetectionTask | LocalizationBaseTask | ClassificationTask
     if kind == "classification":
         from backbones.classification.trained import load_trained as load_classifier
 
@@ -101,7 +101,7 @@ def _detector(task: str) -> "type[DetectionTask]":
     return DetectionTask
 
 
-def _localizer(task: str) -> "type[OneClassTask]":
+def _localizer(task: str) -> "type[LocalizationBaseTask]":
     if task == "localization_regions":
         from detection.localization.regions_task import LocalizationRegionsTask
 

@@ -28,7 +28,7 @@ def test_train_and_evaluate(patches: Path, call: Call) -> None:
     )
     done = call(train_det, "patches.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "1 boxes left out (no width or height): red_1.png (3, 4, 3, 9)" in done.out
+    assert "1 boxes dropped (no width or height): red_1.png (3, 4, 3, 9)" in done.out
     assert "error of the mean box" in done.out
     written = {path.name for path in (patches / "run").iterdir()}
     assert written >= {"metrics.json", "localizations.json", "model.safetensors", "pictures"}
