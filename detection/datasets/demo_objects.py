@@ -63,7 +63,9 @@ def _crop(scene: Scene, bbox: list[int], rng: np.random.Generator) -> np.ndarray
     side = round(max(width, height) * rng.uniform(*MARGIN_RANGE))
     left = PADDING + round(x + width / 2 - side / 2)
     top = PADDING + round(y + height / 2 - side / 2)
-    padded = cv2.copyMakeBorder(scene.pixels, *[PADDING] * 4, cv2.BORDER_REFLECT)
+    padded = cv2.copyMakeBorder(
+        scene.pixels, PADDING, PADDING, PADDING, PADDING, cv2.BORDER_REFLECT
+    )
     square = padded[top : top + side, left : left + side]
     method = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
     pixels: np.ndarray = cv2.resize(square, (SIDE, SIDE), interpolation=method)

@@ -46,7 +46,7 @@ def test_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
-    *((train_det, [word]) for word in (LONG, "data", "tiny.yaml/x", SIDES, "absent\nname")),
+    *((train_det, [path]) for path in (LONG, "data", "tiny.yaml/x", SIDES, "absent\nname")),
     (train_det, ["tiny.yaml", "--output", LONG]),
     (train_det, ["tiny.yaml", "--output", "tiny.yaml"]),
     (train_det, ["tiny.yaml", "--resume", "--output", LONG]),
@@ -67,14 +67,14 @@ BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
             *("data.augment.short_sides=[32]", "data.augment.max_side=32"),
         ],
     ),
-    *((pretrain_backbone, [word]) for word in (LONG, "data", "tiny.yaml/x")),
+    *((pretrain_backbone, [path]) for path in (LONG, "data", "tiny.yaml/x")),
     (pretrain_backbone, [f"data.root={LONG}", "data.demo=null", "--output", "out"]),
-    *((eval_tool, [word]) for word in (LONG, "tiny.yaml/x")),
+    *((eval_tool, [path]) for path in (LONG, "tiny.yaml/x")),
     (eval_tool, ["--results", LONG, "data.val.annotations=data/val.json"]),
     (eval_tool, ["--results", "data/val.json", f"data.val.annotations={LONG}"]),
-    *((predict, [word, "data"]) for word in (LONG, "tiny.yaml/x")),
-    *((compare, [word]) for word in (LONG, "data", "tiny.yaml")),
-    *((transfer, [word]) for word in (LONG, "data", "absent\x1b[2J")),
+    *((predict, [path, "data"]) for path in (LONG, "tiny.yaml/x")),
+    *((compare, [path]) for path in (LONG, "data", "tiny.yaml")),
+    *((transfer, [path]) for path in (LONG, "data", "absent\x1b[2J")),
     (transfer, ["tiny.yaml", "--config", LONG]),
     (transfer, ["tiny.yaml", "--config", "data"]),
     (repro, ["run", "cifar-degradation", "--data", LONG, "--output", LONG]),
@@ -82,7 +82,7 @@ BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
     (benchmark, ["nms", "--small", "--output", LONG]),
     (benchmark, ["nms", "--rounds", "0"]),
     (benchmark, ["a\nb"]),
-    *((prepare_data, ["voc-to-coco", word, "--xml", ".", "--output", "o"]) for word in (LONG, "x")),
+    *((prepare_data, ["voc-to-coco", path, "--xml", ".", "--output", "o"]) for path in (LONG, "x")),
     (prepare_data, ["voc-to-coco", ".", "--xml", LONG, "--output", "o"]),
     (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", LONG]),
     (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", "o", "--names", LONG]),
@@ -93,7 +93,7 @@ def name_of(value: object) -> str:
     if isinstance(value, ModuleType):
         return value.__name__
     assert isinstance(value, list)
-    return ascii(" ".join(word[:40] for word in value))
+    return ascii(" ".join(argument[:40] for argument in value))
 
 
 @pytest.mark.parametrize(("tool", "arguments"), BAD_PATHS, ids=name_of)

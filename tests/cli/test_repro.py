@@ -31,7 +31,7 @@ CONFIG_FOLDERS = {
 
 
 def config_file(arguments: list[str]) -> Path:
-    (file,) = [word for word in arguments if word.endswith(".yaml")]
+    (file,) = [argument for argument in arguments if argument.endswith(".yaml")]
     return REPOSITORY / file
 
 
@@ -47,7 +47,7 @@ def test_commands_exist() -> None:
     for command in (command for figure in BUILT for command in figure.commands):
         python, tool, *arguments = shlex.split(command)
         assert python == "python"
-        overrides = [word for word in arguments if "=" in word]
+        overrides = [argument for argument in arguments if "=" in argument]
         if tool == "-m":
             module, path = arguments
             assert module == "pytest"
@@ -56,7 +56,7 @@ def test_commands_exist() -> None:
             parsed = repro.make_parser().parse_args(arguments)
             assert parsed.scale in REPRO.cifar_degradation
         elif tool == "tools/eval.py":  # on runs of earlier commands
-            for run in (word for word in arguments if "=" not in word):
+            for run in (path for path in arguments if "=" not in path):
                 file, before = trained[run]
                 load_config(file, [*before, *overrides], schemas=SCHEMAS)
         else:
