@@ -1,4 +1,4 @@
-"""COCO annotation files, changed in every way, read for training and validation and scored."""
+"""Fuzzing of COCO annotation files: read for training and validation, and used for scoring."""
 
 import contextlib
 import random
@@ -26,7 +26,7 @@ from tests.fuzz.mutations import (
 
 
 class CocoDocuments:
-    """Half of the cases are single changes, spread over all there are; the others are random."""
+    """Half of the cases are single changes, spread over all possible ones; the rest are random."""
 
     name = "annotations"
     full, quick = 1000, 24
@@ -37,7 +37,7 @@ class CocoDocuments:
         self._site = site
         import_scoring(site, with_curves=count > self.quick)
         (site / "train.json").write_text((site / "val.json").read_text())
-        with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports what that takes
+        with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports before the fork
             self._read(_config(random.Random(0)), training=True, with_masks=True)()
         self._changes = all_changes(coco_document(), seed=1)
 
@@ -109,7 +109,7 @@ class CocoDocuments:
         arguments.append("data.val.annotations=train.json")
         if what == "boxes" and rng.random() < 0.5:
             arguments.append("evaluation.protocols=[voc07, voc12, ilsvrc]")
-        if index >= self.quick and rng.random() < 0.06:  # curves take a third of a second
+        if index >= self.quick and rng.random() < 0.06:  # drawing curves takes 0.3 s
             arguments += ["--output", "scores"]
         return lambda: run_tool(eval_tool, *arguments)
 
