@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
 from engine.paths import exists, is_file, names_in, resolved
-from engine.text import let_streams_escape, printable, shortened
+from engine.text import escape_unencodable_output, printable, shortened
 
 _OVERRIDE = re.compile(r"[\w.]+=")
 """How an override begins, where a path may hold "=" too."""
@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"command line: {message}; {self.prog} --help tells more")
 
 
-def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+def split_arguments(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Tell the paths on a command line from its `key=value` overrides.
 
     A path may hold "=" where it exists: folders are called after settings.
@@ -80,7 +80,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
-    let_streams_escape()
+    escape_unencodable_output()
     try:
         main()
         sys.stdout.flush()
@@ -114,7 +114,7 @@ def _flush() -> None:
 
 
 @dataclass(frozen=True)
-class TrainingWords:
+class TrainingArguments:
     """The command line of a training: CONFIG, `key=value` ..., `--output`, `--resume`, `--device`.
 
     auto_resume: go on where the folder has a checkpoint of the same config: asked for, or started
@@ -131,7 +131,7 @@ class TrainingWords:
     is_main: bool
 
 
-def parse_training(description: str, *, default: Path) -> TrainingWords:
+def parse_training(description: str, *, default: Path) -> TrainingArguments:
     """Read the command line of a training; without CONFIG it trains `default`.
 
     A resumed run without CONFIG takes the config that lies in its folder.
@@ -157,7 +157,7 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
-    files, overrides = split_words(arguments.words)
+    files, overrides = split_arguments(arguments.words)
     if len(files) > 1:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config = files[0] if files else default
@@ -172,7 +172,7 @@ def parse_training(description: str, *, default: Path) -> TrainingWords:
     from engine.distributed import is_main_process  # after the words are checked: it loads torch
 
     restarts = (os.environ.get(name, "0") for name in _RESTARTS)
-    return TrainingWords(
+    return TrainingArguments(
         config=config,
         overrides=overrides,
         output=output,

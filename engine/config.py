@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from engine.config_keys import RENAMED, nearest, with_current_names
-from engine.config_overrides import read_override, task_of
+from engine.config_keys import RENAMED, unknown_key_message, with_current_names
+from engine.config_overrides import read_override, task_override
 from engine.errors import UserError
 from engine.paths import open_file, resolved
 from engine.schema import Config, expanded_path
@@ -209,7 +209,7 @@ def _task(
 ) -> str:
     task, origin = values.get("task", next(iter(schemas))), _origin(layers, ["task"]) or source
     for override in overrides:
-        chosen = task_of(override)
+        chosen = task_override(override)
         if chosen is not None:
             task, origin = chosen, COMMAND_LINE
     if not isinstance(task, str) or task not in schemas:
@@ -251,7 +251,7 @@ def _origin(layers: Mapping[str, Mapping[str, Any]], location: Sequence[str]) ->
 
 def _explain(schema: type[C], kind: str, location: Sequence[str], message: str, value: Any) -> str:
     if kind == "extra_forbidden":
-        return nearest(schema, [part[:MAX_VALUE_LENGTH] for part in location], value)
+        return unknown_key_message(schema, [part[:MAX_VALUE_LENGTH] for part in location], value)
     if kind == "missing":
         return "expected a value, got none"
     if kind == "value_error":  # raised by a validator of ours: says expected and got itself

@@ -77,7 +77,7 @@ def with_current_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     return values, found
 
 
-def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:
+def unknown_key_message(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:
     """Say which key was meant.
 
     By another framework's name, by spelling at that place, or by name anywhere.

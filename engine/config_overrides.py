@@ -45,7 +45,7 @@ def read_override(override: str, *, schema: type[BaseModel]) -> dict[str, Any]:
     return dict(value)
 
 
-def task_of(override: str) -> str | None:
+def task_override(override: str) -> str | None:
     """Return the task that an override chooses; None: it sets another key."""
     key, equals, text = override.partition("=")
     return _unquoted(text.strip()) if equals and key.strip() == "task" else None

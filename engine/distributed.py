@@ -33,7 +33,7 @@ class World:
 
 
 @contextmanager
-def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
+def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), and leave at the end.
 
     Args:
@@ -90,19 +90,19 @@ def _is_of_peers(error: BaseException) -> bool:
 def is_main_process() -> bool:
     """Return whether torchrun started this process as the first, or did not start it.
 
-    Its environment variables tell before `world` is entered.
+    Its environment variables tell before `process_group` is entered.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
-def current() -> tuple[int, int]:
-    """Return (rank, number of processes); (0, 1) outside `world`."""
+def rank_and_size() -> tuple[int, int]:
+    """Return (rank, number of processes); (0, 1) outside `process_group`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Return the mean over processes, any shape, detached; `tensor` itself on one process."""
-    size = current()[1]
+    size = rank_and_size()[1]
     if size == 1:
         return tensor
     total = tensor.detach().clone()
@@ -112,7 +112,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def any_over_ranks(flag: Tensor) -> Tensor:
     """Return where the bool `flag` is set on some process, any shape; itself on one process."""
-    if current()[1] == 1:
+    if rank_and_size()[1] == 1:
         return flag
     highest = flag.to(torch.int32)
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
@@ -125,14 +125,14 @@ def broadcast_buffers(module: nn.Module) -> None:
     Where batch norm is not synchronised each process has its own. Those of the main one count: they
     are saved, DistributedDataParallel hands them on at the next step, and so they are evaluated.
     """
-    if current()[1] > 1:
+    if rank_and_size()[1] > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def gather_objects(item: Any) -> list[Any]:
     """Return every process's `item` (picklable) by rank on the main process, [] on the others."""
-    rank, size = current()
+    rank, size = rank_and_size()
     if size == 1:
         return [item]
     items: list[Any] = [None] * size
@@ -142,7 +142,7 @@ def gather_objects(item: Any) -> list[Any]:
 
 def broadcast_object(item: Any) -> Any:
     """Return the main process's `item` (picklable) on every process."""
-    if current()[1] == 1:
+    if rank_and_size()[1] == 1:
         return item
     items = [item]
     dist.broadcast_object_list(items)
@@ -151,7 +151,7 @@ def broadcast_object(item: Any) -> Any:
 
 def barrier() -> None:
     """Wait until every process is here."""
-    if current()[1] > 1:
+    if rank_and_size()[1] > 1:
         dist.barrier()
 
 

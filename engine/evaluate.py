@@ -16,11 +16,11 @@ from engine.distributed import (
     broadcast_buffers,
     broadcast_object,
     gather_objects,
-    world,
+    process_group,
 )
 from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
-from engine.loader import Delivery, evaluation_batches, read_batches
+from engine.loader import LoadedBatch, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.precision import autocast
 from engine.schema import RunConfig
@@ -51,16 +51,16 @@ def evaluate(
     Returns:
         Metrics by name, the same whatever the number of processes.
     """
-    with world(device, timeout_s=config.loop.collective_timeout_s) as here:
-        if output is not None and here.is_main:
+    with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
+        if output is not None and world.is_main:
             prepare_output(output)
-        log = RunLog(None, is_main=here.is_main)
-        task.model.to(here.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
+        log = RunLog(None, is_main=world.is_main)
+        task.model.to(world.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
         try:
-            result = run_evaluation(task, config, here, log, output=output)
+            result = run_evaluation(task, config, world, log, output=output)
         except EvaluationError as error:
-            end_with(error)
-        if here.is_main:
+            raise_evaluation_failure(error)
+        if world.is_main:
             log.evaluation(0, result.metrics, result.evaluator.table())
         log.close()
     return result.metrics
@@ -69,7 +69,7 @@ def evaluate(
 def run_evaluation(
     task: Task,
     config: RunConfig,
-    here: World,
+    world: World,
     log: RunLog,
     *,
     output: Path | None = None,
@@ -81,7 +81,7 @@ def run_evaluation(
     Args:
         task: what to score.
         config: the run's config; loader and loop settings are used.
-        here: this process among all.
+        world: this process and the number of processes.
         log: receives progress, and a line for each image that was skipped.
         output: folder for the result files; None writes none.
         final: as for `Task.evaluator`.
@@ -94,7 +94,7 @@ def run_evaluation(
     broadcast_buffers(task.model)  # else the numbers would depend on the number of processes
     data = task.val_data()
     plan = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
-    mine = plan[here.rank :: here.size]
+    mine = plan[world.rank :: world.size]
     evaluator = task.evaluator(final=final)
     result = EvaluationResult({}, evaluator)
     skipped: list[str] = []
@@ -103,11 +103,11 @@ def run_evaluation(
     was_training = task.model.training
     task.model.eval()
     try:
-        with torch.inference_mode(), autocast(here.device, config.loop.precision):
-            deliveries = read_batches(
-                data, mine, config=config.loader, device=here.device, substitute=False
+        with torch.inference_mode(), autocast(world.device, config.loop.precision):
+            loaded_batches = read_batches(
+                data, mine, config=config.loader, device=world.device, substitute=False
             )
-            shown = log.progress(deliveries, len(mine), "evaluating")
+            shown = log.progress(loaded_batches, len(mine), "evaluating")
             skipped += _predict_all(task, shown, result, config.loop.drawn_images, stop)
     except Exception as error:  # the other processes have to learn of it, whatever it is
         failures.append(error)
@@ -116,7 +116,7 @@ def run_evaluation(
     asked = stop is not None and stop.requested
     states = gather_objects((evaluator.state(), skipped, _told(failures), asked))
     told, stopped = "".join(text for *_, text, _ in states), any(asked for *_, asked in states)
-    if here.is_main and not told and not stopped:
+    if world.is_main and not told and not stopped:
         seconds = time.perf_counter() - started
         reasons = [reason for _, some, *_ in states for reason in some]
         for reason in reasons:
@@ -139,7 +139,7 @@ def run_evaluation(
     return result
 
 
-def end_with(error: EvaluationError) -> NoReturn:
+def raise_evaluation_failure(error: EvaluationError) -> NoReturn:
     """Raise an evaluation's failure: in one line what a user can mend, with its traceback a bug."""
     cause = error.__cause__
     raise error if cause is None or isinstance(cause, UserError) else cause
@@ -157,17 +157,17 @@ def _told(failures: list[Exception]) -> str:
 
 def _predict_all(
     task: Task,
-    deliveries: Iterator[Delivery],
+    loaded_batches: Iterator[LoadedBatch],
     result: EvaluationResult,
     drawn: int,
     stop: StopRequest | None,
 ) -> list[str]:
     skipped: list[str] = []
-    for delivery in deliveries:
+    for loaded in loaded_batches:
         if stop is not None and stop.requested:
             break
-        skipped += delivery.skipped
-        batch: Any = delivery.batch
+        skipped += loaded.skipped
+        batch: Any = loaded.batch
         if batch is None:
             continue
         predictions = task.predict(batch)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from engine.distributed import current
+from engine.distributed import rank_and_size
 
 _AGAIN_S = 1.0
 """Signals that come sooner than this after the first, seconds, belong to it: `timeout` sends its
@@ -61,7 +61,7 @@ def _say(line: str) -> None:
 
     Not by print: a signal may arrive in the middle of one, which cannot be entered twice.
     """
-    rank, size = current()
+    rank, size = rank_and_size()
     process = f"process {rank}: " if size > 1 else ""
     start = "\n" if os.isatty(2) else ""  # behind ^C, or a bar
     with contextlib.suppress(OSError):  # nobody listens

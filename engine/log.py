@@ -41,7 +41,7 @@ RATE_WINDOW = 20
 """Log lines over which the speed for the remaining time is averaged."""
 PLAIN_PROGRESS_S = 30.0
 """Seconds between lines of progress where there is no terminal."""
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 """Name of the file in a run folder that has a line for each logged step and each evaluation."""
 WIDTH = 100
 """Columns of a step's lines, and of tables where there is no terminal."""
@@ -199,14 +199,14 @@ class RunLog:
         """
         self._times = deque([(step, time.monotonic())], maxlen=RATE_WINDOW)
         self._purge_step = step + 1
-        path = self._directory / METRICS if self._directory else None
+        path = self._directory / METRICS_FILE if self._directory else None
         if path is None or not is_file(path):
             return
         last = {"train": step, "eval": step if evaluated else step - 1}
         records, _ = read_metrics(path)
         kept = [each for each in records if each["step"] <= last.get(each["kind"], -1)]
         text = "".join(f"{json.dumps(record)}\n" for record in kept)
-        self._try(METRICS, lambda: write_file(path, text))
+        self._try(METRICS_FILE, lambda: write_file(path, text))
 
     def close(self) -> None:
         """Write out what is still held back."""
@@ -251,7 +251,7 @@ class RunLog:
     def _write_lines(self) -> None:
         """Append the lines that are not in metrics.jsonl yet, each as a whole."""
         if self._directory is not None and self._pending:
-            path = self._directory / METRICS
+            path = self._directory / METRICS_FILE
             self._try(path.name, lambda: _append_lines(path, self._pending))
 
     def _try_event(self, write: Callable[[EventFile], object]) -> None:

@@ -69,7 +69,7 @@ def effective_lr(config: OptimConfig, batch_size: int) -> float:
     return config.lr * batch_size / config.reference_batch_size
 
 
-def note(config: OptimConfig, batch_size: int) -> str | None:
+def lr_note(config: OptimConfig, batch_size: int) -> str | None:
     """Return a line for the console when the rate follows the batch size, else None."""
     if config.reference_batch_size in (None, batch_size):
         return None

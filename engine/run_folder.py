@@ -11,10 +11,10 @@ from engine.errors import UserError
 from engine.locks import FolderLock
 from engine.paths import exists, is_file, names_in, read_text, status_of
 
-EXPORT = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 
 
-def holds_run(directory: Path) -> bool:
+def contains_run(directory: Path) -> bool:
     """Return whether a run was started in a folder: its checkpoints tell, or its config."""
     if exists(directory / "checkpoints"):
         return True
@@ -30,7 +30,7 @@ def _holds_work(directory: Path) -> bool:
     logged = status_of(directory / "metrics.jsonl")
     return bool(
         names_in(directory / "checkpoints", "*.pt")
-        or exists(directory / EXPORT)
+        or exists(directory / WEIGHTS_FILE)
         or (logged is not None and logged.st_size)
     )
 
@@ -46,7 +46,7 @@ def move_run_aside(directory: Path) -> Path | None:
     Raises:
         UserError: what lies there would be written over, and is no run; or it cannot be renamed.
     """
-    if not holds_run(directory):
+    if not contains_run(directory):
         if exists(directory / "config.yaml"):
             raise UserError(
                 f"{directory}: expected a free folder, got one with another config.yaml"
@@ -68,7 +68,7 @@ def move_run_aside(directory: Path) -> Path | None:
 
 
 @contextmanager
-def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
+def locked_run_folder(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
     """Make a folder this run's own, for as long as it runs.
 
     Args:
@@ -102,9 +102,9 @@ def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | No
     Raises:
         UserError: its files are damaged.
     """
-    if not is_file(directory / EXPORT) or not is_file(directory / "metrics.json"):
+    if not is_file(directory / WEIGHTS_FILE) or not is_file(directory / "metrics.json"):
         return None
-    if read_safetensors(directory / EXPORT)[1].get("run_step") != str(run_step):
+    if read_safetensors(directory / WEIGHTS_FILE)[1].get("run_step") != str(run_step):
         return None
     try:
         found = json.loads(read_text(directory / "metrics.json"))

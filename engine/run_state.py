@@ -26,7 +26,7 @@ class RunState:
 
     task: Task
     config: RunConfig
-    here: World
+    world: World
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     progress: Progress = field(default_factory=Progress)
@@ -57,8 +57,8 @@ class RunState:
         load_optimizer_state(self.optimizer, payload["optimizer"])
         self.progress = Progress.of(payload["progress"])
         meters = payload.get("meters") or []
-        if len(meters) == self.here.size:
-            self.meter.load_state(meters[self.here.rank], self.here.device)
+        if len(meters) == self.world.size:
+            self.meter.load_state(meters[self.world.rank], self.world.device)
         set_rng_state(payload["rng"])
 
     def load_weights(self, payload: Mapping[str, Any], *, source: Path) -> None:

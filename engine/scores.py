@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.log import METRICS, read_metrics
+from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
 
 
@@ -39,7 +39,7 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
         if not exists(folder / file):
             raise UserError(f"{folder / file}: expected that of an evaluated run, got no such file")
     metrics = _read_metrics(folder / "metrics.json", names)
-    lines, num_damaged = read_metrics(folder / METRICS)
+    lines, num_damaged = read_metrics(folder / METRICS_FILE)
     evaluations = [line for line in lines if line["kind"] in ("eval", "final")]
     steps = max((line["step"] for line in lines), default=None)
     notes = []

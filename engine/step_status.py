@@ -14,8 +14,8 @@ from engine.step import HostCopy, StepResult
 class StepStatuses:
     """Statuses that the device has not told yet; reading one waits for its step alone."""
 
-    def __init__(self, here: World, log: RunLog, *, max_bad_steps: int) -> None:
-        self._here, self._log, self._max_bad_steps = here, log, max_bad_steps
+    def __init__(self, world: World, log: RunLog, *, max_bad_steps: int) -> None:
+        self._world, self._log, self._max_bad_steps = world, log, max_bad_steps
         self._unread: deque[tuple[int, StepResult, HostCopy]] = deque()
 
     def add(self, step: int, result: StepResult) -> None:
@@ -34,7 +34,7 @@ class StepStatuses:
         Raises:
             DivergedError: too many bad steps in a row.
         """
-        lag = 1 if self._here.device.type == "cuda" and not all_of_them else 0
+        lag = 1 if self._world.device.type == "cuda" and not all_of_them else 0
         stop = False
         while self._unread and self._unread[0][0] < progress.step - lag:
             step, result, status = self._unread.popleft()

@@ -38,7 +38,7 @@ def shortened(text: str, limit: int = 1000) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 3 :]}"
 
 
-def let_streams_escape() -> None:
+def escape_unencodable_output() -> None:
     """Let stdout and stderr write as an escape what their encoding lacks: an ASCII console."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # a stream of text has it, others not

@@ -8,26 +8,26 @@ DEMO = CONFIGS / "detection" / "demo.yaml"
 
 def main() -> None:
     """Parse, load the config, train."""
-    words = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
+    arguments = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
 
     from detection.commands.schemas import SCHEMAS
     from detection.config import DetectionConfig
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    config = load_config(find_config(words.config), words.overrides, schemas=SCHEMAS)
-    if words.is_main:
-        make_console().print(describe_config(words.config, words.overrides))
+    config = load_config(find_config(arguments.config), arguments.overrides, schemas=SCHEMAS)
+    if arguments.is_main:
+        make_console().print(describe_config(arguments.config, arguments.overrides))
 
     from backbones.training import train
     from detection.commands.tasks import build_task, check_weights
 
     check_weights(config)
     task = build_task(config)
-    train(task, config, words)
-    if words.is_main:
+    train(task, config, arguments)
+    if arguments.is_main:
         if isinstance(config, DetectionConfig):
-            following = f"{command_line('predict', 'predict')} {words.output} IMAGE ..."
+            following = f"{command_line('predict', 'predict')} {arguments.output} IMAGE ..."
         else:
-            following = f"{command_line('eval', 'eval')} {words.output}"
+            following = f"{command_line('eval', 'eval')} {arguments.output}"
         make_console().print(f"next: {following}", highlight=False)

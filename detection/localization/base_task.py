@@ -31,7 +31,7 @@ from detection.localization.start_checks import check_localizer
 from detection.localization.views import LocalizeSettings
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.visualize import draw_comparison
-from engine.checkpoint import find_trained, read_trained
+from engine.checkpoint import find_weights_file, read_trained_weights
 from engine.errors import UserError
 
 
@@ -86,7 +86,9 @@ class OneClassTask(nn.Module, ABC):
         """
         check_localizer(config)
         if config.evaluation.classifier is not None:
-            find_trained(Path(config.evaluation.classifier))  # reading ILSVRC's boxes takes minutes
+            find_weights_file(
+                Path(config.evaluation.classifier)
+            )  # reading ILSVRC's boxes takes minutes
         data = LocalizationImages(config, "train", training=True)
         names = data.images.class_names
         torch.manual_seed(config.seed)
@@ -108,7 +110,7 @@ class OneClassTask(nn.Module, ABC):
         Raises:
             UserError: it is missing, damaged or another task's, or an override is wrong.
         """
-        file, state, metadata = read_trained(path)
+        file, state, metadata = read_trained_weights(path)
         wanted, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
         if got != wanted:
             raise UserError(f"{file}: expected a run of task {wanted}, got {got}")

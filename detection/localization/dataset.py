@@ -78,7 +78,7 @@ class LocalizationImages:
         """Return the path of an image from the root of the data on."""
         return str(self.images.paths[index])
 
-    def load(self, index: int, seed: int, frame: None = None) -> Sample:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> Sample:
         """Read image `index`; all its randomness comes from `seed`.
 
         Raises:
@@ -108,10 +108,10 @@ class LocalizationImages:
             seed=seed,
         )
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Agree on nothing: images of one group have one shape."""
 
-    def collate(self, samples: Sequence[Sample], frame: None = None) -> DetectionBatch:
+    def collate(self, samples: Sequence[Sample], batch_shape: None = None) -> DetectionBatch:
         """Make a batch of at least one sample of one shape."""
         return collate_detection(samples, size_divisor=1)
 

@@ -23,7 +23,7 @@ from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes, mirror_boxes
 from detection.samples import SampleSettings, draw_samples, with_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
-from engine.checkpoint import find_trained
+from engine.checkpoint import find_weights_file
 from engine.errors import UserError
 
 _REGION_STREAM = 1  # of the per-image random numbers
@@ -64,7 +64,7 @@ class LocalizationRegionsTask(OneClassTask):
     def for_training(cls, config: OneClassConfig) -> Self:
         """Do what the base does, once it is known that there is a first stage."""
         assert isinstance(config, LocalizationRegionsConfig)
-        find_trained(Path(config.model.localizer))
+        find_weights_file(Path(config.model.localizer))
         return super().for_training(config)
 
     @staticmethod

@@ -231,7 +231,7 @@ def test_a_run_goes_on_with_its_own_classes_and_never_back(
     shutil.copytree(trained, site / "run")
     words = ["--resume", "--output", "run", "--device", "cpu"]
     outcome = call(train_det, *words, "loop.max_steps=1")
-    assert_one_line(outcome, "loop.max_steps: expected at least 2, where the checkpoint is, got 1")
+    assert_one_line(outcome, "loop.max_steps: expected at least the checkpoint's step, 2, got 1")
     for number, name in enumerate(("ant", "cow")):
         document["categories"][number]["name"] = name
     for split in ("train", "val"):

@@ -240,7 +240,7 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     cases = {
         tmp_path / "bare.safetensors": "expected a detector's config beside its weights, got none",
         tmp_path / "bare.pt": "expected a checkpoint of a run",
-        tmp_path: "expected model.safetensors in it",
+        tmp_path: "expected model.safetensors of a finished run",
         tmp_path / "absent": "no such run folder or file",
     }
     for path, message in cases.items():

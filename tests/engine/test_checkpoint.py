@@ -153,7 +153,7 @@ def test_an_unreadable_newest_checkpoint_names_the_one_before(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"2.pt: .*; remove it to resume from .*step_00000001.pt$"):
         folder.load_latest()
     (tmp_path / "step_00000001.pt").unlink()
-    with pytest.raises(UserError, match=r"there is none before it$"):
+    with pytest.raises(UserError, match=r"there is no earlier one$"):
         folder.load_latest()
 
 
@@ -198,9 +198,9 @@ def test_an_output_folder_is_made_or_refused(tmp_path: Path) -> None:
     prepare_output(tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/run: expected a folder that can be written to"):
+    with pytest.raises(UserError, match=r"file/run: expected a writable folder"):
         prepare_output(tmp_path / "file" / "run")
-    with pytest.raises(UserError, match=r"file: expected a folder that can be written to"):
+    with pytest.raises(UserError, match=r"file: expected a writable folder"):
         prepare_output(tmp_path / "file")
 
 

@@ -245,7 +245,7 @@ def test_a_base_may_have_a_base(tmp_path: Path) -> None:
         (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),
         (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: no variable"),
         (["''"], "c.yaml: base: .: expected a file, got a folder"),
-        (["a\\0.yaml"], "expected a path, got one that no file can have"),
+        (["a\\0.yaml"], "expected a path, got one that cannot exist"),
     ],
     ids=["too long", "itself", "circle", "missing", "home", "variable", "empty", "NUL"],
 )

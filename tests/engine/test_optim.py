@@ -12,7 +12,7 @@ from engine.optim import (
     effective_lr,
     load_optimizer_state,
     lr_factor,
-    note,
+    lr_note,
     optimizer_state,
     set_lr,
     step_if_finite,
@@ -215,12 +215,12 @@ def test_mistakes_in_what_trains() -> None:
 def test_the_rate_follows_the_batch_size_when_asked() -> None:
     config = OptimConfig(lr=0.02, reference_batch_size=16)
     assert effective_lr(config, 4) == 0.005
-    text = note(config, 4)
+    text = lr_note(config, 4)
     assert text is not None
     assert "learning rate 0.005 = optim.lr 0.02 x loop.batch_size 4" in text
-    assert note(config, 16) is None
+    assert lr_note(config, 16) is None
     assert effective_lr(OptimConfig(lr=0.02), 4) == 0.02
-    assert note(OptimConfig(lr=0.02), 4) is None
+    assert lr_note(OptimConfig(lr=0.02), 4) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.locks import FolderLock
-from engine.run_folder import claimed, holds_run, move_run_aside
+from engine.run_folder import contains_run, locked_run_folder, move_run_aside
 from engine.trainer import fit
 from tests.engine.test_trainer import config
 from tests.engine.toy import ToyData, ToyTask
@@ -78,7 +78,7 @@ def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
 
 def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
     class Empty(ToyData):
-        def load(self, index: int, seed: int, frame: None = None) -> tuple[int, object]:  # type: ignore[override]
+        def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, object]:  # type: ignore[override]
             raise UserError("0.jpg: no such file")
 
     for _ in range(3):
@@ -113,12 +113,12 @@ def test_what_cannot_be_renamed_is_one_line(
 
 
 def test_another_programs_config_is_no_run(tmp_path: Path) -> None:
-    assert not holds_run(tmp_path)
+    assert not contains_run(tmp_path)
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe not text")
-    assert not holds_run(tmp_path)
+    assert not contains_run(tmp_path)
     with (
         pytest.raises(UserError, match="expected a free folder"),
-        claimed(tmp_path, move_aside=True),
+        locked_run_folder(tmp_path, move_aside=True),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]

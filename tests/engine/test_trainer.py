@@ -127,7 +127,7 @@ def test_ten_non_finite_steps_end_the_run(tmp_path: Path) -> None:
 
 def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
     class Interrupting(ToyData):
-        def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+        def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
             self.reads = getattr(self, "reads", 0) + 1
             if self.reads == 15:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -149,7 +149,7 @@ class InterruptedAt(ToyData):
         super().__init__()
         self.left = 4 * (step - 1) + 1
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
         """Read a row."""
         self.left -= 1
         if self.left == 0:

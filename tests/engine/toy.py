@@ -47,17 +47,17 @@ class ToyData:
         """Return the number of rows."""
         return len(self.groups)
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, Tensor]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, Tensor]:
         """Return the index and (3,) inputs; poisoned rows are NaN, bad ones are skipped."""
         if index in self.bad:
             raise SkippedSampleError(f"row {index} is bad")
         row = torch.randn(3, generator=torch.Generator().manual_seed(seed % 2**31))
         return index, row * (float("nan") if index in self.poison else 1.0)
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Rows have no shape to agree on."""
 
-    def collate(self, samples: Sequence[tuple[int, Tensor]], frame: None = None) -> ToyBatch:
+    def collate(self, samples: Sequence[tuple[int, Tensor]], batch_shape: None = None) -> ToyBatch:
         """Stack rows; the outputs follow from the inputs."""
         inputs = torch.stack([row for _, row in samples])
         outputs = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])

@@ -64,7 +64,7 @@ class Rows(ToyData):
         super().__init__(count)
         self.loaded = loaded
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, Tensor]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, Tensor]:
         """Read a row."""
         self.loaded()
         return super().load(index, seed)

@@ -6,7 +6,7 @@ goes on where it was interrupted.
 
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 TRANSFER = Path(__file__).resolve().parents[2] / "configs" / "transfer.yaml"
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
     arguments = parser.parse_intermixed_args()
-    files, overrides = split_words(arguments.words)
+    files, overrides = split_arguments(arguments.words)
     if len(files) != 1:
         raise UserError(f"command line: expected one BACKBONE, got {len(files)}")
 

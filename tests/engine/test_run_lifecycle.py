@@ -195,7 +195,7 @@ def test_steps_that_are_not_finite_leave_the_checkpoints_before_them(tmp_path: P
 class Unreadable(ToyData):
     """A row that cannot be read, met in the middle of a training."""
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
         """Read a row, or fail at the 25th."""
         self.reads = getattr(self, "reads", 0) + 1
         if self.reads == 25:

@@ -8,25 +8,25 @@ from engine.checksum import checksum_note
 from engine.distributed import broadcast_object
 from engine.errors import UserError
 from engine.log import RunLog
-from engine.optim import note as rate_note
+from engine.optim import lr_note as rate_note
 from engine.payload import check_payload
 from engine.precision import precision_note
-from engine.run_folder import EXPORT, finished_metrics
+from engine.run_folder import WEIGHTS_FILE, finished_metrics
 from engine.run_state import RunState
 
 
-def introduction(state: RunState) -> list[str]:
+def start_notes(state: RunState) -> list[str]:
     """Return the lines at the start of a training."""
-    task, config, here = state.task, state.config, state.here
+    task, config, world = state.task, state.config, state.world
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
     first = (
         f"{len(task.train_data())} training images, {len(task.class_names)} classes; "
         f"{trained / 1e6:.1f} M trained parameters, {fixed / 1e6:.1f} M frozen; "
-        f"{here.size} process(es) on {here.device.type}"
+        f"{world.size} process(es) on {world.device.type}"
     )
     rate = rate_note(config.optim, config.loop.batch_size)
-    precision = precision_note(here.device, config.loop.precision)
+    precision = precision_note(world.device, config.loop.precision)
     return [first, *task.notes(), *(note for note in (rate, precision) if note is not None)]
 
 
@@ -48,21 +48,21 @@ def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> 
     return True
 
 
-def resumed_note(step: int, checkpoints: CheckpointFolder) -> str:
+def resume_note(step: int, checkpoints: CheckpointFolder) -> str:
     """Return the line of a run that went on from a step; it says where nothing could be checked."""
     newest = checkpoints.latest()
     unchecked = None if newest is None else checksum_note(newest)
     return f"resumed at step {step}" + ("" if unchecked is None else f"; {unchecked}")
 
 
-def advice(checkpoints: CheckpointFolder) -> str:
+def divergence_advice(checkpoints: CheckpointFolder) -> str:
     """Return what to do about a run that diverged."""
     newest = checkpoints.latest()
     kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
     return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
 
 
-def load_exported(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -> int:
+def load_weights_to_export(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -> int:
     """Put the weights to export into the network, as `loop.export` says; return their step."""
     progress = state.progress
     if state.config.loop.export == "last" or progress.best_step in (0, progress.step):
@@ -81,21 +81,21 @@ def load_exported(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -
     return progress.best_step
 
 
-def export(state: RunState, output: Path, *, weights_step: int) -> None:
+def export_weights(state: RunState, output: Path, *, weights_step: int) -> None:
     """Write model.safetensors, the last file of a run, whose metadata names both steps."""
     steps = {"weights_step": str(weights_step), "run_step": str(state.progress.step)}
     metadata = {**state.task.metadata(), **steps}
     with state.averaged():
-        write_safetensors(output / EXPORT, state.task.model.state_dict(), metadata)
+        write_safetensors(output / WEIGHTS_FILE, state.task.model.state_dict(), metadata)
 
 
-def already_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:
+def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:
     """Return the metrics of a run that had ended before it was resumed; None: it had not."""
     progress, loop = state.progress, state.config.loop
     ended = progress.step == loop.max_steps or progress.is_out_of_patience(loop)
     if not ended or progress.evaluation_due:
         return None
-    found = finished_metrics(output, run_step=progress.step) if state.here.is_main else None
+    found = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
     metrics: dict[str, float] | None = broadcast_object(found)
     if metrics is not None:
         log.note(
@@ -104,7 +104,7 @@ def already_finished(state: RunState, output: Path, log: RunLog) -> dict[str, fl
     return metrics
 
 
-def say_goodbye(
+def log_summary(
     state: RunState, output: Path, log: RunLog, *, exported: int, seconds: float
 ) -> None:
     """Tell the last lines: duration, scores, and what model.safetensors holds."""
@@ -116,4 +116,4 @@ def say_goodbye(
         scores += f"; {progress.evaluations_failed} evaluations failed"
     log.note(f"{progress.step} steps, {timedelta(seconds=round(seconds))}{scores}")
     which = "the last" if exported == progress.step else "the best; loop.export=last for the last"
-    log.note(f"{output / EXPORT}: weights of step {exported} ({which})")
+    log.note(f"{output / WEIGHTS_FILE}: weights of step {exported} ({which})")
