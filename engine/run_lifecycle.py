@@ -1,4 +1,4 @@
-"""The two ends of a run: whether it goes on from a checkpoint, and what it leaves and says last."""
+"""Start and end of a training run: whether to resume, log lines, and export of the weights."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -16,13 +16,13 @@ from engine.run_state import RunState
 
 
 def start_notes(state: RunState) -> list[str]:
-    """Return the lines at the start of a training."""
+    """Return the log lines at the start of training: data, parameters, processes, notes."""
     task, config, world = state.task, state.config, state.world
-    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
+    num_trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    num_frozen = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
     first = (
         f"{len(task.train_data())} training images, {len(task.class_names)} classes; "
-        f"{trained / 1e6:.1f} M trained parameters, {fixed / 1e6:.1f} M frozen; "
+        f"{num_trained / 1e6:.1f} M trained parameters, {num_frozen / 1e6:.1f} M frozen; "
         f"{world.size} process(es) on {world.device.type}"
     )
     rate = rate_note(config.optim, config.loop.batch_size)
@@ -31,10 +31,10 @@ def start_notes(state: RunState) -> list[str]:
 
 
 def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:
-    """Return whether a folder has a checkpoint of this run's config.
+    """Return whether a run folder has a checkpoint of this run's config.
 
     Raises:
-        UserError: it has one of another config.
+        UserError: it has a checkpoint of another config; the message names the differences.
     """
     payload = checkpoints.load_latest()
     if payload is None:
@@ -42,28 +42,35 @@ def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> 
     changed = state.changed_settings(payload, source=output)
     if changed:
         raise UserError(
-            f"{output}: holds a run of another config ({'; '.join(changed)}); go on with --resume, "
-            "or choose another --output"
+            f"{output}: holds a run of another config ({'; '.join(changed)}); resume it with "
+            "--resume, or choose another --output"
         )
     return True
 
 
 def resume_note(step: int, checkpoints: CheckpointFolder) -> str:
-    """Return the line of a run that went on from a step; it says where nothing could be checked."""
+    """Return the log line of a resumed run, with a note if its checkpoint has no checksum."""
     newest = checkpoints.latest()
     unchecked = None if newest is None else checksum_note(newest)
     return f"resumed at step {step}" + ("" if unchecked is None else f"; {unchecked}")
 
 
 def divergence_advice(checkpoints: CheckpointFolder) -> str:
-    """Return what to do about a run that diverged."""
+    """Return advice for a diverged run: the newest checkpoint, and which settings to change."""
     newest = checkpoints.latest()
     kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
     return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
 
 
 def load_weights_to_export(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -> int:
-    """Put the weights to export into the network, as `loop.export` says; return their step."""
+    """Load the weights that `loop.export` selects into the network; return their step.
+
+    With `best`, falls back to the last weights, with a log line, if best.pt is missing or of
+    another step.
+
+    Raises:
+        UserError: best.pt is damaged.
+    """
     progress = state.progress
     if state.config.loop.export == "last" or progress.best_step in (0, progress.step):
         return progress.step
@@ -73,8 +80,8 @@ def load_weights_to_export(state: RunState, checkpoints: CheckpointFolder, log: 
         check_payload(best, source=path)
     if best is None or best["progress"]["step"] != progress.best_step:
         log.note(
-            f"best.pt is missing or not of step {progress.best_step}, the best one: the last "
-            "weights are exported"
+            f"best.pt is missing or not of the best step {progress.best_step}: exporting the last "
+            "weights instead"
         )
         return progress.step
     state.load_weights(best, source=checkpoints.directory)
@@ -82,7 +89,13 @@ def load_weights_to_export(state: RunState, checkpoints: CheckpointFolder, log: 
 
 
 def export_weights(state: RunState, output: Path, *, weights_step: int) -> None:
-    """Write model.safetensors, the last file of a run, whose metadata names both steps."""
+    """Write model.safetensors, the last file of a run.
+
+    Its metadata has `weights_step`, the step of the weights, and `run_step`, the last step.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     steps = {"weights_step": str(weights_step), "run_step": str(state.progress.step)}
     metadata = {**state.task.metadata(), **steps}
     with state.averaged():
@@ -90,16 +103,17 @@ def export_weights(state: RunState, output: Path, *, weights_step: int) -> None:
 
 
 def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:
-    """Return the metrics of a run that had ended before it was resumed; None: it had not."""
+    """Return the final metrics of a run that finished before it was resumed, otherwise None."""
     progress, loop = state.progress, state.config.loop
     ended = progress.step == loop.max_steps or progress.is_out_of_patience(loop)
     if not ended or progress.evaluation_due:
         return None
-    found = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
-    metrics: dict[str, float] | None = broadcast_object(found)
+    on_main = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
+    metrics: dict[str, float] | None = broadcast_object(on_main)
     if metrics is not None:
         log.note(
-            f"{output}: finished at step {progress.step} already; a higher loop.max_steps trains on"
+            f"{output}: already finished at step {progress.step}; raise loop.max_steps to train "
+            "further"
         )
     return metrics
 
@@ -107,7 +121,10 @@ def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str,
 def log_summary(
     state: RunState, output: Path, log: RunLog, *, exported: int, seconds: float
 ) -> None:
-    """Tell the last lines: duration, scores, and what model.safetensors holds."""
+    """Log the last lines: duration, scores, and the step of the weights in model.safetensors.
+
+    seconds: wall clock of the run.
+    """
     progress = state.progress
     scores = "" if progress.score is None else f"; last score {progress.score:.4f}"
     if progress.best_step:

@@ -1,8 +1,9 @@
-"""fit(): the only training loop.
+"""Training loop: `fit` trains a task with checkpoints, evaluations, logging and exact resume.
 
-At a step, in this order: update the weights, log, write a checkpoint that says whether an
-evaluation is due, evaluate, write `best.pt` where it is the best, write the checkpoint again. A run
-that is killed at any point resumes from the newest of these and repeats, alike, what is missing.
+Order within a step: update the weights; log; write a checkpoint that records whether an evaluation
+is due; evaluate; write `best.pt` if the score is the best so far; write the checkpoint again. So a
+run that is killed at any point resumes from the newest of these files, and repeats the missing part
+with identical results.
 """
 
 import contextlib
@@ -53,28 +54,28 @@ def fit(
     replace: bool = False,
     device: str | None = None,
 ) -> dict[str, float]:
-    """Train a task, evaluate it, and leave a run folder.
+    """Train and evaluate a task, and write a run folder.
 
     Args:
-        task: what to train.
+        task: the task to train; its model is changed in place.
         config: the run's config.
         output: the run folder.
-        resume: go on from the newest checkpoint in `output`, bit for bit.
-        auto_resume: the same where there is a checkpoint of this config, else start.
-        replace: unless resumed, rename a run that lies in `output`, once all that can be wrong with
-            data and settings was checked.
-        device: as `--device`; None picks a GPU when there is one.
+        resume: resume from the newest checkpoint in `output`, bit for bit.
+        auto_resume: resume if `output` has a checkpoint of this config, otherwise start.
+        replace: unless resuming, rename an earlier run in `output`, after data and settings were
+            validated.
+        device: as `--device`; None picks a GPU if there is one.
 
     Returns:
         Final metrics by name.
 
     Raises:
         UserError: bad input, or another run writes to `output`.
-        DivergedError: too many non-finite steps in a row, or weights that are not finite.
-        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
+        DivergedError: too many non-finite steps in a row, or non-finite weights.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
-        _check_split(config, world)
+        _check_batch_size(config, world)
         log = RunLog(output, is_main=world.is_main)
         run = _Run(task, config, output, world, log)
         with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def fit(
 
 
 class _Run:
-    """One run: its parts, and the order in which they move."""
+    """One training run: its components, and the order of their actions."""
 
     def __init__(
         self, task: Task, config: RunConfig, output: Path, world: World, log: RunLog
@@ -114,7 +115,7 @@ class _Run:
             output / "checkpoints", keep=config.loop.keep_checkpoints
         )
         self.statuses = StepStatuses(world, log, max_bad_steps=config.loop.max_bad_steps)
-        self.told: set[str] = set()  # bad images, of which each is named once
+        self.reported: set[str] = set()  # reasons of skipped images; each is logged once
         self.final: dict[str, float] | None = None  # metrics of the weights to export
 
     @property
@@ -122,7 +123,7 @@ class _Run:
         return self.state.progress
 
     def train(self, *, resume: bool) -> dict[str, float]:
-        """Run from the first or the resumed step to the end."""
+        """Train from the first or the resumed step to the end; return the final metrics."""
         started, loop = time.monotonic(), self.config.loop
         if resume:
             changed = self._resume()
@@ -138,7 +139,7 @@ class _Run:
         for note in start_notes(self.state):
             self.log.note(note)
         loaded_batches, progress = self._loaded_batches(), self.progress
-        if resume and not progress.evaluation_due:  # it may be best.pt's state that it goes on from
+        if resume and not progress.evaluation_due:  # the run may have resumed from best.pt
             self._save(in_bad_streak=True)
         with stop_requests() as stop:
             if progress.evaluation_due:
@@ -149,7 +150,7 @@ class _Run:
             return self._finish(stop, started=started)
 
     def _one_step(self, loaded_batches: list[LoadedBatch], stop: StopRequest) -> None:
-        """Update the weights once, and do what is due after it, in the order of the module."""
+        """Update the weights once, then do what is due, in the order of the module docstring."""
         loop, progress, step = self.config.loop, self.progress, self.progress.step
         factor = lr_factor(
             step, self.config.schedule, max_steps=loop.max_steps, drops=progress.rate_drops
@@ -172,19 +173,21 @@ class _Run:
             self._evaluate(stop)
 
     def _next(self, loaded_batches: Iterator[list[LoadedBatch]]) -> list[LoadedBatch]:
-        """Return the parts of the next batch; where they cannot be read, save what was trained."""
+        """Return the parts of the next batch; if reading fails, write a checkpoint first."""
         try:
             return next(loaded_batches)
         except UserError as error:
             step = self.progress.step
-            if step == 0 or self.world.size > 1:  # other processes wait elsewhere
+            if (
+                step == 0 or self.world.size > 1
+            ):  # other processes are waiting in another collective
                 raise
             self._save(in_bad_streak=True)
-            message = f"{error}; stopped at step {step}, a checkpoint was written: --resume goes on"
+            message = f"{error}; stopped at step {step}, checkpoint written: continue with --resume"
             raise type(error)(message) from error
 
     def _loaded_batches(self) -> Iterator[list[LoadedBatch]]:
-        """Yield the parts of each step's batch."""
+        """Yield the loaded parts of each step's batch, and measure the time spent waiting."""
         loop = self.config.loop
         plan = split_batches(
             self.data,
@@ -203,18 +206,18 @@ class _Run:
             self.data, plan, config=self.config.loader, device=self.world.device, substitute=True
         )
         while True:
-            waiting = time.perf_counter()
+            wait_started = time.perf_counter()
             step_parts = [next(parts) for _ in range(loop.accumulate)]
-            self.state.meter.data_seconds += time.perf_counter() - waiting
+            self.state.meter.data_seconds += time.perf_counter() - wait_started
             yield step_parts
 
     def _update(self, step: int, loaded_batches: list[LoadedBatch], *, stop: bool) -> None:
         for reason in (reason for loaded in loaded_batches for reason in loaded.skipped):
             self.state.meter.skipped += 1
-            if reason not in self.told:
-                self.told.add(reason)
-                self.log.note(f"step {step + 1}: image skipped, the next one taken: {reason}")
-        parts: list[Batch] = [d.batch for d in loaded_batches if d.batch is not None]
+            if reason not in self.reported:
+                self.reported.add(reason)
+                self.log.note(f"step {step + 1}: image skipped, replaced by the next one: {reason}")
+        parts: list[Batch] = [loaded.batch for loaded in loaded_batches if loaded.batch is not None]
         result = training_step(
             self.losses_of,
             self.state.optimizer,
@@ -228,12 +231,14 @@ class _Run:
         self.statuses.add(step, result)
 
     def _interrupt(self) -> None:
+        """Wait until the checkpoint is written, then raise InterruptedRunError."""
         barrier()
         raise InterruptedRunError(
-            f"interrupted at step {self.progress.step}; go on with --resume --output {self.output}"
+            f"interrupted at step {self.progress.step}; continue with --resume --output {self.output}"
         )
 
     def _log_step(self) -> None:
+        """Log means since the last log line, and start new ones."""
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
         values = self.state.meter.means()
         seconds = self.state.meter.seconds()
@@ -246,7 +251,7 @@ class _Run:
         self.state.meter = StepMeter()
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Score the weights of this step; a failure is said, and final at the last step alone."""
+        """Evaluate this step's weights. A failure is logged; at the last step it ends the run."""
         progress, is_last = self.progress, self.progress.step == self.config.loop.max_steps
         started = time.perf_counter()
         try:
@@ -256,20 +261,20 @@ class _Run:
                 raise_evaluation_failure(error)
             progress.evaluations_failed += 1
             self.log.note(
-                f"evaluation at step {progress.step} failed, training goes on "
+                f"evaluation at step {progress.step} failed, training continues "
                 f"({progress.evaluations_failed} failed so far): {error}"
             )
         else:
             self.final = metrics if is_last else None
-            self._judge(metrics[main], main)
+            self._apply_score(metrics[main], main)
         self.state.meter.paused += time.perf_counter() - started
-        if progress.evaluation_due:  # failed; the checkpoint from before says so to a resumed run
+        if progress.evaluation_due:  # failed; the checkpoint keeps it due, so a resumed run retries
             progress.evaluation_due = False
         else:
             self._save(in_bad_streak=is_last)
 
-    def _judge(self, score: float, name: str) -> None:
-        """Let a score act: on best.pt, on patience, and on the rate."""
+    def _apply_score(self, score: float, name: str) -> None:
+        """Use a score: for best.pt, for early stopping, and for the plateau schedule."""
         progress, schedule = self.progress, self.config.schedule
         scheduled = self._is_scheduled()
         if progress.add_score(score, scheduled=scheduled):
@@ -277,22 +282,24 @@ class _Run:
             if self.world.is_main:
                 self.checkpoints.save_best(payload)
         elif math.isnan(score):
-            self.log.note(f"{name} is not a number: neither rate, patience nor best.pt act on it")
+            self.log.note(
+                f"{name} is NaN: learning rate, patience and best.pt ignore this evaluation"
+            )
         elif scheduled and progress.drop_rate_on_plateau(schedule):
             self.log.note(
-                f"learning rate times {schedule.gamma:g} after step {progress.step}: "
+                f"learning rate multiplied by {schedule.gamma:g} after step {progress.step}: "
                 f"no better score in {progress.evaluations_since_best} evaluations"
             )
 
     def _is_scheduled(self) -> bool:
-        """Return whether an evaluation is due at this step, be it the last one or not."""
+        """Return whether `loop.eval_every` falls on this step."""
         every = self.config.loop.eval_every
         return bool(every) and self.progress.step % every == 0
 
     def _score(
         self, stop: StopRequest, *, final: bool, step: int, record: bool
     ) -> tuple[dict[str, float], str]:
-        """Evaluate the weights, averaged where they are; return the metrics, and the main one."""
+        """Evaluate the weights or their average; return the metrics, and the main one's name."""
         try:
             with self.state.averaged():
                 result = run_evaluation(
@@ -313,13 +320,13 @@ class _Run:
         return result.metrics, result.evaluator.main_metric
 
     def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:
-        """Leave the best weights, or the last ones, with their metrics."""
+        """Export the best or the last weights with their metrics; return the metrics."""
         step, patience = self.progress.step, self.config.loop.patience
         if self.progress.is_out_of_patience(self.config.loop):
             self.log.note(f"stopped at step {step}: no better score in {patience} evaluations")
         exported = load_weights_to_export(self.state, self.checkpoints, self.log)
         if self.final is None or exported != step:
-            self.log.note(f"evaluating the weights of step {exported} for the export")
+            self.log.note(f"evaluating the exported weights, of step {exported}")
             try:
                 self.final, _ = self._score(stop, final=True, step=exported, record=False)
             except EvaluationError as error:
@@ -333,22 +340,22 @@ class _Run:
         return self.final
 
     def _save(self, *, in_bad_streak: bool) -> None:
-        """Write a checkpoint, after reading the status of every step that it holds.
+        """Write a checkpoint, after reading the status of every step in it.
 
         Args:
-            in_bad_streak: whether to write it after a step that was not finite too. Else those that
-                were written before such steps began stay.
+            in_bad_streak: whether to write it even if the last step was not finite. By default the
+                checkpoints from before the non-finite steps are kept instead.
 
         Raises:
-            DivergedError: the weights are not finite, and never will be again.
+            DivergedError: the weights are not finite, and cannot recover.
         """
         started = time.perf_counter()
         self.statuses.read(self.progress, self.state.optimizer, all_of_them=True)
         if not self.state.is_finite():
-            told = divergence_advice(self.checkpoints)
-            raise DivergedError(f"weights that are not finite, step {self.progress.step}: {told}")
+            advice = divergence_advice(self.checkpoints)
+            raise DivergedError(f"weights not finite at step {self.progress.step}: {advice}")
         if self.progress.bad_in_a_row and not in_bad_streak:
-            self.log.note(f"no checkpoint of step {self.progress.step}, which was not finite")
+            self.log.note(f"no checkpoint at step {self.progress.step}: the step was not finite")
             return
         payload = self.state.payload()
         if self.world.is_main:
@@ -356,7 +363,7 @@ class _Run:
         self.state.meter.paused += time.perf_counter() - started
 
     def _check_end(self) -> None:
-        """Raise DivergedError at the last step, if the training ends in steps that were skipped."""
+        """Raise DivergedError at the last step if training ends in skipped steps."""
         progress, last = self.progress, self.config.loop.max_steps
         if progress.step == last:
             self.statuses.read(progress, self.state.optimizer, all_of_them=True)
@@ -367,21 +374,21 @@ class _Run:
                 )
 
     def _resume(self) -> list[str]:
-        """Go on from the newest checkpoint; return the settings that differ from its own."""
+        """Resume from the newest checkpoint; return the settings that differ from its config."""
         payload = self.checkpoints.load_latest()
         if payload is None:
             raise UserError(f"--resume: no checkpoint in {self.output / 'checkpoints'}")
         changed = self.state.changed_settings(payload, source=self.output)
         for line in changed:
-            self.log.note(f"resumed with another setting: {line}")
+            self.log.note(f"resumed with a changed setting: {line}")
         for line in self.state.changed_data(payload):
-            self.log.note(f"resumed with other data: {line}")
+            self.log.note(f"resumed with changed data: {line}")
         self.state.load(payload, source=self.checkpoints.directory)
         self.log.note(resume_note(self.progress.step, self.checkpoints))
         return changed
 
 
-def _check_split(config: RunConfig, world: World) -> None:
+def _check_batch_size(config: RunConfig, world: World) -> None:
     loop = config.loop
     if loop.batch_size % (world.size * loop.accumulate):
         raise UserError(

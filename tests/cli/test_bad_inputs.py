@@ -150,7 +150,7 @@ TRAIN_WORDS = {
     "nothing to resume": (["tiny.yaml", "--resume"], ["--resume", "runs/tiny/checkpoints"]),
     "output around everything": (
         ["tiny.yaml", "--output", "."],
-        ["--output", "for this run alone"],
+        ["--output", "for this run only"],
     ),
     "output of an unset variable": (["tiny.yaml", "--output", ""], ["--output", "this run alone"]),
     "flag misspelt": (["tiny.yaml", "--outputs", "x"], ["--outputs", "--help"]),
@@ -217,7 +217,7 @@ def test_a_config_of_something_else_is_not_written_over(
     (site / "mine").mkdir()
     (site / "mine" / "config.yaml").write_text("mine")
     words = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
-    assert_one_line(call(train_det, *words), "mine: expected a free folder")
+    assert_one_line(call(train_det, *words), "mine: expected an empty folder or a run folder")
     assert (site / "mine" / "config.yaml").read_text() == "mine"
     # that of a run which failed before its first line is no hindrance, and not kept
     shutil.copy(trained / "config.yaml", site / "mine")

@@ -41,7 +41,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     words = ["tiny_class.yaml", "--output", "run", "--device", "cpu", "--resume"]
     done = call(pretrain_backbone, *words)
     assert (done.code, done.err) == (0, "")
-    assert "finished at step 2 already" in done.out
+    assert "already finished at step 2" in done.out
     assert "run/backbone.safetensors: made from these weights already" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
     assert "statistics computed anew" in call(pretrain_backbone, *words).out
@@ -74,8 +74,8 @@ def test_a_resumed_run_says_that_its_images_have_changed(classes: Path, call: Ca
     image.rename(image.with_stem("another"))
     done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *words)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("resumed with other data: validation data") == 1
-    assert "training data are not" not in done.out
+    assert done.out.count("resumed with changed data: validation data") == 1
+    assert "training data differ from" not in done.out
 
 
 def test_pixels_of_the_detector_must_be_the_backbones(classes: Path, call: Call) -> None:
@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(classes: Path, call: Call, words: list[str], mess
 def test_a_run_that_is_none_cannot_be_compared(site: Path, call: Call) -> None:
     done = call(compare, "data")
     assert done.code == 2
-    assert "metrics.json: expected that of an evaluated run, got no such file" in done.err
+    assert "metrics.json: expected the file of an evaluated run, got none" in done.err
 
 
 @pytest.mark.parametrize(

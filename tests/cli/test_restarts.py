@@ -40,7 +40,7 @@ def test_a_job_that_is_started_again_goes_on(
     assert sorted(path.name for path in site.iterdir() if path.is_dir()) == ["data", "run"]
     again = start(call, *words)
     assert again.code == 0
-    assert "finished at step 3 already" in again.out
+    assert "already finished at step 3" in again.out
 
 
 def test_without_it_a_run_starts_anew(site: Path, call: Call) -> None:

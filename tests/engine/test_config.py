@@ -239,11 +239,11 @@ def test_a_base_may_have_a_base(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
-        (["c.yaml"], "c.yaml -> c.yaml: base: expected files that do not name each other"),
+        (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a circle"),
         (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected files that do not"),
         (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
         (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),
-        (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: no variable"),
+        (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: variable"),
         (["''"], "c.yaml: base: .: expected a file, got a folder"),
         (["a\\0.yaml"], "expected a path, got one that cannot exist"),
     ],
@@ -311,7 +311,7 @@ def test_differences_are_listed_by_dotted_path() -> None:
 def test_keys_of_earlier_versions_are_understood_and_named(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", "loop:\n  drawn_pictures: 3\n")
     assert load_config(path, schemas=SCHEMAS).loop.drawn_images == 3
-    assert describe_config(path).endswith("; loop.drawn_pictures is called loop.drawn_images now")
+    assert describe_config(path).endswith("; loop.drawn_pictures is now called loop.drawn_images")
     changed = load(tmp_path, "", "loop.drawn_pictures=5")
     assert changed.loop.drawn_images == 5
     values = {"loop": {"drawn_pictures": 1}}
@@ -320,5 +320,5 @@ def test_keys_of_earlier_versions_are_understood_and_named(tmp_path: Path) -> No
 
 def test_a_key_under_both_its_names_is_refused(tmp_path: Path) -> None:
     text = "loop: {drawn_pictures: 3, drawn_images: 4}"
-    with pytest.raises(UserError, match=r"expected loop\.drawn_images, as it is called now"):
+    with pytest.raises(UserError, match=r"expected only its current name loop\.drawn_images"):
         load(tmp_path, text)

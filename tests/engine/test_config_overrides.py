@@ -123,7 +123,7 @@ def test_a_variable_that_is_not_set_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ABSENT", raising=False)
-    message = r"^command line: images: expected a path, got \$ABSENT/x: no variable ABSENT is set$"
+    message = r"^command line: images: expected a path, got \$ABSENT/x: variable ABSENT is not set$"
     with pytest.raises(UserError, match=message):
         load_paths(tmp_path, "", "images=$ABSENT/x")
 

@@ -85,7 +85,7 @@ def test_two_processes_share_what_they_have(tmp_path: Path) -> None:
 def test_waiting_too_long_ends_with_the_rank(tmp_path: Path) -> None:
     done = torchrun(ONE_NEVER_COMES, tmp_path)
     assert done.returncode != 0
-    assert "process 0 of 0..1: another process ended, or did not answer within 2 s" in done.stderr
+    assert "process 0 of 0..1: another process ended or did not answer within 2 s" in done.stderr
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("eval", 2),
     ]
     told = capsys.readouterr().out
-    assert told.count("metrics.jsonl cannot be written, the run goes on: No space left") == 1
+    assert told.count("metrics.jsonl cannot be written, the run continues: No space left") == 1
 
 
 def test_a_folder_that_vanished_ends_no_run(
@@ -196,7 +196,7 @@ def test_a_folder_that_vanished_ends_no_run(
     log.close()
     told = capsys.readouterr().out
     for what in ("metrics.jsonl", "TensorBoard's events", "val_00.png"):
-        assert told.count(f"{what} cannot be written, the run goes on: ") == 1
+        assert told.count(f"{what} cannot be written, the run continues: ") == 1
     assert "metrics.jsonl lacks 2 lines" in told
 
 
@@ -219,7 +219,7 @@ def test_tensorboard_goes_on_in_a_new_file_after_a_failure(
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.step(3, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
     log.close()
-    assert "TensorBoard's events cannot be written, the run goes on: " in capsys.readouterr().out
+    assert "TensorBoard's events cannot be written, the run continues: " in capsys.readouterr().out
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     events = EventAccumulator(str(tmp_path)).Reload()

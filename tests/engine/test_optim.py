@@ -168,15 +168,15 @@ def test_state_of_another_optimizer_or_model_is_refused() -> None:
     net = make_net()
     sgd = build_optimizer(net, OptimConfig(), batch_size=1)
     adamw = build_optimizer(net, OptimConfig(kind="adamw"), batch_size=1)
-    with pytest.raises(UserError, match="expected that of AdamW, got momentum_buffer"):
+    with pytest.raises(UserError, match="expected tensors of AdamW, got momentum_buffer"):
         load_optimizer_state(adamw, optimizer_state(sgd))
     state = optimizer_state(sgd)
     with pytest.raises(UserError, match=r"head.bias: expected shape \(2,\), got \(3,\)"):
         load_optimizer_state(sgd, {**state, "head.bias": {"momentum_buffer": torch.zeros(3)}})
-    with pytest.raises(UserError, match="parameter other trains in the checkpoint alone"):
+    with pytest.raises(UserError, match="parameter other is trained in the checkpoint only"):
         load_optimizer_state(sgd, {**state, "other": {}})
     state.pop("head.bias")
-    with pytest.raises(UserError, match=r"parameter head.bias trains in the model alone"):
+    with pytest.raises(UserError, match=r"parameter head.bias is trained in the model only"):
         load_optimizer_state(sgd, state)
 
 
@@ -206,9 +206,9 @@ def test_groups_by_decay_and_rate() -> None:
 
 
 def test_mistakes_in_what_trains() -> None:
-    with pytest.raises(UserError, match=r"expected 1 .no backbone trains., got 0.5"):
+    with pytest.raises(UserError, match=r"expected 1 .no backbone is trained., got 0.5"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(backbone_lr_factor=0.5), batch_size=1)
-    with pytest.raises(UserError, match="expected parameters that train"):
+    with pytest.raises(UserError, match="expected trainable parameters"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig(), batch_size=1)
 
 

@@ -95,7 +95,7 @@ def test_settings_that_fail_leave_an_earlier_run_where_it_is(tmp_path: Path) -> 
         fit(ToyTask(), config(batch_size=5, accumulate=2), output=tmp_path / "run", replace=True)
     task = ToyTask()
     task.model.requires_grad_(False)
-    with pytest.raises(UserError, match="expected parameters that train"):
+    with pytest.raises(UserError, match="expected trainable parameters"):
         fit(task, config(), output=tmp_path / "run", replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -117,7 +117,7 @@ def test_another_programs_config_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe not text")
     assert not contains_run(tmp_path)
     with (
-        pytest.raises(UserError, match="expected a free folder"),
+        pytest.raises(UserError, match="expected an empty folder or a run folder"),
         locked_run_folder(tmp_path, move_aside=True),
     ):
         pass

@@ -48,7 +48,7 @@ def test_an_evaluation_that_fails_does_not_end_the_training(
     fit(ToyTask(), settings, output=tmp_path / "whole")
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     told = capsys.readouterr().out
-    assert "evaluation at step 4 failed, training goes on (1 failed so far): " in told
+    assert "evaluation at step 4 failed, training continues (1 failed so far): " in told
     assert "(2 failed so far)" in told
     assert str(fault).splitlines()[-1:] == [] or str(fault) in told
     assert "2 evaluations failed" in told
@@ -95,7 +95,7 @@ def test_a_score_that_is_no_number_acts_on_nothing(
     assert {line["lr"] for line in lines(tmp_path, "train")} == {0.05}
     assert len(lines(tmp_path, "train")) == 12
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
-    assert "score is not a number: neither rate, patience nor best.pt" in capsys.readouterr().out
+    assert "score is NaN: learning rate, patience and best.pt" in capsys.readouterr().out
 
 
 class GetsWorse(ToyTask):
@@ -139,7 +139,7 @@ def test_a_best_checkpoint_of_another_step_is_not_taken_for_the_best(
     newest_path = tmp_path / "checkpoints" / "step_00000012.pt"
     (tmp_path / "checkpoints" / "best.pt").write_bytes(newest_path.read_bytes())
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4), output=tmp_path, resume=True)
-    assert "best.pt is missing or not of step 8" in capsys.readouterr().out
+    assert "best.pt is missing or not of the best step 8" in capsys.readouterr().out
     assert read_safetensors(tmp_path / "model.safetensors")[1]["weights_step"] == "12"
 
 
@@ -153,7 +153,7 @@ def test_a_finished_run_that_is_resumed_says_so(
     again = fit(task, config(**loop), output=tmp_path, resume=True)
     assert task.asked_for_final == []
     assert again["score"] == first["score"]
-    assert "finished at step 12 already" in capsys.readouterr().out
+    assert "already finished at step 12" in capsys.readouterr().out
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
@@ -175,7 +175,7 @@ def exploding(**loop: Any) -> RunConfig:
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"weights that are not finite, step 7: the newest"):
+    with pytest.raises(DivergedError, match=r"weights not finite at step 7: the newest"):
         fit(Exploding(), exploding(), output=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     state = newest(tmp_path)["model"]
