@@ -234,7 +234,8 @@ class _Run:
         """Wait until the checkpoint is written, then raise InterruptedRunError."""
         barrier()
         raise InterruptedRunError(
-            f"interrupted at step {self.progress.step}; continue with --resume --output {self.output}"
+            f"interrupted at step {self.progress.step}; continue with "
+            f"--resume --output {self.output}"
         )
 
     def _log_step(self) -> None:

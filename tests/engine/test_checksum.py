@@ -50,7 +50,7 @@ def flips(size: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_no_flipped_bit_is_taken(tmp_path: Path, kind: str) -> None:
+def test_flipped_bits_are_detected(tmp_path: Path, kind: str) -> None:
     path, read = written(kind, tmp_path)
     content = path.read_bytes()
     taken, messages = [], set()
@@ -83,7 +83,7 @@ def test_no_flipped_bit_is_taken(tmp_path: Path, kind: str) -> None:
     ],
     ids=["less", "end", "half", "more", "twice", "hole", "dropped", "inserted", "empty"],
 )
-def test_no_other_length_is_taken(
+def test_changed_length_is_detected(
     tmp_path: Path, kind: str, change: Callable[[bytes], bytes]
 ) -> None:
     path, read = written(kind, tmp_path)
@@ -92,7 +92,7 @@ def test_no_other_length_is_taken(
         read(path)
 
 
-def test_what_is_whole_is_read_and_others_can_read_it(tmp_path: Path) -> None:
+def test_intact_files_are_read_by_us_and_by_other_libraries(tmp_path: Path) -> None:
     path, read = written("pt", tmp_path)
     torch.testing.assert_close(read(path)["model"], STATE)
     torch.testing.assert_close(torch.load(path, weights_only=True)["model"], STATE)
@@ -103,7 +103,7 @@ def test_what_is_whole_is_read_and_others_can_read_it(tmp_path: Path) -> None:
     assert checksum_note(path) is None
 
 
-def test_files_without_a_checksum_are_read_and_say_so(tmp_path: Path) -> None:
+def test_files_without_a_checksum_are_read_with_a_note(tmp_path: Path) -> None:
     torch.save(PAYLOAD, tmp_path / "old.pt")
     torch.save(STATE, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(STATE, tmp_path / "old.safetensors", METADATA)
@@ -116,7 +116,7 @@ def test_files_without_a_checksum_are_read_and_say_so(tmp_path: Path) -> None:
         assert f"{name}: has no checksum" in note
 
 
-def test_equal_weights_and_text_give_equal_bytes(tmp_path: Path) -> None:
+def test_equal_weights_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
     # the library's own order of metadata differs from call to call, as from process to process
     state = {f"layer{i}.weight": torch.full((i + 1,), float(i)) for i in range(9)}
     state |= {f"steps{i}": torch.tensor(i) for i in range(5)}
@@ -133,7 +133,7 @@ def test_equal_weights_and_text_give_equal_bytes(tmp_path: Path) -> None:
     assert int.from_bytes(content[:8], "little") % 8 == 0
 
 
-def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None:
+def test_header_longer_than_the_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes((1 << 60).to_bytes(8, "little") + b'{"a":1}')
     with pytest.raises(UserError, match=r"a\.safetensors: expected a safetensors file"):

@@ -76,26 +76,26 @@ def torchrun(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_share_what_they_have(tmp_path: Path) -> None:
+def test_collectives_on_two_processes(tmp_path: Path) -> None:
     done = torchrun(COLLECTIVES, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_waiting_too_long_ends_with_the_rank(tmp_path: Path) -> None:
+def test_timeout_names_the_rank(tmp_path: Path) -> None:
     done = torchrun(ONE_NEVER_COMES, tmp_path)
     assert done.returncode != 0
     assert "process 0 of 0..1: another process ended or did not answer within 2 s" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_failure_names_its_rank_and_ends_all(tmp_path: Path) -> None:
+def test_failure_names_its_rank_and_ends_all_processes(tmp_path: Path) -> None:
     done = torchrun(ONE_FAILS, tmp_path)
     assert done.returncode != 0
     assert "KeyError: 'of its own'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
 
 
-def test_one_process_does_nothing() -> None:
+def test_collectives_on_one_process_do_nothing() -> None:
     value, flag = torch.tensor([1.0, 2.0]), torch.tensor(True)
     with process_group("cpu") as world:
         assert world == World(0, 1, torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_one_process_does_nothing() -> None:
         barrier()
 
 
-def test_the_mean_compiles_without_a_break() -> None:
+def test_mean_compiles_without_a_graph_break() -> None:
     def scaled(value: torch.Tensor) -> torch.Tensor:
         return mean_over_ranks(value) * 2
 
@@ -117,18 +117,18 @@ def test_the_mean_compiles_without_a_break() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
-def test_a_device_that_is_not_there(name: str) -> None:
+def test_missing_device_is_rejected(name: str) -> None:
     with pytest.raises(UserError, match=r"^device: ") as caught, process_group(name):
         pass
     assert "\n" not in str(caught.value)
 
 
-def test_several_processes_cannot_share_one_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_cannot_share_one_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="expected cuda with 2 processes"), process_group("cuda:0"):
         pass
 
 
-def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
+def test_default_device_is_the_gpu_if_there_is_one() -> None:
     with process_group() as world:
         assert world.device.type == ("cuda" if torch.cuda.is_available() else "cpu")

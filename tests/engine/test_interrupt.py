@@ -25,7 +25,7 @@ def reached() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_a_flag_and_a_line_at_once(
+def test_signal_sets_the_flag_and_prints_a_line(
     number: signal.Signals,
     reached: list[int],
     capfd: pytest.CaptureFixture[str],
@@ -42,7 +42,7 @@ def test_a_signal_is_a_flag_and_a_line_at_once(
     assert reached == [number]
 
 
-def test_signals_that_come_together_are_one_request(
+def test_duplicate_signals_are_one_request(
     reached: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with stop_requests() as stop:
@@ -55,7 +55,7 @@ def test_signals_that_come_together_are_one_request(
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_a_later_second_signal_ends_at_once(
+def test_later_second_signal_ends_the_process(
     first: signal.Signals,
     second: signal.Signals,
     reached: list[int],
@@ -69,7 +69,7 @@ def test_a_later_second_signal_ends_at_once(
         assert reached == [second]
 
 
-def test_other_threads_may_train_too() -> None:
+def test_training_works_in_other_threads() -> None:
     found = []
 
     def ask() -> None:

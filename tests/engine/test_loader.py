@@ -32,23 +32,23 @@ def test_batches_are_full_and_of_one_group() -> None:
         assert len({GROUPS[key.index] for key in batch}) == 1
 
 
-def test_every_image_is_drawn_once_a_pass() -> None:
+def test_every_image_is_used_once_per_epoch() -> None:
     drawn = [key.index for batch in take(11 * 30 // 3) for key in batch]
     counts = np.bincount(drawn, minlength=len(GROUPS))
     assert counts.max() - counts.min() <= 3  # at most batch_size wait at any time
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 23])
-def test_start_leaves_out_exactly_the_batches_before(start: int) -> None:
+def test_start_skips_exactly_the_batches_before(start: int) -> None:
     assert take(10, start=start) == take(10 + start)[start:]
 
 
-def test_seed_changes_order_and_draws() -> None:
+def test_seed_changes_order_and_sample_seeds() -> None:
     assert take(5) != take(5, seed=8)
     assert len({key.seed for batch in take(40) for key in batch}) == 120
 
 
-def test_repeated_draws_of_a_image_follow_each_other_with_seeds_of_their_own() -> None:
+def test_repeats_of_an_image_are_adjacent_with_different_seeds() -> None:
     drawn = [key for batch in take(11 * 3, repeats=3) for key in batch]
     assert len({key.seed for key in drawn}) == len(drawn)
     counts = np.bincount([key.index for key in drawn], minlength=len(GROUPS))
@@ -57,7 +57,7 @@ def test_repeated_draws_of_a_image_follow_each_other_with_seeds_of_their_own() -
     assert all(len(set(in_group[i : i + 3])) == 1 for i in range(0, len(in_group), 3))
 
 
-def test_processes_and_parts_share_out_the_global_batch() -> None:
+def test_processes_and_parts_split_the_global_batch() -> None:
     plan = [[SampleKey(i, i) for i in range(8)]]
     parts = [
         list(split_batches(ToyData(), plan, rank=rank, world_size=2, accumulate=2))
@@ -95,7 +95,7 @@ def read(data: ToyData, *, workers: int, substitute: bool) -> list[LoadedBatch]:
     )
 
 
-def test_workers_change_nothing() -> None:
+def test_workers_do_not_change_batches() -> None:
     here, there = (read(ToyData(), workers=workers, substitute=False) for workers in (0, 2))
     for one, other in zip(here, there, strict=True):
         assert one.batch is not None
@@ -103,7 +103,7 @@ def test_workers_change_nothing() -> None:
         torch.testing.assert_close(one.batch.inputs, other.batch.inputs)  # type: ignore[attr-defined]
 
 
-def test_bad_images_are_left_out_in_evaluation_and_replaced_in_training() -> None:
+def test_bad_images_are_dropped_in_evaluation_and_replaced_in_training() -> None:
     data = ToyData(8, bad=[0, 2])
     evaluated = read(data, workers=0, substitute=False)
     assert [len(d.batch) for d in evaluated if d.batch is not None] == [2, 4]
@@ -114,12 +114,12 @@ def test_bad_images_are_left_out_in_evaluation_and_replaced_in_training() -> Non
     assert trained[0].batch.image_ids.tolist() == [1, 3, 4, 6]
 
 
-def test_a_batch_of_bad_images_alone_is_said() -> None:
+def test_batch_of_only_bad_images_is_reported() -> None:
     (loaded,) = read(ToyData(1, bad=[0]), workers=0, substitute=False)
     assert loaded.batch is None
     assert loaded.skipped == ("row 0 is bad",)
 
 
-def test_training_on_bad_images_alone_ends_with_a_reason() -> None:
+def test_training_on_only_bad_images_fails_with_a_reason() -> None:
     with pytest.raises(UserError, match=r"bad images in a row.*row \d is bad"):
         read(ToyData(4, bad=range(4)), workers=0, substitute=True)

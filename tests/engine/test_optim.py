@@ -63,7 +63,7 @@ def assert_identical(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 @pytest.mark.parametrize("options", KINDS, ids=IDS)
 @pytest.mark.parametrize("bad_steps", [{0}, {0, 1}, {2}, {1, 3}], ids=str)
-def test_a_skipped_update_leaves_no_trace(options: dict[str, Any], bad_steps: set[int]) -> None:
+def test_skipped_update_changes_nothing(options: dict[str, Any], bad_steps: set[int]) -> None:
     config = OptimConfig(**options)
     net, plain = make_net(), make_net()
     optimizer = build_optimizer(net, config, batch_size=1)
@@ -131,7 +131,9 @@ def test_no_wait_for_the_device(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", KINDS, ids=IDS)
 @pytest.mark.parametrize("before", [False, True], ids=["from contiguous", "from channels_last"])
 @pytest.mark.parametrize("after", [False, True], ids=["to contiguous", "to channels_last"])
-def test_restored_state_goes_on(options: dict[str, Any], before: bool, after: bool) -> None:
+def test_restored_state_continues_exactly(
+    options: dict[str, Any], before: bool, after: bool
+) -> None:
     net, resumed = make_net(channels_last=before), make_net(channels_last=after)
     optimizer = build_optimizer(net, OptimConfig(**options), batch_size=1)
     give_gradients(net, 0)
@@ -152,7 +154,7 @@ def test_restored_state_goes_on(options: dict[str, Any], before: bool, after: bo
     torch.testing.assert_close(got, expected, **tolerance)  # type: ignore[arg-type]
 
 
-def test_rates_and_groups_after_a_restore_are_the_configs() -> None:
+def test_rates_and_groups_after_a_restore_come_from_the_config() -> None:
     net = make_net()
     old = build_optimizer(net, OptimConfig(lr=0.1), batch_size=1)
     for index, parameter in enumerate(net.parameters()):
@@ -164,7 +166,7 @@ def test_rates_and_groups_after_a_restore_are_the_configs() -> None:
         assert new.state[parameter]["momentum_buffer"].flatten()[0] == index
 
 
-def test_state_of_another_optimizer_or_model_is_refused() -> None:
+def test_state_of_another_optimizer_or_model_is_rejected() -> None:
     net = make_net()
     sgd = build_optimizer(net, OptimConfig(), batch_size=1)
     adamw = build_optimizer(net, OptimConfig(kind="adamw"), batch_size=1)
@@ -205,14 +207,14 @@ def test_groups_by_decay_and_rate() -> None:
     torch.testing.assert_close([g["lr"] for g in optimizer.param_groups], [0.005, 0.005, 0.01])
 
 
-def test_mistakes_in_what_trains() -> None:
+def test_mistakes_in_trained_parameters_are_rejected() -> None:
     with pytest.raises(UserError, match=r"expected 1 .no backbone is trained., got 0.5"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(backbone_lr_factor=0.5), batch_size=1)
     with pytest.raises(UserError, match="expected trainable parameters"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig(), batch_size=1)
 
 
-def test_the_rate_follows_the_batch_size_when_asked() -> None:
+def test_rate_scales_with_the_batch_size_if_configured() -> None:
     config = OptimConfig(lr=0.02, reference_batch_size=16)
     assert effective_lr(config, 4) == 0.005
     text = lr_note(config, 4)
@@ -275,7 +277,7 @@ def test_clipping(max_norm: float | None, factor: float) -> None:
     torch.testing.assert_close(parameters[1].grad, torch.tensor([-4.0 * factor]))
 
 
-def test_the_norm_tells_of_bad_gradients_and_of_none() -> None:
+def test_norm_of_bad_and_of_missing_gradients() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     torch.testing.assert_close(clip_gradients([parameter], 1.0), torch.tensor(0.0))
     parameter.grad = torch.tensor([1.0, math.nan])

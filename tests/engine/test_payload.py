@@ -48,7 +48,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("key", "value"), CASES)
-def test_a_part_of_another_kind(run: Path, tmp_path: Path, key: str, value: Any) -> None:
+def test_part_of_the_wrong_type_is_rejected(
+    run: Path, tmp_path: Path, key: str, value: Any
+) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")
     assert key in payload
     (tmp_path / "checkpoints").mkdir()
@@ -59,7 +61,7 @@ def test_a_part_of_another_kind(run: Path, tmp_path: Path, key: str, value: Any)
 
 
 @pytest.mark.parametrize("key", [key for key in WRONG if key != "meters"])
-def test_a_part_that_is_missing(run: Path, tmp_path: Path, key: str) -> None:
+def test_missing_part_is_rejected(run: Path, tmp_path: Path, key: str) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")
     del payload[key]
     (tmp_path / "checkpoints").mkdir()
@@ -71,7 +73,7 @@ def test_a_part_that_is_missing(run: Path, tmp_path: Path, key: str) -> None:
         go(tmp_path, resume=True)
 
 
-def test_an_old_checkpoint_without_a_checksum_is_resumed_and_said(
+def test_old_checkpoint_without_a_checksum_is_resumed_with_a_note(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")

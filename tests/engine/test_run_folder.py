@@ -39,7 +39,7 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
+def test_folder_in_use_is_rejected_until_its_run_ends_even_by_a_kill(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -53,7 +53,7 @@ def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
     assert not (tmp_path / FolderLock.name).exists()
 
 
-def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+def test_lock_does_not_follow_a_link_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / FolderLock.name).symlink_to(tmp_path / "elsewhere")
@@ -62,7 +62,7 @@ def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
 
-def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
+def test_earlier_run_is_renamed_with_its_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number in range(3):
         fit(ToyTask(), config(max_steps=1), output=run, replace=True)
@@ -76,7 +76,7 @@ def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(FolderLock.name))
 
 
-def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
+def test_failed_start_is_overwritten_not_renamed(tmp_path: Path) -> None:
     class Empty(ToyData):
         def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, object]:  # type: ignore[override]
             raise UserError("0.jpg: no such file")
@@ -89,7 +89,7 @@ def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_settings_that_fail_leave_an_earlier_run_where_it_is(tmp_path: Path) -> None:
+def test_invalid_settings_do_not_rename_an_earlier_run(tmp_path: Path) -> None:
     fit(ToyTask(), config(max_steps=1), output=tmp_path / "run")
     with pytest.raises(UserError, match=r"loop\.batch_size"):
         fit(ToyTask(), config(batch_size=5, accumulate=2), output=tmp_path / "run", replace=True)
@@ -100,9 +100,7 @@ def test_settings_that_fail_leave_an_earlier_run_where_it_is(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_cannot_be_renamed_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(self: Path, target: Path) -> Path:
         raise OSError(16, "Device or resource busy")
 
@@ -112,7 +110,7 @@ def test_what_cannot_be_renamed_is_one_line(
         move_run_aside(tmp_path / "run")
 
 
-def test_another_programs_config_is_no_run(tmp_path: Path) -> None:
+def test_config_of_another_program_is_not_a_run(tmp_path: Path) -> None:
     assert not contains_run(tmp_path)
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe not text")
     assert not contains_run(tmp_path)

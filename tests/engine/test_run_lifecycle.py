@@ -40,7 +40,7 @@ BAD_IMAGE = UserError("val/7.jpg: expected an image, got text")
 @pytest.mark.parametrize(
     "fault", [BAD_IMAGE, OSError(5, "Input/output error"), MemoryError()], ids=lambda f: type(f)
 )
-def test_an_evaluation_that_fails_does_not_end_the_training(
+def test_failed_evaluation_does_not_end_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: Exception
 ) -> None:
     settings = config(eval_every=4, checkpoint_every=4)
@@ -54,7 +54,7 @@ def test_an_evaluation_that_fails_does_not_end_the_training(
     assert "2 evaluations failed" in told
 
 
-def test_an_evaluation_that_fails_is_tried_again_by_a_resumed_run(tmp_path: Path) -> None:
+def test_failed_evaluation_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
     settings = config(eval_every=4, checkpoint_every=4)
     with pytest.raises(EvaluationError, match=r"val/7\.jpg"):
         fit(BadValidation([2], BAD_IMAGE), settings, output=tmp_path)
@@ -65,7 +65,7 @@ def test_an_evaluation_that_fails_is_tried_again_by_a_resumed_run(tmp_path: Path
     assert [line["step"] for line in lines(tmp_path, "eval")] == [4, 8, 12]
 
 
-def test_a_bug_in_the_last_evaluation_keeps_its_traceback(tmp_path: Path) -> None:
+def test_bug_in_the_last_evaluation_keeps_its_traceback(tmp_path: Path) -> None:
     bug = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError, match="a bug"):
         fit(BadValidation([0], bug), config(), output=tmp_path)
@@ -85,9 +85,7 @@ class NothingToFind(ToyTask):
         return Evaluator()
 
 
-def test_a_score_that_is_no_number_acts_on_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nan_score_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loop = config(eval_every=2, log_every=1, patience=2).loop
     schedule = ScheduleConfig(kind="plateau", plateau_evaluations=1)
     settings = config().model_copy(update={"loop": loop, "schedule": schedule})
@@ -116,7 +114,7 @@ class GetsWorse(ToyTask):
 
 
 @pytest.mark.parametrize(("export", "step"), [("best", 8), ("last", 12)])
-def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
+def test_best_weights_are_exported_unless_configured_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], export: str, step: int
 ) -> None:
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4, export=export), output=tmp_path)
@@ -131,7 +129,7 @@ def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
     assert f"model.safetensors: weights of step {step}" in told
 
 
-def test_a_best_checkpoint_of_another_step_is_not_taken_for_the_best(
+def test_best_checkpoint_of_another_step_is_not_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4), output=tmp_path)
@@ -144,7 +142,7 @@ def test_a_best_checkpoint_of_another_step_is_not_taken_for_the_best(
 
 
 @pytest.mark.parametrize("loop", [{}, {"eval_every": 4, "patience": 1}], ids=["end", "patience"])
-def test_a_finished_run_that_is_resumed_says_so(
+def test_resuming_a_finished_run_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: dict[str, Any]
 ) -> None:
     first = fit(GetsWorse(), config(**loop), output=tmp_path)
@@ -174,7 +172,7 @@ def exploding(**loop: Any) -> RunConfig:
     return settings.model_copy(update={"optim": OptimConfig(lr=1e25, weight_decay=0)})
 
 
-def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
+def test_non_finite_weights_are_neither_saved_nor_exported(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"weights not finite at step 7: the newest"):
         fit(Exploding(), exploding(), output=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -182,7 +180,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Pa
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_steps_that_are_not_finite_leave_the_checkpoints_before_them(tmp_path: Path) -> None:
+def test_non_finite_steps_keep_earlier_checkpoints(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=range(8)))
     healthy = ToyTask(ToyData(8))
     fit(healthy, config(max_steps=3, checkpoint_every=1), output=tmp_path)
@@ -203,7 +201,7 @@ class Unreadable(ToyData):
         return super().load(index, seed)
 
 
-def test_a_row_that_cannot_be_read_ends_a_run_after_saving(tmp_path: Path) -> None:
+def test_unreadable_row_ends_a_run_after_saving(tmp_path: Path) -> None:
     settings = config(checkpoint_every=1000)
     with pytest.raises(UserError, match=r"25\.jpg: .* stopped at step 6, .*--resume") as caught:
         fit(ToyTask(Unreadable()), settings, output=tmp_path / "cut")
@@ -215,7 +213,7 @@ def test_a_row_that_cannot_be_read_ends_a_run_after_saving(tmp_path: Path) -> No
     )
 
 
-def test_auto_resume_goes_on_where_there_is_a_checkpoint_of_this_config(tmp_path: Path) -> None:
+def test_auto_resume_needs_a_checkpoint_of_the_same_config(tmp_path: Path) -> None:
     settings = config(checkpoint_every=1000)
     with pytest.raises(UserError, match=r"25\.jpg"):
         fit(ToyTask(Unreadable()), settings, output=tmp_path / "cut", auto_resume=True)
@@ -235,7 +233,7 @@ def test_auto_resume_goes_on_where_there_is_a_checkpoint_of_this_config(tmp_path
         )
 
 
-def test_an_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> None:
+def test_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> None:
     from tests.engine.test_trainer import InterruptedAt
 
     settings = config(max_steps=6, eval_every=0)
@@ -247,14 +245,16 @@ def test_an_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> N
     assert [line["step"] for line in lines(tmp_path, "eval")] == [6]
 
 
-def test_bad_rows_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(ToyTask(ToyData(8, bad=[2])), config(max_steps=12, log_every=12), output=tmp_path)
     assert capsys.readouterr().out.count("row 2 is bad") == 1
     assert lines(tmp_path, "train")[0]["images_skipped"] > 1
 
 
 @pytest.mark.parametrize("step", [4, 5])
-def test_the_log_of_a_cut_run_is_that_of_the_whole_one(tmp_path: Path, step: int) -> None:
+def test_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(
+    tmp_path: Path, step: int
+) -> None:
     from tests.engine.test_trainer import InterruptedAt
 
     settings = config(log_every=3, checkpoint_every=100)
