@@ -1,4 +1,4 @@
-"""Run under torchrun by test_sync_norm.py: gradients and statistics of a net with batch norm."""
+"""Program for test_sync_norm.py under torchrun: gradients and statistics of a batch norm net."""
 
 import gc
 import sys
@@ -17,7 +17,7 @@ def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
     """Train the net on this process's share of six images for one step, in float64.
 
     Returns:
-        The group of processes, which by then nobody needs.
+        A weak reference to the process group, which should be freed by then; None on one process.
     """
     torch.set_num_threads(1)
     with process_group("cpu", timeout_s=60) as world:
@@ -40,7 +40,7 @@ def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
 
 
 if __name__ == "__main__":
-    left = main(*sys.argv[1:])
+    group = main(*sys.argv[1:])
     gc.collect()
-    # else its threads may end their work while Python shuts down, and abort the process
-    assert left is None or left() is None
+    # otherwise its threads may still work while Python shuts down, and abort the process
+    assert group is None or group() is None

@@ -1,3 +1,5 @@
+"""Config files: bases, overrides, validation and its messages."""
+
 import math
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,7 +13,7 @@ from engine.schema import Config, LoopConfig, OptimConfig, RunConfig
 
 
 class RangeConfig(Config):
-    """A part whose values must agree."""
+    """A section with a validator over two values."""
 
     low: int = 0
     """Lower end."""
@@ -33,9 +35,9 @@ class FirstConfig(RunConfig):
     folder: str = ""
     """Text."""
     extra: LoopConfig | None = None
-    """A part that may be absent."""
+    """An optional section."""
     range: RangeConfig = RangeConfig()
-    """A part with a check of its own."""
+    """A section with its own validator."""
 
 
 class SecondConfig(RunConfig):
@@ -240,7 +242,7 @@ def test_base_file_may_have_a_base(tmp_path: Path) -> None:
     [
         (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
         (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a circle"),
-        (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected files that do not"),
+        (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected a chain"),
         (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
         (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),
         (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: variable"),

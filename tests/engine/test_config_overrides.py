@@ -1,3 +1,5 @@
+"""Command-line overrides: how values are parsed by the type of their key."""
+
 from pathlib import Path
 from typing import Literal
 
@@ -11,29 +13,29 @@ from tests.engine.test_config import SCHEMAS, SecondConfig, write
 
 
 class PartConfig(Config):
-    """A part with text that is no path."""
+    """A section with text that is not a path."""
 
     text: str = ""
     """Text."""
 
 
 class PathsConfig(Config):
-    """A task with paths and words."""
+    """A task with paths and choices."""
 
     task: Literal["paths"] = "paths"
     """Tag."""
     images: PathText = ""
     """A path."""
     weights: PathText | None = None
-    """A path that may be absent."""
+    """An optional path."""
     kind: Literal["one", "1e3"] = "one"
-    """Words."""
+    """A choice."""
     names: tuple[str, ...] = ()
     """A list of text."""
     files: dict[str, PathText] = Field(default_factory=dict)
     """Paths by name."""
     inner: PartConfig = PartConfig()
-    """A part with text in it."""
+    """A section with text."""
 
 
 def load_paths(tmp_path: Path, text: str, *overrides: str) -> PathsConfig:

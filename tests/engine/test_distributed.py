@@ -1,3 +1,5 @@
+"""Process group and collectives, on one process and on two under torchrun."""
+
 import os
 import subprocess
 import sys
@@ -46,7 +48,7 @@ with process_group("cpu", timeout_s=60) as world:
 assert rank_and_size() == (0, 1)
 """
 
-ONE_NEVER_COMES = """
+ONE_IS_LATE = """
 import time, torch
 from engine.distributed import *
 
@@ -61,7 +63,7 @@ from engine.distributed import *
 
 with process_group("cpu", timeout_s=30) as world:
     if world.rank == 1:
-        raise KeyError("of its own")
+        raise KeyError("a bug")
     barrier()
 """
 
@@ -83,7 +85,7 @@ def test_collectives_on_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_timeout_names_the_rank(tmp_path: Path) -> None:
-    done = torchrun(ONE_NEVER_COMES, tmp_path)
+    done = torchrun(ONE_IS_LATE, tmp_path)
     assert done.returncode != 0
     assert "process 0 of 0..1: another process ended or did not answer within 2 s" in done.stderr
 
@@ -92,7 +94,7 @@ def test_timeout_names_the_rank(tmp_path: Path) -> None:
 def test_failure_names_its_rank_and_ends_all_processes(tmp_path: Path) -> None:
     done = torchrun(ONE_FAILS, tmp_path)
     assert done.returncode != 0
-    assert "KeyError: 'of its own'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
+    assert "KeyError: 'a bug'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
 
 
 def test_collectives_on_one_process_do_nothing() -> None:

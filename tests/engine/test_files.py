@@ -1,3 +1,5 @@
+"""Atomic writing of files."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO

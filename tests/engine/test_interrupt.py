@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Graceful stop on Ctrl-C and SIGTERM."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture
 def reached() -> Iterator[list[int]]:
-    """Collect the signals that reach the handlers that were there before."""
+    """Collect the signals that reach the previously installed handlers."""
     found: list[int] = []
     before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in SIGNALS}
     yield found
@@ -31,7 +31,9 @@ def test_signal_sets_the_flag_and_prints_a_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", None)  # nor may it wait for a print that it interrupts
+    monkeypatch.setattr(
+        sys, "stderr", None
+    )  # the handler must not use sys.stderr, which it may interrupt
     with stop_requests() as stop:
         assert not stop.requested
         signal.raise_signal(number)
@@ -61,7 +63,7 @@ def test_later_second_signal_ends_the_process(
     reached: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine.interrupt, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(engine.interrupt, "_DUPLICATE_S", 0.01)
     with stop_requests():
         signal.raise_signal(first)
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Plans of batches, and reading them."""
+"""Planning of batches, and reading them."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def test_batches_are_full_and_of_one_group() -> None:
 def test_every_image_is_used_once_per_epoch() -> None:
     drawn = [key.index for batch in take(11 * 30 // 3) for key in batch]
     counts = np.bincount(drawn, minlength=len(GROUPS))
-    assert counts.max() - counts.min() <= 3  # at most batch_size wait at any time
+    assert counts.max() - counts.min() <= 3  # at most batch_size are queued at any time
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 23])
@@ -96,8 +96,10 @@ def read(data: ToyData, *, workers: int, substitute: bool) -> list[LoadedBatch]:
 
 
 def test_workers_do_not_change_batches() -> None:
-    here, there = (read(ToyData(), workers=workers, substitute=False) for workers in (0, 2))
-    for one, other in zip(here, there, strict=True):
+    without, with_workers = (
+        read(ToyData(), workers=workers, substitute=False) for workers in (0, 2)
+    )
+    for one, other in zip(without, with_workers, strict=True):
         assert one.batch is not None
         assert other.batch is not None
         torch.testing.assert_close(one.batch.inputs, other.batch.inputs)  # type: ignore[attr-defined]

@@ -1,3 +1,5 @@
+"""Run log: console, metrics.jsonl, TensorBoard, and disks that are full."""
+
 import json
 import math
 import re
@@ -78,12 +80,12 @@ def test_numbers_are_written_to_the_file_and_to_tensorboard(tmp_path: Path) -> N
 
 def test_resumed_run_drops_later_records(tmp_path: Path) -> None:
     log = RunLog(tmp_path, is_main=True)
-    log.truncate_after(0)  # nothing there yet
+    log.truncate_after(0)  # no file yet
     for step in (1, 2, 3):
         log.step(step, 4, {"loss": float(step)}, lr=0.1, images_per_second=3.0)
     log.close()
-    # TensorBoard reads files in the order of their names: second, host, process, and a counter as
-    # text, by which a file of the same second may come before one that is older.
+    # TensorBoard reads files in the order of their names: second, host, process, counter. The
+    # counter is compared as text, so files of the same second may be read out of order.
     (first,) = tmp_path.glob("events.out.tfevents.*")
     first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -174,7 +176,7 @@ def test_full_disk_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     log = RunLog(tmp_path, is_main=True)
     for step in (1, 2):
         log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
-    (tmp_path / "metrics.jsonl").unlink()  # there is room again
+    (tmp_path / "metrics.jsonl").unlink()  # there is space again
     log.evaluation(2, {"ap": 0.5})
     log.close()
     assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
@@ -182,8 +184,8 @@ def test_full_disk_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
         ("train", 2),
         ("eval", 2),
     ]
-    told = capsys.readouterr().out
-    assert told.count("metrics.jsonl cannot be written, the run continues: No space left") == 1
+    output = capsys.readouterr().out
+    assert output.count("metrics.jsonl cannot be written, the run continues: No space left") == 1
 
 
 def test_removed_folder_does_not_end_a_run(
@@ -194,27 +196,27 @@ def test_removed_folder_does_not_end_a_run(
         log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
         log.images(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.close()
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for what in ("metrics.jsonl", "TensorBoard's events", "val_00.png"):
-        assert told.count(f"{what} cannot be written, the run continues: ") == 1
-    assert "metrics.jsonl lacks 2 lines" in told
+        assert output.count(f"{what} cannot be written, the run continues: ") == 1
+    assert "metrics.jsonl lacks 2 lines" in output
 
 
 @pytest.fixture
-def no_room() -> Iterator[Callable[[], None]]:
-    """Give a function from whose call on no file grows beyond a few bytes."""
+def fill_disk() -> Iterator[Callable[[], None]]:
+    """Return a function that limits the size of all files to a few bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_tensorboard_continues_in_a_new_file_after_a_failure(
-    tmp_path: Path, no_room: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fill_disk: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = RunLog(tmp_path, is_main=True)
     log.step(1, 4, {"loss": 1.0}, lr=0.1, images_per_second=3.0)
-    no_room()
+    fill_disk()
     log.step(2, 4, {"loss": 1.5}, lr=0.1, images_per_second=3.0)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.step(3, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)

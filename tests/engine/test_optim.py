@@ -1,3 +1,5 @@
+"""Optimiser, learning-rate schedule, clipping, and skipped updates."""
+
 import math
 from typing import Any
 
@@ -148,7 +150,8 @@ def test_restored_state_continues_exactly(
         ours.grad = torch.empty_like(ours).copy_(theirs.grad)
     step_if_finite(optimizer, YES)
     step_if_finite(restored, YES)
-    # to the last bit, but where the other order in memory puts other elements into a vector's rest
+    # Bit for bit, except with another memory layout: then other elements are in the remainder of
+    # the kernel's vectors.
     tolerance = {"rtol": 0.0, "atol": 0.0} if before == after else {}
     got, expected = snapshot(resumed, restored), snapshot(net, optimizer)
     torch.testing.assert_close(got, expected, **tolerance)  # type: ignore[arg-type]

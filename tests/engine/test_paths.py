@@ -1,4 +1,4 @@
-"""Every answer of the system's about a path is one line: none a traceback, none a wait."""
+"""Path checks: every system error is one line, without a traceback or a wait."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def test_invalid_path_is_one_line(folder: Path, name: str, look: Callable[[Path]
 
 @pytest.fixture
 def ordinary_user() -> Iterator[None]:
-    """Run as a user who may not look everywhere, as root may."""
+    """Run as a user without root's permissions."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)

@@ -1,3 +1,5 @@
+"""Counter-based random numbers."""
+
 import torch
 
 from engine.random_keys import random_keys, random_uniforms
@@ -21,11 +23,11 @@ def test_keys_depend_only_on_seed_stream_and_position() -> None:
 
 
 def test_keys_are_uniform_and_independent() -> None:
-    # 100 seeds in a row, as a run has them
+    # 100 consecutive seeds, as a run has them
     shares = random_keys(torch.arange(100), 10_000, stream=1).double() / 2**31
     assert shares.min() >= 0
     assert shares.max() < 1
-    # a million draws: the mean's standard error is 0.0003, that of a bin's share 0.0003
+    # a million numbers: standard error 0.0003 of the mean, and 0.0003 of a bin's share
     assert abs(shares.mean().item() - 0.5) < 0.0015
     bins = torch.histc(shares, bins=10, min=0, max=1) / shares.numel()
     torch.testing.assert_close(bins, torch.full_like(bins, 0.1), atol=0.0015, rtol=0)

@@ -1,4 +1,4 @@
-"""Reader processes: what signals, faults and full disks do to them."""
+"""Reader processes under signals, faults and full shared memory."""
 
 import errno
 import itertools
@@ -55,19 +55,19 @@ def test_readers_ignore_stop_signals_while_they_start() -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     done = threading.Event()
 
-    def shoot() -> None:
+    def send_signals() -> None:
         while not done.is_set():
             for pid in children.read_text(encoding="ascii").split():
                 os.kill(int(pid), signal.SIGTERM)
 
-    shooter = threading.Thread(target=shoot)
-    shooter.start()
+    sender = threading.Thread(target=send_signals)
+    sender.start()
     try:
         answers = rows()
         values = [int(next(answers)[0]) for _ in range(16)]
     finally:
         done.set()
-        shooter.join()
+        sender.join()
     assert values == list(range(16))
 
 
@@ -79,7 +79,7 @@ def test_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
     for reader in multiprocessing.active_children():
         reader.kill()
         reader.join()
-    time.sleep(0.01)  # where torch's own handler would raise
+    time.sleep(0.01)  # torch's own SIGCHLD handler would raise here
     with pytest.raises(ReadingError, match=r"reader process \d+ was killed by SIGKILL.*memory"):
         list(itertools.islice(answers, 20))
     assert not multiprocessing.active_children()
@@ -94,7 +94,7 @@ def stop_all() -> None:
 def test_stopped_reader_is_one_line() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
-    time.sleep(0.1)  # so that batches are announced whose memory was not handed over
+    time.sleep(0.1)  # so that batches are announced but their memory is not sent yet
     stop_all()
     with pytest.raises(ReadingError, match=r"no batch .* loader.read_timeout_s=1: expected"):
         list(itertools.islice(answers, 20))
@@ -175,12 +175,12 @@ def test_shared_memory_is_checked(
             check_shared_memory(batch, free, config)
 
 
-def run_and_end(how: str, told: Connection) -> None:
-    """Read in processes of which one is stopped, and end without closing the iterator."""
+def run_and_end(how: str, connection: Connection) -> None:
+    """Read in processes, stop one of them, and end without closing the iterator."""
     answers = rows()
     next(answers)
     readers = multiprocessing.active_children()
-    told.send([reader.pid for reader in readers])
+    connection.send([reader.pid for reader in readers])
     time.sleep(0.1)
     assert readers[0].pid is not None
     os.kill(readers[0].pid, signal.SIGSTOP)
@@ -191,10 +191,10 @@ def run_and_end(how: str, told: Connection) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [("killed", -9), ("terminated", -15), ("exits", 3)])
 def test_no_reader_outlives_its_process(how: str, code: int) -> None:
-    here, there = multiprocessing.Pipe()
-    parent = multiprocessing.Process(target=run_and_end, args=(how, there))
+    receiver, sender = multiprocessing.Pipe()
+    parent = multiprocessing.Process(target=run_and_end, args=(how, sender))
     parent.start()
-    pids = here.recv()
+    pids = receiver.recv()
     parent.join(timeout=20)
     assert parent.exitcode == code
     assert len(pids) == 2
@@ -209,4 +209,4 @@ def is_running(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
     except FileNotFoundError:
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"  # of which nobody takes note here
+    return status.rpartition(")")[2].split()[0] != "Z"  # a zombie counts as ended

@@ -1,4 +1,4 @@
-"""One run in a folder at a time; an earlier one is moved aside, one that failed at once is not."""
+"""Run folder: its lock, and renaming of an earlier run."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_folder_in_use_is_rejected_until_its_run_ends_even_by_a_kill(
     assert {path.name for path in tmp_path.iterdir()} == {FolderLock.name}
     holder.send_signal(signal.SIGKILL)
     holder.communicate(timeout=10)
-    assert (tmp_path / FolderLock.name).exists()  # nobody removed it, and nobody is kept out by it
+    assert (tmp_path / FolderLock.name).exists()  # the file remains, but locks nobody out
     fit(ToyTask(), config(), output=tmp_path)
     assert not (tmp_path / FolderLock.name).exists()
 

@@ -1,4 +1,4 @@
-"""What a run leaves and says, and what ends it: on the toy task."""
+"""End of a run on the toy task: failed evaluations, export, divergence, resume."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def newest(output: Path) -> dict[str, Any]:
 
 
 class BadValidation(ToyTask):
-    """Its evaluations with the given numbers, from 0 on, meet a fault."""
+    """A task that raises `fault` in the evaluations with the given numbers, from 0."""
 
     def __init__(self, faults: Sequence[int], fault: Exception) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class BadValidation(ToyTask):
 
     def predict(self, batch: ToyBatch) -> list[float]:
         """Predict, or fail."""
-        if len(self.asked_for_final) - 1 in self.faults:
+        if len(self.final_flags) - 1 in self.faults:
             raise self.fault
         return super().predict(batch)
 
@@ -47,11 +47,11 @@ def test_failed_evaluation_does_not_end_training(
     fit(BadValidation([0, 1], fault), settings, output=tmp_path / "run")
     fit(ToyTask(), settings, output=tmp_path / "whole")
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-    told = capsys.readouterr().out
-    assert "evaluation at step 4 failed, training continues (1 failed so far): " in told
-    assert "(2 failed so far)" in told
-    assert str(fault).splitlines()[-1:] == [] or str(fault) in told
-    assert "2 evaluations failed" in told
+    output = capsys.readouterr().out
+    assert "evaluation at step 4 failed, training continues (1 failed so far): " in output
+    assert "(2 failed so far)" in output
+    assert str(fault).splitlines()[-1:] == [] or str(fault) in output
+    assert "2 evaluations failed" in output
 
 
 def test_failed_evaluation_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_failed_evaluation_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
     assert newest(tmp_path)["progress"]["step"] == 12
     task = ToyTask()
     fit(task, settings, output=tmp_path, resume=True)
-    assert task.asked_for_final == [True]
+    assert task.final_flags == [True]
     assert [line["step"] for line in lines(tmp_path, "eval")] == [4, 8, 12]
 
 
@@ -72,11 +72,11 @@ def test_bug_in_the_last_evaluation_keeps_its_traceback(tmp_path: Path) -> None:
     assert newest(tmp_path)["progress"]["step"] == 12
 
 
-class NothingToFind(ToyTask):
-    """Its validation rows have no score."""
+class NanScore(ToyTask):
+    """A task whose score is NaN."""
 
     def evaluator(self, *, final: bool = True) -> ToyEvaluator:
-        """Return one whose score is not a number."""
+        """Return an evaluator with a NaN score."""
 
         class Evaluator(ToyEvaluator):
             def score(self, rows: Sequence[tuple[int, float]]) -> float:
@@ -89,7 +89,7 @@ def test_nan_score_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     loop = config(eval_every=2, log_every=1, patience=2).loop
     schedule = ScheduleConfig(kind="plateau", plateau_evaluations=1)
     settings = config().model_copy(update={"loop": loop, "schedule": schedule})
-    fit(NothingToFind(), settings, output=tmp_path)
+    fit(NanScore(), settings, output=tmp_path)
     assert {line["lr"] for line in lines(tmp_path, "train")} == {0.05}
     assert len(lines(tmp_path, "train")) == 12
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
@@ -97,14 +97,14 @@ def test_nan_score_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 class GetsWorse(ToyTask):
-    """Its second evaluation is the best one."""
+    """A task whose second evaluation is the best one."""
 
     scores = (-3.0, -1.0, -2.0, -2.0)
 
     def evaluator(self, *, final: bool = True) -> ToyEvaluator:
-        """Return one with the score of its place."""
+        """Return an evaluator with a fixed score per evaluation."""
         super().evaluator(final=final)
-        score = self.scores[min(len(self.asked_for_final), len(self.scores)) - 1]
+        score = self.scores[min(len(self.final_flags), len(self.scores)) - 1]
 
         class Evaluator(ToyEvaluator):
             def score(self, rows: Sequence[tuple[int, float]]) -> float:
@@ -124,9 +124,9 @@ def test_best_weights_are_exported_unless_configured_otherwise(
     expected = load_checkpoint(tmp_path / "checkpoints" / name)["model"]
     torch.testing.assert_close(found, dict(expected), rtol=0, atol=0)
     assert [line["step"] for line in lines(tmp_path, "final")] == [step]
-    told = capsys.readouterr().out
-    assert "last score -2.0000, best -1.0000 at step 8" in told
-    assert f"model.safetensors: weights of step {step}" in told
+    output = capsys.readouterr().out
+    assert "last score -2.0000, best -1.0000 at step 8" in output
+    assert f"model.safetensors: weights of step {step}" in output
 
 
 def test_best_checkpoint_of_another_step_is_not_exported(
@@ -149,7 +149,7 @@ def test_resuming_a_finished_run_is_reported(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     task = GetsWorse()
     again = fit(task, config(**loop), output=tmp_path, resume=True)
-    assert task.asked_for_final == []
+    assert task.final_flags == []
     assert again["score"] == first["score"]
     assert "already finished at step 12" in capsys.readouterr().out
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -157,10 +157,10 @@ def test_resuming_a_finished_run_is_reported(
 
 
 class Exploding(ToyTask):
-    """Its weights overflow in the seventh update, whose gradient is finite."""
+    """A task whose weights overflow in the seventh update, although the gradient is finite."""
 
     def losses(self, batch: ToyBatch) -> dict[str, torch.Tensor]:
-        """Return losses as small as the rate is high, but for one."""
+        """Return losses that are small for the high rate, except at one step."""
         self.seen = getattr(self, "seen", 0) + 1
         if self.seen == 7:
             return {"square": self.model(batch.inputs).sum() * 1e18}
@@ -191,10 +191,10 @@ def test_non_finite_steps_keep_earlier_checkpoints(tmp_path: Path) -> None:
 
 
 class Unreadable(ToyData):
-    """A row that cannot be read, met in the middle of a training."""
+    """Data with a row that cannot be read, in the middle of training."""
 
     def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
-        """Read a row, or fail at the 25th."""
+        """Read a row; fail at the 25th."""
         self.reads = getattr(self, "reads", 0) + 1
         if self.reads == 25:
             raise UserError("25.jpg: expected an image, got text")
@@ -241,7 +241,7 @@ def test_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> None
         fit(ToyTask(InterruptedAt(6)), settings, output=tmp_path)
     task = ToyTask()
     fit(task, settings, output=tmp_path, resume=True)
-    assert task.asked_for_final == [True]
+    assert task.final_flags == [True]
     assert [line["step"] for line in lines(tmp_path, "eval")] == [6]
 
 

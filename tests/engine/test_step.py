@@ -1,3 +1,5 @@
+"""Asynchronous copies of step results to the host."""
+
 import pytest
 import torch
 

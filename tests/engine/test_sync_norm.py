@@ -1,4 +1,4 @@
-"""Batch norm over processes."""
+"""Synchronised batch norm over processes."""
 
 import os
 import subprocess

@@ -1,3 +1,5 @@
+"""Escaping of untrusted text on consoles."""
+
 import subprocess
 import sys
 from pathlib import Path

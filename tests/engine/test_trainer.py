@@ -1,4 +1,4 @@
-"""The training loop on the toy task: what it writes, how it stops, how it goes on."""
+"""Training loop on the toy task: run folder, stop, resume."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_evaluator_gets_the_final_flag(
 ) -> None:
     task = ToyTask()
     fit(task, config(**loop), output=tmp_path)
-    assert task.asked_for_final == expected
+    assert task.final_flags == expected
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_non_finite_step_changes_nothing_and_names_its_images(
     task = ToyTask(ToyData(8, poison=[3]))
     fit(task, config(max_steps=8, max_bad_steps=10), output=tmp_path)
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
-    told = capsys.readouterr().out.replace("\n", " ")
-    assert "not finite" in told
-    assert "3" in told.split("images [")[1].split("]")[0]
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert "not finite" in output
+    assert "3" in output.split("images [")[1].split("]")[0]
 
 
 def test_non_finite_step_does_not_change_batch_norm(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_signal_saves_a_checkpoint_and_stops(tmp_path: Path) -> None:
 
 
 class InterruptedAt(ToyData):
-    """Asks the run to stop while the first row of a step is read."""
+    """Data that requests a stop while the first row of a step is read."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def test_toy_batch_moves_between_devices() -> None:
 
 
 class MeasuringTask(ToyTask):
-    """Also returns a number that is not to be minimised."""
+    """A task that also returns a measurement, which is not minimised."""
 
     def losses(self, batch: ToyBatch) -> dict[str, torch.Tensor]:
         losses = super().losses(batch)
@@ -266,14 +266,14 @@ def test_value_without_gradient_is_logged_and_not_minimised(tmp_path: Path) -> N
 
 
 def on_plateau(steps: int) -> RunConfig:
-    """A rate so low that the score of 9 rows hardly moves, evaluated after every second step."""
+    """Return a config with evaluations every 2 steps and a rate too low to improve the score."""
     settings = config(max_steps=steps, eval_every=2, log_every=1, checkpoint_every=1)
     schedule = ScheduleConfig(kind="plateau", plateau_evaluations=2, gamma=0.5)
     return settings.model_copy(update={"schedule": schedule})
 
 
 class StuckTask(ToyTask):
-    """Its predictions never change, so that the first evaluation stays the best one."""
+    """A task with constant predictions, so that the first evaluation stays the best one."""
 
     def predict(self, batch: ToyBatch) -> list[float]:
         return [0.0] * len(batch)
@@ -282,7 +282,7 @@ class StuckTask(ToyTask):
 def test_plateau_drops_the_rate_also_after_a_resume(tmp_path: Path) -> None:
     fit(StuckTask(), on_plateau(12), output=tmp_path / "whole")
     rates = [line["lr"] for line in lines(tmp_path / "whole", "train")]
-    # evaluations after steps 2 (the best), 4, 6 (two without a better one), 8, 10
+    # evaluations after steps 2 (best), 4, 6 (two without improvement: drop), 8, 10
     assert rates == pytest.approx([0.05] * 6 + [0.025] * 4 + [0.0125] * 2)
     fit(StuckTask(), on_plateau(7), output=tmp_path / "cut")
     fit(StuckTask(), on_plateau(12), output=tmp_path / "cut", resume=True)

@@ -1,3 +1,5 @@
+"""YAML parser for configs: limits and rejected features."""
+
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ Run = Callable[[], object]
 
 
 def both_ways(tmp_path: Path, text: str) -> tuple[Run, Run]:
-    """A value of a file, and of the command line."""
+    """Return loaders of the text as a file and as an override."""
     return lambda: load(tmp_path, f"seed: {text}"), lambda: load(tmp_path, "", f"seed={text}")
 
 
@@ -37,7 +39,7 @@ HOSTILE = {
     "5,000 digits": ("9" * 5000, "expected a number of at most 300 characters, got 5,000"),
     "float of 5,000 digits": (f"1e{'9' * 5000}", "expected a number of at most 300 characters"),
     "directive": ("%x", "not YAML"),
-    "escape beyond Unicode": ('"\\UFFFFFFFF"', "a number that is too large"),
+    "escape beyond Unicode": ('"\\UFFFFFFFF"', "a version is too large"),
     "half a character": ('"\\ud800"', "UTF-8"),
     "NUL": ("a\0b", "got the character U+0000"),
     "escape code": ("\x1b[2J", "got the character U+001B"),
@@ -77,7 +79,7 @@ def test_number_of_300_digits_is_rejected(tmp_path: Path) -> None:
 
 def test_huge_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.yaml").open("wb") as file:
-        file.truncate(2**40)  # of NUL bytes, which the disk does not hold
+        file.truncate(2**40)  # sparse: NUL bytes that take no disk space
     with pytest.raises(UserError, match=r"huge.yaml: expected YAML of at most 100,000 characters"):
         load_config(tmp_path / "huge.yaml", schemas=SCHEMAS)
 
