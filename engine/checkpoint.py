@@ -115,7 +115,7 @@ def _check_tensors(payload: Mapping[Any, Any], path: Path, *, size: int) -> None
     size: of the file in bytes. A tensor that is larger is a view that repeats its memory.
     """
     pending: list[Any] = [payload]
-    seen: set[int] = set()
+    seen: set[int] = set()  # ids of containers: a foreign payload may contain itself
     while pending:
         value = pending.pop()
         if isinstance(value, Tensor):
@@ -145,6 +145,7 @@ class CheckpointFolder:
         prepare_output(self.directory)
         save_checkpoint(self.directory / f"step_{step:08d}.pt", payload)
         leftovers = self._named("*.partial")  # left by processes killed while saving
+        # after the new one is complete, so a failed save loses nothing
         for path in [*self._by_step()[: -self.keep], *leftovers]:
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -258,6 +259,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     Raises:
         UserError: the file cannot be written; an earlier file at `path` is unchanged.
     """
+    # the format stores row-major bytes, so channels-last weights are copied
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     header, data = safetensors_with_checksum(safetensors.torch.save(tensors, dict(metadata)))
 
@@ -348,7 +350,7 @@ def weights_of_checkpoint(
         return None
     if not is_tensor_dict(model) or not is_tensor_dict(average):
         return None
-    return model | average, metadata
+    return model | average, metadata  # the average lacks integer buffers, which `model` has
 
 
 def is_tensor_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:

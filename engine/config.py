@@ -197,7 +197,7 @@ def _validated(
     except ValidationError as error:
         found = error.errors(include_url=False)
     lines = []
-    for item in found[:MAX_ERRORS]:
+    for item in found[:MAX_ERRORS]:  # one message part per error: layer, key, problem
         location = [str(part) for part in item["loc"]]
         origin = _origin({COMMAND_LINE: written, **layers}, location) or source
         explained = _explain(schema, item["type"], location, item["msg"], item["input"])

@@ -101,6 +101,7 @@ def run_evaluation(
     broadcast_buffers(task.model)  # otherwise scores would depend on the number of processes
     data = task.val_data()
     batches = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
+    # round robin: spreads the batches of each group over all processes
     own_batches = batches[world.rank :: world.size]
     evaluator = task.evaluator(final=final)
     result = EvaluationResult({}, evaluator)
@@ -121,6 +122,8 @@ def run_evaluation(
     finally:
         task.model.train(was_training)
     stop_asked = stop is not None and stop.requested
+    # One gather for predictions, skipped images, failures and stop flags: a process that failed
+    # still takes part, so the others do not wait for it.
     states = gather_objects((evaluator.state(), skipped, _failure_text(failures), stop_asked))
     failure = "".join(text for *_, text, _ in states)
     stopped = any(asked for *_, asked in states)
@@ -139,6 +142,7 @@ def run_evaluation(
         else:
             speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
             result.metrics = {**metrics, **speed}
+    # All processes raise or return together.
     result.metrics, failure, stopped = broadcast_object((result.metrics, failure, stopped))
     if stopped:
         raise InterruptedRunError("interrupted during an evaluation")
@@ -176,7 +180,7 @@ def _predict_all(
             break
         skipped += loaded.skipped
         batch: Any = loaded.batch
-        if batch is None:
+        if batch is None:  # all of its images were skipped
             continue
         predictions = task.predict(batch)
         result.evaluator.update(batch, predictions)

@@ -74,6 +74,7 @@ def training_batches(
     queues: dict[int, list[SampleKey]] = {int(group): [] for group in np.unique(groups)}
     planned = 0
     for epoch in itertools.count():
+        # a generator per epoch: its order does not depend on the epochs before
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(groups))
         seeds = rng.integers(2**62, size=len(groups) * repeats)
@@ -82,6 +83,7 @@ def training_batches(
             queue = queues[int(groups[index])]
             queue.append(SampleKey(index, sample_seed))
             if len(queue) == batch_size:
+                # batches before `start` are planned too: they determine what is left in the queues
                 if planned >= start:
                     yield queue.copy()
                 planned += 1
@@ -106,7 +108,9 @@ def split_batches(
         accumulate: parts into which a process's share is split.
     """
     for batch in batches:
+        # from the whole batch, before it is split: all processes pad to the same shape
         batch_shape = data.batch_shape([(key.index, key.seed) for key in batch])
+        # strided slices: every share and part gets batch_size / (world_size * accumulate) samples
         share = batch[rank::world_size]
         for number in range(accumulate):
             yield BatchPart(share[number::accumulate], batch_shape)
@@ -192,7 +196,7 @@ def read_batches(
     for loaded in read_ahead(reader, plan, config):
         batch = loaded.batch
         if batch is not None:
-            if device.type == "cuda":
+            if device.type == "cuda":  # only copies from pinned memory are asynchronous
                 batch = batch.pin_memory()
             batch = batch.to(device, non_blocking=True)
         yield LoadedBatch(batch, loaded.skipped)

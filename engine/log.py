@@ -124,6 +124,7 @@ class RunLog:
         """
         if not self._is_main:
             return
+        # the oldest of the last RATE_WINDOW lines
         first_step, first_time = self._times[0]
         now = time.monotonic()
         seconds = (now - first_time) / max(step - first_step, 1)
@@ -209,10 +210,11 @@ class RunLog:
             evaluated: whether to keep the evaluation of this step too.
         """
         self._times = deque([(step, time.monotonic())], maxlen=RATE_WINDOW)
-        self._purge_step = step + 1
+        self._purge_step = step + 1  # the next event file tells TensorBoard to drop later events
         path = self._directory / METRICS_FILE if self._directory else None
         if path is None or not is_file(path):
             return
+        # the last step that is kept of each kind; records of other kinds are dropped
         last = {"train": step, "eval": step if evaluated else step - 1}
         records, _ = read_metrics(path)
         kept = [each for each in records if each["step"] <= last.get(each["kind"], -1)]
@@ -278,6 +280,7 @@ class RunLog:
                 self._purge_step = None
             write(self._events)
 
+        # the record that failed may be partial, and readers stop there: so start a new file
         if not self._try("TensorBoard's events", attempt) and self._events is not None:
             with suppress(OSError):
                 self._events.close()

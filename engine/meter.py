@@ -27,7 +27,7 @@ class StepMeter:
     def add(self, result: StepResult) -> None:
         """Add a step's losses, measurements and gradient norm, unless the step was skipped."""
         self.measured = result.measured | {"grad_norm"}
-        good = (~result.status[0]).float()
+        good = (~result.status[0]).float()  # 1 for a finite step, 0 for a skipped one
         self.good = good + (self.good if self.steps else 0)
         for name, value in {**result.losses, "grad_norm": result.grad_norm}.items():
             # where, not a product: 0 x NaN would be NaN
@@ -52,7 +52,7 @@ class StepMeter:
         self.good = state["good"].to(device)
         self.measured = frozenset(state["measured"])
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.timed_steps = 0
+        self.timed_steps = 0  # the restored steps were timed by the earlier process
 
     def means(self) -> dict[str, float]:
         """Return means over finite steps and processes by name, and their sum `loss`.
@@ -60,6 +60,8 @@ class StepMeter:
         NaN if no step was finite. Waits for the device; all processes must call it.
         """
         names = list(self.sums)
+        # One message and one wait for all values. The status is shared, so `good` is the same on
+        # all processes.
         sums = mean_over_ranks(torch.stack([self.sums[name] for name in names]))
         values = (sums / self.good).tolist()
         means = dict(zip(names, values, strict=True))

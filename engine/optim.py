@@ -55,6 +55,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) 
         decay = config.weight_decay if decays else 0.0
         group = {"params": named, "lr": group_lr, "base_lr": group_lr, "weight_decay": decay}
         param_groups.append(group)
+    # fused kernels are fast and can skip an update on the device (see step_if_finite)
     if config.kind == "adamw":
         return AdamW(param_groups, lr=lr, betas=config.betas, fused=True)
     optimizer = SGD(param_groups, lr=lr, momentum=config.momentum, fused=True)
@@ -93,16 +94,17 @@ def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int, drops: int =
     """
     if config.kind == "steps":
         are_fractions = all(milestone < 1 for milestone in config.milestones)
-        scale = max_steps if are_fractions else 1
+        scale = max_steps if are_fractions else 1  # milestones in steps
         factor = config.gamma ** sum(step >= milestone * scale for milestone in config.milestones)
     elif config.kind == "cosine":
+        # progress is 0 at the end of the warm-up and 1 at the last step
         length = max(max_steps - 1 - config.warmup_steps, 1)
         progress = min(max((step - config.warmup_steps) / length, 0.0), 1.0)
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         factor = config.final_factor + (1.0 - config.final_factor) * cosine
     else:
         factor = config.gamma**drops
-    if step < config.warmup_steps:
+    if step < config.warmup_steps:  # the warm-up multiplies the schedule's own factor
         risen = step / config.warmup_steps if config.warmup_kind == "linear" else 0.0
         factor *= config.warmup_factor + (1.0 - config.warmup_factor) * risen
     return factor
@@ -173,6 +175,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
                 f"optimiser state: expected tensors of {type(optimizer).__name__}, got {got}"
             )
         for key, value in tensors.items():
+            # AdamW's step counter is a scalar; all other tensors have the parameter's shape
             shape = torch.Size() if key == "step" else parameter.shape
             if value.shape != shape:
                 raise UserError(
@@ -180,6 +183,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
                     f"got {tuple(value.shape)}"
                 )
             like = parameter if value.ndim else torch.zeros((), device=parameter.device)
+            # empty_like copies the memory layout, which the fused kernel relies on
             optimizer.state[parameter][key] = torch.empty_like(like).copy_(value)
 
 

@@ -127,6 +127,7 @@ def open_file(path: Path | str) -> Iterator[BinaryIO]:
     Raises:
         UserError: the file does not exist, is not a regular file, or cannot be read.
     """
+    # O_NONBLOCK: opening a FIFO without a writer returns at once
     with _as_user_error(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
         if kind != stat.S_IFREG:

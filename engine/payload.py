@@ -25,6 +25,7 @@ def check_payload(payload: Mapping[str, Any], *, source: Path) -> None:
         if not is_valid(payload.get(key)):
             got = type(payload[key]).__name__ if key in payload else "nothing"
             raise UserError(f"{source}: expected a run's checkpoint with its {key}, got {got}")
+    # keys of other versions are allowed; Progress.of ignores them
     for name, value in payload["progress"].items():
         if name in _PROGRESS and not _is_progress_value(value, _PROGRESS[name]):
             raise UserError(

@@ -45,7 +45,7 @@ class Progress:
         """
         self.evaluation_due = False
         self.score = None if math.isnan(score) else score
-        is_best = score > self.best
+        is_best = score > self.best  # False for NaN
         if is_best:
             self.best, self.best_step = score, self.step
         if scheduled and self.score is not None:
@@ -64,5 +64,5 @@ class Progress:
         """
         waited = self.evaluations_since_best
         due = schedule.kind == "plateau" and waited and waited % schedule.plateau_evaluations == 0
-        self.rate_drops += bool(due)
+        self.rate_drops += bool(due)  # at every multiple of plateau_evaluations without improvement
         return bool(due)

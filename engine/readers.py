@@ -79,7 +79,7 @@ def _read_in_processes(
         worker_init_fn=_start_reader,
         generator=torch.Generator(),  # otherwise it would advance the run's own generator
     )
-    free = free_shared_memory()
+    free = free_shared_memory()  # before the readers take any
     others = set(multiprocessing.active_children())  # processes that are not our readers
     gc.collect()  # free the readers of a failed evaluation here, not in the new readers
     with _signals_blocked(), _as_reading_error():
@@ -90,7 +90,7 @@ def _read_in_processes(
     kill_at_exit = Finalize(None, watchdog.kill, exitpriority=1)
     watchdog.start()
     try:
-        first = True
+        first = True  # the first batch tells how large batches are
         while True:
             watchdog.left_s = config.read_timeout_s
             try:
@@ -101,7 +101,7 @@ def _read_in_processes(
                 if reading_error is None:
                     raise
                 raise reading_error from error
-            watchdog.left_s = float("inf")
+            watchdog.left_s = float("inf")  # no timeout while the caller computes
             if message is None:
                 return
             if isinstance(answer, UserError):
@@ -112,7 +112,7 @@ def _read_in_processes(
             yield answer
     finally:
         watchdog.left_s = _SHUTDOWN_S
-        del messages
+        del messages  # stops the readers; the watchdog kills those that do not stop in time
         kill_at_exit()
         watchdog.done.set()
 

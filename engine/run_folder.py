@@ -90,6 +90,7 @@ def locked_run_folder(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
         aside = move_run_aside(output) if move_aside else None
         if aside is not None:
             notes.append(f"{output}: the earlier run was renamed to {aside}")
+            # the lock file moved with the folder; lock the new, empty one
             lock.release(aside)
             prepare_output(output)
             lock = FolderLock(output)
@@ -106,6 +107,7 @@ def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | No
     """
     if not is_file(directory / WEIGHTS_FILE) or not is_file(directory / "metrics.json"):
         return None
+    # the files may be of an earlier run with fewer steps
     if read_safetensors(directory / WEIGHTS_FILE)[1].get("run_step") != str(run_step):
         return None
     try:

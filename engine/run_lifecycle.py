@@ -106,8 +106,9 @@ def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str,
     """Return the final metrics of a run that finished before it was resumed, otherwise None."""
     progress, loop = state.progress, state.config.loop
     ended = progress.step == loop.max_steps or progress.is_out_of_patience(loop)
-    if not ended or progress.evaluation_due:
+    if not ended or progress.evaluation_due:  # killed before its last evaluation
         return None
+    # read on the main process and broadcast, so that all processes agree
     on_main = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
     metrics: dict[str, float] | None = broadcast_object(on_main)
     if metrics is not None:

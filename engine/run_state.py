@@ -61,9 +61,10 @@ class RunState:
         load_optimizer_state(self.optimizer, payload["optimizer"])
         self.progress = Progress.of(payload["progress"])
         meters = payload.get("meters") or []
+        # with another number of processes the sums since the last log line are dropped
         if len(meters) == self.world.size:
             self.meter.load_state(meters[self.world.rank], self.world.device)
-        set_rng_state(payload["rng"])
+        set_rng_state(payload["rng"])  # last, so that nothing above advances the generators
 
     def load_weights(self, payload: Mapping[str, Any], *, source: Path) -> None:
         """Restore only the weights and their averages from a checkpoint.

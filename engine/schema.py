@@ -40,7 +40,7 @@ def expanded_path(text: str) -> str:
             raise UserError(f"expected a path, got {text}: variable {name} is not set")
         return os.environ[name]
 
-    path = _VARIABLE.sub(value_of, text)
+    path = _VARIABLE.sub(value_of, text)  # before `~`, which a variable's value may start with
     if path.split("/")[0] != "~":  # `~name` of other users is not expanded: it may be a file name
         return path
     try:

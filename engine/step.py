@@ -126,6 +126,7 @@ def training_step(
     """
     optimizer.zero_grad(set_to_none=True)
     statistics = _running_statistics(losses_of)
+    # kept to undo the forward pass if the step is skipped
     before = [_flat(values) for values in statistics]
     loss_module = next(each for each in losses_of.modules() if isinstance(each, LossModule))
     with_counts = loss_module.with_counts(parts)
@@ -138,6 +139,7 @@ def training_step(
         last = number == len(parts) - 1
         with _gradient_exchange(losses_of, last=last):
             losses = losses_of(part)
+            # values without a gradient are measurements
             minimised = [value for value in losses.values() if value.requires_grad]
             # divided here, so that accumulated gradients are the mean over parts
             total = torch.stack(minimised).sum() / len(parts)
@@ -148,10 +150,12 @@ def training_step(
             totals[name] = totals[name] + share if name in totals else share
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = clip_gradients(parameters, clip_grad_norm)
+    # one flag for all losses and gradients (the norm is not finite if any gradient is not)
     finite = torch.isfinite(torch.stack([*totals.values(), grad_norm])).all()
     flags = torch.stack([~finite, torch.full_like(finite, stop)])
     status = any_over_ranks(flags)  # all processes must skip the same steps
     step_if_finite(optimizer, ~status[0])
+    # where() on the device instead of an `if` on the host, which would wait
     pairs = zip(statistics, before, strict=True)
     _restore(statistics, [torch.where(status[0], old, _flat(values)) for values, old in pairs])
     ids = [part.image_ids for part in parts]
@@ -209,7 +213,7 @@ class WeightAverage:
         """Update the average after update `step` (from 0); unchanged if `skipped` (0-dim bool)."""
         # The decay starts low, so that the average of a short run forgets the initial weights.
         decay = min(self.decay, (1 + step) / (10 + step))
-        weight = (1 - decay) * (~skipped).float()
+        weight = (1 - decay) * (~skipped).float()  # 0 keeps the average
         state = model.state_dict()
         for name, value in self.values.items():
             value.lerp_(state[name], weight.to(value.dtype))

@@ -34,6 +34,7 @@ class StepStatuses:
         Raises:
             DivergedError: `max_bad_steps` non-finite steps in a row.
         """
+        # A GPU runs behind the host: leave the last step's status unread, unless all are needed.
         lag = 1 if self._world.device.type == "cuda" and not all_of_them else 0
         stop = False
         while self._unread and self._unread[0][0] < progress.step - lag:
@@ -51,6 +52,8 @@ class StepStatuses:
         self, step: int, result: StepResult, progress: Progress, *, rate: float
     ) -> None:
         """Log a skipped step with its images, losses and rate; raise after too many."""
+        # Waits for the device and for all processes; bad steps are rare. The status is the same on
+        # all processes, so all of them call gather_objects.
         values = {name: value.item() for name, value in result.losses.items()}
         values["grad_norm"] = result.grad_norm.item()
         ids = [i for part in result.image_ids for i in part.tolist()]

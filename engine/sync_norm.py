@@ -25,7 +25,7 @@ def synchronise_norms(module: nn.Module, world: World) -> None:
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
+            if type(child) is nn.BatchNorm2d:  # not subclasses, which may compute something else
                 setattr(parent, name, GlobalBatchNorm2d.over(child))
 
 
@@ -70,6 +70,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.momentum is not None
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
+        # Bessel's correction: the running variance is unbiased, the one used above is not
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
 
 

@@ -100,6 +100,7 @@ class _Run:
         self.task, self.config, self.output, self.world, self.log = task, config, output, world, log
         self.data = task.train_data()
         layout = memory_layout(config.loop)
+        # before the optimiser is built: its state follows the parameters' device and layout
         task.model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         task.model.train()
         self.losses_of = wrap_losses(task, config.loop, world)
