@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
-from engine.log import METRICS, RunLog, read_metrics
+from engine.log import METRICS_FILE, RunLog, read_metrics
 from engine.paths import status_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def curves_at_the_end(run_dir: Path, *, is_main: bool) -> Iterator[None]:
         run_dir: the run folder.
         is_main: whether this process writes files.
     """
-    logged = run_dir / METRICS
+    logged = run_dir / METRICS_FILE
     before = status_of(logged)
     try:
         yield
@@ -54,7 +54,7 @@ def write_curves(run_dir: Path) -> Path:
         UserError: metrics.jsonl cannot be read.
         OSError: the image cannot be written.
     """
-    records, _ = read_metrics(run_dir / METRICS)
+    records, _ = read_metrics(run_dir / METRICS_FILE)
     trained = [record for record in records if record["kind"] == "train"]
     scored = [record for record in records if record["kind"] == "eval"]
     figure, (losses, rate, scores) = panels_of(3, columns=3, size=4.0)

@@ -30,7 +30,12 @@ from backbones.foreign_weights import (
 )
 from backbones.metadata import numbers_of, stride_in_1x1_of
 from backbones.resnet import ResNet
-from engine.checkpoint import holds_tensors, load_checkpoint, read_safetensors, trained_of
+from engine.checkpoint import (
+    is_tensor_dict,
+    load_checkpoint,
+    read_safetensors,
+    weights_of_checkpoint,
+)
 from engine.checksum import checksum_note
 from engine.errors import UserError
 from engine.paths import is_folder, open_file
@@ -109,8 +114,8 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         state, metadata = read_pickle(path)
     else:
         payload = load_checkpoint(path)
-        state, metadata = trained_of(payload) or (_unwrapped(payload), {})
-    if not holds_tensors(state):
+        state, metadata = weights_of_checkpoint(payload) or (_unwrapped(payload), {})
+    if not is_tensor_dict(state):
         others = [
             f"{name!r:.40} ({type(value).__name__})"
             for name, value in state.items()

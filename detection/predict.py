@@ -25,7 +25,7 @@ from detection.data.transforms import resize, resized_size
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
-from engine.checkpoint import read_trained
+from engine.checkpoint import read_trained_weights
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.paths import exists, is_folder
@@ -56,7 +56,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     Raises:
         UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
     """
-    path, state, metadata = read_trained(Path(path))
+    path, state, metadata = read_trained_weights(Path(path))
     for key in ("config", "class_names", "category_ids"):
         if key not in metadata:
             task = metadata.get("task", "none")

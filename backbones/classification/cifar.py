@@ -80,14 +80,14 @@ class CifarImages:
         """Return the number of images."""
         return len(self.labels)
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, int]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, int]:
         """Return the draw itself; `collate` cuts the whole batch from the array."""
         return index, seed
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Agree on nothing: all images have one shape."""
 
-    def collate(self, samples: Sequence[tuple[int, int]], frame: Any = None) -> LabelledBatch:
+    def collate(self, samples: Sequence[tuple[int, int]], batch_shape: Any = None) -> LabelledBatch:
         """Make a batch of at least one draw, pixels channels last in memory."""
         rows, seeds = np.array(samples, dtype=np.int64).T
         return LabelledBatch(

@@ -156,7 +156,7 @@ class FolderImages:
         name = self.class_names[self._labels[index]]
         return f"{name}/{os.fsdecode(self._paths[index])}"
 
-    def load(self, index: int, seed: int, frame: None = None) -> LabelledImage:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> LabelledImage:
         """Read image `index`; all its randomness comes from `seed`.
 
         Raises:
@@ -172,10 +172,10 @@ class FolderImages:
             raise
         return LabelledImage(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Agree on nothing: images of one group have one shape."""
 
-    def collate(self, samples: Sequence[LabelledImage], frame: Any = None) -> LabelledBatch:
+    def collate(self, samples: Sequence[LabelledImage], batch_shape: Any = None) -> LabelledBatch:
         """Make a batch of at least one sample of one shape, pixels channels last in memory."""
         pixels = np.stack([sample.pixels for sample in samples])
         return LabelledBatch(

@@ -15,14 +15,14 @@ from backbones.classification.structures import LabelledBatch
 from backbones.classification.task import ClassificationTask, build_classifier
 from backbones.metadata import class_names_of, config_of, writing_nothing
 from backbones.weights import build_loaded, listing
-from engine.checkpoint import read_trained, write_safetensors
+from engine.checkpoint import read_trained_weights, write_safetensors
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.log import RunLog
 from engine.paths import status_of
 from engine.precision import autocast
-from engine.run_folder import EXPORT
+from engine.run_folder import WEIGHTS_FILE
 
 
 def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
@@ -47,7 +47,7 @@ def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Classi
 
 
 def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
-    file, state, metadata = read_trained(path)
+    file, state, metadata = read_trained_weights(path)
     for key in ("config", "class_names"):
         if key not in metadata:
             raise UserError(f"{file}: expected a classifier's {key} beside its weights, got none")
@@ -77,7 +77,7 @@ def export_backbone(
     """
     log = RunLog(None, is_main=True)
     path = output / "backbone.safetensors"
-    if _is_newer(path, output / EXPORT):
+    if _is_newer(path, output / WEIGHTS_FILE):
         log.note(f"{path}: made from these weights already")
         return
     task = load_trained([output])
@@ -121,10 +121,12 @@ def recompute_norms(task: ClassificationTask, *, limit: int) -> int:
         norm.momentum = None  # torch's way to ask for the plain mean over batches
     was_training = model.training
     model.train()
-    deliveries = read_batches(data, plan, config=task.config.loader, device=device, substitute=True)
-    for delivery in deliveries:
+    loaded_batches = read_batches(
+        data, plan, config=task.config.loader, device=device, substitute=True
+    )
+    for loaded in loaded_batches:
         with autocast(device, loop.precision):
-            model(task.training_pixels(cast(LabelledBatch, delivery.batch)))
+            model(task.training_pixels(cast(LabelledBatch, loaded.batch)))
     model.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

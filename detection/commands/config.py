@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from detection.commands.config_files import find_config
 from detection.commands.schemas import ALL_SCHEMAS
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         metavar="CONFIG | TASK | key=value",
         help=f"a YAML file or one of {', '.join(ALL_SCHEMAS)} (default: detection), then overrides",
     )
-    names, overrides = split_words(parser.parse_intermixed_args().words)
+    names, overrides = split_arguments(parser.parse_intermixed_args().words)
     if len(names) > 1:
         raise UserError(f"command line: expected one CONFIG or TASK, got {names[0]} and {names[1]}")
     name = names[0] if names else Path("detection")

@@ -6,7 +6,7 @@ Usage: resdet eval RUN_OR_CHECKPOINT | --results FILE.json [key=value ...] (tool
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    runs, overrides = split_words(arguments.words)
+    runs, overrides = split_arguments(arguments.words)
     flagged = arguments.named_images or arguments.all_images
     if bool(runs) == (arguments.results is not None) or (runs and flagged):
         raise UserError(

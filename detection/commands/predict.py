@@ -5,7 +5,7 @@ Usage: resdet predict RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...] (too
 
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 
 MAX_NAMED = 20
 """Maximum number of failed images that the console names; there may be thousands."""
@@ -35,15 +35,15 @@ def main() -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    inputs, overrides = split_words(arguments.words)
+    inputs, overrides = split_arguments(arguments.words)
 
     from engine.checkpoint import prepare_output
     from engine.errors import UserError
-    from engine.run_folder import holds_run
+    from engine.run_folder import contains_run
 
     if len(inputs) < 2:
         raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
-    if holds_run(arguments.output):
+    if contains_run(arguments.output):
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
     if arguments.score is not None and not 0 <= arguments.score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")

@@ -16,7 +16,7 @@ from detection.localization.config import (
     LocalizationConfig,
     LocalizationRegionsConfig,
 )
-from engine.checkpoint import read_trained
+from engine.checkpoint import read_trained_weights
 from engine.errors import UserError
 from engine.schema import RunConfig
 
@@ -70,7 +70,7 @@ def load_task(
         UserError: a file is missing, damaged or not one of this project's, an override is wrong, or
             the run uses the images of a demo that does not exist.
     """
-    metadata = read_trained(paths[0])[2]
+    metadata = read_trained_weights(paths[0])[2]
     kind = metadata.get("task", "")
     if kind != "classification" and len(paths) > 1:
         raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")

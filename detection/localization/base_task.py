@@ -31,7 +31,7 @@ from detection.localization.start_checks import check_localizer
 from detection.localization.views import LocalizeSettings
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.visualize import draw_comparison
-from engine.checkpoint import find_trained, read_trained
+from engine.checkpoint import find_weights_file, read_trained_weights
 from engine.errors import UserError
 
 
@@ -87,7 +87,7 @@ class LocalizationBaseTask(nn.Module, ABC):
         check_localizer(config)
         if config.evaluation.classifier is not None:
             # fail now if it is missing: reading ILSVRC's annotations takes minutes
-            find_trained(Path(config.evaluation.classifier))
+            find_weights_file(Path(config.evaluation.classifier))
         data = LocalizationDataset(config, "train", training=True)
         names = data.images.class_names
         torch.manual_seed(config.seed)
@@ -109,7 +109,7 @@ class LocalizationBaseTask(nn.Module, ABC):
         Raises:
             UserError: the file is missing, damaged or of another task, or an override is wrong.
         """
-        file, state, metadata = read_trained(path)
+        file, state, metadata = read_trained_weights(path)
         expected, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
         if got != expected:
             raise UserError(f"{file}: expected a run of task {expected}, got {got}")

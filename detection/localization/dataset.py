@@ -80,7 +80,7 @@ class LocalizationDataset:
         """Return the path of an image, relative to the root of the data set."""
         return str(self.images.paths[index])
 
-    def load(self, index: int, seed: int, frame: None = None) -> Sample:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> Sample:
         """Read image `index`; `seed` determines its crop and augmentation.
 
         Raises:
@@ -110,10 +110,10 @@ class LocalizationDataset:
             seed=seed,
         )
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Return None: images of one group have one shape, so a batch needs no common size."""
 
-    def collate(self, samples: Sequence[Sample], frame: None = None) -> DetectionBatch:
+    def collate(self, samples: Sequence[Sample], batch_shape: None = None) -> DetectionBatch:
         """Collate one or more samples of the same shape into a batch."""
         return collate_detection(samples, size_divisor=1)
 

@@ -23,7 +23,7 @@ from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes, mirror_boxes
 from detection.samples import SampleSettings, draw_samples, with_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
-from engine.checkpoint import find_trained
+from engine.checkpoint import find_weights_file
 from engine.errors import UserError
 
 _REGION_STREAM = 1  # stream of the per-image random numbers
@@ -65,7 +65,9 @@ class LocalizationRegionsTask(LocalizationBaseTask):
     def for_training(cls, config: LocalizationBaseConfig) -> Self:
         """Build the task as the base class does, after a check that the first stage exists."""
         assert isinstance(config, LocalizationRegionsConfig)
-        find_trained(Path(config.model.localizer))  # reading ILSVRC's annotations takes minutes
+        find_weights_file(
+            Path(config.model.localizer)
+        )  # reading ILSVRC's annotations takes minutes
         return super().for_training(config)
 
     @staticmethod

@@ -150,9 +150,9 @@ TRAIN_ARGUMENTS = {
     "nothing to resume": (["tiny.yaml", "--resume"], ["--resume", "runs/tiny/checkpoints"]),
     "output is the current folder": (
         ["tiny.yaml", "--output", "."],
-        ["--output", "for this run alone"],
+        ["--output", "for this run only"],
     ),
-    "empty output": (["tiny.yaml", "--output", ""], ["--output", "this run alone"]),
+    "empty output": (["tiny.yaml", "--output", ""], ["--output", "this run only"]),
     "flag misspelt": (["tiny.yaml", "--outputs", "x"], ["--outputs", "--help"]),
     "flag without a value": (["tiny.yaml", "--device"], ["--device", "expected one argument"]),
     "no such device": (["tiny.yaml", "--device", "abacus"], ["device", "abacus"]),
@@ -217,7 +217,7 @@ def test_a_foreign_config_is_not_overwritten(site: Path, trained: Path, call: Ca
     (site / "mine").mkdir()
     (site / "mine" / "config.yaml").write_text("mine")
     arguments = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
-    assert_one_line(call(train_det, *arguments), "mine: expected a free folder")
+    assert_one_line(call(train_det, *arguments), "mine: expected an empty folder or a run folder")
     assert (site / "mine" / "config.yaml").read_text() == "mine"
     # the config of a run that failed before its first log line is overwritten, not kept
     shutil.copy(trained / "config.yaml", site / "mine")
@@ -231,7 +231,7 @@ def test_resuming_refuses_fewer_steps_and_other_classes(
     shutil.copytree(trained, site / "run")
     arguments = ["--resume", "--output", "run", "--device", "cpu"]
     outcome = call(train_det, *arguments, "loop.max_steps=1")
-    assert_one_line(outcome, "loop.max_steps: expected at least 2, where the checkpoint is, got 1")
+    assert_one_line(outcome, "loop.max_steps: expected at least the checkpoint's step, 2, got 1")
     for number, name in enumerate(("ant", "cow")):
         document["categories"][number]["name"] = name
     for split in ("train", "val"):

@@ -13,7 +13,7 @@ from detection.commands import data as prepare_data
 from detection.commands import evaluate as eval_tool
 from detection.commands import pretrain as pretrain_backbone
 from detection.commands import train as train_det
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from tests.cli.conftest import Call
 from tests.cli.test_bad_inputs import assert_one_line
 from tools.lab.benchmarks import command as benchmark
@@ -29,7 +29,7 @@ def test_overrides_may_be_longer_than_file_names(tmp_path: Path) -> None:
     folder = tmp_path / "a=b"
     folder.mkdir()
     words = ["c.yaml", SIDES, "seed=1", str(folder), f"{LONG}/a=b", "loop.lr=1", "=x"]
-    files, overrides = split_words(words)
+    files, overrides = split_arguments(words)
     assert files == [Path("c.yaml"), folder, Path(f"{LONG}/a=b")]
     assert overrides == [SIDES, "seed=1", "loop.lr=1", "=x"]
 

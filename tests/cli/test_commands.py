@@ -199,8 +199,8 @@ def test_resumed_run_uses_its_saved_config(site: Path, trained: Path, call: Call
         (
             ("train", "val"),
             (
-                "training data are not those of the steps up to 2",
-                "validation data are not those of the scores up to step 2",
+                "training data differ from those of the steps up to 2",
+                "validation data differ from those of the scores up to step 2",
             ),
         ),
     ],
@@ -216,9 +216,9 @@ def test_a_resumed_run_reports_changed_data(
         path.write_text(json.dumps(document, indent=1))  # other whitespace is not a change
     outcome = call(train_det, "--resume", "--output", "run", "loop.max_steps=3", "--device", "cpu")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.count("resumed with other data: ") == len(messages)
+    assert outcome.out.count("resumed with changed data: ") == len(messages)
     for message in messages:
-        assert f"resumed with other data: {message}" in outcome.out
+        assert f"resumed with changed data: {message}" in outcome.out
 
 
 def test_earlier_run_is_renamed(site: Path, trained: Path, call: Call) -> None:
@@ -226,7 +226,7 @@ def test_earlier_run_is_renamed(site: Path, trained: Path, call: Call) -> None:
     (site / "runs" / "tiny.1").mkdir()
     outcome = call(train_det, "tiny.yaml", "loop.max_steps=1", "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    assert "runs/tiny: the run that lay there is now runs/tiny.2" in outcome.out
+    assert "runs/tiny: the earlier run was renamed to runs/tiny.2" in outcome.out
     kept = (site / "runs" / "tiny.2" / "model.safetensors").read_bytes()
     assert kept == (trained / "model.safetensors").read_bytes()
     assert (site / "runs" / "tiny" / "checkpoints" / "step_00000001.pt").exists()

@@ -82,7 +82,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list
         FINISHED,
         {},
         ["4", "-", "75.0"],
-        ["run: its scores are those of no evaluation that metrics.jsonl has"],
+        ["run: its scores match no evaluation in metrics.jsonl"],
     ),
     "no lines": ({"ap": 0.75}, [], {"exported": False}, ["-", "-", "75.0"], ["unfinished"]),
 }

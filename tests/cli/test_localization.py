@@ -52,8 +52,8 @@ def test_a_resumed_run_reports_changed_boxes(patches: Path, call: Call) -> None:
     (patches / "data/train/red/red_boxes.txt").write_text("red_0.png\t1\t1\t20\t20\n")
     done = call(train_det, "--resume", "loop.max_steps=2", *arguments)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("resumed with other data: training data") == 1
-    assert "validation data are not" not in done.out
+    assert done.out.count("resumed with changed data: training data") == 1
+    assert "validation data differ from" not in done.out
 
 
 MISTAKES = {

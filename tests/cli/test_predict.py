@@ -128,7 +128,7 @@ def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int)
         return
     assert process.returncode == 130, err
     heard, stopped = err.splitlines()
-    assert heard.endswith(": stopping after this batch; again stops at once")
+    assert heard.endswith(": stopping after this batch; a second signal stops at once")
     assert stopped.startswith("stopped: interrupted after")
     assert len(entries(site / "out")) >= 10
     assert not partial.exists()

@@ -41,7 +41,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     arguments = ["tiny_class.yaml", "--output", "run", "--device", "cpu", "--resume"]
     done = call(pretrain_backbone, *arguments)
     assert (done.code, done.err) == (0, "")
-    assert "finished at step 2 already" in done.out
+    assert "already finished at step 2" in done.out
     assert "run/backbone.safetensors: made from these weights already" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
     assert "statistics computed anew" in call(pretrain_backbone, *arguments).out
@@ -74,8 +74,8 @@ def test_a_resumed_run_reports_changed_images(classes: Path, call: Call) -> None
     image.rename(image.with_stem("another"))
     done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *arguments)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("resumed with other data: validation data") == 1
-    assert "training data are not" not in done.out
+    assert done.out.count("resumed with changed data: validation data") == 1
+    assert "training data differ from" not in done.out
 
 
 def test_pixel_mean_of_the_detector_must_equal_the_backbone_s(classes: Path, call: Call) -> None:
@@ -117,7 +117,7 @@ def test_mistakes_are_one_line(
 def test_a_folder_without_a_run_cannot_be_compared(site: Path, call: Call) -> None:
     done = call(compare, "data")
     assert done.code == 2
-    assert "metrics.json: expected that of an evaluated run, got no such file" in done.err
+    assert "metrics.json: expected the file of an evaluated run, got none" in done.err
 
 
 @pytest.mark.parametrize(

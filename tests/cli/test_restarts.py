@@ -44,7 +44,7 @@ def test_a_restarted_job_is_resumed(
     assert sorted(path.name for path in site.iterdir() if path.is_dir()) == ["data", "run"]
     again = start(call, *arguments)
     assert again.code == 0
-    assert "finished at step 3 already" in again.out
+    assert "already finished at step 3" in again.out
 
 
 def test_without_auto_resume_a_new_run_starts(site: Path, call: Call) -> None:

@@ -26,7 +26,7 @@ from detection.weights import load_detector_weights
 from engine.checkpoint import (
     load_checkpoint,
     read_safetensors,
-    read_trained,
+    read_trained_weights,
     save_checkpoint,
     write_safetensors,
 )
@@ -113,13 +113,16 @@ class CheckpointFiles:
         label = _damage(path, rng)
         calls = [
             ("load_checkpoint", lambda: _same_or_fault(load_checkpoint(path), self._payload)),
-            ("read_trained", lambda: _same_or_fault(read_trained(path)[1:], self._trained())),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(path)[1:], self._trained()),
+            ),
             ("resume", lambda: self._resume(run)),
         ]
         return Case("own .pt", label, calls)
 
     def _trained(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        return read_trained(self._step)[1:]
+        return read_trained_weights(self._step)[1:]
 
     def _own_weights(self, rng: random.Random, index: int, case: Path) -> Case:
         path = case / "model.safetensors"
@@ -128,7 +131,10 @@ class CheckpointFiles:
         expected = read_safetensors(self._weights)
         calls = [
             ("read_safetensors", lambda: _same_or_fault(read_safetensors(path), expected)),
-            ("read_trained", lambda: _same_or_fault(read_trained(case)[1:], expected)),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(case)[1:], expected),
+            ),
             *self._loads(path),
         ]
         return Case("own .safetensors", label, calls)
@@ -141,7 +147,7 @@ class CheckpointFiles:
         label = "; ".join(_edit_payload(payload, rng) for _ in range(rng.choice((1, 1, 2))))
         save_checkpoint(path, payload)
         calls: list[tuple[str, Call]] = [
-            ("read_trained", lambda: read_trained(path)),
+            ("read_trained_weights", lambda: read_trained_weights(path)),
             ("resume", lambda: self._resume(run)),
             *self._loads(path),
         ]
@@ -218,10 +224,13 @@ class CheckpointFiles:
             ]
             return Case("edited checkpoint", f"detector: {label}", calls)
         path = rng.choice((checkpoint, run / "model.safetensors"))
-        expected = read_trained(path)[1:]
+        expected = read_trained_weights(path)[1:]
         label = _damage(path, rng)
         calls = [
-            ("read_trained", lambda: _same_or_fault(read_trained(path)[1:], expected)),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(path)[1:], expected),
+            ),
             ("load_detector", lambda: load_detector(path, device="cpu")),
             *([resume] if path == checkpoint else []),
         ]
@@ -242,7 +251,7 @@ class CheckpointFiles:
             load_detector_weights(model, path, **classes)  # type: ignore[arg-type]
 
         loads: list[tuple[str, Call]] = [
-            ("read_trained", lambda: read_trained(path)),
+            ("read_trained_weights", lambda: read_trained_weights(path)),
             ("backbone.weights", load_backbone),
             ("model.weights", load_whole),
             ("load_detector", lambda: load_detector(path, device="cpu")),

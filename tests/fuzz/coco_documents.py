@@ -86,18 +86,18 @@ class CocoDocuments:
             log.note(", ".join(data.classes.names))
             data.check_pictures()
             samples = []
-            draws = [(index, 7 + index) for index in range(min(len(data), 8))]
-            frame = data.frame(draws) if training else None
-            for index, seed in draws:
+            sample_keys = [(index, 7 + index) for index in range(min(len(data), 8))]
+            batch_shape = data.batch_shape(sample_keys) if training else None
+            for index, seed in sample_keys:
                 try:
-                    samples.append(data.load(index, seed, frame))
+                    samples.append(data.load(index, seed, batch_shape))
                 except SkippedSampleError as reason:
                     log.note(f"{reason}")
             if not samples:
                 return "no sample"
             # at evaluation a batch holds images of one padded shape
             together = [s for s in samples if training or s.pixels.shape == samples[0].pixels.shape]
-            boxes = data.collate(list(islice(together, 4)), frame).targets.boxes.numpy()
+            boxes = data.collate(list(islice(together, 4)), batch_shape).targets.boxes.numpy()
             if not np.isfinite(boxes).all():
                 raise FaultError("a batch with boxes that are not finite")
             return f"{len(samples)} samples"

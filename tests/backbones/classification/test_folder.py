@@ -103,9 +103,9 @@ def test_training_depends_on_index_and_seed_alone(root: Path) -> None:
 def test_a_batch(root: Path) -> None:
     data = open_training(root)
     as_engine_sees_it: DataSet = data
-    assert as_engine_sees_it.frame([(0, 1), (1, 2)]) is None
-    draws = [(1, 2**61), (4, 3)]
-    batch = data.collate([data.load(*draw) for draw in draws])
+    assert as_engine_sees_it.batch_shape([(0, 1), (1, 2)]) is None
+    keys = [(1, 2**61), (4, 3)]
+    batch = data.collate([data.load(*key) for key in keys])
     assert batch.pixels.shape == (2, 3, 24, 24)
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.tolist() == [0, 2]
@@ -136,7 +136,7 @@ def test_images_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> No
     by_group = set(zip(data.groups.tolist(), shapes, strict=True))
     assert len(by_group) == len(set(shapes)) == 2
     sizes = [
-        len(data.collate([data.load(draw.index, draw.seed) for draw in part.draws]))
+        len(data.collate([data.load(key.index, key.seed) for key in part.sample_keys]))
         for part in evaluation_batches(data.groups, batch_size=8)
     ]
     assert sorted(sizes) == [2, 4]

@@ -170,8 +170,8 @@ def train_on_request() -> None:
     plan = training_batches(data.groups, batch_size=size, seed=0)
     parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
     reading = LoaderConfig(workers=0)
-    delivery = next(read_batches(data, parts, config=reading, device=device, substitute=True))
-    batch = delivery.batch
+    loaded = next(read_batches(data, parts, config=reading, device=device, substitute=True))
+    batch = loaded.batch
     assert batch is not None
 
     def trained(seconds: float) -> float:

@@ -220,10 +220,10 @@ def _loaded_rate(
     plan = training_batches(data.groups, batch_size=count, seed=0)
     parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
     loader = LoaderConfig(workers=0 if settings.small else NUM_READERS)
-    deliveries = read_batches(data, parts, config=loader, device=device, substitute=True)
+    loaded_batches = read_batches(data, parts, config=loader, device=device, substitute=True)
 
     def loaded_step() -> object:
-        batch = next(deliveries).batch
+        batch = next(loaded_batches).batch
         assert batch is not None
         return step(batch)
 

@@ -84,9 +84,11 @@ def _read(reader: Reader, plan: list[list[int]]) -> None:
 
 
 def _read_ours(data: CocoDetection, indices: list[int]) -> Batch:
-    draws = [(index, index) for index in indices]
-    frame = data.frame(draws)
-    batch = data.collate([data.load(index, seed, frame) for index, seed in draws], frame)
+    sample_keys = [(index, index) for index in indices]
+    batch_shape = data.batch_shape(sample_keys)
+    batch = data.collate(
+        [data.load(index, seed, batch_shape) for index, seed in sample_keys], batch_shape
+    )
     targets = batch.targets
     boxes = [one[real] for one, real in zip(targets.boxes, targets.valid, strict=True)]
     return batch.images.pixels, boxes, [(h, w) for h, w in batch.images.sizes.tolist()]

@@ -14,7 +14,7 @@ import torch
 
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
-from engine.loader import Part, read_batches, training_batches
+from engine.loader import BatchPart, read_batches, training_batches
 from engine.paths import read_text
 from engine.schema import LoaderConfig
 from tools.lab.benchmarks.images import coco_document
@@ -40,7 +40,7 @@ def worker_memory(settings: Settings) -> list[Row]:
     settings.log(f"{len(data)} images, {len(data.annotations.boxes)} objects, {workers} workers")
     batch_size = min(64, len(data))
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
-    epoch = (Part(next(plan)) for _ in range(len(data) // batch_size))
+    epoch = (BatchPart(next(plan)) for _ in range(len(data) // batch_size))
     loader, device = LoaderConfig(workers=workers), torch.device("cpu")
     batches = read_batches(data, epoch, config=loader, device=device, substitute=True)
     sizes = [total_pss_mb() for number, _ in enumerate(batches) if number % 100 == 0]

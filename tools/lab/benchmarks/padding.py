@@ -69,14 +69,14 @@ def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> f
     shares: list[float] = []
     for part in split_batches(data, epoch, rank=0, world_size=1, accumulate=1):
         sizes = [
-            resized_size((height, width), part.frame.short_side, config.augment.max_side)
-            for draw in part.draws
-            for height, width in [data.annotations.sizes[draw.index].tolist()]
+            resized_size((height, width), part.batch_shape.short_side, config.augment.max_side)
+            for key in part.sample_keys
+            for height, width in [data.annotations.sizes[key.index].tolist()]
         ]
-        sides = np.ceil(np.array(part.frame.size) / config.size_divisor) * config.size_divisor
+        sides = np.ceil(np.array(part.batch_shape.size) / config.size_divisor) * config.size_divisor
         pixels = torch.tensor(sides.prod() * len(sizes))
         if not shares:
-            blank = data.collate([_blank(size) for size in sizes], part.frame)
+            blank = data.collate([_blank(size) for size in sizes], part.batch_shape)
             made = torch.tensor(blank.images.pixels[:, 0].numel())
             check_close("pixels of a batch", pixels, made, rtol=0, atol=0)
         shares.append(float(pixels) / np.array(sizes).prod(axis=1).sum())

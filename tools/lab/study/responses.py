@@ -16,7 +16,7 @@ from backbones.classification.structures import LabelledBatch
 from backbones.classification.trained import load_trained
 from backbones.curves import panels_of, save_figure
 from engine.distributed import pick_device
-from engine.loader import Draw, Part, read_batches
+from engine.loader import BatchPart, SampleKey, read_batches
 
 NUM_IMAGES = 1000
 """Number of test images that the responses are measured on."""
@@ -38,10 +38,12 @@ def measure_responses(
     task, place = load_trained([run]), pick_device(device)
     task.model.to(place)
     data, size = task.val_data(), task.config.loop.eval_batch_size
-    draws = [Draw(index, index) for index in range(min(num_images, len(data)))]
-    plan = [Part(draws[first : first + size]) for first in range(0, len(draws), size)]
-    deliveries = read_batches(data, plan, config=task.config.loader, device=place, substitute=False)
-    batches = (each.batch for each in deliveries if isinstance(each.batch, LabelledBatch))
+    keys = [SampleKey(index, index) for index in range(min(num_images, len(data)))]
+    plan = [BatchPart(keys[first : first + size]) for first in range(0, len(keys), size)]
+    loaded_batches = read_batches(
+        data, plan, config=task.config.loader, device=place, substitute=False
+    )
+    batches = (each.batch for each in loaded_batches if isinstance(each.batch, LabelledBatch))
     pixels = (task.model.normalize(batch.pixels) for batch in batches)
     return response_deviations(task.model, pixels)
 

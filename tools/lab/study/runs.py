@@ -22,7 +22,7 @@ from engine.config import load_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.files import write_file
-from engine.log import METRICS, read_metrics
+from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
 from tools.lab.planned_runs import PlannedRun, train_or_resume
 from tools.lab.provenance import current_commit, describe_machine
@@ -114,7 +114,7 @@ def measure(run: Run) -> Measurement:
     Raises:
         UserError: its metrics.jsonl is missing or damaged, or holds no errors.
     """
-    path = run.folder / METRICS
+    path = run.folder / METRICS_FILE
     records, num_damaged = read_metrics(path)
     if num_damaged:
         raise UserError(

@@ -7,7 +7,7 @@ interrupted training and skips finished ones.
 
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 from tools.lab import REPOSITORY
 
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_intermixed_args()
-    files, overrides = split_words(arguments.words)
+    files, overrides = split_arguments(arguments.words)
     if len(files) != 1:
         raise UserError(f"command line: expected one BACKBONE, got {len(files)}")
 

@@ -1,4 +1,4 @@
-"""What a run leaves and says, and what ends it: on the toy task."""
+"""End of a run on the toy task: failed evaluations, export, divergence, resume."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def newest(output: Path) -> dict[str, Any]:
 
 
 class BadValidation(ToyTask):
-    """Its evaluations with the given numbers, from 0 on, meet a fault."""
+    """A task that raises `fault` in the evaluations with the given numbers, from 0."""
 
     def __init__(self, faults: Sequence[int], fault: Exception) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class BadValidation(ToyTask):
 
     def predict(self, batch: ToyBatch) -> list[float]:
         """Predict, or fail."""
-        if len(self.asked_for_final) - 1 in self.faults:
+        if len(self.final_flags) - 1 in self.faults:
             raise self.fault
         return super().predict(batch)
 
@@ -40,43 +40,43 @@ BAD_IMAGE = UserError("val/7.jpg: expected an image, got text")
 @pytest.mark.parametrize(
     "fault", [BAD_IMAGE, OSError(5, "Input/output error"), MemoryError()], ids=lambda f: type(f)
 )
-def test_an_evaluation_that_fails_does_not_end_the_training(
+def test_failed_evaluation_does_not_end_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: Exception
 ) -> None:
     settings = config(eval_every=4, checkpoint_every=4)
     fit(BadValidation([0, 1], fault), settings, output=tmp_path / "run")
     fit(ToyTask(), settings, output=tmp_path / "whole")
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-    told = capsys.readouterr().out
-    assert "evaluation at step 4 failed, training goes on (1 failed so far): " in told
-    assert "(2 failed so far)" in told
-    assert str(fault).splitlines()[-1:] == [] or str(fault) in told
-    assert "2 evaluations failed" in told
+    output = capsys.readouterr().out
+    assert "evaluation at step 4 failed, training continues (1 failed so far): " in output
+    assert "(2 failed so far)" in output
+    assert str(fault).splitlines()[-1:] == [] or str(fault) in output
+    assert "2 evaluations failed" in output
 
 
-def test_an_evaluation_that_fails_is_tried_again_by_a_resumed_run(tmp_path: Path) -> None:
+def test_failed_evaluation_is_repeated_by_a_resumed_run(tmp_path: Path) -> None:
     settings = config(eval_every=4, checkpoint_every=4)
     with pytest.raises(EvaluationError, match=r"val/7\.jpg"):
         fit(BadValidation([2], BAD_IMAGE), settings, output=tmp_path)
     assert newest(tmp_path)["progress"]["step"] == 12
     task = ToyTask()
     fit(task, settings, output=tmp_path, resume=True)
-    assert task.asked_for_final == [True]
+    assert task.final_flags == [True]
     assert [line["step"] for line in lines(tmp_path, "eval")] == [4, 8, 12]
 
 
-def test_a_bug_in_the_last_evaluation_keeps_its_traceback(tmp_path: Path) -> None:
+def test_bug_in_the_last_evaluation_keeps_its_traceback(tmp_path: Path) -> None:
     bug = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError, match="a bug"):
         fit(BadValidation([0], bug), config(), output=tmp_path)
     assert newest(tmp_path)["progress"]["step"] == 12
 
 
-class NothingToFind(ToyTask):
-    """Its validation rows have no score."""
+class NanScore(ToyTask):
+    """A task whose score is NaN."""
 
     def evaluator(self, *, final: bool = True) -> ToyEvaluator:
-        """Return one whose score is not a number."""
+        """Return an evaluator with a NaN score."""
 
         class Evaluator(ToyEvaluator):
             def score(self, rows: Sequence[tuple[int, float]]) -> float:
@@ -85,28 +85,26 @@ class NothingToFind(ToyTask):
         return Evaluator()
 
 
-def test_a_score_that_is_no_number_acts_on_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nan_score_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loop = config(eval_every=2, log_every=1, patience=2).loop
     schedule = ScheduleConfig(kind="plateau", plateau_evaluations=1)
     settings = config().model_copy(update={"loop": loop, "schedule": schedule})
-    fit(NothingToFind(), settings, output=tmp_path)
+    fit(NanScore(), settings, output=tmp_path)
     assert {line["lr"] for line in lines(tmp_path, "train")} == {0.05}
     assert len(lines(tmp_path, "train")) == 12
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
-    assert "score is not a number: neither rate, patience nor best.pt" in capsys.readouterr().out
+    assert "score is NaN: learning rate, patience and best.pt" in capsys.readouterr().out
 
 
 class GetsWorse(ToyTask):
-    """Its second evaluation is the best one."""
+    """A task whose second evaluation is the best one."""
 
     scores = (-3.0, -1.0, -2.0, -2.0)
 
     def evaluator(self, *, final: bool = True) -> ToyEvaluator:
-        """Return one with the score of its place."""
+        """Return an evaluator with a fixed score per evaluation."""
         super().evaluator(final=final)
-        score = self.scores[min(len(self.asked_for_final), len(self.scores)) - 1]
+        score = self.scores[min(len(self.final_flags), len(self.scores)) - 1]
 
         class Evaluator(ToyEvaluator):
             def score(self, rows: Sequence[tuple[int, float]]) -> float:
@@ -116,7 +114,7 @@ class GetsWorse(ToyTask):
 
 
 @pytest.mark.parametrize(("export", "step"), [("best", 8), ("last", 12)])
-def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
+def test_best_weights_are_exported_unless_configured_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], export: str, step: int
 ) -> None:
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4, export=export), output=tmp_path)
@@ -126,12 +124,12 @@ def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
     expected = load_checkpoint(tmp_path / "checkpoints" / name)["model"]
     torch.testing.assert_close(found, dict(expected), rtol=0, atol=0)
     assert [line["step"] for line in lines(tmp_path, "final")] == [step]
-    told = capsys.readouterr().out
-    assert "last score -2.0000, best -1.0000 at step 8" in told
-    assert f"model.safetensors: weights of step {step}" in told
+    output = capsys.readouterr().out
+    assert "last score -2.0000, best -1.0000 at step 8" in output
+    assert f"model.safetensors: weights of step {step}" in output
 
 
-def test_a_best_checkpoint_of_another_step_is_not_taken_for_the_best(
+def test_best_checkpoint_of_another_step_is_not_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4), output=tmp_path)
@@ -139,30 +137,30 @@ def test_a_best_checkpoint_of_another_step_is_not_taken_for_the_best(
     newest_path = tmp_path / "checkpoints" / "step_00000012.pt"
     (tmp_path / "checkpoints" / "best.pt").write_bytes(newest_path.read_bytes())
     fit(GetsWorse(), config(eval_every=4, checkpoint_every=4), output=tmp_path, resume=True)
-    assert "best.pt is missing or not of step 8" in capsys.readouterr().out
+    assert "best.pt is missing or not of the best step 8" in capsys.readouterr().out
     assert read_safetensors(tmp_path / "model.safetensors")[1]["weights_step"] == "12"
 
 
 @pytest.mark.parametrize("loop", [{}, {"eval_every": 4, "patience": 1}], ids=["end", "patience"])
-def test_a_finished_run_that_is_resumed_says_so(
+def test_resuming_a_finished_run_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: dict[str, Any]
 ) -> None:
     first = fit(GetsWorse(), config(**loop), output=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     task = GetsWorse()
     again = fit(task, config(**loop), output=tmp_path, resume=True)
-    assert task.asked_for_final == []
+    assert task.final_flags == []
     assert again["score"] == first["score"]
-    assert "finished at step 12 already" in capsys.readouterr().out
+    assert "already finished at step 12" in capsys.readouterr().out
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
 
 
 class Exploding(ToyTask):
-    """Its weights overflow in the seventh update, whose gradient is finite."""
+    """A task whose weights overflow in the seventh update, although the gradient is finite."""
 
     def losses(self, batch: ToyBatch) -> dict[str, torch.Tensor]:
-        """Return losses as small as the rate is high, but for one."""
+        """Return losses that are small for the high rate, except at one step."""
         self.seen = getattr(self, "seen", 0) + 1
         if self.seen == 7:
             return {"square": self.model(batch.inputs).sum() * 1e18}
@@ -174,15 +172,15 @@ def exploding(**loop: Any) -> RunConfig:
     return settings.model_copy(update={"optim": OptimConfig(lr=1e25, weight_decay=0)})
 
 
-def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"weights that are not finite, step 7: the newest"):
+def test_non_finite_weights_are_neither_saved_nor_exported(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"weights not finite at step 7: the newest"):
         fit(Exploding(), exploding(), output=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     state = newest(tmp_path)["model"]
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_steps_that_are_not_finite_leave_the_checkpoints_before_them(tmp_path: Path) -> None:
+def test_non_finite_steps_keep_earlier_checkpoints(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=range(8)))
     healthy = ToyTask(ToyData(8))
     fit(healthy, config(max_steps=3, checkpoint_every=1), output=tmp_path)
@@ -193,17 +191,17 @@ def test_steps_that_are_not_finite_leave_the_checkpoints_before_them(tmp_path: P
 
 
 class Unreadable(ToyData):
-    """A row that cannot be read, met in the middle of a training."""
+    """Data with a row that cannot be read, in the middle of training."""
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
-        """Read a row, or fail at the 25th."""
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
+        """Read a row; fail at the 25th."""
         self.reads = getattr(self, "reads", 0) + 1
         if self.reads == 25:
             raise UserError("25.jpg: expected an image, got text")
         return super().load(index, seed)
 
 
-def test_a_row_that_cannot_be_read_ends_a_run_after_saving(tmp_path: Path) -> None:
+def test_unreadable_row_ends_a_run_after_saving(tmp_path: Path) -> None:
     settings = config(checkpoint_every=1000)
     with pytest.raises(UserError, match=r"25\.jpg: .* stopped at step 6, .*--resume") as caught:
         fit(ToyTask(Unreadable()), settings, output=tmp_path / "cut")
@@ -215,7 +213,7 @@ def test_a_row_that_cannot_be_read_ends_a_run_after_saving(tmp_path: Path) -> No
     )
 
 
-def test_auto_resume_goes_on_where_there_is_a_checkpoint_of_this_config(tmp_path: Path) -> None:
+def test_auto_resume_needs_a_checkpoint_of_the_same_config(tmp_path: Path) -> None:
     settings = config(checkpoint_every=1000)
     with pytest.raises(UserError, match=r"25\.jpg"):
         fit(ToyTask(Unreadable()), settings, output=tmp_path / "cut", auto_resume=True)
@@ -235,7 +233,7 @@ def test_auto_resume_goes_on_where_there_is_a_checkpoint_of_this_config(tmp_path
         )
 
 
-def test_an_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> None:
+def test_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> None:
     from tests.engine.test_trainer import InterruptedAt
 
     settings = config(max_steps=6, eval_every=0)
@@ -243,18 +241,20 @@ def test_an_interrupted_last_step_is_evaluated_when_resumed(tmp_path: Path) -> N
         fit(ToyTask(InterruptedAt(6)), settings, output=tmp_path)
     task = ToyTask()
     fit(task, settings, output=tmp_path, resume=True)
-    assert task.asked_for_final == [True]
+    assert task.final_flags == [True]
     assert [line["step"] for line in lines(tmp_path, "eval")] == [6]
 
 
-def test_bad_rows_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_are_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(ToyTask(ToyData(8, bad=[2])), config(max_steps=12, log_every=12), output=tmp_path)
     assert capsys.readouterr().out.count("row 2 is bad") == 1
     assert lines(tmp_path, "train")[0]["images_skipped"] > 1
 
 
 @pytest.mark.parametrize("step", [4, 5])
-def test_the_log_of_a_cut_run_is_that_of_the_whole_one(tmp_path: Path, step: int) -> None:
+def test_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(
+    tmp_path: Path, step: int
+) -> None:
     from tests.engine.test_trainer import InterruptedAt
 
     settings = config(log_every=3, checkpoint_every=100)

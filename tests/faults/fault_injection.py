@@ -1,9 +1,9 @@
-"""Points at which a run can be hurt: every change that it makes to its folder, and its steps.
+"""Fault injection: signals and full disks at a numbered point of a run.
 
-Inside a forked process the functions of Python through which all files are written are wrapped:
-`open` and the raw file below it, and those of `os`. Each call that concerns the run folder is a
-point with a number. So are the optimiser's steps and the forward passes of an evaluation. A fault
-strikes just before the point of its number, at the same place in every try.
+In a forked process all functions of Python that write files are wrapped: `open`, the raw file below
+it, and those of `os`. Each call that concerns the run folder is a point with a number. Optimiser
+steps and forward passes of an evaluation are points too. A fault is injected just before the point
+with its number, which is the same place in every trial.
 """
 
 import atexit
@@ -28,26 +28,27 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 SIGNALS = {"kill": signal.SIGKILL, "torn": signal.SIGKILL, "term": signal.SIGTERM}
 SIGNALS |= {"int": signal.SIGINT}
 NEEDS_SPACE = ("open", "write", "mkdir", "fsync")
-"""What a full disk refuses; it still renames and removes."""
+"""Calls that fail on a full disk; renaming and removing still work."""
 PAUSE_S = 1.2
-"""Seconds between two signals that are two requests."""
-MOMENTS = ("step", "predict")
-"""Points that write nothing: before an optimiser's step, before a batch of an evaluation."""
+"""Seconds between two signals that count as two requests."""
+NON_WRITING = ("step", "predict")
+"""Points that write nothing: before an optimiser step, before a batch of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a run, once.
+    """A fault that is injected into a run, once.
 
-    do: `kill` (SIGKILL), `torn` (SIGKILL when half of a write is done), `term`, `int` (signals),
-        `full` (one ENOSPC), `filled` (ENOSPC from here on).
-    point: the number of the point before which it happens, from 1.
-    channel: `main` counts the main thread's points, `events` TensorBoard's, `train` and `val` the
-        samples that the first reading process loads.
-    rank: the process that it happens in.
-    group: whether the signal goes to the whole process group.
-    again: points after which the signal is sent once more; 0 is never. At the very next one it is
-        doubled, as `timeout` does; later it is a second request, `PAUSE_S` after the first.
+    do: `kill` (SIGKILL), `torn` (SIGKILL after half of a write), `term`, `int` (signals),
+        `full` (one ENOSPC), `filled` (ENOSPC from this point on).
+    point: number of the point before which it is injected, from 1.
+    channel: `main` counts points of the main thread, `events` writes of TensorBoard's file, `train`
+        and `val` the samples that the first reader process loads.
+    rank: the process in which it is injected.
+    group: whether the signal is sent to the whole process group.
+    again: points after which the signal is sent a second time; 0 is never. At the very next point
+        it is a duplicate, as `timeout` sends; later it is a second request, `PAUSE_S` after the
+        first.
     """
 
     do: str
@@ -60,7 +61,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Point:
-    """What a point is about to do; `path` is relative to the run folder, `step` counts steps."""
+    """A point.
+
+    name: the call that follows. path: relative to the run folder. step: optimiser steps so far.
+    """
 
     name: str
     path: str
@@ -68,20 +72,20 @@ class Point:
 
 
 class Points:
-    """Counts the points of this process and its readers, and lets the fault happen."""
+    """Counts the points of this process and its readers, and injects the fault."""
 
-    def __init__(self, output: Path, fault: Fault | None, notes: Path) -> None:
-        """Watch the folder `output`; what was struck is noted in the folder `notes`."""
-        self.output, self.fault, self.notes = os.path.abspath(output), fault, notes  # noqa: PTH100
+    def __init__(self, output: Path, fault: Fault | None, logs_folder: Path) -> None:
+        """Watch the folder `output`; write the injected point to `logs_folder`/injected.json."""
+        self.output, self.fault, self.logs_folder = os.path.abspath(output), fault, logs_folder  # noqa: PTH100
         self.pid = os.getpid()
         self.passed: list[Point] = []
         self.counts: dict[str, int] = {}
         self.steps = 0
         self.disk_full = False
-        self._note = os.open, os.write, os.close  # before they are wrapped
+        self._unwrapped = os.open, os.write, os.close  # before they are wrapped
 
     def write_trace(self, path: Path) -> None:
-        """When the process ends, write all points of the main thread as JSON."""
+        """At exit, write all points of the main thread as JSON."""
 
         def write() -> None:
             passed = [asdict(point) for point in self.passed]
@@ -90,7 +94,7 @@ class Points:
         atexit.register(write)
 
     def at(self, name: str, path: Any = None) -> str:
-        """Pass a point; returns `torn` or `short` where half of a write is to be done.
+        """Count a point; return `torn` or `short` if only half of a write shall be done, else "".
 
         Raises:
             OSError: the disk is full.
@@ -111,10 +115,10 @@ class Points:
         return self._count(channel, point)
 
     def loaded(self, channel: str) -> None:
-        """Pass a sample in a reading process; the first of several readers counts."""
+        """Count a sample in a reader process; only the first of several readers counts."""
         info = torch.utils.data.get_worker_info()
-        # each evaluation has new readers, and one of them is to be hurt
-        if info is not None and info.id == 0 and not (self.notes / "struck.json").exists():
+        # each evaluation starts new readers; only one of them gets the fault
+        if info is not None and info.id == 0 and not (self.logs_folder / "injected.json").exists():
             self._count(channel, Point("load", "", -1))
 
     def _count(self, channel: str, point: Point) -> str:
@@ -123,14 +127,14 @@ class Points:
         if fault is None or fault.channel != channel:
             return ""
         if count == fault.point:
-            self._write(self.notes / "struck.json", json.dumps(asdict(point)))
-            return self._strike(fault, point)
+            self._write(self.logs_folder / "injected.json", json.dumps(asdict(point)))
+            return self._inject(fault, point)
         if fault.again and count == fault.point + fault.again:
             time.sleep(PAUSE_S if fault.again > 1 else 0)
             self._signal(fault)
         return ""
 
-    def _strike(self, fault: Fault, point: Point) -> str:
+    def _inject(self, fault: Fault, point: Point) -> str:
         if fault.do in ("full", "filled"):
             self.disk_full = fault.do == "filled"
             if point.name != "write":
@@ -148,7 +152,7 @@ class Points:
             os.kill(os.getpid(), SIGNALS[fault.do])
 
     def _inside(self, path: Any) -> str | None:
-        """Return the path relative to the run folder; None where it lies elsewhere."""
+        """Return the path relative to the run folder; None if it is outside."""
         if path is None:
             return ""
         if isinstance(path, int):
@@ -162,14 +166,14 @@ class Points:
         return os.path.relpath(full, self.output)
 
     def _write(self, path: Path, text: str) -> None:
-        open_file, write, close = self._note
+        open_file, write, close = self._unwrapped
         descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         write(descriptor, text.encode())
         close(descriptor)
 
 
 def install(points: Points) -> None:
-    """Wrap what writes files in this process, and watch its steps and evaluations."""
+    """Wrap the functions that write files in this process, and hook steps and evaluations."""
     _wrap_open(points)
     for name in ("replace", "rename", "unlink", "remove", "rmdir", "truncate", "link", "symlink"):
         setattr(os, name, _counted(points, name, getattr(os, name)))
@@ -177,7 +181,7 @@ def install(points: Points) -> None:
     real_mkdir = os.mkdir
 
     def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
-        if not os.path.lexists(path):  # else no disk is asked for space
+        if not os.path.lexists(path):  # otherwise mkdir needs no disk space
             points.at("mkdir", path)
         real_mkdir(path, *args, **kwargs)
 
@@ -187,9 +191,9 @@ def install(points: Points) -> None:
         points.at("step")
 
     def before_forward(module: nn.Module, _: object) -> None:
-        # one layer of each network: behind the stem of the detector, and all of the toy
-        whole = isinstance(module, nn.MaxPool2d) or getattr(module, "in_features", 0) == 3
-        if whole and torch.is_inference_mode_enabled():
+        # one layer of each network: after the detector's stem, and the toy's only layer
+        is_marker = isinstance(module, nn.MaxPool2d) or getattr(module, "in_features", 0) == 3
+        if is_marker and torch.is_inference_mode_enabled():
             points.at("predict")
 
     register_optimizer_step_pre_hook(before_step)
@@ -216,17 +220,17 @@ def _wrap_descriptors(points: Points) -> None:
         half = points.at("write", descriptor)
         if half:
             real_write(descriptor, data[: len(data) // 2])
-            _end_half(half)
+            _fail_after_half(half)
         return real_write(descriptor, data)
 
     def fsync(fd: Any) -> None:
-        # Not done: a kill takes nothing from the system's memory, and disks are slow.
+        # Skipped: a kill does not lose the page cache, and disks are slow.
         points.at("fsync", fd if isinstance(fd, int) else fd.fileno())
 
     os.open, os.write, os.fsync = open_file, write, fsync
 
 
-def _end_half(half: str) -> None:
+def _fail_after_half(half: str) -> None:
     if half == "torn":
         os.kill(os.getpid(), signal.SIGKILL)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -252,10 +256,10 @@ def _wrap_open(points: Points) -> None:
             half = points.at("write", self.name) if counts else ""
             if not half:
                 return super().write(data)
-            # as a disk does: the last bytes that fit are written, the next call is refused
+            # like a disk: the last bytes that fit are written, and the next call fails
             begun = super().write(memoryview(data).cast("B")[: len(data) // 2])
             if half == "torn" or not begun:
-                _end_half(half)
+                _fail_after_half(half)
             self.refuse = True
             return begun
 

@@ -1,4 +1,4 @@
-"""One try: hurt a run at a point, resume it, and compare with the run that nothing hurt."""
+"""One trial: interrupt a run at a point, resume it, and compare it with an uninterrupted run."""
 
 import json
 import re
@@ -8,25 +8,25 @@ from pathlib import Path
 
 from engine.errors import UserError
 from tests.cli.conftest import write_site
-from tests.faults.folders import Lost, differences, duplicates, is_log, steps
+from tests.faults.fault_injection import NON_WRITING, Fault, Point
+from tests.faults.fork_server import Launch, Outcome, Server, left_over
 from tests.faults.jobs import CASES
-from tests.faults.points import MOMENTS, Fault, Point
-from tests.faults.server import Launch, Outcome, Server, left_over
+from tests.faults.run_comparison import Lost, differences, duplicates, is_log, steps
 
 RESULTS = ("metrics.json", "detections.json", "pr_curves.png")
-"""What an evaluation writes: where that fails the training may go on, or end with code 2."""
+"""Files of an evaluation. If writing fails, training may continue or end with exit code 2."""
 MAX_RESUMES = 25
 _NAME = re.compile(r"(\w+):(\d):([a-z]+)(-group)?(?:\+(\d+))?@(\d+)(/[a-z]+)?(:rank\d)?(!)?")
 
 
 @dataclass(frozen=True)
-class Try:
+class Trial:
     """A fault in a run.
 
     case: a key of `CASES`.
-    processes: 1, or as many as torchrun would start.
-    fault: what happens.
-    chain: whether it happens to each resumed run as well, until one is through.
+    processes: number of processes, as torchrun would start them.
+    fault: the fault.
+    chain: whether each resumed run gets the fault too, until one finishes.
     """
 
     case: str
@@ -45,11 +45,11 @@ class Try:
         return f"{self.case}:{self.processes}:{fault.do}{whom}{again}@{place}"
 
     @classmethod
-    def parse(cls, name: str) -> "Try":
-        """Read a name as `apart:1:kill@57`, `readers:2:term-group+3@40/train:rank1`."""
+    def parse(cls, name: str) -> "Trial":
+        """Parse a name such as `apart:1:kill@57`, `readers:2:term-group+3@40/train:rank1`."""
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"{name}: expected a name as apart:1:kill@57")
+            raise ValueError(f"{name}: expected a name such as apart:1:kill@57")
         case, processes, do, group, again, point, channel, rank, chain = match.groups()
         fault = Fault(
             do=do,
@@ -63,105 +63,124 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The uninterrupted run: its folder, that with all checkpoints, and its points.
+class ReferenceRun:
+    """The uninterrupted run of a case.
 
+    output: its run folder.
+    history: run folder of the same run with the checkpoints of all steps, or None.
     points: of the main thread, by rank.
-    events: points of TensorBoard's thread.
-    flaws: what is wrong with it by itself.
+    events: number of writes of TensorBoard's file.
+    defects: problems of the run itself.
     """
 
     output: Path
     history: Path | None
     points: tuple[tuple[Point, ...], ...]
     events: int
-    flaws: tuple[str, ...]
+    defects: tuple[str, ...]
 
     @property
     def last_step(self) -> int:
-        """The step that it ended at."""
+        """The step at which it ended."""
         return self.points[0][-1].step
 
 
-class Bench:
-    """A folder for runs and a server to run them."""
+class TrialRunner:
+    """Runs trials in a folder."""
 
     def __init__(self, root: Path, server: Server, *, keep: bool) -> None:
-        """Work in `root`; `keep`: whether a detector's weights stay there when a try has failed."""
+        """Work in `root`; `keep`: whether to keep a detector's weights after a failed trial."""
         self.root, self.server, self.keep = root, server, keep
         if not (root / "site").exists():
             write_site(root / "site")
-        self._wholes: dict[tuple[str, int], Whole] = {}
+        self._references: dict[tuple[str, int], ReferenceRun] = {}
 
-    def whole(self, case: str, processes: int) -> Whole:
-        """Return the run of a case without a fault."""
+    def reference(self, case: str, processes: int) -> ReferenceRun:
+        """Return the uninterrupted run of a case; it is run once."""
         key = case, processes
-        if key not in self._wholes:
-            self._wholes[key] = self._run_whole(case, processes)
-        return self._wholes[key]
+        if key not in self._references:
+            self._references[key] = self._run_reference(case, processes)
+        return self._references[key]
 
-    def _run_whole(self, case: str, processes: int) -> Whole:
-        notes = self.root / f"whole_{case}_{processes}"
-        notes.mkdir(parents=True)
-        launch = self._launch(case, processes, notes, trace=True)
+    def _run_reference(self, case: str, processes: int) -> ReferenceRun:
+        logs_folder = self.root / f"reference_{case}_{processes}"
+        logs_folder.mkdir(parents=True)
+        launch = self._launch(case, processes, logs_folder, trace=True)
         outcome = self.server.launch(launch)
         assert outcome.codes == [0] * processes, outcome.errs
         traces = [
-            json.loads((notes / f"trace{rank}.json").read_text()) for rank in range(processes)
+            json.loads((logs_folder / f"trace{rank}.json").read_text()) for rank in range(processes)
         ]
         history = None
         if not CASES[case].detector:  # its checkpoints are large
-            history = notes / "history"
-            (notes / "notes").mkdir()
-            again = replace(launch, output=str(history), notes=str(notes / "notes"), history=True)
+            history = logs_folder / "history"
+            (logs_folder / "history_logs").mkdir()
+            again = replace(
+                launch,
+                output=str(history),
+                logs_folder=str(logs_folder / "history_logs"),
+                history=True,
+            )
             outcome = self.server.launch(again)
             assert outcome.codes == [0] * processes, outcome.errs
-        return Whole(
-            notes / "run",
+        return ReferenceRun(
+            logs_folder / "run",
             history,
             tuple(tuple(Point(**point) for point in trace["points"]) for trace in traces),
             traces[0].get("events", 0),
-            tuple(duplicates(notes / "run")),
+            tuple(duplicates(logs_folder / "run")),
         )
 
     def _launch(
-        self, case: str, processes: int, notes: Path, *, trace: bool = False, resume: bool = False
+        self,
+        case: str,
+        processes: int,
+        logs_folder: Path,
+        *,
+        trace: bool = False,
+        resume: bool = False,
     ) -> Launch:
         return Launch(
             case=case,
             folder=str(self.root / "site"),
-            output=str(notes / "run"),
-            notes=str(notes),
+            output=str(logs_folder / "run"),
+            logs_folder=str(logs_folder),
             processes=processes,
             trace=trace,
             resume=resume,
         )
 
-    def run(self, each: Try, server: Server) -> list[str]:
-        """Return what is wrong after a try; its folder stays then."""
-        whole = self.whole(each.case, each.processes)
+    def run(self, each: Trial, server: Server) -> list[str]:
+        """Run a trial; return its problems. Its folder is kept if there are any."""
+        reference = self.reference(each.case, each.processes)
         folder = self.root / re.sub(r"\W", "_", str(each))
         shutil.rmtree(folder, ignore_errors=True)
-        (folder / "hurt").mkdir(parents=True)
+        (folder / "interrupted").mkdir(parents=True)
         launch = self._launch(each.case, each.processes, folder)
-        hurt = replace(launch, notes=str(folder / "hurt"), fault=asdict(each.fault))
-        outcome = server.launch(hurt)
-        found = judge(each, whole, outcome, hurt)
+        interrupted = replace(
+            launch, logs_folder=str(folder / "interrupted"), fault=asdict(each.fault)
+        )
+        outcome = server.launch(interrupted)
+        found = exit_problems_of_interrupted(each, reference, outcome, interrupted)
         outcomes = [outcome]
         while outcomes[-1].codes[0] != 0 and len(outcomes) < MAX_RESUMES:
-            there = bool(steps(folder / "run"))
+            has_checkpoint = bool(steps(folder / "run"))
             again = each.chain and len(outcomes) < MAX_RESUMES - 1
-            following = replace(launch, resume=there, fault=asdict(each.fault) if again else None)
+            following = replace(
+                launch, resume=has_checkpoint, fault=asdict(each.fault) if again else None
+            )
             outcomes.append(server.launch(following))
             if not again:
-                found += _ended_well(outcomes[-1], "resumed" if there else "started again")
+                found += _exit_problems(
+                    outcomes[-1], "resumed" if has_checkpoint else "started again"
+                )
                 break
         if outcomes[-1].codes == [0] * each.processes:
-            found += self._compare(each, whole, outcome, folder)
+            found += self._compare(each, reference, outcome, folder)
             if each.fault.point % 5 == 0 and not found:
                 outcomes.append(server.launch(replace(launch, resume=True)))
-                lines = _ended_well(outcomes[-1], "again")
-                lines += self._compare(each, whole, outcome, folder)
+                lines = _exit_problems(outcomes[-1], "again")
+                lines += self._compare(each, reference, outcome, folder)
                 found += [f"resumed when finished: {line}" for line in lines]
         for one in outcomes:
             found += [f"process left over: {name}" for name in left_over(one)]
@@ -172,33 +191,43 @@ class Bench:
                 path.unlink()  # a hundred megabytes each
         return found
 
-    def _compare(self, each: Try, whole: Whole, outcome: Outcome, folder: Path) -> list[str]:
-        """Compare the folder of a run that is through; `outcome` is that of the hurt one."""
+    def _compare(
+        self, each: Trial, reference: ReferenceRun, outcome: Outcome, folder: Path
+    ) -> list[str]:
+        """Compare the folder of a finished run; `outcome` is that of the interrupted one."""
         lost: Lost = ""
         if outcome.codes[0] == 0 and each.fault.do in ("full", "filled"):
-            lost = "evaluation" if _struck(folder / "hurt").path in RESULTS else "logs"
+            lost = (
+                "evaluation" if _injected_point(folder / "interrupted").path in RESULTS else "logs"
+            )
         if outcome.codes[0] == 0 and each.fault.do == "kill":
-            lost = "evaluation"  # of a reader
+            lost = "evaluation"  # a reader was killed during an evaluation
         try:
-            return differences(whole.output, folder / "run", history=whole.history, lost=lost)
+            return differences(
+                reference.output, folder / "run", history=reference.history, lost=lost
+            )
         except UserError as error:
             return [f"cannot be read: {error}"]
 
 
-def _struck(notes: Path) -> Point:
-    point = Point(**json.loads((notes / "struck.json").read_text()))
+def _injected_point(logs_folder: Path) -> Point:
+    point = Point(**json.loads((logs_folder / "injected.json").read_text()))
     return replace(point, path=point.path.removesuffix(".partial"))
 
 
-def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str]:
-    """Return what is wrong with how a run ended that was hurt."""
-    notes, fault = Path(launch.notes), each.fault
-    if not (notes / "struck.json").exists():
+def exit_problems_of_interrupted(
+    each: Trial, reference: ReferenceRun, outcome: Outcome, launch: Launch
+) -> list[str]:
+    """Return the problems of how an interrupted run ended."""
+    logs_folder, fault = Path(launch.logs_folder), each.fault
+    if not (logs_folder / "injected.json").exists():
         return ["the fault did not happen"]
-    point, found = _struck(notes), []
-    expected = whole.points[fault.rank][fault.point - 1 :][:1] if fault.channel == "main" else ()
+    point, found = _injected_point(logs_folder), []
+    expected = (
+        reference.points[fault.rank][fault.point - 1 :][:1] if fault.channel == "main" else ()
+    )
     if expected and point != replace(expected[0], path=expected[0].path.removesuffix(".partial")):
-        found.append(f"the points are others in each run: {point}")
+        found.append(f"the points differ from run to run: {point}")
     if outcome.hung:
         found.append(f"hangs: {outcome.hung}")
     text = outcome.errs[fault.rank]
@@ -209,12 +238,16 @@ def judge(each: Try, whole: Whole, outcome: Outcome, launch: Launch) -> list[str
     code = outcome.codes[fault.rank]
     if of_reader:
         allowed = (2,) if fault.channel == "train" else (0, 2)
-        return found + _code(code, allowed, text)
+        return found + _exit_code_problems(code, allowed, text)
     if fault.do in ("kill", "torn"):
-        return found + _code(code, (-9,), text)
+        return found + _exit_code_problems(code, (-9,), text)
     if fault.do in ("full", "filled"):
-        return found + _code(code, _when_full(fault, point), text) + _said_full(outcome, point)
-    return found + _judge_signal(each, whole, outcome, point, Path(launch.output))
+        return (
+            found
+            + _exit_code_problems(code, _codes_when_full(fault, point), text)
+            + _full_disk_problems(outcome, point)
+        )
+    return found + _signal_problems(each, reference, outcome, point, Path(launch.output))
 
 
 def _tracebacks(text: str) -> list[str]:
@@ -224,54 +257,54 @@ def _tracebacks(text: str) -> list[str]:
     return [f"traceback: {named[-1][:150] if named else 'of an exception without a name'}"]
 
 
-def _code(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
+def _exit_code_problems(code: int, allowed: tuple[int, ...], text: str) -> list[str]:
     if code not in allowed:
         return [f"exit code {code} instead of {' or '.join(map(str, allowed))}"]
-    # notes may stand before the error
+    # notes may precede the error
     if code == 2 and not text.rstrip("\n").split("\n")[-1].startswith("error: "):
-        return [f"code 2 without a last line that says why: {text[-150:]}"]
+        return [f"code 2 without an error in the last line: {text[-150:]}"]
     return []
 
 
-def _when_full(fault: Fault, point: Point) -> tuple[int, ...]:
+def _codes_when_full(fault: Fault, point: Point) -> tuple[int, ...]:
     if is_log(point.path) or fault.channel == "events":
         return (0,) if fault.do == "full" else (0, 2)
-    return (0, 2) if _probes(point) or point.path in RESULTS else (2,)
+    return (0, 2) if _is_optional_write(point) or point.path in RESULTS else (2,)
 
 
-def _probes(point: Point) -> bool:
-    """Whether the run does without: a file to show that one can be written, words in the lock."""
+def _is_optional_write(point: Point) -> bool:
+    """Return whether the run does not need the write: a test file, or the text in the lock."""
     return "lock" in point.path or (point.name == "open" and point.path in (".", "checkpoints"))
 
 
-def _said_full(outcome: Outcome, point: Point) -> list[str]:
+def _full_disk_problems(outcome: Outcome, point: Point) -> list[str]:
     if (
         outcome.codes[0] == 0
-        and not _probes(point)
+        and not _is_optional_write(point)
         and not re.search(r"[Nn]o space", outcome.outs[0] + outcome.errs[0])
     ):
         return ["the full disk is not mentioned"]
     return []
 
 
-def _judge_signal(
-    each: Try, whole: Whole, outcome: Outcome, point: Point, output: Path
+def _signal_problems(
+    each: Trial, reference: ReferenceRun, outcome: Outcome, point: Point, output: Path
 ) -> list[str]:
     fault, code = each.fault, outcome.codes[each.fault.rank]
     at_once = -15 if fault.do == "term" else -2
-    if point.step == 0:  # perhaps before the handlers are there
-        return _code(code, (130, at_once), "")
+    if point.step == 0:  # perhaps before the handlers are installed
+        return _exit_code_problems(code, (130, at_once), "")
     if fault.again > 1:
-        return _code(code, (0, 130, at_once), "")
-    nearly_done = point.step in (-1, whole.last_step)
+        return _exit_code_problems(code, (0, 130, at_once), "")
+    is_at_end = point.step in (-1, reference.last_step)
     found = []
     for one in outcome.codes:
-        found += _code(one, (0, 130) if nearly_done else (130,), "")
+        found += _exit_code_problems(one, (0, 130) if is_at_end else (130,), "")
     if 0 in outcome.codes and len(set(outcome.codes)) > 1:
         found.append(f"exit codes {outcome.codes}")
-    # at the end Ctrl-C ends the command at once, and that is its answer; process 1 writes nothing
-    answered = nearly_done or "stopping" in outcome.outs[0] + outcome.errs[0]
-    if code == 130 and not answered and (fault.rank == 0 or fault.group):
+    # at the end Ctrl-C ends the command at once, without a line; process 1 writes no lines
+    acknowledged = is_at_end or "stopping" in outcome.outs[0] + outcome.errs[0]
+    if code == 130 and not acknowledged and (fault.rank == 0 or fault.group):
         found.append("the signal is not acknowledged")
     kept = steps(output)
     saved = int(kept[-1].stem.removeprefix("step_")) if kept else 0
@@ -280,7 +313,7 @@ def _judge_signal(
     return found
 
 
-def _ended_well(outcome: Outcome, how: str) -> list[str]:
+def _exit_problems(outcome: Outcome, how: str) -> list[str]:
     found = [f"{how}: hangs: {outcome.hung}"] if outcome.hung else []
     found += [f"{how}: {line}" for line in _tracebacks("\n".join(outcome.errs))]
     if set(outcome.codes) != {0}:
@@ -291,4 +324,4 @@ def _ended_well(outcome: Outcome, how: str) -> list[str]:
 
 def writes(points: tuple[Point, ...]) -> list[int]:
     """Return the numbers of the points that change the folder."""
-    return [n for n, point in enumerate(points, start=1) if point.name not in MOMENTS]
+    return [n for n, point in enumerate(points, start=1) if point.name not in NON_WRITING]

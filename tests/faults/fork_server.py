@@ -1,7 +1,7 @@
-"""Starts runs by forking a process that has imported all that they need.
+"""Fork server: starts runs quickly by forking a process that has already imported everything.
 
-As a program it reads a launch as JSON from each line of its input and answers with a line. `Server`
-is the other end.
+As a program it reads a `Launch` as JSON from each line of stdin and answers with a line of JSON.
+`Server` is the client.
 """
 
 import atexit
@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 120.0
-"""Seconds after which a launch hangs."""
-PEERS_S = 3.0
-"""Seconds that the other processes have to notice that one failed, before SIGTERM as torchrun's."""
-STOP_S = 12.0
-"""Seconds from then to SIGKILL."""
-ORPHANS_S = 9.0
-"""Seconds that a run's reading processes may outlive it: they look for it every 5."""
+RUN_TIMEOUT_S = 120.0
+"""Seconds after which a run counts as hanging."""
+PEER_TIMEOUT_S = 3.0
+"""Seconds for the other processes to notice that one failed; then SIGTERM, as torchrun sends."""
+STOP_TIMEOUT_S = 12.0
+"""Seconds from that SIGTERM to SIGKILL."""
+ORPHAN_TIMEOUT_S = 9.0
+"""Seconds that reader processes may outlive their run: they check for it every 5."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,18 @@ class Launch:
     case: a key of `jobs.CASES`.
     folder: the working directory.
     output: the run folder.
-    notes: folder for the processes' streams and for what was struck.
-    processes: 1, or as many as torchrun would start.
-    trace: write the points that were passed to `notes`.
+    logs_folder: folder for the processes' output and the injected point.
+    processes: number of processes, as torchrun would start them.
+    resume: as `--resume`.
+    history: keep a checkpoint of every step.
+    trace: write the points to `logs_folder`.
+    fault: fields of a `Fault`, or None.
     """
 
     case: str
     folder: str
     output: str
-    notes: str
+    logs_folder: str
     processes: int = 1
     resume: bool = False
     history: bool = False
@@ -60,10 +63,10 @@ class Launch:
 class Outcome:
     """How a launch ended.
 
-    codes: of each process, negative for a signal.
-    group: the process group that they were in.
+    codes: exit code of each process, negative for a signal.
+    group: their process group.
     ended: time.monotonic() when the last one was gone.
-    hung: what had to be stopped by force, or nothing.
+    hung: what had to be killed, or "".
     outs, errs: what each process wrote.
     """
 
@@ -75,7 +78,7 @@ class Outcome:
     errs: list[str]
 
 
-IMPORTED = (
+TOY_MODULES = (
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin",
@@ -85,15 +88,15 @@ IMPORTED = (
     "multiprocessing.queues",
     "multiprocessing.synchronize",
     "tests.faults.jobs",
-    "tests.faults.points",
+    "tests.faults.fault_injection",
     "torch._dynamo",
     "torch.distributed.nn",
     "torch.nn.parallel",
     "torch.utils.serialization.config",
     "torch.utils.tensorboard",
 )
-"""What a run of the toy imports while it goes."""
-IMPORTED_BY_DETECTOR = (
+"""Modules that a run of the toy task imports late."""
+DETECTOR_MODULES = (
     "albumentations",
     "backbones.curves",
     "detection.commands.schemas",
@@ -106,33 +109,33 @@ IMPORTED_BY_DETECTOR = (
 
 
 class Server:
-    """A process that forks runs; one launch at a time."""
+    """Client of a fork server; one launch at a time."""
 
     def __init__(self, *, detector: bool = True) -> None:
-        """Start it; `detector`: whether runs of the detector are asked for."""
+        """Start the server; `detector`: whether to import what the detector needs."""
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         place = {"PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": ""}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server", *(["detector"] if detector else [])],
+            [sys.executable, "-m", "tests.faults.fork_server", *(["detector"] if detector else [])],
             cwd=REPOSITORY,
             env=os.environ | threads | place,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the one who asked, not for its runs
+            start_new_session=True,  # Ctrl-C shall reach the caller, not the runs
         )
 
     def launch(self, launch: Launch) -> Outcome:
-        """Run a command to its end."""
+        """Run a command and wait for its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asdict(launch)) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
-        notes = Path(launch.notes)
+        logs_folder = Path(launch.logs_folder)
         outs, errs = (
             [
-                (notes / f"{stream}{rank}.txt").read_text(errors="replace")
+                (logs_folder / f"{stream}{rank}.txt").read_text(errors="replace")
                 for rank in range(launch.processes)
             ]
             for stream in ("out", "err")
@@ -145,9 +148,9 @@ class Server:
 
 
 def left_over(outcome: Outcome) -> list[str]:
-    """Return the processes of a launch that outlived it by `ORPHANS_S`, and end them."""
+    """Kill and return the processes that outlived their launch by `ORPHAN_TIMEOUT_S`."""
     while members := _members(outcome.group):
-        if time.monotonic() > outcome.ended + ORPHANS_S:
+        if time.monotonic() > outcome.ended + ORPHAN_TIMEOUT_S:
             os.killpg(outcome.group, signal.SIGKILL)
             return members
         time.sleep(0.05)
@@ -166,10 +169,10 @@ def _members(group: int) -> list[str]:
 
 
 def _serve() -> Callable[[], None] | None:
-    """Answer launches; returns None at the end of the input, and in a forked process its work."""
+    """Serve launches. Return None at the end of stdin; in a forked process return its work."""
     while line := sys.stdin.readline():
         launch = Launch(**json.loads(line))
-        # threads do not live on in a forked process, and whoever waits for them never wakes
+        # threads do not survive a fork, and waiting for them would never end
         assert len(list(Path("/proc/self/task").iterdir())) == 1
         port = str(_free_port())
         pids: list[int] = []
@@ -193,10 +196,10 @@ def _free_port() -> int:
 
 
 def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], None]:
-    with contextlib.suppress(OSError):  # the server does so too, whoever is first
+    with contextlib.suppress(OSError):  # the server does the same; either may be first
         os.setpgid(0, group)
-    notes = Path(launch.notes)
-    streams = (Path("/dev/null"), notes / f"out{rank}.txt", notes / f"err{rank}.txt")
+    logs_folder = Path(launch.logs_folder)
+    streams = (Path("/dev/null"), logs_folder / f"out{rank}.txt", logs_folder / f"err{rank}.txt")
     for number, path in enumerate(streams):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
         descriptor = os.open(path, flags, 0o644)
@@ -209,13 +212,13 @@ def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], 
         os.environ |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
 
     from tests.faults import jobs
-    from tests.faults.points import Fault, Points, install
+    from tests.faults.fault_injection import Fault, Points, install
 
     fault = None if launch.fault is None else Fault(**launch.fault)
-    hurt = fault is not None and fault.rank == rank
-    points = Points(Path(launch.output), fault if hurt else None, notes)
+    has_fault = fault is not None and fault.rank == rank
+    points = Points(Path(launch.output), fault if has_fault else None, logs_folder)
     if launch.trace:
-        points.write_trace(notes / f"trace{rank}.json")
+        points.write_trace(logs_folder / f"trace{rank}.json")
     install(points)
     return functools.partial(
         jobs.run,
@@ -223,16 +226,16 @@ def _start(launch: Launch, rank: int, *, group: int, port: str) -> Callable[[], 
         Path(launch.output),
         resume=launch.resume,
         history=launch.history,
-        loaded=points.loaded,
+        on_load=points.loaded,
     )
 
 
 def _wait(pids: list[int]) -> tuple[list[int], str]:
-    """Wait for all; when one fails, end the others as torchrun does."""
+    """Wait for all processes; if one fails, end the others as torchrun does."""
     codes: dict[int, int] = {}
     started = time.monotonic()
     failed, hung = 0.0, ""
-    asked = False
+    is_stopping = False
     while len(codes) < len(pids):
         for pid in pids:
             if pid not in codes:
@@ -242,10 +245,12 @@ def _wait(pids: list[int]) -> tuple[list[int], str]:
                     failed = failed or (time.monotonic() if codes[pid] else 0.0)
         waited = time.monotonic() - failed if failed else 0.0
         alive = [pid for pid in pids if pid not in codes]
-        if waited > PEERS_S and not asked:
-            asked = True
+        if waited > PEER_TIMEOUT_S and not is_stopping:
+            is_stopping = True
             _send(alive, signal.SIGTERM)
-        if alive and (waited > PEERS_S + STOP_S or time.monotonic() - started > LIMIT_S):
+        if alive and (
+            waited > PEER_TIMEOUT_S + STOP_TIMEOUT_S or time.monotonic() - started > RUN_TIMEOUT_S
+        ):
             hung = (
                 f"{len(alive)} of {len(pids)} processes, after {time.monotonic() - started:.0f} s"
             )
@@ -260,7 +265,7 @@ def _send(pids: list[int], number: signal.Signals) -> None:
 
 
 def _import_all(names: Iterable[str]) -> None:
-    """Import what runs import while they go, so that none has to."""
+    """Import the modules that runs would import late."""
     os.environ["MPLBACKEND"] = "agg"
     for name in names:
         with contextlib.suppress(ModuleNotFoundError):  # hotcoco is optional
@@ -270,13 +275,13 @@ def _import_all(names: Iterable[str]) -> None:
     torch.set_num_threads(1)
 
 
-def _leave(work: Callable[[], None]) -> NoReturn:
-    """Work, then end as the interpreter does, but for the two seconds that it tidies up."""
+def _run_and_exit(work: Callable[[], None]) -> NoReturn:
+    """Run `work` and exit like the interpreter, but without its two seconds of cleanup."""
     code: object = 0
     try:
         work()
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -287,8 +292,8 @@ def _leave(work: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _import_all(IMPORTED + (IMPORTED_BY_DETECTOR if sys.argv[1:] else ()))
-    gc.freeze()  # else each process would look through, and so copy, what all share
+    _import_all(TOY_MODULES + (DETECTOR_MODULES if sys.argv[1:] else ()))
+    gc.freeze()  # else garbage collection in each process would copy the shared memory
     work = _serve()
     if work is not None:
-        _leave(work)
+        _run_and_exit(work)

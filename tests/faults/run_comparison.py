@@ -1,4 +1,4 @@
-"""What differs between the folder of a run that was hurt and of one that was not."""
+"""Comparison of the run folders of an interrupted and resumed run and an uninterrupted one."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,46 +13,52 @@ from engine.checkpoint import load_checkpoint, read_safetensors
 
 Lost = Literal["", "logs", "evaluation"]
 TIMES = {"images_per_second", "data_wait", "seconds", "duration"}
-"""Numbers that no two runs share."""
+"""Values that differ in every run."""
 LOGS = ("metrics.jsonl", "events.", "pictures", "images", "curves.png", "pr_curves.png")
-"""How the names of what is only told begin: to lose it ends no training."""
-KEPT = 3
-"""Checkpoints of steps that may be left: two, and that of the best step."""
+"""Prefixes of log files: losing one must not end training."""
+MAX_KEPT = 3
+"""Step checkpoints that may remain: two, and that of the best step."""
 
 
 def is_log(path: str) -> bool:
-    """Whether a path in a run folder belongs to the log."""
+    """Return whether a path in a run folder belongs to the log."""
     return path.startswith(LOGS) and not path.endswith(".partial")
 
 
-def differences(whole: Path, hurt: Path, *, history: Path | None, lost: Lost) -> list[str]:
-    """Return a line for everything in `hurt` that is not as in `whole`.
+def differences(
+    reference: Path, interrupted: Path, *, history: Path | None, lost: Lost
+) -> list[str]:
+    """Return a line for every difference of `interrupted` from `reference`.
 
     Args:
-        whole: folder of the uninterrupted run.
-        hurt: folder of the one that was interrupted and resumed.
+        reference: folder of the uninterrupted run.
+        interrupted: folder of the interrupted and resumed run.
         history: folder of an uninterrupted run that kept the checkpoints of all steps.
-        lost: `logs` where a line of the log, or a drawing, may be missing; `evaluation` where one
-            has failed, so that another step may be the best and the last.
+        lost: `logs` if a log line or a drawing may be missing; `evaluation` if an evaluation has
+            failed, so that the best and the last step may differ.
     """
-    expected, got = _names(whole), _names(hurt)
+    expected, got = _names(reference), _names(interrupted)
     if lost == "evaluation":
         found = [f"files: {name} missing" for name in sorted(expected - got) if not is_log(name)]
         found += [f"files: {name} left over" for name in sorted(got - expected)]
-        return found + duplicates(hurt) + _compare_history(hurt, history)
+        return found + duplicates(interrupted) + _compare_history(interrupted, history)
     if lost:
         expected, got = ({n for n in names if not is_log(n)} for names in (expected, got))
     found = [f"files: {name} missing" for name in sorted(expected - got)]
     found += [f"files: {name} left over" for name in sorted(got - expected)]
     for name in sorted(expected & got):
-        found += [f"{name}: {line}" for line in _compare(name, whole / name, hurt / name)]
-    if (hurt / "metrics.jsonl").exists():
-        found += _compare_logs(whole / "metrics.jsonl", hurt / "metrics.jsonl", lost=bool(lost))
-    return found + _compare_last(whole, hurt) + _compare_history(hurt, history)
+        found += [
+            f"{name}: {line}" for line in _compare(name, reference / name, interrupted / name)
+        ]
+    if (interrupted / "metrics.jsonl").exists():
+        found += _compare_logs(
+            reference / "metrics.jsonl", interrupted / "metrics.jsonl", lost=bool(lost)
+        )
+    return found + _compare_last(reference, interrupted) + _compare_history(interrupted, history)
 
 
 def steps(run: Path) -> list[Path]:
-    """Return the checkpoints of steps, in order."""
+    """Return the step checkpoints, in order."""
     return sorted((run / "checkpoints").glob("step_*.pt"))
 
 
@@ -64,27 +70,29 @@ def duplicates(run: Path) -> list[str]:
 
 
 def _names(run: Path) -> set[str]:
-    """Return names of files, but for steps, the lock, TensorBoard's and the log."""
+    """Return file names, without step checkpoints, the lock, TensorBoard files and the log."""
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    apart = ("events.", "checkpoints/step_", "metrics.jsonl")
+    excluded = ("events.", "checkpoints/step_", "metrics.jsonl")
     return {
         name
         for name in names
-        if name.endswith(".partial") or not (name.startswith(apart) or "lock" in name)
+        if name.endswith(".partial") or not (name.startswith(excluded) or "lock" in name)
     }
 
 
-def _compare(name: str, whole: Path, hurt: Path) -> Iterable[str]:
+def _compare(name: str, reference: Path, interrupted: Path) -> Iterable[str]:
     if name.endswith(".pt"):
-        return _compare_payloads(_load(whole), load_checkpoint(hurt))
+        return _compare_payloads(_load(reference), load_checkpoint(interrupted))
     if name.endswith(".safetensors"):
-        return _compare_weights(whole, hurt)
+        return _compare_weights(reference, interrupted)
     if name.endswith(".json"):
-        expected, got = (_timeless(json.loads(path.read_text())) for path in (whole, hurt))
+        expected, got = (
+            _timeless(json.loads(path.read_text())) for path in (reference, interrupted)
+        )
         return [] if expected == got else [f"expected {str(expected)[:150]}, got {str(got)[:150]}"]
     if name.endswith("curves.png"):
-        return []  # drawn from times too
-    return [] if whole.read_bytes() == hurt.read_bytes() else ["other bytes"]
+        return []  # it shows times too
+    return [] if reference.read_bytes() == interrupted.read_bytes() else ["other bytes"]
 
 
 def _timeless(values: Any) -> Any:
@@ -93,13 +101,13 @@ def _timeless(values: Any) -> Any:
     return values
 
 
-def _compare_weights(whole: Path, hurt: Path) -> list[str]:
-    expected, got = read_safetensors(whole), read_safetensors(hurt)
+def _compare_weights(reference: Path, interrupted: Path) -> list[str]:
+    expected, got = read_safetensors(reference), read_safetensors(interrupted)
     found = _compare_values("", expected[0], got[0])
     if expected[1] != got[1]:
-        found.append("other text beside the weights")
-    if not found and whole.read_bytes() != hurt.read_bytes():
-        found.append("equal weights in other bytes")
+        found.append("other metadata")
+    if not found and reference.read_bytes() != interrupted.read_bytes():
+        found.append("equal weights, but other bytes")
     return found
 
 
@@ -145,21 +153,21 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _compare_last(whole: Path, hurt: Path) -> list[str]:
+def _compare_last(reference: Path, interrupted: Path) -> list[str]:
     """Compare the checkpoint of the last step."""
-    kept, last = steps(hurt), steps(whole)[-1]
+    kept, last = steps(interrupted), steps(reference)[-1]
     if not kept or kept[-1].name < last.name:
         return [f"checkpoints: the last is {kept[-1].name if kept else 'none'}"]
     if last.name not in [path.name for path in kept]:
-        return []  # interrupted at a later step, where the whole run wrote none
-    lines = _compare_payloads(_load(last), load_checkpoint(hurt / "checkpoints" / last.name))
+        return []  # interrupted at a later step, where the reference run wrote no checkpoint
+    lines = _compare_payloads(_load(last), load_checkpoint(interrupted / "checkpoints" / last.name))
     return [f"checkpoint of the last step: {line}" for line in lines]
 
 
-def _compare_history(hurt: Path, history: Path | None) -> list[str]:
-    """Compare the tensors of all steps that are kept with those of a run that kept each."""
-    kept = steps(hurt)
-    found = [] if len(kept) <= KEPT else [f"checkpoints: {len(kept)} steps are kept"]
+def _compare_history(interrupted: Path, history: Path | None) -> list[str]:
+    """Compare the kept step checkpoints with those of a run that kept all."""
+    kept = steps(interrupted)
+    found = [] if len(kept) <= MAX_KEPT else [f"checkpoints: {len(kept)} steps are kept"]
     if history is None:
         return found
     for path in kept:
@@ -169,12 +177,14 @@ def _compare_history(hurt: Path, history: Path | None) -> list[str]:
     return found
 
 
-def _compare_logs(whole: Path, hurt: Path, *, lost: bool) -> list[str]:
+def _compare_logs(reference: Path, interrupted: Path, *, lost: bool) -> list[str]:
     name = "metrics.jsonl"
-    expected = {(x["kind"], x["step"]): _timeless(x) for x in _lines(whole) if x}
-    lines = _lines(hurt)
+    expected = {(x["kind"], x["step"]): _timeless(x) for x in _lines(reference) if x}
+    lines = _lines(interrupted)
     torn = lines.count(None)
-    found = [line for line in duplicates(hurt.parent) if line not in duplicates(whole.parent)]
+    found = [
+        line for line in duplicates(interrupted.parent) if line not in duplicates(reference.parent)
+    ]
     if torn > lost:
         found.append(f"{name}: {torn} damaged lines")
     got = {(x["kind"], x["step"]): _timeless(x) for x in lines if x}
@@ -183,16 +193,16 @@ def _compare_logs(whole: Path, hurt: Path, *, lost: bool) -> list[str]:
         found.append(f"{name}: no {', '.join(missing[:3])}")
     for key, values in got.items():
         if key not in expected:
-            found.append(f"{name}: {key[0]} of step {key[1]} that the whole run has not")
+            found.append(f"{name}: {key[0]} of step {key[1]} is not in the reference run")
         elif values != expected[key]:
             found.append(f"{name}: {key[0]} of step {key[1]}: {_changed(expected[key], values)}")
     if list(got) != [key for key in expected if key in got]:
-        found.append(f"{name}: not in the order of the whole run")
+        found.append(f"{name}: not in the order of the reference run")
     return found
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:
-    """Return the lines; None for one that is damaged."""
+    """Return the lines as dicts; None for a damaged one."""
     read: Callable[[str], dict[str, Any] | None] = _parsed
     return [read(line) for line in path.read_text(errors="replace").split("\n") if line]
 
