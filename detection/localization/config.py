@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from backbones.config import DemoConfig, ViewConfig, WindowConfig
+from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
 from detection.config import BackboneConfig
 from engine.schema import Config, Fraction, PathText, PositiveFloats, RunConfig
 
@@ -31,7 +31,7 @@ class DataConfig(Config):
     missing one stops in any case."""
 
 
-class AugmentConfig(WindowConfig):
+class AugmentConfig(CropConfig):
     """What happens to a training image; its boxes follow."""
 
     min_visible: Fraction = 0.5
@@ -88,7 +88,7 @@ class LocalizerConfig(OneClassModelConfig):
         return self
 
 
-class EvaluationConfig(ViewConfig):
+class EvaluationConfig(EvaluationViewConfig):
     """How an image is tested."""
 
     view: Literal["center", "dense"] = "center"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.classification.transforms import Window, draw_window, short_side_size
+from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
 from backbones.images import BadPictureError, read_image
 from detection.data.box_checks import shape
 from detection.data.collate import Sample, collate_detection
@@ -125,7 +125,7 @@ class LocalizationImages:
         return pixels
 
     def _tested_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return short_side_size(size, self._short_side)
+        return size_for_short_side(size, self._short_side)
 
 
 def read_split(
@@ -198,16 +198,16 @@ class TrainingWindow:
         square, inside, _ = self._change(square, inside, NO_MASKS, seed=seed, size=(side, side))
         return square, inside, is_partial
 
-    def _draw(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> Window:
+    def _draw(self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> CropWindow:
         height, width = pixels.shape[:2]
         for _ in range(WINDOW_TRIES):
-            window = draw_window((height, width), rng, self._config)
+            window = sample_crop_window((height, width), rng, self._config)
             x1, y1 = round(window.left), round(window.top)
             x2, y2 = round(window.left + window.width), round(window.top + window.height)
             shares = visible_share(boxes, (x1, y1, x2, y2))
             if min(x2 - x1, y2 - y1) > 0 and shares.max() >= self._config.min_visible:
                 return window
-        return Window(0, 0, height, width)
+        return CropWindow(0, 0, height, width)
 
 
 def cut_boxes(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:

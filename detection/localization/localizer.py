@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 
@@ -71,7 +71,7 @@ class LocalizerHead(nn.Module):
         return outputs
 
 
-class Localizer(NormalizedNetwork):
+class Localizer(PixelNormalizedNetwork):
     """The head on one feature map of a residual network; stages behind that map take no part.
 
     Args:

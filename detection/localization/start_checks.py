@@ -1,6 +1,6 @@
 """What cannot train, said before data is read: norms of a single value."""
 
-from backbones.start_checks import check_norm
+from backbones.start_checks import check_batch_norm_size
 from detection.localization.config import (
     LocalizationConfig,
     OneClassConfig,
@@ -22,4 +22,4 @@ def check_localizer(config: OneClassConfig) -> None:
     elif isinstance(config, LocalizationConfig):
         last = _LAST_STAGE[config.model.level]
     if backbone.norm == "batch" and backbone.frozen_stages < last:
-        check_norm("model.backbone.norm", loop, side=side, stride=2**last, source=source)
+        check_batch_norm_size("model.backbone.norm", loop, side=side, stride=2**last, source=source)

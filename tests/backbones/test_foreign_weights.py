@@ -164,12 +164,12 @@ def test_caffe2_with_folded_norms(tmp_path: Path, kind: str, wrap: str, norm: st
     folded = (
         "batch norm is folded in the file: loaded with running mean 0, running variance 1 - eps"
     )
-    frozen_only = "; right only while norms do not train (model.backbone.norm=frozen)"
+    frozen_only = "; correct only if norms do not train (model.backbone.norm=frozen)"
     assert report.notes == (
         folded + (frozen_only if norm == "batch" else ""),
         *(["bottlenecks stride on the 1x1, in the file and in the model"] if kind == "50" else []),
-        "conv1 is made for BGR pixels over [1, 1, 1] (RGB): changed for the model's RGB pixels "
-        "over [58.395, 57.12, 57.375]",
+        "conv1 expects BGR pixels with std [1, 1, 1] (RGB): converted to the model's RGB pixels "
+        "with std [58.395, 57.12, 57.375]",
     )
 
 
@@ -186,7 +186,7 @@ def test_caffe2_with_whole_norms_and_biases(tmp_path: Path) -> None:
     theirs.get_submodule("layer1.0.downsample.0").bias = nn.Parameter(biases["res2_0_branch1_b"])
     theirs.get_submodule("layer3.3.conv2").bias = nn.Parameter(biases["res4_3_branch2b_b"])
     assert_same_on_pixels(ours, theirs)
-    assert report.notes[0] == "biases of 3 convolutions taken into the norms behind them"
+    assert report.notes[0] == "biases of 3 convolutions folded into the norms after them"
     assert report.unexpected == ()
 
 
@@ -313,7 +313,7 @@ def test_detectrons_own_mean_is_close_enough(tmp_path: Path) -> None:
     assert_same_on_pixels(ours, theirs, mean=mean)
     assert report.notes[-1] == (
         "the file's pixel mean is [123.675, 116.28, 103.53] (RGB), the model's "
-        "[122.772, 115.947, 102.98]: less than a grey level apart, left so"
+        "[122.772, 115.947, 102.98]: the difference is under one grey level and is ignored"
     )
 
 
@@ -342,7 +342,12 @@ REFUSED: dict[str, tuple[Callable[[], State], str, dict[str, Any], str]] = {
     "stride": (as_caffe2(), "50-3x3", {}, rf"{STRIDE}=true \(.* on the 1x1\), got false$"),
     "stride-msra": (as_detectron2(), "50-3x3", BGR, rf"{STRIDE}=true \(.* 1x1\), got false$"),
     "stride-rgb": (as_detectron2(), "50", RGB, rf"{STRIDE}=false \(.* on the 3x3\), got true$"),
-    "no-word-on-pixels": (as_detectron2(), "50", {}, f"does not say which pixels.* {SET_PIXELS}"),
+    "no-word-on-pixels": (
+        as_detectron2(),
+        "50",
+        {},
+        f"does not tell its pixel format.* {SET_PIXELS}",
+    ),
     "grey-mean": (as_detectron2(pixel_mean=GREY, pixel_std=GREY), "50", {}, SET_PIXELS),
     "setting-against-the-file": (
         as_detectron2(**RGB_BUFFERS),
@@ -371,8 +376,8 @@ REFUSED: dict[str, tuple[Callable[[], State], str, dict[str, Any], str]] = {
     ),
     "group-norm-model": (as_caffe2(), "50", GROUP, "batch norm, but the model has group norm"),
     "depth": (as_caffe2("18"), "50", {}, r"missing: layer1.0.conv3.weight, .* 160 more$"),
-    "deformable": (as_detectron2(**DEFORMABLE), "50", BGR, "left over: res3.0.conv2_offset.w"),
-    "deep-stem": (as_detectron2(stem__conv2__weight=ONE), "50", BGR, "left over: conv2.weight$"),
+    "deformable": (as_detectron2(**DEFORMABLE), "50", BGR, "unexpected: res3.0.conv2_offset.w"),
+    "deep-stem": (as_detectron2(stem__conv2__weight=ONE), "50", BGR, "unexpected: conv2.weight$"),
     "other-norm": (as_caffe2(res2_0_branch1_bn_rm=ONE), "50", {}, "over: res2_0_branch1_bn_rm$"),
     "grey": (as_caffe2(conv1_w=torch.ones(4, 1, 7, 7)), "50", {}, r"got \(4, 1, 7, 7\)$"),
 }

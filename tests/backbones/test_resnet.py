@@ -67,7 +67,7 @@ def test_a_stage_of_pooled_regions_is_the_stage_after_pooling(
 
     with torch.inference_mode():
         expected = model.stage(pool(c4, 1), 5)
-        torch.testing.assert_close(model.stage_of_pooled(c4, 5, pool=pool), expected)
+        torch.testing.assert_close(model.pool_then_stage(c4, 5, pool=pool), expected)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

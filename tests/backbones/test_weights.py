@@ -127,7 +127,7 @@ def test_headless_backbone_names_the_classifier_that_it_leaves(tmp_path: Path, n
     assert report.lines() == [
         f"weights from {tmp_path / 'net.pth'} (torchvision or timm, sha256 "
         f"{report.sha256[:12]}, no checksum in it)",
-        "left out: fc.weight, fc.bias",
+        "not used: fc.weight, fc.bias",
     ]
 
 
@@ -156,10 +156,10 @@ BAD_STATES = {
         r"missing: layer4.0.conv1.weight, (\S+, ){3}\S+ and 20 more$",
     ),
     "missing-fc": (lambda s: without(s, "fc"), "missing: fc.weight, fc.bias$"),
-    "left-over": (lambda s: s | {"layer5.w": torch.ones(1)}, "left over: layer5.w$"),
+    "unexpected": (lambda s: s | {"layer5.w": torch.ones(1)}, "unexpected: layer5.w$"),
     "both": (
         lambda s: without(s, "fc.bias") | {"fc.extra": torch.ones(1)},
-        "missing: fc.bias; left over: fc.extra$",
+        "missing: fc.bias; unexpected: fc.extra$",
     ),
     "shape": (
         lambda s: s | {"fc.weight": torch.ones(5, 4)},
@@ -254,7 +254,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path, name: str, protocol: int) -> None
     }
     blobs = {"conv1_w": np.ones(1), "trap": traps[name]}
     path.write_bytes(pickle.dumps({"model": blobs}, protocol=protocol))
-    message = f"R-50.pkl: .* got one that wants to run the code '.*{name}'; it was not run$"
+    message = f"R-50.pkl: .* got one that tries to run the code '.*{name}'; it was not run$"
     with pytest.raises(UserError, match=message):
         load(tiny(), path)
     assert list(tmp_path.iterdir()) == [path]
@@ -267,13 +267,16 @@ def test_truncated_pickle(tmp_path: Path, share: float) -> None:
     path = tmp_path / "R-50.pkl"
     data = pickle.dumps({f"res{n}_w": np.ones((n, n)) for n in range(40)})
     path.write_bytes(data[: int(len(data) * share)])
-    message = "R-50.pkl: expected a pickle of numpy arrays, got a damaged or foreign file$"
+    message = "R-50.pkl: expected a pickle of numpy arrays, got a damaged file or another format$"
     with pytest.raises(UserError, match=message):
         load(tiny(), path)
 
 
 NOT_ARRAYS = {
-    "list": ([np.ones(1)], "expected a pickle of numpy arrays, got a damaged or foreign file$"),
+    "list": (
+        [np.ones(1)],
+        "expected a pickle of numpy arrays, got a damaged file or another format$",
+    ),
     "objects": ({"w": np.array(["x", None], dtype=object)}, "expected a pickle of numpy arrays"),
     "complex": ({"w": np.ones(2, dtype=complex)}, "expected a pickle of numpy arrays"),
     "number": ({"w": 3}, "expected names and tensors"),

@@ -33,7 +33,7 @@ def classes(site: Path) -> Path:
 def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
     done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "batch-norm statistics computed anew over 16 training images" in done.out
+    assert "batch-norm statistics recomputed over 16 training images" in done.out
     names = {path.name for path in (classes / "run").iterdir()}
     assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
     center = json.loads((classes / "run" / "metrics.json").read_text())
@@ -42,9 +42,9 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     done = call(pretrain_backbone, *words)
     assert (done.code, done.err) == (0, "")
     assert "finished at step 2 already" in done.out
-    assert "run/backbone.safetensors: made from these weights already" in done.out
+    assert "run/backbone.safetensors: already made from these weights" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
-    assert "statistics computed anew" in call(pretrain_backbone, *words).out
+    assert "statistics recomputed" in call(pretrain_backbone, *words).out
 
     again = call(eval_tool, "run", "--device", "cpu")
     assert again.code == 0, again.err
@@ -95,7 +95,7 @@ MISTAKES = {
     "cifar": (["data.kind=cifar10"], "expected cifar-10-batches-py/"),
     "cifar crop": (
         ["data.kind=cifar10", "augment.crop=48"],
-        "augment.crop: expected at most 32 (32 and the padding), got 48",
+        "augment.crop: expected at most 32 (32 plus the padding), got 48",
     ),
     "weights": (["model.backbone.weights=none.pth"], "none.pth"),
     "two configs": (["other.yaml"], "expected one config"),

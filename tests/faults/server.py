@@ -95,7 +95,7 @@ IMPORTED = (
 """What a run of the toy imports while it goes."""
 IMPORTED_BY_DETECTOR = (
     "albumentations",
-    "backbones.curves",
+    "backbones.plots",
     "detection.commands.schemas",
     "detection.tasks.detection",
     "hotcoco",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from backbones.classification.cifar import CifarImages
+from backbones.classification.cifar import CifarDataset
 from backbones.classification.config import SCHEMAS, ClassificationConfig, DataConfig
 from backbones.classification.task import ClassificationTask
 from engine.config import load_config
@@ -23,7 +23,7 @@ def cifar(root: Path, **changes: Any) -> DataConfig:
 
 
 def test_images_are_torchvisions(cifar_root: Path) -> None:
-    ours = CifarImages.validation(cifar(cifar_root))
+    ours = CifarDataset.validation(cifar(cifar_root))
     theirs = CIFAR10(cifar_root, train=False)
     assert len(ours) == len(theirs) == 10_000
     assert ours.class_names == tuple(theirs.classes)
@@ -39,25 +39,25 @@ def test_images_are_torchvisions(cifar_root: Path) -> None:
 
 
 def test_held_out_images_are_the_others(cifar_root: Path) -> None:
-    everything = CifarImages.training(cifar(cifar_root))
-    kept = CifarImages.training(cifar(cifar_root, holdout=5000))
-    held_out = CifarImages.validation(cifar(cifar_root, holdout=5000))
+    everything = CifarDataset.training(cifar(cifar_root))
+    kept = CifarDataset.training(cifar(cifar_root, holdout=5000))
+    held_out = CifarDataset.validation(cifar(cifar_root, holdout=5000))
     assert (len(everything), len(kept), len(held_out)) == (50_000, 45_000, 5_000)
     together = sorted(p.tobytes() for part in (kept, held_out) for p in part.pixels)
     assert together == sorted(p.tobytes() for p in everything.pixels)
-    assert "5000 training images are set aside" in kept.notes[0]
-    again = CifarImages.validation(cifar(cifar_root, holdout=5000))
+    assert "5000 training images are held out" in kept.notes[0]
+    again = CifarDataset.validation(cifar(cifar_root, holdout=5000))
     assert np.array_equal(again.pixels, held_out.pixels)
 
 
 def test_everything_held_out(cifar_root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.holdout: expected less than 50000, got 50000"):
-        CifarImages.training(cifar(cifar_root, holdout=50_000))
+        CifarDataset.training(cifar(cifar_root, holdout=50_000))
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root .*: expected cifar-10-batches-py/"):
-        CifarImages.training(cifar(tmp_path))
+        CifarDataset.training(cifar(tmp_path))
 
 
 @pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])

@@ -15,7 +15,7 @@ from backbones.classification.config import (
     DataConfig,
     EvaluationConfig,
 )
-from backbones.classification.folder import FolderImages
+from backbones.classification.folder import FolderDataset
 from backbones.images import BadPictureError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
@@ -48,17 +48,17 @@ def make_config(root: Path | str, *, data: Any = None, **evaluation: Any) -> Cla
     )
 
 
-def open_training(root: Path, **data: Any) -> FolderImages:
-    return FolderImages.training(make_config(root, data=data))
+def open_training(root: Path, **data: Any) -> FolderDataset:
+    return FolderDataset.training(make_config(root, data=data))
 
 
 def open_validation(
     root: Path, class_names: Sequence[str] = CLASSES, **evaluation: Any
-) -> FolderImages:
-    return FolderImages.validation(make_config(root, **evaluation), class_names)
+) -> FolderDataset:
+    return FolderDataset.validation(make_config(root, **evaluation), class_names)
 
 
-def names(data: FolderImages) -> list[str]:
+def names(data: FolderDataset) -> list[str]:
     return [data.file_name(index) for index in range(len(data))]
 
 
@@ -182,7 +182,7 @@ def test_a_bad_image_is_met_while_sizes_are_read(root: Path) -> None:
     with pytest.raises(BadPictureError, match=r"bee/3\.jpg"):
         open_validation(root, view="ten_crop")
     config = make_config(root, data={"on_bad_image": "skip"}, view="ten_crop")
-    data = FolderImages.validation(config, CLASSES)
+    data = FolderDataset.validation(config, CLASSES)
     assert data.groups[0] == data.groups[2] != data.groups[1]
     with pytest.raises(SkippedSampleError):
         data.load(1, 0)
@@ -196,7 +196,7 @@ def test_other_files_are_left_out_and_counted(root: Path) -> None:
     data = open_training(root)
     assert data.class_names == CLASSES
     assert len(data) == 6
-    assert data.notes == (f"{train}: 3 files that are no images were left out",)
+    assert data.notes == (f"{train}: 3 files that are not images were skipped",)
 
 
 def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
@@ -208,7 +208,7 @@ def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
     assert names(data) == ["cow/3.jpg"]
     assert data.load(0, 0).label == 2
     assert data.notes == (
-        f"{root / 'val'}: 2 of 3 classes have no image and count in no metric: ant, bee",
+        f"{root / 'val'}: 2 of 3 classes have no image and are not in the metrics: ant, bee",
     )
     many = [f"class{number:02}" for number in range(20)]
     (note,) = open_validation(root, [*many, *CLASSES]).notes
@@ -235,7 +235,7 @@ def remove(folder: Path) -> None:
         (["val"], ["val/1.jpg", "val/2.jpg"], r"val: expected a folder .*, got none \(files: 2\)"),
         (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected images of the class"),
         ([], ["train/dog/readme.txt"], r"train/dog: expected images of the class \(\.bmp .*none"),
-        ([], ["val/cows/1.jpg"], r"val/cows: expected a class .*nearest is cow\), got one that"),
+        ([], ["val/cows/1.jpg"], r"val/cows: expected a class .*nearest is cow\), got an unknown class"),
         (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected images in it, got empty"),
     ],
     ids=str,
@@ -259,7 +259,7 @@ def test_wrong_folders_are_named(
 def test_no_root_is_no_current_folder(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=r"data\.root .*got nothing"):
-        FolderImages.training(make_config(""))
+        FolderDataset.training(make_config(""))
 
 
 def test_real_images(data_dir: Path) -> None:
@@ -267,8 +267,8 @@ def test_real_images(data_dir: Path) -> None:
     config = ClassificationConfig(
         data=DataConfig(root=str(folder)), evaluation=EvaluationConfig(view="ten_crop")
     )
-    train = FolderImages.training(config)
-    val = FolderImages.validation(config, train.class_names)
+    train = FolderDataset.training(config)
+    val = FolderDataset.validation(config, train.class_names)
     assert (len(train), len(val), len(train.class_names)) == (7000, 1500, 10)
     assert train.class_names[0] == "n01440764"
     assert train.file_name(0).startswith("n01440764/ILSVRC2012_val_")

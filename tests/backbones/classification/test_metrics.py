@@ -12,15 +12,15 @@ from rich.console import Console
 from torch import Tensor
 
 from backbones.classification.metrics import ClassificationEvaluator, calibration_error
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.visualize import draw_confusion
 from engine.errors import UserError
 from tests.reference import classification as reference
 
 
-def labelled(labels: Sequence[int], image_ids: Sequence[int] | None = None) -> LabelledBatch:
+def labelled(labels: Sequence[int], image_ids: Sequence[int] | None = None) -> ClassificationBatch:
     count = len(labels)
-    return LabelledBatch(
+    return ClassificationBatch(
         pixels=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
         labels=torch.tensor(labels),
         image_ids=torch.arange(count) if image_ids is None else torch.tensor(image_ids),
@@ -119,7 +119,7 @@ def test_probabilities_are_not_kept() -> None:
 def test_a_image_counted_twice_is_an_error_of_ours() -> None:
     evaluator = ClassificationEvaluator(class_names(2))
     evaluator.update(labelled([0, 1], [5, 5]), list(torch.eye(2)))
-    with pytest.raises(AssertionError, match="1 images more than once"):
+    with pytest.raises(AssertionError, match="1 images occur more than once"):
         evaluator.compute([evaluator.state()])
 
 

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from backbones import build_resnet, resnet18
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.load_and_export import (
+    export_backbone,
+    load_trained,
+    recompute_batch_norm,
+)
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.task import ClassificationTask
-from backbones.classification.trained import export_backbone, load_trained, recompute_norms
 from backbones.config import NetworkConfig
 from backbones.weights import load_backbone_weights, load_configured_weights
 from engine.checkpoint import read_safetensors, write_safetensors
@@ -38,9 +42,9 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def batch_of(task: ClassificationTask, count: int = 6) -> LabelledBatch:
+def batch_of(task: ClassificationTask, count: int = 6) -> ClassificationBatch:
     data: Any = task.train_data()
-    batch: LabelledBatch = data.collate([data.load(i, seed=100 + i) for i in range(count)])
+    batch: ClassificationBatch = data.collate([data.load(i, seed=100 + i) for i in range(count)])
     return batch
 
 
@@ -122,7 +126,7 @@ def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> Non
     handle = task.model.backbone.conv1.register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.double())
     )
-    assert recompute_norms(task, limit=13) == 12  # three whole batches of four
+    assert recompute_batch_norm(task, limit=13) == 12  # three whole batches of four
     handle.remove()
     assert [len(each) for each in seen] == [4, 4, 4]
     norm = task.model.backbone.bn1
@@ -165,8 +169,9 @@ def test_weights_of_other_classes_leave_fc_at_random(
     alike.load_state_dict(ours.state_dict())
     config = NetworkConfig(weights=str(tmp_path / "theirs.safetensors"))
     (report,) = load_configured_weights(ours, config)
-    expected = "is not there" if num_classes is None else "is of 7 classes"
-    assert report.notes == (f"fc {expected}: the model's, of 3, starts at random",)
+    expected = "is missing" if num_classes is None else "has 7 classes"
+    note = f"fc {expected} in the file: starts from random weights, for 3 classes"
+    assert report.notes == (note,)
     torch.testing.assert_close(ours.fc.state_dict(), alike.fc.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(ours.conv1.weight, theirs["conv1.weight"], rtol=0, atol=0)
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.structures import LabelledBatch
-from backbones.classification.trained import load_trained
-from backbones.curves import panels_of, save_figure
+from backbones.classification.load_and_export import load_trained
+from backbones.classification.structures import ClassificationBatch
+from backbones.plots import make_panels, save_figure
 from engine.distributed import pick_device
 from engine.loader import Draw, Part, read_batches
 
@@ -41,7 +41,7 @@ def measure_responses(
     draws = [Draw(index, index) for index in range(min(num_images, len(data)))]
     plan = [Part(draws[first : first + size]) for first in range(0, len(draws), size)]
     deliveries = read_batches(data, plan, config=task.config.loader, device=place, substitute=False)
-    batches = (each.batch for each in deliveries if isinstance(each.batch, LabelledBatch))
+    batches = (each.batch for each in deliveries if isinstance(each.batch, ClassificationBatch))
     pixels = (task.model.normalize(batch.pixels) for batch in batches)
     return response_deviations(task.model, pixels)
 
@@ -82,7 +82,7 @@ def draw_responses(deviations: Mapping[str, Mapping[str, float]], path: Path) ->
         deviations: of each layer, by network; a network may have any number of layers.
         path: the PNG file.
     """
-    figure, panels = panels_of(2, columns=1, size=6.0)
+    figure, panels = make_panels(2, columns=1, size=6.0)
     in_order, by_size = panels
     for network, layers in deviations.items():
         values = list(layers.values())

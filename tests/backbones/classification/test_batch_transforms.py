@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.mixing import erase, mix, shift_and_mirror, smooth_targets
+from backbones.classification.batch_transforms import (
+    mixup_cutmix,
+    pad_crop_flip,
+    random_erase,
+    smooth_targets,
+)
 from tests.reference import classification as reference
 
 
@@ -20,7 +25,7 @@ def one_hot(count: int, num_classes: int = 4) -> Tensor:
 def beta_draws(alpha: float, count: int) -> Tensor:
     """Mixup's shares, seen in the targets of a batch whose halves are of different classes."""
     x, targets = torch.zeros(count, 3, 1, 1), torch.eye(2).repeat_interleave(count // 2, dim=0)
-    _, mixed = mix(x, targets, torch.arange(count), mixup_alpha=alpha, cutmix_alpha=0.0)
+    _, mixed = mixup_cutmix(x, targets, torch.arange(count), mixup_alpha=alpha, cutmix_alpha=0.0)
     return (mixed * targets).sum(dim=1)
 
 
@@ -29,7 +34,7 @@ def test_shifts_and_mirrors_are_those_of_the_reference_and_all_occur(
     crop: int | None, size: tuple[int, int], num_places: int
 ) -> None:
     pixels, seeds = noise(1500, 5, 7), torch.arange(1500)
-    found = shift_and_mirror(pixels, seeds, pad=2, flip_prob=0.5, crop=crop)
+    found = pad_crop_flip(pixels, seeds, pad=2, flip_prob=0.5, crop=crop)
     assert found.dtype == torch.uint8
     assert found.shape == (1500, 3, *size)
     places: Counter[tuple[int, int, bool]] = Counter()
@@ -44,7 +49,7 @@ def test_shifts_and_mirrors_are_those_of_the_reference_and_all_occur(
 @pytest.mark.parametrize("flip_prob", [0.0, 0.25, 1.0])
 def test_mirrors_occur_as_often_as_asked(flip_prob: float) -> None:
     pixels = noise(2000, 1, 4)
-    found = shift_and_mirror(pixels, torch.arange(2000), pad=0, flip_prob=flip_prob)
+    found = pad_crop_flip(pixels, torch.arange(2000), pad=0, flip_prob=flip_prob)
     is_same, is_mirrored = (
         (found == other).flatten(1).all(dim=1) for other in (pixels, pixels.flip(3))
     )
@@ -54,14 +59,12 @@ def test_mirrors_occur_as_often_as_asked(flip_prob: float) -> None:
 
 def test_nothing_to_shift_or_mirror_returns_the_pixels() -> None:
     pixels = noise(3)
-    torch.testing.assert_close(
-        shift_and_mirror(pixels, torch.arange(3), pad=0, flip_prob=0.0), pixels
-    )
+    torch.testing.assert_close(pad_crop_flip(pixels, torch.arange(3), pad=0, flip_prob=0.0), pixels)
 
 
 def test_erased_rectangles_have_the_sizes_of_the_paper() -> None:
     x = torch.ones(400, 3, 64, 48)
-    holes = (erase(x, torch.arange(400), prob=1.0) == 0).numpy()
+    holes = (random_erase(x, torch.arange(400), prob=1.0) == 0).numpy()
     areas, aspects = [], []
     for hole in holes:
         assert (hole == hole[0]).all()
@@ -79,7 +82,7 @@ def test_erased_rectangles_have_the_sizes_of_the_paper() -> None:
 @pytest.mark.parametrize("prob", [0.0, 0.3])
 def test_erasing_leaves_the_other_images_alone(prob: float) -> None:
     x = torch.randn(1000, 3, 8, 8)
-    found = erase(x, torch.arange(1000), prob=prob)
+    found = random_erase(x, torch.arange(1000), prob=prob)
     is_erased = (found != x).flatten(1).any(dim=1)
     assert is_erased.float().mean().item() == pytest.approx(prob, abs=0.05)
     assert (found[found != x] == 0).all()
@@ -87,13 +90,15 @@ def test_erasing_leaves_the_other_images_alone(prob: float) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 30)])
 def test_erasing_tiny_images_leaves_a_rectangle_inside(size: tuple[int, int]) -> None:
-    found = erase(torch.ones(50, 3, *size), torch.arange(50), prob=1.0)
+    found = random_erase(torch.ones(50, 3, *size), torch.arange(50), prob=1.0)
     assert (found == 0).flatten(1).any(dim=1).all()
 
 
 def test_mixup_blends_each_image_with_one_of_the_other_half() -> None:
     x, targets = torch.randn(6, 3, 4, 5), one_hot(6)
-    mixed, mixed_targets = mix(x, targets, torch.arange(6), mixup_alpha=1.0, cutmix_alpha=0.0)
+    mixed, mixed_targets = mixup_cutmix(
+        x, targets, torch.arange(6), mixup_alpha=1.0, cutmix_alpha=0.0
+    )
     for i in range(6):
         share = mixed_targets[i, i % 4]
         assert 0 < share < 1
@@ -105,7 +110,9 @@ def test_mixup_blends_each_image_with_one_of_the_other_half() -> None:
 
 def test_cutmix_pastes_a_rectangle_of_one_of_the_other_half() -> None:
     x, targets = torch.randn(198, 3, 16, 12), one_hot(198)
-    mixed, mixed_targets = mix(x, targets, torch.arange(198), mixup_alpha=0.0, cutmix_alpha=1.0)
+    mixed, mixed_targets = mixup_cutmix(
+        x, targets, torch.arange(198), mixup_alpha=0.0, cutmix_alpha=1.0
+    )
     areas = []
     for i in range(198):
         pasted = (mixed[i] == x[i - 99]).all(dim=0)
@@ -123,7 +130,7 @@ def test_cutmix_pastes_a_rectangle_of_one_of_the_other_half() -> None:
 
 def test_with_both_on_half_of_the_images_get_each() -> None:
     x = torch.arange(1000.0)[:, None, None, None].expand(-1, 3, 8, 8)
-    mixed, _ = mix(x, one_hot(1000), torch.arange(1000), mixup_alpha=1.0, cutmix_alpha=1.0)
+    mixed, _ = mixup_cutmix(x, one_hot(1000), torch.arange(1000), mixup_alpha=1.0, cutmix_alpha=1.0)
     is_cut = ((mixed == x) | (mixed == x.roll(500, 0))).flatten(1).all(dim=1)
     assert is_cut.float().mean().item() == pytest.approx(0.5, abs=0.05)
 
@@ -131,7 +138,9 @@ def test_with_both_on_half_of_the_images_get_each() -> None:
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
 def test_targets_keep_their_sum(mixup: float, cutmix: float) -> None:
     x, targets = torch.randn(64, 3, 8, 8), smooth_targets(torch.arange(64) % 5, 5, 0.1)
-    mixed, found = mix(x, targets, torch.arange(64), mixup_alpha=mixup, cutmix_alpha=cutmix)
+    mixed, found = mixup_cutmix(
+        x, targets, torch.arange(64), mixup_alpha=mixup, cutmix_alpha=cutmix
+    )
     assert mixed.shape == x.shape
     torch.testing.assert_close(found.sum(dim=1), torch.ones(64))
     assert (found >= 0).all()
@@ -140,7 +149,7 @@ def test_targets_keep_their_sum(mixup: float, cutmix: float) -> None:
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_mixing_one_image_changes_nothing(mixup: float, cutmix: float) -> None:
     x, targets, seeds = torch.randn(1, 3, 8, 8), one_hot(1), torch.tensor([5])
-    mixed = mix(x, targets, seeds, mixup_alpha=mixup, cutmix_alpha=cutmix)
+    mixed = mixup_cutmix(x, targets, seeds, mixup_alpha=mixup, cutmix_alpha=cutmix)
     torch.testing.assert_close(mixed, (x, targets))
 
 
@@ -172,10 +181,10 @@ def test_smooth_targets_are_those_of_torch(num_classes: int, smoothing: float) -
 
 def augment(pixels: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Every operation once, in the order of a training step."""
-    x = shift_and_mirror(pixels, seeds, pad=4, flip_prob=0.5).float() / 255
+    x = pad_crop_flip(pixels, seeds, pad=4, flip_prob=0.5).float() / 255
     targets = smooth_targets(labels, 5, 0.1)
-    x, targets = mix(x, targets, seeds, mixup_alpha=0.2, cutmix_alpha=1.0)
-    return erase(x, seeds, prob=0.5), targets
+    x, targets = mixup_cutmix(x, targets, seeds, mixup_alpha=0.2, cutmix_alpha=1.0)
+    return random_erase(x, seeds, prob=0.5), targets
 
 
 def test_the_same_seeds_give_the_same_and_others_something_else() -> None:
@@ -187,12 +196,12 @@ def test_the_same_seeds_give_the_same_and_others_something_else() -> None:
 
 def test_a_image_draws_the_same_whatever_its_neighbours() -> None:
     pixels, seeds, order = noise(32), torch.arange(32), torch.randperm(32)
-    found = shift_and_mirror(pixels, seeds, pad=4, flip_prob=0.5)
-    permuted = shift_and_mirror(pixels[order], seeds[order], pad=4, flip_prob=0.5)
+    found = pad_crop_flip(pixels, seeds, pad=4, flip_prob=0.5)
+    permuted = pad_crop_flip(pixels[order], seeds[order], pad=4, flip_prob=0.5)
     torch.testing.assert_close(permuted, found[order])
     x = pixels.float()
     torch.testing.assert_close(
-        erase(x[order], seeds[order], prob=0.5), erase(x, seeds, prob=0.5)[order]
+        random_erase(x[order], seeds[order], prob=0.5), random_erase(x, seeds, prob=0.5)[order]
     )
 
 
