@@ -219,7 +219,7 @@ def pixel_format_of_file(
     model's own.
 
     Raises:
-        UserError: the setting is "auto", and a detectron2 file does not tell its channel order.
+        UserError: the setting is "auto", and a detectron2 file does not specify its channel order.
     """
     mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
     order: Literal["rgb", "bgr"]
@@ -233,7 +233,7 @@ def pixel_format_of_file(
         order = "rgb"
     else:
         raise UserError(
-            f"{path}: a detectron2 file that does not tell its pixel format: set "
+            f"{path}: a detectron2 file that does not specify its pixel format: set "
             "model.backbone.pixels=bgr (trained from MSRA's weights, detectron2's default) or "
             "rgb (from torchvision's)"
         )

@@ -253,7 +253,7 @@ def load_backbone_weights(
     Raises:
         UserError: the file is missing or damaged, tries to run code, holds another network than
             the model, has its bottleneck stride elsewhere, or was made for another pixel mean; or
-            a detectron2 file does not tell its pixel format. The model is then unchanged.
+            a detectron2 file does not specify its pixel format. The model is then unchanged.
     """
     state, metadata = read_state(path)
     ours = PixelFormat("rgb", tuple(pixel_mean), tuple(pixel_std))
@@ -268,7 +268,7 @@ def load_backbone_weights(
     notes: list[str] = []
     if origin_of(state) == MMDETECTION:
         notes.append(
-            "an mmdetection file does not tell its pixel format: assumed to be the model's; "
+            "an mmdetection file does not specify its pixel format: assumed to be the model's; "
             'weights from "caffe" configs need model.backbone.pixels=bgr'
         )
     if new_classes and not isinstance(model.fc, nn.Identity):

@@ -7,7 +7,7 @@ projects share tensor names with torchvision's, so the most specific names come 
 import re
 from collections.abc import Iterable
 
-OURS, TORCHVISION = "a detector of ours", "torchvision's Faster or Mask R-CNN with FPN"
+OURS, TORCHVISION = "a resdet detector", "torchvision's Faster or Mask R-CNN with FPN"
 DETECTRON2_DETECTOR = "a detectron2 detector"
 MMDETECTION = "an mmdetection detector"
 CLASSIFIER = "a classifier"

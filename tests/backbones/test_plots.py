@@ -1,4 +1,4 @@
-"""curves.png: what it draws, and that it is drawn however a training ends."""
+"""Training curves in curves.png: contents, and plotting when a training ends or fails."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def log_something(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(text + '{"kind": "tr')
 
 
-def test_losses_and_scores_of_masks_are_drawn(
+def test_losses_and_scores_of_masks_are_plotted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_something(tmp_path)
@@ -40,7 +40,7 @@ def test_losses_and_scores_of_masks_are_drawn(
     assert drawn["scores"] == ["ap", "mask_ap"]
 
 
-def test_curves_are_drawn_after_an_interruption(tmp_path: Path) -> None:
+def test_curves_are_plotted_after_an_interruption(tmp_path: Path) -> None:
     def train() -> None:
         with plot_when_training_ends(tmp_path, is_main=True):
             log_something(tmp_path)
@@ -51,7 +51,7 @@ def test_curves_are_drawn_after_an_interruption(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_a_start_that_logs_nothing_draws_nothing(tmp_path: Path) -> None:
+def test_training_that_logged_nothing_plots_nothing(tmp_path: Path) -> None:
     log_something(tmp_path)
     with (
         pytest.raises(ValueError, match="bad data"),
@@ -63,7 +63,7 @@ def test_a_start_that_logs_nothing_draws_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_curves_that_cannot_be_written_end_nothing(
+def test_failure_to_write_the_plot_is_not_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "curves.png").symlink_to("/dev/full")

@@ -37,6 +37,6 @@ LOGITS = "roi_heads.box_predictor.cls_score.weight"
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_file_is_told_by_its_names(names: list[str], expected: str) -> None:
+def test_origin_is_found_by_tensor_names(names: list[str], expected: str) -> None:
     assert origin_of(names) == expected
     assert origin_of(reversed(names)) == expected

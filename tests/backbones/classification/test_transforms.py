@@ -52,7 +52,7 @@ def bounds(window: CropWindow) -> tuple[float, float, float, float]:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_shorter_side_is_exact(size: tuple[int, int]) -> None:
+def test_shorter_side_is_exact(size: tuple[int, int]) -> None:
     for short_side in (1, 7, 224, 255, 257):
         resized = size_for_short_side(size, short_side)
         assert min(resized) == short_side
@@ -60,7 +60,7 @@ def test_the_shorter_side_is_exact(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_papers_window_is_a_crop_of_the_resized_image(size: tuple[int, int]) -> None:
+def test_resized_crop_is_a_crop_of_the_resized_image(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     short_sides, seen = set(), []
     for _ in range(300):
@@ -80,7 +80,7 @@ def test_the_papers_window_is_a_crop_of_the_resized_image(size: tuple[int, int])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_area_window_is_inside_and_in_range(size: tuple[int, int]) -> None:
+def test_area_crop_is_inside_and_in_range(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         window = sample_area_crop(size, rng, area=(0.2, 0.6), aspect=(0.5, 2.0))
@@ -88,7 +88,7 @@ def test_the_area_window_is_inside_and_in_range(size: tuple[int, int]) -> None:
         top, left, bottom, right = bounds(window)
         assert 0 <= top < bottom <= size[0]
         assert 0 <= left < right <= size[1]
-        # The area may be smaller only where the ten draws did not fit, hence in long images.
+        # The area may be below the range only if ten samples did not fit, so in long images.
         slack = (height + width + 1) / (size[0] * size[1])
         assert height * width / (size[0] * size[1]) <= 0.6 + slack
         if max(size) < 2 * min(size):
@@ -97,7 +97,7 @@ def test_the_area_window_is_inside_and_in_range(size: tuple[int, int]) -> None:
         assert (width + 0.51) / (height - 0.51) >= 0.5
 
 
-def test_area_and_aspect_are_spread_as_promised() -> None:
+def test_area_and_aspect_have_the_stated_distributions() -> None:
     rng = np.random.default_rng(0)
     windows = [
         sample_area_crop((1000, 1000), rng, area=(0.1, 0.4), aspect=(0.5, 2.0)) for _ in range(2000)
@@ -114,7 +114,9 @@ def test_area_and_aspect_are_spread_as_promised() -> None:
     [((10, 1000), (10, 20)), ((1000, 10), (20, 10)), ((50, 60), (50, 60))],
     ids=str,
 )
-def test_what_never_fits_gives_the_centre(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_area_crop_that_never_fits_is_the_centre(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     area = (1.0, 1.0) if size != (50, 60) else (0.0, 0.0)
     window = sample_area_crop(size, np.random.default_rng(0), area=area, aspect=(0.5, 2.0))
     assert (window.height, window.width) == expected
@@ -123,7 +125,7 @@ def test_what_never_fits_gives_the_centre(size: tuple[int, int], expected: tuple
 
 
 @pytest.mark.parametrize("crop", [8, 20, 47])
-def test_a_crop_is_the_crop_of_the_whole(crop: int) -> None:
+def test_crop_equals_the_crop_of_the_resized_image(crop: int) -> None:
     image = smooth_image(96, 128)
     rng = np.random.default_rng(crop)
     for short_side, tolerance in ((48, 0), (96, 0), (64, 9), (120, 9)):
@@ -134,10 +136,10 @@ def test_a_crop_is_the_crop_of_the_whole(crop: int) -> None:
         window = CropWindow(top * down, left * across, crop * down, crop * across)
         expected = whole[top : top + crop, left : left + crop].astype(int)
         difference = np.abs(crop_and_resize(image, window, crop) - expected)
-        assert difference.max() <= tolerance  # window's edges lie between pixels
+        assert difference.max() <= tolerance  # the window's edges lie between pixels
 
 
-def test_reduced_decoding_never_falls_short() -> None:
+def test_reduced_decoding_leaves_enough_pixels() -> None:
     rng = np.random.default_rng(0)
     chosen: Counter[int] = Counter()
     for _ in range(500):
@@ -167,16 +169,17 @@ def test_reduced_and_full_decoding_agree() -> None:
                 decode(data, PATH, reduction=factor), window, 40, reduction=factor
             )
             difference = np.abs(reduced.astype(int) - crop_and_resize(image, window, 40))
-            # else up to half a reduced pixel of rounding, where colours change by some 25 a pixel
+            # if not aligned, edges are rounded by up to half a reduced pixel, and the colours of
+            # this image change by about 25 per reduced pixel
             assert difference.max() < (6 if aligned else 16)
 
 
-def test_colour_noise_against_the_formula() -> None:
+def test_colour_noise_follows_the_formula() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(9, 7, 3), dtype=np.uint8)
     shift = sample_color_shift(np.random.default_rng(5), 0.1)
     alphas = np.random.default_rng(5).normal(0, 0.1, size=3)
     variances = [0.2175, 0.0188, 0.0045]
-    axes = [  # one principal axis a row
+    axes = [  # one principal axis per row
         [-0.5675, -0.5808, -0.5836],
         [0.7192, -0.0045, -0.6948],
         [0.4009, -0.8140, 0.4203],
@@ -190,7 +193,7 @@ def test_colour_noise_against_the_formula() -> None:
         torch.testing.assert_close(shift_colors(pixels, scale * shift), expected)
 
 
-def test_the_axes_are_orthonormal() -> None:
+def test_principal_axes_are_orthonormal() -> None:
     shifts = [sample_color_shift(np.random.default_rng(seed), 0.1) for seed in range(4000)]
     variances = np.linalg.eigvalsh(np.cov(np.transpose(shifts) / 25.5))
     expected = np.array([0.0045, 0.0188, 0.2175]) ** 2
@@ -199,7 +202,7 @@ def test_the_axes_are_orthonormal() -> None:
 
 @pytest.mark.parametrize("kind", ["trivial", "randaugment"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_changes_a_image(name: str, kind: str) -> None:
+def test_every_operation_changes_an_image(name: str, kind: str) -> None:
     image = smooth_image() // 2 + 40  # not the full range, for autocontrast
     ranges = operation_ranges(kind, side=48)
     for strength in (1.0, -1.0):
@@ -212,7 +215,7 @@ def test_every_operation_changes_a_image(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if OPERATIONS[name][0] != "nothing"])
-def test_no_strength_is_no_change(name: str) -> None:
+def test_strength_zero_changes_nothing(name: str) -> None:
     image = smooth_image().clip(0, 254)  # solarize starts at 255
     changed = apply_operation(image, name, operation_ranges("trivial", side=48), strength=0.0)
     torch.testing.assert_close(changed, image, rtol=0, atol=0)
@@ -228,15 +231,15 @@ def test_no_strength_is_no_change(name: str) -> None:
         ("sharpness", ImageEnhance.Sharpness),
     ],
 )
-def test_colour_operations_are_pillows(name: str, enhancer: Any, strength: float) -> None:
+def test_colour_operations_equal_pillows(name: str, enhancer: Any, strength: float) -> None:
     image = smooth_image()
     changed = apply_operation(image, name, operation_ranges("trivial", side=48), strength=strength)
     expected = np.asarray(enhancer(Image.fromarray(image)).enhance(1 + 0.99 * strength))
-    inside = (slice(1, -1), slice(1, -1))  # Pillow sharpens no border
+    inside = (slice(1, -1), slice(1, -1))  # Pillow does not sharpen the border
     assert np.abs(changed[inside].astype(int) - expected[inside]).max() <= 2
 
 
-def test_posterize_and_solarize_are_pillows() -> None:
+def test_posterize_and_solarize_equal_pillows() -> None:
     image = smooth_image()
     pillows = Image.fromarray(image)
     for kind, bits in (("trivial", 2), ("randaugment", 4)):
@@ -249,7 +252,7 @@ def test_posterize_and_solarize_are_pillows() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_geometry_goes_where_it_says(sign: int) -> None:
+def test_geometric_operations_move_in_the_right_direction(sign: int) -> None:
     line = np.zeros((101, 101, 3), np.uint8)
     line[:, 50] = 255
     trivial, randaugment = (
@@ -271,7 +274,7 @@ def test_geometry_goes_where_it_says(sign: int) -> None:
     assert abs(tilted[30].max(axis=1).argmax() - 50) == 12  # tan(30 degrees) * 20
 
 
-def test_operations_are_drawn_alike() -> None:
+def test_operations_have_equal_probability() -> None:
     image = smooth_image() // 2 + 40
     ranges = operation_ranges("randaugment", side=48)
     by_result = {
@@ -279,7 +282,7 @@ def test_operations_are_drawn_alike() -> None:
         for name in OPERATIONS
         for sign in (1, -1)
     }
-    assert len(by_result) == 9 * 2 + 5  # signed ones in two directions
+    assert len(by_result) == 9 * 2 + 5  # nine operations have two directions
     auto = AutoAugment(ranges, num_ops=1, strength=0.5)
     rng = np.random.default_rng(0)
     counts = Counter(by_result[auto(image, rng).tobytes()] for _ in range(1400))
@@ -287,11 +290,11 @@ def test_operations_are_drawn_alike() -> None:
     assert min(counts.values()) > 60  # 100 each if uniform
 
 
-def make_view(**changes: Any) -> TrainingTransform:
+def make_transform(**changes: Any) -> TrainingTransform:
     return TrainingTransform(AugmentConfig(**{"crop": 32, "pca_std": 0.1, **changes}))
 
 
-VIEWS: list[dict[str, Any]] = [
+AUGMENTATIONS: list[dict[str, Any]] = [
     {},
     {"short_sides": (32, 60)},
     {"auto": "trivial"},
@@ -300,12 +303,13 @@ VIEWS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("encode", [jpeg, png])
-@pytest.mark.parametrize("changes", VIEWS, ids=str)
-def test_one_seed_gives_one_image(changes: dict[str, Any], encode: Any) -> None:
+@pytest.mark.parametrize("changes", AUGMENTATIONS, ids=str)
+def test_one_seed_always_gives_the_same_image(changes: dict[str, Any], encode: Any) -> None:
     data = encode(smooth_image(150, 200))
-    view = make_view(**changes)
-    first = [view(data, PATH, seed=seed) for seed in range(10)]
-    other = make_view(**changes)  # another object, in another order, as another worker's
+    transform = make_transform(**changes)
+    first = [transform(data, PATH, seed=seed) for seed in range(10)]
+    # another object, used in another order, as in another worker process
+    other = make_transform(**changes)
     for seed in reversed(range(10)):
         again = other(data, PATH, seed=seed)
         assert again.shape == (32, 32, 3)
@@ -314,23 +318,23 @@ def test_one_seed_gives_one_image(changes: dict[str, Any], encode: Any) -> None:
     assert len({image.tobytes() for image in first}) == 10
 
 
-def test_the_mirror_is_drawn() -> None:
+def test_flip_is_random() -> None:
     image = smooth_image()
     for prob in (0.0, 0.25, 1.0):
-        view = make_view(flip_prob=prob, pca_std=0.0)
-        changed = [view.change(image, np.random.default_rng(seed)) for seed in range(200)]
-        mirrored = [np.array_equal(each, image[:, ::-1]) for each in changed]
+        transform = make_transform(flip_prob=prob, pca_std=0.0)
+        changed = [transform.change(image, np.random.default_rng(seed)) for seed in range(200)]
+        flipped = [np.array_equal(each, image[:, ::-1]) for each in changed]
         plain = [np.array_equal(each, image) for each in changed]
-        assert all(a != b for a, b in zip(mirrored, plain, strict=True))
-        assert abs(sum(mirrored) - 200 * prob) < 25
+        assert all(a != b for a, b in zip(flipped, plain, strict=True))
+        assert abs(sum(flipped) - 200 * prob) < 25
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (31, 33)], ids=str)
 def test_tiny_images_are_enlarged(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 77, np.uint8)
-    for changes in VIEWS[:2]:
-        view = make_view(pca_std=0.0, **changes)
-        out = view(png(image), PATH, seed=1)
+    for changes in AUGMENTATIONS[:2]:
+        transform = make_transform(pca_std=0.0, **changes)
+        out = transform(png(image), PATH, seed=1)
         torch.testing.assert_close(out, np.full((32, 32, 3), 77, np.uint8))
 
 
@@ -345,13 +349,13 @@ def test_tiny_images_are_enlarged(size: tuple[int, int]) -> None:
     ],
     ids=str,
 )
-def test_wrong_ranges_are_named(changes: dict[str, Any], message: str) -> None:
+def test_wrong_ranges_give_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        make_view(**changes)
+        make_transform(**changes)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (20, 20), (301, 404)], ids=str)
-def test_the_centre_is_tested(size: tuple[int, int]) -> None:
+def test_center_view_is_the_centre_crop(size: tuple[int, int]) -> None:
     image = smooth_image(*size)
     view = EvaluationTransform(EvaluationConfig(resize=36, crop=30))
     assert view.has_one_shape
@@ -366,7 +370,7 @@ def test_the_centre_is_tested(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("kind", "side"), [("ten_crop", 36), ("multi_scale", 50)])
 @pytest.mark.parametrize("size", [(48, 64), (64, 47), (20, 20)], ids=str)
-def test_other_views_keep_the_whole(kind: Any, side: int, size: tuple[int, int]) -> None:
+def test_other_views_keep_the_whole_image(kind: Any, side: int, size: tuple[int, int]) -> None:
     view = EvaluationTransform(EvaluationConfig(view=kind, resize=36, crop=30, scales=(30, 50, 40)))
     assert not view.has_one_shape
     image = smooth_image(*size)
@@ -378,9 +382,13 @@ def test_other_views_keep_the_whole(kind: Any, side: int, size: tuple[int, int])
 
 
 @pytest.mark.parametrize(
-    "view", [make_view(), EvaluationTransform(EvaluationConfig())], ids=["training", "evaluation"]
+    "view",
+    [make_transform(), EvaluationTransform(EvaluationConfig())],
+    ids=["training", "evaluation"],
 )
-def test_what_is_no_image_is_named(view: TrainingTransform | EvaluationTransform) -> None:
+def test_file_that_is_not_an_image_gives_an_error(
+    view: TrainingTransform | EvaluationTransform,
+) -> None:
     for data in (b"", b"no image", jpeg(smooth_image())[:-9]):
         with pytest.raises(BadPictureError, match=r"^a\.jpg: expected"):
             view(data, PATH, seed=0)
