@@ -56,11 +56,11 @@ class FolderDataset:
     Images are sorted by class, then by path. Hidden files and folders are skipped.
 
     class_names: by label. notes: log lines about skipped files. groups: (N,) int64, one number for
-    each output shape of `view`.
+    each output shape of `transform`.
 
     Args:
         folder: contains a folder for each class.
-        view: transform that turns a file's bytes into network input.
+        transform: turns a file's bytes into network input.
         class_names: the training classes, for a validation split; a class without images gives a
             note. None (training) takes the folder names, sorted; each must contain an image.
         on_bad_image: stop the run at an image that cannot be decoded, or skip it.
@@ -74,12 +74,12 @@ class FolderDataset:
         self,
         folder: Path,
         *,
-        view: TrainingTransform | EvaluationTransform,
+        transform: TrainingTransform | EvaluationTransform,
         class_names: Sequence[str] | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         self._folder = folder
-        self._view = view
+        self._transform = transform
         self._on_bad_image = on_bad_image
         found, num_others = _find_classes(folder)
         self.class_names = tuple(found if class_names is None else class_names)
@@ -112,8 +112,8 @@ class FolderDataset:
             depth = bit_depth_note(folder / self.file_name(index) for index in range(len(self)))
             self.notes += (depth,) if depth else ()
         self.groups = np.zeros(len(paths), dtype=np.int64)
-        if isinstance(view, EvaluationTransform) and not view.has_one_shape:
-            self.groups = self._shape_groups(view)
+        if isinstance(transform, EvaluationTransform) and not transform.has_one_shape:
+            self.groups = self._shape_groups(transform)
 
     @classmethod
     def training(cls, config: ClassificationConfig) -> Self:
@@ -124,7 +124,7 @@ class FolderDataset:
         """
         return cls(
             _split_folder(config, "train"),
-            view=TrainingTransform(config.augment),
+            transform=TrainingTransform(config.augment),
             on_bad_image=config.data.on_bad_image,
         )
 
@@ -139,7 +139,7 @@ class FolderDataset:
         """
         return cls(
             _split_folder(config, "val"),
-            view=EvaluationTransform(config.evaluation),
+            transform=EvaluationTransform(config.evaluation),
             class_names=class_names,
             on_bad_image=config.data.on_bad_image,
         )
@@ -167,7 +167,7 @@ class FolderDataset:
         """
         path = self._folder / self.file_name(index)
         try:
-            pixels = self._view(read_file(path), path, seed=seed)
+            pixels = self._transform(read_file(path), path, seed=seed)
         except BadPictureError as error:
             if self._on_bad_image == "skip":
                 raise SkippedSampleError(str(error)) from error
@@ -203,12 +203,14 @@ class FolderDataset:
             )
         return lines
 
-    def _shape_groups(self, view: EvaluationTransform) -> np.ndarray:
-        """Return (N,) int64, one group number for each output shape of `view`."""
+    def _shape_groups(self, transform: EvaluationTransform) -> np.ndarray:
+        """Return (N,) int64, one group number for each output shape of `transform`."""
         shapes = np.zeros((len(self), 2), dtype=np.int64)
         for index in range(len(self)):
             try:
-                shapes[index] = view.shape_of(read_size(self._folder / self.file_name(index)))
+                shapes[index] = transform.output_size(
+                    read_size(self._folder / self.file_name(index))
+                )
             except BadPictureError:
                 if self._on_bad_image == "error":
                     raise

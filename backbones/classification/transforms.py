@@ -90,9 +90,9 @@ def sample_area_crop(
         ratio = exp(rng.uniform(log(aspect[0]), log(aspect[1])))
         crop_height, crop_width = round(sqrt(target / ratio)), round(sqrt(target * ratio))
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            top = rng.integers(height - crop_height + 1)
-            left = rng.integers(width - crop_width + 1)
-            return CropWindow(int(top), int(left), crop_height, crop_width)
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return CropWindow(top, left, crop_height, crop_width)
     ratio = min(max(width / height, aspect[0]), aspect[1])
     crop_height = max(1, min(height, round(width / ratio)))
     crop_width = max(1, min(width, round(height * ratio)))
@@ -190,9 +190,9 @@ class TrainingTransform:
             window = sample_crop_window(size, rng, self._config)
             reduction = largest_reduction(window, crop)
             pixels = decode(data, path, reduction=reduction)
-        return self.change(crop_and_resize(pixels, window, crop, reduction=reduction), rng)
+        return self.augment(crop_and_resize(pixels, window, crop, reduction=reduction), rng)
 
-    def change(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the crop (crop, crop, 3) after random flip, augmentation and colour shift."""
         if rng.random() < self._config.flip_prob:
             pixels = cv2.flip(pixels, 1)
@@ -221,7 +221,7 @@ class EvaluationTransform:
         """Whether all outputs have one shape."""
 
     def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return the image resized to `shape_of` its size, (H, W, 3) uint8 RGB.
+        """Return the image resized to `output_size` of its size, (H, W, 3) uint8 RGB.
 
         Args:
             data: the bytes of an image file.
@@ -239,7 +239,7 @@ class EvaluationTransform:
             pixels = pixels[top : top + self._crop, left : left + self._crop]
         return pixels
 
-    def shape_of(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the output (height, width) for an image of `size`."""
         if self.has_one_shape:
             return self._crop, self._crop

@@ -126,7 +126,7 @@ def test_other_bit_depths_are_an_error(dtype: Any, channels: int) -> None:
         decode(data, "a.tiff")
 
 
-TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+ROTATED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
@@ -139,15 +139,15 @@ TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", ROTATED)
 def test_exif_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"turned.{suffix}"
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(smooth_image()).save(path, exif=exif)
     plain = read_image(path, rotate=False)
     assert plain.shape == (48, 64, 3)
-    expected = np.ascontiguousarray(TURNED[orientation](plain))
+    expected = np.ascontiguousarray(ROTATED[orientation](plain))
     torch.testing.assert_close(read_image(path), expected)
 
 
@@ -219,9 +219,9 @@ def test_other_formats_are_decoded_at_full_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-@pytest.mark.parametrize("orientation", [*TURNED, 0, 9])
+@pytest.mark.parametrize("orientation", [*ROTATED, 0, 9])
 def test_size_is_read_before_decoding(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"turned.{suffix}"
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[0x010F] = "a maker"
     exif[ORIENTATION] = orientation

@@ -156,15 +156,15 @@ def test_batch_of_one_image_is_not_mixed(mixup: float, cutmix: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.2, 0.5, 1.0, 3.0, 50.0])
 def test_mixing_ratios_follow_the_beta_distribution(alpha: float) -> None:
-    draws = mixing_ratios(alpha, 20_000).double()
-    assert draws.isfinite().all()
-    assert 0 <= draws.min() <= draws.max() <= 1
+    ratios = mixing_ratios(alpha, 20_000).double()
+    assert ratios.isfinite().all()
+    assert 0 <= ratios.min() <= ratios.max() <= 1
     deviation = (1 / (4 * (2 * alpha + 1))) ** 0.5  # of Beta(alpha, alpha)
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.03 * deviation)
-    assert draws.std().item() == pytest.approx(deviation, rel=0.03)
+    assert ratios.mean().item() == pytest.approx(0.5, abs=0.03 * deviation)
+    assert ratios.std().item() == pytest.approx(deviation, rel=0.03)
     theirs = torch.from_numpy(np.random.default_rng(0).beta(alpha, alpha, 20_000))
     for level in torch.linspace(0.01, 0.99, 50):
-        below, expected = ((values < level).double().mean().item() for values in (draws, theirs))
+        below, expected = ((values < level).double().mean().item() for values in (ratios, theirs))
         assert below == pytest.approx(expected, abs=0.02)
 
 

@@ -104,8 +104,8 @@ def test_collate_makes_a_batch(root: Path) -> None:
     data = open_training(root)
     as_engine_sees_it: DataSet = data
     assert as_engine_sees_it.frame([(0, 1), (1, 2)]) is None
-    draws = [(1, 2**61), (4, 3)]
-    batch = data.collate([data.load(*draw) for draw in draws])
+    pairs = [(1, 2**61), (4, 3)]
+    batch = data.collate([data.load(*pair) for pair in pairs])
     assert batch.pixels.shape == (2, 3, 24, 24)
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.tolist() == [0, 2]

@@ -322,7 +322,7 @@ def test_flip_is_random() -> None:
     image = smooth_image()
     for prob in (0.0, 0.25, 1.0):
         transform = make_transform(flip_prob=prob, pca_std=0.0)
-        changed = [transform.change(image, np.random.default_rng(seed)) for seed in range(200)]
+        changed = [transform.augment(image, np.random.default_rng(seed)) for seed in range(200)]
         flipped = [np.array_equal(each, image[:, ::-1]) for each in changed]
         plain = [np.array_equal(each, image) for each in changed]
         assert all(a != b for a, b in zip(flipped, plain, strict=True))
@@ -365,7 +365,7 @@ def test_center_view_is_the_centre_crop(size: tuple[int, int]) -> None:
     for seed in range(2):
         pixels = view(png(image), PATH, seed=seed)
         torch.testing.assert_close(pixels, np.ascontiguousarray(expected), rtol=0, atol=0)
-    assert view.shape_of(size) == (30, 30)
+    assert view.output_size(size) == (30, 30)
 
 
 @pytest.mark.parametrize(("kind", "side"), [("ten_crop", 36), ("multi_scale", 50)])
@@ -376,7 +376,7 @@ def test_other_views_keep_the_whole_image(kind: Any, side: int, size: tuple[int,
     image = smooth_image(*size)
     pixels = view(png(image), PATH, seed=0)
     assert min(pixels.shape[:2]) == side
-    assert pixels.shape[:2] == view.shape_of(size)
+    assert pixels.shape[:2] == view.output_size(size)
     expected = resize_pixels(image, size_for_short_side(size, side))
     torch.testing.assert_close(pixels, expected, rtol=0, atol=0)
 

@@ -81,8 +81,8 @@ def test_multi_scale_at_the_training_size_equals_the_center_view(kind: str, side
     x = model.normalize(pixels)
     torch.testing.assert_close(model.dense_logits(x, window=side), model(x))
     found = predict([model], pixels, "multi_scale", side, crop=side)
-    mirrored = plain(model, pixels.flip(3))
-    torch.testing.assert_close(found, (plain(model, pixels) + mirrored) / 2)
+    flipped = plain(model, pixels.flip(3))
+    torch.testing.assert_close(found, (plain(model, pixels) + flipped) / 2)
 
 
 @torch.inference_mode()
