@@ -1,6 +1,6 @@
-"""A training as the commands run it: `fit`, and the run's curves however it ends."""
+"""Training of any task for the commands: `fit`, then training curves, even after a failure."""
 
-from backbones.curves import curves_at_the_end
+from backbones.plots import plot_when_training_ends
 from engine.cli import TrainingArguments
 from engine.schema import RunConfig
 from engine.task import Task
@@ -8,8 +8,8 @@ from engine.trainer import fit
 
 
 def train(task: Task, config: RunConfig, arguments: TrainingArguments) -> dict[str, float]:
-    """Train a task as a command line asks; return and raise what `fit` does."""
-    with curves_at_the_end(arguments.output, is_main=arguments.is_main):
+    """Train a task with the options of a command line; returns and raises as `fit` does."""
+    with plot_when_training_ends(arguments.output, is_main=arguments.is_main):
         return fit(
             task,
             config,

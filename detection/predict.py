@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
-from backbones.metadata import category_ids_of, class_names_of, config_of
-from backbones.weights import build_loaded
+from backbones.metadata import read_category_ids, read_class_names, read_saved_config
+from backbones.weights import build_and_load
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
@@ -63,9 +63,11 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
             raise UserError(
                 f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
             )
-    config = config_of(metadata, overrides, schemas=SCHEMAS, kind=DetectionConfig, source=path)
-    names = class_names_of(metadata, source=path)
-    classes = ClassMap(names, category_ids_of(metadata, count=len(names), source=path))
+    config = read_saved_config(
+        metadata, overrides, schemas=SCHEMAS, kind=DetectionConfig, source=path
+    )
+    names = read_class_names(metadata, source=path)
+    classes = ClassMap(names, read_category_ids(metadata, count=len(names), source=path))
     build = partial(
         build_faster_rcnn,
         config.model,
@@ -73,7 +75,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
         size_divisor=config.data.size_divisor,
         with_masks=config.task == "segmentation",
     )
-    return Trained(config, classes, build_loaded(build, state, path=path).eval())
+    return Trained(config, classes, build_and_load(build, state, path=path).eval())
 
 
 class Detector:

@@ -1,1 +1,1 @@
-"""Classification of images: config, data and network."""
+"""Image classification: config, data, network, metrics and task."""

@@ -25,7 +25,7 @@ def main() -> None:
         make_console().print(describe_config(arguments.config, arguments.overrides))
     assert isinstance(config, ClassificationConfig)
 
-    from backbones.classification.trained import export_backbone
+    from backbones.classification.load_and_export import export_backbone
     from backbones.training import train
     from detection.commands.tasks import build_task, check_weights
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
-from backbones.metadata import require_demo, writing_nothing
-from backbones.start_checks import check_frozen
+from backbones.metadata import check_demo_exists, without_writes
+from backbones.start_checks import check_frozen_has_weights
 from detection.config import DetectionConfig
 from detection.localization.config import (
     LocalizationBaseConfig,
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 def check_weights(config: RunConfig) -> None:
     """Raise UserError if a config freezes random weights; commands call this before training."""
     if isinstance(config, ClassificationConfig):
-        check_frozen(config.model.backbone, has_weights=config.model.backbone.weights is not None)
+        check_frozen_has_weights(
+            config.model.backbone, has_weights=config.model.backbone.weights is not None
+        )
         return
     assert isinstance(config, DetectionConfig | LocalizationBaseConfig)
     backbone = config.model.backbone
     model_weights = config.model.weights if isinstance(config, DetectionConfig) else None
-    check_frozen(
+    check_frozen_has_weights(
         backbone,
         frozen_stages=backbone.frozen_stages,
         has_weights=backbone.weights is not None or model_weights is not None,
@@ -76,7 +78,7 @@ def load_task(
         raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
     task: DetectionTask | LocalizationBaseTask | ClassificationTask
     if kind == "classification":
-        from backbones.classification.trained import load_trained as load_classifier
+        from backbones.classification.load_and_export import load_trained as load_classifier
 
         task = load_classifier(paths, overrides)
     elif kind in ("localization", "localization_regions"):
@@ -85,9 +87,9 @@ def load_task(
         from detection.predict import load_trained
 
         trained = load_trained(paths[0], overrides)
-        config = writing_nothing(trained.config, overrides)
+        config = without_writes(trained.config, overrides)
         task = _detection_task(config.task)(config, trained.model, trained.classes)
-    require_demo(metadata, task.config, source=paths[0])
+    check_demo_exists(metadata, task.config, source=paths[0])
     return task
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.metadata import class_names_of, config_of, numbers_of, writing_nothing
+from backbones.metadata import read_class_names, read_numbers, read_saved_config, without_writes
 from backbones.weights import (
     WeightsReport,
-    build_loaded,
+    build_and_load,
     load_configured_weights,
     network_metadata,
 )
@@ -114,12 +114,14 @@ class LocalizationBaseTask(nn.Module, ABC):
         if got != expected:
             raise UserError(f"{file}: expected a run of task {expected}, got {got}")
         schemas = {expected: cls.schema}
-        config = config_of(metadata, overrides, schemas=schemas, kind=cls.schema, source=file)
-        names = class_names_of(metadata, source=file)
-        mean_box = numbers_of(metadata, "mean_box", count=4, source=file)
+        config = read_saved_config(
+            metadata, overrides, schemas=schemas, kind=cls.schema, source=file
+        )
+        names = read_class_names(metadata, source=file)
+        mean_box = read_numbers(metadata, "mean_box", count=4, source=file)
         build = partial(cls.build, config, num_classes=len(names))
-        model = build_loaded(build, state, path=file)
-        without_writing = writing_nothing(config, overrides)
+        model = build_and_load(build, state, path=file)
+        without_writing = without_writes(config, overrides)
         return cls(without_writing, model.eval(), names, mean_box=mean_box)
 
     @abstractmethod

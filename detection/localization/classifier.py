@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.classification.structures import LabelledBatch
-from backbones.classification.trained import load_trained
+from backbones.classification.load_and_export import load_trained
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.views import resize_short_side
 from backbones.weights import listing
 from detection.structures import ImageBatch
@@ -61,7 +61,7 @@ class ImageClassifier:
             crop = evaluation.crop
             pixels = pixels[:, :, top : top + crop, left : left + crop]
         self._task.model.to(pixels.device)
-        batch = LabelledBatch(pixels, images.image_ids, images.image_ids, images.seeds)
+        batch = ClassificationBatch(pixels, images.image_ids, images.image_ids, images.seeds)
         probabilities = torch.stack(self._task.predict(batch))[:, self._order]
         count = min(NUM_TOP_CLASSES, probabilities.shape[1])
         top_probabilities, labels = probabilities.topk(count, dim=1)

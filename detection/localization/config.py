@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from backbones.config import DemoConfig, ViewConfig, WindowConfig
+from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
 from detection.config import BackboneConfig
 from engine.schema import Config, Fraction, PathText, PositiveFloats, RunConfig
 
@@ -31,7 +31,7 @@ class DataConfig(Config):
     and count it. An image that disappears during the run always stops it."""
 
 
-class AugmentConfig(WindowConfig):
+class AugmentConfig(CropConfig):
     """Augmentation of training images and their boxes."""
 
     min_visible: Fraction = 0.5
@@ -89,7 +89,7 @@ class LocalizerConfig(LocalizationBaseModelConfig):
         return self
 
 
-class EvaluationConfig(ViewConfig):
+class EvaluationConfig(EvaluationViewConfig):
     """Views of an image in evaluation, and how their boxes are merged."""
 
     view: Literal["center", "dense"] = "center"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.classification.transforms import Window, draw_window, short_side_size
+from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
 from backbones.images import BadPictureError, read_image
 from detection.data.box_checks import shape
 from detection.data.collate import Sample, collate_detection
@@ -127,7 +127,7 @@ class LocalizationDataset:
         return pixels
 
     def _evaluation_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return short_side_size(size, self._short_side)
+        return size_for_short_side(size, self._short_side)
 
 
 def read_split(
@@ -206,17 +206,17 @@ class TrainingCrop:
 
     def _sample_window(
         self, pixels: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
-    ) -> Window:
+    ) -> CropWindow:
         """Sample a window that shows enough of a box, or return the whole image."""
         height, width = pixels.shape[:2]
         for _ in range(CROP_ATTEMPTS):
-            window = draw_window((height, width), rng, self._config)
+            window = sample_crop_window((height, width), rng, self._config)
             x1, y1 = round(window.left), round(window.top)
             x2, y2 = round(window.left + window.width), round(window.top + window.height)
             fractions = visible_fraction(boxes, (x1, y1, x2, y2))
             if min(x2 - x1, y2 - y1) > 0 and fractions.max() >= self._config.min_visible:
                 return window
-        return Window(0, 0, height, width)
+        return CropWindow(0, 0, height, width)
 
 
 def crop_boxes(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 
@@ -75,7 +75,7 @@ class LocalizerHead(nn.Module):
         return outputs
 
 
-class Localizer(NormalizedNetwork):
+class Localizer(PixelNormalizedNetwork):
     """A residual network with a `LocalizerHead` on one of its feature maps.
 
     Args:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.box_head import BoxPredictor
 from detection.ops.roi_pool import pool_rois
 
 
-class RegionClassifier(NormalizedNetwork):
+class RegionClassifier(PixelNormalizedNetwork):
     """A residual network on warped regions, with output layers for class and box.
 
     Args:

@@ -1,6 +1,6 @@
 """Checks of a localization config before training: no batch norm may get a single value."""
 
-from backbones.start_checks import check_norm
+from backbones.start_checks import check_batch_norm_size
 from detection.localization.config import (
     LocalizationBaseConfig,
     LocalizationConfig,
@@ -27,4 +27,6 @@ def check_localizer(config: LocalizationBaseConfig) -> None:
         last_stage = _LAST_STAGE[config.model.level]
     if backbone.norm == "batch" and backbone.frozen_stages < last_stage:
         # stage n has a stride of 2^n
-        check_norm("model.backbone.norm", loop, side=side, stride=2**last_stage, source=source)
+        check_batch_norm_size(
+            "model.backbone.norm", loop, side=side, stride=2**last_stage, source=source
+        )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.fpn import FPN
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
@@ -63,7 +63,7 @@ class DetectorSettings:
     mask_aligned: bool = True
 
 
-class FasterRCNN(NormalizedNetwork):
+class FasterRCNN(PixelNormalizedNetwork):
     """The detector's parts, called in order: features, rpn, proposals, roi_head, detect.
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
@@ -173,7 +173,7 @@ class FasterRCNN(NormalizedNetwork):
             def pool(feature: Tensor, stride: int) -> Tensor:
                 return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
 
-            pooled = self.backbone.stage_of_pooled(features["c4"], 5, pool=pool)
+            pooled = self.backbone.pool_then_stage(features["c4"], 5, pool=pool)
         else:
             pooled = self._pool(features, boxes, resolution=resolution)
             if self.fpn is None:

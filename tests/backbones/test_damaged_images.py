@@ -1,4 +1,4 @@
-"""Files that are damaged, no files, or larger than any image may be."""
+"""Image files that are damaged, not regular files, or too large."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ from tests.reference.images import encoded, smooth_image
 
 @pytest.fixture(scope="module")
 def large() -> np.ndarray:
-    """An image whose JPEG is long enough to be damaged anywhere."""
+    """Return an image whose JPEG is long enough for damage at byte 6000."""
     return np.random.default_rng(0).integers(256, size=(120, 160, 3), dtype=np.uint8)
 
 
@@ -34,7 +34,7 @@ DAMAGES: dict[str, Callable[[bytearray], object]] = {
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("reduction", [1, 4])
-def test_damage_in_the_middle_is_named(
+def test_damage_in_the_middle_gives_an_error(
     large: np.ndarray,
     damage: Callable[[bytearray], object],
     options: dict[str, Any],
@@ -58,7 +58,7 @@ def test_damage_in_the_middle_is_named(
         ("head", b"x" * 90),
     ],
 )
-def test_stray_bytes_that_harm_no_pixel_are_fine(
+def test_harmless_stray_bytes_are_accepted(
     large: np.ndarray, place: str, stray: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = encoded(large)
@@ -68,7 +68,7 @@ def test_stray_bytes_that_harm_no_pixel_are_fine(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_damaged_png_is_named_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_png_gives_an_error_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(encoded(smooth_image(), "PNG"))
     data[len(data) // 2] ^= 255
     with pytest.raises(BadPictureError, match=r"^a\.png: expected a whole .*libpng error"):
@@ -76,7 +76,7 @@ def test_a_damaged_png_is_named_with_the_reason(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
-def test_threads_get_the_messages_of_their_own_images(large: np.ndarray) -> None:
+def test_threads_get_the_decoder_messages_of_their_own_images(large: np.ndarray) -> None:
     whole = encoded(large)
     damaged = whole[:6000] + bytes(400) + whole[6400:]
     wrong: list[str] = []
@@ -98,11 +98,11 @@ def test_threads_get_the_messages_of_their_own_images(large: np.ndarray) -> None
     assert wrong == []
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_folders_fifos_and_devices_give_an_error_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "folder.jpg").mkdir()
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)  # sparse: it takes no room on the disk
+        file.truncate(MAX_FILE_BYTES + 1)  # a sparse file: it uses no disk space
     cases = {"fifo.jpg": "a FIFO", "folder.jpg": "a folder", "huge.jpg": "at most .* bytes"}
     for name, got in cases.items():
         for read in (read_image, read_size):
@@ -113,7 +113,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg", "file.jpg/below.jpg"])
-def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path, name: str) -> None:
+def test_impossible_file_name_gives_a_one_line_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.jpg").touch()
     for read in (read_image, read_size):
         with pytest.raises(UserError):
@@ -121,7 +121,7 @@ def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path, name: str) -> 
 
 
 def bomb(kind: str) -> bytes:
-    """Return a small file whose header asks for 30000 x 30000 pixels."""
+    """Return a small file whose header declares 30000 x 30000 pixels."""
     sides = {
         "JPEG": (">H", 2),
         "PNG": (">I", 4),
@@ -138,12 +138,12 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "GIF"])
-def test_an_image_of_absurd_size_is_not_decoded(kind: str) -> None:
+def test_image_of_excessive_size_is_not_decoded(kind: str) -> None:
     with pytest.raises(BadPictureError, match=r"^a: expected at most \d+ pixels, got"):
         decode(bomb(kind), "a")
 
 
-def test_an_image_file_with_a_name_of_another_encoding_is_read(tmp_path: Path) -> None:
+def test_file_name_in_another_encoding_is_read(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xc3\xa8\xd6\xed.png")  # GBK
     Image.fromarray(smooth_image()).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / name)

@@ -33,7 +33,7 @@ def classes(site: Path) -> Path:
 def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
     done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "batch-norm statistics computed anew over 16 training images" in done.out
+    assert "batch-norm statistics recomputed over 16 training images" in done.out
     names = {path.name for path in (classes / "run").iterdir()}
     assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
     center = json.loads((classes / "run" / "metrics.json").read_text())
@@ -95,7 +95,7 @@ MISTAKES = {
     "cifar": (["data.kind=cifar10"], "expected cifar-10-batches-py/"),
     "cifar crop": (
         ["data.kind=cifar10", "augment.crop=48"],
-        "augment.crop: expected at most 32 (32 and the padding), got 48",
+        "augment.crop: expected at most 32 (32 plus the padding), got 48",
     ),
     "weights": (["model.backbone.weights=none.pth"], "none.pth"),
     "two configs": (["other.yaml"], "expected one config"),

@@ -98,7 +98,7 @@ TOY_MODULES = (
 """Modules that a run of the toy task imports late."""
 DETECTOR_MODULES = (
     "albumentations",
-    "backbones.curves",
+    "backbones.plots",
     "detection.commands.schemas",
     "detection.tasks.detection",
     "hotcoco",

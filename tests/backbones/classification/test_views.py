@@ -48,26 +48,26 @@ def test_ten_crops_equal_the_reference(height: int, width: int) -> None:
         np.testing.assert_array_equal(crops, np.stack(reference.ten_crops(image, 32)))
 
 
-def test_ten_crops_are_those_of_torchvision_in_another_order() -> None:
+def test_ten_crops_equal_torchvisions_in_another_order() -> None:
     pixels = images(40, 50)
     theirs = torch.stack(torchvision_functional.ten_crop(pixels, [32, 32]), dim=1)
-    # the mirror of a left corner is a right corner of the mirrored image
+    # the flip of a left corner is a right corner of the flipped image
     torch.testing.assert_close(ten_crops(pixels, 32), theirs[:, [4, 0, 1, 2, 3, 9, 6, 5, 8, 7]])
 
 
-def test_a_crop_larger_than_the_image_is_reported() -> None:
+def test_crop_larger_than_the_image_is_an_error() -> None:
     with pytest.raises(UserError, match=r"evaluation.crop: .* \(32 x 40\), got 33"):
         ten_crops(images(32, 40), 33)
 
 
 @torch.inference_mode()
-def test_center_is_the_softmax_of_the_plain_forward(cifar: Classifier) -> None:
+def test_center_view_is_the_softmax_of_the_logits(cifar: Classifier) -> None:
     pixels = images(32, 32)
     torch.testing.assert_close(predict([cifar], pixels, "center"), plain(cifar, pixels))
 
 
 @torch.inference_mode()
-def test_ten_crop_is_the_mean_over_ten_explicit_crops(cifar: Classifier) -> None:
+def test_ten_crop_view_is_the_mean_over_ten_crops(cifar: Classifier) -> None:
     pixels = images(36, 40)
     explicit = [plain(cifar, crops) for crops in ten_crops(pixels, 32).unbind(dim=1)]
     found = predict([cifar], pixels, "ten_crop")
@@ -76,17 +76,17 @@ def test_ten_crop_is_the_mean_over_ten_explicit_crops(cifar: Classifier) -> None
 
 @pytest.mark.parametrize(("kind", "side"), [("cifar_resnet8", 32), ("resnet18", 64)])
 @torch.inference_mode()
-def test_multi_scale_at_the_training_size_is_the_plain_forward(kind: str, side: int) -> None:
+def test_multi_scale_at_the_training_size_equals_the_center_view(kind: str, side: int) -> None:
     model, pixels = classifier(kind), images(side, side)
     x = model.normalize(pixels)
     torch.testing.assert_close(model.dense_logits(x, window=side), model(x))
     found = predict([model], pixels, "multi_scale", side, crop=side)
-    mirrored = plain(model, pixels.flip(3))
-    torch.testing.assert_close(found, (plain(model, pixels) + mirrored) / 2)
+    flipped = plain(model, pixels.flip(3))
+    torch.testing.assert_close(found, (plain(model, pixels) + flipped) / 2)
 
 
 @torch.inference_mode()
-def test_multi_scale_is_the_mean_over_scales_and_mirrors(cifar: Classifier) -> None:
+def test_multi_scale_is_the_mean_over_scales_and_flips(cifar: Classifier) -> None:
     pixels = images(48, 60)
     explicit = []
     for size in ([32, 40], [40, 50], [48, 60]):
@@ -99,14 +99,14 @@ def test_multi_scale_is_the_mean_over_scales_and_mirrors(cifar: Classifier) -> N
 
 
 @pytest.mark.parametrize("view", ["ten_crop", "multi_scale"])
-def test_a_mirrored_image_gets_the_same_probabilities(cifar: Classifier, view: View) -> None:
+def test_flipped_image_has_the_same_probabilities(cifar: Classifier, view: View) -> None:
     pixels = images(40, 40)
     found = predict([cifar], pixels, view, 32, 40)
     torch.testing.assert_close(found, predict([cifar], pixels.flip(3), view, 32, 40))
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_an_ensemble_is_the_mean_of_its_members(cifar: Classifier, view: View) -> None:
+def test_ensemble_is_the_mean_of_its_models(cifar: Classifier, view: View) -> None:
     other, pixels = classifier("cifar_resnet8", mean=30.0), images(40, 40)
     one, two = (predict([model], pixels, view, 32, 40) for model in (cifar, other))
     assert (one - two).abs().max() > 1e-3
@@ -122,6 +122,6 @@ def test_probabilities_are_float32_under_autocast(cifar: Classifier, view: View)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
 
 
-def test_a_scale_smaller_than_the_crop_is_reported(cifar: Classifier) -> None:
+def test_scale_smaller_than_the_crop_is_an_error(cifar: Classifier) -> None:
     with pytest.raises(UserError, match=r"evaluation.scales: .*evaluation.crop \(32\), got 24"):
         predict([cifar], images(40, 40), "multi_scale", 24, 40)

@@ -6,7 +6,7 @@ from backbones.classification.visualize import draw_confusion, draw_prediction
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 7), (300, 400)])
-def test_a_prediction_is_written_above_the_image(size: tuple[int, int]) -> None:
+def test_prediction_is_written_above_the_image(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
     names = ["cat", "ñandú", "a name of more than thirty characters"]
     drawings = []
@@ -24,7 +24,7 @@ def test_a_prediction_is_written_above_the_image(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a", "a name of more than thirty characters"])
-def test_cells_are_drawn_darker_the_larger_their_share(name: str) -> None:
+def test_cells_with_a_larger_share_are_darker(name: str) -> None:
     drawing = draw_confusion(np.array([[300, 100, 0], [0, 0, 0], [1, 1, 1]]), [name, "b", "c"])
     height, width, _ = drawing.shape
     assert max(height, width) < 600

@@ -72,7 +72,7 @@ ONE_VALUE = {
 
 @pytest.mark.parametrize(("task", "overrides"), ONE_VALUE.values(), ids=ONE_VALUE)
 def test_a_norm_of_one_value_is_refused(task: str, overrides: list[str]) -> None:
-    with pytest.raises(UserError, match="expected more than one value a channel") as caught:
+    with pytest.raises(UserError, match="expected more than one value per channel") as caught:
         check(config_of(task, *overrides))
     assert "loop.batch_size" in str(caught.value)
     assert "norm=group" in str(caught.value)

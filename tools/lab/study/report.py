@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from backbones.classification.model import build_network
-from backbones.curves import panels_of, save_figure
+from backbones.plots import make_panels, save_figure
 from engine.checkpoint import prepare_output
 from engine.files import write_file
 from engine.log import RunLog
@@ -275,7 +275,7 @@ def _draw_curves(rows: Sequence[Row], path: Path) -> None:
 
     Only the first finished run of each network is drawn.
     """
-    figure, panels = panels_of(2, columns=2, size=5.0)
+    figure, panels = make_panels(2, columns=2, size=5.0)
     plain, residual = panels
     for row in rows:
         axes = plain if "plain" in row.network else residual

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.structures import LabelledBatch
-from backbones.classification.trained import load_trained
-from backbones.curves import panels_of, save_figure
+from backbones.classification.load_and_export import load_trained
+from backbones.classification.structures import ClassificationBatch
+from backbones.plots import make_panels, save_figure
 from engine.distributed import pick_device
 from engine.loader import BatchPart, SampleKey, read_batches
 
@@ -43,7 +43,7 @@ def measure_responses(
     loaded_batches = read_batches(
         data, plan, config=task.config.loader, device=place, substitute=False
     )
-    batches = (each.batch for each in loaded_batches if isinstance(each.batch, LabelledBatch))
+    batches = (each.batch for each in loaded_batches if isinstance(each.batch, ClassificationBatch))
     pixels = (task.model.normalize(batch.pixels) for batch in batches)
     return response_deviations(task.model, pixels)
 
@@ -85,7 +85,7 @@ def draw_responses(deviations: Mapping[str, Mapping[str, float]], path: Path) ->
         deviations: network -> layer -> deviation; networks may differ in their number of layers.
         path: PNG file to write.
     """
-    figure, panels = panels_of(2, columns=1, size=6.0)
+    figure, panels = make_panels(2, columns=1, size=6.0)
     in_order, by_size = panels
     for network, layers in deviations.items():
         values = list(layers.values())

@@ -16,7 +16,7 @@ import torch
 
 from backbones.classification.config import SCHEMAS, ClassificationConfig
 from backbones.classification.task import ClassificationTask
-from backbones.curves import write_curves
+from backbones.plots import plot_training_curves
 from engine.checkpoint import prepare_output
 from engine.config import load_config
 from engine.distributed import pick_device
@@ -105,7 +105,7 @@ def train_run(run: Run, *, device: str | None = None) -> None:
         return task
 
     train_or_resume(run, make_task, device=device)
-    write_curves(run.folder)
+    plot_training_curves(run.folder)
 
 
 def measure(run: Run) -> Measurement:

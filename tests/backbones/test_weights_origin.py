@@ -1,6 +1,6 @@
 import pytest
 
-from backbones.file_kinds import DETECTRON2_DETECTOR, MMDETECTION, OURS, TORCHVISION, kind_of
+from backbones.weights_origin import DETECTRON2_DETECTOR, MMDETECTION, OURS, TORCHVISION, origin_of
 
 LOGITS = "roi_heads.box_predictor.cls_score.weight"
 
@@ -9,7 +9,7 @@ LOGITS = "roi_heads.box_predictor.cls_score.weight"
     ("names", "expected"),
     [
         ([], "a file without tensors"),
-        (["w"], "a network that is not known here"),
+        (["w"], "an unknown network"),
         (
             ["backbone.conv1.weight", "box_predictor.class_logits.bias"],
             OURS,
@@ -37,6 +37,6 @@ LOGITS = "roi_heads.box_predictor.cls_score.weight"
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_file_is_told_by_its_names(names: list[str], expected: str) -> None:
-    assert kind_of(names) == expected
-    assert kind_of(reversed(names)) == expected
+def test_origin_is_found_by_tensor_names(names: list[str], expected: str) -> None:
+    assert origin_of(names) == expected
+    assert origin_of(reversed(names)) == expected

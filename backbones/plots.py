@@ -1,6 +1,7 @@
-"""Curves of a run, and figures of panels, as PNG files; the user of matplotlib for all rooms.
+"""Plots with matplotlib: training curves of a run, and figures with several panels, as PNG files.
 
-It is imported when the first figure is drawn: a training does that seconds or days after its start.
+No other module imports matplotlib. It is imported only when the first figure is drawn, because a
+training draws its first one seconds or days after its start.
 """
 
 import math
@@ -23,8 +24,10 @@ _LOSSES = ("loss", "rpn", "roi", "mask", "class")
 
 
 @contextmanager
-def curves_at_the_end(run_dir: Path, *, is_main: bool) -> Iterator[None]:
-    """Draw a run's curves when its training ends, in whatever way, if it logged anything.
+def plot_when_training_ends(run_dir: Path, *, is_main: bool) -> Iterator[None]:
+    """Plot a run's curves when its training ends, also by an error, if it logged anything.
+
+    A failure to plot is logged and raises nothing.
 
     Args:
         run_dir: the run folder.
@@ -36,32 +39,33 @@ def curves_at_the_end(run_dir: Path, *, is_main: bool) -> Iterator[None]:
         yield
     finally:
         after = status_of(logged)
+        # an unchanged metrics.jsonl: this training logged nothing
         if is_main and after is not None and (before is None or before[:] != after[:]):
             try:
-                write_curves(run_dir)
+                plot_training_curves(run_dir)
             except (OSError, UserError) as error:
                 log = RunLog(None, is_main=True)
                 log.note(f"{run_dir / 'curves.png'}: cannot be written: {error}")
 
 
-def write_curves(run_dir: Path) -> Path:
-    """Draw what a run folder's metrics.jsonl holds: losses, learning rate and scores over steps.
+def plot_training_curves(run_dir: Path) -> Path:
+    """Plot the losses, learning rate and scores in a run folder's metrics.jsonl, over steps.
 
     Returns:
-        the image, `curves.png` in the run folder.
+        path of the plot, `curves.png` in the run folder.
 
     Raises:
         UserError: metrics.jsonl cannot be read.
-        OSError: the image cannot be written.
+        OSError: the plot cannot be written.
     """
     records, _ = read_metrics(run_dir / METRICS_FILE)
     trained = [record for record in records if record["kind"] == "train"]
     scored = [record for record in records if record["kind"] == "eval"]
-    figure, (losses, rate, scores) = panels_of(3, columns=3, size=4.0)
+    figure, (losses, rate, scores) = make_panels(3, columns=3, size=4.0)
     names = [name for name in _keys(trained) if name.startswith(_LOSSES)]
-    _draw(losses, trained, names, title="losses")
-    _draw(rate, trained, ["lr"], title="learning rate")
-    _draw(scores, scored, [name for name in _SCORES if name in _keys(scored)], title="scores")
+    _plot(losses, trained, names, title="losses")
+    _plot(rate, trained, ["lr"], title="learning rate")
+    _plot(scores, scored, [name for name in _SCORES if name in _keys(scored)], title="scores")
     for axes in (losses, rate, scores):
         axes.set_xlabel("step")
     path = run_dir / "curves.png"
@@ -73,13 +77,14 @@ def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record))
 
 
-def _draw(
+def _plot(
     axes: "Axes", records: Sequence[dict[str, Any]], names: Sequence[str], *, title: str
 ) -> None:
     steps = [record["step"] for record in records]
     marker = "o" if len(steps) < 20 else ""
     for name in names:
-        values = [record.get(name) for record in records]  # null: a number that does not exist
+        # None: the record has no such key, or null for a number that does not exist (NaN)
+        values = [record.get(name) for record in records]
         numbers = [math.nan if value is None else value for value in values]
         axes.plot(steps, numbers, label=name, linewidth=1.2, marker=marker, markersize=3)
     axes.set_title(title)
@@ -87,10 +92,13 @@ def _draw(
         axes.legend()
 
 
-def panels_of(
+def make_panels(
     count: int, *, columns: int = _COLUMNS, size: float = 2.0
 ) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its `count` panels of `size` inches; pyplot would keep every figure."""
+    """Return a figure and its `count` panels of `size` inches each.
+
+    It does not use pyplot, which would keep every figure in memory.
+    """
     from matplotlib.figure import Figure
 
     columns = min(columns, max(count, 3))

@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.mixing import erase, mix, shift_and_mirror, smooth_targets
+from backbones.classification.batch_transforms import (
+    mixup_cutmix,
+    pad_crop_flip,
+    random_erase,
+    smooth_targets,
+)
 from tests.reference import classification as reference
 
 
@@ -17,24 +22,24 @@ def one_hot(count: int, num_classes: int = 4) -> Tensor:
     return torch.eye(num_classes)[torch.arange(count) % num_classes]
 
 
-def beta_draws(alpha: float, count: int) -> Tensor:
-    """Mixup's shares, seen in the targets of a batch whose halves are of different classes."""
+def mixing_ratios(alpha: float, count: int) -> Tensor:
+    """Return mixup's ratios, read from the targets of a batch with one class in each half."""
     x, targets = torch.zeros(count, 3, 1, 1), torch.eye(2).repeat_interleave(count // 2, dim=0)
-    _, mixed = mix(x, targets, torch.arange(count), mixup_alpha=alpha, cutmix_alpha=0.0)
+    _, mixed = mixup_cutmix(x, targets, torch.arange(count), mixup_alpha=alpha, cutmix_alpha=0.0)
     return (mixed * targets).sum(dim=1)
 
 
 @pytest.mark.parametrize(("crop", "size", "num_places"), [(None, (5, 7), 25), (6, (6, 6), 24)])
-def test_shifts_and_mirrors_are_those_of_the_reference_and_all_occur(
+def test_crops_and_flips_equal_the_reference_and_all_occur(
     crop: int | None, size: tuple[int, int], num_places: int
 ) -> None:
     pixels, seeds = noise(1500, 5, 7), torch.arange(1500)
-    found = shift_and_mirror(pixels, seeds, pad=2, flip_prob=0.5, crop=crop)
+    found = pad_crop_flip(pixels, seeds, pad=2, flip_prob=0.5, crop=crop)
     assert found.dtype == torch.uint8
     assert found.shape == (1500, 3, *size)
     places: Counter[tuple[int, int, bool]] = Counter()
     for image, result in zip(pixels.numpy(), found.numpy(), strict=True):
-        cuts = reference.shifted(image, 2, size)
+        cuts = reference.all_crops(image, 2, size)
         places.update(key for key, cut in cuts if np.array_equal(cut, result))
     assert places.total() == 1500
     assert len(places) == 2 * num_places
@@ -42,9 +47,9 @@ def test_shifts_and_mirrors_are_those_of_the_reference_and_all_occur(
 
 
 @pytest.mark.parametrize("flip_prob", [0.0, 0.25, 1.0])
-def test_mirrors_occur_as_often_as_asked(flip_prob: float) -> None:
+def test_flips_occur_with_the_given_probability(flip_prob: float) -> None:
     pixels = noise(2000, 1, 4)
-    found = shift_and_mirror(pixels, torch.arange(2000), pad=0, flip_prob=flip_prob)
+    found = pad_crop_flip(pixels, torch.arange(2000), pad=0, flip_prob=flip_prob)
     is_same, is_mirrored = (
         (found == other).flatten(1).all(dim=1) for other in (pixels, pixels.flip(3))
     )
@@ -52,16 +57,14 @@ def test_mirrors_occur_as_often_as_asked(flip_prob: float) -> None:
     assert is_mirrored.float().mean().item() == pytest.approx(flip_prob, abs=0.03)
 
 
-def test_nothing_to_shift_or_mirror_returns_the_pixels() -> None:
+def test_without_shift_and_flip_pixels_are_unchanged() -> None:
     pixels = noise(3)
-    torch.testing.assert_close(
-        shift_and_mirror(pixels, torch.arange(3), pad=0, flip_prob=0.0), pixels
-    )
+    torch.testing.assert_close(pad_crop_flip(pixels, torch.arange(3), pad=0, flip_prob=0.0), pixels)
 
 
-def test_erased_rectangles_have_the_sizes_of_the_paper() -> None:
+def test_erased_rectangles_have_the_papers_sizes() -> None:
     x = torch.ones(400, 3, 64, 48)
-    holes = (erase(x, torch.arange(400), prob=1.0) == 0).numpy()
+    holes = (random_erase(x, torch.arange(400), prob=1.0) == 0).numpy()
     areas, aspects = [], []
     for hole in holes:
         assert (hole == hole[0]).all()
@@ -77,23 +80,25 @@ def test_erased_rectangles_have_the_sizes_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.3])
-def test_erasing_leaves_the_other_images_alone(prob: float) -> None:
+def test_erasing_does_not_change_the_other_images(prob: float) -> None:
     x = torch.randn(1000, 3, 8, 8)
-    found = erase(x, torch.arange(1000), prob=prob)
+    found = random_erase(x, torch.arange(1000), prob=prob)
     is_erased = (found != x).flatten(1).any(dim=1)
     assert is_erased.float().mean().item() == pytest.approx(prob, abs=0.05)
     assert (found[found != x] == 0).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 30)])
-def test_erasing_tiny_images_leaves_a_rectangle_inside(size: tuple[int, int]) -> None:
-    found = erase(torch.ones(50, 3, *size), torch.arange(50), prob=1.0)
+def test_erased_rectangle_fits_into_tiny_images(size: tuple[int, int]) -> None:
+    found = random_erase(torch.ones(50, 3, *size), torch.arange(50), prob=1.0)
     assert (found == 0).flatten(1).any(dim=1).all()
 
 
-def test_mixup_blends_each_image_with_one_of_the_other_half() -> None:
+def test_mixup_blends_each_image_with_one_from_the_other_half() -> None:
     x, targets = torch.randn(6, 3, 4, 5), one_hot(6)
-    mixed, mixed_targets = mix(x, targets, torch.arange(6), mixup_alpha=1.0, cutmix_alpha=0.0)
+    mixed, mixed_targets = mixup_cutmix(
+        x, targets, torch.arange(6), mixup_alpha=1.0, cutmix_alpha=0.0
+    )
     for i in range(6):
         share = mixed_targets[i, i % 4]
         assert 0 < share < 1
@@ -103,9 +108,11 @@ def test_mixup_blends_each_image_with_one_of_the_other_half() -> None:
         )
 
 
-def test_cutmix_pastes_a_rectangle_of_one_of_the_other_half() -> None:
+def test_cutmix_pastes_a_rectangle_from_the_other_half() -> None:
     x, targets = torch.randn(198, 3, 16, 12), one_hot(198)
-    mixed, mixed_targets = mix(x, targets, torch.arange(198), mixup_alpha=0.0, cutmix_alpha=1.0)
+    mixed, mixed_targets = mixup_cutmix(
+        x, targets, torch.arange(198), mixup_alpha=0.0, cutmix_alpha=1.0
+    )
     areas = []
     for i in range(198):
         pasted = (mixed[i] == x[i - 99]).all(dim=0)
@@ -117,13 +124,14 @@ def test_cutmix_pastes_a_rectangle_of_one_of_the_other_half() -> None:
         torch.testing.assert_close(
             mixed_targets[i], share * targets[i] + (1 - share) * targets[i - 99]
         )
-    # a side of share s keeps s - s**2 / 4 within the border; the mean of its square at s**2 uniform
+    # A side with share s of the image has s - s**2 / 4 inside the border on average. This is the
+    # mean of its square for uniform s**2.
     assert np.mean(areas) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.07)
 
 
 def test_with_both_on_half_of_the_images_get_each() -> None:
     x = torch.arange(1000.0)[:, None, None, None].expand(-1, 3, 8, 8)
-    mixed, _ = mix(x, one_hot(1000), torch.arange(1000), mixup_alpha=1.0, cutmix_alpha=1.0)
+    mixed, _ = mixup_cutmix(x, one_hot(1000), torch.arange(1000), mixup_alpha=1.0, cutmix_alpha=1.0)
     is_cut = ((mixed == x) | (mixed == x.roll(500, 0))).flatten(1).all(dim=1)
     assert is_cut.float().mean().item() == pytest.approx(0.5, abs=0.05)
 
@@ -131,36 +139,38 @@ def test_with_both_on_half_of_the_images_get_each() -> None:
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
 def test_targets_keep_their_sum(mixup: float, cutmix: float) -> None:
     x, targets = torch.randn(64, 3, 8, 8), smooth_targets(torch.arange(64) % 5, 5, 0.1)
-    mixed, found = mix(x, targets, torch.arange(64), mixup_alpha=mixup, cutmix_alpha=cutmix)
+    mixed, found = mixup_cutmix(
+        x, targets, torch.arange(64), mixup_alpha=mixup, cutmix_alpha=cutmix
+    )
     assert mixed.shape == x.shape
     torch.testing.assert_close(found.sum(dim=1), torch.ones(64))
     assert (found >= 0).all()
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_mixing_one_image_changes_nothing(mixup: float, cutmix: float) -> None:
+def test_batch_of_one_image_is_not_mixed(mixup: float, cutmix: float) -> None:
     x, targets, seeds = torch.randn(1, 3, 8, 8), one_hot(1), torch.tensor([5])
-    mixed = mix(x, targets, seeds, mixup_alpha=mixup, cutmix_alpha=cutmix)
+    mixed = mixup_cutmix(x, targets, seeds, mixup_alpha=mixup, cutmix_alpha=cutmix)
     torch.testing.assert_close(mixed, (x, targets))
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.2, 0.5, 1.0, 3.0, 50.0])
-def test_shares_are_drawn_from_the_beta_distribution(alpha: float) -> None:
-    draws = beta_draws(alpha, 20_000).double()
-    assert draws.isfinite().all()
-    assert 0 <= draws.min() <= draws.max() <= 1
+def test_mixing_ratios_follow_the_beta_distribution(alpha: float) -> None:
+    ratios = mixing_ratios(alpha, 20_000).double()
+    assert ratios.isfinite().all()
+    assert 0 <= ratios.min() <= ratios.max() <= 1
     deviation = (1 / (4 * (2 * alpha + 1))) ** 0.5  # of Beta(alpha, alpha)
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.03 * deviation)
-    assert draws.std().item() == pytest.approx(deviation, rel=0.03)
+    assert ratios.mean().item() == pytest.approx(0.5, abs=0.03 * deviation)
+    assert ratios.std().item() == pytest.approx(deviation, rel=0.03)
     theirs = torch.from_numpy(np.random.default_rng(0).beta(alpha, alpha, 20_000))
     for level in torch.linspace(0.01, 0.99, 50):
-        below, expected = ((values < level).double().mean().item() for values in (draws, theirs))
+        below, expected = ((values < level).double().mean().item() for values in (ratios, theirs))
         assert below == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("num_classes", [1, 3, 10])
-def test_smooth_targets_are_those_of_torch(num_classes: int, smoothing: float) -> None:
+def test_smooth_targets_equal_torchs(num_classes: int, smoothing: float) -> None:
     logits, labels = torch.randn(6, num_classes), torch.randint(num_classes, (6,))
     found = smooth_targets(labels, num_classes, smoothing)
     torch.testing.assert_close(
@@ -171,28 +181,28 @@ def test_smooth_targets_are_those_of_torch(num_classes: int, smoothing: float) -
 
 
 def augment(pixels: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Every operation once, in the order of a training step."""
-    x = shift_and_mirror(pixels, seeds, pad=4, flip_prob=0.5).float() / 255
+    """Apply every operation once, in the order of a training step."""
+    x = pad_crop_flip(pixels, seeds, pad=4, flip_prob=0.5).float() / 255
     targets = smooth_targets(labels, 5, 0.1)
-    x, targets = mix(x, targets, seeds, mixup_alpha=0.2, cutmix_alpha=1.0)
-    return erase(x, seeds, prob=0.5), targets
+    x, targets = mixup_cutmix(x, targets, seeds, mixup_alpha=0.2, cutmix_alpha=1.0)
+    return random_erase(x, seeds, prob=0.5), targets
 
 
-def test_the_same_seeds_give_the_same_and_others_something_else() -> None:
+def test_augmentation_depends_on_the_seeds() -> None:
     pixels, labels, seeds = noise(8), torch.arange(8) % 5, torch.arange(8)
     first = augment(pixels, labels, seeds)
     torch.testing.assert_close(augment(pixels, labels, seeds), first, rtol=0, atol=0)
     assert not torch.equal(augment(pixels, labels, seeds + 1)[0], first[0])
 
 
-def test_a_image_draws_the_same_whatever_its_neighbours() -> None:
+def test_augmentation_does_not_depend_on_other_images_in_the_batch() -> None:
     pixels, seeds, order = noise(32), torch.arange(32), torch.randperm(32)
-    found = shift_and_mirror(pixels, seeds, pad=4, flip_prob=0.5)
-    permuted = shift_and_mirror(pixels[order], seeds[order], pad=4, flip_prob=0.5)
+    found = pad_crop_flip(pixels, seeds, pad=4, flip_prob=0.5)
+    permuted = pad_crop_flip(pixels[order], seeds[order], pad=4, flip_prob=0.5)
     torch.testing.assert_close(permuted, found[order])
     x = pixels.float()
     torch.testing.assert_close(
-        erase(x[order], seeds[order], prob=0.5), erase(x, seeds, prob=0.5)[order]
+        random_erase(x[order], seeds[order], prob=0.5), random_erase(x, seeds, prob=0.5)[order]
     )
 
 

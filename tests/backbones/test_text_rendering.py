@@ -4,22 +4,28 @@ import cv2
 import numpy as np
 import pytest
 
-from backbones.lettering import by_opencv, by_pillow, drawable, lettering, write
+from backbones.text_rendering import (
+    drawable_text,
+    paste_text,
+    render_text,
+    render_with_opencv,
+    render_with_pillow,
+)
 
 HAS_FONTS = hasattr(cv2, "FontFace")
 
 
 @pytest.mark.skipif(not HAS_FONTS, reason="OpenCV 4 has no fonts")
 @pytest.mark.parametrize("text", ["cat", "ñandú", "猫", "カメラ", "고양이", "кот", "γάτα", "a?"])
-def test_scripts_that_opencv_draws(text: str) -> None:
-    assert drawable(text) == text
-    assert not np.array_equal(lettering(text, 20), lettering("?" * len(text), 20))
+def test_scripts_drawn_by_opencv(text: str) -> None:
+    assert drawable_text(text) == text
+    assert not np.array_equal(render_text(text, 20), render_text("?" * len(text), 20))
 
 
 @pytest.mark.skipif(not HAS_FONTS, reason="OpenCV 4 has no fonts")
-def test_what_is_written_from_the_right_is_drawn_from_the_right() -> None:
-    assert drawable("שלום cat قطة 0.5") == "םולש cat ةطق 0.5"
-    assert drawable("שלום עולם") == "שלום עולם"[::-1]
+def test_right_to_left_text_is_reversed() -> None:
+    assert drawable_text("שלום cat قطة 0.5") == "םולש cat ةطق 0.5"
+    assert drawable_text("שלום עולם") == "שלום עולם"[::-1]
 
 
 @pytest.mark.parametrize(
@@ -34,21 +40,23 @@ def test_what_is_written_from_the_right_is_drawn_from_the_right() -> None:
     ],
     ids=ascii,
 )
-def test_what_cannot_be_drawn_is_an_escape(text: str, expected: str) -> None:
-    assert drawable(text) == expected
-    assert lettering(text, 20).any() == bool(text)
+def test_characters_that_cannot_be_drawn_become_escapes(text: str, expected: str) -> None:
+    assert drawable_text(text) == expected
+    assert render_text(text, 20).any() == bool(text)
 
 
 @pytest.mark.parametrize("text", ["हिन्दी", "ไทย", "😀"])
-def test_no_name_is_drawn_as_question_marks(text: str) -> None:
-    drawn = drawable(text)
+def test_missing_glyphs_are_not_question_marks(text: str) -> None:
+    drawn = drawable_text(text)
     assert "?" not in drawn
     assert drawn in (text, text.encode("unicode_escape").decode())
 
 
-@pytest.mark.parametrize("render", [by_opencv, by_pillow])
-def test_both_ways_draw_a_line_of_one_height(render: Callable[[str, int], np.ndarray]) -> None:
-    if render is by_opencv and not HAS_FONTS:
+@pytest.mark.parametrize("render", [render_with_opencv, render_with_pillow])
+def test_both_renderers_draw_lines_of_equal_height(
+    render: Callable[[str, int], np.ndarray],
+) -> None:
+    if render is render_with_opencv and not HAS_FONTS:
         pytest.skip("OpenCV 4 has no fonts")
     for height in (10, 25):
         lines = [render(text, height) for text in ("", "x", "gjQ 0.92")]
@@ -60,11 +68,11 @@ def test_both_ways_draw_a_line_of_one_height(render: Callable[[str, int], np.nda
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (-20, -5), (30, 10), (39, 19), (99, 99), (-999, 0)])
-def test_writing_is_cut_at_the_edges(corner: tuple[int, int]) -> None:
+def test_text_is_clipped_at_the_edges(corner: tuple[int, int]) -> None:
     wide = np.full((220, 440, 3), 255, np.uint8)
-    line = lettering("a name", 20)
+    line = render_text("a name", 20)
     left, top = corner[0] + 200, corner[1] + 100
-    write(wide, line, (left, top), (0, 0, 0))
+    paste_text(wide, line, (left, top), (0, 0, 0))
     canvas = np.full((20, 40, 3), 255, np.uint8)
-    write(canvas, line, corner, (0, 0, 0))
+    paste_text(canvas, line, corner, (0, 0, 0))
     np.testing.assert_array_equal(canvas, wide[100:120, 200:240])

@@ -1,4 +1,4 @@
-"""curves.png: what it draws, and that it is drawn however a training ends."""
+"""Training curves in curves.png: contents, and plotting when a training ends or fails."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backbones import curves
-from backbones.curves import curves_at_the_end, write_curves
+from backbones import plots
+from backbones.plots import plot_training_curves, plot_when_training_ends
 
 PNG = b"\x89PNG"
 
@@ -22,27 +22,27 @@ def log_something(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(text + '{"kind": "tr')
 
 
-def test_losses_and_scores_of_masks_are_drawn(
+def test_losses_and_scores_of_masks_are_plotted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_something(tmp_path)
     drawn = {}
-    keep = curves._draw
+    keep = plots._plot
     monkeypatch.setattr(
-        curves,
-        "_draw",
+        plots,
+        "_plot",
         lambda axes, records, names, title: (
             drawn.update({title: list(names)}) or keep(axes, records, names, title=title)
         ),
     )
-    assert write_curves(tmp_path).read_bytes().startswith(PNG)
+    assert plot_training_curves(tmp_path).read_bytes().startswith(PNG)
     assert drawn["losses"] == ["loss", "mask"]
     assert drawn["scores"] == ["ap", "mask_ap"]
 
 
-def test_curves_are_drawn_after_an_interruption(tmp_path: Path) -> None:
+def test_curves_are_plotted_after_an_interruption(tmp_path: Path) -> None:
     def train() -> None:
-        with curves_at_the_end(tmp_path, is_main=True):
+        with plot_when_training_ends(tmp_path, is_main=True):
             log_something(tmp_path)
             raise KeyboardInterrupt
 
@@ -51,19 +51,22 @@ def test_curves_are_drawn_after_an_interruption(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_a_start_that_logs_nothing_draws_nothing(tmp_path: Path) -> None:
+def test_training_that_logged_nothing_plots_nothing(tmp_path: Path) -> None:
     log_something(tmp_path)
-    with pytest.raises(ValueError, match="bad data"), curves_at_the_end(tmp_path, is_main=True):
+    with (
+        pytest.raises(ValueError, match="bad data"),
+        plot_when_training_ends(tmp_path, is_main=True),
+    ):
         raise ValueError("bad data")
-    with curves_at_the_end(tmp_path / "nothing", is_main=True):
+    with plot_when_training_ends(tmp_path / "nothing", is_main=True):
         pass
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_curves_that_cannot_be_written_end_nothing(
+def test_failure_to_write_the_plot_is_not_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "curves.png").symlink_to("/dev/full")
-    with curves_at_the_end(tmp_path, is_main=True):
+    with plot_when_training_ends(tmp_path, is_main=True):
         log_something(tmp_path)
     assert "curves.png: cannot be written: " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a run leaves: read it back, score an ensemble of such, write the backbone for detectors."""
+"""Loading of trained classifiers and ensembles, and export of a backbone for detectors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from backbones.classification.config import SCHEMAS, ClassificationConfig
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.task import ClassificationTask, build_classifier
-from backbones.metadata import class_names_of, config_of, writing_nothing
-from backbones.weights import build_loaded, listing
+from backbones.metadata import read_class_names, read_saved_config, without_writes
+from backbones.weights import build_and_load, listing
 from engine.checkpoint import read_trained_weights, write_safetensors
 from engine.distributed import pick_device
 from engine.errors import UserError
@@ -26,15 +26,16 @@ from engine.run_folder import WEIGHTS_FILE
 
 
 def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
-    """Read one classifier, or several as an ensemble whose probabilities are averaged.
+    """Load one classifier, or several as an ensemble with averaged probabilities.
 
     Args:
-        paths: run folders, checkpoints or .safetensors files, at least one. Data and testing are as
-            the first one's config says.
-        overrides: `a.b.c=value`, changes to each config.
+        paths: run folders, checkpoints or .safetensors files, at least one. The first one's config
+            gives the data and the test-time views.
+        overrides: `a.b.c=value` changes to each config.
 
     Raises:
-        UserError: a file is missing, damaged, no classifier's, or of other classes than the first.
+        UserError: a file is missing, damaged or not a classifier's, or its classes differ from the
+            first one's.
     """
     tasks = [_load(path, overrides) for path in paths]
     first, *rest = tasks
@@ -50,12 +51,14 @@ def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
     file, state, metadata = read_trained_weights(path)
     for key in ("config", "class_names"):
         if key not in metadata:
-            raise UserError(f"{file}: expected a classifier's {key} beside its weights, got none")
-    config = config_of(metadata, overrides, schemas=SCHEMAS, kind=ClassificationConfig, source=file)
-    names = class_names_of(metadata, source=file)
+            raise UserError(f"{file}: expected a classifier's {key} in the metadata, got none")
+    config = read_saved_config(
+        metadata, overrides, schemas=SCHEMAS, kind=ClassificationConfig, source=file
+    )
+    names = read_class_names(metadata, source=file)
     build = partial(build_classifier, config, num_classes=len(names))
-    model = build_loaded(build, state, path=file)
-    return ClassificationTask(writing_nothing(config, overrides), model.eval(), names)
+    model = build_and_load(build, state, path=file)
+    return ClassificationTask(without_writes(config, overrides), model.eval(), names)
 
 
 def export_backbone(
@@ -63,47 +66,48 @@ def export_backbone(
 ) -> None:
     """Write `backbone.safetensors` for `model.backbone.weights`: the network without its `fc`.
 
-    Its batch-norm statistics are computed anew when the config says so; a detector that freezes
-    them then has those of the final weights. model.safetensors stays as it is, and so does a file
-    that was made after it.
+    If the config says so, the batch-norm statistics are recomputed first, so that a detector with
+    frozen norms uses statistics of the final weights. model.safetensors is not changed. A
+    backbone.safetensors newer than model.safetensors is kept.
 
     Args:
         output: the folder of a finished run.
-        metrics: its accuracy, kept beside the weights with class names, pixels and recipe.
-        device: as `--device`; None picks a GPU when there is one.
+        metrics: the run's accuracy, stored in the metadata with class names, pixel normalisation
+            and config.
+        device: as `--device`; None chooses a GPU if there is one.
 
     Raises:
-        UserError: the run has not finished, or its training images are gone.
+        UserError: the run has not finished, or its training images are missing.
     """
     log = RunLog(None, is_main=True)
     path = output / "backbone.safetensors"
     if _is_newer(path, output / WEIGHTS_FILE):
-        log.note(f"{path}: made from these weights already")
+        log.note(f"{path}: already made from these weights")
         return
     task = load_trained([output])
     export = task.config.export
     if export.recompute_norms and task.config.model.backbone.norm == "batch":
         task.model.to(pick_device(device))
-        count = recompute_norms(task, limit=export.num_images)
-        log.note(f"batch-norm statistics computed anew over {count} training images")
+        count = recompute_batch_norm(task, limit=export.num_images)
+        log.note(f"batch-norm statistics recomputed over {count} training images")
     state = task.model.backbone.state_dict()
     kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    scores = {name: value for name, value in metrics.items() if "/" not in name}
+    scores = {name: value for name, value in metrics.items() if "/" not in name}  # not per class
     write_safetensors(path, kept, {**task.metadata(), "metrics": json.dumps(scores)})
     log.note(f"backbone for detectors: {path}")
 
 
 def _is_newer(path: Path, source: Path) -> bool:
-    made, read = status_of(path), status_of(source)
-    return made is not None and read is not None and made.st_mtime_ns > read.st_mtime_ns
+    ours, theirs = status_of(path), status_of(source)
+    return ours is not None and theirs is not None and ours.st_mtime_ns > theirs.st_mtime_ns
 
 
 @torch.no_grad()
-def recompute_norms(task: ClassificationTask, *, limit: int) -> int:
-    """Replace the moving statistics of batch norm by means over training images (section 3.4).
+def recompute_batch_norm(task: ClassificationTask, *, limit: int) -> int:
+    """Replace batch norm's moving averages by means over training images (section 3.4).
 
-    Whole training batches are used, so that each counts the same; images are cut and mirrored as
-    in training, but neither mixed nor erased, since detectors see whole images.
+    Only full batches are used, so that all have the same weight. Images are cropped and flipped as
+    in training, but not mixed or erased, because detectors see unmixed images.
 
     Returns:
         The number of images: at most `limit`, but at least one batch.
@@ -118,7 +122,7 @@ def recompute_norms(task: ClassificationTask, *, limit: int) -> int:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's way to ask for the plain mean over batches
+        norm.momentum = None  # in torch, None means the plain mean over batches
     was_training = model.training
     model.train()
     loaded_batches = read_batches(
@@ -126,7 +130,7 @@ def recompute_norms(task: ClassificationTask, *, limit: int) -> int:
     )
     for loaded in loaded_batches:
         with autocast(device, loop.precision):
-            model(task.training_pixels(cast(LabelledBatch, loaded.batch)))
+            model(task.training_pixels(cast(ClassificationBatch, loaded.batch)))
     model.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

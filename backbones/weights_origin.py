@@ -1,19 +1,20 @@
-"""Whose a file of weights is, told by the names of its tensors: for messages to those who mix them.
+"""Origin of a weights file (torchvision, detectron2, mmdetection, ...), found by tensor names.
 
-Detectors of several projects share names with torchvision's; the most telling names come first.
+The origin makes error messages helpful when a user loads the wrong file. Detectors of several
+projects share tensor names with torchvision's, so the most specific names come first.
 """
 
 import re
 from collections.abc import Iterable
 
-OURS, TORCHVISION = "a detector of ours", "torchvision's Faster or Mask R-CNN with FPN"
+OURS, TORCHVISION = "a resdet detector", "torchvision's Faster or Mask R-CNN with FPN"
 DETECTRON2_DETECTOR = "a detectron2 detector"
 MMDETECTION = "an mmdetection detector"
 CLASSIFIER = "a classifier"
-UNKNOWN, EMPTY = "a network that is not known here", "a file without tensors"
+UNKNOWN, EMPTY = "an unknown network", "a file without tensors"
 
-# What a name begins with, and what holds a tensor of that name.
-_KINDS: tuple[tuple[str, str], ...] = (
+# Pairs of (pattern that matches the beginning of a tensor name, origin of a file with such a name).
+_ORIGINS: tuple[tuple[str, str], ...] = (
     (r"(box_predictor\.class_logits|rpn_head\.objectness)\.", OURS),
     (r"backbone\.(bottom_up|stem|res[2-5])\.|proposal_generator\.", DETECTRON2_DETECTOR),
     (r"roi_heads\.(res5\.|box_predictor\.\d+\.)", DETECTRON2_DETECTOR),
@@ -38,12 +39,12 @@ _KINDS: tuple[tuple[str, str], ...] = (
 )
 
 
-def kind_of(names: Iterable[str]) -> str:
-    """Return whose network has tensors of these names, such as "a detectron2 detector"."""
+def origin_of(names: Iterable[str]) -> str:
+    """Return the kind of network that has tensors of these names: "a detectron2 detector"."""
     names = list(names)
     if not names:
         return EMPTY
-    for pattern, kind in _KINDS:
+    for pattern, origin in _ORIGINS:
         if any(re.match(pattern, name) for name in names):
-            return kind
+            return origin
     return UNKNOWN
