@@ -36,6 +36,8 @@ class World:
 def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     """Join the processes that torchrun started (its environment variables), and leave at the end.
 
+    From then on a process that computes on a CPU keeps the memory that it frees (engine.memory).
+
     Args:
         device: `cpu`, `cuda` or `cuda:N`; none takes `cuda` when there is one. With several
             processes each takes the GPU of its local rank.
@@ -48,6 +50,8 @@ def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
+    if own.type == "cpu":
+        keep_freed_memory()
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if size == 1:
@@ -158,8 +162,6 @@ def barrier() -> None:
 def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torch.device:
     """Return the device that `--device` names, or a GPU when there is one.
 
-    From then on a process that computes on a CPU keeps the memory that it frees (engine.memory).
-
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None.
         local_rank: place of this process among those of its machine.
@@ -174,7 +176,6 @@ def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torc
     except RuntimeError as error:
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}") from error
     if device.type == "cpu":
-        keep_freed_memory()
         return device
     if device.type != "cuda":
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}")

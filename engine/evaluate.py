@@ -20,6 +20,7 @@ from engine.distributed import (
 )
 from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
+from engine.kernels import kernels_note
 from engine.loader import Delivery, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.precision import autocast
@@ -55,6 +56,7 @@ def evaluate(
         if output is not None and here.is_main:
             prepare_output(output)
         log = RunLog(None, is_main=here.is_main)
+        log.note(kernels_note())
         task.model.to(here.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
         try:
             result = run_evaluation(task, config, here, log, output=output)

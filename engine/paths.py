@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from engine.errors import UserError
 
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # Windows has one
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -122,7 +123,7 @@ def open_file(path: Path | str) -> Iterator[BinaryIO]:
     Raises:
         UserError: there is no such file, it is of another kind, or it cannot be read.
     """
-    with _explained(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+    with _explained(path), open(os.open(path, _READ), "rb") as file:  # noqa: PTH123
         kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
         if kind != stat.S_IFREG:
             raise UserError(f"{path}: expected a file, got {_KINDS.get(kind, 'something else')}")

@@ -3,10 +3,11 @@
 torch's DataLoader starts them. What it leaves open is closed here: a signal to the process group
 ends the readers before their parent can stop in order; a reader that dies raises in the middle of
 whatever the parent does; one that is stopped, or finds /dev/shm full, is waited for for ever.
+
+Reader processes need Linux or macOS; on Windows loader.workers=0 reads without them.
 """
 
 import contextlib
-import ctypes
 import errno
 import gc
 import io
@@ -27,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine.errors import ReadingError, UserError
-from engine.memory import keep_freed_memory
+from engine.memory import c_library, keep_freed_memory
 from engine.schema import LoaderConfig
 
 Request = TypeVar("Request")
@@ -161,9 +162,9 @@ def _start_reader(_number: int) -> None:
     """Leave signals to the parent, and end when it does, even when this process is stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)  # see _signals_held
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _held())  # see _signals_held
+    libc = c_library()
+    if libc is not None and hasattr(libc, "prctl"):
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it ended before that was asked for
@@ -171,7 +172,9 @@ def _start_reader(_number: int) -> None:
     keep_freed_memory(keep=False)  # there are many of them, and images of many sizes
 
 
-_HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+def _held() -> set[signal.Signals]:
+    """Return the signals that wait while readers start."""
+    return {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
 @contextlib.contextmanager
@@ -181,7 +184,7 @@ def _signals_held() -> Iterator[None]:
     torch's handler of SIGCHLD is taken back: it raises wherever the main process is when a reader
     dies, in the middle of a step or of writing a checkpoint. `_fault` finds dead readers.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _held())
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Linear layers, on a CPU in float32 by oneDNN.
+"""Linear layer, by oneDNN on a CPU in float32.
 
 N rows, C columns in, D out.
 """
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from backbones.kernels.conv_relu import onednn_may_take
+from engine.kernels import kernels_kind
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`; the state dict is the same."""
+    """`nn.Linear` that calls `linear`; same state dict."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., D)."""
@@ -24,15 +25,17 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ weight.T + bias, (..., D).
 
-    torch gives float32 products on a CPU to MKL, which on an AMD processor reaches less than half
-    of what oneDNN does there: a twentieth of a training step of R50-FPN (docs/LOG.md; on others not
-    measured). In bfloat16 torch itself asks oneDNN.
+    The fast body runs on a CPU in float32. torch itself calls MKL there, which on an AMD processor
+    reaches less than half of oneDNN's speed: a twentieth of a training step of R50-FPN
+    (docs/LOG.md; measured on an AMD processor only). In bfloat16 torch itself calls oneDNN.
 
     Args:
         x: (..., C).
         weight: (D, C).
         bias: (D,).
     """
+    if kernels_kind() == "reference":
+        return F.linear(x, weight, bias)
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not (float32 and onednn_may_take(x)):
         return F.linear(x, weight, bias)
@@ -59,6 +62,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight and bias."""
+        # y = x @ weight.T, so grad_x = grad @ weight and grad_weight = grad.T @ x
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (

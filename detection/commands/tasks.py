@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
+from backbones.images import quiet_opencv
 from backbones.metadata import require_demo, writing_nothing
 from backbones.start_checks import check_frozen
 from detection.config import DetectionConfig
@@ -42,7 +43,11 @@ def check_weights(config: RunConfig) -> None:
 
 
 def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | ClassificationTask":
-    """Make the task that a config asks for, ready to train; the demo's pictures are drawn first."""
+    """Make the task that a config asks for, ready to train; the demo's pictures are drawn first.
+
+    From then on OpenCV neither threads nor logs in this process.
+    """
+    quiet_opencv()
     if isinstance(config, ClassificationConfig):
         from backbones.classification.task import ClassificationTask
 
@@ -70,6 +75,7 @@ def load_task(
         UserError: a file is missing, damaged or foreign, an override is wrong, or the images are
             those of a demo that is not there.
     """
+    quiet_opencv()
     metadata = read_trained(paths[0])[2]
     kind = metadata.get("task", "")
     if kind != "classification" and len(paths) > 1:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detection.ops.bilinear import bilinear_taps
 from detection.ops.precision import at_least_float32
 from detection.ops.rle import encode_window
-from detection.ops.roi_pool import bilinear_taps
 
 _CHUNK_BYTES = 1 << 26  # of unpacked masks held at a time while they are cut
 _THRESHOLD = 0.5

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from detection.ops.nms import find_kernel, nms_keep
+from engine.kernels import warn_of_fallback
 from tests.conftest import REPOSITORY
 from tests.detection.ops.crowded_boxes import CASES, Batch, crowded
 
@@ -49,9 +50,16 @@ def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic(
     assert "fma.rn" not in assembly
 
 
-def test_where_it_cannot_be_made_that_is_said() -> None:
+def clear_caches() -> None:
     find_kernel.cache_clear()
-    with pytest.warns(UserWarning, match="NMS on the host, for which cpu has to wait"):
+    warn_of_fallback.cache_clear()
+
+
+def test_where_it_cannot_be_made_that_is_said() -> None:
+    clear_caches()
+    with pytest.warns(
+        UserWarning, match="NMS: the reference kernel runs, for which cpu has to wait"
+    ):
         assert find_kernel(torch.device("cpu")) is None
 
 
@@ -60,7 +68,7 @@ def fail_to_launch(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(triton.JITFunction, "run", launch)
-    find_kernel.cache_clear()
+    clear_caches()
 
 
 FAILURES = {
