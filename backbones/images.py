@@ -65,7 +65,7 @@ def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[s
         UserError: a folder cannot be read.
     """
     apart = resolved(apart_from) if apart_from else None
-    pictures: list[str] = []
+    images: list[str] = []
     num_others = 0
     waiting = [""]
     while waiting:
@@ -75,9 +75,9 @@ def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[s
         folders, files = list_folder(f"{folder}/{below}")
         waiting += [f"{below}{name}/" for name in folders]
         inside = [f"{below}{name}" for name in files if name.lower().endswith(SUFFIXES)]
-        pictures += inside
+        images += inside
         num_others += len(files) - len(inside)
-    return sorted(pictures), num_others
+    return sorted(images), num_others
 
 
 def list_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -177,7 +177,7 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
         pixels = None if pixels is None else pixels[..., ::-1]
     if pixels is None:
         got = f"a file that cannot be decoded{message and f' ({message})'}"
-        raise BadPictureError(f"{path}: expected a whole picture, got {got}")
+        raise BadPictureError(f"{path}: expected a whole image, got {got}")
     if is_jpeg and message and tells_damage(data, message):
         raise BadPictureError(f"{path}: expected a whole JPEG file, got a damaged one: {message}")
     if pixels.dtype not in (np.uint8, np.uint16, np.int16):
@@ -221,9 +221,9 @@ def _imdecode(data: bytes, path: str | Path, flags: int) -> tuple[np.ndarray | N
     try:
         pixels, message = with_messages(cv2.imdecode, np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
+        raise BadPictureError(f"{path}: expected an image: {error.err}") from error
     except MemoryError as error:
-        raise BadPictureError(f"{path}: expected a picture that memory holds") from error
+        raise BadPictureError(f"{path}: expected an image that fits into memory") from error
     return pixels, message and "; ".join(message.splitlines())
 
 

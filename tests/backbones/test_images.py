@@ -184,7 +184,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole picture"):
+    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole image"):
         read_image(path)
 
 

@@ -26,6 +26,7 @@ def make_tensors(
     return x, weight, torch.randn(7, dtype=dtype) if with_bias else None
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shape", [(5,), (), (2, 3), (0,)], ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -73,11 +74,12 @@ def test_gradients_of_rows_that_do_not_lie_one_after_the_other(kind: str) -> Non
     torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
-def test_a_cpu_in_float32_goes_by_onednn() -> None:
-    assert NAME in names_of(*make_tensors(5, dtype=torch.float32))
+def test_a_cpu_in_float32_goes_by_onednn_with_fast_kernels_alone(kernels: str) -> None:
+    called = NAME in names_of(*make_tensors(5, dtype=torch.float32))
+    assert called == (kernels == "fast" and torch.backends.mkldnn.is_available())
 
 
+@pytest.mark.usefixtures("fast_kernels")
 @pytest.mark.parametrize("name", ["float64", "empty", "autocast"])
 def test_what_onednn_is_not_asked_for_is_torchs(name: str) -> None:
     dtype = torch.float64 if name == "float64" else torch.float32

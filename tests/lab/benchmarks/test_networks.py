@@ -54,6 +54,7 @@ def test_detections_agree_until_a_weight_differs(case: Case) -> None:
         check_detections(task, peer, batch)
 
 
+@pytest.mark.usefixtures("fast_kernels")
 def test_operations_are_the_same_whether_convolutions_are_fused_or_not() -> None:
     batch = make_batch(1, size=SMALL_SIZE)
     counts, fused = [], []
