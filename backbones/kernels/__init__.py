@@ -1,1 +1,1 @@
-"""Operators with a fast and a reference body (engine.kernels): convolution, linear, mean, norm."""
+"""Operators with a fast and a reference body (engine.kernels): convolution, mean, norm."""

@@ -59,32 +59,27 @@ def add_relu(y: Tensor, add: Tensor | None) -> Tensor:
     return F.relu(y if add is None else y.add_(add), inplace=True)
 
 
-def onednn_may_take(x: Tensor) -> bool:
-    """Whether oneDNN's operators can take a tensor; False where torch compiles."""
+def _fuses(x: Tensor, add: Tensor | None) -> bool:
+    """Whether oneDNN takes a map on this device, of this size and layout, and is faster."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":  # the compiler fuses by itself
         return False
     if not _has_onednn():
-        warn_of_fallback("convolution and linear layers", "because this torch has no oneDNN")
+        warn_of_fallback("convolution with ReLU", "because this torch has no oneDNN")
         return False
-    return bool(torch.backends.mkldnn.enabled) and x.numel() > 0
+    return (
+        bool(torch.backends.mkldnn.enabled)
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
+        and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)
+    )
 
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether torch was built with oneDNN, and has the private operators that are called here."""
-    operators = ("_convolution_pointwise", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in operators
-    )
-
-
-def _fuses(x: Tensor, add: Tensor | None) -> bool:
-    """Whether oneDNN takes a map on this device, of this size and layout, and is faster."""
-    return (
-        onednn_may_take(x)
-        and x.is_contiguous(memory_format=torch.channels_last)
-        # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
-        and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)
+    """Whether torch was built with oneDNN, and has the private operator that is called here."""
+    return torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_convolution_pointwise"
     )
 
 
