@@ -74,6 +74,7 @@ class CocoDetection:
             on_bad_box=config.on_bad_box,
             need_boxes=training,
             need_masks=with_masks,
+            for_scoring=not training,
             cache_from=CACHED_BYTES if config.cache else None,
         )
         found = self.annotations
@@ -137,7 +138,7 @@ class CocoDetection:
         parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
         parts += [found.file_names.data, found.file_names.offsets]
         if self._with_masks:
-            masks = found.segmentations
+            masks = found.segmentations.in_float32()
             parts += [masks.coordinates, masks.part_offsets, masks.object_offsets]
             parts += [masks.run_lengths.data, masks.run_lengths.offsets]
         return digest_of(parts)
@@ -275,7 +276,7 @@ class CocoDetection:
             return np.zeros((0, *resized), np.bool_)
         annotations = self.annotations
         objects = annotations.objects_of(row)
-        rows = annotations.segmentation_idxs[objects].tolist()
+        rows = annotations.rows_in_file[objects].tolist()
         crowds = annotations.is_crowd[objects].tolist()
         height, width = annotations.sizes[row].tolist()
         return draw_masks(

@@ -20,7 +20,7 @@ from detection.data.dataset import CocoDetection
 from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
-from detection.evaluation.coco_files import Truth, read_truth
+from detection.evaluation.ground_truth import ground_truth_of
 from detection.losses import roi_loss, rpn_loss
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
@@ -31,7 +31,6 @@ from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
-from engine.distributed import is_main_process
 from engine.errors import UserError
 from engine.paths import resolved, status_of
 
@@ -65,7 +64,6 @@ class DetectionTask(nn.Module):
         self.class_names = classes.names
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
-        self._val_truth: Truth | None = None
         self._loaded: list[WeightsReport] = []
 
     @classmethod
@@ -239,7 +237,14 @@ class DetectionTask(nn.Module):
             path = self.config.data.val.annotations
             before = _state_of(path)
             try:
-                found = self._read_validation()
+                found = CocoDetection(
+                    self.config.data.val,
+                    config=self.config.data,
+                    training=False,
+                    classes=self.classes,
+                    with_masks=self.with_masks,
+                )
+                found.check_pictures()
             finally:
                 if _state_of(path) != before:
                     raise UserError(
@@ -249,31 +254,11 @@ class DetectionTask(nn.Module):
             self._val_data = found
         return self._val_data
 
-    def _read_validation(self) -> CocoDetection:
-        """Read the validation JSON: for the network, and on the main process for the evaluator."""
-        data = self.config.data
-        found = CocoDetection(
-            data.val,
-            config=data,
-            training=False,
-            classes=self.classes,
-            with_masks=self.with_masks,
-        )
-        found.check_pictures()
-        if is_main_process():  # the others do not score
-            self._val_truth = read_truth(
-                found.annotations.path,
-                kept_rows=found.annotations.segmentation_idxs.tolist(),
-                with_masks=self.with_masks,
-                need_objects=False,
-            )
-        return found
-
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
         """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
         data = self.val_data()
         return CocoEvaluator(
-            self._val_truth,
+            ground_truth_of(data.annotations, with_masks=self.with_masks),
             self.classes,
             data.image_ids.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",

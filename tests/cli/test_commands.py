@@ -72,7 +72,7 @@ def test_results_file_scores_as_its_run(site: Path, trained: Path, call: Call) -
     words = ["data.val.annotations=data/val.json", "--output", "scores"]
     outcome = call(eval_tool, "--results", results, *words)
     assert outcome.code == 0, outcome.err
-    assert "detections in 3 of 3 pictures" in outcome.out
+    assert "detections in 3 of 3 images" in outcome.out
     assert read_json(site / "scores" / "metrics.json") == read_json(trained / "metrics.json")
     before = sorted(site.rglob("*"))
     assert call(eval_tool, "--results", results, words[0]).code == 0
@@ -87,7 +87,7 @@ def test_all_annotated_images_are_scored(site: Path, call: Call, flag: tuple[str
     whole = call(eval_tool, *words, "all", *flag)
     assert "2 annotated images that the results do not name are scored as images" in whole.out
     named = call(eval_tool, *words, "named", "--named-images")
-    assert "2 annotated pictures that the results do not name are not scored" in named.out
+    assert "2 annotated images that the results do not name are not scored" in named.out
     scores = [read_json(site / name / "metrics.json") for name in ("all", "named")]
     assert [each["num_images"] for each in scores] == [3, 1]
     assert [each["ap"] for each in scores] == pytest.approx([0.5, 1.0])

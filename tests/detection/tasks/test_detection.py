@@ -169,16 +169,6 @@ def test_evaluations_score_against_what_was_read_at_the_start(
     assert expected["ap"] == 0
 
 
-def test_processes_that_do_not_score_keep_no_annotations(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    evaluator = build_task(tiny_config(root)).evaluator()
-    assert evaluator.state() == []
-    with pytest.raises(AssertionError, match="the main process scores"):
-        evaluator.compute([])
-
-
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_a_file_that_changes_while_it_is_read(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str | None
