@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from backbones.config import DemoConfig, NetworkConfig, ViewConfig, WindowConfig
-from engine.schema import Config, Fraction, PathText, RunConfig
+from engine.schema import BadInputPolicy, Config, Fraction, PathText, RunConfig
 
 NetworkKind = Literal[
     "resnet18",
@@ -52,7 +52,7 @@ class DataConfig(Config):
     """cifar: fetch the archive into `root` when it is not there."""
     holdout: NonNegativeInt = 0
     """cifar: training pictures set aside and validated on in place of the test pictures."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: BadInputPolicy = "error"
     """folder: a picture that cannot be decoded: stop, or skip it and count it."""
 
 

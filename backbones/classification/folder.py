@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from backbones.bad_images import error_for
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import LabelledBatch
 from backbones.classification.transforms import EvaluationView, TrainingView
@@ -28,8 +29,9 @@ from backbones.images import (
     read_size,
 )
 from engine.checksum import digest_of
-from engine.errors import SkippedSampleError, UserError
+from engine.errors import UserError
 from engine.paths import is_folder
+from engine.schema import BadInputPolicy
 
 NAMES_SHOWN = 10  # of the classes that a note is about
 
@@ -75,7 +77,7 @@ class FolderPictures:
         *,
         view: TrainingView | EvaluationView,
         class_names: Sequence[str] | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
+        on_bad_image: BadInputPolicy = "error",
     ) -> None:
         self._folder = folder
         self._view = view
@@ -167,9 +169,7 @@ class FolderPictures:
         try:
             pixels = self._view(read_file(path), path, seed=seed)
         except BadPictureError as error:
-            if self._on_bad_image == "skip":
-                raise SkippedSampleError(str(error)) from error
-            raise
+            raise error_for(error, self._on_bad_image) from error
         return LabelledPicture(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
     def frame(self, draws: Sequence[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from detection.data.packed import PackedBytes, Segmentations, mask_fault
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import Detections
 from engine.errors import UserError
+from engine.schema import BadInputPolicy
 
 BAD_AREA, NO_MASK = "area not finite or negative", "no readable mask"
 
@@ -125,7 +126,7 @@ def read_coco(
     path: str | Path,
     *,
     classes: ClassMap | None = None,
-    on_bad_box: Literal["error", "skip"] = "error",
+    on_bad_box: BadInputPolicy = "error",
     need_boxes: bool = True,
     need_masks: bool = False,
     for_scoring: bool = False,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones.bad_images import error_for
 from backbones.images import BadPictureError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
@@ -172,9 +173,7 @@ class CocoDetection:
         try:
             pixels = self._read(row)
         except BadPictureError as error:
-            if self._config.on_bad_image == "skip":
-                raise SkippedSampleError(str(error)) from error
-            raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
+            raise error_for(error, self._config.on_bad_image) from error
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]

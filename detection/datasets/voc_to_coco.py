@@ -28,9 +28,9 @@ from engine import paths
 from engine.errors import UserError
 from engine.files import write_file
 from engine.log import RunLog
+from engine.schema import BadInputPolicy
 
 BoxConvention = Literal["pixels", "corners"]
-Policy = Literal["error", "skip"]
 
 UNKNOWN_CLASS = "unknown class"
 PICTURE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
@@ -110,8 +110,8 @@ def convert(
     *,
     classes: Mapping[str, Category] | None,
     boxes: BoxConvention | None,
-    on_bad_box: Policy = "error",
-    on_bad_image: Policy = "error",
+    on_bad_box: BadInputPolicy = "error",
+    on_bad_image: BadInputPolicy = "error",
     log: RunLog | None = None,
 ) -> Conversion:
     """Make one COCO document of image sets.

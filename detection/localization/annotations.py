@@ -8,7 +8,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from detection.ops.boxes import xyxy_to_xywh
 from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
+from engine.schema import BadInputPolicy
 
-Policy = Literal["error", "skip"]
 UNREADABLE = "pictures that cannot be read left out"
 WITHOUT_BOX = "pictures without a good box left out"
 CUT = "boxes cut at the border of their picture"
@@ -88,7 +87,7 @@ class Gathering:
     root: Path
     class_names: Sequence[str]
     words: dict[str, str]
-    on_bad_box: Policy
+    on_bad_box: BadInputPolicy
     last_pixel: bool
     _paths: list[str] = field(default_factory=list, init=False)
     _labels: list[int] = field(default_factory=list, init=False)
@@ -136,7 +135,7 @@ class Gathering:
         """Enter a picture or box into the ledger."""
         self._ledger.setdefault(what, []).append(name)
 
-    def drop_images(self, faults: Mapping[str, str], policy: Policy) -> None:
+    def drop_images(self, faults: Mapping[str, str], policy: BadInputPolicy) -> None:
         """Enter images that were not taken into the ledger.
 
         Args:

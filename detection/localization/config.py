@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from backbones.config import DemoConfig, ViewConfig, WindowConfig
 from detection.config import BackboneConfig
-from engine.schema import Config, Fraction, PathText, PositiveFloats, RunConfig
+from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
 
@@ -24,9 +24,9 @@ class DataConfig(Config):
     """Folder that holds these."""
     demo: DemoConfig | None = None
     """tiny_imagenet: when set, drawn scenes are made in this layout under `demo.root`."""
-    on_bad_box: Literal["error", "skip"] = "skip"
+    on_bad_box: BadInputPolicy = "skip"
     """A box of no size or outside its picture: stop, or drop it and name it at the start."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: BadInputPolicy = "error"
     """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
     missing one stops in any case."""
 

@@ -13,11 +13,11 @@ from detection.datasets.voc_xml import BadXmlError, read_voc_xml
 from detection.localization.annotations import (
     BoxedPictures,
     Gathering,
-    Policy,
     read_words,
 )
 from engine.errors import UserError
 from engine.files import read_lines
+from engine.schema import BadInputPolicy
 
 LISTS = {"train": "train_loc", "val": "val"}
 """Of the training pictures 544,546 have boxes; train_loc.txt lists those."""
@@ -29,8 +29,8 @@ def read_ilsvrc(
     split: str,
     *,
     class_names: Sequence[str] | None = None,
-    on_bad_box: Policy,
-    on_bad_image: Policy = "error",
+    on_bad_box: BadInputPolicy,
+    on_bad_image: BadInputPolicy = "error",
 ) -> BoxedPictures:
     """Read one split.
 
