@@ -187,6 +187,10 @@ class RoIConfig(Config):
     max_detections: PositiveInt = 100
     """Detections for each picture."""
 
+    def resolution_with(self, neck: Literal["c4", "fpn"]) -> int:
+        """Return the side of the pooled map with a neck of this kind."""
+        return self.resolution or {"c4": 14, "fpn": 7}[neck]
+
     def fg_thresh_of(self, stage: int) -> float:
         """Return the IoU from which a box is foreground to a stage, 0 the first."""
         return (self.fg_iou_thresh, *self.later_fg_iou_thresh)[stage]

@@ -22,13 +22,12 @@ from backbones.weights import (
     network_metadata,
 )
 from detection.localization.classifier import ClassGuesser
-from detection.localization.config import EvaluationConfig, OneClassConfig
+from detection.localization.config import OneClassConfig
 from detection.localization.dataset import LocalizationPictures
 from detection.localization.evaluation import Localization, LocalizationEvaluator
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.start_checks import check_localizer
-from detection.localization.views import LocalizeSettings
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.visualize import draw_comparison
 from engine.checkpoint import find_trained, read_trained
@@ -209,16 +208,3 @@ class OneClassTask(nn.Module, ABC):
                 )
             )
         return drawn
-
-
-def view_settings(config: EvaluationConfig) -> LocalizeSettings:
-    """Return how pictures are tested, as plain values."""
-    return LocalizeSettings(
-        view=config.view,
-        crop=config.crop,
-        scales=config.scales,
-        mirror=config.mirror,
-        merge=config.merge,
-        vote_iou_thresh=config.vote_iou_thresh,
-        candidates=config.candidates,
-    )

@@ -4,7 +4,6 @@ B pictures of one class each, P proposals, S samples of a picture, T classes ask
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones.weights import listing
-from detection.localization.base_task import OneClassTask, view_settings
+from detection.localization.base_task import OneClassTask
 from detection.localization.build import build_region_classifier
 from detection.localization.config import LocalizationRegionsConfig, OneClassConfig
 from detection.localization.region_classifier import RegionClassifier
@@ -106,12 +105,12 @@ class LocalizationRegionsTask(OneClassTask):
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
-        settings = view_settings(self.config.evaluation)
+        config = self.config.evaluation
         found = []
         for label in classes.unbind(1):  # one after the other, so that memory holds one's regions
             proposals = self._propose(images, label, whole=False)
             boxes, scores = self._refine(images.pixels, proposals.boxes, label)
-            if settings.mirror:
+            if config.mirror:
                 width = images.pixels.shape[3]
                 regions = mirror_boxes(proposals.boxes, width)
                 again, again_scores = self._refine(images.pixels.flip(3), regions, label)
@@ -119,7 +118,7 @@ class LocalizationRegionsTask(OneClassTask):
                 scores = (scores + again_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
             scores = scores.masked_fill(~proposals.valid, 0.0)
-            found.append(merge_candidates(boxes, scores, settings=settings))
+            found.append(merge_candidates(boxes, scores, config=config))
         scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
         return boxes, torch.stack([score for _, score in found], dim=1)
@@ -143,16 +142,16 @@ class LocalizationRegionsTask(OneClassTask):
     def _propose(self, images: ImageBatch, label: Tensor, *, whole: bool) -> Proposals:
         """Return the first stage's proposals of a class; `whole`: one view of the whole picture."""
         config = self.config.model
-        settings = view_settings(self.config.evaluation)
-        settings = replace(settings, candidates=max(settings.candidates, config.num_proposals))
+        views = self.config.evaluation
+        changes: dict[str, object] = {"candidates": max(views.candidates, config.num_proposals)}
         if whole:
             side = min(images.pixels.shape[2:])
-            settings = replace(settings, view="dense", scales=(side,), mirror=False)
+            changes |= {"view": "dense", "scales": (side,), "mirror": False}
         return propose(
             self._first[0].to(images.pixels.device),
             images,
             label,
-            settings=settings,
+            config=views.model_copy(update=changes),
             nms_thresh=config.nms_thresh,
             count=config.num_proposals,
         )

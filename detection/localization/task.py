@@ -6,7 +6,7 @@ B pictures of one class each, N anchors, S samples of a picture, T classes asked
 import torch
 from torch import Tensor
 
-from detection.localization.base_task import OneClassTask, view_settings
+from detection.localization.base_task import OneClassTask
 from detection.localization.build import build_localizer
 from detection.localization.config import LocalizationConfig
 from detection.localization.localizer import Localizer
@@ -70,5 +70,4 @@ class LocalizationTask(OneClassTask):
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
-        settings = view_settings(self.config.evaluation)
-        return localize(self.model, images, classes, settings=settings)
+        return localize(self.model, images, classes, config=self.config.evaluation)

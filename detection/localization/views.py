@@ -7,37 +7,18 @@ differ, but no overlap does).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from backbones.classification.views import resize_short_side
+from detection.localization.config import EvaluationConfig
 from detection.localization.localizer import Localizer
 from detection.models.proposals import thin_out
 from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import box_area, box_iou, mirror_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
-
-
-@dataclass(frozen=True)
-class LocalizeSettings:
-    """How pictures are tested.
-
-    view: "center" is a square of `crop` pixels; "dense" the whole picture with each of `scales` as
-    its shorter side. mirror: every view also mirrored. merge: "best" takes the box of the highest
-    score, "vote" the mean, by score, of the `candidates` best of each view whose IoU with it is at
-    least `vote_iou_thresh`.
-    """
-
-    view: Literal["center", "dense"]
-    crop: int
-    scales: tuple[int, ...]
-    mirror: bool
-    merge: Literal["best", "vote"]
-    vote_iou_thresh: float
-    candidates: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,7 @@ class _View:
 
 @torch.no_grad()
 def localize(
-    model: Localizer, images: ImageBatch, classes: Tensor, *, settings: LocalizeSettings
+    model: Localizer, images: ImageBatch, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Find the box of each class that is asked for.
 
@@ -59,7 +40,7 @@ def localize(
         model: in evaluation mode.
         images: pictures of one shape, without padding.
         classes: (B, T) int64.
-        settings: views and merging.
+        config: views and merging.
 
     Returns:
         boxes (B, T, 4) xyxy in original pixels, scores (B, T) in [0, 1].
@@ -67,8 +48,8 @@ def localize(
     Raises:
         UserError: the pictures are smaller than the crop.
     """
-    boxes, scores = find_candidates(model, images.pixels, classes, settings=settings)
-    best, scores = merge_candidates(boxes, scores, settings=settings)
+    boxes, scores = find_candidates(model, images.pixels, classes, config=config)
+    best, scores = merge_candidates(boxes, scores, config=config)
     # Clipped as late as this: a mean of boxes each cut at the border would lie inside of it.
     return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
@@ -79,7 +60,7 @@ def propose(
     images: ImageBatch,
     classes: Tensor,
     *,
-    settings: LocalizeSettings,
+    config: EvaluationConfig,
     nms_thresh: float,
     count: int,
 ) -> Proposals:
@@ -89,11 +70,11 @@ def propose(
         model: in evaluation mode.
         images: pictures of one shape, without padding.
         classes: (B,) int64.
-        settings: views.
+        config: views.
         nms_thresh: IoU above which the lower-scored one goes.
         count: boxes for each picture, at most.
     """
-    boxes, scores = find_candidates(model, images.pixels, classes[:, None], settings=settings)
+    boxes, scores = find_candidates(model, images.pixels, classes[:, None], config=config)
     boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
     scores = scores[:, 0]
     one_group = torch.zeros_like(scores, dtype=torch.int64)
@@ -102,17 +83,17 @@ def propose(
 
 
 def find_candidates(
-    model: Localizer, pixels: Tensor, classes: Tensor, *, settings: LocalizeSettings
+    model: Localizer, pixels: Tensor, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Return the best boxes of all views and their scores, (B, T, M, 4) and (B, T, M).
 
     Boxes are in shares of the picture, and may reach beyond it.
     """
     found = []
-    for view in _views(pixels, settings):
-        for mirrored in (False, True) if settings.mirror else (False,):
+    for view in _views(pixels, config):
+        for mirrored in (False, True) if config.mirror else (False,):
             output = model(view.pixels.flip(3) if mirrored else view.pixels, classes)
-            count = min(settings.candidates, output.logits.shape[1])
+            count = min(config.candidates, output.logits.shape[1])
             logits, idxs = output.logits.transpose(1, 2).topk(count, dim=2)  # (B, T, M)
             deltas = output.deltas.transpose(1, 2)
             deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
@@ -122,15 +103,15 @@ def find_candidates(
 
 
 def merge_candidates(
-    boxes: Tensor, scores: Tensor, *, settings: LocalizeSettings
+    boxes: Tensor, scores: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Make one box of candidates (..., M, 4) with scores (..., M): (..., 4) and (...,)."""
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
-    if settings.merge == "vote":
+    if config.merge == "vote":
         overlaps = box_iou(chosen, boxes)[..., 0, :]
         # the best one always votes: an empty box overlaps not even itself
-        votes = (overlaps >= settings.vote_iou_thresh).scatter(-1, best, True)
+        votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
         weights = scores * votes
         weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) * votes
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -138,11 +119,11 @@ def merge_candidates(
     return chosen[..., 0, :], best_scores[..., 0]
 
 
-def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
+def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
     """Yield views one after the other, so that memory holds the activations of one."""
     height, width = pixels.shape[2:]
-    if settings.view == "center":
-        crop = settings.crop
+    if config.view == "center":
+        crop = config.crop
         if min(height, width) < crop:
             raise UserError(
                 f"evaluation.crop: expected at most the pictures' sides ({height} x {width}), "
@@ -152,7 +133,7 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
         centre = pixels[:, :, top : top + crop, left : left + crop]
         yield _View(centre, (left, top), (height, width))
         return
-    for scale in settings.scales:
+    for scale in config.scales:
         resized = resize_short_side(pixels, scale)
         yield _View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
 

@@ -22,8 +22,10 @@ from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
 from detection.evaluation.ground_truth import ground_truth_of
 from detection.losses import roi_loss, rpn_loss
+from detection.models.box_head import refine_boxes
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
+from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
 from detection.samples import Samples, SampleSettings, draw_samples, with_truth
@@ -112,13 +114,14 @@ class DetectionTask(nn.Module):
         with torch.no_grad():  # nothing flows through proposals; the losses ask for few anchors
             rpn = model.rpn(features, batch.images)
         losses = self._rpn_losses(features, self.sample_anchors(rpn, batch))
-        proposals = model.proposals(rpn, sizes, training=True)
+        proposals = make_proposals(rpn, sizes, config=self.config.model.rpn, training=True)
         rois = self.sample_rois(proposals, batch)
         regions = model.region_features(features, rois.boxes)
         class_logits, deltas = model.box_outputs(regions)
         losses |= self._roi_losses(class_logits, deltas, rois, batch)
         for stage in range(1, model.num_stages):
-            boxes = model.refine(class_logits, deltas, rois.boxes, sizes, stage=stage - 1)
+            weights = self.config.model.roi.box_weights_of(stage - 1)
+            boxes = refine_boxes(class_logits, deltas, rois.boxes, sizes, box_weights=weights)
             rois = self._match_again(boxes, rois.valid, batch, stage=stage)
             regions = model.region_features(features, rois.boxes)
             class_logits, deltas = model.box_outputs(regions, stage=stage)
