@@ -7,7 +7,6 @@ Pillow's.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -16,16 +15,15 @@ import torch
 from torch import Tensor
 
 from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
-from backbones.metadata import category_ids_of, class_names_of, config_of
-from backbones.weights import build_loaded
+from backbones.metadata import category_ids_of
+from backbones.trained_runs import read_run
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.transforms import resize, resized_size
-from detection.models.build import build_faster_rcnn
+from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
-from engine.checkpoint import read_trained
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.paths import exists, is_folder
@@ -56,24 +54,18 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     Raises:
         UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
     """
-    path, state, metadata = read_trained(Path(path))
-    for key in ("config", "class_names", "category_ids"):
-        if key not in metadata:
-            task = metadata.get("task", "none")
-            raise UserError(
-                f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
-            )
-    config = config_of(metadata, overrides, schemas=SCHEMAS, kind=DetectionConfig, source=path)
-    names = class_names_of(metadata, source=path)
-    classes = ClassMap(names, category_ids_of(metadata, count=len(names), source=path))
-    build = partial(
-        build_faster_rcnn,
-        config.model,
-        num_classes=len(classes),
-        size_divisor=config.data.size_divisor,
-        with_masks=config.task == "segmentation",
+    run = read_run(
+        Path(path),
+        overrides,
+        schemas=SCHEMAS,
+        kind=DetectionConfig,
+        build=build_detector,
+        needed=("category_ids",),
+        what="detector",
     )
-    return Trained(config, classes, build_loaded(build, state, path=path).eval())
+    names = run.class_names
+    ids = category_ids_of(run.metadata, count=len(names), source=run.path)
+    return Trained(run.config, ClassMap(names, ids), run.model)
 
 
 class Detector:

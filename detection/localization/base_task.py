@@ -6,7 +6,6 @@ B pictures, T classes asked for of one.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.metadata import class_names_of, config_of, numbers_of, writing_nothing
+from backbones.metadata import numbers_of, writing_nothing
+from backbones.trained_runs import read_run
 from backbones.weights import (
     WeightsReport,
-    build_loaded,
     load_configured_weights,
     network_metadata,
 )
@@ -30,8 +29,7 @@ from detection.localization.region_classifier import RegionClassifier
 from detection.localization.start_checks import check_localizer
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.visualize import draw_comparison
-from engine.checkpoint import find_trained, read_trained
-from engine.errors import UserError
+from engine.checkpoint import find_trained
 
 
 class OneClassTask(nn.Module, ABC):
@@ -107,18 +105,20 @@ class OneClassTask(nn.Module, ABC):
         Raises:
             UserError: it is missing, damaged or another task's, or an override is wrong.
         """
-        file, state, metadata = read_trained(path)
-        wanted, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
-        if got != wanted:
-            raise UserError(f"{file}: expected a run of task {wanted}, got {got}")
-        schemas = {wanted: cls.schema}
-        config = config_of(metadata, overrides, schemas=schemas, kind=cls.schema, source=file)
-        names = class_names_of(metadata, source=file)
-        mean_box = numbers_of(metadata, "mean_box", count=4, source=file)
-        build = partial(cls.build, config, num_classes=len(names))
-        model = build_loaded(build, state, path=file)
-        harmless = writing_nothing(config, overrides)
-        return cls(harmless, model.eval(), names, mean_box=mean_box)
+        task = cls.schema.model_fields["task"].default
+        run = read_run(
+            path,
+            overrides,
+            schemas={task: cls.schema},
+            kind=cls.schema,
+            build=lambda config, count: cls.build(config, num_classes=count),
+            task=task,
+            needed=("mean_box",),
+            what="localizer",
+        )
+        mean_box = numbers_of(run.metadata, "mean_box", count=4, source=run.path)
+        harmless = writing_nothing(run.config, overrides)
+        return cls(harmless, run.model, run.class_names, mean_box=mean_box)
 
     @abstractmethod
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
-from detection.config import BackboneConfig, ModelConfig
+from detection.config import BackboneConfig, DetectionConfig, ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
     BoxPredictor,
@@ -25,6 +25,16 @@ def build_backbone(config: BackboneConfig) -> ResNet:
     )
     backbone.freeze_stages(config.frozen_stages)
     return backbone
+
+
+def build_detector(config: DetectionConfig, num_classes: int) -> FasterRCNN:
+    """Build the network of a run's config with random weights; see `build_faster_rcnn`."""
+    return build_faster_rcnn(
+        config.model,
+        num_classes=num_classes,
+        size_divisor=config.data.size_divisor,
+        with_masks=config.task == "segmentation",
+    )
 
 
 def build_faster_rcnn(

@@ -23,7 +23,7 @@ from detection.evaluation.coco_engines import choose_engine
 from detection.evaluation.ground_truth import ground_truth_of
 from detection.losses import roi_loss, rpn_loss
 from detection.models.box_head import refine_boxes
-from detection.models.build import build_faster_rcnn
+from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
@@ -85,7 +85,9 @@ class DetectionTask(nn.Module):
             batch_size=config.loop.batch_size,
         )
         data.check_pictures()
-        task = cls(config, _random_model(config, data.classes), data.classes)
+        torch.manual_seed(config.seed)
+        model = build_detector(config, len(data.classes))
+        task = cls(config, model, data.classes)
         task._train_data = data
         found = task.val_data().annotations  # a mistake should show now, not after hours
         check_any(len(found.boxes), "to score against", found.path)
@@ -332,13 +334,3 @@ def make_demo_if_asked(config: DetectionConfig) -> None:
     splits = (config.data.train, config.data.val)
     if any(root in resolved(split.annotations).parents for split in splits):
         make_demo(demo)
-
-
-def _random_model(config: DetectionConfig, classes: ClassMap) -> FasterRCNN:
-    torch.manual_seed(config.seed)
-    return build_faster_rcnn(
-        config.model,
-        num_classes=len(classes.names),
-        size_divisor=config.data.size_divisor,
-        with_masks=config.task == "segmentation",
-    )
