@@ -15,7 +15,15 @@ from pydantic import (
 )
 
 from backbones.config import DemoConfig, NetworkConfig
-from engine.schema import Config, Fraction, PathText, PositiveFloats, PositiveInts, RunConfig
+from engine.schema import (
+    BadInputPolicy,
+    Config,
+    Fraction,
+    PathText,
+    PositiveFloats,
+    PositiveInts,
+    RunConfig,
+)
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
@@ -59,10 +67,10 @@ class DataConfig(Config):
     """Keep a packed copy beside a JSON of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
     """Train on pictures without objects."""
-    on_bad_box: Literal["error", "skip"] = "error"
+    on_bad_box: BadInputPolicy = "error"
     """An object whose box has no size, has NaN or lies outside its image, whose area is impossible,
     or, where masks are read, without a readable one: stop, or drop it and count it."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: BadInputPolicy = "error"
     """An image that is missing at the start, truncated, or of another size than annotated: stop, or
     skip and count it. One that goes missing later stops in any case."""
     augment: AugmentConfig = AugmentConfig()
@@ -178,6 +186,10 @@ class RoIConfig(Config):
     """IoU above which the lower-scored detection of a class goes."""
     max_detections: PositiveInt = 100
     """Detections for each picture."""
+
+    def resolution_with(self, neck: Literal["c4", "fpn"]) -> int:
+        """Return the side of the pooled map with a neck of this kind."""
+        return self.resolution or {"c4": 14, "fpn": 7}[neck]
 
     def fg_thresh_of(self, stage: int) -> float:
         """Return the IoU from which a box is foreground to a stage, 0 the first."""

@@ -7,7 +7,6 @@ Pillow's.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -16,16 +15,15 @@ import torch
 from torch import Tensor
 
 from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
-from backbones.metadata import read_category_ids, read_class_names, read_saved_config
-from backbones.weights import build_and_load
+from backbones.metadata import read_category_ids
+from backbones.trained_runs import read_run
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.transforms import resize, resized_size
-from detection.models.build import build_faster_rcnn
+from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
-from engine.checkpoint import read_trained_weights
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.kernels import kernels_kind
@@ -57,26 +55,18 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     Raises:
         UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
     """
-    path, state, metadata = read_trained_weights(Path(path))
-    for key in ("config", "class_names", "category_ids"):
-        if key not in metadata:
-            task = metadata.get("task", "none")
-            raise UserError(
-                f"{path}: expected a detector's {key} beside its weights, got none (task: {task})"
-            )
-    config = read_saved_config(
-        metadata, overrides, schemas=SCHEMAS, kind=DetectionConfig, source=path
+    run = read_run(
+        Path(path),
+        overrides,
+        schemas=SCHEMAS,
+        kind=DetectionConfig,
+        build=build_detector,
+        needed=("category_ids",),
+        what="detector",
     )
-    names = read_class_names(metadata, source=path)
-    classes = ClassMap(names, read_category_ids(metadata, count=len(names), source=path))
-    build = partial(
-        build_faster_rcnn,
-        config.model,
-        num_classes=len(classes),
-        size_divisor=config.data.size_divisor,
-        with_masks=config.task == "segmentation",
-    )
-    return Trained(config, classes, build_and_load(build, state, path=path).eval())
+    names = run.class_names
+    ids = read_category_ids(run.metadata, count=len(names), source=run.path)
+    return Trained(run.config, ClassMap(names, ids), run.model)
 
 
 class Detector:

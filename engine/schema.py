@@ -54,6 +54,8 @@ PathText = Annotated[str, AfterValidator(expanded_path)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+BadInputPolicy = Literal["error", "skip"]
+"""What bad data do: stop the run with one line that names them, or get skipped and counted."""
 Precision = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["fp32", "bf16", "auto"]
 

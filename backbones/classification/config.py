@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig, NetworkConfig
-from engine.schema import Config, Fraction, PathText, RunConfig
+from engine.schema import BadInputPolicy, Config, Fraction, PathText, RunConfig
 
 NetworkKind = Literal[
     "resnet18",
@@ -52,7 +52,7 @@ class DataConfig(Config):
     """cifar: download the archive into `root` if it is missing."""
     holdout: NonNegativeInt = 0
     """cifar: number of training images held out for validation, instead of the test images."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: BadInputPolicy = "error"
     """folder: stop at an image that cannot be decoded, or skip and count it."""
 
 

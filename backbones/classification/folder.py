@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from backbones.bad_images import error_for
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import EvaluationTransform, TrainingTransform
@@ -29,8 +30,9 @@ from backbones.images import (
     read_size,
 )
 from engine.checksum import digest_of
-from engine.errors import SkippedSampleError, UserError
+from engine.errors import UserError
 from engine.paths import is_folder
+from engine.schema import BadInputPolicy
 
 NAMES_SHOWN = 10  # class names listed in a note
 
@@ -76,7 +78,7 @@ class FolderDataset:
         *,
         transform: TrainingTransform | EvaluationTransform,
         class_names: Sequence[str] | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
+        on_bad_image: BadInputPolicy = "error",
     ) -> None:
         self._folder = folder
         self._transform = transform
@@ -169,9 +171,7 @@ class FolderDataset:
         try:
             pixels = self._transform(read_file(path), path, seed=seed)
         except BadPictureError as error:
-            if self._on_bad_image == "skip":
-                raise SkippedSampleError(str(error)) from error
-            raise
+            raise error_for(error, self._on_bad_image) from error
         return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -13,9 +12,10 @@ from torch import nn
 from backbones.classification.config import SCHEMAS, ClassificationConfig
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.task import ClassificationTask, build_classifier
-from backbones.metadata import read_class_names, read_saved_config, without_writes
-from backbones.weights import build_and_load, listing
-from engine.checkpoint import read_trained_weights, write_safetensors
+from backbones.metadata import without_writes
+from backbones.trained_runs import read_run
+from backbones.weights import listing
+from engine.checkpoint import write_safetensors
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
@@ -48,17 +48,15 @@ def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Classi
 
 
 def _load(path: Path, overrides: Sequence[str]) -> ClassificationTask:
-    file, state, metadata = read_trained_weights(path)
-    for key in ("config", "class_names"):
-        if key not in metadata:
-            raise UserError(f"{file}: expected a classifier's {key} in the metadata, got none")
-    config = read_saved_config(
-        metadata, overrides, schemas=SCHEMAS, kind=ClassificationConfig, source=file
+    run = read_run(
+        path,
+        overrides,
+        schemas=SCHEMAS,
+        kind=ClassificationConfig,
+        build=lambda config, count: build_classifier(config, num_classes=count),
+        what="classifier",
     )
-    names = read_class_names(metadata, source=file)
-    build = partial(build_classifier, config, num_classes=len(names))
-    model = build_and_load(build, state, path=file)
-    return ClassificationTask(without_writes(config, overrides), model.eval(), names)
+    return ClassificationTask(without_writes(run.config, overrides), run.model, run.class_names)
 
 
 def export_backbone(

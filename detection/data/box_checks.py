@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-
-from detection.ops.boxes import xywh_to_xyxy
 
 MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
@@ -49,7 +46,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         boxes=np.concatenate([block.boxes for block in blocks]),
         clipped=np.concatenate([block.clipped for block in blocks]),
         fits=fits,
-        fits_turned=fits if fits.all() else fit(_corners(xywh), sizes[:, ::-1]),
+        fits_turned=fits if fits.all() else fit(corners_of(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -60,7 +57,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     finite = _in_all_columns(np.isfinite(xywh))
     xywh = np.where(finite[:, None], xywh, 0.0)
-    raw = _corners(xywh)
+    raw = corners_of(xywh)
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
     excess = np.abs(raw - boxes)
     fits = fit(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
@@ -80,8 +77,10 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     )
 
 
-def _corners(xywh: np.ndarray) -> np.ndarray:
-    return xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
+def corners_of(xywh: np.ndarray) -> np.ndarray:
+    """Return boxes (M, 4) xyxy from xywh as in COCO's files."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told elsewhere
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -104,7 +103,7 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        turned = fit(_corners(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
+        turned = fit(corners_of(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
         hint = " (which it would with width and height swapped)" if turned else ""
         return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}{hint}"
     return f"bbox: expected finite numbers, got {shown}"
@@ -148,7 +147,7 @@ def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
             f"{outside:.0%} of the boxes reach outside their images, and none would as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
-    raw = _corners(xywh)
+    raw = corners_of(xywh)
     if np.mean(fit(raw, sizes)) < 0.7 and np.mean(fit(raw, sizes[:, ::-1])) > 0.99:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and hardly one would with"

@@ -35,7 +35,7 @@ from engine.files import write_atomically
 
 SUFFIX = ".resdet-cache"
 """Of the copy, after the JSON's own name."""
-FORMAT = "3"
+FORMAT = "4"
 """Another one where anything changes in what is stored or in what `read_tables` checks."""
 CACHED_BYTES = 20_000_000
 """Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""
@@ -44,9 +44,9 @@ _ABANDONED_AFTER_S = 3600
 
 COLUMNS = (
     *("ids", "image_ids", "category_ids", "xywh", "areas"),
-    *("is_crowd", "is_difficult", "is_ignored"),
+    *("is_crowd", "is_difficult", "is_ignored", "lacks_area", "lacks_iscrowd"),
 )
-COUNTS = ("filled_areas", "filled_iscrowds", "unreadable_masks", "dropped_mask_parts")
+COUNTS = ("unreadable_masks", "dropped_mask_parts")
 """Of `AnnotationTable`."""
 
 Arrays = Mapping[str, np.ndarray]
@@ -56,7 +56,7 @@ class _UnusableError(Exception):
     """A copy is there and cannot be used; says why."""
 
 
-def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
+def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, str] | None:
     """Return what `read_tables` does, from the packed copy; make the copy where there is none.
 
     A copy that is damaged or of another state of the file is made anew; one that cannot be written
@@ -65,6 +65,8 @@ def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
     Args:
         path: the JSON.
         cache_from: its size in bytes from which it has a copy.
+        exact: whether polygons are taken in float64; from a copy they come in float32 if not. The
+            copy has both.
 
     Returns:
         The tables, and what was done. None: the file is smaller, or cannot be read.
@@ -80,10 +82,10 @@ def read_cached(path: Path, cache_from: int) -> tuple[Tables, str] | None:
     stamp = _stamp_of(status)
     try:
         if _is_file(copy):
-            tables, old = _read_copy(copy, path, stamp)
+            tables, old = _read_copy(copy, path, stamp, exact=exact)
             note = f"read from its packed copy {copy}"
             if old["times"] != stamp["times"]:
-                note += _renew(copy, tables, stamp | {"sha256": old["sha256"]})
+                note += _renew(copy, path, stamp | {"sha256": old["sha256"]}, old)
             return tables, note
     except _UnusableError as reason:
         verb = f"made anew (it was {reason})"
@@ -117,9 +119,10 @@ def _digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _renew(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> str:
+def _renew(copy: Path, path: Path, stamp: Mapping[str, str], old: Mapping[str, str]) -> str:
     """Write the copy again, or each start would hash the file; return what to add to the note."""
     try:
+        tables, _ = _read_copy(copy, path, old, exact=True)
         _write_copy(copy, tables, stamp)
     except UserError as error:
         return f", hashed because its times are new, and will be again: {error}"
@@ -127,7 +130,7 @@ def _renew(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> str:
 
 
 def _read_copy(
-    copy: Path, path: Path, stamp: Mapping[str, str]
+    copy: Path, path: Path, stamp: Mapping[str, str], *, exact: bool
 ) -> tuple[Tables, Mapping[str, str]]:
     """Return the tables of `path`, and the copy's header, which may be of other times.
 
@@ -145,8 +148,9 @@ def _read_copy(
         # What outlives the checks of `read_coco` gets a mapping of its own, so that the pages of
         # the rest, and those that the sums have touched, leave memory with this one.
         _, kept = _open(copy)
+        columns = kept if exact else arrays
         numbers: dict[str, Any] = json.loads(about["counts"])
-        numbers |= {name: arrays[f"annotation.{name}"] for name in COLUMNS}
+        numbers |= {name: columns[f"annotation.{name}"] for name in COLUMNS}
         tables = Tables(
             categories=[(key, name) for key, name in json.loads(about["categories"])],
             images=ImageTable(
@@ -157,7 +161,7 @@ def _read_copy(
             annotations=AnnotationTable(
                 **numbers,
                 segmentations=Segmentations(
-                    coordinates=kept["segmentation.coordinates"],
+                    coordinates=kept[f"segmentation.{'exact_' if exact else ''}coordinates"],
                     part_offsets=kept["segmentation.part_offsets"],
                     object_offsets=kept["segmentation.object_offsets"],
                     run_lengths=PackedBytes(
@@ -179,7 +183,8 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
         "image.names": images.names.data,
         "image.name_offsets": images.names.offsets,
         "image.sizes": images.sizes,
-        "segmentation.coordinates": segmentations.coordinates,
+        "segmentation.exact_coordinates": segmentations.coordinates,
+        "segmentation.coordinates": segmentations.in_float32().coordinates,
         "segmentation.part_offsets": segmentations.part_offsets,
         "segmentation.object_offsets": segmentations.object_offsets,
         "segmentation.run_lengths": segmentations.run_lengths.data,

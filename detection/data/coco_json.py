@@ -183,23 +183,38 @@ def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The `images` of a file, as in `Annotations`."""
+    """The `images` of a file: ids (N,) int64, names N in UTF-8, sizes (N, 2) (height, width).
+
+    Where names or sizes were not asked for, an image may lack a name (empty), and has size (0, 0).
+    """
 
     ids: np.ndarray
     names: PackedBytes
     sizes: np.ndarray
 
 
-def read_images(entries: list[dict[str, Any]], path: Path) -> ImageTable:
-    """Check and pack `images`; UserError names the first bad entry."""
+def read_images(
+    entries: list[dict[str, Any]], path: Path, *, need_names: bool = True, need_sizes: bool = True
+) -> ImageTable:
+    """Check `images` and put them into arrays; UserError names the first bad entry.
+
+    Args:
+        entries: of the file.
+        path: the file.
+        need_names: whether each image must have a `file_name`; messages call it by its id if not.
+        need_sizes: whether sizes are read.
+    """
     ids, sizes, names = array("q"), array("q"), []
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
-        name = name_of(entry, "file_name", where)
-        where = f"{path}: image {shown(name)}"
+        name = entry.get("file_name")
+        if need_names:
+            name = name_of(entry, "file_name", where)
+            where = f"{path}: image {shown(name)}"
         ids.append(int_of(entry, "id", where))
-        sizes.extend(size_of(entry, where))
-        names.append(name.encode())
+        size_from = where if need_names else f"{path}: image {ids[-1]}"
+        sizes.extend(size_of(entry, size_from) if need_sizes else (0, 0))
+        names.append(name.encode() if isinstance(name, str) and _is_text(name) else b"")
     if not ids:
         raise UserError(f"{path}: images: expected at least one, got none")
     images = ImageTable(
@@ -213,7 +228,11 @@ def read_images(entries: list[dict[str, Any]], path: Path) -> ImageTable:
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """The `annotations` of a file in its order: (M,) arrays, xywh (M, 4) float64."""
+    """The `annotations` of a file in its order: (M,) arrays, xywh (M, 4) float64.
+
+    areas: float64; that of the box where the file has none, as `lacks_area` says. is_crowd: False
+    where the file does not say, as `lacks_iscrowd` says.
+    """
 
     ids: np.ndarray
     image_ids: np.ndarray
@@ -223,8 +242,8 @@ class AnnotationTable:
     is_crowd: np.ndarray
     is_difficult: np.ndarray
     is_ignored: np.ndarray
-    filled_areas: int
-    filled_iscrowds: int
+    lacks_area: np.ndarray
+    lacks_iscrowd: np.ndarray
     unreadable_masks: int
     dropped_mask_parts: int
     segmentations: Segmentations
@@ -241,9 +260,9 @@ def read_annotations(
         sizes: (height, width) by image id; an RLE of an image without one is unreadable.
     """
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
-    xywh, areas = array("d"), array("f")
+    xywh, areas = array("d"), array("d")
     is_crowd, is_difficult, is_ignored = array("b"), array("b"), array("b")
-    filled_areas = filled_iscrowds = 0
+    lacks_area, lacks_iscrowd = array("b"), array("b")
     packer = SegmentationPacker()
     for position, entry in enumerate(entries):
         ids.append(int_of(entry, "id", f"{path}: annotations[{position}]"))
@@ -255,8 +274,8 @@ def read_annotations(
         area, crowd = entry.get("area"), _flag_of(entry, "iscrowd", where)
         if area is not None and not is_number(area):
             raise UserError(f"{where}: area: expected a number, got {area!r:.60}")
-        filled_areas += area is None
-        filled_iscrowds += crowd is None
+        lacks_area.append(area is None)
+        lacks_iscrowd.append(crowd is None)
         areas.append(box[2] * box[3] if area is None else area)
         is_crowd.append(crowd or 0)
         is_difficult.append(_flag_of(entry, "difficult", where) or 0)
@@ -267,12 +286,12 @@ def read_annotations(
         image_ids=np.frombuffer(image_ids, np.int64),
         category_ids=np.frombuffer(category_ids, np.int64),
         xywh=np.frombuffer(xywh, np.float64).reshape(-1, 4),
-        areas=np.frombuffer(areas, np.float32),
+        areas=np.frombuffer(areas, np.float64),
         is_crowd=np.frombuffer(is_crowd, np.bool_),
         is_difficult=np.frombuffer(is_difficult, np.bool_),
         is_ignored=np.frombuffer(is_ignored, np.bool_),
-        filled_areas=filled_areas,
-        filled_iscrowds=filled_iscrowds,
+        lacks_area=np.frombuffer(lacks_area, np.bool_),
+        lacks_iscrowd=np.frombuffer(lacks_iscrowd, np.bool_),
         unreadable_masks=packer.num_unreadable,
         dropped_mask_parts=packer.num_dropped_parts,
         segmentations=packer.pack(),
@@ -291,11 +310,17 @@ class Tables:
 
 
 @without_garbage_collection()
-def read_tables(path: Path) -> Tables:
-    """Parse, check and pack the file at `path`; UserError says what is wrong, and where."""
+def read_tables(path: Path, *, need_names: bool = True, need_sizes: bool = True) -> Tables:
+    """Parse and check the file at `path`; UserError says what is wrong, and where.
+
+    Args:
+        path: the file.
+        need_names: as for `read_images`.
+        need_sizes: as for `read_images`; without sizes, run lengths count as unreadable.
+    """
     document = parse_coco(path)
     categories = read_categories(document["categories"], path)
-    images = read_images(document["images"], path)
+    images = read_images(document["images"], path, need_names=need_names, need_sizes=need_sizes)
     sizes = dict(zip(images.ids.tolist(), images.sizes.tolist(), strict=True))
     return Tables(categories, images, read_annotations(document["annotations"], path, sizes=sizes))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones.bad_images import error_for
 from backbones.images import BadPictureError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
@@ -74,6 +75,7 @@ class CocoDetection:
             on_bad_box=config.on_bad_box,
             need_boxes=training,
             need_masks=with_masks,
+            for_scoring=not training,
             cache_from=CACHED_BYTES if config.cache else None,
         )
         found = self.annotations
@@ -137,7 +139,7 @@ class CocoDetection:
         parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
         parts += [found.file_names.data, found.file_names.offsets]
         if self._with_masks:
-            masks = found.segmentations
+            masks = found.segmentations.in_float32()
             parts += [masks.coordinates, masks.part_offsets, masks.object_offsets]
             parts += [masks.run_lengths.data, masks.run_lengths.offsets]
         return digest_of(parts)
@@ -171,9 +173,7 @@ class CocoDetection:
         try:
             pixels = self._read(row)
         except BadPictureError as error:
-            if self._config.on_bad_image == "skip":
-                raise SkippedSampleError(str(error)) from error
-            raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
+            raise error_for(error, self._config.on_bad_image) from error
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
@@ -279,7 +279,7 @@ class CocoDetection:
             return np.zeros((0, *resized), np.bool_)
         annotations = self.annotations
         objects = annotations.objects_of(row)
-        rows = annotations.segmentation_idxs[objects].tolist()
+        rows = annotations.rows_in_file[objects].tolist()
         crowds = annotations.is_crowd[objects].tolist()
         height, width = annotations.sizes[row].tolist()
         return draw_masks(

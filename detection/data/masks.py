@@ -44,7 +44,9 @@ def _draw(
     if not code:  # polygons, drawn where they lie after the resize
         scale = np.array([resized[1] / size[1], resized[0] / size[0]])
         polygons = [
-            (part.reshape(-1, 2) * scale).ravel().tolist() for part in segmentations.polygons(index)
+            # float32 whether the file was read for scoring or not, so that masks are the same
+            (part.astype(np.float32).reshape(-1, 2) * scale).ravel().tolist()
+            for part in segmentations.polygons(index)
         ]
         parts = coco_mask.frPyObjects(polygons, *resized)
         return np.asarray(coco_mask.decode(coco_mask.merge(parts)), np.bool_)

@@ -8,7 +8,7 @@ objects make the memory of workers grow over an epoch.
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class PackedBytes:
 class Segmentations:
     """COCO's `segmentation` values in the order of the file: polygons, run lengths, or nothing.
 
-    coordinates: (total,) float32 x y x y ..., original pixels. part_offsets: (parts + 1,) int64,
+    coordinates: (total,) x y x y ..., original pixels; float64 as in the file, or float32, which
+    takes half the memory. part_offsets: (parts + 1,) int64,
     where each polygon starts in them. object_offsets: (M + 1,) int64, where each object's polygons
     start in `part_offsets`. run_lengths: M of COCO's compressed counts, empty for polygons.
     """
@@ -66,10 +67,14 @@ class Segmentations:
         return len(self.object_offsets) - 1
 
     def polygons(self, index: int) -> list[np.ndarray]:
-        """Return the polygons of object `index`, each (2 * points,) float32; none for an RLE."""
+        """Return the polygons of object `index`, each (2 * points,); none for an RLE."""
         first, last = self.object_offsets[index : index + 2]
         bounds = self.part_offsets[first : last + 1]
         return [self.coordinates[a:b] for a, b in pairwise(bounds)]
+
+    def in_float32(self) -> "Segmentations":
+        """Return the same with coordinates in float32."""
+        return replace(self, coordinates=self.coordinates.astype(np.float32, copy=False))
 
     @property
     def are_there(self) -> np.ndarray:
@@ -78,18 +83,13 @@ class Segmentations:
         return there
 
 
-def good_polygons(polygons: Iterable[Any]) -> list[Any]:
-    """Return the parts of a polygon mask that are polygons near their image, as they are.
+def _part_of(polygon: Any) -> "array[float] | None":
+    """Return the coordinates of a polygon of three points or more; None: it is none.
 
     pycocotools would take a part of four numbers for a box.
     """
-    return [polygon for polygon in polygons if _part_of(polygon) is not None]
-
-
-def _part_of(polygon: Any) -> "array[float] | None":
-    """Return the coordinates of a polygon of three points or more; None: it is none."""
     try:
-        part = array("f", polygon)
+        part = array("d", polygon)
     except (TypeError, OverflowError):
         return None
     # NaN is never less
@@ -136,7 +136,7 @@ class SegmentationPacker:
     def __init__(self) -> None:
         self.num_unreadable = 0
         self.num_dropped_parts = 0
-        self._coordinates = array("f")
+        self._coordinates = array("d")
         self._part_offsets = array("q", [0])
         self._object_offsets = array("q", [0])
         self._run_lengths: list[bytes] = []
@@ -174,7 +174,7 @@ class SegmentationPacker:
     def pack(self) -> Segmentations:
         """Return what was added."""
         return Segmentations(
-            coordinates=np.frombuffer(self._coordinates, np.float32),
+            coordinates=np.frombuffer(self._coordinates, np.float64),
             part_offsets=np.frombuffer(self._part_offsets, np.int64),
             object_offsets=np.frombuffer(self._object_offsets, np.int64),
             run_lengths=PackedBytes.of(self._run_lengths),

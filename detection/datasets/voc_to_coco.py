@@ -28,9 +28,9 @@ from engine import paths
 from engine.errors import UserError
 from engine.files import write_file
 from engine.log import RunLog
+from engine.schema import BadInputPolicy
 
 BoxConvention = Literal["pixels", "corners"]
-Policy = Literal["error", "skip"]
 
 UNKNOWN_CLASS = "unknown class"
 # in the order in which they are tried: the usual suffixes of VOC and ILSVRC first
@@ -115,8 +115,8 @@ def convert(
     *,
     classes: Mapping[str, Category] | None,
     boxes: BoxConvention | None,
-    on_bad_box: Policy = "error",
-    on_bad_image: Policy = "error",
+    on_bad_box: BadInputPolicy = "error",
+    on_bad_image: BadInputPolicy = "error",
     log: RunLog | None = None,
 ) -> Conversion:
     """Convert image sets to one COCO document.

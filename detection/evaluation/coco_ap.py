@@ -5,7 +5,6 @@ K categories, T=10 IoU thresholds, R=101 recall thresholds.
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,19 @@ from rich.table import Table
 from detection.config import EngineChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.evaluation.coco_engines import Engine, accumulate, choose_engine, summarize
-from detection.evaluation.coco_files import (
-    Found,
-    IoUType,
-    PictureRows,
-    Truth,
-    pack_detections,
-    read_truth,
-)
 from detection.evaluation.coco_results import (
     iou_types_of,
     match_results,
-    pack_results,
     read_results,
+    table_of_results,
 )
+from detection.evaluation.detection_table import (
+    DetectionRows,
+    DetectionTable,
+    IoUType,
+    table_of_detections,
+)
+from detection.evaluation.ground_truth import GroundTruth, read_ground_truth
 from detection.evaluation.report import write_pr_curves
 from detection.evaluation.voc_ap import score_protocols
 from detection.structures import DetectionBatch, Detections
@@ -52,7 +50,7 @@ _COLUMNS = 3  # pairs of name and number in a row of a table; fits 80 characters
 class CocoScore:
     """The outcome of one scoring.
 
-    metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where the truth has no such
+    metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where there is no such
     object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) over
     all areas with 100 detections an image, NaN for a class without objects. class_names: by rising
     category id. engine: who computed it. note: what was scored, for the reader of the table.
@@ -161,27 +159,29 @@ def score_file(
     if "bbox" not in iou_types and protocols:
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
     boxes_too: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
-    truth = read_truth(annotations, with_masks="segm" in iou_types and boxes_too)
-    matches = match_results(results, truth, source=str(path))
+    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and boxes_too)
+    matches = match_results(results, ground_truth, source=str(path))
     named = set(matches.image_ids.tolist())
     # a file without detections scores 0, not nothing
-    scored = named if named_images and named else set(truth.images)
+    if named_images and named:
+        ground_truth = ground_truth.within(named)
     lines = [*matches.notes]
-    if unnamed := len(scored) - len(named):
+    if unnamed := len(ground_truth.image_ids) - len(named):
         lines.append(
             f"{unnamed} annotated images that the results do not name are scored as images without "
             "detections"
         )
-    if "segm" in iou_types and not truth.with_masks:
+    if "segm" in iou_types and not ground_truth.with_masks:
         iou_types = ("bbox",)
         lines.append("masks of the results are not scored: the annotations have none")
     scores = []
     for iou_type in iou_types:
-        found, notes = pack_results(results, matches, truth, iou_type=iou_type, source=str(path))
+        found, notes = table_of_results(
+            results, matches, ground_truth, iou_type=iou_type, source=str(path)
+        )
         score = _score(
             found,
-            truth,
-            image_ids=scored,
+            ground_truth,
             iou_type=iou_type,
             protocols=protocols if iou_type == "bbox" else (),
             engine=chosen,
@@ -192,20 +192,20 @@ def score_file(
 
 
 def _score(
-    found: Found,
-    truth: Truth,
+    found: DetectionTable,
+    ground_truth: GroundTruth,
     *,
-    image_ids: set[int],
     iou_type: IoUType,
     protocols: Sequence[Protocol],
     engine: Engine,
     notes: Sequence[str] = (),
 ) -> CocoScore:
-    found = found.within(image_ids)
-    accumulated = accumulate(found, truth, image_ids=image_ids, iou_type=iou_type, engine=engine)
+    """Score the images of `ground_truth`; detections in others do not count."""
+    found = found.within(ground_truth.image_ids)
+    accumulated = accumulate(found, ground_truth, iou_type=iou_type, engine=engine)
     precision = accumulated.precision[..., _ALL_AREAS, _MOST_DETECTIONS]
     precision = np.where(precision < 0, np.nan, precision)
-    names = tuple(truth.names.values())
+    names = tuple(ground_truth.names.values())
     metrics: dict[str, float] = {
         name: float(value) if value >= 0 else math.nan
         for name, value in zip(SUMMARY, summarize(accumulated, iou_type), strict=True)
@@ -213,33 +213,31 @@ def _score(
     # a class is absent as a whole or not at all, so that a plain mean keeps its NaN
     per_class = precision.mean(axis=(0, 1))
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
-    metrics |= {"num_images": len(image_ids), "num_detections": len(found.scores)}
-    metrics |= score_protocols(found, truth, protocols=protocols, image_ids=image_ids)
-    lines = _note(found, truth, image_ids=image_ids, iou_type=iou_type)
+    metrics |= {"num_images": len(ground_truth.image_ids), "num_detections": len(found.scores)}
+    metrics |= score_protocols(found, ground_truth, protocols=protocols)
+    lines = _note(found, ground_truth, iou_type=iou_type)
     note = "\n".join([*lines, *notes])
     return CocoScore(metrics, precision, names, iou_type, engine, note)
 
 
-def _note(found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType) -> list[str]:
+def _note(found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType) -> list[str]:
     """Return lines on what was scored, and what of it was not as COCO's files have it."""
+    table, rows, num_images = ground_truth.table, ground_truth.rows, len(ground_truth.image_ids)
     num_named = len(np.unique(found.image_ids))
-    lines = [f"{len(found.scores)} detections in {num_named} of {len(image_ids)} pictures"]
-    if unscored := len(truth.images) - len(image_ids):
-        lines.append(f"{unscored} annotated pictures that the results do not name are not scored")
-    objects = (each for row in truth.objects.values() for each in row)
-    scored = [each for each in objects if each["image_id"] in image_ids]
-    if all(each["iscrowd"] for each in scored):
-        got = f"{len(scored)} crowd regions alone" if scored else "no annotations"
-        lines.append(f"nothing to score: {truth.path} has {got} in these images")
-    filled = Counter(name for each in scored for name in each["filled"])
-    for name in ("area", "iscrowd"):
-        if filled[name]:
-            lines.append(f"{name} was missing, and filled in, for {filled[name]} objects")
-    if iou_type == "segm" and (empty := filled["segmentation"]):
+    lines = [f"{len(found.scores)} detections in {num_named} of {num_images} images"]
+    if unscored := len(ground_truth.images.ids) - num_images:
+        lines.append(f"{unscored} annotated images that the results do not name are not scored")
+    if table.is_crowd[rows].all():
+        got = f"{len(rows)} crowd regions alone" if len(rows) else "no annotations"
+        lines.append(f"nothing to score: {ground_truth.path} has {got} in these images")
+    for name, is_missing in (("area", table.lacks_area), ("iscrowd", table.lacks_iscrowd)):
+        if count := int(is_missing[rows].sum()):
+            lines.append(f"{name} was missing, and filled in, for {count} objects")
+    if iou_type == "segm" and (empty := int((~table.segmentations.are_there[rows]).sum())):
         lines.append(f"{empty} crowd regions have no mask that can be read, and cover nothing")
-    if difficult := sum(each["difficult"] for each in scored):
+    if difficult := int(table.is_difficult[rows].sum()):
         lines.append(f"{difficult} difficult objects count like any other in COCO's numbers")
-    if ignored := sum(each["ignored"] for each in scored):
+    if ignored := int(table.is_ignored[rows].sum()):
         lines.append(f"{ignored} objects marked `ignore` count like any other in COCO's numbers")
     return lines
 
@@ -248,11 +246,11 @@ class CocoEvaluator:
     """Gathers detections of a validation set, in any order and over any number of processes.
 
     Args:
-        truth: of the validation pictures; None on a process that does not `compute`.
+        ground_truth: of the validation set.
         classes: the map between labels and category ids.
-        image_ids: the pictures of which `compute` expects detections, each once.
-        allow_missing: pictures may be missing (skipped by a stated policy); they then count as
-            pictures without detections.
+        image_ids: the images of which `compute` expects detections, each once.
+        allow_missing: images may be missing (skipped by a stated policy); they then count as
+            images without detections.
         protocols: further rules to score boxes by.
         with_masks: score masks too, and take their AP for the main metric.
         engine: who computes COCO's numbers.
@@ -260,7 +258,7 @@ class CocoEvaluator:
 
     def __init__(
         self,
-        truth: Truth | None,
+        ground_truth: GroundTruth,
         classes: ClassMap,
         image_ids: Iterable[int],
         *,
@@ -271,38 +269,36 @@ class CocoEvaluator:
     ) -> None:
         self.main_metric = "mask_ap" if with_masks else "ap"
         self._iou_types: tuple[IoUType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
-        self._truth = truth
+        self._ground_truth = ground_truth.within(image_ids)
         self._classes = classes
-        self._expected = sorted(image_ids)
         self._allow_missing = allow_missing
         self._protocols = protocols
         self._engine = engine
-        self._gathered: list[PictureRows] = []
+        self._gathered: list[DetectionRows] = []
         self._report: CocoReport | None = None
 
     def update(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> None:
-        """Add one batch: a `Detections` for each of its pictures, in order."""
+        """Add one batch: a `Detections` for each of its images, in order."""
         for image_id, found in zip(batch.image_ids.tolist(), predictions, strict=True):
             columns = [found.boxes, found.scores[:, None], found.labels[:, None].float()]
             rows = torch.cat(columns, dim=1).cpu().numpy()
-            self._gathered.append(PictureRows(image_id, rows, found.masks))
+            self._gathered.append(DetectionRows(image_id, rows, found.masks))
 
-    def state(self) -> list[PictureRows]:
+    def state(self) -> list[DetectionRows]:
         """Return what this process has gathered."""
         return self._gathered
 
-    def compute(self, states: Sequence[list[PictureRows]]) -> dict[str, float]:
+    def compute(self, states: Sequence[list[DetectionRows]]) -> dict[str, float]:
         """Score the union of the states; see `CocoScore.metrics`."""
-        truth = self._truth
-        assert truth is not None, "the main process scores"
         gathered = [row for state in states for row in state]
         self._gathered = sorted(gathered, key=lambda row: row[0])
         self._check_images([image_id for image_id, *_ in self._gathered])
         scores = [
             _score(
-                pack_detections(self._gathered, self._classes, truth, iou_type=iou_type),
-                truth,
-                image_ids=set(self._expected),
+                table_of_detections(
+                    self._gathered, self._classes, self._ground_truth, iou_type=iou_type
+                ),
+                self._ground_truth,
                 iou_type=iou_type,
                 protocols=self._protocols if iou_type == "bbox" else (),
                 engine=self._engine,
@@ -333,8 +329,9 @@ class CocoEvaluator:
             yield from detections_to_coco(image_id, detections, self._classes)
 
     def _check_images(self, got: list[int]) -> None:
-        """Each expected picture is there once, or the numbers would mean something else."""
-        images = f"expected {len(self._expected)} pictures, each once, got {len(got)}"
+        """Each expected image is there once, or the numbers would mean something else."""
+        expected = set(self._ground_truth.image_ids.tolist())
+        images = f"expected {len(expected)} images, each once, got {len(got)}"
         assert len(got) == len(set(got)), f"{images}: some more than once"
-        assert set(got) <= set(self._expected), f"{images}: some that nobody asked for"
-        assert self._allow_missing or len(got) == len(self._expected), f"{images}: some are missing"
+        assert set(got) <= expected, f"{images}: some that nobody asked for"
+        assert self._allow_missing or len(got) == len(expected), f"{images}: some are missing"

@@ -18,7 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.config import EngineChoice
-from detection.evaluation.coco_files import Found, IoUType, Truth
+from detection.evaluation.detection_table import DetectionTable, IoUType
+from detection.evaluation.ground_truth import GroundTruth
 from engine.errors import UserError
 
 Engine = Literal["pycocotools", "hotcoco"]
@@ -54,25 +55,24 @@ def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
 
 
 def accumulate(
-    found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType, engine: Engine
+    found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType, engine: Engine
 ) -> Accumulated:
-    """Match detections with the objects of some pictures, and take precision over recall.
+    """Match detections with the objects of some images, and take precision over recall.
 
     Args:
-        found: detections in these pictures alone.
-        truth: objects, of these pictures and others.
-        image_ids: the pictures.
+        found: detections, of the scored images alone.
+        ground_truth: of the scored images, see `GroundTruth.within`.
         iou_type: compare boxes or masks.
         engine: who does it.
     """
     if engine == "hotcoco":
-        return _by_hotcoco(found, truth, image_ids=image_ids, iou_type=iou_type)
+        return _by_hotcoco(found, ground_truth, iou_type=iou_type)
     # One category at a time: they do not touch each other in COCO's rules, so the numbers are those
     # of a single call, and memory holds one category's matches instead of all.
     with _silence():
         parts = [
-            _match_category(truth, category_id, found, image_ids=image_ids, iou_type=iou_type)
-            for category_id in truth.names
+            _match_category(ground_truth, category_id, found, iou_type=iou_type)
+            for category_id in ground_truth.names
         ]
     return Accumulated(
         np.concatenate([part.precision for part in parts], axis=2),
@@ -81,7 +81,7 @@ def accumulate(
 
 
 def summarize(accumulated: Accumulated, iou_type: IoUType) -> np.ndarray:
-    """Return pycocotools' twelve numbers, -1 where the truth has no such object."""
+    """Return pycocotools' twelve numbers, -1 where there is no such object."""
     judge = COCOeval(iouType=iou_type)
     judge.eval = accumulated._asdict()
     with _silence():
@@ -95,12 +95,17 @@ def _silence() -> contextlib.redirect_stdout[io.StringIO]:
 
 
 def _match_category(
-    truth: Truth, category_id: int, found: Found, *, image_ids: set[int], iou_type: IoUType
+    ground_truth: GroundTruth, category_id: int, found: DetectionTable, *, iou_type: IoUType
 ) -> Accumulated:
-    # the pictures without this category change nothing; pycocotools writes into what it is given
-    objects = [dict(each) for each in truth.objects[category_id] if each["image_id"] in image_ids]
+    objects = ground_truth.of_category(category_id, with_masks=iou_type == "segm")
     detections = found.of_category(category_id)
-    images = [truth.images[i] for i in {each["image_id"] for each in (*objects, *detections)}]
+    # the images without this category change nothing
+    image_ids = {each["image_id"] for each in (*objects, *detections)}
+    images = [
+        {"id": image_id, "height": height, "width": width}
+        for image_id in image_ids
+        for height, width in [ground_truth.size_of(image_id)]
+    ]
     shared = {"images": images, "categories": [{"id": category_id}]}
     judge = COCOeval(_indexed(shared, objects), _indexed(shared, detections), iou_type)
     judge.evaluate()
@@ -116,35 +121,31 @@ def _indexed(shared: Mapping[str, Any], annotations: list[dict[str, Any]]) -> CO
 
 
 def _by_hotcoco(
-    found: Found, truth: Truth, *, image_ids: set[int], iou_type: IoUType
+    found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType
 ) -> Accumulated:
     import hotcoco  # optional
 
     # Ids are handed over as places in ascending order: results are an array of floating-point
     # numbers, which do not hold every id.
-    images, categories = np.sort(list(image_ids)), np.array(list(truth.names))
-    objects = [
-        each for row in truth.objects.values() for each in row if each["image_id"] in image_ids
-    ]
-    columns = {
-        key: np.array([each[key] for each in objects])
-        for key in ("id", "image_id", "category_id", "area", "iscrowd")
-    }
+    images, categories = ground_truth.image_ids, np.array(list(ground_truth.names))
+    table, rows = ground_truth.table, ground_truth.rows
     masks = iou_type == "segm"
-    size = ("height", "width") if masks else ()  # boxes need none, and files may have none
     coco = hotcoco.COCO.from_arrays(
         [
-            {"id": row} | {key: truth.images[image_id].get(key) or 0 for key in size}
-            for row, image_id in enumerate(images.tolist())
+            {"id": place, "height": height, "width": width}
+            for place, image_id in enumerate(images.tolist())
+            for height, width in [ground_truth.size_of(image_id)]
         ],
-        [{"id": row, "name": name} for row, name in enumerate(truth.names.values())],
-        np.searchsorted(images, columns["image_id"]),
-        np.searchsorted(categories, columns["category_id"]),
-        np.array([each["bbox"] for each in objects], dtype=np.float64).reshape(-1, 4),
-        ids=columns["id"],
-        area=columns["area"],
-        iscrowd=columns["iscrowd"],
-        segmentation=[each["segmentation"] for each in objects] if masks else None,
+        [{"id": place, "name": name} for place, name in enumerate(ground_truth.names.values())],
+        np.searchsorted(images, table.image_ids[rows]),
+        np.searchsorted(categories, table.category_ids[rows]),
+        table.xywh[rows],
+        ids=rows + 1,
+        area=table.areas[rows],
+        iscrowd=table.is_crowd[rows].astype(np.int64),
+        segmentation=[ground_truth.segmentation_of(row) for row in rows.tolist()]
+        if masks
+        else None,
     )
     results = np.column_stack(
         [

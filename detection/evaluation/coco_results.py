@@ -1,4 +1,4 @@
-"""Detections of a COCO results file: matched with the annotated images and classes, and packed.
+"""Detections of a COCO results file: matched with annotated images and classes, made a table.
 
 M detections. A file scores as by pycocotools (`COCO.loadRes`, then `COCOeval`): boxes beside an
 empty `segmentation`, masks beside an empty `bbox`, polygons, run lengths that are not compressed.
@@ -17,15 +17,13 @@ from pycocotools import mask as mask_codec
 
 from detection.data.coco_json import box_of, is_number, parse_json
 from detection.data.packed import FARTHEST
-from detection.evaluation.coco_files import (
-    Found,
+from detection.evaluation.detection_table import (
+    DetectionTable,
     IoUType,
-    Truth,
     areas_of,
     check_numbers,
-    known_id,
-    written_size,
 )
+from detection.evaluation.ground_truth import GroundTruth, known_id
 from detection.ops.rle import code_of
 from engine.errors import UserError
 
@@ -75,7 +73,7 @@ class Matches:
     notes: tuple[str, ...]
 
 
-def match_results(results: Sequence[Result], truth: Truth, *, source: str) -> Matches:
+def match_results(results: Sequence[Result], ground_truth: GroundTruth, *, source: str) -> Matches:
     """Find the annotated image and class of each result: by its ids, or by its names.
 
     tools/predict.py numbers images by itself, and categories as the detector's own data set does,
@@ -84,15 +82,15 @@ def match_results(results: Sequence[Result], truth: Truth, *, source: str) -> Ma
 
     Args:
         results: of `read_results`.
-        truth: the annotations.
+        ground_truth: of the annotations.
         source: the results' name in messages.
 
     Raises:
         UserError: an id or a name is malformed, unknown to the annotations or not of one image
             alone, or an id and a name contradict each other where not every result has a name.
     """
-    image_ids, image_notes = _match_images(results, truth, source)
-    category_ids, category_notes = _match_categories(results, truth, source)
+    image_ids, image_notes = _match_images(results, ground_truth, source)
+    category_ids, category_notes = _match_categories(results, ground_truth, source)
     return Matches(
         np.array(image_ids, np.int64),
         np.array(category_ids, np.int64),
@@ -101,19 +99,19 @@ def match_results(results: Sequence[Result], truth: Truth, *, source: str) -> Ma
 
 
 def _match_images(
-    results: Sequence[Result], truth: Truth, source: str
+    results: Sequence[Result], ground_truth: GroundTruth, source: str
 ) -> tuple[list[int], list[str]]:
     names = [
         _name_of(each, "file_name", f"{source}: detection {i}") for i, each in enumerate(results)
     ]
-    finder = _ImageFinder(truth)
+    finder = _ImageFinder(ground_truth)
     found = [None if name is None else finder.find(name) for name in names]
     contradicted = [
         index
         for index, (result, named) in enumerate(zip(results, found, strict=True))
-        if named is not None and not _agree(result.get("image_id"), named, truth)
+        if named is not None and not _agree(result.get("image_id"), named, ground_truth)
     ]
-    path = truth.path
+    path = ground_truth.path
     if contradicted and None not in names:
         return [_only(*each, path, source) for each in enumerate(zip(names, found, strict=True))], [
             f"images are matched by file_name: {len(contradicted)} of {len(results)} image_ids are "
@@ -121,22 +119,22 @@ def _match_images(
         ]
     for index in contradicted[:1]:
         where = f"{source}: detection {index}"
-        image_id = known_id(results[index], "image_id", truth.images, path, where)
-        expected = truth.images[image_id]["file_name"]
+        image_id = known_id(results[index], "image_id", ground_truth.places, path, where)
+        expected = ground_truth.file_name_of(image_id)
         got = f"got {names[index]!r:.200} (names decide where every detection has one)"
         raise UserError(f"{where}: file_name: expected {expected!r}, of image {image_id}, {got}")
     return [
-        known_id(result, "image_id", truth.images, path, f"{source}: detection {index}")
+        known_id(result, "image_id", ground_truth.places, path, f"{source}: detection {index}")
         for index, result in enumerate(results)
     ], []
 
 
-def _agree(image_id: Any, named: Sequence[int], truth: Truth) -> bool:
+def _agree(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bool:
     """Whether an id is of an image with that name, or of one without any name to compare."""
     if type(image_id) is not int:
         return False
     return image_id in named or (
-        image_id in truth.images and not isinstance(truth.images[image_id].get("file_name"), str)
+        image_id in ground_truth.places and not ground_truth.file_name_of(image_id)
     )
 
 
@@ -154,13 +152,12 @@ def _only(index: int, named: tuple[Any, Any], path: Path, source: str) -> int:
 class _ImageFinder:
     """Finds annotated images by file name, with or without the folders above."""
 
-    def __init__(self, truth: Truth) -> None:
+    def __init__(self, ground_truth: GroundTruth) -> None:
         self._by_path: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._by_name: dict[str, list[int]] = defaultdict(list)
         self._known: dict[str, tuple[int, ...]] = {}
-        for image_id, image in truth.images.items():
-            name = image.get("file_name")
-            if isinstance(name, str) and (parts := _parts_of(name)):
+        for image_id in ground_truth.places:
+            if parts := _parts_of(ground_truth.file_name_of(image_id)):
                 self._by_path[parts].append(image_id)
                 self._by_name[parts[-1]].append(image_id)
 
@@ -185,9 +182,9 @@ def _parts_of(name: str) -> tuple[str, ...]:
 
 
 def _match_categories(
-    results: Sequence[Result], truth: Truth, source: str
+    results: Sequence[Result], ground_truth: GroundTruth, source: str
 ) -> tuple[list[int], list[str]]:
-    ids = {name: category_id for category_id, name in truth.names.items()}
+    ids = {name: category_id for category_id, name in ground_truth.names.items()}
     names = [
         _name_of(each, "category_name", f"{source}: detection {i}")
         for i, each in enumerate(results)
@@ -203,7 +200,13 @@ def _match_categories(
     )
     if not contradicted:
         known = [
-            known_id(each, "category_id", truth.names, truth.path, f"{source}: detection {i}")
+            known_id(
+                each,
+                "category_id",
+                ground_truth.names,
+                ground_truth.path,
+                f"{source}: detection {i}",
+            )
             for i, each in enumerate(results)
         ]
         del strangers[None]
@@ -216,9 +219,9 @@ def _match_categories(
         index, other = contradicted[0], named.index(None)
         raise UserError(
             f"{source}: detection {index}: category_id: expected {named[index]}, that of "
-            f"{names[index]!r:.60} in {truth.path}, got {results[index].get('category_id')!r:.60}; "
-            f"names would decide if all were known, but that of detection {other} is "
-            f"{names[other]!r:.60}"
+            f"{names[index]!r:.60} in {ground_truth.path}, got "
+            f"{results[index].get('category_id')!r:.60}; names would decide if all were known, "
+            f"but that of detection {other} is {names[other]!r:.60}"
         )
     return [each for each in named if each is not None], [
         f"classes are matched by category_name: {len(contradicted)} of {len(results)} category_ids "
@@ -237,10 +240,15 @@ def _name_of(result: Result, key: str, where: str) -> str | None:
     return value
 
 
-def pack_results(
-    results: Sequence[Result], matches: Matches, truth: Truth, *, iou_type: IoUType, source: str
-) -> tuple[Found, list[str]]:
-    """Check the boxes or masks of results and pack them.
+def table_of_results(
+    results: Sequence[Result],
+    matches: Matches,
+    ground_truth: GroundTruth,
+    *,
+    iou_type: IoUType,
+    source: str,
+) -> tuple[DetectionTable, list[str]]:
+    """Check the boxes or masks of results and put them into a table.
 
     A result without the one that is scored gets it from the other, as in pycocotools: a mask that
     is its box, or the box around its mask.
@@ -248,8 +256,8 @@ def pack_results(
     Args:
         results: each with `score`, and `bbox` or `segmentation` (RLE or polygons).
         matches: of `match_results`.
-        truth: the annotations; where masks are read, it was read with masks or has their sizes.
-        iou_type: whether boxes or masks are packed.
+        ground_truth: of the annotations; where masks are read, with the sizes of its images.
+        iou_type: whether boxes or masks are scored.
         source: the results' name in messages.
 
     Returns:
@@ -265,10 +273,10 @@ def pack_results(
             where = f"{source}: detection {index}"
             raise UserError(f"{where}: score: expected a number, got {score!r:.60}")
         scores.append(score)
-    sizes = [written_size(truth.images[image_id]) for image_id in matches.image_ids.tolist()]
-    pack = _pack_boxes if iou_type == "bbox" else _pack_masks
-    boxes, masks, areas, notes = pack(results, sizes, source)
-    found = Found(
+    sizes = [ground_truth.size_of(image_id) for image_id in matches.image_ids.tolist()]
+    read = _boxes_of if iou_type == "bbox" else _masks_of
+    boxes, masks, areas, notes = read(results, sizes, source)
+    found = DetectionTable(
         image_ids=matches.image_ids,
         category_ids=matches.category_ids,
         scores=np.frombuffer(scores, np.float64),
@@ -280,14 +288,14 @@ def pack_results(
     return found, notes
 
 
-class _Packed(NamedTuple):
+class _Shapes(NamedTuple):
     boxes: np.ndarray
     masks: list[dict[str, Any]]
     areas: np.ndarray
     notes: list[str]
 
 
-def _pack_boxes(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Packed:
+def _boxes_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Shapes:
     values, from_masks = array("d"), 0
     for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
         where = f"{source}: detection {index}"
@@ -301,10 +309,10 @@ def _pack_boxes(results: Sequence[Result], sizes: Sequence[list[Any]], source: s
         from_masks += 1
     boxes = np.frombuffer(values, np.float64).reshape(-1, 4)
     note = f"{from_masks} detections have no bbox: the box around their mask is scored"
-    return _Packed(boxes, [], areas_of(boxes, []), [note] if from_masks else [])
+    return _Shapes(boxes, [], areas_of(boxes, []), [note] if from_masks else [])
 
 
-def _pack_masks(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Packed:
+def _masks_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Shapes:
     masks: list[dict[str, Any]] = []
     box_areas: dict[int, float] = {}
     from_boxes = dropped = 0
@@ -335,7 +343,7 @@ def _pack_masks(results: Sequence[Result], sizes: Sequence[list[Any]], source: s
         "parts of masks dropped, of fewer than three points": dropped,
     }
     notes = [f"{count} {what}" for what, count in counts.items() if count]
-    return _Packed(np.zeros((len(masks), 4)), masks, areas, notes)
+    return _Shapes(np.zeros((len(masks), 4)), masks, areas, notes)
 
 
 class _Mask(NamedTuple):

@@ -6,11 +6,11 @@ are read as (xmin - 1, ymin - 1, xmax, ymax) (data/voc_to_coco.py), and those bo
 width and just those overlaps. Here one more pixel would be counted twice.
 
 N detections of one class by falling score, G objects of that class, P pairs of a detection and an
-object of its picture.
+object of its image.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from detection.config import Protocol
-from detection.evaluation.coco_files import Found, Truth
-from detection.ops.boxes import box_iou, xywh_to_xyxy
+from detection.data.box_checks import corners_of
+from detection.evaluation.detection_table import DetectionTable
+from detection.evaluation.ground_truth import GroundTruth
+from detection.ops.boxes import box_iou
 
 RIGHT, NEITHER, WRONG = 1, 0, -1
 """What a detection is worth; NEITHER: it found a difficult object, and counts in nothing."""
@@ -29,7 +31,7 @@ ILSVRC_SLACK = 10
 
 
 class Boxes(NamedTuple):
-    """Boxes of one class in many pictures: corners (N, 4) float64 xyxy, image_ids (N,) int64."""
+    """Boxes of one class in many images: corners (N, 4) float64 xyxy, image_ids (N,) int64."""
 
     corners: np.ndarray
     image_ids: np.ndarray
@@ -54,25 +56,24 @@ class _Pairs:
 
 
 def score_protocols(
-    found: Found, truth: Truth, *, protocols: Sequence[Protocol], image_ids: Collection[int]
+    found: DetectionTable, ground_truth: GroundTruth, *, protocols: Sequence[Protocol]
 ) -> dict[str, float]:
     """Score boxes by the rules of other contests.
 
     Args:
-        found: the boxes.
-        truth: the objects. Those that are difficult, and crowd regions, are neither to be found
-            nor wrong to find.
+        found: the boxes, of the scored images alone.
+        ground_truth: of the scored images. Objects that are difficult, and crowd regions, are
+            neither to be found nor wrong to find.
         protocols: which rules; none gives no metrics.
-        image_ids: the pictures to score.
 
     Returns:
         For each protocol `<protocol>_ap/<class>` in [0, 1], NaN for a class without an object to
         be found, and `<protocol>_map`, the mean over the other classes.
     """
     scores: dict[str, dict[str, float]] = {protocol: {} for protocol in protocols}
-    for category_id, name in truth.names.items() if protocols else ():
-        detections = _detections_of(found, category_id, image_ids)
-        objects, is_difficult = _objects_of(truth, category_id, image_ids)
+    for category_id, name in ground_truth.names.items() if protocols else ():
+        detections = _detections_of(found, category_id)
+        objects, is_difficult = _objects_of(ground_truth, category_id)
         num_objects = int((~is_difficult).sum())
         for protocol in protocols:
             match = match_ilsvrc if protocol == "ilsvrc" else match_voc
@@ -89,7 +90,7 @@ def score_protocols(
 def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
     """Judge detections as VOC's devkit (VOCevaldet.m) does.
 
-    Each detection is held against the object of its picture that it overlaps most, from IoU 0.5
+    Each detection is held against the object of its image that it overlaps most, from IoU 0.5
     on. The first to come to an object is right and the later ones are wrong, though another object
     may be near: here VOC differs from COCO.
 
@@ -114,9 +115,9 @@ def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np
 def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
     """Judge detections as ILSVRC's devkit (eval_detection.m) does; see `match_voc`.
 
-    Each detection takes the object that it overlaps most among those of its picture that are not
+    Each detection takes the object that it overlaps most among those of its image that are not
     taken, from IoU min(0.5, wh / ((w + 10) (h + 10))) of an object of w x h on. A difficult object,
-    of which ILSVRC has none, is never taken. The devkit's list of pictures in which a class is not
+    of which ILSVRC has none, is never taken. The devkit's list of images in which a class is not
     judged (the validation blacklist) is not applied.
     """
     width, height = (objects.corners[:, 2:] - objects.corners[:, :2]).T
@@ -124,7 +125,7 @@ def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) ->
     pairs = _overlapping(detections, objects, np.minimum(VOC_IOU_THRESH, slack))
     outcome = np.full(len(detections.image_ids), WRONG, dtype=np.int8)
     is_taken = np.zeros(len(is_difficult), dtype=bool)
-    # pictures do not touch each other: the first detections of all of them, then the second ...
+    # images do not touch each other: the first detections of all of them, then the second ...
     turns = _turns(detections.image_ids[pairs.detections], pairs.detections)
     for turn in range(turns.max(initial=-1) + 1):
         best = pairs.of((turns == turn) & ~is_taken[pairs.objects]).best()
@@ -170,7 +171,7 @@ def _best_precisions(outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _Pairs:
-    """Return the pairs within a picture whose IoU is at least the object's of `thresholds` (G,)."""
+    """Return the pairs within an image whose IoU is at least the object's of `thresholds` (G,)."""
     order = np.argsort(objects.image_ids, kind="stable")
     ascending = objects.image_ids[order]
     starts = np.searchsorted(ascending, detections.image_ids, side="left")
@@ -187,7 +188,7 @@ def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _
 
 
 def _turns(image_ids: np.ndarray, detections: np.ndarray) -> np.ndarray:
-    """Return (P,) the place of each pair's detection among those of its picture that have pairs."""
+    """Return (P,) the place of each pair's detection among those of its image that have pairs."""
     known, firsts, inverse = np.unique(detections, return_index=True, return_inverse=True)
     images = image_ids[firsts]
     order = np.argsort(images, kind="stable")
@@ -196,27 +197,15 @@ def _turns(image_ids: np.ndarray, detections: np.ndarray) -> np.ndarray:
     return turns[inverse]
 
 
-def _detections_of(found: Found, category_id: int, image_ids: Collection[int]) -> Boxes:
+def _detections_of(found: DetectionTable, category_id: int) -> Boxes:
     """Return one category's detections by falling score, equal ones in the order given."""
-    images = np.asarray(found.image_ids)
-    is_wanted = np.asarray(found.category_ids) == category_id
-    is_wanted &= np.isin(images, list(image_ids))
-    rows = np.flatnonzero(is_wanted)
-    rows = rows[np.argsort(-np.asarray(found.scores)[rows], kind="stable")]
-    return Boxes(_corners(np.asarray(found.boxes).reshape(-1, 4)[rows]), images[rows])
+    rows = np.flatnonzero(found.category_ids == category_id)
+    rows = rows[np.argsort(-found.scores[rows], kind="stable")]
+    return Boxes(corners_of(found.boxes[rows]), found.image_ids[rows])
 
 
-def _objects_of(
-    truth: Truth, category_id: int, image_ids: Collection[int]
-) -> tuple[Boxes, np.ndarray]:
+def _objects_of(ground_truth: GroundTruth, category_id: int) -> tuple[Boxes, np.ndarray]:
     """Return one category's objects, and (G,) bool whether they are difficult or crowds."""
-    entries = [each for each in truth.objects[category_id] if each["image_id"] in image_ids]
-    corners = _corners(np.array([each["bbox"] for each in entries], dtype=float).reshape(-1, 4))
-    images = np.array([each["image_id"] for each in entries], dtype=np.int64)
-    is_difficult = [bool(each["difficult"] or each["iscrowd"]) for each in entries]
-    return Boxes(corners, images), np.array(is_difficult, dtype=bool)
-
-
-def _corners(xywh: np.ndarray) -> np.ndarray:
-    corners: np.ndarray = xywh_to_xyxy(torch.from_numpy(xywh)).numpy()
-    return corners
+    table, rows = ground_truth.table, ground_truth.rows_of(category_id)
+    boxes = Boxes(corners_of(table.xywh[rows]), table.image_ids[rows])
+    return boxes, table.is_difficult[rows] | table.is_crowd[rows]

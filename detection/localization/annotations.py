@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from detection.ops.boxes import xyxy_to_xywh
 from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
+from engine.schema import BadInputPolicy
 
-Policy = Literal["error", "skip"]
 UNREADABLE = "unreadable images skipped"
 WITHOUT_BOX = "images without a valid box dropped"
 CLIPPED = "boxes clipped to their image"
@@ -92,7 +91,7 @@ class AnnotationsBuilder:
     root: Path
     class_names: Sequence[str]
     descriptions: dict[str, str]
-    on_bad_box: Policy
+    on_bad_box: BadInputPolicy
     last_pixel: bool
     _paths: list[str] = field(default_factory=list, init=False)
     _labels: list[int] = field(default_factory=list, init=False)
@@ -141,7 +140,7 @@ class AnnotationsBuilder:
         """Record the name of an image or box under a kind of problem."""
         self._problems.setdefault(problem, []).append(name)
 
-    def record_unreadable(self, faults: Mapping[str, str], policy: Policy) -> None:
+    def record_unreadable(self, faults: Mapping[str, str], policy: BadInputPolicy) -> None:
         """Record the images that were not added because they cannot be read.
 
         Args:

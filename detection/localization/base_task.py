@@ -6,7 +6,6 @@ B images, T requested classes per image.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,25 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.metadata import read_class_names, read_numbers, read_saved_config, without_writes
+from backbones.metadata import read_numbers, without_writes
+from backbones.trained_runs import read_run
 from backbones.weights import (
     WeightsReport,
-    build_and_load,
     load_configured_weights,
     network_metadata,
 )
 from detection.localization.classifier import ImageClassifier
-from detection.localization.config import EvaluationConfig, LocalizationBaseConfig
+from detection.localization.config import LocalizationBaseConfig
 from detection.localization.dataset import LocalizationDataset
 from detection.localization.evaluation import Localization, LocalizationEvaluator
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.start_checks import check_localizer
-from detection.localization.views import LocalizeSettings
 from detection.structures import DetectionBatch, Detections, ImageBatch
 from detection.visualize import draw_comparison
-from engine.checkpoint import find_weights_file, read_trained_weights
-from engine.errors import UserError
+from engine.checkpoint import find_weights_file
 
 
 class LocalizationBaseTask(nn.Module, ABC):
@@ -109,20 +106,20 @@ class LocalizationBaseTask(nn.Module, ABC):
         Raises:
             UserError: the file is missing, damaged or of another task, or an override is wrong.
         """
-        file, state, metadata = read_trained_weights(path)
-        expected, got = cls.schema.model_fields["task"].default, metadata.get("task", "none")
-        if got != expected:
-            raise UserError(f"{file}: expected a run of task {expected}, got {got}")
-        schemas = {expected: cls.schema}
-        config = read_saved_config(
-            metadata, overrides, schemas=schemas, kind=cls.schema, source=file
+        task = cls.schema.model_fields["task"].default
+        run = read_run(
+            path,
+            overrides,
+            schemas={task: cls.schema},
+            kind=cls.schema,
+            build=lambda config, count: cls.build(config, num_classes=count),
+            task=task,
+            needed=("mean_box",),
+            what="localizer",
         )
-        names = read_class_names(metadata, source=file)
-        mean_box = read_numbers(metadata, "mean_box", count=4, source=file)
-        build = partial(cls.build, config, num_classes=len(names))
-        model = build_and_load(build, state, path=file)
-        without_writing = without_writes(config, overrides)
-        return cls(without_writing, model.eval(), names, mean_box=mean_box)
+        mean_box = read_numbers(run.metadata, "mean_box", count=4, source=run.path)
+        config = without_writes(run.config, overrides)
+        return cls(config, run.model, run.class_names, mean_box=mean_box)
 
     @abstractmethod
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
@@ -222,16 +219,3 @@ class LocalizationBaseTask(nn.Module, ABC):
                 )
             )
         return drawn
-
-
-def view_settings(config: EvaluationConfig) -> LocalizeSettings:
-    """Return the evaluation config as the plain values that views.py takes."""
-    return LocalizeSettings(
-        view=config.view,
-        crop=config.crop,
-        scales=config.scales,
-        mirror=config.mirror,
-        merge=config.merge,
-        vote_iou_thresh=config.vote_iou_thresh,
-        candidates=config.candidates,
-    )

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
 from detection.config import BackboneConfig
-from engine.schema import Config, Fraction, PathText, PositiveFloats, RunConfig
+from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
 
@@ -24,9 +24,9 @@ class DataConfig(Config):
     """Folder of the data set."""
     demo: DemoConfig | None = None
     """tiny_imagenet: if set, synthetic scenes are drawn in this layout under `demo.root`."""
-    on_bad_box: Literal["error", "skip"] = "skip"
+    on_bad_box: BadInputPolicy = "skip"
     """A box of zero size or outside its image: error = stop, skip = drop it and log its name."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: BadInputPolicy = "error"
     """A truncated image, or one whose size differs from its annotation: error = stop, skip = skip
     and count it. An image that disappears during the run always stops it."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backbones.bad_images import error_for
 from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
 from backbones.images import BadPictureError, read_image
 from detection.data.box_checks import shape
@@ -22,7 +23,7 @@ from detection.localization.tiny_imagenet import read_tiny_imagenet
 from detection.structures import DetectionBatch
 from engine import paths
 from engine.checksum import digest_of
-from engine.errors import SkippedSampleError, UserError
+from engine.errors import UserError
 
 CROP_ATTEMPTS = 10
 """Crops sampled before the whole image is used, as many as in torchvision's RandomResizedCrop."""
@@ -90,9 +91,7 @@ class LocalizationDataset:
         try:
             pixels = self._read(index)
         except BadPictureError as error:
-            if self._on_bad_image == "skip":
-                raise SkippedSampleError(str(error)) from error
-            raise BadPictureError(f"{error}; data.on_bad_image=skip skips it") from error
+            raise error_for(error, self._on_bad_image) from error
         boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
         is_partial = np.zeros(len(boxes), dtype=np.bool_)

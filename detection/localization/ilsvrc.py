@@ -16,11 +16,11 @@ from detection.datasets.voc_xml import BadXmlError, read_voc_xml
 from detection.localization.annotations import (
     AnnotationsBuilder,
     LocalizationAnnotations,
-    Policy,
     read_descriptions,
 )
 from engine.errors import UserError
 from engine.files import read_lines
+from engine.schema import BadInputPolicy
 
 LISTS = {"train": "train_loc", "val": "val"}
 """List file by split. train_loc.txt lists the 544,546 training images that have boxes."""
@@ -32,8 +32,8 @@ def read_ilsvrc(
     split: str,
     *,
     class_names: Sequence[str] | None = None,
-    on_bad_box: Policy,
-    on_bad_image: Policy = "error",
+    on_bad_box: BadInputPolicy,
+    on_bad_image: BadInputPolicy = "error",
 ) -> LocalizationAnnotations:
     """Read one split.
 

@@ -4,7 +4,6 @@ B images of one class each, P proposals, S samples and T requested classes per i
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones.weights import listing
-from detection.localization.base_task import LocalizationBaseTask, view_settings
+from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_region_classifier
 from detection.localization.config import LocalizationBaseConfig, LocalizationRegionsConfig
 from detection.localization.region_classifier import RegionClassifier
@@ -109,12 +108,12 @@ class LocalizationRegionsTask(LocalizationBaseTask):
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Find one box for each of `classes` (B, T); see the base class."""
-        settings = view_settings(self.config.evaluation)
+        config = self.config.evaluation
         found = []
         for label in classes.unbind(1):  # class by class, so that memory holds the regions of one
             proposals = self._propose(images, label, whole=False)
             boxes, scores = self._refine(images.pixels, proposals.boxes, label)
-            if settings.mirror:
+            if config.mirror:
                 width = images.pixels.shape[3]
                 regions = mirror_boxes(proposals.boxes, width)
                 mirrored, mirrored_scores = self._refine(images.pixels.flip(3), regions, label)
@@ -122,7 +121,7 @@ class LocalizationRegionsTask(LocalizationBaseTask):
                 scores = (scores + mirrored_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
             scores = scores.masked_fill(~proposals.valid, 0.0)
-            found.append(merge_candidates(boxes, scores, settings=settings))
+            found.append(merge_candidates(boxes, scores, config=config))
         # (B, 4) from network-input to original pixels: x, y, x, y
         scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
@@ -157,16 +156,16 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             whole: use a single view of the whole image (training) in place of the evaluation views.
         """
         config = self.config.model
-        settings = view_settings(self.config.evaluation)
-        settings = replace(settings, candidates=max(settings.candidates, config.num_proposals))
+        views = self.config.evaluation
+        changes: dict[str, object] = {"candidates": max(views.candidates, config.num_proposals)}
         if whole:
             side = min(images.pixels.shape[2:])
-            settings = replace(settings, view="dense", scales=(side,), mirror=False)
+            changes |= {"view": "dense", "scales": (side,), "mirror": False}
         return propose(
             self._first[0].to(images.pixels.device),
             images,
             label,
-            settings=settings,
+            config=views.model_copy(update=changes),
             nms_thresh=config.nms_thresh,
             count=config.num_proposals,
         )

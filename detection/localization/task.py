@@ -6,7 +6,7 @@ B images of one class each, N anchors, S samples and T requested classes per ima
 import torch
 from torch import Tensor
 
-from detection.localization.base_task import LocalizationBaseTask, view_settings
+from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_localizer
 from detection.localization.config import LocalizationConfig
 from detection.localization.localizer import Localizer
@@ -71,5 +71,4 @@ class LocalizationTask(LocalizationBaseTask):
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Find one box for each of `classes` (B, T); see the base class."""
-        settings = view_settings(self.config.evaluation)
-        return localize(self.model, images, classes, settings=settings)
+        return localize(self.model, images, classes, config=self.config.evaluation)

@@ -16,11 +16,11 @@ from detection.data.image_files import image_path
 from detection.localization.annotations import (
     AnnotationsBuilder,
     LocalizationAnnotations,
-    Policy,
     read_descriptions,
 )
 from engine.errors import UserError
 from engine.files import read_lines
+from engine.schema import BadInputPolicy
 
 
 def read_tiny_imagenet(
@@ -28,8 +28,8 @@ def read_tiny_imagenet(
     split: str,
     *,
     class_names: Sequence[str] | None = None,
-    on_bad_box: Policy,
-    on_bad_image: Policy,
+    on_bad_box: BadInputPolicy,
+    on_bad_image: BadInputPolicy,
 ) -> LocalizationAnnotations:
     """Read one split.
 

@@ -7,37 +7,18 @@ IoU is the same in both, because it does not change when an axis is scaled.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from backbones.classification.views import resize_short_side
+from detection.localization.config import EvaluationConfig
 from detection.localization.localizer import Localizer
 from detection.models.proposals import thin_out
 from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import box_area, box_iou, mirror_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
-
-
-@dataclass(frozen=True)
-class LocalizeSettings:
-    """Views of an image, and how their boxes are merged.
-
-    view: "center" is a square of `crop` pixels; "dense" is the whole image with each of `scales` as
-    its shorter side. mirror: whether every view is also used mirrored. candidates: number of boxes
-    taken from each view, by score. merge: "best" takes the box with the highest score; "vote" the
-    score-weighted mean of the candidates with an IoU of at least `vote_iou_thresh` with that box.
-    """
-
-    view: Literal["center", "dense"]
-    crop: int
-    scales: tuple[int, ...]
-    mirror: bool
-    merge: Literal["best", "vote"]
-    vote_iou_thresh: float
-    candidates: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +36,7 @@ class _View:
 
 @torch.no_grad()
 def localize(
-    model: Localizer, images: ImageBatch, classes: Tensor, *, settings: LocalizeSettings
+    model: Localizer, images: ImageBatch, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Find one box for each requested class.
 
@@ -63,7 +44,7 @@ def localize(
         model: in evaluation mode.
         images: images of one shape, without padding.
         classes: (B, T) int64.
-        settings: views and merging.
+        config: views and merging.
 
     Returns:
         boxes (B, T, 4) xyxy in original pixels, scores (B, T) in [0, 1].
@@ -71,8 +52,8 @@ def localize(
     Raises:
         UserError: the images are smaller than the crop.
     """
-    boxes, scores = find_candidates(model, images.pixels, classes, settings=settings)
-    best, scores = merge_candidates(boxes, scores, settings=settings)
+    boxes, scores = find_candidates(model, images.pixels, classes, config=config)
+    best, scores = merge_candidates(boxes, scores, config=config)
     # Clip after merging: the mean of boxes that are clipped first would not reach the border.
     return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
@@ -83,7 +64,7 @@ def propose(
     images: ImageBatch,
     classes: Tensor,
     *,
-    settings: LocalizeSettings,
+    config: EvaluationConfig,
     nms_thresh: float,
     count: int,
 ) -> Proposals:
@@ -93,11 +74,11 @@ def propose(
         model: in evaluation mode.
         images: images of one shape, without padding.
         classes: (B,) int64.
-        settings: views.
+        config: views.
         nms_thresh: IoU above which NMS removes the lower-scored box.
         count: maximum number of boxes per image.
     """
-    boxes, scores = find_candidates(model, images.pixels, classes[:, None], settings=settings)
+    boxes, scores = find_candidates(model, images.pixels, classes[:, None], config=config)
     boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
     scores = scores[:, 0]
     one_group = torch.zeros_like(scores, dtype=torch.int64)
@@ -106,7 +87,7 @@ def propose(
 
 
 def find_candidates(
-    model: Localizer, pixels: Tensor, classes: Tensor, *, settings: LocalizeSettings
+    model: Localizer, pixels: Tensor, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Return the highest-scored boxes of all views.
 
@@ -115,10 +96,10 @@ def find_candidates(
         scores (B, T, M) in [0, 1].
     """
     found = []
-    for view in _views(pixels, settings):
-        for mirrored in (False, True) if settings.mirror else (False,):
+    for view in _views(pixels, config):
+        for mirrored in (False, True) if config.mirror else (False,):
             output = model(view.pixels.flip(3) if mirrored else view.pixels, classes)
-            count = min(settings.candidates, output.logits.shape[1])
+            count = min(config.candidates, output.logits.shape[1])
             logits, idxs = output.logits.transpose(1, 2).topk(count, dim=2)  # (B, T, M)
             deltas = output.deltas.transpose(1, 2)
             deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
@@ -128,24 +109,24 @@ def find_candidates(
 
 
 def merge_candidates(
-    boxes: Tensor, scores: Tensor, *, settings: LocalizeSettings
+    boxes: Tensor, scores: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
     """Merge candidate boxes into one.
 
     Args:
         boxes: (..., M, 4).
         scores: (..., M).
-        settings: `merge` and `vote_iou_thresh`.
+        config: `merge` and `vote_iou_thresh`.
 
     Returns:
         the merged box (..., 4) and the highest score (...,).
     """
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
-    if settings.merge == "vote":
+    if config.merge == "vote":
         overlaps = box_iou(chosen, boxes)[..., 0, :]
         # the best box always votes: the IoU of an empty box is 0 even with itself
-        votes = (overlaps >= settings.vote_iou_thresh).scatter(-1, best, True)
+        votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
         weights = scores * votes
         # at least `tiny`: the sum must not be 0 if all scores are
         weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) * votes
@@ -154,11 +135,11 @@ def merge_candidates(
     return chosen[..., 0, :], best_scores[..., 0]
 
 
-def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
+def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
     """Yield views one by one, so that memory holds the activations of only one."""
     height, width = pixels.shape[2:]
-    if settings.view == "center":
-        crop = settings.crop
+    if config.view == "center":
+        crop = config.crop
         if min(height, width) < crop:
             raise UserError(
                 f"evaluation.crop: expected at most the images' sides ({height} x {width}), "
@@ -168,7 +149,7 @@ def _views(pixels: Tensor, settings: LocalizeSettings) -> Iterator[_View]:
         center = pixels[:, :, top : top + crop, left : left + crop]
         yield _View(center, (left, top), (height, width))
         return
-    for scale in settings.scales:
+    for scale in config.scales:
         resized = resize_short_side(pixels, scale)
         yield _View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
 

@@ -5,12 +5,10 @@ from detection.models.box_head import (
     BoxPredictor,
     BoxStage,
     C4BoxHead,
-    DetectSettings,
     FPNBoxHead,
 )
-from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
+from detection.models.faster_rcnn import FasterRCNN
 from detection.models.mask_head import MaskHead
-from detection.models.proposals import ProposalSettings
 from detection.models.rpn import RPNHead, RPNOutput
 
 __all__ = [
@@ -18,13 +16,9 @@ __all__ = [
     "BoxPredictor",
     "BoxStage",
     "C4BoxHead",
-    "DetectSettings",
-    "DetectorSettings",
     "FPNBoxHead",
     "FasterRCNN",
     "MaskHead",
-    "PoolSettings",
-    "ProposalSettings",
     "RPNHead",
     "RPNOutput",
 ]

@@ -3,7 +3,6 @@
 B images, R RoIs an image, K classes, M = candidates (RoI, class) that enter NMS, D detections.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.kernels.pooling import mean_over_cells
+from detection.config import RoIConfig
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
 from detection.ops.masks import paste_mask
@@ -18,19 +18,6 @@ from detection.ops.nms import nms_keep
 from detection.structures import Detections, ImageBatch, Proposals, RunLengthMasks
 
 MIN_SIDE = 1e-2  # pixels; smaller detections go, as in torchvision
-
-
-@dataclass(frozen=True)
-class DetectSettings:
-    """Which candidates become detections.
-
-    score_thresh: scores at or below go. nms_thresh: IoU above which the lower-scored one of a
-    class goes. max_detections: most of an image.
-    """
-
-    score_thresh: float
-    nms_thresh: float
-    max_detections: int
 
 
 class C4BoxHead(nn.Module):
@@ -129,7 +116,7 @@ def select_detections(
     images: ImageBatch,
     *,
     box_weights: BoxWeights,
-    settings: DetectSettings,
+    config: RoIConfig,
 ) -> Selection:
     """Choose the detections of each image from the head's output, each class by itself.
 
@@ -137,18 +124,18 @@ def select_detections(
         class_logits: (B, R, K+1), background last.
         deltas: (B, R, K, 4) from the proposals.
         proposals: the RoIs; those not valid give nothing.
-        images: for the sizes of the pictures.
+        images: for their sizes.
         box_weights: scale of the deltas.
-        settings: which candidates to keep.
+        config: which candidates to keep; scores at or below `score_thresh` go.
     """
     num_rois, num_classes = deltas.shape[1:3]
     scores = class_logits.softmax(dim=2)[..., :-1]
-    wanted = (scores > settings.score_thresh) & proposals.valid[..., None]
+    wanted = (scores > config.score_thresh) & proposals.valid[..., None]
     # The scores of a RoI sum to 1, so at most 1 / score_thresh of its classes pass: this top-k
     # shortens what follows and never drops a candidate.
     per_roi = num_classes
-    if settings.score_thresh > 0:
-        per_roi = min(num_classes, int(1 / settings.score_thresh))
+    if config.score_thresh > 0:
+        per_roi = min(num_classes, int(1 / config.score_thresh))
     scores, idxs = scores.masked_fill(~wanted, -1.0).flatten(1).topk(num_rois * per_roi, dim=1)
 
     labels, rois = idxs % num_classes, idxs // num_classes  # (B, M)
@@ -156,13 +143,13 @@ def select_detections(
     roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)
     boxes = clip_boxes(decode_boxes(deltas, roi_boxes, weights=box_weights), images.sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
-    most = settings.max_detections
+    most = config.max_detections
     keep = nms_keep(
         boxes,
         scores,
         labels,
         (scores >= 0) & large,
-        iou_thresh=settings.nms_thresh,
+        iou_thresh=config.nms_thresh,
         max_kept=most,
     )
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
@@ -179,7 +166,7 @@ def to_detections(
 
     Args:
         selection: detections in network-input pixels.
-        images: for the sizes of the pictures.
+        images: for their sizes.
         masks: (B, up to D, M, M) float32 probabilities over the boxes; at least one a detection.
         aligned: see `paste_mask`.
     """

@@ -1,22 +1,18 @@
-"""From the config to a network: the only file of the models that reads one."""
+"""Build Faster or Mask R-CNN, with random weights, from its config."""
 
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
-from detection.config import BackboneConfig, ModelConfig
+from detection.config import BackboneConfig, DetectionConfig, ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
     BoxPredictor,
     BoxStage,
     C4BoxHead,
-    DetectSettings,
     FPNBoxHead,
 )
-from detection.models.faster_rcnn import DetectorSettings, FasterRCNN, PoolSettings
+from detection.models.faster_rcnn import FasterRCNN
 from detection.models.mask_head import MaskHead
-from detection.models.proposals import ProposalSettings
 from detection.models.rpn import RPNHead
-
-_RESOLUTION = {"c4": 14, "fpn": 7}
 
 
 def build_backbone(config: BackboneConfig) -> ResNet:
@@ -29,6 +25,16 @@ def build_backbone(config: BackboneConfig) -> ResNet:
     )
     backbone.freeze_stages(config.frozen_stages)
     return backbone
+
+
+def build_detector(config: DetectionConfig, num_classes: int) -> FasterRCNN:
+    """Build the network of a run's config with random weights; see `build_faster_rcnn`."""
+    return build_faster_rcnn(
+        config.model,
+        num_classes=num_classes,
+        size_divisor=config.data.size_divisor,
+        with_masks=config.task == "segmentation",
+    )
 
 
 def build_faster_rcnn(
@@ -44,7 +50,6 @@ def build_faster_rcnn(
     """
     backbone = build_backbone(config.backbone)
     specs, rpn, roi, mask = backbone.feature_specs, config.rpn, config.roi, config.mask
-    resolution = roi.resolution or _RESOLUTION[config.neck.kind]
     neck: FPN | None = None
     if config.neck.kind == "fpn":
         neck = FPN(specs, channels=config.neck.channels, norm=config.neck.norm)
@@ -64,7 +69,7 @@ def build_faster_rcnn(
     box_heads: list[C4BoxHead | FPNBoxHead] = [
         C4BoxHead()
         if neck is None
-        else FPNBoxHead(rpn_dim, resolution=resolution, hidden_dim=roi.hidden_dim)
+        else FPNBoxHead(rpn_dim, resolution=roi.resolution_with("fpn"), hidden_dim=roi.hidden_dim)
         for _ in range(roi.stages)
     ]
     rpn_head = RPNHead(rpn_dim, anchors.num_anchors)
@@ -84,35 +89,6 @@ def build_faster_rcnn(
         rpn_head=rpn_head,
         box_stages=box_stages,
         mask_head=mask_head,
-        settings=_settings(config, resolution=resolution, size_divisor=size_divisor),
-    )
-
-
-def _settings(config: ModelConfig, *, resolution: int, size_divisor: int) -> DetectorSettings:
-    rpn, roi = config.rpn, config.roi
-    return DetectorSettings(
-        pixel_mean=config.backbone.pixel_mean,
-        pixel_std=config.backbone.pixel_std,
+        config=config,
         size_divisor=size_divisor,
-        proposals=ProposalSettings(
-            pre_nms_topk_train=rpn.pre_nms_topk_train,
-            pre_nms_topk_test=rpn.pre_nms_topk_test,
-            post_nms_topk_train=rpn.post_nms_topk_train,
-            post_nms_topk_test=rpn.post_nms_topk_test,
-            nms_thresh=rpn.nms_thresh,
-            min_size=rpn.min_size,
-        ),
-        pooling=PoolSettings(
-            kind=roi.pool,
-            resolution=resolution,
-            sampling_ratio=roi.sampling_ratio,
-            aligned=roi.aligned,
-        ),
-        box_weights=tuple(roi.box_weights_of(stage) for stage in range(roi.stages)),
-        detection=DetectSettings(
-            score_thresh=roi.score_thresh,
-            nms_thresh=roi.nms_thresh,
-            max_detections=roi.max_detections,
-        ),
-        mask_aligned=config.mask.aligned,
     )

@@ -5,8 +5,7 @@ detections excepted. The model knows neither targets nor losses; a task calls it
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,62 +13,45 @@ from torch import Tensor, nn
 from backbones.fpn import FPN
 from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
+from detection.config import ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
     BoxStage,
-    DetectSettings,
     Selection,
     refine_boxes,
     select_detections,
     to_detections,
 )
 from detection.models.mask_head import MaskHead, masks_of_labels
-from detection.models.proposals import ProposalSettings, make_proposals
+from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNHead, RPNOutput
-from detection.ops.box_coder import BoxWeights
 from detection.ops.roi_pool import pool_rois
-from detection.structures import Detections, ImageBatch, Proposals
+from detection.structures import Detections, ImageBatch
 
 MASK_RESOLUTION = 14
 """Side of the map that is pooled from the pyramid for a mask, which has twice as many cells."""
 
 
-@dataclass(frozen=True)
-class PoolSettings:
-    """How a RoI becomes a map of `resolution` x `resolution` cells; see `pool_rois`."""
-
-    kind: Literal["roi_pool", "roi_align"]
-    resolution: int
-    sampling_ratio: int
-    aligned: bool
-
-
-@dataclass(frozen=True)
-class DetectorSettings:
-    """The plain values of a detector.
-
-    pixel_mean, pixel_std: RGB, on the scale 0..255. size_divisor: multiple to which an image is
-    padded. box_weights: scale of the region head's deltas, for each of its stages. mask_aligned:
-    see `paste_mask`.
-    """
-
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    size_divisor: int
-    proposals: ProposalSettings
-    pooling: PoolSettings
-    box_weights: tuple[BoxWeights, ...]
-    detection: DetectSettings
-    mask_aligned: bool = True
-
-
 class FasterRCNN(PixelNormalizedNetwork):
-    """The detector's parts, called in order: features, rpn, proposals, roi_head, detect.
+    """The detector's parts, called in order: `features`, `rpn`, `region_features`, `box_outputs`.
+
+    Between them stand functions without parameters: `make_proposals`, `refine_boxes` and
+    `select_detections`.
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
     pooling on p2..p5. Each of `box_stages` but the first classifies and moves the boxes of the one
     before it (Cai and Vasconcelos 2018); classes, boxes and masks are the last one's.
+
+    Args:
+        backbone: the residual network, without `fc`.
+        neck: the feature pyramid, or none.
+        anchor_generator: anchors on the levels that the RPN sees.
+        rpn_head: the RPN's layers.
+        box_stages: the region head's stages, at least one.
+        config: how RoIs are pooled, proposals made and detections selected.
+        size_divisor: multiple to which an image is padded.
+        mask_head: of Mask R-CNN.
     """
 
     def __init__(
@@ -80,10 +62,12 @@ class FasterRCNN(PixelNormalizedNetwork):
         anchor_generator: AnchorGenerator,
         rpn_head: RPNHead,
         box_stages: Sequence[BoxStage],
-        settings: DetectorSettings,
+        config: ModelConfig,
+        size_divisor: int,
         mask_head: MaskHead | None = None,
     ) -> None:
-        super().__init__(pixel_mean=settings.pixel_mean, pixel_std=settings.pixel_std)
+        pixels = config.backbone
+        super().__init__(pixel_mean=pixels.pixel_mean, pixel_std=pixels.pixel_std)
         self.backbone = backbone
         self.fpn = neck
         self.anchor_generator = anchor_generator
@@ -93,7 +77,9 @@ class FasterRCNN(PixelNormalizedNetwork):
         self.later_stages = nn.ModuleList(box_stages[1:])
         self.mask_head = mask_head
         self.num_stages = len(box_stages)
-        self.settings = settings
+        self.config = config
+        self.size_divisor = size_divisor
+        self.roi_resolution = config.roi.resolution_with(config.neck.kind)
         specs = backbone.feature_specs if neck is None else neck.feature_specs
         self.rpn_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5", "p6")
         self.roi_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5")
@@ -106,15 +92,22 @@ class FasterRCNN(PixelNormalizedNetwork):
         """Return the objects found in each image, in original pixels, on the CPU."""
         features = self.features(images)
         rpn = self.rpn(features, images)
-        proposals = self.proposals(rpn, images.sizes, training=False)
-        for stage in range(self.num_stages - 1):
-            outputs = self.roi_head(features, proposals.boxes, stage=stage)
-            boxes = self.refine(*outputs, proposals.boxes, images.sizes, stage=stage)
-            proposals = replace(proposals, boxes=boxes)
-        class_logits, deltas = self.roi_head(features, proposals.boxes, stage=self.num_stages - 1)
-        found = self.select(class_logits, deltas, proposals, images)
+        config, sizes = self.config, images.sizes
+        proposals = make_proposals(rpn, sizes, config=config.rpn, training=False)
+        for stage in range(self.num_stages):
+            regions = self.region_features(features, proposals.boxes)
+            class_logits, deltas = self.box_outputs(regions, stage=stage)
+            weights = config.roi.box_weights_of(stage)
+            if stage < self.num_stages - 1:
+                boxes = refine_boxes(
+                    class_logits, deltas, proposals.boxes, sizes, box_weights=weights
+                )
+                proposals = replace(proposals, boxes=boxes)
+        found = select_detections(
+            class_logits, deltas, proposals, images, box_weights=weights, config=config.roi
+        )
         masks = None if self.mask_head is None else self._masks(features, found)
-        return to_detections(found, images, masks=masks, aligned=self.settings.mask_aligned)
+        return to_detections(found, images, masks=masks, aligned=config.mask.aligned)
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
@@ -134,7 +127,7 @@ class FasterRCNN(PixelNormalizedNetwork):
             deltas=deltas,
             anchors=self.anchor_generator(shapes),
             anchor_valid=self.anchor_generator.valid(
-                shapes, images.sizes, size_divisor=self.settings.size_divisor
+                shapes, images.sizes, size_divisor=self.size_divisor
             ),
             level_sizes=tuple(h * w * self.anchor_generator.num_anchors for h, w in shapes),
         )
@@ -145,30 +138,10 @@ class FasterRCNN(PixelNormalizedNetwork):
         logits, deltas = self.rpn_head.at(levels, idxs)
         return logits, deltas
 
-    def proposals(self, rpn: RPNOutput, sizes: Tensor, *, training: bool) -> Proposals:
-        """Return the best boxes of the RPN, detached; see `make_proposals`."""
-        return make_proposals(rpn, sizes, settings=self.settings.proposals, training=training)
-
-    def roi_head(
-        self, features: Mapping[str, Tensor], boxes: Tensor, *, stage: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Classify boxes and refine them; `region_features` and `box_outputs` in one.
-
-        Args:
-            features: what `features` returned.
-            boxes: (B, R, 4) xyxy.
-            stage: which of the head's stages, from 0 on.
-
-        Returns:
-            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from `boxes`,
-            to be divided by `settings.box_weights[stage]`.
-        """
-        return self.box_outputs(self.region_features(features, boxes), stage=stage)
-
     def region_features(self, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
         """Return what the heads look at, (B, R, C, h, w): pooled RoIs, on c4 after conv5."""
-        resolution = self.settings.pooling.resolution
-        if self.fpn is None and self.settings.pooling.kind == "roi_align":
+        resolution = self.roi_resolution
+        if self.fpn is None and self.config.roi.pool == "roi_align":
 
             def pool(feature: Tensor, stride: int) -> Tensor:
                 return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
@@ -182,7 +155,16 @@ class FasterRCNN(PixelNormalizedNetwork):
         return regions
 
     def box_outputs(self, regions: Tensor, *, stage: int = 0) -> tuple[Tensor, Tensor]:
-        """Return class logits (B, R, K+1) and deltas (B, R, K, 4) of `region_features`."""
+        """Return class logits and deltas of one of the head's stages.
+
+        Args:
+            regions: (B, R, C, h, w), `region_features` of boxes.
+            stage: from 0 on.
+
+        Returns:
+            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from the boxes,
+            scaled by the stage's `box_weights_of`.
+        """
         pooled = regions.flatten(0, 1)
         if stage == 0:
             class_logits, deltas = self.box_predictor(self.box_head(pooled))
@@ -190,13 +172,6 @@ class FasterRCNN(PixelNormalizedNetwork):
             class_logits, deltas = self.later_stages[stage - 1](pooled)
         shape = regions.shape[:2]
         return class_logits.unflatten(0, shape), deltas.unflatten(0, shape)
-
-    def refine(
-        self, class_logits: Tensor, deltas: Tensor, boxes: Tensor, sizes: Tensor, *, stage: int
-    ) -> Tensor:
-        """Return the boxes of the next stage, (B, R, 4), detached; see `refine_boxes`."""
-        weights = self.settings.box_weights[stage]
-        return refine_boxes(class_logits, deltas, boxes, sizes, box_weights=weights)
 
     def mask_logits(
         self, features: Mapping[str, Tensor], boxes: Tensor, *, regions: Tensor | None = None
@@ -214,25 +189,6 @@ class FasterRCNN(PixelNormalizedNetwork):
         logits: Tensor = self.mask_head(pooled).unflatten(0, boxes.shape[:2])
         return logits
 
-    def select(
-        self, class_logits: Tensor, deltas: Tensor, proposals: Proposals, images: ImageBatch
-    ) -> Selection:
-        """Choose detections from the last stage's output on its boxes."""
-        return select_detections(
-            class_logits,
-            deltas,
-            proposals,
-            images,
-            box_weights=self.settings.box_weights[-1],
-            settings=self.settings.detection,
-        )
-
-    def detect(
-        self, class_logits: Tensor, deltas: Tensor, proposals: Proposals, images: ImageBatch
-    ) -> list[Detections]:
-        """Return each image's detections from the head's output on its proposals, on the CPU."""
-        return to_detections(self.select(class_logits, deltas, proposals, images), images)
-
     def _masks(self, features: Mapping[str, Tensor], found: Selection) -> Tensor:
         """Return mask probabilities (B, d, M, M) of the d detections that any image has."""
         count = int((found.scores >= 0).sum(dim=1).max())
@@ -247,15 +203,15 @@ class FasterRCNN(PixelNormalizedNetwork):
         resolution: int,
         bin_stride: int = 1,
     ) -> Tensor:
-        pooling = self.settings.pooling
+        config = self.config.roi
         return pool_rois(
             [features[level] for level in self.roi_levels],
             self.roi_strides,
             boxes,
-            kind=pooling.kind,
+            kind=config.pool,
             resolution=resolution,
-            sampling_ratio=pooling.sampling_ratio,
-            aligned=pooling.aligned,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
             bin_stride=bin_stride,
         )
 

@@ -1,14 +1,14 @@
-"""From the RPN's output to proposals: best anchors of each level, decoded, clipped, thinned by NMS.
+"""Proposals from the RPN's output: best anchors of each level, decoded, clipped, NMS.
 
 B images, N anchors, M = candidates that enter NMS, P proposals.
 """
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from detection.config import RPNConfig
 from detection.models.rpn import RPNOutput
 from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes
@@ -16,41 +16,24 @@ from detection.ops.nms import nms_keep
 from detection.structures import Proposals
 
 
-@dataclass(frozen=True)
-class ProposalSettings:
-    """How many proposals are made, in training and at test.
-
-    pre_nms_topk: best anchors of each level that enter NMS. post_nms_topk: proposals of an image,
-    over all levels. nms_thresh: IoU above which the lower-scored one goes, within a level.
-    min_size: shortest side in pixels.
-    """
-
-    pre_nms_topk_train: int
-    pre_nms_topk_test: int
-    post_nms_topk_train: int
-    post_nms_topk_test: int
-    nms_thresh: float
-    min_size: float
-
-
 @torch.no_grad()
 def make_proposals(
-    rpn: RPNOutput, sizes: Tensor, *, settings: ProposalSettings, training: bool
+    rpn: RPNOutput, sizes: Tensor, *, config: RPNConfig, training: bool
 ) -> Proposals:
     """Turn the RPN's output into proposals (Faster R-CNN, section 3.1).
 
     Args:
         rpn: the RPN's output.
         sizes: (B, 2) height and width of the images before padding, in pixels.
-        settings: how many, and which.
+        config: how many, and which.
         training: take the counts for training, not those for test.
 
     Returns:
         P = min(post_nms_topk, M) proposals an image, detached, in network-input pixels, by falling
         score; rows of zeros, not valid, where NMS left fewer (or none).
     """
-    pre_nms_topk = settings.pre_nms_topk_train if training else settings.pre_nms_topk_test
-    post_nms_topk = settings.post_nms_topk_train if training else settings.post_nms_topk_test
+    pre_nms_topk = config.pre_nms_topk_train if training else config.pre_nms_topk_test
+    post_nms_topk = config.post_nms_topk_train if training else config.post_nms_topk_test
 
     logits = rpn.objectness_logits.masked_fill(~rpn.anchor_valid, -torch.inf)
     starts = accumulate(rpn.level_sizes, initial=0)
@@ -63,11 +46,11 @@ def make_proposals(
 
     deltas = torch.take_along_dim(rpn.deltas, idxs[..., None], dim=1)
     boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
-    large = (boxes[..., 2:] - boxes[..., :2] >= settings.min_size).all(dim=2)
+    large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
     scores = logits.gather(1, idxs).sigmoid()
     valid = rpn.anchor_valid.gather(1, idxs) & large
     return thin_out(
-        boxes, scores, level_idxs, valid, nms_thresh=settings.nms_thresh, topk=post_nms_topk
+        boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=post_nms_topk
     )
 
 

@@ -20,10 +20,12 @@ from detection.data.dataset import CocoDetection
 from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
-from detection.evaluation.coco_files import Truth, read_truth
+from detection.evaluation.ground_truth import ground_truth_of
 from detection.losses import roi_loss, rpn_loss
-from detection.models.build import build_faster_rcnn
+from detection.models.box_head import refine_boxes
+from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
+from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
 from detection.samples import Samples, SampleSettings, draw_samples, with_truth
@@ -31,7 +33,6 @@ from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
-from engine.distributed import is_main_process
 from engine.errors import UserError
 from engine.paths import resolved, status_of
 
@@ -65,7 +66,6 @@ class DetectionTask(nn.Module):
         self.class_names = classes.names
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
-        self._val_truth: Truth | None = None
         self._loaded: list[WeightsReport] = []
 
     @classmethod
@@ -85,7 +85,9 @@ class DetectionTask(nn.Module):
             batch_size=config.loop.batch_size,
         )
         data.check_pictures()
-        task = cls(config, _random_model(config, data.classes), data.classes)
+        torch.manual_seed(config.seed)
+        model = build_detector(config, len(data.classes))
+        task = cls(config, model, data.classes)
         task._train_data = data
         found = task.val_data().annotations  # a mistake should show now, not after hours
         check_any(len(found.boxes), "to score against", found.path)
@@ -114,13 +116,14 @@ class DetectionTask(nn.Module):
         with torch.no_grad():  # nothing flows through proposals; the losses ask for few anchors
             rpn = model.rpn(features, batch.images)
         losses = self._rpn_losses(features, self.sample_anchors(rpn, batch))
-        proposals = model.proposals(rpn, sizes, training=True)
+        proposals = make_proposals(rpn, sizes, config=self.config.model.rpn, training=True)
         rois = self.sample_rois(proposals, batch)
         regions = model.region_features(features, rois.boxes)
         class_logits, deltas = model.box_outputs(regions)
         losses |= self._roi_losses(class_logits, deltas, rois, batch)
         for stage in range(1, model.num_stages):
-            boxes = model.refine(class_logits, deltas, rois.boxes, sizes, stage=stage - 1)
+            weights = self.config.model.roi.box_weights_of(stage - 1)
+            boxes = refine_boxes(class_logits, deltas, rois.boxes, sizes, box_weights=weights)
             rois = self._match_again(boxes, rois.valid, batch, stage=stage)
             regions = model.region_features(features, rois.boxes)
             class_logits, deltas = model.box_outputs(regions, stage=stage)
@@ -239,7 +242,14 @@ class DetectionTask(nn.Module):
             path = self.config.data.val.annotations
             before = _state_of(path)
             try:
-                found = self._read_validation()
+                found = CocoDetection(
+                    self.config.data.val,
+                    config=self.config.data,
+                    training=False,
+                    classes=self.classes,
+                    with_masks=self.with_masks,
+                )
+                found.check_pictures()
             finally:
                 if _state_of(path) != before:
                     raise UserError(
@@ -249,31 +259,11 @@ class DetectionTask(nn.Module):
             self._val_data = found
         return self._val_data
 
-    def _read_validation(self) -> CocoDetection:
-        """Read the validation JSON: for the network, and on the main process for the evaluator."""
-        data = self.config.data
-        found = CocoDetection(
-            data.val,
-            config=data,
-            training=False,
-            classes=self.classes,
-            with_masks=self.with_masks,
-        )
-        found.check_pictures()
-        if is_main_process():  # the others do not score
-            self._val_truth = read_truth(
-                found.annotations.path,
-                kept_rows=found.annotations.segmentation_idxs.tolist(),
-                with_masks=self.with_masks,
-                need_objects=False,
-            )
-        return found
-
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
         """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
         data = self.val_data()
         return CocoEvaluator(
-            self._val_truth,
+            ground_truth_of(data.annotations, with_masks=self.with_masks),
             self.classes,
             data.image_ids.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
@@ -344,13 +334,3 @@ def make_demo_if_asked(config: DetectionConfig) -> None:
     splits = (config.data.train, config.data.val)
     if any(root in resolved(split.annotations).parents for split in splits):
         make_demo(demo)
-
-
-def _random_model(config: DetectionConfig, classes: ClassMap) -> FasterRCNN:
-    torch.manual_seed(config.seed)
-    return build_faster_rcnn(
-        config.model,
-        num_classes=len(classes.names),
-        size_divisor=config.data.size_divisor,
-        with_masks=config.task == "segmentation",
-    )

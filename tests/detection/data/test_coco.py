@@ -37,7 +37,7 @@ def test_a_file_is_packed_by_image(document: Document, write_coco: CocoWriter) -
 
 def test_segmentations_come_back(document: Document, write_coco: CocoWriter) -> None:
     annotations = read_coco(write_coco(document))
-    crowd, cow, zebra = annotations.segmentation_idxs
+    crowd, cow, zebra = annotations.rows_in_file
     polygons = [part.tolist() for part in annotations.segmentations.polygons(cow)]
     assert polygons == document["annotations"][0]["segmentation"]
     rle = {"size": [40, 60], "counts": annotations.segmentations.run_lengths[crowd]}
@@ -384,7 +384,7 @@ def test_real_files_agree_with_pycocotools(
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
         ids = [annotations.classes.category_ids[label] for label in annotations.labels[objects]]
         assert ids == [entry["category_id"] for entry in entries]
-        for at, entry in zip(annotations.segmentation_idxs[objects], entries, strict=True):
+        for at, entry in zip(annotations.rows_in_file[objects], entries, strict=True):
             polygons = [part.tolist() for part in annotations.segmentations.polygons(at)]
             run_lengths = annotations.segmentations.run_lengths[at]
             if entry["iscrowd"]:

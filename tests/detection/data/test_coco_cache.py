@@ -77,6 +77,25 @@ def test_the_copy_gives_what_the_file_gives(
     assert sorted(tmp_path.iterdir()) == [path, copy_of(path)]
 
 
+def test_scoring_gets_the_digits_of_the_file(document: Document, write_coco: CocoWriter) -> None:
+    document["annotations"][0] |= {"segmentation": [[10.1, 20.3, 30.7, 20.3, 30.7, 40.9]]}
+    document["annotations"][0] |= {"area": 150.3, "bbox": [0.1, 0.2, 10.3, 20.7]}
+    path = write_coco(document)
+    plain = read_coco(path, for_scoring=True)
+    for _ in range(2):
+        found = read(path, for_scoring=True)
+        assert_same(found, plain)
+        assert found.table is not None
+        assert found.table.areas[0] == 150.3
+        assert found.table.xywh[0].tolist() == [0.1, 0.2, 10.3, 20.7]
+        [polygon] = found.segmentations.polygons(0)
+        assert [polygon.tolist()] == document["annotations"][0]["segmentation"]
+    training = read(path)
+    assert training.table is None
+    assert training.segmentations.coordinates.dtype == np.float32
+    assert_same(training, read_coco(path))
+
+
 def test_a_real_file_comes_back(data_dir: Path, tmp_path: Path) -> None:
     source = data_dir / "coco128/annotations/instances_train2017.json"
     path = tmp_path / source.name
@@ -176,7 +195,7 @@ def flip_last_bit(content: bytes) -> bytes:
         cut,
         flip_last_bit,
         lambda content: content.replace(b"zebra", b"zebrb"),
-        lambda content: content.replace(b'filled_areas\\": 1', b'filled_areas\\": 3'),
+        lambda content: content.replace(b'unreadable_masks\\": 0', b'unreadable_masks\\": 3'),
         lambda content: content.replace(b'"dtype":"F64"', b'"dtype":"I64"'),
         lambda _: b"",
         lambda _: b"x" * 500,

@@ -11,7 +11,7 @@ import pytest
 from detection.config import DataConfig, SplitConfig
 from detection.data.coco import read_coco
 from detection.data.dataset import CocoDetection
-from detection.evaluation.coco_files import read_truth
+from detection.evaluation.ground_truth import read_ground_truth
 from engine.errors import UserError
 
 Document = dict[str, Any]
@@ -46,7 +46,7 @@ def test_an_area_that_no_object_has(
     assert ledger.dropped == {("area not finite or negative", "cow"): 1}
     if area != 1e300:  # larger than float32 holds, not than JSON
         with pytest.raises(UserError, match="annotation 11: area: expected a finite number"):
-            read_truth(path)
+            read_ground_truth(path)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_size_that_no_memory_holds(
         f" {width}x{height} (width x height)"
     )
     with pytest.raises(UserError, match="image 70: expected a side of at most"):
-        read_truth(write_coco_text(document, write_coco), with_masks=True)
+        read_ground_truth(write_coco_text(document, write_coco), with_masks=True)
 
 
 def write_coco_text(document: Document, write_coco: CocoWriter) -> Path:
@@ -130,7 +130,7 @@ def test_any_value_at_any_key_is_read_or_one_line(
         lambda: CocoDetection(
             split, config=lenient, training=False, with_masks=with_masks
         ).check_pictures(),
-        lambda: read_truth(path, with_masks=with_masks),
+        lambda: read_ground_truth(path, with_masks=with_masks),
     ]
     messages = []
     for name in KEYS[key]:

@@ -16,7 +16,7 @@ from detection.config import DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.data.masks import draw_masks
 from detection.data.packed import SegmentationPacker
-from detection.evaluation.coco_files import read_truth
+from detection.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from detection.ops.masks import unpack_bits
 from engine.errors import UserError
 from tests.conftest import REPOSITORY
@@ -173,10 +173,11 @@ def test_objects_without_a_readable_mask_can_be_dropped(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     config = DataConfig(train=split, on_bad_box="skip")
     data = CocoDetection(split, config=config, training=True, with_masks=True)
-    assert data.annotations.segmentation_idxs.tolist() == [0, 2]
+    assert data.annotations.rows_in_file.tolist() == [0, 2]
     assert ("boxes dropped, no readable mask: thing", 1) in data.ledger.rows()
-    truth = read_truth(path, kept_rows=[0, 2], with_masks=True)
-    assert [each["id"] for each in truth.objects[7]] == [1, 3]
+    data = CocoDetection(split, config=config, training=False, with_masks=True)
+    ground_truth = ground_truth_of(data.annotations, with_masks=True)
+    assert [each["id"] for each in ground_truth.of_category(7, with_masks=True)] == [1, 3]
 
 
 PARTS: dict[str, list[Any]] = {
@@ -203,8 +204,9 @@ def test_a_part_that_is_no_polygon_is_dropped(tmp_path: Path, value: list[Any]) 
     assert masks is not None
     np.testing.assert_array_equal(masks[0], filled((10, 12, 50, 40)))
     assert ("mask parts dropped (no polygons)", 1) in data.ledger.rows()
-    truth = read_truth(split.annotations, with_masks=True)
-    assert truth.objects[7][0]["segmentation"] == [SQUARE]  # pycocotools takes four for a box
+    ground_truth = read_ground_truth(split.annotations, with_masks=True)
+    [segmentation] = [ground_truth.segmentation_of(row) for row in ground_truth.rows_of(7)]
+    assert segmentation == [SQUARE]  # pycocotools takes four for a box
 
 
 def test_a_crowd_may_be_without_a_mask(tmp_path: Path) -> None:

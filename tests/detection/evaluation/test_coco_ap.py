@@ -12,8 +12,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from detection.data.coco import read_coco
 from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator, score_file
-from detection.evaluation.coco_files import read_truth
+from detection.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
 from engine.errors import UserError
 from tests.detection.evaluation.coco_documents import CLASSES, NUM_IMAGES, make_document, write
@@ -62,7 +63,7 @@ def evaluated(
     path: Path, found: list[Detections], *, order: list[int], processes: int = 1
 ) -> tuple[CocoEvaluator, dict[str, float]]:
     """Evaluate pictures in `order`, two in a batch, dealt out to some processes."""
-    known = read_truth(path)
+    known = read_ground_truth(path)
     evaluators = [CocoEvaluator(known, CLASSES, range(NUM_IMAGES)) for _ in range(processes)]
     for start in range(0, len(order), 2):
         ids = order[start : start + 2]
@@ -124,12 +125,12 @@ def test_order_and_processes_change_nothing(tmp_path: Path, processes: int) -> N
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ([0, 1, 2, 3, 4, 5, 6, 7], "expected 9 pictures, each once, got 8: some are missing"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "expected 9 images, each once, got 8: some are missing"),
         ([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], "got 10: some more than once"),
     ],
     ids=["missing", "twice"],
 )
-def test_each_picture_counts_once(tmp_path: Path, order: list[int], message: str) -> None:
+def test_each_image_counts_once(tmp_path: Path, order: list[int], message: str) -> None:
     document = make_document()
     truth = write(tmp_path / "truth.json", document)
     with pytest.raises(AssertionError, match=message):
@@ -142,7 +143,9 @@ def test_skipped_pictures_count_as_without_detections(tmp_path: Path) -> None:
     found = make_detections(document)
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     _, expected = evaluated(truth, [*found[:-1], nothing], order=list(range(NUM_IMAGES)))
-    evaluator = CocoEvaluator(read_truth(truth), CLASSES, range(NUM_IMAGES), allow_missing=True)
+    evaluator = CocoEvaluator(
+        read_ground_truth(truth), CLASSES, range(NUM_IMAGES), allow_missing=True
+    )
     evaluator.update(make_batch(list(range(NUM_IMAGES - 1))), found[:-1])
     np.testing.assert_equal(evaluator.compute([evaluator.state()]), expected)
 
@@ -214,8 +217,12 @@ def test_rows_left_out_are_no_truth(tmp_path: Path) -> None:
     document["annotations"][3]["bbox"] = [10, 10, float("nan"), 10]
     path = write(tmp_path / "broken.json", document)
     with pytest.raises(UserError, match="annotation 103: bbox: expected finite numbers"):
-        read_truth(path)
-    known = read_truth(path, kept_rows=[row for row in range(40) if row != 3])
+        read_ground_truth(path)
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    annotations = read_coco(write(path, document), on_bad_box="skip", for_scoring=True)
+    known = ground_truth_of(annotations, with_masks=False)
+    assert known.rows.tolist() == [row for row in range(40) if row != 3]
     evaluator = CocoEvaluator(known, CLASSES, range(NUM_IMAGES), allow_missing=True)
     assert evaluator.compute([])["ap"] == 0
 
@@ -231,4 +238,4 @@ def test_table_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{100 * metrics['ap']:.1f}" in shown
     row = next(line for line in shown.splitlines() if "dog" in line)
     assert row.split("dog")[1].split("│")[1].strip() == "-"
-    assert "detections in 9 of 9 pictures" in shown
+    assert "detections in 9 of 9 images" in shown

@@ -20,7 +20,7 @@ from detection.evaluation.coco_ap import (
     score_file,
 )
 from detection.evaluation.coco_engines import Engine, choose_engine
-from detection.evaluation.coco_files import Truth, read_truth
+from detection.evaluation.ground_truth import GroundTruth, read_ground_truth
 from detection.ops.boxes import xywh_to_xyxy
 from detection.structures import Detections, RunLengthMasks
 from engine.errors import UserError
@@ -114,10 +114,10 @@ def random_results(rng: np.random.Generator, document: dict[str, Any]) -> list[d
     return results
 
 
-def read(document: dict[str, Any], folder: Path) -> Truth:
+def read(document: dict[str, Any], folder: Path) -> GroundTruth:
     path = folder / "truth.json"
     path.write_text(json.dumps(document))
-    return read_truth(path, with_masks=True)
+    return read_ground_truth(path, with_masks=True)
 
 
 def score_both(

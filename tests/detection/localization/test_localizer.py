@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from detection.localization.build import build_localizer
-from detection.localization.config import LocalizerConfig
+from detection.localization.config import EvaluationConfig, LocalizerConfig
 from detection.localization.localizer import Localizer, LocalizerHead
-from detection.localization.views import LocalizeSettings, localize, merge_candidates
+from detection.localization.views import localize, merge_candidates
 from detection.structures import ImageBatch
 from engine.errors import UserError
 from tests.reference import localization as reference
@@ -59,7 +59,7 @@ def test_class_agnostic_head_predicts_the_same_for_every_class() -> None:
     torch.testing.assert_close(logits[..., 0], logits[..., 1])
 
 
-def settings(**changes: Any) -> LocalizeSettings:
+def views(**changes: Any) -> EvaluationConfig:
     values: dict[str, Any] = {
         "view": "center",
         "crop": 48,
@@ -69,7 +69,7 @@ def settings(**changes: Any) -> LocalizeSettings:
         "vote_iou_thresh": 0.5,
         "candidates": 20,
     }
-    return LocalizeSettings(**{**values, **changes})
+    return EvaluationConfig(**{**values, **changes})
 
 
 def images(*, height: int = 64, width: int = 96, scale: int = 3) -> ImageBatch:
@@ -112,7 +112,7 @@ def test_boxes_are_in_original_pixels(
     changes: dict[str, Any], width: int, expected: list[int]
 ) -> None:
     model = localizer_that_predicts((4, 6, 14, 12))
-    boxes, scores = localize(model, images(width=width), CLASSES, settings=settings(**changes))
+    boxes, scores = localize(model, images(width=width), CLASSES, config=views(**changes))
     torch.testing.assert_close(boxes, torch.tensor(expected).float().expand(2, 2, 4))
     torch.testing.assert_close(scores, torch.full((2, 2), 0.5))
 
@@ -121,27 +121,27 @@ def test_boxes_are_in_original_pixels(
 def test_mirrored_boxes_are_turned_back(thresh: float, expected: list[float]) -> None:
     """Mirrored, x from 4 to 14 of 16 is x from 2 to 12: the overlap of both is two thirds."""
     model = localizer_that_predicts((4, 6, 14, 12))
-    how = settings(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=thresh)
-    boxes, _ = localize(model, images(width=64, scale=1), CLASSES, settings=how)
+    how = views(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=thresh)
+    boxes, _ = localize(model, images(width=64, scale=1), CLASSES, config=how)
     torch.testing.assert_close(boxes[0, 0], torch.tensor(expected).float())
 
 
-def test_boxes_across_the_border_are_clipped_after_merging() -> None:
-    """In 16 pixels, x from -4 to 12 and, mirrored, from 4 to 20: on average the whole width."""
+def test_boxes_over_the_border_are_cut_after_their_mean() -> None:
+    """Of 16, x from -4 to 12 and, mirrored, from 4 to 20: on average the whole width."""
     model = localizer_that_predicts((-4, 4, 12, 12))
-    how = settings(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=0.3)
-    boxes, _ = localize(model, images(width=64, scale=1), CLASSES, settings=how)
+    how = views(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=0.3)
+    boxes, _ = localize(model, images(width=64, scale=1), CLASSES, config=how)
     torch.testing.assert_close(boxes[0, 0], torch.tensor([0.0, 16, 64, 48]))
 
 
 @pytest.mark.parametrize("view", ["center", "dense"])
 def test_boxes_of_an_image_do_not_depend_on_the_batch(view: str) -> None:
     model, batch = localizer(), images()
-    how = settings(view=view, merge="vote", mirror=True)
-    boxes, scores = localize(model, batch, CLASSES, settings=how)
+    how = views(view=view, merge="vote", mirror=True)
+    boxes, scores = localize(model, batch, CLASSES, config=how)
     assert boxes.isfinite().all()
     alone = ImageBatch(*(getattr(batch, name)[1:] for name in vars(batch)))
-    boxes_alone, scores_alone = localize(model, alone, CLASSES[1:], settings=how)
+    boxes_alone, scores_alone = localize(model, alone, CLASSES[1:], config=how)
     torch.testing.assert_close(boxes[1:], boxes_alone, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(scores[1:], scores_alone)
 
@@ -150,21 +150,19 @@ def test_boxes_of_an_image_do_not_depend_on_the_batch(view: str) -> None:
 def test_voting_equals_the_reference(thresh: float) -> None:
     near, far = torch.rand(4, 12, 2) * 0.3, 0.6 + torch.rand(4, 12, 2) * 0.4
     boxes, scores = torch.cat([near, far], dim=2), torch.rand(4, 12)
-    how = settings(merge="vote", vote_iou_thresh=thresh)
-    found, best = merge_candidates(boxes, scores, settings=how)
+    how = views(merge="vote", vote_iou_thresh=thresh)
+    found, best = merge_candidates(boxes, scores, config=how)
     for row in range(4):
         expected = reference.vote(boxes[row].tolist(), scores[row].tolist(), thresh)
         torch.testing.assert_close(found[row], torch.tensor(expected), rtol=1e-4, atol=1e-5)
         assert best[row] == scores[row].max()
 
 
-def test_voting_with_empty_boxes_and_zero_scores_is_finite() -> None:
-    boxes, _ = merge_candidates(
-        torch.zeros(1, 3, 4), torch.zeros(1, 3), settings=settings(merge="vote")
-    )
+def test_votes_of_empty_boxes_and_no_scores_are_finite() -> None:
+    boxes, _ = merge_candidates(torch.zeros(1, 3, 4), torch.zeros(1, 3), config=views(merge="vote"))
     torch.testing.assert_close(boxes, torch.zeros(1, 4))
 
 
-def test_an_image_smaller_than_the_crop_is_a_user_error() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the images' sides"):
-        localize(localizer(), images(), CLASSES, settings=settings(crop=65))
+def test_a_picture_smaller_than_the_crop_is_the_user_s_mistake() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the pictures' sides"):
+        localize(localizer(), images(), CLASSES, config=views(crop=65))

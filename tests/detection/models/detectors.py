@@ -6,37 +6,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backbones.fpn import FPN
-from backbones.resnet import build_resnet
-from detection.models import (
-    AnchorGenerator,
-    BoxPredictor,
-    BoxStage,
-    C4BoxHead,
-    DetectorSettings,
-    DetectSettings,
-    FasterRCNN,
-    FPNBoxHead,
-    PoolSettings,
-    ProposalSettings,
-    RPNHead,
+from detection.config import (
+    BackboneConfig,
+    BackboneKind,
+    MaskConfig,
+    ModelConfig,
+    NeckConfig,
+    RoIConfig,
+    RPNConfig,
 )
-from detection.structures import ImageBatch
+from detection.models.box_head import select_detections, to_detections
+from detection.models.build import build_faster_rcnn
+from detection.models.faster_rcnn import FasterRCNN
+from detection.structures import Detections, ImageBatch, Proposals
 
-RATIOS = (0.5, 1.0, 2.0)
-SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
-PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 
-
-def proposal_settings(
+def rpn_config(
     *, pre_nms_topk: int = 2000, post_nms_topk_test: int = 1000, min_size: float = 1e-3
-) -> ProposalSettings:
-    return ProposalSettings(
+) -> RPNConfig:
+    return RPNConfig(
         pre_nms_topk_train=2000,
         pre_nms_topk_test=pre_nms_topk,
-        post_nms_topk_train=2000,
         post_nms_topk_test=post_nms_topk_test,
-        nms_thresh=0.7,
         min_size=min_size,
     )
 
@@ -44,56 +35,39 @@ def proposal_settings(
 def make_detector(
     neck: Literal["c4", "fpn"],
     *,
-    kind: str = "resnet18",
+    kind: BackboneKind = "resnet18",
     num_classes: int = 3,
     hidden_dim: int = 32,
     pyramid_channels: int = 16,
-    pooling: PoolSettings | None = None,
-    proposals: ProposalSettings | None = None,
+    roi: RoIConfig | None = None,
+    rpn: RPNConfig | None = None,
     size_divisor: int = 32,
 ) -> FasterRCNN:
     """Return a detector with random weights, in eval mode."""
-    backbone = build_resnet(
-        kind, num_classes=None, norm="frozen", norm_eps=1e-5, stride_in_1x1=False
+    roi = (roi or RoIConfig()).model_copy(update={"hidden_dim": hidden_dim})
+    config = ModelConfig(
+        backbone=BackboneConfig(kind=kind, norm="frozen", frozen_stages=0),
+        neck=NeckConfig(kind=neck, channels=pyramid_channels),
+        rpn=rpn or rpn_config(),
+        roi=roi,
+        mask=MaskConfig(aligned=roi.aligned),
     )
-    specs = backbone.feature_specs
-    resolution = 14 if neck == "c4" else 7
-    settings = DetectorSettings(
-        pixel_mean=(123.675, 116.28, 103.53),
-        pixel_std=(58.395, 57.12, 57.375),
-        size_divisor=size_divisor,
-        proposals=proposals or proposal_settings(),
-        pooling=pooling or PoolSettings("roi_align", resolution, sampling_ratio=2, aligned=True),
-        box_weights=((10.0, 10.0, 5.0, 5.0),),
-        detection=DetectSettings(score_thresh=0.05, nms_thresh=0.5, max_detections=100),
-        mask_aligned=pooling.aligned if pooling else True,
+    return build_faster_rcnn(config, num_classes=num_classes, size_divisor=size_divisor).eval()
+
+
+def detect(
+    model: FasterRCNN,
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Proposals,
+    images: ImageBatch,
+) -> list[Detections]:
+    """Return each image's detections from the head's output on its proposals."""
+    roi = model.config.roi
+    found = select_detections(
+        class_logits, deltas, proposals, images, box_weights=roi.box_weights_of(0), config=roi
     )
-    if neck == "c4":
-        return FasterRCNN(
-            backbone,
-            neck=None,
-            anchor_generator=AnchorGenerator([SIZES], ratios=RATIOS, strides=[16]),
-            rpn_head=RPNHead(specs["c4"].channels, len(SIZES) * len(RATIOS)),
-            box_stages=[
-                BoxStage(C4BoxHead(), BoxPredictor(specs["c5"].channels, num_classes=num_classes))
-            ],
-            settings=settings,
-        ).eval()
-    return FasterRCNN(
-        backbone,
-        neck=FPN(specs, channels=pyramid_channels),
-        anchor_generator=AnchorGenerator(
-            [[size] for size in SIZES], ratios=RATIOS, strides=PYRAMID_STRIDES
-        ),
-        rpn_head=RPNHead(pyramid_channels, len(RATIOS)),
-        box_stages=[
-            BoxStage(
-                FPNBoxHead(pyramid_channels, resolution=7, hidden_dim=hidden_dim),
-                BoxPredictor(hidden_dim, num_classes=num_classes),
-            )
-        ],
-        settings=settings,
-    ).eval()
+    return to_detections(found, images)
 
 
 def make_like_torchvisions(num_classes: int) -> FasterRCNN:
@@ -104,8 +78,8 @@ def make_like_torchvisions(num_classes: int) -> FasterRCNN:
         num_classes=num_classes,
         hidden_dim=1024,
         pyramid_channels=256,
-        pooling=PoolSettings("roi_align", 7, sampling_ratio=2, aligned=False),
-        proposals=proposal_settings(pre_nms_topk=1000),
+        roi=RoIConfig(aligned=False),
+        rpn=rpn_config(pre_nms_topk=1000),
         size_divisor=64,
     )
 
@@ -116,7 +90,7 @@ def make_images(
     padded_to: tuple[int, int],
     original_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> ImageBatch:
-    """Return smooth random pictures of `sizes`, padded with zeros."""
+    """Return smooth random images of `sizes`, padded with zeros."""
     pixels = torch.zeros(len(sizes), 3, *padded_to, dtype=torch.uint8)
     for image, (height, width) in zip(pixels, sizes, strict=True):
         coarse = torch.rand(1, 3, 6, 8) * 255
@@ -132,7 +106,7 @@ def make_images(
 
 
 def random_boxes(count: int, size: tuple[int, int]) -> Tensor:
-    """Return (count, 4) boxes of at least a pixel inside a picture of `size`."""
+    """Return (count, 4) boxes of at least a pixel inside an image of `size`."""
     height, width = size
     corners = torch.rand(count, 2, 2) * torch.tensor([width, height])
     top_left, bottom_right = corners.amin(dim=1), corners.amax(dim=1)

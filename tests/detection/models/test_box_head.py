@@ -1,14 +1,12 @@
-from dataclasses import replace
-
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 
+from detection.config import RoIConfig
 from detection.models.box_head import (
     BoxPredictor,
     C4BoxHead,
-    DetectSettings,
     FPNBoxHead,
     select_detections,
     to_detections,
@@ -18,7 +16,7 @@ from detection.structures import Detections, ImageBatch, Proposals
 from tests.detection.models.detectors import make_images, random_boxes
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-SETTINGS = DetectSettings(score_thresh=0.05, nms_thresh=0.5, max_detections=100)
+CONFIG = RoIConfig(score_thresh=0.05, nms_thresh=0.5, max_detections=100)
 SIZES = [(80, 120), (96, 64), (50, 128)]
 ORIGINAL_SIZES = [(160, 240), (301, 200), (25, 64)]
 
@@ -36,7 +34,7 @@ def images() -> ImageBatch:
 
 
 def detections_one_by_one(
-    class_logits: Tensor, deltas: Tensor, proposals: Proposals, settings: DetectSettings
+    class_logits: Tensor, deltas: Tensor, proposals: Proposals, config: RoIConfig
 ) -> list[Detections]:
     """The obvious way: image by image, class by class."""
     results = []
@@ -49,12 +47,12 @@ def detections_one_by_one(
             boxes = decode_boxes(deltas[i, :, label], proposals.boxes[i], weights=WEIGHTS)
             boxes = torchvision.ops.clip_boxes_to_image(boxes, (height, width))
             sides = boxes[:, 2:] - boxes[:, :2]
-            good = proposals.valid[i] & (scores > settings.score_thresh)
+            good = proposals.valid[i] & (scores > config.score_thresh)
             good &= (sides >= 0.01).all(dim=1)
             boxes, scores = boxes[good], scores[good]
-            for keep in torchvision.ops.nms(boxes, scores, settings.nms_thresh).tolist():
+            for keep in torchvision.ops.nms(boxes, scores, config.nms_thresh).tolist():
                 rows.append((float(scores[keep]), (boxes[keep] * ratio).tolist(), label))
-        rows = sorted(rows, reverse=True)[: settings.max_detections]
+        rows = sorted(rows, reverse=True)[: config.max_detections]
         results.append(
             Detections(
                 boxes=torch.tensor([row[1] for row in rows]).view(-1, 4),
@@ -71,28 +69,28 @@ def detect(
     proposals: Proposals,
     images: ImageBatch,
     *,
-    settings: DetectSettings,
+    config: RoIConfig,
 ) -> list[Detections]:
     found = select_detections(
-        class_logits, deltas, proposals, images, box_weights=WEIGHTS, settings=settings
+        class_logits, deltas, proposals, images, box_weights=WEIGHTS, config=config
     )
     return to_detections(found, images)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "config",
     [
-        pytest.param(SETTINGS, id="defaults"),
-        pytest.param(replace(SETTINGS, max_detections=7), id="few"),
-        pytest.param(replace(SETTINGS, score_thresh=0.0, nms_thresh=0.3), id="no_threshold"),
-        pytest.param(replace(SETTINGS, score_thresh=0.3), id="high_threshold"),
-        pytest.param(replace(SETTINGS, score_thresh=1.0), id="none_passes"),
+        pytest.param(CONFIG, id="defaults"),
+        pytest.param(RoIConfig(max_detections=7), id="few"),
+        pytest.param(RoIConfig(score_thresh=0.0, nms_thresh=0.3), id="no_threshold"),
+        pytest.param(RoIConfig(score_thresh=0.3), id="high_threshold"),
+        pytest.param(RoIConfig(score_thresh=1.0), id="none_passes"),
     ],
 )
-def test_equals_the_obvious_way(settings: DetectSettings) -> None:
+def test_equals_the_obvious_way(config: RoIConfig) -> None:
     class_logits, deltas, proposals = head_outputs(40, 30)
-    found = detect(class_logits, deltas, proposals, images(), settings=settings)
-    expected = detections_one_by_one(class_logits, deltas, proposals, settings)
+    found = detect(class_logits, deltas, proposals, images(), config=config)
+    expected = detections_one_by_one(class_logits, deltas, proposals, config)
     for ours, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.scores, reference.scores)
         torch.testing.assert_close(ours.labels, reference.labels)
@@ -113,14 +111,14 @@ def test_every_candidate_above_the_threshold_is_looked_at(thresh: float) -> None
         torch.zeros(1, 6, 49, 4),
         Proposals(boxes[None], torch.ones(1, 6), torch.ones(1, 6, dtype=torch.bool)),
         make_images([(128, 128)], padded_to=(128, 128)),
-        settings=DetectSettings(score_thresh=thresh, nms_thresh=0.5, max_detections=1000),
+        config=RoIConfig(score_thresh=thresh, nms_thresh=0.5, max_detections=1000),
     )
     assert len(found[0]) == 6 * count
 
 
 def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
     class_logits, deltas, proposals = head_outputs(40, 5)
-    together = detect(class_logits, deltas, proposals, images(), settings=SETTINGS)
+    together = detect(class_logits, deltas, proposals, images(), config=CONFIG)
     for i, ours in enumerate(together):
         row = slice(i, i + 1)
         alone = detect(
@@ -128,7 +126,7 @@ def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
             deltas[row],
             Proposals(proposals.boxes[row], proposals.scores[row], proposals.valid[row]),
             make_images(SIZES[row], padded_to=(128, 160), original_sizes=ORIGINAL_SIZES[row]),
-            settings=SETTINGS,
+            config=CONFIG,
         )[0]
         torch.testing.assert_close(ours.boxes, alone.boxes, rtol=0, atol=0)
         torch.testing.assert_close(ours.labels, alone.labels)
@@ -136,7 +134,7 @@ def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
 
 def test_boxes_lie_in_the_original_picture() -> None:
     class_logits, deltas, proposals = head_outputs(40, 5)
-    found = detect(class_logits, deltas * 20, proposals, images(), settings=SETTINGS)
+    found = detect(class_logits, deltas * 20, proposals, images(), config=CONFIG)
     for detections, (height, width) in zip(found, ORIGINAL_SIZES, strict=True):
         assert len(detections) > 0
         assert (detections.boxes >= 0).all()
@@ -148,7 +146,7 @@ def test_image_without_proposals_has_no_detections() -> None:
     class_logits, deltas, proposals = head_outputs(10, 5)
     proposals.valid[1] = False
     proposals.boxes[1] = 0
-    found = detect(class_logits, deltas, proposals, images(), settings=SETTINGS)
+    found = detect(class_logits, deltas, proposals, images(), config=CONFIG)
     assert [len(detections) > 0 for detections in found] == [True, False, True]
     assert found[1].boxes.shape == (0, 4)
 

@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection.models import FasterRCNN, PoolSettings, RPNOutput
+from detection.config import RoIConfig
+from detection.models import FasterRCNN, RPNOutput
+from detection.models.proposals import make_proposals
 from detection.ops.roi_pool import pool_rois
 from detection.structures import ImageBatch, Proposals
-from tests.detection.models.detectors import make_detector, make_images, proposal_settings
+from tests.detection.models.detectors import detect, make_detector, make_images, rpn_config
 
 Neck = Literal["c4", "fpn"]
 NECKS: list[Neck] = ["c4", "fpn"]
-FEW = proposal_settings(pre_nms_topk=100, post_nms_topk_test=30)
+FEW = rpn_config(pre_nms_topk=100, post_nms_topk_test=30)
 SIZES = [(96, 128), (64, 100)]
 
 
@@ -22,8 +24,8 @@ def images() -> ImageBatch:
 def outputs(model: FasterRCNN, batch: ImageBatch) -> tuple[Tensor, Tensor, RPNOutput, Proposals]:
     features = model.features(batch)
     rpn = model.rpn(features, batch)
-    proposals = model.proposals(rpn, batch.sizes, training=False)
-    class_logits, deltas = model.roi_head(features, proposals.boxes)
+    proposals = make_proposals(rpn, batch.sizes, config=model.config.rpn, training=False)
+    class_logits, deltas = model.box_outputs(model.region_features(features, proposals.boxes))
     return class_logits, deltas, rpn, proposals
 
 
@@ -41,7 +43,7 @@ def test_state_names(neck: Neck) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_shapes(neck: Neck) -> None:
-    model = make_detector(neck, proposals=FEW)
+    model = make_detector(neck, rpn=FEW)
     with torch.no_grad():
         class_logits, deltas, rpn, _ = outputs(model, images())
     assert class_logits.shape == (2, 30, 4)
@@ -56,20 +58,20 @@ def test_c4_runs_conv5_on_regions_only() -> None:
         features = model.features(images())
         assert "c5" not in features
         boxes = torch.tensor([[[0.0, 0.0, 64.0, 48.0]], [[16.0, 16.0, 80.0, 60.0]]])
-        class_logits, _ = model.roi_head(features, boxes)
+        class_logits, _ = model.box_outputs(model.region_features(features, boxes))
         # what is 14x14 on c4 is 7x7 after conv5
         assert model.backbone.stage(torch.zeros(1, 256, 14, 14), 5).shape == (1, 512, 7, 7)
         for name, parameter in model.backbone.named_parameters():
             if name.startswith("layer4."):
                 parameter.zero_()
-        changed, _ = model.roi_head(features, boxes)
+        changed, _ = model.box_outputs(model.region_features(features, boxes))
     assert not torch.equal(class_logits, changed)
 
 
 @pytest.mark.parametrize("kind", ["roi_align", "roi_pool"])
 def test_c4_regions_are_conv5_of_pooled_regions(kind: Literal["roi_align", "roi_pool"]) -> None:
-    pooling = PoolSettings(kind, 14, sampling_ratio=2, aligned=True)
-    model = make_detector("c4", kind="resnet50", pooling=pooling).double()
+    roi = RoIConfig(pool=kind)
+    model = make_detector("c4", kind="resnet50", roi=roi).double()
     boxes = torch.tensor([[[-9.0, -5, 64, 48], [3, 3, 7, 200]], [[16, 16, 80, 60], [0, 0, 0, 0]]])
     c4 = torch.randn(2, 1024, 6, 8, dtype=torch.float64)
     pooled = pool_rois([c4], [16], boxes, kind=kind, resolution=14)
@@ -80,7 +82,7 @@ def test_c4_regions_are_conv5_of_pooled_regions(kind: Literal["roi_align", "roi_
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_trainable_part_gets_a_gradient(neck: Neck) -> None:
-    model = make_detector(neck, proposals=FEW)
+    model = make_detector(neck, rpn=FEW)
     class_logits, deltas, rpn, proposals = outputs(model, images())
     assert not proposals.boxes.requires_grad
     parts = (class_logits, deltas, rpn.objectness_logits, rpn.deltas)
@@ -109,7 +111,7 @@ def test_padding_is_zero_after_normalisation_and_the_layout_stays() -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_memory_layout_changes_no_output(neck: Neck) -> None:
-    model = make_detector(neck, proposals=FEW)
+    model = make_detector(neck, rpn=FEW)
     batch = images()
     with torch.no_grad():
         expected = outputs(model, batch)
@@ -125,15 +127,15 @@ def test_memory_layout_changes_no_output(neck: Neck) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_boxes_stay_float32_under_autocast(neck: Neck) -> None:
-    model = make_detector(neck, proposals=FEW)
+    model = make_detector(neck, rpn=FEW)
     batch = images()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         features = model.features(batch)
         assert all(level.dtype == torch.bfloat16 for level in features.values())
         rpn = model.rpn(features, batch)
-        proposals = model.proposals(rpn, batch.sizes, training=False)
-        class_logits, deltas = model.roi_head(features, proposals.boxes)
-        found = model.detect(class_logits, deltas, proposals, batch)
+        proposals = make_proposals(rpn, batch.sizes, config=model.config.rpn, training=False)
+        class_logits, deltas = model.box_outputs(model.region_features(features, proposals.boxes))
+        found = detect(model, class_logits, deltas, proposals, batch)
     for tensor in (rpn.objectness_logits, rpn.deltas, rpn.anchors, class_logits, deltas):
         assert tensor.dtype == torch.float32
     # bfloat16 has 8 bits, so boxes that went through it would all lie on a coarse grid
@@ -147,8 +149,8 @@ def test_boxes_stay_float32_under_autocast(neck: Neck) -> None:
 def test_predict_batch_equals_one_by_one(
     neck: Neck, kind: Literal["roi_align", "roi_pool"]
 ) -> None:
-    pooling = PoolSettings(kind, 14 if neck == "c4" else 7, sampling_ratio=2, aligned=True)
-    model = make_detector(neck, proposals=FEW, pooling=pooling)
+    roi = RoIConfig(pool=kind)
+    model = make_detector(neck, rpn=FEW, roi=roi)
     with torch.no_grad():
         model.box_predictor.deltas.weight.mul_(30)
     sizes = [(96, 128), (96, 128)]
@@ -171,15 +173,15 @@ def test_predict_batch_equals_one_by_one(
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_network_is_one_graph(neck: Neck) -> None:
-    model = make_detector(neck, proposals=FEW)
+    model = make_detector(neck, rpn=FEW)
     batch = images()
 
     def step(pixels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         part = ImageBatch(pixels, sizes, batch.original_sizes, batch.image_ids, batch.seeds)
         features = model.features(part)
         rpn = model.rpn(features, part)
-        proposals = model.proposals(rpn, sizes, training=True)
-        return model.roi_head(features, proposals.boxes[:, :8])
+        proposals = make_proposals(rpn, sizes, config=model.config.rpn, training=True)
+        return model.box_outputs(model.region_features(features, proposals.boxes[:, :8]))
 
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     with torch.no_grad():

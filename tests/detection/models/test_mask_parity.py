@@ -16,6 +16,7 @@ from detection.data.dataset import CocoDetection
 from detection.losses import mask_loss
 from detection.models import FasterRCNN, MaskHead
 from detection.models.mask_head import masks_of_labels
+from detection.models.proposals import make_proposals
 from detection.ops.masks import cut_masks, unpack_bits
 from detection.structures import DetectionBatch
 from detection.weights import from_torchvision_fasterrcnn, to_torchvision_fasterrcnn
@@ -112,7 +113,9 @@ def test_mask_losses_on_the_same_samples(pair: Pair) -> None:
 
 def test_pasted_masks(pair: Pair) -> None:
     rpn = pair.ours.rpn(pair.features, pair.batch.images)
-    proposals = pair.ours.proposals(rpn, pair.batch.images.sizes, training=False)
+    proposals = make_proposals(
+        rpn, pair.batch.images.sizes, config=pair.ours.config.rpn, training=False
+    )
     found = pair.ours.predict(pair.batch.images)
     rois = [row[keep] for row, keep in zip(proposals.boxes, proposals.valid, strict=True)]
     results, _ = pair.theirs.roi_heads(their_features(pair), rois, pair.image_list.image_sizes)

@@ -10,11 +10,11 @@ from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
 from detection.ops.boxes import box_iou
 from detection.structures import Proposals
-from tests.detection.models.detectors import proposal_settings
+from tests.detection.models.detectors import rpn_config
 
 STRIDES = (16, 32)
 NUM_ANCHORS = 3
-SMALL = proposal_settings(pre_nms_topk=60, post_nms_topk_test=40)
+SMALL = rpn_config(pre_nms_topk=60, post_nms_topk_test=40)
 
 
 def rpn_output(maps: Sequence[Tensor], sizes: Tensor) -> RPNOutput:
@@ -42,10 +42,10 @@ def random_maps(batch: int, height: int, width: int) -> list[Tensor]:
 def test_batch_equals_one_by_one() -> None:
     sizes = torch.tensor([[96, 128], [60, 100], [33, 128]])
     maps = random_maps(3, 96, 128)
-    together = make_proposals(rpn_output(maps, sizes), sizes, settings=SMALL, training=False)
+    together = make_proposals(rpn_output(maps, sizes), sizes, config=SMALL, training=False)
     for i in range(3):
         rpn = rpn_output([level[i : i + 1] for level in maps], sizes[i : i + 1])
-        alone = make_proposals(rpn, sizes[i : i + 1], settings=SMALL, training=False)
+        alone = make_proposals(rpn, sizes[i : i + 1], config=SMALL, training=False)
         torch.testing.assert_close(together.boxes[i], alone.boxes[0], rtol=0, atol=0)
         torch.testing.assert_close(together.scores[i], alone.scores[0], rtol=0, atol=0)
         torch.testing.assert_close(together.valid[i], alone.valid[0])
@@ -64,8 +64,8 @@ def test_padding_further_changes_no_proposal() -> None:
         large[..., 0] += 5  # what the network sees in the padding looks better than any object
         large[:, : small.shape[1], : small.shape[2]] = small
     # in the second image's rows beyond its own frame, the tight batch holds padding as well
-    tight = make_proposals(rpn_output(maps, sizes), sizes, settings=SMALL, training=False)
-    loose = make_proposals(rpn_output(wider, sizes), sizes, settings=SMALL, training=False)
+    tight = make_proposals(rpn_output(maps, sizes), sizes, config=SMALL, training=False)
+    loose = make_proposals(rpn_output(wider, sizes), sizes, config=SMALL, training=False)
     for image in range(2):
         torch.testing.assert_close(valid_rows(tight, image), valid_rows(loose, image))
 
@@ -73,7 +73,7 @@ def test_padding_further_changes_no_proposal() -> None:
 def test_proposals_are_sorted_inside_the_picture_and_thinned_on_each_level() -> None:
     sizes = torch.tensor([[90, 120], [60, 100]])
     rpn = rpn_output(random_maps(2, 96, 128), sizes)
-    proposals = make_proposals(rpn, sizes, settings=proposal_settings(), training=True)
+    proposals = make_proposals(rpn, sizes, config=rpn_config(), training=True)
     for image, (height, width) in enumerate(sizes.tolist()):
         boxes, scores = valid_rows(proposals, image)
         assert (scores.diff() <= 0).all()
@@ -88,7 +88,7 @@ def test_proposals_are_sorted_inside_the_picture_and_thinned_on_each_level() -> 
     only_first_level = rpn.anchor_valid.clone()
     only_first_level[:, rpn.level_sizes[0] :] = False
     rpn = replace(rpn, anchor_valid=only_first_level)
-    proposals = make_proposals(rpn, sizes, settings=proposal_settings(), training=True)
+    proposals = make_proposals(rpn, sizes, config=rpn_config(), training=True)
     boxes, _ = valid_rows(proposals, 0)
     assert box_iou(boxes, boxes).fill_diagonal_(0).max() <= 0.7
 
@@ -102,7 +102,7 @@ def test_same_box_on_two_levels_is_kept_twice() -> None:
     rpn = rpn_output(maps, sizes)
     box = torch.tensor([[4.0, 4.0, 20.0, 20.0]])
     rpn = replace(rpn, anchors=box.expand(len(rpn.anchors), 4), deltas=rpn.deltas * 0)
-    proposals = make_proposals(rpn, sizes, settings=proposal_settings(), training=False)
+    proposals = make_proposals(rpn, sizes, config=rpn_config(), training=False)
     assert proposals.valid.sum() == 2
     torch.testing.assert_close(proposals.boxes[proposals.valid], box.expand(2, 4))
 
@@ -115,7 +115,7 @@ def test_counts_are_fixed_by_settings_and_shape(training: bool, expected: int) -
     sizes = torch.tensor([[64, 96]])
     rpn = rpn_output(random_maps(1, 64, 96), sizes)
     assert sum(rpn.level_sizes) == 72 + 18
-    proposals = make_proposals(rpn, sizes, settings=SMALL, training=training)
+    proposals = make_proposals(rpn, sizes, config=SMALL, training=training)
     assert proposals.boxes.shape == (1, expected, 4)
 
 
@@ -123,7 +123,7 @@ def test_image_without_proposals() -> None:
     sizes = torch.tensor([[64, 96], [64, 96]])
     rpn = rpn_output(random_maps(2, 64, 96), sizes)
     rpn.deltas[1, :, 2:] = -20.0  # boxes of no size
-    proposals = make_proposals(rpn, sizes, settings=SMALL, training=False)
+    proposals = make_proposals(rpn, sizes, config=SMALL, training=False)
     assert proposals.valid[0].any()
     assert not proposals.valid[1].any()
     assert proposals.boxes[1].count_nonzero() == 0
@@ -132,10 +132,10 @@ def test_image_without_proposals() -> None:
 def test_proposals_are_detached_and_survive_nan() -> None:
     sizes = torch.tensor([[64, 96]])
     rpn = rpn_output([level.requires_grad_() for level in random_maps(1, 64, 96)], sizes)
-    proposals = make_proposals(rpn, sizes, settings=SMALL, training=True)
+    proposals = make_proposals(rpn, sizes, config=SMALL, training=True)
     assert not proposals.boxes.requires_grad
     assert not proposals.scores.requires_grad
 
     nothing = torch.full_like(rpn.deltas, torch.nan)
-    proposals = make_proposals(replace(rpn, deltas=nothing), sizes, settings=SMALL, training=True)
+    proposals = make_proposals(replace(rpn, deltas=nothing), sizes, config=SMALL, training=True)
     assert not proposals.valid.any()

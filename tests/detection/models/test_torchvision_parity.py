@@ -16,13 +16,15 @@ from torchvision.models.detection.image_list import ImageList
 
 from detection.losses import roi_loss, rpn_loss
 from detection.models import FasterRCNN, RPNOutput
+from detection.models.proposals import make_proposals
 from detection.ops.box_coder import encode_boxes
 from detection.ops.matching import match_boxes
 from detection.ops.sampling import sample_matches
-from detection.structures import ImageBatch, Proposals, Targets
+from detection.structures import ImageBatch, Targets
 from detection.weights import from_torchvision_fasterrcnn
 from engine.random_keys import random_keys
 from tests.detection.models.detectors import (
+    detect,
     make_images,
     make_like_torchvisions,
     random_boxes,
@@ -163,7 +165,8 @@ def test_features(pair: Pair) -> None:
 def test_proposals(pair: Pair, training: bool) -> None:
     rpn = pair.ours.rpn(pair.features, pair.images)
     assert rpn.anchor_valid.all()
-    proposals = pair.ours.proposals(rpn, pair.images.sizes, training=training)
+    config = pair.ours.config.rpn
+    proposals = make_proposals(rpn, pair.images.sizes, config=config, training=training)
     pair.theirs.rpn.train(training)
     expected, _ = pair.theirs.rpn(pair.image_list, pair.their_features(), pair.their_targets())
     pair.theirs.rpn.eval()
@@ -179,9 +182,10 @@ def test_proposals(pair: Pair, training: bool) -> None:
 
 def test_detections(pair: Pair) -> None:
     rpn = pair.ours.rpn(pair.features, pair.images)
-    proposals = pair.ours.proposals(rpn, pair.images.sizes, training=False)
-    class_logits, deltas = pair.ours.roi_head(pair.features, proposals.boxes)
-    found = pair.ours.detect(class_logits, deltas, proposals, pair.images)
+    proposals = make_proposals(rpn, pair.images.sizes, config=pair.ours.config.rpn, training=False)
+    regions = pair.ours.region_features(pair.features, proposals.boxes)
+    class_logits, deltas = pair.ours.box_outputs(regions)
+    found = detect(pair.ours, class_logits, deltas, proposals, pair.images)
 
     their_features = pair.their_features()
     boxes, _ = pair.theirs.rpn(pair.image_list, their_features)
@@ -242,7 +246,8 @@ def test_rpn_losses(pair: Pair) -> None:
 def test_roi_losses(pair: Pair) -> None:
     targets = pair.targets
     rpn = pair.ours.rpn(pair.features, pair.images)
-    proposals: Proposals = pair.ours.proposals(rpn, pair.images.sizes, training=True)
+    config = pair.ours.config.rpn
+    proposals = make_proposals(rpn, pair.images.sizes, config=config, training=True)
     candidates = torch.cat([proposals.boxes, targets.boxes], dim=1)
     exists = torch.cat([proposals.valid, targets.valid], dim=1)
     matched_idxs, labels = match_boxes(
@@ -261,9 +266,9 @@ def test_roi_losses(pair: Pair) -> None:
     boxes = torch.take_along_dim(candidates, idxs[..., None], dim=1)
     gt_idxs = matched_idxs.gather(1, idxs)
     gt_boxes = torch.take_along_dim(targets.boxes, gt_idxs[..., None], dim=1)
-    target_deltas = encode_boxes(gt_boxes, boxes, weights=pair.ours.settings.box_weights[0])
+    target_deltas = encode_boxes(gt_boxes, boxes, weights=pair.ours.config.roi.box_weights_of(0))
     roi_labels = targets.labels.gather(1, gt_idxs).masked_fill(~is_fg, NUM_CLASSES)
-    class_logits, deltas = pair.ours.roi_head(pair.features, boxes)
+    class_logits, deltas = pair.ours.box_outputs(pair.ours.region_features(pair.features, boxes))
     losses = roi_loss(class_logits, deltas, roi_labels, target_deltas, valid, beta=1 / 9)
 
     their_proposals, chosen = [], []

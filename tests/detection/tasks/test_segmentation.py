@@ -11,6 +11,8 @@ from torch import Tensor
 
 from detection import load_detector
 from detection.commands.tasks import build_task, load_task
+from detection.models.box_head import refine_boxes
+from detection.models.proposals import make_proposals
 from detection.samples import most_foreground
 from detection.structures import DetectionBatch
 from detection.tasks.segmentation import SegmentationTask
@@ -134,9 +136,11 @@ def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
     with torch.no_grad():
         features = task.model.features(batch.images)
         rpn = task.model.rpn(features, batch.images)
-        boxes = task.model.proposals(rpn, sizes, training=False).boxes
-        outputs = task.model.roi_head(features, boxes, stage=0)
-        moved = task.model.refine(*outputs, boxes, sizes, stage=0)
+        boxes = make_proposals(rpn, sizes, config=task.model.config.rpn, training=False).boxes
+        outputs = task.model.box_outputs(task.model.region_features(features, boxes))
+        moved = refine_boxes(
+            *outputs, boxes, sizes, box_weights=task.config.model.roi.box_weights_of(0)
+        )
     assert moved.shape == boxes.shape
     assert not torch.equal(moved, boxes)
     limits = sizes.flip(1).repeat(1, 2)[:, None]
@@ -194,9 +198,9 @@ def test_an_object_without_a_mask_is_named(tmp_path: Path, split: str) -> None:
 @pytest.mark.parametrize("neck", NECKS)
 def test_pictures_without_detections_have_no_masks(root: Path, neck: str) -> None:
     task, batch = make_task(root, neck)
-    task.model.settings = replace(
-        task.model.settings, detection=replace(task.model.settings.detection, score_thresh=1.0)
-    )
+    config = task.model.config
+    strict = config.roi.model_copy(update={"score_thresh": 1.0})
+    task.model.config = config.model_copy(update={"roi": strict})
     for found in task.eval().predict(batch):
         assert len(found) == 0
         assert found.masks is not None

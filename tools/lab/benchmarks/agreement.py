@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN as PeerRCNN
 
+from detection.models.proposals import make_proposals
 from detection.samples import Samples
 from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
@@ -47,7 +48,7 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
         scale = float(level.abs().max())
         check_close(f"feature {name}", ours, level, rtol=0, atol=1e-4 * scale)
     rpn = model.rpn(features, batch.images)
-    proposals = model.proposals(rpn, batch.images.sizes, training=True)
+    proposals = make_proposals(rpn, batch.images.sizes, config=model.config.rpn, training=True)
     losses = task.losses(batch)
     targets = peer_targets(batch)
     samplers = (peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler)

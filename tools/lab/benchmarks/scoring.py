@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detection.data.coco import ClassMap
 from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator
-from detection.evaluation.coco_files import read_truth
+from detection.evaluation.ground_truth import read_ground_truth
 from detection.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
 from tools.lab.benchmarks.errors import DisagreementError
@@ -42,7 +42,11 @@ def evaluation(settings: Settings) -> list[Row]:
     path = settings.folder / "truth.json"
     sizes = [(HEIGHT, WIDTH)] * num_images
     path.write_text(json.dumps(coco_document(sizes, objects, num_classes=len(CLASSES))))
-    truth, peer_truth, batch = read_truth(path), read_with_pycocotools(path), batch_of(num_images)
+    truth, peer_truth, batch = (
+        read_ground_truth(path),
+        read_with_pycocotools(path),
+        batch_of(num_images),
+    )
     image_ids = batch.image_ids.tolist()
 
     def ours() -> list[float]:

@@ -1,0 +1,151 @@
+"""Detections of many images in one table, checked, for COCO scoring.
+
+M detections. Boxes are xywh here, as in COCO's files, and ids are the files' own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_codec
+
+from detection.data.coco import ClassMap
+from detection.evaluation.ground_truth import GroundTruth
+from detection.ops.boxes import xyxy_to_xywh
+from detection.structures import RunLengthMasks
+from engine.errors import UserError
+
+IoUType = Literal["bbox", "segm"]
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    """M detections. Without `masks` the boxes are scored, with them the masks.
+
+    image_ids, category_ids: (M,) int64. scores: (M,) float64. boxes: (M, 4) float64, zeros beside
+    masks. masks: M of COCO's compressed RLE, or none. areas: (M,) float64, by which COCO calls a
+    detection small, medium or large.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    masks: list[dict[str, Any]]
+    areas: np.ndarray
+
+    def within(self, image_ids: Iterable[int]) -> "DetectionTable":
+        """Return the detections in some images."""
+        keep = np.flatnonzero(np.isin(self.image_ids, list(image_ids)))
+        if len(keep) == len(self.image_ids):
+            return self
+        return DetectionTable(
+            image_ids=self.image_ids[keep],
+            category_ids=self.category_ids[keep],
+            scores=self.scores[keep],
+            boxes=self.boxes[keep],
+            masks=[self.masks[row] for row in keep.tolist()] if self.masks else [],
+            areas=self.areas[keep],
+        )
+
+    def of_category(self, category_id: int) -> list[dict[str, Any]]:
+        """Return one category's detections as pycocotools wants them, in the order given."""
+        rows = np.flatnonzero(self.category_ids == category_id)
+        columns = (self.image_ids[rows], self.scores[rows], self.areas[rows])
+        return [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "score": score,
+                "area": area,
+                "iscrowd": 0,
+                **self._shape(row),
+            }
+            for number, (row, image_id, score, area) in enumerate(
+                zip(rows.tolist(), *(column.tolist() for column in columns), strict=True), start=1
+            )
+        ]
+
+    def _shape(self, row: int) -> dict[str, Any]:
+        if self.masks:
+            return {"segmentation": self.masks[row]}
+        return {"bbox": self.boxes[row].tolist()}
+
+
+class DetectionRows(NamedTuple):
+    """A network's detections in one image, light enough to travel between processes.
+
+    rows: (N, 6) float32 of x1, y1, x2, y2, score, label.
+    """
+
+    image_id: int
+    rows: np.ndarray
+    masks: RunLengthMasks | None
+
+
+def table_of_detections(
+    gathered: Sequence[DetectionRows],
+    classes: ClassMap,
+    ground_truth: GroundTruth,
+    *,
+    iou_type: IoUType,
+) -> DetectionTable:
+    """Check a network's detections and put them into a table, as `table_of_results` does.
+
+    Raises:
+        UserError: a score or box is not finite, or a mask is not of its image's size.
+    """
+    assert ground_truth.places.keys() >= {image_id for image_id, *_ in gathered}
+    assert ground_truth.names.keys() >= set(classes.category_ids)
+    source = "detections"
+    counts = [len(rows) for _, rows, _ in gathered]
+    rows = torch.from_numpy(
+        np.concatenate([np.zeros((0, 6), np.float32), *(rows for _, rows, _ in gathered)])
+    )
+    masks: list[dict[str, Any]] = []
+    for image_id, _, coded in gathered if iou_type == "segm" else ():
+        assert coded is not None, "the network was made without masks"
+        size, expected = list(coded.size), ground_truth.size_of(image_id)
+        if size != expected:
+            where = f"{source}: detection {len(masks)}"
+            raise UserError(f"{where}: segmentation: expected size {expected}, got {size}")
+        masks += [{"size": size, "counts": code} for code in coded.codes]
+    # in float32 as it is written to a results file, so that the file scores the same
+    boxes = xyxy_to_xywh(rows[:, :4]).double().numpy()
+    found = DetectionTable(
+        np.repeat(np.array([image_id for image_id, *_ in gathered], dtype=np.int64), counts),
+        np.array(classes.category_ids)[rows[:, 5].long().numpy()],
+        rows[:, 4].double().numpy(),
+        boxes,
+        masks,
+        areas_of(boxes, masks),
+    )
+    check_numbers(found, source)
+    return found
+
+
+def areas_of(boxes: np.ndarray, masks: list[dict[str, Any]]) -> np.ndarray:
+    """Return (M,) float64: the masks' areas, or without masks those of boxes (M, 4)."""
+    if masks:
+        # one by one: pycocotools keeps the length of a list in a byte
+        return np.array([mask_codec.area(mask) for mask in masks], np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused in its place
+        areas: np.ndarray = boxes[:, 2] * boxes[:, 3]
+    return areas
+
+
+def check_numbers(found: DetectionTable, source: str) -> None:
+    """Raise UserError for the first detection whose score or box no detection can have."""
+    bad_scores = ~np.isfinite(found.scores)
+    bad_boxes = ~np.isfinite(found.boxes).all(axis=1) | (found.boxes[:, 2:] < 0).any(axis=1)
+    for row in np.flatnonzero(bad_scores | bad_boxes)[:1].tolist():
+        where = f"{source}: detection {row}"
+        if bad_scores[row]:
+            raise UserError(f"{where}: score: expected a number, got {found.scores[row]}")
+        box = found.boxes[row].tolist()
+        raise UserError(
+            f"{where}: bbox: expected four finite numbers, no negative width or height, got {box}"
+        )
