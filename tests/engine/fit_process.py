@@ -56,4 +56,4 @@ def main(folder: str, size: int = 2) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

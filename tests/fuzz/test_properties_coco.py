@@ -76,7 +76,7 @@ def test_every_object_is_read_as_it_is_in_the_file(document: dict[str, Any]) -> 
         assert found.is_plain(objects).tolist() == plain
         assert found.areas[objects].tolist() == [each["area"] for each in own]
         numbers = [document["annotations"].index(each) for each in own]
-        assert found.segmentation_idxs[objects].tolist() == numbers
+        assert found.rows_in_file[objects].tolist() == numbers
     assert found.row_of(torch.arange(len(found.boxes)).numpy()).tolist() == [
         row for row in range(len(found)) for _ in range(*found.objects_of(row).indices(10**6))
     ]

@@ -5,8 +5,10 @@ import copy
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-_SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
+_SWAPS: dict[type[ast.AST], tuple[type[Any], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),
     ast.Gt: (ast.GtE, ast.LtE),
@@ -103,7 +105,7 @@ def _changed_calls(node: ast.Call) -> Iterator[tuple[ast.AST, str]]:
     for number in named:
         rest = node.keywords[:number] + node.keywords[number + 1 :]
         yield ast.Call(node.func, node.args, rest), f"without {node.keywords[number].arg}"
-    for one, other in zip(named, named[1:], strict=False):
+    for one, other in pairwise(named):
         swapped = copy.deepcopy(node.keywords)
         swapped[one].value, swapped[other].value = swapped[other].value, swapped[one].value
         names = f"{node.keywords[one].arg} and {node.keywords[other].arg}"
@@ -112,7 +114,7 @@ def _changed_calls(node: ast.Call) -> Iterator[tuple[ast.AST, str]]:
 
 def _put(target: ast.AST, new: ast.AST) -> None:
     """Turn `target` into `new` where it stands."""
-    target.__class__ = new.__class__  # type: ignore[assignment]
+    target.__class__ = new.__class__
     place = {key: getattr(target, key) for key in ("lineno", "col_offset") if hasattr(target, key)}
     target.__dict__.clear()
     target.__dict__.update(new.__dict__ | place)

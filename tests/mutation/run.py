@@ -75,7 +75,7 @@ def start(file: str, tree: ast.Module) -> int:
         os.dup2(nowhere.fileno(), 2)
         name = file.removesuffix(".py").replace("/", ".")
         sys.meta_path.insert(0, _Finder(name, tree, REPOSITORY / file))
-        tests = [path for path in (f"tests/{each}" for each in TESTS[file].split())]
+        tests = [f"tests/{each}" for each in TESTS[file].split()]
         there = [path for path in tests if (REPOSITORY / path).exists()]
         code = 1
         with contextlib.suppress(BaseException):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.classification.mixing import erase, mix, smooth_targets
+from backbones.classification.batch_transforms import mixup_cutmix, random_erase, smooth_targets
 from backbones.classification.task import ClassificationTask
 from tests.backbones.classification.tiny import tiny_config, write_folder
 
@@ -29,7 +29,11 @@ def test_an_image_is_erased_before_it_is_mixed(tmp_path: Path, alphas: dict[str,
 
     targets = smooth_targets(batch.labels, 2, 0.0)
     pixels = task.model.normalize(batch.pixels)
-    expected, _ = mix(erase(pixels, batch.seeds, prob=1.0), targets, batch.seeds, **alphas)
-    turned = erase(mix(pixels, targets, batch.seeds, **alphas)[0], batch.seeds, prob=1.0)
+    expected, _ = mixup_cutmix(
+        random_erase(pixels, batch.seeds, prob=1.0), targets, batch.seeds, **alphas
+    )
+    turned = random_erase(
+        mixup_cutmix(pixels, targets, batch.seeds, **alphas)[0], batch.seeds, prob=1.0
+    )
     assert (expected - turned).abs().max() > 1  # the order shows
     torch.testing.assert_close(seen, [expected])

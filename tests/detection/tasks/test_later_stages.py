@@ -4,13 +4,13 @@ The network's outputs are set by hand. Every box moves right by shares of its wi
 the only proposal in training, and so all boxes of all stages are known.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detection.models.proposals import make_proposals
 from detection.structures import DetectionBatch, ImageBatch, Targets
 from detection.tasks.detection import DetectionTask
 from tests.detection.tasks.tiny import tiny_task
@@ -83,12 +83,13 @@ def test_samples_of_the_last_stage(
 def test_detections_are_the_proposals_moved_by_every_stage(tmp_path: Path, stages: int) -> None:
     task, batch = make_task(tmp_path, stages), make_batch()
     task.eval()
-    settings = task.model.settings
-    proposed = replace(settings.proposals, min_size=1.0, post_nms_topk_test=30)
-    task.model.settings = replace(settings, proposals=proposed)
+    rpn_config = task.model.config.rpn.model_copy(
+        update={"min_size": 1.0, "post_nms_topk_test": 30}
+    )
+    task.model.config = task.model.config.model_copy(update={"rpn": rpn_config})
     with torch.inference_mode():
         rpn = task.model.rpn(task.model.features(batch.images), batch.images)
-        proposals = task.model.proposals(rpn, batch.images.sizes, training=False)
+        proposals = make_proposals(rpn, batch.images.sizes, config=rpn_config, training=False)
         (found,) = task.predict(batch)
     boxes = proposals.boxes[0, proposals.valid[0]]
     for shares in STEPS[:stages]:

@@ -25,6 +25,7 @@ def make_task(folder: Path, *, aligned: bool) -> tuple[SegmentationTask, Detecti
     assert isinstance(task, SegmentationTask)
     assert task.model.mask_head is not None
     torch.nn.init.zeros_(task.model.mask_head.logits.weight)
+    assert task.model.mask_head.logits.bias is not None
     torch.nn.init.constant_(task.model.mask_head.logits.bias, BIAS)
     return task, batch
 
