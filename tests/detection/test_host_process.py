@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from detection.commands.tasks import build_task
+from detection.predict import load_detector
 from engine.checkpoint import write_safetensors
+from engine.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.detection.tasks.tiny import tiny_config
 
@@ -95,3 +99,11 @@ def test_a_library_call_leaves_threads_logs_and_allocator_alone(tmp_path: Path) 
 
 def test_imports_and_prediction_need_nothing_of_linux(tmp_path: Path) -> None:
     run_with_detector(ELSEWHERE, tmp_path)
+
+
+def test_load_detector_refuses_unknown_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESDET_KERNELS", "slow")
+    with pytest.raises(UserError, match="RESDET_KERNELS: expected fast or reference, got 'slow'"):
+        load_detector(tmp_path)

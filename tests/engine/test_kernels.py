@@ -1,9 +1,14 @@
 """RESDET_KERNELS, and what a run says of it."""
 
+from pathlib import Path
+
 import pytest
 
 from engine.errors import UserError
 from engine.kernels import kernels_kind, kernels_note, warn_of_fallback
+from engine.schema import LoaderConfig, LoopConfig, RunConfig
+from engine.trainer import fit
+from tests.engine.toy import ToyTask
 
 
 def test_fast_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +19,15 @@ def test_fast_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_variable_chooses_at_once(kernels: str) -> None:
     assert kernels_kind() == kernels
     assert kernels_note() == f"kernels: {kernels}"
+
+
+def test_a_training_log_names_the_kernels(
+    kernels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = LoopConfig(max_steps=1, batch_size=4)
+    config = RunConfig(loader=LoaderConfig(workers=0), loop=loop)
+    fit(ToyTask(), config, output=tmp_path, device="cpu")
+    assert f"kernels: {kernels}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", ["", "slow", "FAST"])
