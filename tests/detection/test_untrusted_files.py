@@ -161,7 +161,7 @@ def test_a_file_draws_no_demo_where_it_likes(tmp_path: Path, trained: Files) -> 
     split = {"images": str(root / "val"), "annotations": str(root / "annotations/val.json")}
     data = {"demo": {"root": str(root), "num_train": 2, "num_val": 1}, "val": split, "train": split}
     path = foreign(tmp_path, trained, data)
-    with pytest.raises(UserError, match=rf"data\.demo\.root={root} on the command line"):
+    with pytest.raises(UserError, match=rf"data\.demo\.root={root} to the command line"):
         load_task([path]).val_data()
     assert not root.exists()
     task = load_task([path], [f"data.demo.root={root}"])
