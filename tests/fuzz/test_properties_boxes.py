@@ -1,6 +1,7 @@
 """Properties of boxes, the box coder, suppression and matching, on boxes that hypothesis draws."""
 
 import random
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -141,7 +142,7 @@ kinds = st.sampled_from(["object", "object", "crowd", "padding"])
 def test_matching_is_the_reference_in_any_order(
     gt: list[tuple[Box, str]],
     candidates: list[Box],
-    settings: dict[str, float],
+    settings: dict[str, Any],
     chance: random.Random,
 ) -> None:
     def match(rows: list[Box]) -> tuple[list[int], list[int]]:

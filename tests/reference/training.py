@@ -41,7 +41,7 @@ def train(
             for (name, value), gradient in zip(parameters.items(), gradients, strict=True):
                 change = gradient * scale + rules.weight_decay * value
                 speed[name] = rules.momentum * speed[name] + change
-                value -= rate * speed[name]
+                value.sub_(rate * speed[name])
         if rules.decay is not None:
             kept = min(rules.decay, (1 + number) / (10 + number))
             for name, value in parameters.items():
