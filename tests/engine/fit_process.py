@@ -35,17 +35,20 @@ def train(folder: Path) -> None:
     torch.save(weights, folder / f"{os.environ['RANK']}.pt")
 
 
-def main(folder: str, size: int = 2) -> int:
-    """Fork `size` processes that train together; return how many of them failed."""
+SIZE = 2
+
+
+def main(folder: str) -> int:
+    """Fork the processes that train together; return how many of them failed."""
     torch.set_num_threads(1)
     for late in ("torch.distributed.nn", "torch._dynamo"):  # what each would import by itself
         import_module(late)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(SIZE)}
     children = []
-    for rank in range(size):
+    for rank in range(SIZE):
         child = os.fork()
         if child == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}

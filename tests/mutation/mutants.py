@@ -2,13 +2,13 @@
 
 import ast
 import copy
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-_SWAPS: dict[type[ast.AST], tuple[type[Any], ...]] = {
+_SWAPS: dict[type[ast.AST], tuple[Any, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),
     ast.Gt: (ast.GtE, ast.LtE),
@@ -42,34 +42,35 @@ class Mutant:
     tree: ast.Module
 
 
-def all_mutants(source: str) -> list[Mutant]:
-    """Return every mutant of a module, in the order of its lines."""
+def sample(source: str, *, count: int, seed: int) -> list[Mutant]:
+    """Return `count` mutants of a module drawn at random, in the order of their lines."""
     tree = ast.parse(source)
-    found = []
-    for number, node in enumerate(_nodes(tree)):
-        for choice in range(len(list(_changed(node)))):
-            whole = copy.deepcopy(tree)
-            target = list(_nodes(whole))[number]
-            before, (new, told) = ast.unparse(target), list(_changed(target))[choice]
-            _put(target, new)
-            ast.fix_missing_locations(whole)
-            line = getattr(node, "lineno", 0)
-            text = f"{told}: {before[:70]} -> {ast.unparse(target)[:70]}"
-            found.append(Mutant(line, text, whole))
+    places = [
+        (number, choice)
+        for number, node in enumerate(_nodes(tree))
+        for choice, _ in enumerate(_changed(node))
+    ]
+    drawn = random.Random(seed).sample(places, min(count, len(places)))
+    found = [_mutant(copy.deepcopy(tree), *place) for place in drawn]
     return sorted(found, key=lambda mutant: mutant.line)
 
 
-def sample(source: str, *, count: int, seed: int) -> list[Mutant]:
-    """Return `count` mutants drawn at random, in the order of their lines."""
-    mutants = all_mutants(source)
-    drawn = random.Random(seed).sample(range(len(mutants)), min(count, len(mutants)))
-    return [mutants[number] for number in sorted(drawn)]
+def _mutant(tree: ast.Module, number: int, choice: int) -> Mutant:
+    """Change the node of this number, in the way of this number."""
+    node = next(itertools.islice(_nodes(tree), number, None))
+    new, told = next(itertools.islice(_changed(node), choice, None))
+    line, before = getattr(node, "lineno", 0), ast.unparse(node)
+    _put(node, new)
+    ast.fix_missing_locations(tree)
+    return Mutant(line, f"{told}: {before[:70]} -> {ast.unparse(node)[:70]}", tree)
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Yield what can be changed: no annotations, decorators, docstrings or error messages."""
     for name, field in ast.iter_fields(tree):
         if name in ("annotation", "returns", "decorator_list") or isinstance(tree, ast.Raise):
+            continue
+        if isinstance(tree, ast.keyword) and tree.arg == "strict":
             continue
         for child in field if isinstance(field, list) else [field]:
             if isinstance(child, ast.expr):
@@ -101,11 +102,12 @@ def _changed(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _changed_calls(node: ast.Call) -> Iterator[tuple[ast.AST, str]]:
-    named = [number for number, each in enumerate(node.keywords) if each.arg is not None]
+    # without `strict` a zip differs only where our own slip would show
+    named = [n for n, each in enumerate(node.keywords) if each.arg not in (None, "strict")]
     for number in named:
         rest = node.keywords[:number] + node.keywords[number + 1 :]
         yield ast.Call(node.func, node.args, rest), f"without {node.keywords[number].arg}"
-    for one, other in pairwise(named):
+    for one, other in itertools.pairwise(named):
         swapped = copy.deepcopy(node.keywords)
         swapped[one].value, swapped[other].value = swapped[other].value, swapped[one].value
         names = f"{node.keywords[one].arg} and {node.keywords[other].arg}"

@@ -1,38 +1,36 @@
-"""How many mutants of some modules the tests notice: `python -m tests.mutation.run OUTPUT`.
+"""How many mutants of some modules the tests notice: `python -m tests.mutation.run OUTPUT COUNT`.
 
-No file is changed: each mutant is put in its module's place in a forked process, which then runs
-the tests of that module. What others' packages take to import is paid once. Tests that start
-processes of their own do not see the mutant, and are not run here.
+No file is changed. The tests of a module are imported once; for each mutant the process forks,
+gives the module's functions the mutant's code, and runs the tests until one fails. Tests that start
+processes of their own do not see the mutant.
 """
 
 import ast
-import contextlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import inspect
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType
+from typing import Any
 
 import pytest
 
 from tests.mutation.mutants import Mutant, sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 240
+TIMEOUT_S = 300
 WORKERS = 2
-PACKAGES = ("torch", "torch._dynamo", "torchvision", "cv2", "pycocotools.mask", "pydantic", "rich")
 TESTS = {
-    "engine/step.py": "engine/test_written_out.py engine/test_trainer.py engine/test_step.py",
+    "engine/step.py": "engine/test_written_out.py engine/test_step.py engine/test_trainer.py",
     "engine/optim.py": "engine/test_optim.py engine/test_written_out.py",
-    "detection/losses.py": "detection/test_losses.py detection/tasks/test_golden.py",
+    "detection/losses.py": "detection/test_losses.py",
     "detection/samples.py": "detection/tasks/test_later_stages.py detection/tasks/test_golden.py "
-    "detection/test_samples.py",
+    "detection/tasks/test_segmentation.py",
     "detection/models/box_head.py": "detection/models/test_box_head.py "
     "detection/tasks/test_later_stages.py detection/tasks/test_mask_aligned.py",
     "detection/models/proposals.py": "detection/models/test_proposals.py",
@@ -41,68 +39,108 @@ TESTS = {
 }
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, tree: ast.Module, path: Path) -> None:
-        self.tree, self.path = tree, path
+def put_in_place(file: str, tree: ast.Module) -> None:
+    """Give the functions and constants of a module, wherever they were imported, a mutant's code.
 
-    def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Loads one module from a changed tree."""
-
-    def __init__(self, name: str, tree: ast.Module, path: Path) -> None:
-        self.name, self.loader, self.path = name, _Loader(tree, path), path
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self.loader)
+    Args:
+        file: of the module, relative to the repository.
+        tree: the mutant.
+    """
+    module = import_module(file.removesuffix(".py").replace("/", "."))
+    changed = {"__name__": module.__name__, "__file__": module.__file__}
+    exec(compile(tree, file, "exec"), changed)
+    _give(vars(module), changed, module)
 
 
-def start(file: str, tree: ast.Module) -> int:
-    """Fork a process that runs a module's tests on a mutant; it ends with 0 if all pass."""
-    child = os.fork()
-    if child:
-        return child
-    os.setpgrp()
-    signal.alarm(TIMEOUT_S)  # ends the process
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-        name = file.removesuffix(".py").replace("/", ".")
-        sys.meta_path.insert(0, _Finder(name, tree, REPOSITORY / file))
-        tests = [f"tests/{each}" for each in TESTS[file].split()]
-        there = [path for path in tests if (REPOSITORY / path).exists()]
-        code = 1
-        with contextlib.suppress(BaseException):
-            code = int(pytest.main([*there, "-x", "-q", "-p", "no:cacheprovider"]))
-        os._exit(code)
+def _give(own: Any, changed: Any, owner: Any) -> None:
+    for name, new in list(changed.items()):
+        old = own.get(name)
+        if isinstance(new, bool | int | float | tuple) and name in own:
+            setattr(owner, name, new)
+        if inspect.isclass(new) and inspect.isclass(old) and new.__module__ == old.__module__:
+            if new is old:
+                continue
+            _give(vars(old), vars(new), old)
+            if "__dataclass_fields__" in vars(old):  # the defaults are in what was generated
+                old.__init__ = new.__init__  # type: ignore[method-assign]
+        for function, code in zip(_functions(old), _functions(new), strict=False):
+            if function is not code and code.__module__ == function.__module__:
+                if len(code.__code__.co_freevars) == len(function.__code__.co_freevars):
+                    function.__code__ = code.__code__
+                function.__defaults__ = code.__defaults__
+                function.__kwdefaults__ = code.__kwdefaults__
 
 
-def run(output: Path, files: Sequence[str], *, count: int, seed: int) -> None:
-    """Try `count` mutants of each file, and append one line for each to `output`."""
-    for package in PACKAGES:
-        import_module(package)
-    queue: list[tuple[str, Mutant]] = []
-    for file in files:
-        source = (REPOSITORY / file).read_text()
-        untouched = Mutant(0, "untouched", ast.parse(source))
-        queue += [(file, each) for each in [untouched, *sample(source, count=count, seed=seed)]]
-    running: dict[int, tuple[str, Mutant, float]] = {}
-    while queue or running:
-        while queue and len(running) < WORKERS:
-            file, mutant = queue.pop(0)
-            running[start(file, mutant.tree)] = file, mutant, time.monotonic()
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """Yield the functions that a name stands for, under its decorators."""
+    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+    while isinstance(value, FunctionType):
+        wrapped = getattr(value, "__wrapped__", None)
+        if wrapped is None:
+            yield value
+        value = wrapped
+
+
+@dataclass
+class Trial:
+    """A pytest plugin that runs the tests on each mutant of a file, and appends lines to a log."""
+
+    log: Path
+    mutants: Sequence[tuple[str, Mutant]]
+    running: dict[int, tuple[str, Mutant, float]] = field(default_factory=dict)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Fork for each mutant; the tests run there alone."""
+        for file, mutant in self.mutants:
+            if len(self.running) == WORKERS:
+                self._wait()
+            child = os.fork()
+            if child == 0:
+                self._run(session, file, mutant)
+            self.running[child] = file, mutant, time.monotonic()
+        while self.running:
+            self._wait()
+        return True
+
+    def _run(self, session: pytest.Session, file: str, mutant: Mutant) -> None:
+        from _pytest.main import pytest_runtestloop
+
+        failed = True
+        try:
+            signal.alarm(TIMEOUT_S)  # ends the process
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            put_in_place(file, mutant.tree)
+            pytest_runtestloop(session)
+            failed = session.testsfailed > 0
+        finally:
+            os._exit(int(failed))
+
+    def _wait(self) -> None:
         child, status = os.wait()
-        file, mutant, began = running.pop(child)
-        survived = os.waitstatus_to_exitcode(status) == 0
-        told = f"{'SURVIVED' if survived else 'killed'} {file}:{mutant.line} {mutant.told}"
-        with output.open("a") as log:
-            log.write(f"{told} ({time.monotonic() - began:.0f} s)\n")
+        file, mutant, began = self.running.pop(child)
+        code = os.waitstatus_to_exitcode(status)
+        ends = {0: "SURVIVED", 1: "killed", -signal.SIGALRM: "too slow"}
+        end = ends.get(code, f"ended by {code}")
+        with self.log.open("a") as log:
+            seconds = time.monotonic() - began
+            log.write(f"{end} {file}:{mutant.line} {mutant.told} ({seconds:.0f} s)\n")
+
+
+def run(log: Path, files: Sequence[str], *, count: int, seed: int) -> None:
+    """Try `count` mutants of each file, and each file as it is, which has to survive."""
+    for file in files:
+        child = os.fork()  # so that no module is imported before pytest does it
+        if child == 0:
+            source = (REPOSITORY / file).read_text()
+            untouched = Mutant(0, "as it is", ast.parse(source))
+            mutants = [untouched, *sample(source, count=count, seed=seed)]
+            tests = [f"tests/{each}" for each in TESTS[file].split()]
+            trial = Trial(log, [(file, mutant) for mutant in mutants])
+            os._exit(int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider"], [trial])))
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

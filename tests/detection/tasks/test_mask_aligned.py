@@ -24,9 +24,9 @@ def make_task(folder: Path, *, aligned: bool) -> tuple[SegmentationTask, Detecti
     task, batch = tiny_task(folder, "fpn", task="segmentation", model=model)
     assert isinstance(task, SegmentationTask)
     assert task.model.mask_head is not None
-    torch.nn.init.zeros_(task.model.mask_head.logits.weight)
-    assert task.model.mask_head.logits.bias is not None
-    torch.nn.init.constant_(task.model.mask_head.logits.bias, BIAS)
+    with torch.no_grad():
+        task.model.mask_head.logits.weight.zero_()
+        task.model.mask_head.get_parameter("logits.bias").fill_(BIAS)
     return task, batch
 
 
