@@ -152,7 +152,7 @@ TRAIN_WORDS = {
         ["tiny.yaml", "--output", "."],
         ["--output", "for this run only"],
     ),
-    "output of an unset variable": (["tiny.yaml", "--output", ""], ["--output", "this run alone"]),
+    "output of an unset variable": (["tiny.yaml", "--output", ""], ["--output", "this run only"]),
     "flag misspelt": (["tiny.yaml", "--outputs", "x"], ["--outputs", "--help"]),
     "flag without a value": (["tiny.yaml", "--device"], ["--device", "expected one argument"]),
     "no such device": (["tiny.yaml", "--device", "abacus"], ["device", "abacus"]),
@@ -243,7 +243,7 @@ def test_a_run_goes_on_with_its_own_classes_and_never_back(
 def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "run")
     outcome = call(train_det, "--resume", "--output", "run", "model.neck.channels=16")
-    assert_one_line(outcome, "another network")
+    assert_one_line(outcome, "does not fit the config's network")
 
 
 EVAL_WORDS = {
