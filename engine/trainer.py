@@ -179,9 +179,8 @@ class _Run:
             return next(loaded_batches)
         except UserError as error:
             step = self.progress.step
-            if (
-                step == 0 or self.world.size > 1
-            ):  # other processes are waiting in another collective
+            # a checkpoint is a collective; the other processes are in that of the step
+            if step == 0 or self.world.size > 1:
                 raise
             self._save(in_bad_streak=True)
             message = f"{error}; stopped at step {step}, checkpoint written: continue with --resume"

@@ -243,7 +243,7 @@ def test_resuming_refuses_fewer_steps_and_other_classes(
 def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "run")
     outcome = call(train_det, "--resume", "--output", "run", "model.neck.channels=16")
-    assert_one_line(outcome, "another network")
+    assert_one_line(outcome, "does not fit the config's network")
 
 
 EVAL_ARGUMENTS = {
