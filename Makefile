@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# One thread to a process: two test processes fill two cores without waiting for each other.
+# One thread per process, so that two test processes use two cores without competing for them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
@@ -14,23 +14,23 @@ DEMO_STEPS := loop.max_steps=600 loop.eval_every=600
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-venv: $(STAMP) ## make the virtual environment (again only when the dependencies changed)
+venv: $(STAMP) ## create the virtual environment, or update it after a change of the dependencies
 
 $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
-		"resdet needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
+		"resdet needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: $(STAMP) ## pretrain a backbone on drawn objects, train a detector with it and one without
+demo: $(STAMP) ## pretrain a backbone on drawn objects; train a detector with it and one without
 	$(PY) tools/pretrain_backbone.py configs/backbones/demo_objects.yaml --output runs/demo_objects
 	$(PY) tools/train_det.py configs/detection/demo.yaml $(DEMO_STEPS) --output runs/demo_random
 	$(PY) tools/train_det.py configs/detection/demo.yaml $(DEMO_STEPS) \
 		model.backbone.weights=runs/demo_objects/backbone.safetensors --output runs/demo
-	@echo "What pretraining bought: the same steps from random weights, and on the backbone from above."
+	@echo "Gain from pretraining: the same number of steps from random weights and from the backbone above."
 	$(PY) tools/compare.py runs/demo_random runs/demo
-	@echo "mAP table: runs/demo/metrics.json; pictures: runs/demo/pictures/; curves: tensorboard --logdir runs"
+	@echo "mAP table: runs/demo/metrics.json; images: runs/demo/pictures/; curves: tensorboard --logdir runs"
 
 test: $(STAMP) ## run the tests
 	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -41,13 +41,13 @@ test-slow: $(STAMP) ## run the tests that train
 test-gpu: $(STAMP) ## run the tests that need a CUDA device
 	$(PY) -m pytest -m gpu
 
-check: $(STAMP) ## lint, check formatting, types and import directions
+check: $(STAMP) ## check lint rules, formatting, types and import directions
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(STAMP) ## measure speed and memory against the peers
+bench: $(STAMP) ## measure speed and memory against other libraries
 	$(PY) tools/benchmark.py all
 
 clean: ## remove the virtual environment, runs and caches

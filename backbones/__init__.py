@@ -1,4 +1,4 @@
-"""Residual networks and the feature pyramid on them."""
+"""Residual networks (ResNet) and feature pyramid networks (FPN)."""
 
 import os
 
@@ -32,5 +32,6 @@ __all__ = [
     "resnet152",
 ]
 
-# albumentations asks the network for newer releases at import, unless told not to before it.
+# albumentations looks for a newer release on the network when it is imported. This variable
+# disables the request, and it must be set before the import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

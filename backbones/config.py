@@ -1,4 +1,4 @@
-"""The parts of a config that the tasks on a residual backbone share."""
+"""Config sections shared by all tasks that have a residual backbone."""
 
 from typing import Literal, Self
 
@@ -8,54 +8,59 @@ from engine.schema import Config, Fraction, PathText, PositiveInts
 
 
 class DemoConfig(Config):
-    """Pictures to be drawn on first use: scenes for a detector, or their objects cut out."""
+    """Synthetic demo images, drawn on first use: scenes for a detector, or single objects."""
 
     root: PathText = "data/demo"
-    """Folder that receives `train/` and `val/`."""
+    """Folder where `train/` and `val/` are written."""
     num_train: PositiveInt = 240
-    """Training pictures."""
+    """Training images."""
     num_val: PositiveInt = 60
-    """Validation pictures."""
+    """Validation images."""
     seed: NonNegativeInt = 0
-    """Seed of the scenes."""
+    """Random seed of the scenes."""
 
 
 class NetworkConfig(Config):
-    """A residual network: its weights, norm and pixels. Who uses it adds the depths it allows."""
+    """Residual network: weights, norm layers and pixel normalisation.
+
+    Subclasses add `kind`, the architectures that they allow.
+    """
 
     weights: PathText | None = None
     """Pretrained weights: ours, or a torchvision, timm, detectron2 or Caffe2 file; none: random."""
     pixels: Literal["auto", "rgb", "bgr"] = "auto"
-    """Channels that `weights` take: rgb, normalised as below; bgr, not divided (MSRA); auto: the
-    file tells."""
+    """Channel order that `weights` expect: rgb, normalised as below; bgr, without division by the
+    std (MSRA); auto: read from the file."""
     norm: Literal["batch", "frozen", "group"] = "batch"
-    """Batch norm; batch norm wholly fixed (the paper's choice for detection); group norm."""
+    """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); group norm."""
     norm_eps: PositiveFloat = 1e-5
-    """Added to the variance."""
+    """Constant added to the variance."""
     stride_in_1x1: bool = False
     """Bottleneck stride on the 1x1 convolution (2015 paper, MSRA), not the 3x3 (torchvision)."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """RGB mean subtracted, on the scale 0..255."""
+    """RGB mean, subtracted from the pixels, on the scale 0..255."""
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    """RGB standard deviation divided by, on the scale 0..255."""
+    """RGB standard deviation, which divides the pixels, on the scale 0..255."""
 
 
-class WindowConfig(Config):
-    """What is cut out of a training picture. Lengths are in pixels."""
+class CropConfig(Config):
+    """Random crop of a training image. Lengths are in pixels."""
 
     crop: PositiveInt = 224
-    """Side of the square that the network sees."""
+    """Side of the square network input."""
     short_sides: tuple[PositiveInt, PositiveInt] | None = None
-    """When set, the shorter side is drawn from this range, then a square cut out (the paper)."""
+    """When set, the shorter side is resized to a random length in this range, then a random square
+    is cropped (the paper)."""
     area: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Without `short_sides`: share of the picture's area that is cut out and resized."""
+    """Without `short_sides`: range of the crop's share of the image area; the crop is resized."""
     aspect: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """The same: range of width over height."""
+    """Without `short_sides`: range of the crop's width / height."""
     flip_prob: Fraction = 0.5
-    """Chance of a left-right mirror."""
+    """Probability of a horizontal flip."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # each range must rise and stay above this exclusive lower bound
         floors = {"area": 0, "aspect": 0, "short_sides": self.crop - 1}
         for key, floor in floors.items():
             bounds = getattr(self, key)
@@ -67,13 +72,13 @@ class WindowConfig(Config):
         return self
 
 
-class ViewConfig(Config):
-    """Sizes at which a picture is tested, in pixels."""
+class EvaluationViewConfig(Config):
+    """Image sizes at test time, in pixels."""
 
     resize: PositiveInt = 256
-    """Length of the shorter side before the centre is cut out."""
+    """Length of the shorter side before the centre crop."""
     crop: PositiveInt = 224
-    """Side of the square that is cut out."""
+    """Side of the square crop."""
     scales: PositiveInts = (224, 256, 384, 480, 640)
     """Fully convolutional testing: lengths of the shorter side."""
 

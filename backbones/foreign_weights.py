@@ -1,8 +1,8 @@
-"""Residual networks of detectron2 and of Caffe2 (MSRA): their names, norms, strides and pixels.
+"""Conversion of weights from detectron2 and Caffe2 (MSRA): names, norms, strides, pixel formats.
 
-B images, C channels, k x k kernels. "Theirs" is the file's, "ours" the model's; our names are
-torchvision's. Caffe2's names are in Detectron's ImageNet files, with the batch norm folded into a
-scale `s` and a shift `b`, and in detectron2's copies of them, with the norm whole.
+C channels, k x k kernels. "Theirs" means the file's, "ours" the model's; our tensor names are
+torchvision's. Caffe2's names occur in Detectron's ImageNet files, which have the batch norm folded
+into a scale `s` and a shift `b`, and in detectron2's copies of them, which have all its tensors.
 """
 
 import math
@@ -35,7 +35,7 @@ _CAFFE2_LAYER = re.compile(
     r"(?:res(?P<stage>[2-5])_(?P<block>\d+)_(?P<layer>branch1|branch2[abc])|(?:res_)?conv1)"
     r"(?P<norm>_bn)?_(?P<parameter>w|b|s|gamma|beta|running_mean|running_var)"
 )
-# Norms are of the convolution before them; the first entry is the stem's in Caffe2.
+# Number of our convolution, and of the norm after it, by their layer. None: Caffe2's stem.
 _LAYERS: dict[str | None, str] = {
     **{None: "1", "branch2a": "1", "branch2b": "2", "branch2c": "3"},
     **{"conv1": "1", "conv2": "2", "conv3": "3"},
@@ -44,7 +44,7 @@ _PARAMETERS = {"w": "weight", "s": "weight", "gamma": "weight", "b": "bias", "be
 _CLASSIFIERS = {
     "linear.weight": "fc.weight",
     "linear.bias": "fc.bias",
-    "stem.fc.weight": "fc.weight",  # so named by detectron2's script for torchvision's files
+    "stem.fc.weight": "fc.weight",  # from detectron2's conversion script for torchvision's files
     "stem.fc.bias": "fc.bias",
     "fc1000_w": "fc.weight",
     "fc1000_b": "fc.bias",
@@ -53,9 +53,9 @@ _CLASSIFIERS = {
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a network takes: pixels on the scale 0..255, less `mean`, over `std`.
+    """Input format of a network: channel order, and normalisation (pixels - mean) / std.
 
-    mean, std: of red, green and blue, whichever the order of the channels.
+    mean, std: of red, green and blue in this order, for any channel order; on the scale 0..255.
     """
 
     order: Literal["rgb", "bgr"]
@@ -64,28 +64,28 @@ class PixelFormat:
 
     @property
     def has_unit_std(self) -> bool:
-        """Whether pixels are not divided, which marks the networks that descend from MSRA's."""
+        """Whether pixels are not divided by a std; true of networks that come from MSRA's."""
         return self.std == (1.0, 1.0, 1.0)
 
 
-# detectron2/config/defaults.py; the std is absorbed into the weights of conv1.
+# From detectron2/config/defaults.py. The std is 1 because conv1's weights contain the division.
 _MSRA = PixelFormat("bgr", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
-# Under the same files Detectron subtracts 122.7717, 115.9465, 102.9801: both count as theirs.
+# Detectron uses the same files with mean 122.7717, 115.9465, 102.9801; both means are accepted.
 _MEAN_TOLERANCE = 1.0
 
 
 def detectron2_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return our name of each tensor of a detectron2 file's residual network, by its own name.
+    """Return a map from detectron2's tensor names to ours, for the residual network of a file.
 
-    The rest of a detector has no entry; {} when the file is not detectron2's. Layers of the
-    network that ours does not have keep their name, so that loading them fails.
+    The rest of a detector has no entry; {} if the file is not detectron2's. Layers that our
+    network does not have keep their names, so that loading them fails.
     """
     prefix = next((p for p in _DETECTRON2_PREFIXES if f"{p}stem.conv1.weight" in state), None)
     if prefix is None:
         return {}
     names = {}
     for name in state:
-        # C4 detectors keep the last stage in the head that runs on every region.
+        # C4 detectors have the last stage (res5) in the head, which runs on every region.
         own = name.removeprefix("roi_heads.") if ".res5." in name else name
         own = own.removeprefix(prefix)
         if own in _CLASSIFIERS:
@@ -98,13 +98,13 @@ def detectron2_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def caffe2_names(state: Mapping[str, Tensor], *, path: Path | str) -> dict[str, str]:
-    """Return our name of each tensor of a Caffe2 file's residual network, by its own name.
+    """Return a map from Caffe2's tensor names to ours, for the residual network of a file.
 
-    Momentum and the rest of a detector have no entry; {} when the file is not Caffe2's. Layers of
-    the network that ours does not have keep their name, so that loading them fails.
+    Momentum and the rest of a detector have no entry; {} if the file is not Caffe2's. Layers that
+    our network does not have keep their names, so that loading them fails.
 
     Raises:
-        UserError: a network with group norm.
+        UserError: the network has group norm.
     """
     if "conv1_w" not in state:
         return {}
@@ -129,12 +129,14 @@ def _our_name(match: re.Match[str]) -> str:
     return f"{block}{'bn' if match['norm'] else 'conv'}{_LAYERS[match['layer']]}.{parameter}"
 
 
-def complete_norms(
+def add_missing_norm_statistics(
     tensors: Mapping[str, Tensor], model: ResNet
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give folded norms the statistics with which the model's compute s * x + b.
+    """Add running statistics to folded norms, such that the model's norm computes s * x + b.
 
-    tensors: by our names, and so is the result. Returns notes beside.
+    A norm computes weight * (x - mean) / sqrt(var + eps) + bias, so mean = 0 and var = 1 - eps.
+
+    tensors: by our names. Returns them with the statistics added, and notes.
     """
     modules = dict(model.named_modules())
     added = {}
@@ -142,23 +144,25 @@ def complete_norms(
         norm = name.removesuffix(".weight")
         is_norm = re.search(r"(bn\d|downsample\.1)\.weight$", name) is not None
         if is_norm and f"{norm}.running_var" not in tensors:
-            eps = getattr(modules.get(norm), "eps", 0.0)  # no such module: loading will say so
+            eps = getattr(modules.get(norm), "eps", 0.0)  # if missing, loading fails later
             added[f"{norm}.running_mean"] = torch.zeros_like(scale)
             added[f"{norm}.running_var"] = torch.full_like(scale, 1 - eps)
     if not added:
         return dict(tensors), []
     note = "batch norm is folded in the file: loaded with running mean 0, running variance 1 - eps"
     if any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
-        # its own statistics would take the place of those that were folded
-        note += "; right only while norms do not train (model.backbone.norm=frozen)"
+        # training norms would use batch statistics in place of the folded ones
+        note += "; correct only if norms do not train (model.backbone.norm=frozen)"
     return {**tensors, **added}, [note]
 
 
-def absorb_biases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Subtract the biases of convolutions from the running means behind them, which is the same.
+def fold_biases_into_norms(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove convolution biases by subtracting them from the running means of the norms after them.
 
-    MSRA's ResNet-50 has one in its stem, Detectron's copies zeros everywhere. A bias without such
-    a mean stays. tensors: by our names, and so is the result. Returns notes beside.
+    The output is unchanged: (x + bias) - mean = x - (mean - bias). MSRA's ResNet-50 has a bias in
+    its stem; Detectron's copies have zero biases everywhere. A bias without a running mean is kept.
+
+    tensors: by our names. Returns them without the biases, and notes.
     """
     result, absorbed = dict(tensors), []
     for name, bias in tensors.items():
@@ -171,17 +175,19 @@ def absorb_biases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         del result[name]
         if bias.any():
             absorbed.append(name)
-    note = f"biases of {len(absorbed)} convolutions taken into the norms behind them"
+    note = f"biases of {len(absorbed)} convolutions folded into the norms after them"
     return result, [note] if absorbed else []
 
 
 def check_stride(model: ResNet, *, in_1x1: bool, path: Path | str) -> list[str]:
-    """Compare where bottlenecks stride: shapes do not tell; basic blocks have no choice.
+    """Check that file and model have the bottleneck stride on the same convolution.
 
-    in_1x1: of the file's network. Returns a note, or none for basic blocks.
+    Shapes do not show the difference. Basic blocks have only one possible place.
+
+    in_1x1: whether the file's network strides on the 1x1. Returns a note, or [] for basic blocks.
 
     Raises:
-        UserError: the model strides elsewhere.
+        UserError: the model strides on the other convolution.
     """
     block = next((m for m in model.modules() if isinstance(m, Bottleneck)), None)
     if block is None:
@@ -195,7 +201,7 @@ def check_stride(model: ResNet, *, in_1x1: bool, path: Path | str) -> list[str]:
     return [f"bottlenecks stride on the {where}, in the file and in the model"]
 
 
-def pixels_of_file(
+def pixel_format_of_file(
     state: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     *,
@@ -204,15 +210,16 @@ def pixels_of_file(
     ours: PixelFormat,
     path: Path | str,
 ) -> PixelFormat:
-    """Tell which pixels a file's network takes.
+    """Return the pixel format that a file's network expects.
 
-    The setting gives the order of channels. "auto": Caffe2's files take BGR. detectron2's take the
-    order in which their buffer `pixel_mean` lists ImageNet's mean, whose red is the largest; or
-    RGB when torchvision is their "__author__". All others take RGB. Mean and std are those of
-    detectron2's buffers; without them, BGR goes with MSRA's and RGB with the model's own.
+    The setting gives the channel order. With "auto", Caffe2 files are BGR. detectron2 files have
+    the order in which their buffer `pixel_mean` lists ImageNet's mean, which is largest for red;
+    without that buffer they are RGB if their "__author__" is torchvision. All other files are RGB.
+    Mean and std come from detectron2's buffers; without them, BGR has MSRA's values and RGB the
+    model's own.
 
     Raises:
-        UserError: "auto", and a detectron2 file that does not tell.
+        UserError: the setting is "auto", and a detectron2 file does not specify its channel order.
     """
     mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
     order: Literal["rgb", "bgr"]
@@ -226,34 +233,35 @@ def pixels_of_file(
         order = "rgb"
     else:
         raise UserError(
-            f"{path}: a detectron2 file that does not say which pixels it takes: set "
+            f"{path}: a detectron2 file that does not specify its pixel format: set "
             "model.backbone.pixels=bgr (trained from MSRA's weights, detectron2's default) or "
             "rgb (from torchvision's)"
         )
     if mean and std:
         if not all(value > 0 for value in std) or not all(map(math.isfinite, (*mean, *std))):
             raise UserError(f"{path}: pixel_std: expected positive numbers, got {_numbers(std)}")
+        # the buffers list the file's channel order; PixelFormat lists RGB
         step = -1 if order == "bgr" else 1
         return PixelFormat(order, mean[::step], std[::step])
     return _MSRA if order == "bgr" else ours
 
 
 def _channel_values(state: Mapping[str, Tensor], name: str, source: str) -> tuple[float, ...]:
-    """Return a detectron2 detector's three numbers in its order of channels; () without them."""
+    """Return a detectron2 detector's buffer of three numbers, in its channel order; () if none."""
     tensor = state.get(name) if source == DETECTRON2 else None
     return tuple(tensor.flatten().tolist()) if tensor is not None and tensor.numel() == 3 else ()
 
 
-def fold_pixels(
+def adapt_conv1_to_pixels(
     weight: Tensor, *, theirs: PixelFormat, ours: PixelFormat, path: Path | str
 ) -> tuple[Tensor, list[str]]:
-    """Change the first convolution so that on our pixels it computes what it did on theirs.
+    """Convert the first convolution so that it computes the same on our pixels as on theirs.
 
-    weight: (C, 3, k, k); of any other shape it is returned as it is. Returns notes beside.
+    weight: (C, 3, k, k); any other shape is returned unchanged. Returns the weight and notes.
 
     Raises:
-        UserError: the means differ; the zeros around a picture stand for the mean, so that no
-            change of the weights makes up for another.
+        UserError: the means differ. No change of the weights can correct that, because the zero
+            padding around an image stands for the mean.
     """
     gap = max(abs(a - b) for a, b in zip(theirs.mean, ours.mean, strict=True))
     if gap > _MEAN_TOLERANCE:
@@ -264,6 +272,8 @@ def fold_pixels(
     if theirs == ours or weight.ndim != 4 or weight.shape[1] != 3:
         return weight, []
     notes = []
+    # Our input is (p - mean) / ours.std, theirs (p - mean) / theirs.std, so each input channel of
+    # the weight is multiplied by ours.std / theirs.std. A BGR weight is first reordered to RGB.
     ratios = [own / other for own, other in zip(ours.std, theirs.std, strict=True)]
     factors = torch.tensor(ratios, dtype=torch.float64)
     if theirs.order == "bgr":
@@ -271,13 +281,13 @@ def fold_pixels(
     if theirs.order == "bgr" or not torch.allclose(factors, torch.ones_like(factors)):
         weight = weight * factors.to(weight.dtype).view(1, 3, 1, 1)
         notes.append(
-            f"conv1 is made for {theirs.order.upper()} pixels over {_numbers(theirs.std)} (RGB): "
-            f"changed for the model's RGB pixels over {_numbers(ours.std)}"
+            f"conv1 expects {theirs.order.upper()} pixels with std {_numbers(theirs.std)} (RGB): "
+            f"converted to the model's RGB pixels with std {_numbers(ours.std)}"
         )
-    if gap > 1e-3:  # else the file's rounding to float32
+    if gap > 1e-3:  # a smaller difference is rounding to float32 in the file
         notes.append(
             f"the file's pixel mean is {_numbers(theirs.mean)} (RGB), the model's "
-            f"{_numbers(ours.mean)}: less than a grey level apart, left so"
+            f"{_numbers(ours.mean)}: the difference is under one grey level and is ignored"
         )
     return weight, notes
 
@@ -287,12 +297,12 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a pickle of numpy arrays, the dict itself or one under "model" or "blobs".
+    """Read a pickle of numpy arrays: a dict, or a dict under "model" or "blobs".
 
-    Returns the arrays as tensors, and "__author__" when the file has one.
+    Returns the arrays as tensors, and metadata: "__author__" if the file has one.
 
     Raises:
-        UserError: missing, cut short, not such a pickle, or one that wants to run other code.
+        UserError: the file is missing, truncated or not such a pickle, or it tries to run code.
     """
     try:
         with open_file(path) as file:
@@ -303,32 +313,32 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
-    except Exception as error:  # bytes of another kind make the unpickler raise whatever it meets
+    except Exception as error:  # arbitrary bytes can make the unpickler raise anything
         raise UserError(
-            f"{path}: expected a pickle of numpy arrays, got a damaged or foreign file"
+            f"{path}: expected a pickle of numpy arrays, got a damaged file or another format"
         ) from error
     author = payload.get("__author__")
     return state, {"__author__": author} if isinstance(author, str) else {}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for which nothing but arrays, text, numbers and their containers exist.
+    """Safe unpickler: it creates only arrays, text, numbers and their containers.
 
-    A pickle can call whatever it names, and names are looked up in `find_class` alone. Here they
-    lead to the few stand-ins below, so that neither code of the file's choosing nor numpy's own
-    unpickling, which trusts its input, ever runs.
+    A pickle can call any function that it names, and names are resolved only by `find_class`. Here
+    they resolve to the few stand-ins below, so no code chosen by the file ever runs, nor numpy's
+    own unpickling, which trusts its input.
     """
 
     def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # what numpy asks for with files of Python 2
+        super().__init__(file, encoding="latin1")  # numpy requires it for files from Python 2
         self.path = path
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Return the stand-in for a name."""
+        """Return the stand-in for a name in the pickle."""
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # since numpy 2
         if full_name not in _STAND_INS:
             raise UserError(
-                f"{self.path}: expected a pickle of numpy arrays, got one that wants to run the "
+                f"{self.path}: expected a pickle of numpy arrays, got one that tries to run the "
                 f"code {full_name!r}; it was not run"
             )
         return _STAND_INS[full_name]
@@ -347,7 +357,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stand-in for numpy.ndarray; `tensor` is there once the state is."""
+    """Stand-in for numpy.ndarray; `tensor` is set by `__setstate__`."""
 
     tensor: Tensor
 
@@ -357,20 +367,23 @@ class _Array:
 
 
 def _array(data: Any, dtype: _Dtype, shape: Any, order: Any, axes: Any = None) -> _Array:
-    """Stand in for numpy's array from bytes (protocol 5); order "K": in memory, `axes` permuted."""
-    raw = _encode(data) if isinstance(data, str) else data  # Python 2 did not tell them apart
+    """Make an array from bytes: a stand-in for numpy's `_frombuffer` (pickle protocol 5).
+
+    order: "C", "F", or "K" (the memory order, with the axes permuted by `axes`).
+    """
+    raw = _encode(data) if isinstance(data, str) else data  # Python 2's bytes are read as str
     array = np.frombuffer(raw, dtype.byte_order + dtype.code)
     if order == "K":
         array = array.reshape(shape).transpose(axes)
     else:
         array = array.reshape(shape, order=order)
     result = _Array()
-    result.tensor = torch.from_numpy(array.astype(dtype.code))  # a copy, in this machine's order
+    result.tensor = torch.from_numpy(array.astype(dtype.code))  # a copy, in native byte order
     return result
 
 
 def _encode(text: str, _encoding: str = "latin1") -> bytes:
-    """Stand in for codecs.encode, by which Python 3 writes bytes to protocol 2: as latin1."""
+    """Stand-in for codecs.encode; with protocol 2, Python 3 pickles bytes as latin1 text."""
     return text.encode("latin1")
 
 

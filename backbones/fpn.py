@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al., 2017): the backbone's maps brought to one width, coarse to fine.
+"""Feature pyramid network (FPN; Lin et al., 2017).
 
 B images; c2..c5 backbone features, p2..p6 pyramid levels, each half the size of the one before.
 """
@@ -14,10 +14,11 @@ from backbones.norm import make_norm
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions (`inner`), a top-down sum, and a 3x3 convolution a level (`layer`).
+    """Feature pyramid: 1x1 lateral convolutions, top-down sums, and a 3x3 convolution per level.
 
-    specs: the features that go in, finest first. channels: of every level. norm: after each
-    convolution, which then has no bias.
+    The module names `inner` (lateral) and `layer` (output) are torchvision's. specs: input
+    features, finest first. channels: output channels of every level. norm: norm layer after each
+    convolution; the convolutions then have no bias.
     """
 
     def __init__(
@@ -41,23 +42,24 @@ class FPN(nn.Module):
         self.inner = nn.ModuleList(convolution(spec.channels, 1) for spec in specs.values())
         self.layer = nn.ModuleList(convolution(channels, 3) for _ in specs)
         strides = [spec.stride for spec in specs.values()]
+        # one level per input feature, and an extra coarsest one with twice the last stride (p6)
         self.feature_specs = {
             f"p{level}": FeatureSpec(channels, stride)
             for level, stride in enumerate([*strides, 2 * strides[-1]], start=2)
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map c2..c5, each (B, its channels, H, W), to p2..p6, each (B, channels, H, W).
+        """Map c2..c5, each (B, C, H, W) with its own C, to p2..p6, each (B, channels, H, W).
 
-        p2..p5 have the sides of c2..c5; p6 is every second cell of p5.
+        p2..p5 have the height and width of c2..c5. p6 is p5 subsampled by 2.
         """
         laterals = [
             inner(feature) for inner, feature in zip(self.inner, features.values(), strict=True)
         ]
-        merged = laterals[-1:]
+        merged = laterals[-1:]  # top-down, so from coarse to fine
         for lateral in laterals[-2::-1]:
             coarser = F.interpolate(merged[-1], size=lateral.shape[-2:], mode="nearest")
             merged.append(lateral + coarser)
         levels = [layer(m) for layer, m in zip(self.layer, reversed(merged), strict=True)]
-        levels.append(F.max_pool2d(levels[-1], 1, stride=2))
+        levels.append(F.max_pool2d(levels[-1], 1, stride=2))  # a 1x1 window: plain subsampling
         return dict(zip(self.feature_specs, levels, strict=True))

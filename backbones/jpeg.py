@@ -1,4 +1,4 @@
-"""JPEG files without decoding them: segments, size, orientation, end, and libjpeg's warnings."""
+"""JPEG headers, read without decoding: size, EXIF orientation, end marker; libjpeg's warnings."""
 
 import re
 import struct
@@ -7,21 +7,22 @@ from contextlib import suppress
 
 JPEG_START = b"\xff\xd8"
 MAX_STRAY_BYTES = 8
-"""Bytes between pixels and the next marker that some encoders leave; damage leaves more."""
+"""Some encoders leave up to this many bytes between the scan and the next marker; damaged files
+have more."""
 
-# After 0xFF: neither a stuffed zero, nor a restart, nor a fill byte. ITU-T T.81, B.1.1.
+# 0xFF, then neither a stuffed zero, nor a restart marker, nor a fill byte. ITU-T T.81, B.1.1.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _END, _APP1, _SCAN = 0xD9, 0xE1, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # headers that hold the size
 _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x0112
-_EXIF_TURNED = range(5, 9)  # orientations that swap height and width
+_EXIF_ROTATED = range(5, 9)  # orientations that swap height and width
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker")
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) that decoding would give, EXIF orientation applied, from the header.
+    """Return the decoded (height, width), after EXIF orientation, from the header alone.
 
-    None: `data` is no JPEG, or its header is not whole.
+    None if `data` is not a JPEG, or its header is incomplete.
     """
     if not data.startswith(JPEG_START):
         return None
@@ -33,17 +34,18 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
                 orientation = _exif_orientation(content[len(_EXIF) :])
         elif marker in _FRAMES and size is None:
             size = _frame_size(data, start)
-        elif marker == _SCAN:  # EXIF data may stand behind the frame's header, but not behind this
+        elif marker == _SCAN:  # EXIF data may follow the frame header, but not the start of scan
             if size is None or not all(size):
                 return None
-            return size[::-1] if orientation in _EXIF_TURNED else size
+            return size[::-1] if orientation in _EXIF_ROTATED else size
     return None
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of the pixels in a JPEG, not turned; None: its end is missing.
+    """Return the stored (height, width) of a JPEG, before EXIF orientation.
 
-    (0, 0) where there are none. OpenCV 4 decodes a part of a file without a word.
+    None if the end of the file is missing (OpenCV 4 decodes such a file without any warning);
+    (0, 0) if the file has an end but no frame header.
     """
     size = None
     for marker, start, _ in _segments(data):
@@ -55,10 +57,11 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def tells_damage(data: bytes, message: str) -> bool:
-    """Return whether libjpeg's warning about the JPEG in `data` tells of wrong pixels.
+    """Return whether libjpeg's warning about the JPEG in `data` means that pixels are wrong.
 
-    Stray bytes harm no pixel between the segments before the first, nor where they fill up: few of
-    them, or all of one value. Else they are what a decoder that lost its place left unread.
+    "Extraneous bytes" are harmless between the segments before the first scan, and as padding: a
+    few bytes, or bytes that all have one value. Other extraneous bytes are pixel data that the
+    decoder could not read after it lost its position.
     """
     stray = _STRAY.search(message)
     if stray is None:
@@ -66,21 +69,21 @@ def tells_damage(data: bytes, message: str) -> bool:
     count = int(stray[1])
     if count <= MAX_STRAY_BYTES:
         return False
-    in_pixels = False
-    for marker, start, after in _segments(data):
-        if in_pixels and len(set(data[start - count : start])) > 1:
+    in_scan = False
+    for marker, start, previous_end in _segments(data):
+        if in_scan and len(set(data[start - count : start])) > 1:
             return True
-        if not in_pixels and start - after >= count:
-            return False  # libjpeg prints its first warning alone
-        in_pixels |= marker == _SCAN
+        if not in_scan and start - previous_end >= count:
+            return False  # the warning is about this gap: libjpeg prints only its first warning
+        in_scan |= marker == _SCAN
     return False
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield (marker, its place, where the segment before it ended) of each segment, in order.
+    """Yield (marker, its offset, end of the previous segment) of each segment, in order.
 
-    They are stepped over by their length, since a thumbnail in one of them has segments as well.
-    What was cut off is not there.
+    Segments are skipped by their length field, because a thumbnail inside one has segments too.
+    Segments that were cut off are missing.
     """
     position = len(JPEG_START)
     while match := _MARKER.search(data, position):
@@ -90,23 +93,25 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _content(data: bytes, start: int) -> bytes:
-    """Return what is in the segment whose marker is at `start`, as far as it is there."""
+    """Return the payload of the segment with its marker at `start`; shorter if it was cut off."""
+    # 2 bytes of marker, then the big-endian length, which counts its own 2 bytes
     length = int.from_bytes(data[start + 2 : start + 4], "big")
     return data[start + 4 : start + 2 + length]
 
 
 def _frame_size(data: bytes, start: int) -> tuple[int, int] | None:
-    """Return (height, width) that a frame's header holds; None where it was cut off."""
+    """Return (height, width) in a frame header; None if it was cut off."""
     content = _content(data, start)
+    # 1 byte of sample precision, then height and width
     return struct.unpack_from(">HH", content, 1) if len(content) >= 5 else None
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Return the orientation that EXIF data (a TIFF header) ask for; 1: upright, or none."""
+    """Return the orientation (1 to 8) in EXIF data, which are a TIFF header; 1 if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
-    with suppress(struct.error):  # cut short: what it says is not heeded
+    with suppress(struct.error):  # truncated EXIF data are ignored
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         for place in range(start + 2, start + 2 + 12 * count, 12):

@@ -1,7 +1,8 @@
-"""The text beside weights: a run's config, class names, ids; checked like what a user writes.
+"""Metadata of weights files: the run's config, class names and category ids, read with checks.
 
-A file may come from anybody. What is wrong in its text is one line, and its config writes nothing:
-a path in it is written to only where the command line names it.
+A weights file may come from anybody, so its metadata is checked like user input: a mistake gives a
+one-line error. A config from a file also must not write: a path in it is written to only if the
+command line names that path.
 """
 
 import json
@@ -19,17 +20,17 @@ from engine.schema import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
 
-# Keys of `data` that make a run write beside its data, the value that writes nothing, and the key
-# that says where.
+# Keys of `data` that make a run write files. Each has the value that disables writing, and the key
+# that names where files are written.
 _WRITING: dict[str, tuple[Any, str]] = {
     "demo": (None, "data.demo.root"),
     "download": (False, "data.root"),
     "cache": (False, "data.val.annotations"),
 }
-_MAX_SHOWN = 60
+_MAX_SHOWN = 60  # characters of a wrong value in an error message
 
 
-def config_of(
+def read_saved_config(
     metadata: Mapping[str, str],
     overrides: Sequence[str],
     *,
@@ -37,17 +38,17 @@ def config_of(
     kind: type[C],
     source: Path | str,
 ) -> C:
-    """Return the config that lies beside weights; `writing_nothing` before data are read by it.
+    """Return the config in a file's metadata. Apply `without_writes` before data are read with it.
 
     Args:
-        metadata: of the file.
-        overrides: `a.b.c=value`, the command line's changes.
+        metadata: the file's metadata.
+        overrides: `a.b.c=value` changes from the command line.
         schemas: as for `parse_config`.
-        kind: what the config must be.
-        source: the file, for messages.
+        kind: the expected config class.
+        source: the file, for error messages.
 
     Raises:
-        UserError: there is none, it is no config of `kind`, or an override is wrong.
+        UserError: the config is missing or not of class `kind`, or an override is wrong.
     """
     values = _json_of(metadata, "config", source=source)
     if not isinstance(values, dict):
@@ -58,32 +59,35 @@ def config_of(
         raise UserError(f"{source}: config: nested too deeply") from error
     if not isinstance(config, kind):
         got = values.get("task")
-        raise UserError(f"{source}: config: expected that of another task, got one of task {got}")
+        raise UserError(f"{source}: config: expected a config of another task, got task {got}")
     return config
 
 
-def writing_nothing(config: C, overrides: Sequence[str]) -> C:
-    """Change a config of `config_of` so that nothing is written to a place that the file names.
+def without_writes(config: C, overrides: Sequence[str]) -> C:
+    """Return a config from `read_saved_config`, changed so that it writes to no path of the file.
 
-    The demo is not drawn, nothing is downloaded and no packed copy written, except where an
-    override names the place: `data.demo.root`, `data.root`, `data.val.annotations`.
+    The demo is not drawn, nothing is downloaded, and no annotation cache is written, unless an
+    override names the path: `data.demo.root`, `data.root` or `data.val.annotations`.
     """
-    data: Any = getattr(config, "data")  # noqa: B009  each task's run has its own
+    data: Any = getattr(config, "data")  # noqa: B009  each task has its own class of `data`
     named = [read_override(override, schema=type(config)) for override in overrides]
-    harmless = {
+    disabled = {
         key: value
         for key, (value, place) in _WRITING.items()
         if key in type(data).model_fields
         and all(_value_at(values, place) is None for values in named)
     }
-    return config.model_copy(update={"data": data.model_copy(update=harmless)})
+    return config.model_copy(update={"data": data.model_copy(update=disabled)})
 
 
-def require_demo(metadata: Mapping[str, str], config: RunConfig, *, source: Path | str) -> None:
-    """Say how to draw the demo where a run's config, from `config_of`, needs images of one.
+def check_demo_exists(
+    metadata: Mapping[str, str], config: RunConfig, *, source: Path | str
+) -> None:
+    """Check that the demo images exist if a config from `read_saved_config` validates on them.
 
     Raises:
-        UserError: its validation images lie in the file's demo, which is not there.
+        UserError: the validation images belong to the file's demo, and the demo does not exist.
+            The message says how to draw it.
     """
     values, data = _json_of(metadata, "config", source=source), config.model_dump()["data"]
     demo = _value_at(values, "data.demo")
@@ -94,49 +98,50 @@ def require_demo(metadata: Mapping[str, str], config: RunConfig, *, source: Path
     inside = resolved(place) == resolved(root) or resolved(root) in resolved(place).parents
     if inside and not exists(place):
         raise UserError(
-            f"{place}: no such demo; a file's config draws none: data.demo.root={root} on the "
-            "command line does"
+            f"{place}: no such demo; a config from a file does not draw it: add "
+            f"data.demo.root={root} to the command line"
         )
 
 
-def class_names_of(metadata: Mapping[str, str], *, source: Path | str) -> tuple[str, ...]:
-    """Return the names of classes, by label.
+def read_class_names(metadata: Mapping[str, str], *, source: Path | str) -> tuple[str, ...]:
+    """Return the class names, by label.
 
     Raises:
-        UserError: there are none, or they are no list of different names.
+        UserError: the names are missing, or not a list of different names.
     """
     names = _json_of(metadata, "class_names", source=source)
     if not isinstance(names, list) or not names or not all(map(_is_name, names)):
         raise _unexpected(source, "class_names", "a list of names", names)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise _unexpected(source, "class_names", "names that differ", twice)
+        raise _unexpected(source, "class_names", "each name once", twice)
     return tuple(names)
 
 
-def category_ids_of(
+def read_category_ids(
     metadata: Mapping[str, str], *, count: int, source: Path | str
 ) -> tuple[int, ...]:
-    """Return the rising category ids of `count` classes.
+    """Return the category ids of `count` classes, in rising order.
 
     Raises:
-        UserError: there are none, or not as many rising whole numbers.
+        UserError: the ids are missing, or not `count` rising integers.
     """
     ids = _json_of(metadata, "category_ids", source=source)
     is_right = isinstance(ids, list) and len(ids) == count
+    # `type(...) is int`: bool is a subclass of int. 2**63: the ids are stored as int64.
     is_right = is_right and all(type(key) is int and abs(key) < 2**63 for key in ids)
     if not is_right or any(low >= high for low, high in pairwise(ids)):
-        raise _unexpected(source, "category_ids", f"a list of {count} rising whole numbers", ids)
+        raise _unexpected(source, "category_ids", f"a list of {count} rising integers", ids)
     return tuple(ids)
 
 
-def numbers_of(
+def read_numbers(
     metadata: Mapping[str, str], key: str, *, count: int, source: Path | str
 ) -> tuple[float, ...]:
-    """Return `count` finite numbers.
+    """Return the `count` finite numbers under `key`.
 
     Raises:
-        UserError: they are not there, or something else is.
+        UserError: the key is missing, or holds something else.
     """
     values = _json_of(metadata, key, source=source)
     is_right = isinstance(values, list) and len(values) == count
@@ -147,11 +152,11 @@ def numbers_of(
     return tuple(float(value) for value in values)
 
 
-def stride_in_1x1_of(metadata: Mapping[str, str], *, source: Path | str) -> bool:
+def read_stride_in_1x1(metadata: Mapping[str, str], *, source: Path | str) -> bool:
     """Return whether the bottlenecks of a run's network stride on the 1x1 convolution.
 
     Raises:
-        UserError: what the file says of that is neither true nor false.
+        UserError: the value in the file is neither true nor false.
     """
     values = _json_of(metadata, "config", source=source) if "config" in metadata else {}
     stride = _value_at(values, "model.backbone.stride_in_1x1")
@@ -163,7 +168,7 @@ def stride_in_1x1_of(metadata: Mapping[str, str], *, source: Path | str) -> bool
 def _json_of(metadata: Mapping[str, str], key: str, *, source: Path | str) -> Any:
     if key not in metadata:
         task = metadata.get("task", "none")
-        raise UserError(f"{source}: expected {key} beside the weights, got none (task: {task})")
+        raise UserError(f"{source}: expected {key} in the metadata, got none (task: {task})")
     try:
         return json.loads(metadata[key])
     except (ValueError, RecursionError) as error:
@@ -171,14 +176,14 @@ def _json_of(metadata: Mapping[str, str], key: str, *, source: Path | str) -> An
 
 
 def _value_at(values: Any, path: str) -> Any:
-    """Return the value at a dotted path of mappings; None where there is none."""
+    """Return the value at a dotted path through nested dicts; None if there is none."""
     for name in path.split("."):
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
 def _is_name(value: object) -> bool:
-    """Return whether it is text, without halves of characters that nothing can show."""
+    """Return whether the value is text without lone surrogates, which cannot be encoded."""
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 

@@ -1,7 +1,8 @@
-"""Residual networks of the 2015 paper (sections 3.3, 4.1 and 4.2), and their plain counterparts.
+"""Residual networks (ResNet; He et al., 2015, sections 3.3, 4.1, 4.2) and their plain counterparts.
 
-State dict keys are torchvision's: conv1, bn1, layer1.0.conv1, ..., fc. Stage n of the paper, conv2
-to conv5, is `layer{n - 1}`; its output is the feature c{n}. B images, H x W pixels, C channels.
+State dict keys are torchvision's: conv1, bn1, layer1.0.conv1, ..., fc. The paper's stage conv{n},
+conv2 to conv5, is `layer{n - 1}`; its output is the feature c{n}. B images, H x W pixels, C
+channels.
 """
 
 from collections.abc import Sequence
@@ -27,12 +28,13 @@ KINDS = {
 
 
 class ResNet(nn.Module):
-    """Stem, three or four stages of blocks, and a classifier on the pooled last stage.
+    """ResNet: stem, three or four stages of blocks, global average pool and linear classifier.
 
-    num_classes: outputs of `fc`; None leaves it out. widths: channels inside the blocks of each
-    stage. stem: "imagenet" is 7x7 stride 2 and a max pool, "cifar" one 3x3. shortcut: the paper's
-    options A (padded identity where dimensions grow), B (projection there), C (projection
-    everywhere), or "none" for a plain net.
+    layers: number of blocks in each stage. num_classes: outputs of `fc`; None builds no `fc`.
+    widths: channels inside the blocks of each stage. stem: "imagenet" is a 7x7 convolution of
+    stride 2 and a max pool, "cifar" one 3x3 convolution. shortcut: the paper's options A (identity
+    padded with zeros where dimensions grow), B (projection where dimensions grow), C (projection
+    everywhere), or "none" for a plain network.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ResNet(nn.Module):
         for index, (count, width) in enumerate(zip(layers, widths, strict=True)):
             blocks = nn.Sequential()
             for position in range(count):
+                # the first block of every stage but the first halves the resolution
                 stride = 2 if index > 0 and position == 0 else 1
                 blocks.append(
                     block(channels, width, stride=stride, shortcut=shortcut, norm=new_norm)
@@ -74,7 +77,7 @@ class ResNet(nn.Module):
         self.fc = nn.Identity() if num_classes is None else nn.Linear(channels, num_classes)
 
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He et al., 2015b: the paper's reference 13
+            if isinstance(module, nn.Conv2d):  # He initialisation: the paper's reference 13
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if norm == "frozen" and shortcut != "none":
             self._scale_branches(sum(layers) ** -0.5)
@@ -82,17 +85,17 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pixels (B, 3, H, W) to logits (B, num_classes).
 
-        Without `fc` the result is the pooled last feature, (B, C).
+        Without `fc` the result is the last feature after global average pooling, (B, C).
         """
         last = list(self.features(x).values())[-1]
         logits: Tensor = self.fc(mean_over_cells(last))
         return logits
 
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
-        """Map normalised pixels (B, 3, H, W) to c2..c{upto}, shaped as `feature_specs` says.
+        """Map normalised pixels (B, 3, H, W) to features c2..c{upto} (see `feature_specs`).
 
-        The sides of a map are the picture's over the stride, rounded up. A net of three stages
-        ends at c4.
+        Height and width of a feature are the image's divided by its stride, rounded up. A network
+        with three stages ends at c4.
         """
         x = self.maxpool(conv_norm_relu(x, self.conv1, self.bn1))
         features = {}
@@ -102,14 +105,15 @@ class ResNet(nn.Module):
         return features
 
     def stage(self, x: Tensor, number: int) -> Tensor:
-        """Run the paper's conv{number} alone, 2 to 5, on the output of the stage before."""
+        """Run only the paper's stage conv{number}, 2 to 5, on the output of the previous stage."""
         result: Tensor = getattr(self, f"layer{number - 1}")(x)
         return result
 
-    def stage_of_pooled(self, x: Tensor, number: int, *, pool: Pool) -> Tensor:
-        """Return stage(pool(x, 1), number) for a linear `pool`, sooner: see `conv_norm_of_pooled`.
+    def pool_then_stage(self, x: Tensor, number: int, *, pool: Pool) -> Tensor:
+        """Return stage(pool(x, 1), number) for a linear `pool`, faster: see `conv_norm_of_pooled`.
 
-        Basic blocks begin with a 3x3, which does not commute with pooling: for them it is the same.
+        A bottleneck begins with a 1x1 convolution, which commutes with a linear pooling. A basic
+        block begins with a 3x3 convolution, which does not; it gains no speed.
         """
         first, *rest = getattr(self, f"layer{number - 1}")
         x = first.forward_pooled(x, pool) if isinstance(first, Bottleneck) else first(pool(x, 1))
@@ -118,9 +122,10 @@ class ResNet(nn.Module):
         return x
 
     def freeze_stages(self, count: int) -> None:
-        """Stop training of the first stages: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all.
+        """Freeze the first `count` stages: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all.
 
-        Their parameters take no gradient, and their norms use stored statistics in `train()` too.
+        Their parameters get no gradient, and their norms use the stored statistics, even in
+        training mode.
         """
         self.num_frozen = count
         for index, modules in enumerate(self._stages()):
@@ -129,7 +134,7 @@ class ResNet(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, in which frozen stages stay in evaluation mode."""
+        """Set training or evaluation mode; frozen stages always stay in evaluation mode."""
         super().train(mode)
         for modules in self._stages()[: self.num_frozen]:
             for module in modules:
@@ -137,9 +142,10 @@ class ResNet(nn.Module):
         return self
 
     def _scale_branches(self, scale: float) -> None:
-        """Scale what every block adds: L norms without statistics would let sums grow like 2^L.
+        """Scale the residual branch of every block, so that random weights keep activations small.
 
-        It lets a net of random weights keep its scale; weights that are loaded override it.
+        Frozen norms do not normalise, so the sums would grow like 2^L over L blocks. Loaded weights
+        override the scale.
         """
         for block in self.modules():
             if isinstance(block, BasicBlock | Bottleneck):
@@ -161,9 +167,10 @@ def build_resnet(
     stride_in_1x1: bool = False,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build one of KINDS; without classes it is a backbone for heads, with no `fc`.
+    """Build one of KINDS. With num_classes None it is a backbone without `fc`.
 
-    stride_in_1x1: bottlenecks stride as in the paper; the basic blocks of 18 and 34 have no 1x1.
+    stride_in_1x1: bottlenecks stride on the 1x1 convolution, as in the paper. No effect on the
+    basic blocks of ResNet-18 and ResNet-34, which have no 1x1.
     """
     block: type[BasicBlock | Bottleneck] = BasicBlock
     if kind not in ("resnet18", "resnet34"):
@@ -185,7 +192,7 @@ def resnet18(
     norm_eps: float = 1e-5,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build ResNet-18, of basic blocks."""
+    """Build ResNet-18, which has basic blocks."""
     return build_resnet(
         "resnet18", num_classes=num_classes, norm=norm, norm_eps=norm_eps, shortcut=shortcut
     )
@@ -198,7 +205,7 @@ def resnet34(
     norm_eps: float = 1e-5,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build ResNet-34, of basic blocks."""
+    """Build ResNet-34, which has basic blocks."""
     return build_resnet(
         "resnet34", num_classes=num_classes, norm=norm, norm_eps=norm_eps, shortcut=shortcut
     )
@@ -212,7 +219,7 @@ def resnet50(
     stride_in_1x1: bool = False,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build ResNet-50, of bottlenecks."""
+    """Build ResNet-50, which has bottleneck blocks."""
     return build_resnet(
         "resnet50",
         num_classes=num_classes,
@@ -231,7 +238,7 @@ def resnet101(
     stride_in_1x1: bool = False,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build ResNet-101, of bottlenecks."""
+    """Build ResNet-101, which has bottleneck blocks."""
     return build_resnet(
         "resnet101",
         num_classes=num_classes,
@@ -250,7 +257,7 @@ def resnet152(
     stride_in_1x1: bool = False,
     shortcut: Shortcut = "B",
 ) -> ResNet:
-    """Build ResNet-152, of bottlenecks."""
+    """Build ResNet-152, which has bottleneck blocks."""
     return build_resnet(
         "resnet152",
         num_classes=num_classes,
@@ -262,12 +269,12 @@ def resnet152(
 
 
 def plain18(num_classes: int | None = 1000) -> ResNet:
-    """Build ResNet-18 without its shortcuts."""
+    """Build the plain 18-layer network: ResNet-18 without shortcuts."""
     return resnet18(num_classes, shortcut="none")
 
 
 def plain34(num_classes: int | None = 1000) -> ResNet:
-    """Build ResNet-34 without its shortcuts."""
+    """Build the plain 34-layer network: ResNet-34 without shortcuts."""
     return resnet34(num_classes, shortcut="none")
 
 
@@ -279,10 +286,12 @@ def cifar_resnet(
     norm_eps: float = 1e-5,
     shortcut: Shortcut = "A",
 ) -> ResNet:
-    """Build the 6n+2 layer net of section 4.2 for 32x32 pictures; plain with shortcut "none".
+    """Build the CIFAR network of section 4.2, with 6n+2 layers, for 32x32 images.
+
+    shortcut: "none" builds the plain network.
 
     Raises:
-        UserError: `depth` is not 6n+2 with n of at least 1.
+        UserError: `depth` is not 6n+2 with n >= 1.
     """
     if depth < 8 or depth % 6 != 2:
         raise UserError(f"depth: expected 6n+2 (20, 32, 44, 56, 110, ...), got {depth}")

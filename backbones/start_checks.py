@@ -1,4 +1,4 @@
-"""What cannot train, said before the first step: frozen random weights, norms of a single value."""
+"""Checks before training starts: frozen random weights, batch norm over a single value."""
 
 import os
 
@@ -7,16 +7,18 @@ from engine.errors import UserError
 from engine.schema import LoopConfig
 
 
-def check_frozen(config: NetworkConfig, *, frozen_stages: int = 0, has_weights: bool) -> None:
-    """Refuse to keep random weights or the norms on them fixed: they cannot learn.
+def check_frozen_has_weights(
+    config: NetworkConfig, *, frozen_stages: int = 0, has_weights: bool
+) -> None:
+    """Check that frozen stages or norms have pretrained weights: frozen random ones cannot learn.
 
     Args:
-        config: the backbone's.
-        frozen_stages: how many stages do not train.
-        has_weights: whether weights are loaded, into the backbone or into all of the network.
+        config: the backbone's config.
+        frozen_stages: number of stages that do not train.
+        has_weights: whether weights are loaded, into the backbone or into the whole network.
 
     Raises:
-        UserError: there are none, and something is frozen.
+        UserError: no weights are loaded, and something is frozen.
     """
     if has_weights or (config.norm != "frozen" and not frozen_stages):
         return
@@ -25,32 +27,36 @@ def check_frozen(config: NetworkConfig, *, frozen_stages: int = 0, has_weights: 
     fix = ["norm=batch"] * len(norm) + ["frozen_stages=0"] * len(frozen)
     raise UserError(
         f"model.backbone.weights: expected pretrained weights with {' and '.join(norm + frozen)}, "
-        "got none: what is frozen would stay random; name a file of weights, or train from "
-        f"random ones with {' '.join(f'model.backbone.{each}' for each in fix)}"
+        "got none: the frozen layers would stay random; name a weights file, or train from "
+        f"random weights with {' '.join(f'model.backbone.{each}' for each in fix)}"
     )
 
 
-def check_norm(key: str, loop: LoopConfig, *, side: int, stride: int, source: str) -> None:
-    """Refuse a batch norm that would get one value a channel, which has no variance.
+def check_batch_norm_size(
+    key: str, loop: LoopConfig, *, side: int, stride: int, source: str
+) -> None:
+    """Check that batch norm gets more than one value per channel: one value has no variance.
 
     Args:
-        key: of the norm, for the message.
-        loop: batch size and parts; each process and part takes its own share of a batch.
-        side: the shorter side of the smallest square that the network sees, in pixels, padded.
-        stride: pixels per cell of its last map with such a norm.
-        source: the keys that make `side`, for the message.
+        key: config key of the norm, for the message.
+        loop: batch size and accumulation; each process and part gets its own share of a batch.
+        side: shorter side of the smallest padded network input, in pixels.
+        stride: stride of the last feature map that has such a norm.
+        source: the config keys that determine `side`, for the message.
 
     Raises:
-        UserError: one image in a part, and one cell in its map.
+        UserError: a part of a batch has one image, and its smallest feature map one cell.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's; the processes meet in fit
+    # set by torchrun; the process group itself is created later, in fit
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # sync_batch_norm takes its statistics over all processes
     images = loop.batch_size // (world * loop.accumulate) * (world if loop.sync_batch_norm else 1)
-    cells = -(-side // stride)
+    cells = -(-side // stride)  # rounded up
     if images > 1 or cells > 1:
         return
     raise UserError(
-        f"{key}: expected more than one value a channel for batch norm, got one: 1 image in a part "
-        f"of a batch (loop.batch_size={loop.batch_size} over {world} process(es) and "
-        f"loop.accumulate={loop.accumulate}), and 1 cell in its smallest map ({source}, stride "
-        f"{stride}); raise loop.batch_size or {source.split('=')[0]}, or set {key}=group"
+        f"{key}: expected more than one value per channel for batch norm, got one: 1 image in a "
+        f"part of a batch (loop.batch_size={loop.batch_size} over {world} process(es) and "
+        f"loop.accumulate={loop.accumulate}), and 1 cell in its smallest feature map ({source}, "
+        f"stride {stride}); raise loop.batch_size or {source.split('=')[0]}, or set {key}=group"
     )

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from backbones.metadata import class_names_of, config_of
-from backbones.weights import build_loaded
-from engine.checkpoint import read_trained
+from backbones.metadata import read_class_names, read_saved_config
+from backbones.weights import build_and_load
+from engine.checkpoint import read_trained_weights
 from engine.errors import UserError
 from engine.schema import RunConfig
 
@@ -26,7 +26,7 @@ class TrainedRun(Generic[C, M]):
     """What a run left.
 
     path: of the file that was read. metadata: the text beside its weights. config: with the
-    changes; `writing_nothing` before data are read by it. class_names: by label. model: in eval
+    changes; `without_writes` before data are read by it. class_names: by label. model: in eval
     mode, on the CPU.
     """
 
@@ -63,16 +63,16 @@ def read_run(
     Raises:
         UserError: there is no such file, it is damaged or of another kind, or an override is wrong.
     """
-    path, state, metadata = read_trained(path)
+    path, state, metadata = read_trained_weights(path)
     got = metadata.get("task", "none")
     if task not in (None, got):
         raise UserError(f"{path}: expected a run of task {task}, got {got}")
     for key in ("config", "class_names", *needed):
         if key not in metadata:
             raise UserError(
-                f"{path}: expected a {what}'s {key} beside its weights, got none (task: {got})"
+                f"{path}: expected a {what}'s {key} in the metadata, got none (task: {got})"
             )
-    config = config_of(metadata, overrides, schemas=schemas, kind=kind, source=path)
-    names = class_names_of(metadata, source=path)
-    model = build_loaded(partial(build, config, len(names)), state, path=path)
+    config = read_saved_config(metadata, overrides, schemas=schemas, kind=kind, source=path)
+    names = read_class_names(metadata, source=path)
+    model = build_and_load(partial(build, config, len(names)), state, path=path)
     return TrainedRun(path, metadata, config, names, model.eval())

@@ -1,21 +1,21 @@
-"""A training as the commands run it: `fit`, and the run's curves however it ends."""
+"""Training of any task for the commands: `fit`, then training curves, even after a failure."""
 
-from backbones.curves import curves_at_the_end
-from engine.cli import TrainingWords
+from backbones.plots import plot_when_training_ends
+from engine.cli import TrainingArguments
 from engine.schema import RunConfig
 from engine.task import Task
 from engine.trainer import fit
 
 
-def train(task: Task, config: RunConfig, words: TrainingWords) -> dict[str, float]:
-    """Train a task as a command line asks; return and raise what `fit` does."""
-    with curves_at_the_end(words.output, is_main=words.is_main):
+def train(task: Task, config: RunConfig, arguments: TrainingArguments) -> dict[str, float]:
+    """Train a task with the options of a command line; returns and raises as `fit` does."""
+    with plot_when_training_ends(arguments.output, is_main=arguments.is_main):
         return fit(
             task,
             config,
-            output=words.output,
-            resume=words.resume,
-            auto_resume=words.auto_resume,
+            output=arguments.output,
+            resume=arguments.resume,
+            auto_resume=arguments.auto_resume,
             replace=True,
-            device=words.device,
+            device=arguments.device,
         )

@@ -1,4 +1,4 @@
-"""Pretrained weights: read, changed where another project's conventions differ, checked, loaded."""
+"""Pretrained weights: reading, conversion from other projects' formats, checks and loading."""
 
 import hashlib
 import json
@@ -11,50 +11,55 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from backbones.bounded import build_bounded
+from backbones.build_limit import build_within_limit
 from backbones.config import NetworkConfig
-from backbones.file_kinds import EMPTY, MMDETECTION, UNKNOWN, kind_of
 from backbones.foreign_weights import (
     CAFFE2,
     DETECTRON2,
     PixelFormat,
     PixelOrder,
-    absorb_biases,
+    adapt_conv1_to_pixels,
+    add_missing_norm_statistics,
     caffe2_names,
     check_stride,
-    complete_norms,
     detectron2_names,
-    fold_pixels,
-    pixels_of_file,
+    fold_biases_into_norms,
+    pixel_format_of_file,
     read_pickle,
 )
-from backbones.metadata import numbers_of, stride_in_1x1_of
+from backbones.metadata import read_numbers, read_stride_in_1x1
 from backbones.resnet import ResNet
-from engine.checkpoint import holds_tensors, load_checkpoint, read_safetensors, trained_of
+from backbones.weights_origin import EMPTY, MMDETECTION, UNKNOWN, origin_of
+from engine.checkpoint import (
+    is_tensor_dict,
+    load_checkpoint,
+    read_safetensors,
+    weights_of_checkpoint,
+)
 from engine.checksum import checksum_note
 from engine.errors import UserError
 from engine.paths import is_folder, open_file
 
 _WRAPPERS, _MAX_WRAPPERS = ("state_dict", "model", "model_state_dict"), 3
-"""Where training scripts put a state dict."""
+"""Keys under which training scripts store a state dict, and how deep they may be nested."""
 M = TypeVar("M", bound=nn.Module)
 
-# Where a file keeps the residual network: torchvision's detectors, ours, a bare network.
+# Prefixes of the residual network's tensors: torchvision's detectors, ours, a bare network.
 BACKBONE_PREFIXES = ("backbone.body.", "backbone.", "")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNTER = "num_batches_tracked"  # of BatchNorm2d; plays no part in what a network computes
+COUNTER = "num_batches_tracked"  # buffer of BatchNorm2d; does not affect the network's output
 RESDET, TORCHVISION, TIMM, AKAMASTER = "resdet", "torchvision", "torchvision or timm", "akamaster"
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded, for the log.
+    """Report of loaded weights, for the log.
 
-    sha256: of the file. source: "resdet" by the file's metadata, else by its names: "torchvision"
-    (detectors), "torchvision or timm", "detectron2", "Caffe2 (MSRA)" or "akamaster". unexpected:
-    the file's tensors that the model has no place for. notes: what was changed on the way, and
-    what was found to agree though names and shapes do not tell; a line each. has_checksum: the
-    file holds one, which was right.
+    sha256: of the file. source: "resdet" according to the file's metadata; otherwise found by
+    tensor names: "torchvision" (detectors), "torchvision or timm", "detectron2", "Caffe2 (MSRA)"
+    or "akamaster". unexpected: the file's tensors that the model does not have. notes: one line
+    for each conversion, and for each agreement that names and shapes cannot show. has_checksum:
+    whether the file has a checksum (it was correct).
     """
 
     path: str
@@ -65,19 +70,19 @@ class WeightsReport:
     has_checksum: bool = True
 
     def lines(self) -> list[str]:
-        """Say it in words: the file, the notes, what was left out."""
+        """Return the log lines: the file, the notes, the unused tensors."""
         checked = "" if self.has_checksum else ", no checksum in it"
         first = f"weights from {self.path} ({self.source}, sha256 {self.sha256[:12]}{checked})"
-        left_out = [f"left out: {listing(self.unexpected)}"] if self.unexpected else []
-        return [first, *self.notes, *left_out]
+        unused = [f"not used: {listing(self.unexpected)}"] if self.unexpected else []
+        return [first, *self.notes, *unused]
 
 
 def network_metadata(
     task: str, class_names: Sequence[str], network: NetworkConfig, *, config: str
 ) -> dict[str, str]:
-    """Return what lies beside the weights of a network that sees one class a picture.
+    """Return the metadata for the weights file of a network that predicts one class per image.
 
-    config: the run's, as JSON.
+    config: the run's config, as JSON.
     """
     return {
         "task": task,
@@ -89,19 +94,21 @@ def network_metadata(
 
 
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a state dict and its metadata ({} when there is none) without running code in it.
+    """Read a state dict and its metadata ({} if there is none), without running code in the file.
 
-    A file of torch.save may hold the dict itself or have it under one of `_WRAPPERS`; a
-    pickle (.pkl) of numpy arrays, the dict itself or one under "model" or "blobs". Of a run's
-    checkpoint with averaged weights these are taken. Prefixes "module." and "model." that all names
-    share are taken off.
+    A torch.save file may hold the dict itself, or have it under one of `_WRAPPERS`. A pickle (.pkl)
+    of numpy arrays may hold the dict itself, or have it under "model" or "blobs". If a run's
+    checkpoint has averaged weights, these are returned. A prefix "module." or "model." that all
+    names share is removed.
 
     Raises:
-        UserError: no such file, a truncated one, or one without a state dict.
+        UserError: the file is missing or truncated, or has no state dict.
     """
     path = Path(path)
     if is_folder(path):
-        raise UserError(f"{path}: expected a file of weights, such as a run's model.safetensors")
+        raise UserError(
+            f"{path}: expected a weights file, such as a run's model.safetensors, got a folder"
+        )
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -109,31 +116,32 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         state, metadata = read_pickle(path)
     else:
         payload = load_checkpoint(path)
-        state, metadata = trained_of(payload) or (_unwrapped(payload), {})
-    if not holds_tensors(state):
+        state, metadata = weights_of_checkpoint(payload) or (_unwrapped(payload), {})
+    if not is_tensor_dict(state):
         others = [
             f"{name!r:.40} ({type(value).__name__})"
             for name, value in state.items()
             if not isinstance(value, Tensor) or not isinstance(name, str)
         ]
         raise UserError(
-            f"{path}: expected names and tensors, got something else beside or instead: "
+            f"{path}: expected a state dict (names and tensors only), got other entries: "
             f"{listing(others)}"
         )
+    # the set has one element if all names share their first component; DataParallel adds "module."
     while {name[: name.find(".") + 1] for name in state} in ({"module."}, {"model."}):
         state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
     return state, metadata
 
 
 def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the innermost of the dicts that lie in each other under one of `_WRAPPERS`."""
+    """Return the innermost dict, following the keys of `_WRAPPERS`."""
     for _ in range(_MAX_WRAPPERS):
         inner = (state.get(key) for key in _WRAPPERS)
         state = next((value for value in inner if isinstance(value, dict)), state)
     return state
 
 
-def report_of(
+def make_weights_report(
     path: Path | str,
     metadata: Mapping[str, str],
     *,
@@ -141,7 +149,7 @@ def report_of(
     unexpected: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> WeightsReport:
-    """Describe a file that was loaded; source: whose it is when its metadata is not ours."""
+    """Return the report of a loaded file. source: its origin if its metadata are not ours."""
     source = RESDET if _is_ours(metadata) else source
     return WeightsReport(
         str(path),
@@ -157,42 +165,43 @@ def _is_ours(metadata: Mapping[str, str]) -> bool:
     return "class_names" in metadata or "pixel_mean" in metadata
 
 
-def build_loaded(build: Callable[[], M], state: Mapping[str, Tensor], *, path: Path | str) -> M:
-    """Build the network that a file's config asks for, and load the file's weights.
+def build_and_load(build: Callable[[], M], state: Mapping[str, Tensor], *, path: Path | str) -> M:
+    """Build the network of a file's config, and load the file's weights.
 
     Raises:
-        UserError: as for `build_bounded` and `load_exactly`.
+        UserError: as for `build_within_limit` and `load_strictly`.
     """
-    model = build_bounded(build, state, path=path)
-    load_exactly(model, state, path=path)
+    model = build_within_limit(build, state, path=path)
+    load_strictly(model, state, path=path)
     return model
 
 
-def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
-    """Copy `state` into `model`; every tensor must have its counterpart of the same shape.
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | str) -> None:
+    """Copy `state` into `model`; names and shapes must match exactly.
 
-    path: where `state` comes from, for messages.
+    path: file that `state` was read from, for error messages.
 
     Raises:
-        UserError: names that are missing or left over, another shape, another kind of norm,
-            numbers that are not finite.
+        UserError: names are missing or unexpected, shapes or norm types differ, or values are not
+            finite.
     """
     given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     wanted = {n: tensor for n, tensor in model.state_dict().items() if not n.endswith(COUNTER)}
     missing = [name for name in wanted if name not in given]
-    left_over = [name for name in given if name not in wanted]
-    if not left_over and missing and all(".running_" in f".{name}" for name in missing):
+    unexpected = [name for name in given if name not in wanted]
+    # group norm has the parameters of batch norm, but no running statistics
+    if not unexpected and missing and all(".running_" in f".{name}" for name in missing):
         raise UserError(
             f"{path}: weights of a network with group norm, but the model has batch norm "
             f"(missing: {listing(missing)})"
         )
-    if not missing and left_over and all(".running_" in f".{name}" for name in left_over):
+    if not missing and unexpected and all(".running_" in f".{name}" for name in unexpected):
         raise UserError(
             f"{path}: weights of a network with batch norm, but the model has group norm "
-            f"(no place for {listing(left_over)})"
+            f"(unexpected: {listing(unexpected)})"
         )
-    if missing or left_over:
-        parts = (("missing", missing), ("left over", left_over))
+    if missing or unexpected:
+        parts = (("missing", missing), ("unexpected", unexpected))
         text = "; ".join(f"{what}: {listing(names)}" for what, names in parts if names)
         raise UserError(f"{path}: weights of another network than the model; {text}")
     for name, tensor in wanted.items():
@@ -203,12 +212,13 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path | 
             )
         _check_float(name, given[name], path)
         bad = int((~given[name].isfinite()).sum())
-        if bad:  # a rectifier may make zeros of them, and nobody would notice
+        if bad:  # a ReLU may turn them into zeros, and the damage would go unnoticed
             raise UserError(
                 f"{path}: {name}: expected finite numbers, "
                 f"got NaN or infinity in {bad} of {given[name].numel()}"
             )
-    model.load_state_dict(given, strict=False)  # compared above, all but the counters
+    # not strict: names and shapes were compared above, except the counters
+    model.load_state_dict(given, strict=False)
 
 
 def _check_float(name: str, tensor: Tensor, path: Path | str) -> None:
@@ -228,21 +238,27 @@ def load_backbone_weights(
 ) -> WeightsReport:
     """Load a residual network from our safetensors, or from another project's file.
 
-    Told apart by names: torchvision's and timm's files, detectron2's (.pth, .pkl), Caffe2's of
-    MSRA's networks (.pkl), akamaster's CIFAR nets. The network may lie in a detector's file; the
-    rest of the detector is left out. So is `fc` when the model has none. The report names both,
-    and notes what was changed so that the model computes what the file's own project computes.
+    The file's origin is found by tensor names: torchvision and timm, detectron2 (.pth, .pkl),
+    Caffe2 with MSRA's networks (.pkl), akamaster's CIFAR networks. The file may hold a whole
+    detector; only its backbone is loaded. `fc` is skipped if the model has none. The weights are
+    converted so that the model computes the same as in the original project. The report lists the
+    skipped tensors and the conversions.
 
-    pixel_mean, pixel_std: of red, green and blue on the scale 0..255; the model's pixels are RGB,
-    less the mean, over the std. pixels: the order of channels that the file's network takes;
-    "rgb" means normalised like the model's, "bgr" not divided (MSRA), where a file holds no
-    numbers of its own; "auto" as `pixels_of_file` tells. new_classes: the model's `fc` stays as it
-    is where the file's is missing or of another number of classes, and a note says so.
+    Args:
+        model: changed in place.
+        path: weights file.
+        pixel_mean: RGB mean of the model's pixel normalisation, on the scale 0..255.
+        pixel_std: its RGB standard deviation. The model's input is RGB, (pixels - mean) / std.
+        pixels: channel order that the file's network expects. If the file has no mean and std,
+            "rgb" means the model's normalisation, and "bgr" means MSRA's (no division by the std).
+            "auto": see `pixel_format_of_file`.
+        new_classes: keep the model's `fc` if the file has none, or one with another number of
+            classes. A note reports this.
 
     Raises:
-        UserError: the file is missing or damaged, wants to run code, holds another network than
-            the model, strides elsewhere, or was made for another pixel mean; one of detectron2
-            does not tell its pixels. The model is as it was.
+        UserError: the file is missing or damaged, tries to run code, holds another network than
+            the model, has its bottleneck stride elsewhere, or was made for another pixel mean; or
+            a detectron2 file does not specify its pixel format. The model is then unchanged.
     """
     state, metadata = read_state(path)
     ours = PixelFormat("rgb", tuple(pixel_mean), tuple(pixel_std))
@@ -255,27 +271,32 @@ def load_backbone_weights(
         if not name.endswith(COUNTER):
             _check_float(name, tensor, path)
     notes: list[str] = []
-    if kind_of(state) == MMDETECTION:
+    if origin_of(state) == MMDETECTION:
         notes.append(
-            "an mmdetection file does not say which pixels it takes: taken as the model's; those "
-            'of its "caffe" configs take model.backbone.pixels=bgr'
+            "an mmdetection file does not specify its pixel format: assumed to be the model's; "
+            'weights from "caffe" configs need model.backbone.pixels=bgr'
         )
     if new_classes and not isinstance(model.fc, nn.Identity):
-        tensors, notes = _own_classes(tensors, model.fc)
-    theirs = pixels_of_file(state, metadata, source=source, setting=pixels, ours=ours, path=path)
+        tensors, notes = _keep_own_fc(tensors, model.fc)
+    theirs = pixel_format_of_file(
+        state, metadata, source=source, setting=pixels, ours=ours, path=path
+    )
     if source == CAFFE2:
-        tensors, norm_notes = complete_norms(tensors, model)
+        tensors, norm_notes = add_missing_norm_statistics(tensors, model)
         notes += norm_notes
     if _is_ours(metadata):
-        in_1x1 = stride_in_1x1_of(metadata, source=path)
+        in_1x1 = read_stride_in_1x1(metadata, source=path)
         notes += check_stride(model, in_1x1=in_1x1, path=path)
     if source in (CAFFE2, DETECTRON2):
-        tensors, bias_notes = absorb_biases(tensors)
+        # networks from MSRA stride on the 1x1; a detectron2 file with std 1 comes from MSRA's
+        tensors, bias_notes = fold_biases_into_norms(tensors)
         in_1x1 = source == CAFFE2 or theirs.has_unit_std
         notes += [*bias_notes, *check_stride(model, in_1x1=in_1x1, path=path)]
-    conv1, pixel_notes = fold_pixels(tensors["conv1.weight"], theirs=theirs, ours=ours, path=path)
-    load_exactly(model, tensors | {"conv1.weight": conv1}, path=path)
-    return report_of(
+    conv1, pixel_notes = adapt_conv1_to_pixels(
+        tensors["conv1.weight"], theirs=theirs, ours=ours, path=path
+    )
+    load_strictly(model, tensors | {"conv1.weight": conv1}, path=path)
+    return make_weights_report(
         path,
         metadata,
         source=source,
@@ -284,17 +305,18 @@ def load_backbone_weights(
     )
 
 
-def _own_classes(tensors: dict[str, Tensor], fc: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Take the model's own `fc` where the file has none, or one of another number of classes."""
+def _keep_own_fc(tensors: dict[str, Tensor], fc: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """Use the model's own `fc` if the file has none, or one with another number of classes."""
     own = {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()}
     if all(name in tensors and tensors[name].shape == own[name].shape for name in own):
         return tensors, []
-    got = f"is of {tensors['fc.bias'].numel()} classes" if "fc.bias" in tensors else "is not there"
-    return tensors | own, [f"fc {got}: the model's, of {len(own['fc.bias'])}, starts at random"]
+    got = f"has {tensors['fc.bias'].numel()} classes" if "fc.bias" in tensors else "is missing"
+    note = f"fc {got} in the file: starts from random weights, for {len(own['fc.bias'])} classes"
+    return tensors | own, [note]
 
 
 def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[WeightsReport]:
-    """Load the weights that a config names, if it names any; see `load_backbone_weights`."""
+    """Load a config's `weights`, if it has any; see `load_backbone_weights`."""
     if config.weights is None:
         return []
     report = load_backbone_weights(
@@ -311,11 +333,11 @@ def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[Weight
 def _check_normalisation(
     metadata: Mapping[str, str], ours: PixelFormat, *, path: Path | str
 ) -> None:
-    """Compare our file's pixel mean and std, where it has them, with the model's."""
+    """Check that the pixel mean and std in our file, if any, equal the model's."""
     for key, got in (("pixel_mean", ours.mean), ("pixel_std", ours.std)):
         if key not in metadata:
             continue
-        expected = numbers_of(metadata, key, count=3, source=path)
+        expected = read_numbers(metadata, key, count=3, source=path)
         if expected != tuple(got):
             raise UserError(
                 f"{path}: expected model.backbone.{key}={metadata[key].strip()} (the file's), "
@@ -324,10 +346,10 @@ def _check_normalisation(
 
 
 def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, dict[str, str]]:
-    """Tell whose a file is, and our name of each tensor of its residual network by its own.
+    """Return a file's origin, and a map from its backbone's tensor names to our names.
 
     Raises:
-        UserError: it holds no residual network that can be loaded.
+        UserError: the file holds no residual network that can be loaded.
     """
     if names := caffe2_names(state, path=path):
         return CAFFE2, names
@@ -341,25 +363,25 @@ def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[st
         )
     prefix = next((p for p in BACKBONE_PREFIXES if f"{p}conv1.weight" in state), None)
     if prefix is None:
-        kind = kind_of(state)
-        told = "" if kind in (UNKNOWN, EMPTY) else f"{kind}: "
+        kind = origin_of(state)
+        got = "" if kind in (UNKNOWN, EMPTY) else f"{kind}: "
         raise UserError(
-            f"{path}: expected a residual network (conv1.weight), got {told}{listing(state)}"
+            f"{path}: expected a residual network (conv1.weight), got {got}{listing(state)}"
         )
     own = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
     if f"{prefix}linear.weight" not in state:
         return TIMM, own
-    # The CIFAR nets of akamaster/pytorch_resnet_cifar10 name their last layer so.
+    # The CIFAR networks of akamaster/pytorch_resnet_cifar10 call their last layer "linear".
     return AKAMASTER, {name: re.sub(r"^linear\.", "fc.", plain) for name, plain in own.items()}
 
 
 def to_torchvision(model: ResNet) -> dict[str, Tensor]:
-    """Return the state dict that torchvision's network of this depth loads strictly."""
-    return with_counters(model.state_dict())
+    """Return a state dict that torchvision's network of this depth loads with strict=True."""
+    return add_norm_counters(model.state_dict())
 
 
-def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the counters that BatchNorm2d has and FrozenBatchNorm2d does not."""
+def add_norm_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the `num_batches_tracked` buffers, which BatchNorm2d has and FrozenBatchNorm2d lacks."""
     counters = {
         name.replace("running_var", COUNTER): torch.tensor(0)
         for name in state
@@ -375,7 +397,7 @@ def sha256_of(path: Path | str) -> str:
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first names, and count the others: "a, b and 7 more"; "none" for no name."""
+    """Join the first names and count the rest: "a, b and 7 more"; "none" if there is no name."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + more

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
-from backbones.metadata import category_ids_of
+from backbones.metadata import read_category_ids
 from backbones.trained_runs import read_run
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
@@ -64,7 +64,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
         what="detector",
     )
     names = run.class_names
-    ids = category_ids_of(run.metadata, count=len(names), source=run.path)
+    ids = read_category_ids(run.metadata, count=len(names), source=run.path)
     return Trained(run.config, ClassMap(names, ids), run.model)
 
 

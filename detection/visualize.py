@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from backbones.images import enlarge
-from backbones.lettering import lettering, write
+from backbones.text_rendering import paste_text, render_text
 from detection.structures import Detections
 from engine.errors import UserError
 from engine.files import write_file
@@ -197,7 +197,7 @@ def _draw(
     # a strip of an image that is long and low has less room than its length promises
     height = max(_TEXT, round(min(max(canvas.shape[:2]) / 70, min(canvas.shape[:2]) / 6)))
     for (x1, y1, _, _), color, text in zip(corners, colors, texts, strict=True):
-        _write(canvas, lettering(text, height), (x1, y1), color)
+        _write(canvas, render_text(text, height), (x1, y1), color)
     return canvas
 
 
@@ -222,7 +222,7 @@ def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color:
     bottom = max(corner[1], height + 2)
     top = bottom - height - 2
     cv2.rectangle(canvas, (left, top), (left + width + 2, bottom), color, cv2.FILLED)
-    write(canvas, line, (left + 1, top + 1), (0, 0, 0))
+    paste_text(canvas, line, (left + 1, top + 1), (0, 0, 0))
 
 
 _CAPTION = 24
@@ -231,5 +231,5 @@ _CAPTION = 24
 def captioned(image: np.ndarray, caption: str) -> np.ndarray:
     """Return the picture under a strip with a caption."""
     strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
-    write(strip, lettering(caption, 16), (6, 1), (0, 0, 0))
+    paste_text(strip, render_text(caption, 16), (6, 1), (0, 0, 0))
     return np.vstack([strip, image])

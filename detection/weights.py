@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backbones.file_kinds import OURS, TORCHVISION, kind_of
-from backbones.metadata import class_names_of
+from backbones.metadata import read_class_names
 from backbones.weights import (
     COUNTER,
     WeightsReport,
+    add_norm_counters,
     backbone_names,
     listing,
-    load_exactly,
+    load_strictly,
+    make_weights_report,
     read_state,
-    report_of,
-    with_counters,
 )
+from backbones.weights_origin import OURS, TORCHVISION, origin_of
 from engine.errors import UserError
 
 # (torchvision's prefix, ours); with the two class-wise layers the rows change too.
@@ -98,7 +98,7 @@ def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name.startswith(MASKS[1]):
             tensor = torch.cat([torch.zeros_like(tensor[:1]), tensor])
         theirs[_rename(name, back)] = tensor
-    return with_counters(theirs)
+    return add_norm_counters(theirs)
 
 
 def load_detector_weights(
@@ -120,7 +120,7 @@ def load_detector_weights(
         UserError: the classes differ, or the file is bad or of another network.
     """
     state, metadata = read_state(path)
-    kind = kind_of(state)
+    kind = origin_of(state)
     if kind not in (OURS, TORCHVISION):
         raise _no_detector(state, kind, path)
     if kind == TORCHVISION:
@@ -139,8 +139,8 @@ def load_detector_weights(
         notes = [note]
     else:
         state, notes = _order_by_name(state, metadata, class_names=class_names, path=path)
-    load_exactly(model, state, path=path)
-    return report_of(path, metadata, notes=notes)
+    load_strictly(model, state, path=path)
+    return make_weights_report(path, metadata, notes=notes)
 
 
 def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> UserError:
@@ -188,7 +188,7 @@ def _order_by_name(
     """Bring the class-wise rows of our file into the model's order; returns notes beside."""
     if "class_names" not in metadata:
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
-    in_file = list(class_names_of(metadata, source=path))
+    in_file = list(read_class_names(metadata, source=path))
     if sorted(in_file) != sorted(class_names):
         raise UserError(
             f"{path}: classes differ; only in the file: "

@@ -1,1 +1,1 @@
-"""The engine runs any task and knows none: config, loader, optimiser, training, evaluation."""
+"""Training engine for any task: config, data loader, optimiser, training loop, evaluation loop."""

@@ -1,4 +1,8 @@
-"""Checkpoints and weights: files that survive a kill at any moment, and hold no code."""
+"""Saving and loading of checkpoints and weights.
+
+Files are written atomically, so a kill at any moment leaves a valid one. Reading runs no code from
+the file.
+"""
 
 import logging
 import re
@@ -16,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.checksum import (
-    KEY,
-    check_safetensors,
-    check_sum,
+    CHECKSUM_KEY,
     checksum_note,
-    summed_safetensors,
-    write_with_sum,
+    safetensors_with_checksum,
+    verify_checksum,
+    verify_safetensors,
+    write_with_checksum,
 )
 from engine.distributed import is_main_process
 from engine.errors import UserError
@@ -32,53 +36,53 @@ _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
 
 def prepare_output(directory: Path) -> None:
-    """Make a folder and prove that it can be written to.
+    """Create a folder and check that it is writable.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be created or written to.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        message = f"{directory}: expected a folder that can be written to, got: {error.strerror}"
+        message = f"{directory}: expected a writable folder, got: {error.strerror}"
         raise UserError(message) from error
 
 
 def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
-    """Write a checkpoint in one piece.
+    """Write a checkpoint atomically, with its checksum.
 
     Args:
-        path: replaced when it exists.
+        path: the file to write; replaced if it exists.
         payload: tensors, numbers, text, None, and dicts, lists and tuples of these.
 
     Raises:
-        UserError: the disk refuses; what was at `path` is still there.
+        UserError: the file cannot be written; an earlier file at `path` is unchanged.
     """
 
     def write(file: BinaryIO) -> None:
-        write_with_sum(file, lambda summing: torch.save(dict(payload), summing))
+        write_with_checksum(file, lambda writer: torch.save(dict(payload), writer))
 
     write_atomically(path, write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, or another file of torch.save, on the CPU.
+    """Read a file of `save_checkpoint`, or another file of torch.save, onto the CPU.
 
-    Runs no code from the file. The checksum is compared where the file has one.
+    Runs no code from the file. The checksum is verified if the file has one.
 
     Raises:
-        UserError: missing, cut short, altered, or not a checkpoint.
+        UserError: the file is missing, truncated, altered, or not a checkpoint.
     """
     with open_file(path) as file:
-        check_sum(file, path)
+        verify_checksum(file, path)
         _refuse_compressed(file, path)
         try:
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
-        except Exception as error:  # bytes of another kind make the unpickler raise anything
+        except Exception as error:  # foreign bytes make the unpickler raise any exception
             raise UserError(
                 f"{path}: expected a checkpoint, got a damaged or foreign file"
             ) from error
@@ -90,7 +94,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _refuse_compressed(file: BinaryIO, path: Path) -> None:
-    """Refuse a zip whose entries are more than the file: torch writes none, and reads it all."""
+    """Reject a compressed zip file: it may expand to far more memory than its size.
+
+    torch.save never compresses, but torch.load would decompress the whole file.
+    """
     is_zip = file.read(4) == b"PK\x03\x04"
     try:
         entries = zipfile.ZipFile(file).infolist() if is_zip else []
@@ -103,29 +110,29 @@ def _refuse_compressed(file: BinaryIO, path: Path) -> None:
 
 
 def _check_tensors(payload: Mapping[Any, Any], path: Path, *, size: int) -> None:
-    """Refuse tensors that others' code would stumble over: sparse, quantised, or all view.
+    """Reject sparse, quantised, nested and expanded tensors, which later code cannot handle.
 
-    size: of the file in bytes; no tensor of it holds more.
+    size: of the file in bytes. A tensor that is larger is a view that repeats its memory.
     """
-    waiting: list[Any] = [payload]
-    seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
+    pending: list[Any] = [payload]
+    seen: set[int] = set()  # ids of containers: a foreign payload may contain itself
+    while pending:
+        value = pending.pop()
         if isinstance(value, Tensor):
             plain = value.layout == torch.strided and value.device.type == "cpu"
             plain = plain and not value.is_quantized and not value.is_nested
             if not plain or value.numel() * value.element_size() > size:
-                raise UserError(f"{path}: expected plain tensors, got one of another kind")
+                raise UserError(f"{path}: expected dense CPU tensors, got another kind")
         elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
             seen.add(id(value))
-            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            pending += [*value.keys(), *value.values()] if isinstance(value, dict) else value
 
 
 class CheckpointFolder:
-    """The newest checkpoints of a run, `step_00001000.pt`, and `best.pt`."""
+    """The checkpoint folder of a run: the newest steps, `step_00001000.pt`, and `best.pt`."""
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Look after `directory`, made at the first save; the `keep` newest steps stay."""
+        """Manage `directory`, created at the first save; the `keep` newest steps are kept."""
         self.directory = directory
         self.keep = keep
 
@@ -133,37 +140,43 @@ class CheckpointFolder:
         """Write the checkpoint of `step`, and remove old ones.
 
         Raises:
-            UserError: the disk refuses; the earlier checkpoints are still there.
+            UserError: the file cannot be written; the earlier checkpoints are unchanged.
         """
         prepare_output(self.directory)
         save_checkpoint(self.directory / f"step_{step:08d}.pt", payload)
-        leftovers = self._named("*.partial")  # of a process killed while saving
+        leftovers = self._named("*.partial")  # left by processes killed while saving
+        # after the new one is complete, so a failed save loses nothing
         for path in [*self._by_step()[: -self.keep], *leftovers]:
             with suppress(FileNotFoundError):
                 path.unlink()
 
     def save_best(self, payload: Mapping[str, Any]) -> None:
-        """Write `best.pt`; UserError: the disk refuses, and the earlier one is still there."""
+        """Write `best.pt`.
+
+        Raises:
+            UserError: the file cannot be written; the earlier one is unchanged.
+        """
         prepare_output(self.directory)
         save_checkpoint(self.directory / "best.pt", payload)
 
     def latest(self) -> Path | None:
-        """Return the checkpoint of the highest step; None when there is none."""
+        """Return the path of the newest checkpoint; None if there is none."""
         return self._by_step()[-1] if self._by_step() else None
 
     def best(self) -> Path | None:
-        """Return the checkpoint with the best main metric; None when there is none."""
+        """Return the path of the checkpoint with the best main metric; None if there is none."""
         path = self.directory / "best.pt"
         return path if exists(path) else None
 
     def load_latest(self) -> dict[str, Any] | None:
-        """Return the content of the highest step's checkpoint; None when there is none.
+        """Return the payload of the newest checkpoint; None if there is none.
 
-        Where that was written before an evaluation which `best.pt` was written after, `best.pt` is
-        the newer of the two and is returned: the run was killed between its writing and the next.
+        Normally this is the highest step's file. If that file was written before the evaluation of
+        its step (`evaluation_due`) and `best.pt` after it, `best.pt` is newer and is returned: the
+        run was killed before it wrote the step's file again.
 
         Raises:
-            UserError: it cannot be read; the message names the one before it.
+            UserError: the checkpoint cannot be read; the message names the one before it.
         """
         paths = self._by_step()
         if not paths:
@@ -172,7 +185,7 @@ class CheckpointFolder:
             payload = load_checkpoint(paths[-1])
         except UserError as error:
             hint = (
-                f"remove it to resume from {paths[-2]}" if paths[1:] else "there is none before it"
+                f"remove it to resume from {paths[-2]}" if paths[1:] else "there is no earlier one"
             )
             raise UserError(f"{error}; {hint}") from error
         step, is_due = (_progress_of(payload, key) for key in ("step", "evaluation_due"))
@@ -203,10 +216,15 @@ def _progress_of(payload: Mapping[str, Any], key: str) -> Any:
 def check_resumed(
     payload: Mapping[str, Any], metadata: Mapping[str, str], *, max_steps: int
 ) -> None:
-    """Refuse to go on with other classes than a checkpoint's, or to a step that it is beyond.
+    """Check that a run can resume: same classes, and `max_steps` not below the checkpoint's step.
+
+    Args:
+        payload: the checkpoint.
+        metadata: of the task, with `class_names` and perhaps `category_ids`.
+        max_steps: `loop.max_steps` of the config.
 
     Raises:
-        UserError: names what differs.
+        UserError: the message names the difference.
     """
     for key in ("class_names", "category_ids"):
         expected, got = payload["metadata"].get(key), metadata.get(key)
@@ -215,30 +233,35 @@ def check_resumed(
     step = payload["progress"]["step"]
     if step > max_steps:
         raise UserError(
-            f"loop.max_steps: expected at least {step}, where the checkpoint is, got {max_steps}"
+            f"loop.max_steps: expected at least the checkpoint's step, {step}, got {max_steps}"
         )
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
-    """Load a checkpoint's weights; UserError where they are of another network."""
+    """Load a checkpoint's weights into `model`.
+
+    Raises:
+        UserError: the weights belong to another network; the message names `source`.
+    """
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = str(error).split("\n\t")
-        message = f"{source}: checkpoint of another network than the config's: {lines[-1].strip()}"
+        message = f"{source}: the checkpoint does not fit the config's network: {lines[-1].strip()}"
         raise UserError(message) from error
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write weights, text beside them and a checksum, in one piece.
+    """Write weights, metadata and a checksum to a safetensors file, atomically.
 
-    Equal weights and text give equal bytes.
+    Equal weights and metadata give equal bytes.
 
     Raises:
-        UserError: the disk refuses; what was at `path` is still there.
+        UserError: the file cannot be written; an earlier file at `path` is unchanged.
     """
+    # the format stores row-major bytes, so channels-last weights are copied
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    header, data = summed_safetensors(safetensors.torch.save(tensors, dict(metadata)))
+    header, data = safetensors_with_checksum(safetensors.torch.save(tensors, dict(metadata)))
 
     def write(file: BinaryIO) -> None:
         file.write(header)
@@ -248,29 +271,29 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the weights, on the CPU, and the text beside them ({} when there is none).
+    """Return the weights of a safetensors file, on the CPU, and its metadata ({} if none).
 
-    The checksum is compared where the file has one.
+    The checksum is verified if the file has one.
 
     Raises:
-        UserError: missing, cut short, altered, or not a safetensors file.
+        UserError: the file is missing, truncated, altered, or not a safetensors file.
     """
-    check_safetensors(path)
+    verify_safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except Exception as error:  # of a kind of number that torch has not, too
+    except Exception as error:  # including a dtype that torch does not have
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: expected a safetensors file, got: {reason}") from error
-    return tensors, {key: text for key, text in metadata.items() if key != KEY}
+    return tensors, {key: text for key, text in metadata.items() if key != CHECKSUM_KEY}
 
 
-def find_trained(path: Path) -> Path:
-    """Return the file of weights: a run folder's model.safetensors, else `path` itself.
+def find_weights_file(path: Path) -> Path:
+    """Return the weights file: model.safetensors of a run folder, otherwise `path` itself.
 
     Raises:
-        UserError: no such file or folder, or a run that has not finished.
+        UserError: the path does not exist, or the run has not finished.
     """
     if not exists(path):
         raise UserError(f"{path}: no such run folder or file")
@@ -279,27 +302,27 @@ def find_trained(path: Path) -> Path:
     weights = path / "model.safetensors"
     if not is_file(weights):
         raise UserError(
-            f"{path}: expected model.safetensors in it, which a finished run leaves; of an "
-            f"unfinished one give a file in {path / 'checkpoints'}"
+            f"{path}: expected model.safetensors of a finished run, got none; for an unfinished "
+            f"run give a file in {path / 'checkpoints'}"
         )
     return weights
 
 
-def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
-    """Read a run folder (its model.safetensors), a run's checkpoint or a .safetensors file.
+def read_trained_weights(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
+    """Read weights from a run folder (model.safetensors), a checkpoint or a .safetensors file.
 
     Returns:
-        The file that was read; its weights, of a checkpoint the averaged ones where it has them;
-        and the text beside them.
+        The file that was read; its weights (of a checkpoint the averaged ones, if it has any); and
+        its metadata.
 
     Raises:
-        UserError: no such file or folder, a run that has not finished, or a foreign file.
+        UserError: the path does not exist, the run has not finished, or the file is not of a run.
     """
-    path = find_trained(path)
+    path = find_weights_file(path)
     _warn_once(checksum_note(path))
     if path.suffix == ".safetensors":
         return path, *read_safetensors(path)
-    found = trained_of(load_checkpoint(path))
+    found = weights_of_checkpoint(load_checkpoint(path))
     if found is None:
         raise UserError(f"{path}: expected a checkpoint of a run, got another file of torch.save")
     return path, *found
@@ -307,33 +330,38 @@ def read_trained(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
 
 @cache
 def _warn_once(note: str | None) -> None:
-    """Tell on the error stream, or where the host's logging leads; some calls read a file twice."""
+    """Log a warning once per process: some commands read the same file twice."""
     if note is not None and is_main_process():
         logging.getLogger(__name__).warning(note)
 
 
-def trained_of(payload: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return a checkpoint's weights, averaged where they are, and metadata; None: not of a run."""
+def weights_of_checkpoint(
+    payload: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return a checkpoint's weights and metadata; None if it is not a run's checkpoint.
+
+    Weights that have an exponential moving average are replaced by it.
+    """
     model, metadata, average = (payload.get(key) for key in ("model", "metadata", "average"))
     average = {} if average is None else average
     if not isinstance(metadata, dict) or not all(
-        isinstance(part, str) for entry in metadata.items() for part in entry
+        isinstance(text, str) for entry in metadata.items() for text in entry
     ):
         return None
-    if not holds_tensors(model) or not holds_tensors(average):
+    if not is_tensor_dict(model) or not is_tensor_dict(average):
         return None
-    return model | average, metadata
+    return model | average, metadata  # the average lacks integer buffers, which `model` has
 
 
-def holds_tensors(value: Any) -> TypeGuard[dict[str, Tensor]]:
-    """Return whether it is a dict of names and tensors."""
+def is_tensor_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Return whether `value` is a dict from names to tensors."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
     )
 
 
 def rng_state() -> dict[str, Tensor]:
-    """Return the state of torch's generators: `cpu`, and `cuda` (this process's GPU) if there."""
+    """Return the state of torch's random generators: `cpu`, and `cuda` for this process's GPU."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -341,10 +369,10 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    """Put torch's generators back; a GPU's state is skipped where there is no GPU.
+    """Restore torch's random generators; a GPU's state is ignored if there is no GPU.
 
     Raises:
-        UserError: it is no such state.
+        UserError: `state` is not a generator state.
     """
     try:
         torch.set_rng_state(state["cpu"])

@@ -1,8 +1,9 @@
-"""Checksums of our own weights and checkpoints: inside each file, checked when it is read.
+"""Checksums of checkpoints and weights: stored inside each file and verified when it is read.
 
-A checkpoint ends with a line that holds the SHA-256 of all bytes before it; readers of zip files,
-torch's among them, look for the end of the zip before it. A safetensors file holds its SHA-256 in
-its metadata, computed with zeros in the place of the digits. So every byte of both is covered.
+A checkpoint ends with a line that holds the SHA-256 of all bytes before it. torch and other zip
+readers search backwards for the end of the zip, so they ignore that line. A safetensors file holds
+its SHA-256 in its metadata, computed with zeros in place of the digits. So the checksum covers
+every byte of either file.
 """
 
 import hashlib
@@ -18,39 +19,39 @@ import numpy as np
 from engine.errors import UserError
 from engine.paths import open_file
 
-KEY = "resdet_checksum"
-"""Of the checksum among a safetensors file's metadata."""
+CHECKSUM_KEY = "resdet_checksum"
+"""Metadata key of the checksum in a safetensors file."""
 
 _PREFIX = "resdet-sha256:"
 _DIGITS = 64
 _LINE = re.compile(rb"\nresdet-sha256:([0-9a-f]{64})\n")
 _LINE_LENGTH = 1 + len(_PREFIX) + _DIGITS + 1
-_VALUE = re.compile(rf'"{KEY}":"{_PREFIX}([0-9a-f]{{64}})"'.encode())
-_TRACES = (f'"{KEY}'.encode(), f'"{_PREFIX}'.encode())
+_VALUE = re.compile(rf'"{CHECKSUM_KEY}":"{_PREFIX}([0-9a-f]{{64}})"'.encode())
+_TRACES = (f'"{CHECKSUM_KEY}'.encode(), f'"{_PREFIX}'.encode())
 _ZIP_END_LENGTH = 22
-_MAX_HEADER = 100_000_000  # what the safetensors library takes
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _CHUNK_BYTES = 1 << 20
 
 
-class _SummingWriter:
-    """A file to write to that sums what it is given."""
+class _HashingWriter:
+    """A writable file that hashes everything written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.sum = hashlib.sha256()
+        self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         """Write all of `data`."""
-        self.sum.update(data)
+        self.digest.update(data)
         return self._file.write(data)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the file."""
         self._file.flush()
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> str:
-    """Return the SHA-256 of arrays of numbers or text, in hex: of their shapes, kinds and bytes."""
+    """Return the SHA-256 (hex) of arrays of numbers or text: of shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype} ".encode())
@@ -58,26 +59,31 @@ def digest_of(arrays: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_with_sum(file: BinaryIO, write: Callable[[Any], object]) -> None:
-    """Let `write` fill a file from its beginning to its end, then add the line of the checksum."""
-    writer = _SummingWriter(file)
+def write_with_checksum(file: BinaryIO, write: Callable[[Any], object]) -> None:
+    """Call `write` to write a whole file, then append the checksum line.
+
+    write: writes strictly front to back; it may not seek.
+    """
+    writer = _HashingWriter(file)
     write(writer)
-    file.write(f"\n{_PREFIX}{writer.sum.hexdigest()}\n".encode())
+    file.write(f"\n{_PREFIX}{writer.digest.hexdigest()}\n".encode())
 
 
-def check_sum(file: BinaryIO, path: Path) -> bool:
-    """Compare a file with the line of its checksum; the file is left at its beginning.
+def verify_checksum(file: BinaryIO, path: Path) -> bool:
+    """Verify the checksum line of a checkpoint; afterwards the file is at its beginning.
 
     Returns:
-        Whether it has one; a file of others and an old one of ours have none.
+        Whether the file has a checksum; foreign files and old checkpoints of ours have none.
 
     Raises:
-        UserError: the content is not what was written.
+        UserError: the content does not match the checksum.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - _LINE_LENGTH, 0))
     line = _LINE.fullmatch(file.read())
     if line is None:
+        # A zip file without comment ends in its end-of-central-directory record. Without that, and
+        # without a checksum, one of the two was cut off or altered.
         file.seek(max(size - _ZIP_END_LENGTH, 0))
         end = file.read()
         file.seek(0)
@@ -85,28 +91,30 @@ def check_sum(file: BinaryIO, path: Path) -> bool:
             raise _damaged(path, "checkpoint", "its end is missing or altered")
     else:
         file.seek(0)
-        if _sum_of(file, size - _LINE_LENGTH).hexdigest() != line[1].decode():
-            raise _damaged(path, "checkpoint", "its bytes do not give its checksum")
+        if _hash_of(file, size - _LINE_LENGTH).hexdigest() != line[1].decode():
+            raise _damaged(path, "checkpoint", "its content does not match its checksum")
     file.seek(0)
     return line is not None
 
 
-def summed_safetensors(content: bytes) -> tuple[bytes, memoryview]:
-    """Return the header and the data of a safetensors file with its checksum.
+def safetensors_with_checksum(content: bytes) -> tuple[bytes, memoryview]:
+    """Return the header and the data of a safetensors file, with a checksum in the header.
 
-    The header's order is fixed, so that equal weights and metadata give equal bytes.
+    Keys are sorted, so that equal weights and metadata give equal bytes.
 
     Args:
-        content: what the safetensors library wrote, whose metadata come in any order.
+        content: a file of the safetensors library, with metadata in any order.
     """
     length = int.from_bytes(content[:8], "little")
     entries: dict[str, Any] = json.loads(content[8 : 8 + length])
     metadata: Mapping[str, str] = entries.pop("__metadata__", {})
-    summed = {KEY: _PREFIX + "0" * _DIGITS} | {key: metadata[key] for key in sorted(metadata)}
+    with_checksum = {CHECKSUM_KEY: _PREFIX + "0" * _DIGITS} | {
+        key: metadata[key] for key in sorted(metadata)
+    }
     tensors = sorted(entries.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0]))
-    table = {"__metadata__": summed, **dict(tensors)}
+    table = {"__metadata__": with_checksum, **dict(tensors)}
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     data = memoryview(content)[8 + length :]
     header = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(header)
@@ -117,14 +125,14 @@ def summed_safetensors(content: bytes) -> tuple[bytes, memoryview]:
     return header[:start] + digest.hexdigest().encode() + header[end:], data
 
 
-def check_safetensors(path: Path) -> bool:
-    """Compare a safetensors file with the checksum in its metadata.
+def verify_safetensors(path: Path) -> bool:
+    """Verify the checksum in the metadata of a safetensors file.
 
     Returns:
-        Whether it has one.
+        Whether the file has a checksum.
 
     Raises:
-        UserError: it cannot be read, is no safetensors file, or not what was written.
+        UserError: the file cannot be read, is not a safetensors file, or does not match.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -136,39 +144,41 @@ def check_safetensors(path: Path) -> bool:
             return False
         start, end = found.span(1)
         digest = hashlib.sha256(header[:start] + b"0" * _DIGITS + header[end:])
-        if _sum_of(file, size - len(header), digest).hexdigest() != found[1].decode():
-            raise _damaged(path, "safetensors file", "its bytes do not give its checksum")
+        if _hash_of(file, size - len(header), digest).hexdigest() != found[1].decode():
+            raise _damaged(path, "safetensors file", "its content does not match its checksum")
     return True
 
 
 def checksum_note(path: Path) -> str | None:
-    """Return a line for the log where a file of weights has no checksum, else None.
+    """Return a log line if a weights file has no checksum, otherwise None.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     with open_file(path) as file:
         if path.suffix == ".safetensors":
-            has_sum = _VALUE.search(_header_of(file, path)) is not None
+            has_checksum = _VALUE.search(_header_of(file, path)) is not None
         else:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - _LINE_LENGTH, 0))
-            has_sum = _LINE.fullmatch(file.read()) is not None
-    return None if has_sum else f"{path}: has no checksum, so damage to its numbers goes unnoticed"
+            has_checksum = _LINE.fullmatch(file.read()) is not None
+    return (
+        None if has_checksum else f"{path}: has no checksum, so damaged values cannot be detected"
+    )
 
 
 def _header_of(file: BinaryIO, path: Path) -> bytes:
-    """Return the length and the JSON with which a safetensors file opens."""
+    """Return the header of a safetensors file: 8 bytes of length (little endian) and the JSON."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
-        raise UserError(f"{path}: expected a safetensors file, got one cut short or another file")
+        raise UserError(f"{path}: expected a safetensors file, got a truncated or foreign file")
     return start + file.read(length)
 
 
-def _sum_of(file: BinaryIO, size: int, digest: Any = None) -> Any:
-    """Return the SHA-256 of the next `size` bytes, after what `digest` has summed."""
+def _hash_of(file: BinaryIO, size: int, digest: Any = None) -> Any:
+    """Return the SHA-256 of what `digest` has hashed so far and the next `size` bytes."""
     digest = hashlib.sha256() if digest is None else digest
     while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""What every command shares: its words, and how errors become one line and an exit code."""
+"""Command-line parsing that all commands share, and errors as one line and an exit code."""
 
 import argparse
 import os
@@ -9,54 +9,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import DisagreementError, DivergedError, InterruptedRunError, UserError
+from engine.errors import InterruptedRunError, StoppedError, UserError
 from engine.paths import exists, is_file, names_in, resolved
-from engine.text import let_streams_escape, printable, shortened
+from engine.text import escape_unencodable_output, printable, shortened
 
 _OVERRIDE = re.compile(r"[\w.]+=")
-"""How an override begins, where a path may hold "=" too."""
+"""Start of a `key=value` override; a path may contain "=" too."""
 
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-"""Environment variables that say how often torchrun or Slurm has started this job again."""
+"""Environment variables in which torchrun and Slurm count the restarts of a job."""
 
 SPIN_COUNT = 6000
-"""How often a thread of OpenMP looks whether there is work before it sleeps, in commands. libgomp's
-own 300,000 keep cores, for milliseconds each, from those who have work: other processes and, where
-these are many, the thread that all wait for. `benchmark.py busy` measures it."""
+"""Spin count of OpenMP's threads (GOMP_SPINCOUNT): polls for work before a thread sleeps.
+
+libgomp's default of 300,000 blocks a core for milliseconds. Other processes lose that time; if
+there are many, so does the thread that all others wait for. `benchmark.py busy` measures it."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are; its paths may begin with `~/`."""
+    """An argument parser with one-line errors, and paths that may start with `~/`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"command line: {message}; {self.prog} --help tells more")
+        """Raise UserError, which `run_command` prints, instead of printing the usage."""
+        raise UserError(f"command line: {message}; see {self.prog} --help")
 
 
-def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Tell the paths on a command line from its `key=value` overrides.
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Split positional arguments into paths and `key=value` overrides.
 
-    A path may hold "=" where it exists: folders are called after settings.
+    An argument with "=" is a path if it exists: users name folders after settings (`lr=0.01`).
+
+    Returns:
+        The paths, and the overrides, each in the given order.
     """
-    overrides = [word for word in words if _is_override(word)]
-    return [Path(word) for word in words if word not in overrides], overrides
+    overrides = [argument for argument in arguments if _is_override(argument)]
+    return [Path(argument) for argument in arguments if argument not in overrides], overrides
 
 
-def _is_override(word: str) -> bool:
-    if "=" not in word:
+def _is_override(argument: str) -> bool:
+    if "=" not in argument:
         return False
     try:
-        return not exists(word)
-    except UserError:  # too long for a path, say; whoever reads the path will tell
-        return _OVERRIDE.match(word) is not None
+        return not exists(argument)
+    except UserError:  # for example too long for a path; reading the path reports it
+        return _OVERRIDE.match(argument) is not None
 
 
 def _path(text: str) -> Path:
-    """Return a path of the command line: the shell leaves `~` alone in `--output=~/run`."""
+    """Return a path argument with `~/` expanded: the shell does not in `--output=~/run`."""
     path = Path(text)
     if not text.startswith("~/") or exists(path):
         return path
@@ -67,32 +71,37 @@ def _path(text: str) -> Path:
 
 
 def command_line(script: str, subcommand: str) -> str:
-    """Return how another command is called, in the way in which this one was."""
+    """Return the command line of another command, called like this one.
+
+    Args:
+        script: its file name in tools/, without `.py`.
+        subcommand: its name in the installed `resdet`.
+    """
     installed = Path(sys.argv[0]).name.startswith("resdet")
     return f"resdet {subcommand}" if installed else f"python tools/{script}.py"
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake of the user's, others as engine.errors says.
+    """Run a command and exit: 0 done, 2 user error, other codes as in engine.errors.
 
-    What the system refuses where nobody expected it, such as a full disk under the console's file,
-    is one line with exit code 2 too.
+    Unexpected system errors, such as a full disk under a redirected stdout, also give one line and
+    exit code 2.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
-    let_streams_escape()
+    escape_unencodable_output()
     try:
         main()
         sys.stdout.flush()
         sys.exit(0)
-    except (UserError, DivergedError, DisagreementError, InterruptedRunError) as error:
+    except (UserError, StoppedError) as error:
         kind = "error" if isinstance(error, UserError) else "stopped"
         sys.stderr.write(f"{kind}: {printable(shortened(str(error)))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("stopped: interrupted\n")
         sys.exit(InterruptedRunError.exit_code)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         sys.exit(UserError.exit_code)
     except OSError as error:
         what = "" if error.filename is None else f"{error.filename}: "
@@ -103,9 +112,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def _flush() -> None:
-    """Write out what the console still has to get; what it does not take is dropped.
+    """Flush stdout; drop its content if that fails.
 
-    Python would try once more at its end, and complain in lines of its own.
+    Otherwise Python would flush again at exit and print its own error.
     """
     try:
         sys.stdout.flush()
@@ -114,12 +123,14 @@ def _flush() -> None:
 
 
 @dataclass(frozen=True)
-class TrainingWords:
-    """The command line of a training: CONFIG, `key=value` ..., `--output`, `--resume`, `--device`.
+class TrainingArguments:
+    """Parsed arguments of a training command.
 
-    auto_resume: go on where the folder has a checkpoint of the same config: asked for, or started
-    again by torchrun or Slurm. is_main: whether this is the only process, or the first of those
-    that torchrun started.
+    config: the YAML file. overrides: `key=value` changes to it. output: the run folder.
+    resume: resume from the newest checkpoint in it. auto_resume: resume if the folder has a
+    checkpoint of the same config; set by `--auto-resume`, or after a restart by torchrun or Slurm.
+    device: as `--device`; None picks a GPU if there is one. is_main: whether this is the only
+    process, or rank 0 of those that torchrun started.
     """
 
     config: Path
@@ -131,53 +142,59 @@ class TrainingWords:
     is_main: bool
 
 
-def parse_training(description: str, *, default: Path) -> TrainingWords:
-    """Read the command line of a training; without CONFIG it trains `default`.
+def parse_training(description: str, *, default: Path) -> TrainingArguments:
+    """Parse `sys.argv` of a training command.
 
-    A resumed run without CONFIG takes the config that lies in its folder.
+    Args:
+        description: first line of `--help`.
+        default: the config if none is given. A resumed run without CONFIG uses the config.yaml of
+            its run folder instead.
 
     Raises:
-        UserError: two configs, a run folder around the working directory, or `--resume` without a
-            checkpoint to resume from.
+        UserError: two configs, a run folder that contains the working directory, or `--resume`
+            without a checkpoint.
     """
     parser = CommandParser(description=description)
     parser.add_argument(
-        "words",
+        "arguments",
         nargs="*",
         metavar="CONFIG | key=value",
-        help="a YAML file (default: the demo's), then changes to it such as optim.lr=0.01",
+        help="a YAML file (default: the demo's), and overrides such as optim.lr=0.01",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
     parser.add_argument(
         "--auto-resume",
         action="store_true",
-        help="go on where DIR has a checkpoint of this config, else start; so does a run that "
-        "torchrun --max-restarts or Slurm starts again",
+        help="resume if the run folder has a checkpoint of this config, otherwise start; this is "
+        "the default after a restart by torchrun --max-restarts or Slurm",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    arguments = parser.parse_intermixed_args()
-    files, overrides = split_words(arguments.words)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parsed = parser.parse_intermixed_args()
+    files, overrides = split_arguments(parsed.arguments)
     if len(files) > 1:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config = files[0] if files else default
-    output = arguments.output or Path("runs") / config.stem
+    output = parsed.output or Path("runs") / config.stem
     if resolved(".").is_relative_to(resolved(output)):
-        raise UserError(f"--output: expected a folder for this run alone, got {resolved(output)}")
-    if arguments.resume and not files and is_file(output / "config.yaml"):
+        raise UserError(
+            f"--output: expected a folder for this run only, got {resolved(output)}, which "
+            "contains the working directory"
+        )
+    if parsed.resume and not files and is_file(output / "config.yaml"):
         config = output / "config.yaml"
-    if arguments.resume and not names_in(output / "checkpoints", "step_*.pt"):
+    if parsed.resume and not names_in(output / "checkpoints", "step_*.pt"):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
 
-    from engine.distributed import is_main_process  # after the words are checked: it loads torch
+    from engine.distributed import is_main_process  # imported late: it loads torch
 
     restarts = (os.environ.get(name, "0") for name in _RESTARTS)
-    return TrainingWords(
+    return TrainingArguments(
         config=config,
         overrides=overrides,
         output=output,
-        resume=arguments.resume,
-        auto_resume=arguments.auto_resume or any(count != "0" for count in restarts),
-        device=arguments.device,
+        resume=parsed.resume,
+        auto_resume=parsed.auto_resume or any(count != "0" for count in restarts),
+        device=parsed.device,
         is_main=is_main_process(),
     )

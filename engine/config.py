@@ -1,6 +1,6 @@
-"""Config files: YAML with at most two levels of `base` and dotted overrides, checked by a schema.
+"""Config files: YAML with `base` files and dotted overrides, validated by a pydantic schema.
 
-Every mistake is a `UserError` of one line: where, key, expected, got, and the nearest right name.
+Every mistake is a one-line `UserError`: where, key, expected, got, and the nearest valid key.
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from engine.config_keys import nearest
-from engine.config_overrides import read_override, task_of
+from engine.config_keys import RENAMED, unknown_key_message, with_current_names
+from engine.config_overrides import read_override, task_override
 from engine.errors import UserError
 from engine.paths import open_file, resolved
 from engine.schema import Config, expanded_path
@@ -21,47 +21,56 @@ from engine.yaml_text import MAX_LENGTH, dump_yaml, parse_yaml
 C = TypeVar("C", bound=Config)
 
 MAX_ERRORS = 3
+"""Errors shown in one message."""
 MAX_BASES = 2
+"""Files in a chain of `base` keys, besides the first."""
 MAX_VALUE_LENGTH = 60
+"""Characters of a value shown in a message."""
 COMMAND_LINE = "command line"
 _UNSET = object()
 _HINTS = {
     "string_type": "; in quotes it is text",
     "tuple_type": "; in brackets, [a, b], it is a list",
 }
-"""What to write, by pydantic's kind of error."""
+"""Hint about YAML syntax, by pydantic's error type."""
 
 
 def load_config(
     path: Path | str, overrides: Sequence[str] = (), *, schemas: Mapping[str, type[C]]
 ) -> C:
-    """Read a YAML file, its bases and the overrides, and check the result.
+    """Read a YAML file, its base files and overrides, and validate the result.
 
     Args:
-        path: the file. Its key `base` may name one file, relative to it, that is read first, and
-            that file may have a base too.
-        overrides: `a.b.c=value`, applied last. Text is taken as it is written, all else is YAML.
-        schemas: schema for each value of the key `task`; the first one when the key is absent.
+        path: the file. Its key `base` may name another file, relative to it, whose values it
+            overrides; that file may have a base too (at most MAX_BASES in total).
+        overrides: `a.b.c=value`, applied last. Values of text keys are taken literally, all
+            others are YAML.
+        schemas: schema for each value of the key `task`; the first one if the key is absent.
 
     Raises:
-        UserError: missing file, no YAML mapping, a longer chain, or a wrong key, type or value.
+        UserError: a missing file, not a YAML mapping, too many bases, or a wrong key, type or
+            value.
     """
     layers = _read_layers(Path(path))
     values: dict[str, Any] = {}
-    for below in reversed(layers.values()):
-        values = merged(values, below)
-    return _checked(values, overrides, layers=layers, source=str(path), schemas=schemas)
+    for layer in reversed(layers.values()):  # the base first
+        values = merged(values, with_current_names(layer)[0])
+    return _validated(values, overrides, layers=layers, source=str(path), schemas=schemas)
 
 
 def describe_config(path: Path | str, overrides: Sequence[str] = ()) -> str:
-    """Return one line for the start of a run: the files that `load_config` reads, and what is over.
+    """Return one log line with the config's files, the overrides, and keys with outdated names.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: a file cannot be read; as `load_config`.
     """
-    files = " over ".join(_read_layers(Path(path)))
-    changes = " ".join(_clipped(override) for override in overrides)
-    return printable(f"config: {files}" + (f", with {changes}" if changes else ""))
+    layers = _read_layers(Path(path))
+    changes = " ".join(_truncated(override) for override in overrides)
+    found = {old for values in layers.values() for old in with_current_names(values)[1]}
+    found |= {name for override in overrides if (name := override.partition("=")[0]) in RENAMED}
+    renamed = "".join(f"; {old} is now called {RENAMED[old]}" for old in sorted(found))
+    changed = f", with {changes}" if changes else ""
+    return printable(f"config: {' over '.join(layers)}{changed}{renamed}")
 
 
 def parse_config(
@@ -71,39 +80,39 @@ def parse_config(
     schemas: Mapping[str, type[C]],
     source: str,
 ) -> C:
-    """Check values that are already a mapping, as a checkpoint holds them.
+    """Validate a config that is already a mapping, as stored in a checkpoint.
 
     Args:
         values: keys and values as in a YAML file, without `base`.
-        overrides: as of `load_config`.
-        schemas: schema for each value of the key `task`; the first one when the key is absent.
+        overrides: as for `load_config`.
+        schemas: schema for each value of the key `task`; the first one if the key is absent.
         source: where the values come from, for messages.
 
     Raises:
-        UserError: no mapping, or a wrong key, type or value.
+        UserError: not a mapping, or a wrong key, type or value.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{source}: expected a mapping of keys, got {_show(values)}")
-    return _checked(values, overrides, layers={}, source=source, schemas=schemas)
+        raise UserError(f"{source}: expected a mapping of keys, got {_format_value(values)}")
+    return _validated(values, overrides, layers={}, source=source, schemas=schemas)
 
 
 def dump_config(config: Config) -> str:
-    """Return the whole config, defaults included, as YAML that loads to an equal config."""
+    """Return the whole config, including defaults, as YAML that loads to an equal config."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Return one line `optim.lr: 0.02 -> 0.01` for each value that differs; none when equal."""
+    """Return a line `optim.lr: 0.02 -> 0.01` for each differing value; [] if there is none."""
     return list(_compare(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`; a mapping is merged, all else replaced."""
+    """Return `base` updated with `over`; mappings are merged recursively, other values replaced."""
     result = dict(base)
     for key, value in over.items():
         if isinstance(value, dict):
-            below = result.get(key)
-            result[key] = merged(below if isinstance(below, dict) else {}, value)
+            current = result.get(key)
+            result[key] = merged(current if isinstance(current, dict) else {}, value)
         else:
             result[key] = value
     return result
@@ -115,11 +124,11 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Ite
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _compare(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"{prefix}{key}: {_show(before)} -> {_show(after)}"
+            yield f"{prefix}{key}: {_format_value(before)} -> {_format_value(after)}"
 
 
 def _read_layers(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of a config and of its bases by file, the config first."""
+    """Return the values of a config and its base files, by file name, the config first."""
     layers: dict[str, dict[str, Any]] = {}
     seen: list[Path] = []
     while True:
@@ -130,23 +139,23 @@ def _read_layers(path: Path) -> dict[str, dict[str, Any]]:
         if base is None:
             return layers
         if not isinstance(base, str):
-            raise UserError(f"{path}: base: expected one file name, got {_show(base)}")
+            raise UserError(f"{path}: base: expected one file name, got {_format_value(base)}")
         try:
             path = path.parent / expanded_path(base)
         except UserError as error:
             raise UserError(f"{path}: base: {error}") from error
         chain = " -> ".join([*layers, str(path)])
         if resolved(path) in seen:
-            raise UserError(f"{chain}: base: expected files that do not name each other")
+            raise UserError(f"{chain}: base: expected a chain of files, got a circle")
         if len(layers) > MAX_BASES:
-            raise UserError(f"{chain}: base: expected at most {MAX_BASES} files below the first")
+            raise UserError(f"{chain}: base: expected at most {MAX_BASES} base files")
 
 
 def _read_file(path: Path, *, named_by: Sequence[str]) -> dict[str, Any]:
     chain = " -> ".join([*named_by, str(path)])
     try:
         with open_file(path) as file:
-            data = file.read(4 * MAX_LENGTH + 1)  # a character has at most four bytes
+            data = file.read(4 * MAX_LENGTH + 1)  # UTF-8 has at most 4 bytes per character
         values = parse_yaml(data.decode("utf-8-sig"), source=chain)
     except UnicodeDecodeError as error:
         raise UserError(f"{chain}: expected YAML text, got bytes that are not UTF-8") from error
@@ -157,11 +166,11 @@ def _read_file(path: Path, *, named_by: Sequence[str]) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{chain}: expected a mapping of keys, got {_show(values)}")
+        raise UserError(f"{chain}: expected a mapping of keys, got {_format_value(values)}")
     return values
 
 
-def _checked(
+def _validated(
     values: Mapping[str, Any],
     overrides: Sequence[str],
     *,
@@ -169,25 +178,30 @@ def _checked(
     source: str,
     schemas: Mapping[str, type[C]],
 ) -> C:
-    """Check `values` with `overrides`; a message names who sets the key: a layer, else `source`."""
+    """Validate `values` with `overrides`.
+
+    Messages name the layer (a file or the command line) that sets the key, otherwise `source`.
+    """
     schema = schemas[_task(values, overrides, layers=layers, source=source, schemas=schemas)]
+    values, _ = with_current_names(values)
     written: dict[str, Any] = {}
     for override in overrides:
         change = read_override(override, schema=schema)
+        change, _ = with_current_names(change)
         values, written = merged(values, change), merged(written, change)
     text = _as_json(values, source=source)
     try:
-        # As JSON, strict means what it should for YAML too: a list is a tuple and 1 is a float,
-        # while "1" is no number and true is no 1.
+        # pydantic's strict mode for JSON fits YAML: it accepts a list as a tuple and 1 as a float,
+        # but neither "1" as a number nor true as 1. For Python values it would reject the lists.
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False)
     lines = []
-    for item in found[:MAX_ERRORS]:
+    for item in found[:MAX_ERRORS]:  # one message part per error: layer, key, problem
         location = [str(part) for part in item["loc"]]
         origin = _origin({COMMAND_LINE: written, **layers}, location) or source
         explained = _explain(schema, item["type"], location, item["msg"], item["input"])
-        key = ".".join(_clipped(part) for part in location)
+        key = ".".join(_truncated(part) for part in location)
         lines.append(": ".join(part for part in (origin, key, explained) if part))
     more = len(found) - MAX_ERRORS
     raise UserError(printable("; ".join(lines) + (f"; and {more} more" if more > 0 else "")))
@@ -203,11 +217,13 @@ def _task(
 ) -> str:
     task, origin = values.get("task", next(iter(schemas))), _origin(layers, ["task"]) or source
     for override in overrides:
-        chosen = task_of(override)
+        chosen = task_override(override)
         if chosen is not None:
             task, origin = chosen, COMMAND_LINE
     if not isinstance(task, str) or task not in schemas:
-        raise UserError(f"{origin}: task: expected {' or '.join(schemas)}, got {_show(task)}")
+        raise UserError(
+            f"{origin}: task: expected {' or '.join(schemas)}, got {_format_value(task)}"
+        )
     return task
 
 
@@ -215,24 +231,24 @@ def _as_json(values: Mapping[str, Any], *, source: str) -> str:
     """Return the values as JSON.
 
     Raises:
-        UserError: a mapping from another's file holds what is no JSON, or itself.
+        UserError: values of a foreign checkpoint are not JSON, or contain themselves.
     """
     try:
         text = json.dumps(values, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: expected keys with text and numbers, got: {error}") from error
+        raise UserError(f"{source}: expected only text and numbers, got: {error}") from error
     try:
         text.encode()
     except UnicodeEncodeError as error:
         near = printable(text[max(0, error.start - MAX_VALUE_LENGTH) : error.end])
         raise UserError(
-            f"{source}: expected text and names of files in UTF-8, got bytes that are not: {near}"
+            f"{source}: expected text and file names in UTF-8, got other bytes: {near}"
         ) from error
     return text
 
 
 def _origin(layers: Mapping[str, Mapping[str, Any]], location: Sequence[str]) -> str | None:
-    """Return the name of the first layer that sets the key at `location`."""
+    """Return the name of the first layer that sets the key at `location`; None if none does."""
     for name, values in layers.items():
         inner: Any = values
         for part in location:
@@ -245,19 +261,21 @@ def _origin(layers: Mapping[str, Mapping[str, Any]], location: Sequence[str]) ->
 
 def _explain(schema: type[C], kind: str, location: Sequence[str], message: str, value: Any) -> str:
     if kind == "extra_forbidden":
-        return nearest(schema, [part[:MAX_VALUE_LENGTH] for part in location], value)
+        return unknown_key_message(schema, [part[:MAX_VALUE_LENGTH] for part in location], value)
     if kind == "missing":
         return "expected a value, got none"
-    if kind == "value_error":  # raised by a validator of ours: says expected and got itself
+    if kind == "value_error":  # from our own validators, which write "expected ..., got ..."
         return message.removeprefix("Value error, ")
-    # pydantic speaks of JSON, the user writes YAML
+    # pydantic uses JSON's terms, but the user writes YAML
     text = message.replace("Input should be", "expected").replace("an object", "a mapping of keys")
-    return f"{text.replace('valid array', 'list')}, got {_show(value)}{_HINTS.get(kind, '')}"
+    return (
+        f"{text.replace('valid array', 'list')}, got {_format_value(value)}{_HINTS.get(kind, '')}"
+    )
 
 
-def _show(value: Any) -> str:
-    return _clipped(printable(json.dumps(value, ensure_ascii=False, default=str)))
+def _format_value(value: Any) -> str:
+    return _truncated(printable(json.dumps(value, ensure_ascii=False, default=str)))
 
 
-def _clipped(text: str) -> str:
+def _truncated(text: str) -> str:
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."

@@ -1,13 +1,15 @@
-"""Which key was meant: the nearest by spelling, or what other frameworks' names are called here."""
+"""Suggestions for unknown config keys: by spelling, and by the key's name in other frameworks."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-# What a key is called here, and in small letters and without _ and - what it is called elsewhere.
-# "a; b": one or the other, as the task has it.
+from engine.errors import UserError
+
+# Our key -> its names in other frameworks, in lower case and without _ and -.
+# "a; b" lists alternatives; those that the task's schema does not have are not suggested.
 KEYS_ELSEWHERE = {
     "loop.max_steps (steps = epochs x images / loop.batch_size)": "epochs epoch maxepochs numepochs"
     " numtrainepochs",
@@ -47,32 +49,59 @@ KEYS_ELSEWHERE = {
     "the flag --output": "output outputdir savedir workdir project name",
     "the flag --resume": "resume autoresume resumefrom",
 }
-_HERE = {name: here for here, names in KEYS_ELSEWHERE.items() for name in names.split()}
+RENAMED = {
+    "loop.drawn_pictures": "loop.drawn_images",
+    "export.num_pictures": "export.num_images",
+}
+"""Keys of earlier versions, which are still accepted, and their current names."""
+_KEY_HERE = {name: here for here, names in KEYS_ELSEWHERE.items() for name in names.split()}
 
 
-def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:
-    """Say which key was meant.
+def with_current_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return config values with the keys in `RENAMED` renamed, and the old names found.
 
-    By another framework's name, by spelling at that place, or by name anywhere.
+    Raises:
+        UserError: a key is set under both names.
+    """
+    values, found = dict(values), []
+    for old, new in RENAMED.items():
+        part, _, name = old.partition(".")
+        _, _, current = new.partition(".")
+        inside = values.get(part)
+        if not isinstance(inside, Mapping) or name not in inside:
+            continue
+        if current in inside:
+            raise UserError(f"{old}: expected only its current name {new}, got both")
+        values[part] = {(current if key == name else key): each for key, each in inside.items()}
+        found.append(old)
+    return values, found
+
+
+def unknown_key_message(schema: type[BaseModel], location: Sequence[str], value: Any = None) -> str:
+    """Return an error message for an unknown key, with the most likely intended key.
+
+    It is found by the key's name in another framework, by similar spelling in the same section, or
+    by the same name in another section.
 
     Args:
         schema: of the whole config.
-        location: the names down to the unknown key.
-        value: what the key was given; the names within a mapping tell too, SOLVER.BASE_LR.
+        location: the names on the path to the unknown key.
+        value: the key's value. For a mapping with one key, that key's name is looked up instead,
+            such as BASE_LR of `SOLVER: {BASE_LR: ...}`.
     """
     *parents, wrong = location
     leaf = wrong
     while isinstance(value, dict) and len(value) == 1:
         leaf, value = next(iter(value.items()))
-    here: type[BaseModel] | None = schema
+    section: type[BaseModel] | None = schema
     for name in parents:
-        if here and not name.isdecimal():  # a place in a list of models
-            here = submodel(here, name)
+        if section and not name.isdecimal():  # a number is an index into a list of models
+            section = submodel(section, name)
     paths = list(key_paths(schema))
-    meant = _meant(leaf, paths)
-    if meant is not None:
-        return f"unknown key; {meant}"
-    names = list(here.model_fields) if here else []
+    suggestion = _key_for_foreign_name(leaf, paths)
+    if suggestion is not None:
+        return f"unknown key; {suggestion}"
+    names = list(section.model_fields) if section else []
     prefix = ".".join([*parents, ""])
     near = [prefix + name for name in difflib.get_close_matches(wrong, names, n=1)]
     near = near or [path for path in paths if path.split(".")[-1] == leaf]
@@ -82,7 +111,7 @@ def nearest(schema: type[BaseModel], location: Sequence[str], value: Any = None)
 
 
 def submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the model in a field `X`, `X | None` or `tuple[X, ...]`; None for plain values."""
+    """Return the model X of a field `X`, `X | None` or `tuple[X, ...]`; None for plain values."""
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -91,7 +120,7 @@ def submodel(model: type[BaseModel], name: str) -> type[BaseModel] | None:
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a schema, those of parts too."""
+    """Yield every dotted key of a schema, including sections."""
     for name in model.model_fields:
         yield prefix + name
         inner = submodel(model, name)
@@ -99,10 +128,10 @@ def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from key_paths(inner, f"{prefix}{name}.")
 
 
-def _meant(name: str, paths: Sequence[str]) -> str | None:
-    """Return what another framework's name is called here; None: not a known one."""
-    here = _HERE.get(name.lower().replace("_", "").replace("-", ""))
-    if here is None or here.startswith(("no ", "the ")):
-        return here
-    keys = [each for each in here.split("; ") if each.split(",")[0].split(" ")[0] in paths]
+def _key_for_foreign_name(name: str, paths: Sequence[str]) -> str | None:
+    """Return our key for another framework's name; None if the name is not known."""
+    ours = _KEY_HERE.get(name.lower().replace("_", "").replace("-", ""))
+    if ours is None or ours.startswith(("no ", "the ")):
+        return ours
+    keys = [each for each in ours.split("; ") if each.split(",")[0].split(" ")[0] in paths]
     return f"here: {' or '.join(keys)}" if keys else None

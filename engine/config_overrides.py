@@ -1,7 +1,7 @@
-"""Overrides on the command line: `a.b.c=value`.
+"""Command-line overrides of config keys: `a.b.c=value`.
 
-The schema decides how a value is read. Text is taken as it is written, so that `set #2`, `1e3` and
-`&x` name what they seem to; all else is YAML.
+The schema decides how a value is parsed. Values of text keys are taken literally, so `set #2`,
+`1e3` and `&x` are plain text; all other values are YAML.
 """
 
 import json
@@ -19,20 +19,24 @@ _MAX_SHOWN = 60
 
 
 class _Kind(NamedTuple):
-    """What a value may be: text, one of given words, a list of either; or, with none, YAML."""
+    """Type of a key: free text, a choice of given texts, a list of either, or other (YAML)."""
 
-    base: Literal["text", "word", "list", "other"]
+    base: Literal["text", "choice", "list", "other"]
     optional: bool = False
 
 
 def read_override(override: str, *, schema: type[BaseModel]) -> dict[str, Any]:
     """Return `a.b.c=value` as {a: {b: {c: value}}}.
 
-    Text in quotes is what YAML and JSON read in them, so that shells' and programs' quoting works.
-    Where a key may be empty, `null`, `~` and nothing are None.
+    Quoted text is unquoted as YAML or JSON would, so that quotes added by shells and programs work.
+    For optional keys, `null`, `~` and an empty value are None.
+
+    Args:
+        override: as on the command line.
+        schema: of the whole config.
 
     Raises:
-        UserError: no `=`, no key, or a value that is not YAML where it has to be.
+        UserError: no `=`, no key, or a value that is not valid YAML where YAML is expected.
     """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
@@ -45,8 +49,8 @@ def read_override(override: str, *, schema: type[BaseModel]) -> dict[str, Any]:
     return dict(value)
 
 
-def task_of(override: str) -> str | None:
-    """Return the task that an override chooses; None: it sets another key."""
+def task_override(override: str) -> str | None:
+    """Return the value of an override of `task`; None if it sets another key."""
     key, equals, text = override.partition("=")
     return _unquoted(text.strip()) if equals and key.strip() == "task" else None
 
@@ -55,7 +59,7 @@ def _read(text: str, kind: _Kind, *, key: str) -> Any:
     bare = text.strip()
     if kind.optional and bare in _NOTHING:
         return None
-    if kind.base == "word":
+    if kind.base == "choice":
         return _unquoted(bare)
     if kind.base == "text":
         unquoted = _unquoted(bare)
@@ -68,11 +72,11 @@ def _read(text: str, kind: _Kind, *, key: str) -> Any:
 
 
 def _unquoted(text: str) -> str:
-    """Return what is in the quotes; the text itself where it is not one text in quotes."""
+    """Return the content of quoted text; other text is returned unchanged."""
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
         return text
     if text[0] == '"':
-        with suppress(ValueError):  # YAML, below, knows more escapes than JSON
+        with suppress(ValueError):  # YAML, tried next, has more escapes than JSON
             return str(json.loads(text))
     try:
         value = parse_yaml(text, source="")
@@ -82,6 +86,7 @@ def _unquoted(text: str) -> str:
 
 
 def _kind_at(schema: type[BaseModel], names: list[str]) -> _Kind:
+    """Return the type of the key at a dotted path; `other` if it does not exist."""
     annotation: Any = schema
     for name in names:
         plain, _ = _plain(annotation)
@@ -98,20 +103,20 @@ def _kind_of(annotation: Any) -> _Kind:
     plain, optional = _plain(annotation)
     if plain is str:
         return _Kind("text", optional)
-    if get_origin(plain) is Literal and all(isinstance(word, str) for word in get_args(plain)):
-        return _Kind("word", optional)
+    if get_origin(plain) is Literal and all(isinstance(choice, str) for choice in get_args(plain)):
+        return _Kind("choice", optional)
     if get_origin(plain) in (tuple, list):
         element = _kind_of(get_args(plain)[0]).base
-        return _Kind("list" if element in ("text", "word") else "other", optional)
+        return _Kind("list" if element in ("text", "choice") else "other", optional)
     return _Kind("other", optional)
 
 
 def _plain(annotation: Any) -> tuple[Any, bool]:
-    """Return a type without what is annotated to it and without None, and whether it had None."""
+    """Return a type without `Annotated` and without `None`, and whether it included None."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     kinds = get_args(annotation)
-    if type(None) not in kinds or len(kinds) != 2:
+    if type(None) not in kinds or len(kinds) != 2:  # neither `X | None` nor `Optional[X]`
         return annotation, False
     (other,) = (kind for kind in kinds if kind is not type(None))
     return _plain(other)[0], True

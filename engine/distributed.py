@@ -1,4 +1,7 @@
-"""One process or many, started by torchrun. On one process everything here does nothing."""
+"""Distributed training: process group, devices and collective operations.
+
+Processes are started by torchrun. With a single process every function returns its input unchanged.
+"""
 
 import atexit
 import gc
@@ -20,7 +23,7 @@ from engine.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` in 0..size-1, and the device that it computes on."""
+    """The rank of this process (0..size-1), the number of processes, and this process's device."""
 
     rank: int
     size: int
@@ -28,81 +31,82 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and lines."""
+        """Whether this is rank 0, the process that writes files and log lines."""
         return self.rank == 0
 
 
 @contextmanager
-def world(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
-    """Join the processes that torchrun started (its environment variables), and leave at the end.
+def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
+    """Join the process group described by torchrun's environment variables; leave it at the end.
 
     Args:
-        device: `cpu`, `cuda` or `cuda:N`; none takes `cuda` when there is one. With several
-            processes each takes the GPU of its local rank.
-        timeout_s: longest wait for the other processes, seconds. Past it the waiting call raises
-            (NCCL: ends the process). A note on each exception names the rank.
+        device: `cpu`, `cuda` or `cuda:N`; None takes `cuda` if available. With several processes
+            each takes the GPU of its local rank.
+        timeout_s: longest wait for the other processes, in seconds. After it the waiting call
+            raises (NCCL ends the process instead). A note on each exception names the rank.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: the device does not exist.
         PeerError: another process ended or did not answer in time.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    own = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
+    own_device = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
     if size == 1:
-        yield World(rank, size, own)
+        yield World(rank, size, own_device)
         return
-    # Its functions' defaults are the group that there is when it is imported, which they would hold
-    # for ever. DistributedDataParallel imports it.
+    # Import this module before the group exists. Its functions have the current group as a default
+    # argument, so they would keep the group alive forever. DistributedDataParallel imports it too.
     import_module("torch.distributed.nn")
     where = f"process {rank} of 0..{size - 1}"
     try:
         dist.init_process_group(
-            # on GPUs gloo carries pickled objects, so that results never pass through the GPU
-            "gloo" if own.type == "cpu" else "cpu:gloo,cuda:nccl",
+            # on GPUs gloo transfers pickled objects, so that results never pass through the GPU
+            "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl",
             timeout=timedelta(seconds=timeout_s),
-            device_id=own if own.type == "cuda" else None,
+            device_id=own_device if own_device.type == "cuda" else None,
         )
-        yield World(rank, size, own)
+        yield World(rank, size, own_device)
     except BaseException as error:
-        # No goodbye: it may wait for processes that are themselves waiting for this one.
-        if _is_of_peers(error):
+        # No destroy_process_group: it may wait for processes that are waiting for this one.
+        if _is_peer_failure(error):
             raise PeerError(
-                f"{where}: another process ended, or did not answer within {timeout_s} s; its own "
+                f"{where}: another process ended or did not answer within {timeout_s} s; its own "
                 f"error says why ({' '.join(str(error).split())})"
             ) from error
         error.add_note(f"in {where}")
         raise
     dist.destroy_process_group()
-    # DistributedDataParallel still holds the group, and is freed by the garbage collector alone.
-    # gloo's threads are joined then. One that ends its last work while Python shuts down aborts.
+    # DistributedDataParallel still references the group in a cycle that only the garbage collector
+    # frees; then gloo's threads are joined. A gloo thread that is still working while Python shuts
+    # down aborts the process, so collect at exit.
     atexit.register(gc.collect)
 
 
-def _is_of_peers(error: BaseException) -> bool:
-    """Whether gloo or NCCL raised it, which happens where a process is gone or silent."""
+def _is_peer_failure(error: BaseException) -> bool:
+    """Return whether gloo or NCCL raised `error`, as they do if a process is gone or silent."""
     return isinstance(error, dist.DistError) or (
         type(error) is RuntimeError and "gloo" in str(error).lower()
     )
 
 
 def is_main_process() -> bool:
-    """Return whether torchrun started this process as the first, or did not start it.
+    """Return whether this process has rank 0, or was not started by torchrun.
 
-    Its environment variables tell before `world` is entered.
+    It reads torchrun's environment variables, so it works before `process_group` is entered.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
-def current() -> tuple[int, int]:
-    """Return (rank, number of processes); (0, 1) outside `world`."""
+def rank_and_size() -> tuple[int, int]:
+    """Return (rank, number of processes); (0, 1) outside `process_group`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean over processes, any shape, detached; `tensor` itself on one process."""
-    size = current()[1]
+    """Return the mean over processes, same shape, detached; `tensor` itself on one process."""
+    size = rank_and_size()[1]
     if size == 1:
         return tensor
     total = tensor.detach().clone()
@@ -111,8 +115,8 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def any_over_ranks(flag: Tensor) -> Tensor:
-    """Return where the bool `flag` is set on some process, any shape; itself on one process."""
-    if current()[1] == 1:
+    """Return the element-wise logical or of `flag` (bool, any shape) over processes."""
+    if rank_and_size()[1] == 1:
         return flag
     highest = flag.to(torch.int32)
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
@@ -120,19 +124,20 @@ def any_over_ranks(flag: Tensor) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every process the main one's buffers, such as moving statistics of batch norm.
+    """Copy the main process's buffers, such as running statistics of batch norm, to all others.
 
-    Where batch norm is not synchronised each process has its own. Those of the main one count: they
-    are saved, DistributedDataParallel hands them on at the next step, and so they are evaluated.
+    Without synchronised batch norm each process has its own statistics. The main process's are the
+    ones that are saved and that DistributedDataParallel broadcasts at the next step, so they are
+    also the ones to evaluate.
     """
-    if current()[1] > 1:
+    if rank_and_size()[1] > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def gather_objects(item: Any) -> list[Any]:
     """Return every process's `item` (picklable) by rank on the main process, [] on the others."""
-    rank, size = current()
+    rank, size = rank_and_size()
     if size == 1:
         return [item]
     items: list[Any] = [None] * size
@@ -142,7 +147,7 @@ def gather_objects(item: Any) -> list[Any]:
 
 def broadcast_object(item: Any) -> Any:
     """Return the main process's `item` (picklable) on every process."""
-    if current()[1] == 1:
+    if rank_and_size()[1] == 1:
         return item
     items = [item]
     dist.broadcast_object_list(items)
@@ -150,23 +155,23 @@ def broadcast_object(item: Any) -> Any:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
-    if current()[1] > 1:
+    """Wait until every process has reached this call."""
+    if rank_and_size()[1] > 1:
         dist.barrier()
 
 
 def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torch.device:
-    """Return the device that `--device` names, or a GPU when there is one.
+    """Return the device for `--device`; by default a GPU if there is one.
 
-    From then on a process that computes on a CPU keeps the memory that it frees (engine.memory).
+    Side effect on a CPU: the process keeps freed memory from then on (see engine.memory).
 
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None.
-        local_rank: place of this process among those of its machine.
+        local_rank: index of this process on its machine.
         size: number of processes.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: the device does not exist.
     """
     count = torch.cuda.device_count()
     try:
@@ -179,8 +184,10 @@ def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torc
     if device.type != "cuda":
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}")
     if size > 1 and device.index is not None:
-        raise UserError(f"device: expected cuda with {size} processes (each its own), got {name}")
+        raise UserError(f"device: expected cuda with {size} processes (one GPU each), got {name}")
     index = local_rank if device.index is None else device.index
     if index >= count:
-        raise UserError(f"device: process needs cuda:{index}, but this machine has {count} GPUs")
+        raise UserError(
+            f"device: expected one of the {count} GPUs of this machine, got cuda:{index}"
+        )
     return torch.device("cuda", index)

@@ -1,44 +1,44 @@
-"""The ways in which a run or a sample ends early, and the exit code that each gives a command."""
+"""Exceptions of the project, and the exit code that each gives a command."""
 
 
 class UserError(ValueError):
-    """What the user can put right: a file, a key, a value. One clear line; exit code 2."""
+    """A mistake that the user can fix: a file, a key, a value. One clear line; exit code 2."""
 
     exit_code = 2
 
 
 class EvaluationError(UserError):
-    """An evaluation could not be finished; a training goes on and tries again the next time."""
+    """An evaluation failed. Training continues and evaluates again at the next interval."""
 
 
 class ReadingError(UserError):
-    """Images cannot be read on: memory, /dev/shm, open files, or a reader killed or stopped.
+    """Images cannot be read: no memory, /dev/shm full, too many open files, or a reader killed.
 
-    The machine's doing, not the data's: what was trained so far is good and can be resumed.
+    The cause is the machine, not the data: the state trained so far is valid and can be resumed.
     """
 
 
 class PeerError(UserError):
-    """Another process of a run ended, or did not answer in time; it has its own error."""
+    """Another process of the run ended or did not answer in time; its own error says why."""
 
 
 class SkippedSampleError(Exception):
-    """A data set's word that a picture is bad and that the policy is to skip and count it."""
+    """Raised by a data set if an image is bad and the policy is to skip and count it."""
 
 
-class DivergedError(RuntimeError):
-    """Training met too many non-finite losses or gradients in a row; exit code 3."""
+class StoppedError(RuntimeError):
+    """Ends a command in one line, with the exit code of the class."""
+
+    exit_code = 1
+
+
+class DivergedError(StoppedError):
+    """Too many steps in a row had non-finite losses or gradients; exit code 3."""
 
     exit_code = 3
 
 
-class InterruptedRunError(RuntimeError):
-    """Ctrl-C or SIGTERM arrived; a checkpoint to resume from has been written; exit code 130."""
+class InterruptedRunError(StoppedError):
+    """Ctrl-C or SIGTERM stopped the run after it wrote a checkpoint; exit code 130."""
 
     exit_code = 130
-
-
-class DisagreementError(RuntimeError):
-    """A benchmark's two sides gave different results, so their times mean nothing; exit code 4."""
-
-    exit_code = 4

@@ -1,4 +1,4 @@
-"""The only evaluation loop."""
+"""Evaluation loop: predicts and scores a task's validation images, on one or more processes."""
 
 import time
 import traceback
@@ -16,11 +16,11 @@ from engine.distributed import (
     broadcast_buffers,
     broadcast_object,
     gather_objects,
-    world,
+    process_group,
 )
 from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
-from engine.loader import Delivery, evaluation_batches, read_batches
+from engine.loader import LoadedBatch, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.precision import autocast
 from engine.schema import RunConfig
@@ -30,37 +30,44 @@ from engine.task import Evaluator, Task
 
 @dataclass
 class EvaluationResult:
-    """Metrics (on every process), and the evaluator and drawn pictures (on the main one)."""
+    """Result of an evaluation.
+
+    metrics: by name, on every process. evaluator: scored on the main process. images: predictions
+    drawn by the task, (H, W, 3) uint8 RGB.
+    """
 
     metrics: dict[str, float]
     evaluator: Evaluator
-    pictures: list[np.ndarray] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
 
 
 def evaluate(
     task: Task, config: RunConfig, *, output: Path | None = None, device: str | None = None
 ) -> dict[str, float]:
-    """Score a task on its validation pictures and show the table.
+    """Evaluate a task on its validation images and print the table of scores.
 
     Args:
-        task: what to score, with its weights in place.
-        config: the run's config; loader and loop settings are used.
+        task: the task, with its weights loaded.
+        config: the run's config; its loader and loop settings are used.
         output: folder for the result files; None writes none.
-        device: as `--device`; None picks a GPU when there is one.
+        device: as `--device`; None picks a GPU if there is one.
 
     Returns:
-        Metrics by name, the same whatever the number of processes.
+        Metrics by name; they do not depend on the number of processes.
+
+    Raises:
+        UserError: bad input, or `output` cannot be written.
     """
-    with world(device, timeout_s=config.loop.collective_timeout_s) as here:
-        if output is not None and here.is_main:
+    with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
+        if output is not None and world.is_main:
             prepare_output(output)
-        log = RunLog(None, is_main=here.is_main)
-        task.model.to(here.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
+        log = RunLog(None, is_main=world.is_main)
+        task.model.to(world.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
         try:
-            result = run_evaluation(task, config, here, log, output=output)
+            result = run_evaluation(task, config, world, log, output=output)
         except EvaluationError as error:
-            end_with(error)
-        if here.is_main:
+            raise_evaluation_failure(error)
+        if world.is_main:
             log.evaluation(0, result.metrics, result.evaluator.table())
         log.close()
     return result.metrics
@@ -69,32 +76,33 @@ def evaluate(
 def run_evaluation(
     task: Task,
     config: RunConfig,
-    here: World,
+    world: World,
     log: RunLog,
     *,
     output: Path | None = None,
     final: bool = True,
     stop: StopRequest | None = None,
 ) -> EvaluationResult:
-    """Predict every validation picture once, over all processes, and score on the main one.
+    """Predict every validation image once, distributed over all processes; score on the main one.
 
     Args:
-        task: what to score.
-        config: the run's config; loader and loop settings are used.
-        here: this process among all.
-        log: receives progress, and a line for each picture that was skipped.
+        task: the task to evaluate.
+        config: the run's config; its loader and loop settings are used.
+        world: this process and the number of processes.
+        log: receives progress, and a line for each skipped image.
         output: folder for the result files; None writes none.
         final: as for `Task.evaluator`.
-        stop: looked at after each batch; None evaluates to the end.
+        stop: checked before each batch; None evaluates to the end.
 
     Raises:
-        EvaluationError: on every process, where one of them could not read or score its images.
-        InterruptedRunError: on every process, where one of them was asked to stop.
+        EvaluationError: on every process, if one of them failed to read or score its images.
+        InterruptedRunError: on every process, if one of them was asked to stop.
     """
-    broadcast_buffers(task.model)  # else the numbers would depend on the number of processes
+    broadcast_buffers(task.model)  # otherwise scores would depend on the number of processes
     data = task.val_data()
-    plan = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
-    mine = plan[here.rank :: here.size]
+    batches = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
+    # round robin: spreads the batches of each group over all processes
+    own_batches = batches[world.rank :: world.size]
     evaluator = task.evaluator(final=final)
     result = EvaluationResult({}, evaluator)
     skipped: list[str] = []
@@ -103,20 +111,23 @@ def run_evaluation(
     was_training = task.model.training
     task.model.eval()
     try:
-        with torch.inference_mode(), autocast(here.device, config.loop.precision):
-            deliveries = read_batches(
-                data, mine, config=config.loader, device=here.device, substitute=False
+        with torch.inference_mode(), autocast(world.device, config.loop.precision):
+            loaded_batches = read_batches(
+                data, own_batches, config=config.loader, device=world.device, substitute=False
             )
-            shown = log.progress(deliveries, len(mine), "evaluating")
-            skipped += _predict_all(task, shown, result, config.loop.drawn_pictures, stop)
-    except Exception as error:  # the other processes have to learn of it, whatever it is
+            with_progress = log.progress(loaded_batches, len(own_batches), "evaluating")
+            skipped += _predict_all(task, with_progress, result, config.loop.drawn_images, stop)
+    except Exception as error:  # any failure must reach the other processes
         failures.append(error)
     finally:
         task.model.train(was_training)
-    asked = stop is not None and stop.requested
-    states = gather_objects((evaluator.state(), skipped, _told(failures), asked))
-    told, stopped = "".join(text for *_, text, _ in states), any(asked for *_, asked in states)
-    if here.is_main and not told and not stopped:
+    stop_asked = stop is not None and stop.requested
+    # One gather for predictions, skipped images, failures and stop flags: a process that failed
+    # still takes part, so the others do not wait for it.
+    states = gather_objects((evaluator.state(), skipped, _failure_text(failures), stop_asked))
+    failure = "".join(text for *_, text, _ in states)
+    stopped = any(asked for *_, asked in states)
+    if world.is_main and not failure and not stopped:
         seconds = time.perf_counter() - started
         reasons = [reason for _, some, *_ in states for reason in some]
         for reason in reasons:
@@ -127,26 +138,27 @@ def run_evaluation(
                 evaluator.write(output)
         except Exception as error:
             failures.append(error)
-            told = _told(failures)
+            failure = _failure_text(failures)
         else:
             speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
             result.metrics = {**metrics, **speed}
-    result.metrics, told, stopped = broadcast_object((result.metrics, told, stopped))
+    # All processes raise or return together.
+    result.metrics, failure, stopped = broadcast_object((result.metrics, failure, stopped))
     if stopped:
-        raise InterruptedRunError("interrupted in an evaluation")
-    if told:
-        raise EvaluationError(told) from (failures[0] if failures else None)
+        raise InterruptedRunError("interrupted during an evaluation")
+    if failure:
+        raise EvaluationError(failure) from (failures[0] if failures else None)
     return result
 
 
-def end_with(error: EvaluationError) -> NoReturn:
-    """Raise an evaluation's failure: in one line what a user can mend, with its traceback a bug."""
+def raise_evaluation_failure(error: EvaluationError) -> NoReturn:
+    """Re-raise a failed evaluation: a UserError as one line, a bug with its original traceback."""
     cause = error.__cause__
     raise error if cause is None or isinstance(cause, UserError) else cause
 
 
-def _told(failures: list[Exception]) -> str:
-    """Return what a process says of its failure to the others; "": it had none."""
+def _failure_text(failures: list[Exception]) -> str:
+    """Return the failure of this process as text for the others; "" if it had none."""
     return "".join(
         str(error)
         if isinstance(error, UserError)
@@ -157,22 +169,22 @@ def _told(failures: list[Exception]) -> str:
 
 def _predict_all(
     task: Task,
-    deliveries: Iterator[Delivery],
+    loaded_batches: Iterator[LoadedBatch],
     result: EvaluationResult,
     drawn: int,
     stop: StopRequest | None,
 ) -> list[str]:
     skipped: list[str] = []
-    for delivery in deliveries:
+    for loaded in loaded_batches:
         if stop is not None and stop.requested:
             break
-        skipped += delivery.skipped
-        batch: Any = delivery.batch
-        if batch is None:
+        skipped += loaded.skipped
+        batch: Any = loaded.batch
+        if batch is None:  # all of its images were skipped
             continue
         predictions = task.predict(batch)
         result.evaluator.update(batch, predictions)
-        if len(result.pictures) < drawn:
-            missing = drawn - len(result.pictures)
-            result.pictures += task.draw(batch, predictions)[:missing]
+        if len(result.images) < drawn:
+            missing = drawn - len(result.images)
+            result.images += task.draw(batch, predictions)[:missing]
     return skipped

@@ -1,6 +1,6 @@
-"""TensorBoard's event files, written at once: a full disk is the caller's to hear of.
+"""TensorBoard event files, written synchronously so that a full disk raises in the caller.
 
-The writer of torch.utils.tensorboard hands events to a thread, which prints a traceback of its own.
+torch.utils.tensorboard writes in a background thread, which prints a traceback if the disk is full.
 """
 
 import io
@@ -14,21 +14,24 @@ import numpy as np
 
 
 class EventFile:
-    """Appends numbers and images to one event file."""
+    """Appends scalars and images to one TensorBoard event file."""
 
     def __init__(self, directory: Path, *, number: int, purge_step: int | None) -> None:
-        """Start a file.
+        """Create the file.
 
         Args:
-            directory: where it goes.
-            number: tells the files of one process and second apart.
-            purge_step: TensorBoard forgets what earlier files say of this step and later ones.
+            directory: where it is created.
+            number: makes the names of files unique that a process creates in the same second.
+            purge_step: TensorBoard drops events of earlier files at this step and later.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the file cannot be written.
         """
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, where installed, chats
-        from tensorboard.compat.proto import event_pb2, summary_pb2  # takes a second or more
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # silences TensorFlow, if installed
+        from tensorboard.compat.proto import (
+            event_pb2,
+            summary_pb2,
+        )  # imported late: a second or more
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2, summary_pb2
@@ -41,14 +44,14 @@ class EventFile:
             self._write(purge_step, session_log=start)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Add numbers by name; OSError: the disk refuses."""
+        """Add scalars by name; OSError if the file cannot be written."""
         kind = self._summary.Summary.Value
         found = [kind(tag=name, simple_value=value) for name, value in values.items()]
         self._write(step, summary=self._summary.Summary(value=found))
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Add (H, W, 3) uint8 RGB; OSError: the disk refuses."""
-        from PIL import Image  # comes with torchvision
+        """Add an (H, W, 3) uint8 RGB image; OSError if the file cannot be written."""
+        from PIL import Image  # a dependency of torchvision
 
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, format="PNG")

@@ -1,4 +1,7 @@
-"""Reading text files, and writing files in one piece: a kill leaves the old one or the new one."""
+"""Atomic writing of files, and reading of text files.
+
+A kill during a write leaves either the old file or the new one, never a part of it.
+"""
 
 import os
 import secrets
@@ -14,19 +17,20 @@ from engine.paths import exists, read_text
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], object], *, many_writers: bool = False
 ) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk and rename it.
+    """Write a temporary file next to `path`, flush it to the disk and rename it to `path`.
 
     Args:
-        path: where it goes.
-        write: writes the content.
-        many_writers: processes may do so at once, each in a file of its own, and the last one's is
-            left. Without it a file that a kill left half-written is written over the next time.
+        path: the file to write; replaced if it exists.
+        write: called with the open temporary file; writes the content.
+        many_writers: several processes may write `path` at the same time. Each gets its own
+            temporary file, and the last rename wins. Otherwise the temporary name is fixed, so a
+            partial file left by a kill is overwritten by the next write.
 
     Raises:
-        UserError: the disk refuses; what was at `path` is still there.
+        UserError: the file cannot be written; the file that was at `path` is unchanged.
     """
-    own = f".{secrets.token_hex(4)}" if many_writers else ""
-    partial = path.with_name(f"{path.name}{own}.partial")
+    suffix = f".{secrets.token_hex(4)}" if many_writers else ""
+    partial = path.with_name(f"{path.name}{suffix}.partial")
     try:
         with partial.open("wb") as file:
             write(file)
@@ -35,13 +39,13 @@ def write_atomically(
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else a power cut may undo the rename
+            os.fsync(folder)  # otherwise a power failure may undo the rename
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             partial.unlink()
-        # torch's writer hides the disk's answer behind a RuntimeError of its own
+        # torch's writer wraps the system's OSError in a RuntimeError
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
@@ -55,16 +59,16 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise UserError where there is a file at `path`, unless it may be replaced."""
+    """Raise UserError if `path` exists, unless `force` allows to replace it."""
     if exists(path) and not force:
         raise UserError(f"{path}: expected no such file yet, got one; --force replaces it")
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file without the space around them, blank ones left out.
+    """Return the lines of a text file, stripped of white space; blank lines are dropped.
 
     Raises:
-        UserError: it is missing, cannot be read, is no UTF-8 text, or holds no line.
+        UserError: the file is missing, cannot be read, is not UTF-8 text, or has no lines.
     """
     text = read_text(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

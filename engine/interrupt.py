@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a polite request."""
+"""Graceful stop: turns Ctrl-C and SIGTERM into a flag that the training loop checks."""
 
 import contextlib
 import os
@@ -9,25 +9,27 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from engine.distributed import current
+from engine.distributed import rank_and_size
 
-_AGAIN_S = 1.0
-"""Signals that come sooner than this after the first, seconds, belong to it: `timeout` sends its
+_DUPLICATE_S = 1.0
+"""Seconds after the first signal in which further ones are duplicates of it: `timeout` sends
 SIGTERM twice, to the process and to its group."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop. Cheap to ask: each step and evaluation batch does."""
+    """Flag: a stop of the run was requested. It is checked at each step and evaluation batch."""
 
     requested = False
 
 
 @contextlib.contextmanager
 def stop_requests(*, after: str = "this step") -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a flag, and say so; a later second one ends the process at once.
+    """Turn Ctrl-C and SIGTERM into a flag and print a line; a second signal ends the process.
 
-    In a thread other than the main one, where signals never arrive, nothing changes. `after` says
-    what is still finished.
+    Does nothing outside the main thread, which never receives signals.
+
+    Args:
+        after: what is finished before the stop, for the printed line.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -39,8 +41,9 @@ def stop_requests(*, after: str = "this step") -> Iterator[StopRequest]:
         nonlocal first
         if not request.requested:
             request.requested, first = True, time.monotonic()
-            _say(f"{signal.Signals(number).name}: stopping after {after}; again stops at once")
-        elif time.monotonic() - first > _AGAIN_S:
+            name = signal.Signals(number).name
+            _print_to_stderr(f"{name}: stopping after {after}; a second signal stops at once")
+        elif time.monotonic() - first > _DUPLICATE_S:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
@@ -56,13 +59,14 @@ def stop_requests(*, after: str = "this step") -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _say(line: str) -> None:
-    """Write a line to the console at once.
+def _print_to_stderr(line: str) -> None:
+    """Write a line to stderr, unbuffered.
 
-    Not by print: a signal may arrive in the middle of one, which cannot be entered twice.
+    `print` cannot be used in a signal handler: the signal may interrupt another `print`, which is
+    not re-entrant.
     """
-    rank, size = current()
+    rank, size = rank_and_size()
     process = f"process {rank}: " if size > 1 else ""
-    start = "\n" if os.isatty(2) else ""  # behind ^C, or a bar
-    with contextlib.suppress(OSError):  # nobody listens
+    start = "\n" if os.isatty(2) else ""  # the cursor is behind ^C or a progress bar
+    with contextlib.suppress(OSError):  # stderr is closed
         os.write(2, f"{start}{process}{line}\n".encode())

@@ -1,8 +1,8 @@
-"""Which pictures make which batch, and reading them in worker processes.
+"""Data loader: plans the batches of a run and reads them in worker processes.
 
-A batch is planned before anything is read: a list of draws (picture, seed). The plan depends on the
-seed and the data alone, neither on workers nor on processes, so a run resumes to the sample and N
-processes see the pictures of one.
+A batch is planned before any image is read: a list of samples (image indices and seeds). The plan
+depends only on the run's seed and the data, not on the number of workers or processes. So a
+resumed run continues with exactly the next sample, and N processes see the same images as one.
 """
 
 import itertools
@@ -18,28 +18,32 @@ from engine.readers import read_ahead
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
 
-_MAX_SUBSTITUTES = 20  # bad pictures in a row after which training with `skip` gives up
+_MAX_SUBSTITUTES = 20  # bad images in a row after which training fails even if it may skip
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Picture `index` of a data set, and the seed of what its batch's `frame` leaves to chance."""
+class SampleKey:
+    """One planned sample: the index of an image in the data set, and its augmentation seed."""
 
     index: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Part:
-    """One process's part of a batch, and what all its parts agree on (see `DataSet.frame`)."""
+class BatchPart:
+    """One process's part of a global batch.
 
-    draws: list[Draw]
-    frame: Any = None
+    sample_keys: the samples of this part. batch_shape: the padded shape that all parts of the
+    global batch share (see `DataSet.batch_shape`); None in evaluation.
+    """
+
+    sample_keys: list[SampleKey]
+    batch_shape: Any = None
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What a worker hands over: a batch (None: all skipped), and why pictures were skipped."""
+class LoadedBatch:
+    """A batch that was read (None if all images were skipped), and why images were skipped."""
 
     batch: Batch | None
     skipped: tuple[str, ...] = ()
@@ -47,33 +51,39 @@ class Delivery:
 
 def training_batches(
     groups: np.ndarray, *, batch_size: int, seed: int, repeats: int = 1, start: int = 0
-) -> Iterator[list[Draw]]:
-    """Plan global training batches without end, from batch `start` on.
+) -> Iterator[list[SampleKey]]:
+    """Plan global training batches endlessly, starting with batch `start`.
 
-    Every pass over the data is one permutation, so each picture is drawn once a pass, or `repeats`
-    times in a row with different seeds. Pictures wait until `batch_size` of their group are there;
-    those left waiting at the end of a pass come first in the next, so no batch is short.
+    Each epoch is one permutation of the data: each image is used once per epoch, or `repeats`
+    times in a row with different seeds. Images are queued until `batch_size` of their group are
+    available. Images left in a queue at the end of an epoch come first in the next one, so every
+    batch is full.
 
     Args:
-        groups: (N,) group of each picture; a batch holds one group.
-        batch_size: pictures in a batch, over all processes.
+        groups: (N,) group of each image; a batch holds images of one group.
+        batch_size: images in a batch, over all processes.
         seed: the run's seed.
-        repeats: draws of each picture in a pass.
-        start: batches to leave out, for resuming.
+        repeats: number of times that each image is used in an epoch.
+        start: number of batches to skip, for resuming.
+
+    Raises:
+        UserError: there are no images.
     """
     if len(groups) == 0:
-        raise UserError("training data: expected at least one picture, got none")
-    waiting: dict[int, list[Draw]] = {int(group): [] for group in np.unique(groups)}
+        raise UserError("training data: expected at least one image, got none")
+    queues: dict[int, list[SampleKey]] = {int(group): [] for group in np.unique(groups)}
     planned = 0
     for epoch in itertools.count():
+        # a generator per epoch: its order does not depend on the epochs before
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(groups))
         seeds = rng.integers(2**62, size=len(groups) * repeats)
-        drawn = order.repeat(repeats)
-        for index, draw_seed in zip(drawn.tolist(), seeds.tolist(), strict=True):
-            queue = waiting[int(groups[index])]
-            queue.append(Draw(index, draw_seed))
+        indices = order.repeat(repeats)
+        for index, sample_seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+            queue = queues[int(groups[index])]
+            queue.append(SampleKey(index, sample_seed))
             if len(queue) == batch_size:
+                # batches before `start` are planned too: they determine what is left in the queues
                 if planned >= start:
                     yield queue.copy()
                 planned += 1
@@ -82,92 +92,111 @@ def training_batches(
 
 def split_batches(
     data: DataSet,
-    batches: Iterable[list[Draw]],
+    batches: Iterable[list[SampleKey]],
     *,
     rank: int,
     world_size: int,
     accumulate: int,
-) -> Iterator[Part]:
-    """Give process `rank` its share of each global batch, in `accumulate` successive parts."""
+) -> Iterator[BatchPart]:
+    """Yield process `rank`'s share of each global batch, in `accumulate` successive parts.
+
+    Args:
+        data: computes the shape that the parts of a batch share.
+        batches: global batches, each a multiple of `world_size * accumulate` samples.
+        rank: this process, in 0..world_size-1.
+        world_size: number of processes.
+        accumulate: parts into which a process's share is split.
+    """
     for batch in batches:
-        frame = data.frame([(draw.index, draw.seed) for draw in batch])
+        # from the whole batch, before it is split: all processes pad to the same shape
+        batch_shape = data.batch_shape([(key.index, key.seed) for key in batch])
+        # strided slices: every share and part gets batch_size / (world_size * accumulate) samples
         share = batch[rank::world_size]
         for number in range(accumulate):
-            yield Part(share[number::accumulate], frame)
+            yield BatchPart(share[number::accumulate], batch_shape)
 
 
-def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[Part]:
-    """Plan batches that hold every picture once, each of one group (one padded shape).
+def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[BatchPart]:
+    """Plan evaluation batches: every image once, each batch of one group (one padded shape).
 
-    The plan is made before it is shared out among processes: a batch is the same whoever computes
-    it.
+    The plan is made before batches are distributed over processes, so a batch holds the same images
+    no matter which process computes it.
+
+    Args:
+        groups: (N,) group of each image.
+        batch_size: largest number of images in a batch; the last one of a group may be smaller.
     """
     batches = []
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group).tolist()
         batches += [
-            Part([Draw(index, index) for index in members[first : first + batch_size]])
+            BatchPart([SampleKey(index, index) for index in members[first : first + batch_size]])
             for first in range(0, len(members), batch_size)
         ]
     return batches
 
 
 class _Reader:
-    """Reads one part of a batch."""
+    """Reads and collates one part of a batch."""
 
     def __init__(self, data: DataSet, *, substitute: bool) -> None:
         self.data = data
         self.substitute = substitute
 
-    def __call__(self, part: Part) -> Delivery:
+    def __call__(self, part: BatchPart) -> LoadedBatch:
         skipped: list[str] = []
         samples = [
-            sample for draw in part.draws for sample in self._read(draw, part.frame, skipped)
+            sample
+            for key in part.sample_keys
+            for sample in self._read(key, part.batch_shape, skipped)
         ]
-        batch = self.data.collate(samples, part.frame) if samples else None
-        return Delivery(batch, tuple(skipped))
+        batch = self.data.collate(samples, part.batch_shape) if samples else None
+        return LoadedBatch(batch, tuple(skipped))
 
-    def _read(self, draw: Draw, frame: Any, skipped: list[str]) -> list[Any]:
-        """Return the sample; in training the next readable one, so that batches keep their size."""
+    def _read(self, key: SampleKey, batch_shape: Any, skipped: list[str]) -> list[Any]:
+        """Return the sample in a list, or [] if it was skipped in evaluation.
+
+        In training the next readable image replaces a bad one, so that batches keep their size.
+        """
         tries = _MAX_SUBSTITUTES if self.substitute else 1
         for offset in range(tries):
             try:
-                index = (draw.index + offset) % len(self.data)
-                return [self.data.load(index, draw.seed, frame)]
+                index = (key.index + offset) % len(self.data)
+                return [self.data.load(index, key.seed, batch_shape)]
             except SkippedSampleError as reason:
                 skipped.append(str(reason))
         if self.substitute:
-            raise UserError(f"{tries} bad pictures in a row, the last: {skipped[-1]}")
+            raise UserError(f"{tries} bad images in a row, the last: {skipped[-1]}")
         return []
 
 
 def read_batches(
     data: DataSet,
-    plan: Iterable[Part],
+    plan: Iterable[BatchPart],
     *,
     config: LoaderConfig,
     device: torch.device,
     substitute: bool,
-) -> Iterator[Delivery]:
-    """Read planned batches ahead in worker processes, in order, and move them to the device.
+) -> Iterator[LoadedBatch]:
+    """Read planned batches in worker processes, in order, and move them to the device.
 
     Args:
-        data: pictures.
+        data: the images.
         plan: batches to read.
-        config: workers, how far they read ahead, and how long to wait for them.
-        device: where batches go; copies do not wait for it.
-        substitute: whether a skipped picture is replaced by the next one (training) or left out
-        (evaluation).
+        config: number of workers, prefetched batches per worker, and the timeout.
+        device: where batches are moved; the copy to a GPU is asynchronous.
+        substitute: True replaces a skipped image by the next one (training); False drops it
+            (evaluation).
 
     Raises:
-        UserError: a picture is bad and the policy is to stop.
-        ReadingError: the machine refused something, or a worker was killed or does not answer.
+        UserError: an image is bad and the policy is to stop.
+        ReadingError: out of memory or other resources, or a worker was killed or does not answer.
     """
     reader = _Reader(data, substitute=substitute)
-    for delivery in read_ahead(reader, plan, config):
-        batch = delivery.batch
+    for loaded in read_ahead(reader, plan, config):
+        batch = loaded.batch
         if batch is not None:
-            if device.type == "cuda":
+            if device.type == "cuda":  # only copies from pinned memory are asynchronous
                 batch = batch.pin_memory()
             batch = batch.to(device, non_blocking=True)
-        yield Delivery(batch, delivery.skipped)
+        yield LoadedBatch(batch, loaded.skipped)

@@ -1,7 +1,7 @@
-"""What a run tells: the console, `metrics.jsonl` and TensorBoard. Nothing else in a run prints.
+"""Logging of a run to the console, `metrics.jsonl` and TensorBoard. Nothing else in a run prints.
 
-A log that cannot be written never ends a run: it is said once, and the lines of metrics.jsonl are
-kept until the disk takes them.
+A log that cannot be written never ends a run. The problem is reported once, and lines of
+metrics.jsonl are kept in memory until they can be written.
 """
 
 import json
@@ -38,26 +38,31 @@ from engine.text import printable
 T = TypeVar("T")
 
 RATE_WINDOW = 20
-"""Log lines over which the speed for the remaining time is averaged."""
+"""Number of log lines over which the speed is averaged for the estimated time."""
 PLAIN_PROGRESS_S = 30.0
-"""Seconds between lines of progress where there is no terminal."""
-METRICS = "metrics.jsonl"
-"""Name of the file in a run folder that has a line for each logged step and each evaluation."""
+"""Seconds between progress lines if the output is not a terminal."""
+METRICS_FILE = "metrics.jsonl"
+"""File in a run folder with one JSON line per logged step and per evaluation."""
 WIDTH = 100
-"""Columns of a step's lines, and of tables where there is no terminal."""
+"""Columns of a step's lines, and of tables if the output is not a terminal."""
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
 class _Console(Console):
-    """A console on which users' text is text: names of files and classes obey as no command."""
+    """A console that escapes control characters, which file and class names may contain."""
 
-    def render_str(self, text: str, **style: Any) -> Text:  # of all that is printed, cells too
-        """Return the text, its control characters as escapes; line breaks are our own."""
+    def render_str(self, text: str, **style: Any) -> Text:  # called for all text, also in tables
+        """Return the text with control characters escaped, except line breaks, which are ours."""
         return super().render_str(printable(text, keep="\n"), **style)
 
 
 def make_console(*, stderr: bool = False, width: int = WIDTH) -> Console:
-    """Return a console that colours and draws on a terminal alone, and never cuts a line."""
+    """Return a console that uses colours only on a terminal, and never truncates a line.
+
+    Args:
+        stderr: write to stderr instead of stdout.
+        width: columns if the output is not a terminal.
+    """
     console = _Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = width
@@ -68,11 +73,11 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Read a run's metrics.jsonl.
 
     Returns:
-        Its records, each with `kind` and `step`, and the number of lines that are none, such as the
-        half one that a killed run may leave.
+        The records, each with `kind` and `step`, and the number of damaged lines, such as a partial
+        line of a killed run.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     lines = read_bytes(path).decode(errors="replace").splitlines()
     records = []
@@ -85,18 +90,18 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 class RunLog:
-    """Writes a run's lines, numbers and pictures; does nothing on processes other than the main."""
+    """Logs a run's lines, numbers and images; does nothing on processes other than the main one."""
 
     def __init__(self, directory: Path | None, *, is_main: bool) -> None:
-        """Log to the console and, when `directory` is given, to files in it."""
+        """Log to the console and, if `directory` is not None, to files in it."""
         self._directory = directory if is_main else None
         self._is_main = is_main
         self._console = make_console()
         self._events: EventFile | None = None
         self._num_event_files = 0
         self._purge_step: int | None = None
-        self._pending: list[str] = []  # lines that the disk has not taken yet
-        self._failed: set[str] = set()  # what could not be written, each said once
+        self._pending: list[str] = []  # lines that are not in metrics.jsonl yet
+        self._failed: set[str] = set()  # what could not be written; each is reported once
         self._times = deque([(0, time.monotonic())], maxlen=RATE_WINDOW)
         self._bar: tuple[Progress, TaskID] | None = None
 
@@ -113,14 +118,18 @@ class RunLog:
         lr: float,
         images_per_second: float,
     ) -> None:
-        """Log the losses after `step` updates, with the time that the rest will take."""
+        """Log losses, learning rate, speed and the remaining time after `step` updates.
+
+        values: losses and measurements by name, means since the last call.
+        """
         if not self._is_main:
             return
+        # the oldest of the last RATE_WINDOW lines
         first_step, first_time = self._times[0]
         now = time.monotonic()
         seconds = (now - first_time) / max(step - first_step, 1)
         self._times.append((step, now))
-        parts = [f"step {step}/{max_steps}", *_written(values), f"lr {lr:.4g}"]
+        parts = [f"step {step}/{max_steps}", *_formatted(values), f"lr {lr:.4g}"]
         eta = _duration(seconds * (max_steps - step))
         self._print_parts([*parts, f"{images_per_second:.1f} images/s", f"eta {eta}"])
         numbers = {**values, "lr": lr, "images_per_second": images_per_second}
@@ -133,36 +142,36 @@ class RunLog:
 
         Args:
             step: optimiser updates so far.
-            metrics: all of them; the console line leaves out those of one class, `ap/person`.
-            table: what rich can print, shown in place of the line.
-            record: whether the files get it too.
+            metrics: by name; the console line omits per-class ones such as `ap/person`.
+            table: printable by rich, shown instead of the line.
+            record: whether to write the metrics to the files too.
         """
         if not self._is_main:
             return
         if table is None:
             overall = {name: value for name, value in metrics.items() if "/" not in name}
-            self._print_parts([f"evaluation at step {step}", *_written(overall)])
+            self._print_parts([f"evaluation at step {step}", *_formatted(overall)])
         else:
             self._console.print(table, soft_wrap=False)
         if record:
             self._record("eval", step, metrics)
 
     def final(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of the weights that a run leaves, which are those of `step`."""
+        """Record the metrics of the exported weights, which are those after `step` updates."""
         self._record("final", step, metrics)
 
-    def pictures(self, step: int, pictures: Sequence[np.ndarray], tag: str) -> None:
-        """Put (H, W, 3) uint8 RGB pictures into TensorBoard, and the newest into pictures/."""
+    def images(self, step: int, images: Sequence[np.ndarray], tag: str) -> None:
+        """Write (H, W, 3) uint8 RGB images to TensorBoard, and the newest ones to pictures/."""
         if self._directory is None:
             return
-        for index, picture in enumerate(pictures):
+        for index, image in enumerate(images):
             name = f"{tag}/{index}"
             path = self._directory / "pictures" / f"{tag}_{index:02d}.png"
-            self._try_event(partial(EventFile.image, step=step, name=name, pixels=picture))
-            self._try(path.name, partial(_write_png, path, picture))
+            self._try_event(partial(EventFile.image, step=step, name=name, pixels=image))
+            self._try(path.name, partial(_write_png, path, image))
 
     def advance(self, step: int, max_steps: int) -> None:
-        """Move the bar between two lines of the log, on a terminal."""
+        """Update the progress bar, on a terminal."""
         if not self._is_main or not self._console.is_terminal:
             return
         if self._bar is None:
@@ -172,13 +181,16 @@ class RunLog:
         self._bar[0].update(self._bar[1], completed=step)
 
     def stop_bar(self) -> None:
-        """Take the bar away: something else is shown, or the training has ended."""
+        """Remove the progress bar, before other output or at the end of training."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
 
     def progress(self, iterable: Iterable[T], total: int, description: str) -> Iterator[T]:
-        """Yield the items and show how far it is: a bar on a terminal, else a line now and then."""
+        """Yield the items and show progress: a bar on a terminal, otherwise a line now and then.
+
+        total: number of items.
+        """
         if not self._is_main:
             yield from iterable
         elif self._console.is_terminal:
@@ -191,25 +203,26 @@ class RunLog:
             yield from self._plain_progress(iterable, total, description)
 
     def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
-        """Forget what an earlier run logged beyond `step`, from which this one goes on.
+        """Remove what an earlier run logged after `step`, from which this run resumes.
 
         Args:
-            step: steps so far.
-            evaluated: whether the evaluation of this step stays as well.
+            step: optimiser updates of the resumed checkpoint.
+            evaluated: whether to keep the evaluation of this step too.
         """
         self._times = deque([(step, time.monotonic())], maxlen=RATE_WINDOW)
-        self._purge_step = step + 1
-        path = self._directory / METRICS if self._directory else None
+        self._purge_step = step + 1  # the next event file tells TensorBoard to drop later events
+        path = self._directory / METRICS_FILE if self._directory else None
         if path is None or not is_file(path):
             return
+        # the last step that is kept of each kind; records of other kinds are dropped
         last = {"train": step, "eval": step if evaluated else step - 1}
         records, _ = read_metrics(path)
         kept = [each for each in records if each["step"] <= last.get(each["kind"], -1)]
         text = "".join(f"{json.dumps(record)}\n" for record in kept)
-        self._try(METRICS, lambda: write_file(path, text))
+        self._try(METRICS_FILE, lambda: write_file(path, text))
 
     def close(self) -> None:
-        """Write out what is still held back."""
+        """Write pending lines and close the files."""
         self.stop_bar()
         self._write_lines()
         if self._pending:
@@ -219,7 +232,7 @@ class RunLog:
             self._events = None
 
     def _print_parts(self, parts: Sequence[str]) -> None:
-        """Print what belongs on one line; where it is too long, on several, indented."""
+        """Print the parts of a line; if it is longer than WIDTH, on several lines, indented."""
         lines = [""]
         for part in parts:
             if lines[-1].strip() and len(lines[-1]) + 2 + len(part) > WIDTH:
@@ -241,7 +254,7 @@ class RunLog:
     def _record(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         if self._directory is None:
             return
-        # JSON has no NaN
+        # JSON has no NaN; null stands for it
         values = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._pending.append(json.dumps({"kind": kind, "step": step, **values}))
         self._write_lines()
@@ -249,13 +262,13 @@ class RunLog:
         self._try_event(lambda file: file.scalars(step, named))
 
     def _write_lines(self) -> None:
-        """Append the lines that are not in metrics.jsonl yet, each as a whole."""
+        """Append the pending lines to metrics.jsonl; all of them or none."""
         if self._directory is not None and self._pending:
-            path = self._directory / METRICS
+            path = self._directory / METRICS_FILE
             self._try(path.name, lambda: _append_lines(path, self._pending))
 
     def _try_event(self, write: Callable[[EventFile], object]) -> None:
-        """Write to TensorBoard's file; after a failure, to a new one."""
+        """Write to TensorBoard's event file; after a failure, start a new file next time."""
         assert self._directory is not None
         directory, number = self._directory, self._num_event_files
 
@@ -267,26 +280,27 @@ class RunLog:
                 self._purge_step = None
             write(self._events)
 
+        # the record that failed may be partial, and readers stop there: so start a new file
         if not self._try("TensorBoard's events", attempt) and self._events is not None:
             with suppress(OSError):
                 self._events.close()
             self._events = None
 
     def _try(self, what: str, write: Callable[[], object]) -> bool:
-        """Write a part of the log; say once where it fails, and go on."""
+        """Write to a log file; return whether it worked. A failure is reported once per file."""
         try:
             write()
         except (OSError, UserError) as error:
             if what not in self._failed:
                 self._failed.add(what)
                 reason = error.strerror if isinstance(error, OSError) else error
-                self.note(f"{what} cannot be written, the run goes on: {reason}")
+                self.note(f"{what} cannot be written, the run continues: {reason}")
             return False
         return True
 
 
 def _append_lines(path: Path, lines: list[str]) -> None:
-    """Move lines to the end of a file, or leave both as they were."""
+    """Append lines to a file and clear the list; on an error both are unchanged."""
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         text = "".join(f"{line}\n" for line in lines).encode()
@@ -295,19 +309,19 @@ def _append_lines(path: Path, lines: list[str]) -> None:
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
         except OSError:
             with suppress(OSError):
-                file.truncate(size)  # else half a line would stand before the next
+                file.truncate(size)  # otherwise a partial line would precede the next one
             raise
     lines.clear()
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image  # comes with torchvision
+    from PIL import Image  # a dependency of torchvision
 
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
-def _written(values: Mapping[str, float]) -> list[str]:
+def _formatted(values: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in values.items()]
 
 

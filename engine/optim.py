@@ -1,8 +1,8 @@
-"""Optimiser, learning rate over steps, clipping, and an update that a bad gradient cannot spoil.
+"""Optimiser, learning-rate schedule, gradient clipping, and updates that skip non-finite gradients.
 
-The fused kernels run on the CPU and on GPUs. They read a tensor of state by its raw memory, so each
-must lie in memory as its parameter does: build the optimiser after the module has its device and
-memory format, and restore it by `load_optimizer_state`.
+The fused kernels run on the CPU and on GPUs. They read state tensors by their raw memory, so each
+must have the same memory layout as its parameter. Therefore build the optimiser after the module is
+on its device and in its memory format, and restore its state with `load_optimizer_state`.
 """
 
 import math
@@ -18,31 +18,34 @@ from engine.schema import OptimConfig, ScheduleConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -> Optimizer:
-    """Make the optimiser of the parameters that require a gradient.
+    """Build the optimiser for the parameters that require a gradient.
 
-    Groups differ in weight decay and in rate; each keeps its peak rate as `base_lr`.
+    Parameter groups differ in weight decay and learning rate; each stores its peak rate as
+    `base_lr`.
 
     Args:
-        module: float32 parameters; those with `backbone` in their dotted name have its rate.
+        module: float32 parameters; those with `backbone` as a part of their dotted name use
+            `backbone_lr_factor`.
         config: kind, rates and decay.
-        batch_size: images in one update over all processes, for `reference_batch_size`.
+        batch_size: images per update over all processes, for `reference_batch_size`.
 
     Raises:
-        UserError: nothing trains, or a backbone factor without a backbone that trains.
+        UserError: no parameter is trained, or `backbone_lr_factor` is set without a trained
+            backbone.
     """
     groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            # Vectors are biases and norms' scales and shifts; every weight has two axes or more.
+            # 1-D parameters are biases and scales and shifts of norms; weights have 2 or more axes.
             decays = config.decay_norm_and_bias or parameter.ndim > 1
             in_backbone = "backbone" in name.split(".")
             groups.setdefault((decays, in_backbone), []).append((name, parameter))
     if not groups:
-        raise UserError("model: expected parameters that train, got none (all stages are frozen)")
+        raise UserError("model: expected trainable parameters, got none (all stages are frozen)")
     if config.backbone_lr_factor != 1.0 and not any(in_backbone for _, in_backbone in groups):
         factor = config.backbone_lr_factor
         raise UserError(
-            f"optim.backbone_lr_factor: expected 1 (no backbone trains), got {factor:g}"
+            f"optim.backbone_lr_factor: expected 1 (no backbone is trained), got {factor:g}"
         )
 
     lr = effective_lr(config, batch_size)
@@ -52,25 +55,26 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) 
         decay = config.weight_decay if decays else 0.0
         group = {"params": named, "lr": group_lr, "base_lr": group_lr, "weight_decay": decay}
         param_groups.append(group)
+    # fused kernels are fast and can skip an update on the device (see step_if_finite)
     if config.kind == "adamw":
         return AdamW(param_groups, lr=lr, betas=config.betas, fused=True)
     optimizer = SGD(param_groups, lr=lr, momentum=config.momentum, fused=True)
     if config.momentum > 0:
-        # The kernel leaves the momentum uninitialised when the very first update is skipped.
+        # Without this, skipping the very first update would leave the momentum uninitialised.
         for _, parameter in _named_parameters(optimizer):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def effective_lr(config: OptimConfig, batch_size: int) -> float:
-    """Return the peak rate for `batch_size` images an update."""
+    """Return the peak learning rate for `batch_size` images per update."""
     if config.reference_batch_size is None:
         return config.lr
     return config.lr * batch_size / config.reference_batch_size
 
 
-def note(config: OptimConfig, batch_size: int) -> str | None:
-    """Return a line for the console when the rate follows the batch size, else None."""
+def lr_note(config: OptimConfig, batch_size: int) -> str | None:
+    """Return a log line if the rate is scaled with the batch size, otherwise None."""
     if config.reference_batch_size in (None, batch_size):
         return None
     return (
@@ -80,39 +84,44 @@ def note(config: OptimConfig, batch_size: int) -> str | None:
 
 
 def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int, drops: int = 0) -> float:
-    """Return the rate, relative to the peak, of update `step` in 0..max_steps-1.
+    """Return the learning rate of update `step`, relative to the peak.
 
-    drops: of `plateau`, how often the rate has dropped so far.
+    Args:
+        step: in 0..max_steps-1.
+        config: shape of the schedule.
+        max_steps: `loop.max_steps`.
+        drops: how often the rate has dropped so far; used by `plateau` only.
     """
     if config.kind == "steps":
-        share = all(milestone < 1 for milestone in config.milestones)
-        scale = max_steps if share else 1
+        are_fractions = all(milestone < 1 for milestone in config.milestones)
+        scale = max_steps if are_fractions else 1  # milestones in steps
         factor = config.gamma ** sum(step >= milestone * scale for milestone in config.milestones)
     elif config.kind == "cosine":
+        # progress is 0 at the end of the warm-up and 1 at the last step
         length = max(max_steps - 1 - config.warmup_steps, 1)
         progress = min(max((step - config.warmup_steps) / length, 0.0), 1.0)
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         factor = config.final_factor + (1.0 - config.final_factor) * cosine
     else:
         factor = config.gamma**drops
-    if step < config.warmup_steps:
+    if step < config.warmup_steps:  # the warm-up multiplies the schedule's own factor
         risen = step / config.warmup_steps if config.warmup_kind == "linear" else 0.0
         factor *= config.warmup_factor + (1.0 - config.warmup_factor) * risen
     return factor
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its peak."""
+    """Set the rate of every parameter group to `factor` times its peak, in place."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scale the gradients in place to an L2 norm of at most `max_norm`; None leaves them alone.
+    """Scale the gradients in place to a global L2 norm of at most `max_norm`; None only measures.
 
     Returns:
-        The norm of all gradients together before that, 0-dim float32 on their device, without
-        waiting for it; not finite when one of them is not, 0 when there is no gradient.
+        The global norm before scaling: 0-dim float32 on the gradients' device, without waiting for
+        it. Not finite if any gradient is not; 0 if there are no gradients.
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
@@ -122,30 +131,30 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 def step_if_finite(optimizer: Optimizer, finite: Tensor) -> None:
-    """Update the weights where `finite` holds, else change neither weights nor optimiser state.
+    """Update the weights if `finite` is True; otherwise change neither weights nor state.
 
-    The kernel itself reads the flag, so the host does not wait for the device.
+    The fused kernel reads the flag on the device, so the host does not wait for it.
 
     Args:
         optimizer: from `build_optimizer`.
         finite: 0-dim bool on the parameters' device.
     """
-    # What torch.amp.GradScaler tells a fused kernel; no public argument exists.
+    # How torch.amp.GradScaler passes the flag to a fused kernel; there is no public argument.
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = torch.logical_not(finite).float()  # type: ignore[attr-defined]
     optimizer.step()
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Return the optimiser's tensors by parameter name, for `load_optimizer_state`.
+    """Return the optimiser's state tensors by parameter name, for `load_optimizer_state`.
 
-    Rates and decay are not in it: after a resume they are the config's.
+    Rates and weight decay are not included: a resumed run takes them from its config.
     """
     return {name: dict(optimizer.state[p]) for name, p in _named_parameters(optimizer)}
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put back what `optimizer_state` returned.
+    """Restore the state that `optimizer_state` returned, in each parameter's memory layout.
 
     Raises:
         UserError: the state is of another kind of optimiser, or of other parameters.
@@ -154,7 +163,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
     for name in [*named, *state]:
         if name not in named or name not in state:
             where = "model" if name in named else "checkpoint"
-            raise UserError(f"optimiser state: parameter {name} trains in the {where} alone")
+            raise UserError(f"optimiser state: parameter {name} is trained in the {where} only")
     expected = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, AdamW) else set()
     if isinstance(optimizer, SGD) and optimizer.defaults["momentum"] > 0:
         expected = {"momentum_buffer"}
@@ -163,9 +172,10 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
         if tensors and set(tensors) != expected:
             got = ", ".join(tensors)
             raise UserError(
-                f"optimiser state: expected that of {type(optimizer).__name__}, got {got}"
+                f"optimiser state: expected tensors of {type(optimizer).__name__}, got {got}"
             )
         for key, value in tensors.items():
+            # AdamW's step counter is a scalar; all other tensors have the parameter's shape
             shape = torch.Size() if key == "step" else parameter.shape
             if value.shape != shape:
                 raise UserError(
@@ -173,6 +183,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Mapping[str, 
                     f"got {tuple(value.shape)}"
                 )
             like = parameter if value.ndim else torch.zeros((), device=parameter.device)
+            # empty_like copies the memory layout, which the fused kernel relies on
             optimizer.state[parameter][key] = torch.empty_like(like).copy_(value)
 
 

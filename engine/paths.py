@@ -1,8 +1,8 @@
-"""Looking at paths and reading files: each answer that the system refuses is one line.
+"""Checking paths and reading files, with a one-line UserError for every system error.
 
-pathlib's own `exists`, `is_file`, `is_dir`, `glob` and `read_bytes` raise what users see as a
-traceback where a folder has no permission, a name is over 255 bytes, or holds the character NUL;
-opening a FIFO waits for ever. All code looks at paths through this module.
+pathlib's `exists`, `is_file`, `is_dir`, `glob` and `read_bytes` end in a traceback if a folder has
+no read permission, or if a name has over 255 bytes or a NUL character; opening a FIFO blocks
+forever. So all code checks paths and opens files through this module.
 """
 
 import os
@@ -25,12 +25,12 @@ _KINDS = {
 
 
 def status_of(path: Path | str) -> os.stat_result | None:
-    """Return what the system says of a path, links followed; None: nothing is there.
+    """Return the `os.stat` result of a path (links are followed); None if nothing is there.
 
     Raises:
-        UserError: the system gives no answer, as without permission for a folder above.
+        UserError: the path cannot be checked, for example without permission for a parent folder.
     """
-    with _explained(path):
+    with _as_user_error(path):
         try:
             return os.stat(path)  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
@@ -38,27 +38,31 @@ def status_of(path: Path | str) -> os.stat_result | None:
 
 
 def exists(path: Path | str) -> bool:
-    """Return whether there is a file or folder; UserError as for `status_of`."""
+    """Return whether a file or folder exists at `path`; UserError as for `status_of`."""
     return status_of(path) is not None
 
 
 def is_file(path: Path | str) -> bool:
-    """Return whether there is a regular file; UserError as for `status_of`."""
+    """Return whether `path` is a regular file; UserError as for `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def is_folder(path: Path | str) -> bool:
-    """Return whether there is a folder; UserError as for `status_of`."""
+    """Return whether `path` is a folder; UserError as for `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def require_folder(path: Path | str, what: str) -> Path:
-    """Return the path of a folder.
+    """Return `path` as a Path if it is a folder.
+
+    Args:
+        path: the folder.
+        what: what was expected, for the message, such as "a run folder".
 
     Raises:
-        UserError: there is none; the message says `what` was expected, such as "a run folder".
+        UserError: it is not a folder.
     """
     if not is_folder(path):
         got = "a file" if exists(path) else "no such folder"
@@ -67,12 +71,12 @@ def require_folder(path: Path | str, what: str) -> Path:
 
 
 def names_in(folder: Path | str, pattern: str = "*") -> list[str]:
-    """Return the names in a folder that match a shell pattern, sorted; [] without the folder.
+    """Return the sorted names in a folder that match a shell pattern; [] if it does not exist.
 
     Raises:
-        UserError: it is no folder, or cannot be read.
+        UserError: `folder` is not a folder, or cannot be read.
     """
-    with _explained(folder):
+    with _as_user_error(folder):
         try:
             names = os.listdir(folder)  # noqa: PTH208
         except FileNotFoundError:
@@ -81,48 +85,50 @@ def names_in(folder: Path | str, pattern: str = "*") -> list[str]:
 
 
 def files_in(folder: Path | str) -> set[str]:
-    """Return the names of the regular files in a folder, links followed; none without the folder.
+    """Return the names of the regular files in a folder (links are followed).
 
-    The listing says what each is: of a hundred thousand images none is asked for by itself.
+    The set is empty if the folder does not exist. The directory listing gives the type of each
+    entry, so a folder of a hundred thousand images needs no `stat` call per file.
 
     Raises:
         UserError: the folder cannot be read.
     """
     found = set()
-    with _explained(folder):
+    with _as_user_error(folder):
         try:
             entries = os.scandir(folder)
         except (FileNotFoundError, NotADirectoryError):
             return set()
         with entries:
             for entry in entries:
-                with suppress(OSError):  # links that lead in a circle
+                with suppress(OSError):  # a circle of links
                     if entry.is_file():
                         found.add(entry.name)
     return found
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links; what is not there may be named too.
+    """Return the absolute path with all links resolved; the path need not exist.
 
     Raises:
-        UserError: as for `status_of`, or links that lead in a circle.
+        UserError: as for `status_of`, or the links form a circle.
     """
-    with _explained(path):
+    with _as_user_error(path):
         try:
             return Path(path).resolve()
         except RuntimeError as error:  # Python 3.12 and before: a circle of links
-            raise UserError(f"{path}: links that lead in a circle") from error
+            raise UserError(f"{path}: the links form a circle") from error
 
 
 @contextmanager
 def open_file(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a regular file to read its bytes; a FIFO or a device is refused and never waited for.
+    """Open a regular file for reading bytes. FIFOs and devices are rejected without waiting.
 
     Raises:
-        UserError: there is no such file, it is of another kind, or it cannot be read.
+        UserError: the file does not exist, is not a regular file, or cannot be read.
     """
-    with _explained(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+    # O_NONBLOCK: opening a FIFO without a writer returns at once
+    with _as_user_error(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
         if kind != stat.S_IFREG:
             raise UserError(f"{path}: expected a file, got {_KINDS.get(kind, 'something else')}")
@@ -130,16 +136,16 @@ def open_file(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """Return a file's bytes; UserError as for `open_file`."""
+    """Return the bytes of a file; UserError as for `open_file`."""
     with open_file(path) as file:
         return file.read()
 
 
 def read_text(path: Path | str) -> str:
-    """Return a UTF-8 file's text, without a byte order mark.
+    """Return the text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        UserError: as for `open_file`, or it is no UTF-8 text.
+        UserError: as for `open_file`, or the file is not UTF-8 text.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -148,8 +154,8 @@ def read_text(path: Path | str) -> str:
 
 
 @contextmanager
-def _explained(path: Path | str) -> Iterator[None]:
-    """Turn what the system answers into one line that names the path."""
+def _as_user_error(path: Path | str) -> Iterator[None]:
+    """Convert system errors into a one-line UserError that names the path."""
     try:
         yield
     except FileNotFoundError as error:
@@ -160,5 +166,5 @@ def _explained(path: Path | str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UserError:
         raise
-    except ValueError as error:  # of the character NUL, or half of a character
-        raise UserError(f"{str(path)!r}: expected a path, got one that no file can have") from error
+    except ValueError as error:  # a NUL character, or half of a surrogate pair
+        raise UserError(f"{str(path)!r}: expected a path, got one that cannot exist") from error

@@ -1,4 +1,7 @@
-"""What a checkpoint holds, checked before a run goes on from it: it may be of any origin."""
+"""Validation of a checkpoint's content before a run resumes from it.
+
+The file may come from anywhere, so every part is checked for its type.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -7,23 +10,24 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import holds_tensors
+from engine.checkpoint import is_tensor_dict
 from engine.errors import UserError
 from engine.progress import Progress
 
 
 def check_payload(payload: Mapping[str, Any], *, source: Path) -> None:
-    """Refuse what is not a run's checkpoint.
+    """Check that `payload` is the checkpoint of a run.
 
     Raises:
-        UserError: names the part that is missing or of another kind.
+        UserError: a part is missing or has the wrong type; the message names it and `source`.
     """
-    for key, is_right in _PARTS.items():
-        if not is_right(payload.get(key)):
+    for key, is_valid in _CHECKS.items():
+        if not is_valid(payload.get(key)):
             got = type(payload[key]).__name__ if key in payload else "nothing"
             raise UserError(f"{source}: expected a run's checkpoint with its {key}, got {got}")
+    # keys of other versions are allowed; Progress.of ignores them
     for name, value in payload["progress"].items():
-        if name in _PROGRESS and not _is_progress(value, _PROGRESS[name]):
+        if name in _PROGRESS and not _is_progress_value(value, _PROGRESS[name]):
             raise UserError(
                 f"{source}: expected a run's checkpoint with its {name}, got {value!r:.40}"
             )
@@ -32,10 +36,10 @@ def check_payload(payload: Mapping[str, Any], *, source: Path) -> None:
 def load_average(
     average: Mapping[str, Tensor], payload: Mapping[str, Any], *, source: Path
 ) -> None:
-    """Copy a checkpoint's averaged weights into `average`, where it has any.
+    """Copy a checkpoint's averaged weights, if any, into `average` in place.
 
     Raises:
-        UserError: they are of another network.
+        UserError: they belong to another network.
     """
     saved = payload.get("average")
     if saved is None:
@@ -43,36 +47,41 @@ def load_average(
     for name, value in average.items():
         if name not in saved or saved[name].shape != value.shape:
             shape = tuple(value.shape)
-            raise UserError(f"{source}: expected averaged weights {name} of shape {shape}")
+            raise UserError(
+                f"{source}: expected averaged weights {name} of shape {shape}, got none"
+            )
         value.copy_(saved[name])
 
 
-def _is_meter(part: Any) -> bool:
-    """Return whether it is what `StepMeter.state` returns."""
+def _is_meter_state(value: Any) -> bool:
+    """Return whether `value` is a state of `StepMeter`."""
     return (
-        isinstance(part, dict)
-        and holds_tensors(part.get("sums"))
-        and isinstance(part.get("good"), Tensor)
-        and isinstance(part.get("measured"), list | tuple | set | frozenset)
-        and all(isinstance(name, str) for name in part["measured"])
-        and all(type(part.get(key)) is int for key in ("steps", "skipped"))
+        isinstance(value, dict)
+        and is_tensor_dict(value.get("sums"))
+        and isinstance(value.get("good"), Tensor)
+        and isinstance(value.get("measured"), list | tuple | set | frozenset)
+        and all(isinstance(name, str) for name in value["measured"])
+        and all(type(value.get(key)) is int for key in ("steps", "skipped"))
     )
 
 
-def _is_progress(value: Any, default: Any) -> bool:
+def _is_progress_value(value: Any, default: Any) -> bool:
+    """Return whether `value` has the type of a `Progress` field with this default."""
     if default is None or isinstance(default, float):
         return type(value) in (int, float) or (default is None and value is None)
     return type(value) is type(default) and value >= 0
 
 
 _PROGRESS = {field.name: field.default for field in fields(Progress)}
-_PARTS: dict[str, Callable[[Any], bool]] = {
-    "model": holds_tensors,
-    "optimizer": lambda part: isinstance(part, dict) and all(map(holds_tensors, part.values())),
-    "average": lambda part: part is None or holds_tensors(part),
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "model": is_tensor_dict,
+    "optimizer": lambda part: isinstance(part, dict) and all(map(is_tensor_dict, part.values())),
+    "average": lambda part: part is None or is_tensor_dict(part),
     "progress": lambda part: isinstance(part, dict) and "step" in part,
-    "meters": lambda part: part is None or (isinstance(part, list) and all(map(_is_meter, part))),
-    "rng": holds_tensors,
+    "meters": lambda part: (
+        part is None or (isinstance(part, list) and all(map(_is_meter_state, part)))
+    ),
+    "rng": is_tensor_dict,
     "config": lambda part: isinstance(part, dict),
     "metadata": lambda part: isinstance(part, dict),
     "data": lambda part: part is None or isinstance(part, dict),

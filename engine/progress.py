@@ -1,4 +1,4 @@
-"""What a run remembers besides tensors: its step, its best score, and what is still to be done."""
+"""Progress of a run besides its tensors: step, best score, and a pending evaluation."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ from engine.schema import LoopConfig, ScheduleConfig
 
 @dataclass
 class Progress:
-    """State of a run after `step` updates; kept in every checkpoint.
+    """Progress of a run after `step` updates; stored in every checkpoint.
 
-    score: latest main metric; None: there was none. best: the highest so far, that of `best_step`,
-    which is 0 before there was one.
-    evaluation_due: the weights of this step are still to be evaluated.
+    score: latest main metric; None if there was none. best: the highest main metric so far, of the
+    weights of `best_step`, which is 0 before the first score. evaluations_since_best: scheduled
+    evaluations since then. rate_drops: of the plateau schedule. bad_in_a_row: non-finite steps in
+    a row up to this step. evaluation_due: the weights of this step must still be evaluated.
     """
 
     step: int = 0
@@ -29,21 +30,22 @@ class Progress:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the progress that a checkpoint holds, of an earlier version too."""
+        """Return the progress in a checkpoint; unknown keys of other versions are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def add_score(self, score: float, *, scheduled: bool) -> bool:
-        """Count an evaluation of this step's weights; return whether it is the best so far.
+        """Record an evaluation of this step's weights; return whether it is the best so far.
 
         Args:
-            score: main metric; not a number (nothing to find in the validation images) is no score.
-            scheduled: whether a longer run is evaluated at this step too. Patience and rate heed no
-                other evaluation, or a run that is lengthened later would train otherwise.
+            score: main metric. NaN (no objects in the validation images) does not count.
+            scheduled: whether `loop.eval_every` falls on this step. Only such evaluations affect
+                patience and learning rate. Otherwise the extra evaluation at the last step would
+                change how a run trains if `loop.max_steps` is raised later.
         """
         self.evaluation_due = False
         self.score = None if math.isnan(score) else score
-        is_best = score > self.best
+        is_best = score > self.best  # False for NaN
         if is_best:
             self.best, self.best_step = score, self.step
         if scheduled and self.score is not None:
@@ -51,12 +53,16 @@ class Progress:
         return is_best
 
     def is_out_of_patience(self, loop: LoopConfig) -> bool:
-        """Return whether the run stops because its score has not improved for too long."""
+        """Return whether the score has not improved for `loop.patience` evaluations."""
         return loop.patience is not None and self.evaluations_since_best >= loop.patience
 
     def drop_rate_on_plateau(self, schedule: ScheduleConfig) -> bool:
-        """Count a drop of the learning rate where one is due after a scheduled evaluation."""
+        """After a scheduled evaluation, count a drop of the learning rate if one is due.
+
+        Returns:
+            Whether the rate drops.
+        """
         waited = self.evaluations_since_best
         due = schedule.kind == "plateau" and waited and waited % schedule.plateau_evaluations == 0
-        self.rate_drops += bool(due)
+        self.rate_drops += bool(due)  # at every multiple of plateau_evaluations without improvement
         return bool(due)

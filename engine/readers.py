@@ -1,8 +1,8 @@
-"""Reader processes: started, watched and ended so that no signal and no fault hangs a run.
+"""Reader processes: torch's DataLoader, hardened so that no signal or fault makes a run hang.
 
-torch's DataLoader starts them. What it leaves open is closed here: a signal to the process group
-ends the readers before their parent can stop in order; a reader that dies raises in the middle of
-whatever the parent does; one that is stopped, or finds /dev/shm full, is waited for for ever.
+Three problems of the DataLoader are solved here. A signal to the process group ends the readers
+before their parent can stop in order. A dying reader raises in the parent at an arbitrary point of
+its code. And the parent waits forever for a reader that is stopped or finds /dev/shm full.
 """
 
 import contextlib
@@ -36,32 +36,33 @@ Answer = TypeVar("Answer")
 SHARED_MEMORY = "/dev/shm"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TICK_S = 0.5
-_GOODBYE_S = 5.0  # that readers get to finish what they read; then they are killed
-_LESS = "lower loader.workers or loader.prefetch"
+_SHUTDOWN_S = 5.0  # time for readers to finish at the end; then they are killed
+_READ_LESS = "lower loader.workers or loader.prefetch"
 _MORE_SHARED = (
-    f"give the container more (docker run --shm-size=8g), or {_LESS} (loader.workers=0 needs none)"
+    "give the container more (docker run --shm-size=8g), or "
+    f"{_READ_LESS} (loader.workers=0 needs none)"
 )
 
 
 def read_ahead(
     read: Callable[[Request], Answer], requests: Iterable[Request], config: LoaderConfig
 ) -> Iterator[Answer]:
-    """Yield what `read` makes of each request, in order, read ahead in processes.
+    """Yield `read(request)` for each request, in order, read ahead in reader processes.
 
     Args:
-        read: called in a reader process, or here without any.
-        requests: what to read.
-        config: the number of processes, how far they read ahead, and the longest wait.
+        read: called in a reader process, or in this process if `config.workers` is 0.
+        requests: arguments of `read`.
+        config: number of processes, prefetched results per process, and the timeout.
 
     Raises:
         UserError: raised by `read`.
-        ReadingError: the machine refused something, or a reader was killed or does not answer.
+        ReadingError: out of memory or other resources, or a reader was killed or does not answer.
     """
     if config.workers:
         yield from _read_in_processes(read, requests, config)
         return
     for request in requests:
-        with _explained():
+        with _as_reading_error():
             answer = read(request)
         yield answer
 
@@ -74,33 +75,33 @@ def _read_in_processes(
         batch_sampler=requests,  # type: ignore[arg-type]
         num_workers=config.workers,
         prefetch_factor=config.prefetch,
-        collate_fn=_unchanged,
+        collate_fn=_identity,
         worker_init_fn=_start_reader,
-        generator=torch.Generator(),  # else making the iterator would draw from the run's own
+        generator=torch.Generator(),  # otherwise it would advance the run's own generator
     )
-    free = free_shared_memory()
-    others = set(multiprocessing.active_children())
-    gc.collect()  # readers of an evaluation that failed are freed here, not in the new ones
-    with _signals_held(), _explained():
+    free = free_shared_memory()  # before the readers take any
+    others = set(multiprocessing.active_children())  # processes that are not our readers
+    gc.collect()  # free the readers of a failed evaluation here, not in the new readers
+    with _signals_blocked(), _as_reading_error():
         messages = iter(loader)
-    watch = _Watch([each for each in multiprocessing.active_children() if each not in others])
-    # Where nobody closes this iterator: Python, at its end, would wait for readers that ignore
-    # SIGTERM.
-    farewell = Finalize(None, watch.kill, exitpriority=1)
-    watch.start()
+    watchdog = _Watchdog([each for each in multiprocessing.active_children() if each not in others])
+    # In case this iterator is never closed: at exit, Python would wait for the readers, which
+    # ignore SIGTERM.
+    kill_at_exit = Finalize(None, watchdog.kill, exitpriority=1)
+    watchdog.start()
     try:
-        first = True
+        first = True  # the first batch tells how large batches are
         while True:
-            watch.left_s = config.read_timeout_s
+            watchdog.left_s = config.read_timeout_s
             try:
                 message = next(messages, None)
                 answer: Any = None if message is None else pickle.loads(message[0])
             except Exception as error:
-                fault = _fault(error, watch, config)
-                if fault is None:
+                reading_error = _reading_error(error, watchdog, config)
+                if reading_error is None:
                     raise
-                raise fault from error
-            watch.left_s = float("inf")
+                raise reading_error from error
+            watchdog.left_s = float("inf")  # no timeout while the caller computes
             if message is None:
                 return
             if isinstance(answer, UserError):
@@ -110,42 +111,42 @@ def _read_in_processes(
                 first = False
             yield answer
     finally:
-        watch.left_s = _GOODBYE_S
-        del messages
-        farewell()
-        watch.done.set()
+        watchdog.left_s = _SHUTDOWN_S
+        del messages  # stops the readers; the watchdog kills those that do not stop in time
+        kill_at_exit()
+        watchdog.done.set()
 
 
 class _Requests(torch.utils.data.Dataset[Any]):
-    """What runs in a reader: answers, and errors as values, for raised they would be tracebacks."""
+    """The data set that runs in a reader; it returns errors as values, without a traceback."""
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
         self.read = read
 
     def __getitems__(self, request: Any) -> tuple[bytes, int]:
         try:
-            with _explained():
+            with _as_reading_error():
                 return _packed(self.read(request))
         except UserError as error:
             return _packed(error)
 
 
 class _Pickler(ForkingPickler):
-    """Moves tensors to shared memory and counts their bytes."""
+    """Moves tensors to shared memory, as its base does, and counts their bytes."""
 
     shared = 0
 
     def reducer_override(self, value: Any) -> Any:
-        """Count tensors, and leave all to others."""
+        """Count the bytes of tensors; the base class does the pickling."""
         if isinstance(value, torch.Tensor):
             self.shared += value.untyped_storage().nbytes()
         return NotImplemented
 
 
 def _packed(answer: Any) -> tuple[bytes, int]:
-    """Return a message, and how many bytes of shared memory it holds.
+    """Pickle a result; return it with the number of bytes that it holds in shared memory.
 
-    Left to the DataLoader this happens in a thread, where an error loses the message.
+    The DataLoader would pickle it in a thread, where an error loses the result.
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, pickle.HIGHEST_PROTOCOL)
@@ -153,35 +154,36 @@ def _packed(answer: Any) -> tuple[bytes, int]:
     return buffer.getvalue(), pickler.shared
 
 
-def _unchanged(message: Any) -> Any:
+def _identity(message: Any) -> Any:
     return message
 
 
 def _start_reader(_number: int) -> None:
-    """Leave signals to the parent, and end when it does, even when this process is stopped."""
+    """Set up a reader: ignore signals, and end with the parent, even if this process is stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)  # see _signals_held
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)  # see _signals_blocked
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it ended before that was asked for
+    if parent is not None and not parent.is_alive():  # it ended before prctl was called
         os._exit(1)
-    keep_freed_memory(keep=False)  # there are many of them, and images of many sizes
+    keep_freed_memory(keep=False)  # many readers with images of many sizes would keep too much
 
 
-_HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Keep signals waiting while readers start, which inherit that until they ignore them.
+def _signals_blocked() -> Iterator[None]:
+    """Block signals while readers start; the readers inherit this until they ignore the signals.
 
-    torch's handler of SIGCHLD is taken back: it raises wherever the main process is when a reader
-    dies, in the middle of a step or of writing a checkpoint. `_fault` finds dead readers.
+    Also restore the handler of SIGCHLD that torch replaces. When a reader dies, torch's handler
+    raises wherever the main process is, such as in a step or while it writes a checkpoint. Dead
+    readers are found by `_reading_error` instead.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
@@ -191,23 +193,23 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Watch(threading.Thread):
-    """Kills the readers when their time is up, which ends every wait for them.
+class _Watchdog(threading.Thread):
+    """Thread that kills the readers after a timeout, which ends every wait for them.
 
-    The DataLoader's own time limit does not cover a reader that stops after it announced a batch
-    and before it handed it over. Time is counted in ticks: where all processes are suspended
-    (Ctrl-Z), it stands still.
+    The DataLoader's own timeout does not cover a reader that stops between announcing a batch and
+    sending it. Time is counted in ticks, so it does not advance while all processes are suspended
+    (Ctrl-Z).
     """
 
     def __init__(self, readers: list[BaseProcess]) -> None:
-        super().__init__(name="reader-watch", daemon=True)
+        super().__init__(name="reader-watchdog", daemon=True)
         self.readers = readers
         self.left_s = float("inf")
         self.expired = False
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Tick."""
+        """Count down `left_s`; kill the readers when it is below 0."""
         while not self.done.wait(_TICK_S):
             self.left_s -= _TICK_S
             if self.left_s < 0:
@@ -216,75 +218,79 @@ class _Watch(threading.Thread):
                 return
 
     def kill(self) -> None:
-        """End readers that are still there."""
+        """Kill the readers."""
         for reader in self.readers:
             reader.kill()
 
 
-def _fault(error: Exception, watch: _Watch, config: LoaderConfig) -> ReadingError | None:
-    """Return what to tell of an error met while waiting for readers; None: the error itself."""
-    if watch.expired:
+def _reading_error(
+    error: Exception, watchdog: _Watchdog, config: LoaderConfig
+) -> ReadingError | None:
+    """Return the ReadingError that explains an error while waiting; None if it explains itself."""
+    if watchdog.expired:
         return ReadingError(
             f"no batch of images within loader.read_timeout_s={config.read_timeout_s}: expected "
-            "the readers to answer; look whether the disk with the images does, and whether "
-            f"something stopped them (processes {', '.join(str(r.pid) for r in watch.readers)})"
+            "an answer of the readers; check whether the disk with the images responds, and "
+            "whether the readers were stopped "
+            f"(processes {', '.join(str(reader.pid) for reader in watchdog.readers)})"
         )
     if not isinstance(error, RuntimeError | OSError | EOFError):
         return None
-    if isinstance(error, OSError | EOFError):  # a connection ends shortly before its process does
-        multiprocessing.connection.wait([reader.sentinel for reader in watch.readers], timeout=1)
-    for reader in watch.readers:
+    if isinstance(error, OSError | EOFError):  # a connection closes shortly before its process ends
+        multiprocessing.connection.wait([reader.sentinel for reader in watchdog.readers], timeout=1)
+    for reader in watchdog.readers:
         if reader.exitcode:
-            return ReadingError(f"reader process {reader.pid} {_end_of(reader.exitcode)}")
-    line = _line_of(error)
+            return ReadingError(f"reader process {reader.pid} {_exit_description(reader.exitcode)}")
+    line = _machine_error_message(error)
     return None if line is None else ReadingError(line)
 
 
-def _end_of(exitcode: int) -> str:
-    """Say how a process ended and what to do."""
+def _exit_description(exitcode: int) -> str:
+    """Return how a process ended and what to do."""
     if exitcode > 0:
         return f"ended with exit code {exitcode}; loader.workers=0 shows why"
     name = signal.Signals(-exitcode).name
     advice = {
-        "SIGKILL": f"as the system does when memory runs out: {_LESS}, or loop.batch_size",
+        "SIGKILL": f"as the system does when memory runs out: {_READ_LESS}, or loop.batch_size",
         "SIGBUS": f"{SHARED_MEMORY} is full: {_MORE_SHARED}",
     }
     return f"was killed by {name}: {advice.get(name, 'loader.workers=0 shows where')}"
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what the machine refuses into one line; a fault of the code stays a traceback."""
+def _as_reading_error() -> Iterator[None]:
+    """Convert errors of the machine into a one-line ReadingError; bugs keep their traceback."""
     try:
         yield
     except Exception as error:
-        line = _line_of(error)
+        line = _machine_error_message(error)
         if line is None:
             raise
         raise ReadingError(line) from error
 
 
-def _line_of(error: Exception) -> str | None:
-    """Return what to tell the user where the machine refused something, else None."""
+def _machine_error_message(error: Exception) -> str | None:
+    """Return a message if `error` is a lack of resources or an I/O error, otherwise None."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     number = error.errno if isinstance(error, OSError) else None
-    refused = re.search(r"shared memory.*\((\d+)\)$", text)  # torch's, a RuntimeError
+    refused = re.search(r"shared memory.*\((\d+)\)$", text)  # torch raises a RuntimeError
     if refused is not None:
         number = int(refused[1])
         if number in (errno.ENOSPC, errno.ENOMEM):
             return f"{SHARED_MEMORY}: no room for a batch of images: {_MORE_SHARED}"
     if number in (errno.EMFILE, errno.ENFILE) or "ancdata" in text or "Too many open" in text:
-        return f"reading images: too many open files: raise the limit (ulimit -n 65536), or {_LESS}"
+        text = "too many open files: raise the limit (ulimit -n 65536)"
+        return f"reading images: {text}, or {_READ_LESS}"
     no_memory = isinstance(error, MemoryError) or number == errno.ENOMEM
     if no_memory or "allocate memory" in text or "Insufficient memory" in text:
-        return f"reading images: memory ran out: {_LESS}, or loop.batch_size"
+        return f"reading images: memory ran out: {_READ_LESS}, or loop.batch_size"
     if number == errno.EAGAIN:
-        return f"reading images: no more processes are allowed (ulimit -u): {_LESS}"
+        return f"reading images: no more processes are allowed (ulimit -u): {_READ_LESS}"
     return f"reading images: {text}" if number is not None else None
 
 
 def free_shared_memory() -> int | None:
-    """Return the free bytes of /dev/shm; None where there is no such thing."""
+    """Return the free bytes of /dev/shm; None if it does not exist."""
     try:
         status = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -293,20 +299,22 @@ def free_shared_memory() -> int | None:
 
 
 def check_shared_memory(batch: int, free: int | None, config: LoaderConfig) -> None:
-    """Refuse to start where batches that are read ahead would fill the shared memory.
+    """Check that the prefetched batches fit into the shared memory.
 
     Args:
-        batch: bytes of one.
-        free: bytes free before the readers started; None checks nothing.
-        config: how many are read ahead.
+        batch: bytes of one batch.
+        free: free bytes before the readers started; None skips the check.
+        config: number of workers and of prefetched batches.
 
     Raises:
-        ReadingError: they do not fit.
+        ReadingError: the batches do not fit.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's; each has its readers
+    processes = int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )  # set by torchrun; each process has its own readers
     count = processes * config.workers * config.prefetch
     if free is not None and count * batch > free:
         raise ReadingError(
-            f"{SHARED_MEMORY}: expected {count * batch / 1e6:.0f} MB for {count} batches that are "
-            f"read ahead, got {free / 1e6:.0f} MB free: {_MORE_SHARED}"
+            f"{SHARED_MEMORY}: expected {count * batch / 1e6:.0f} MB for {count} prefetched "
+            f"batches, got {free / 1e6:.0f} MB free: {_MORE_SHARED}"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, an earlier one moved aside, and the final weights."""
+"""Run folder: a lock for one run at a time, and renaming of an earlier run."""
 
 import json
 import math
@@ -11,55 +11,57 @@ from engine.errors import UserError
 from engine.locks import FolderLock
 from engine.paths import exists, is_file, names_in, read_text, status_of
 
-EXPORT = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+"""File in a run folder with the exported weights of a finished run."""
 
 
-def holds_run(directory: Path) -> bool:
-    """Return whether a run was started in a folder: its checkpoints tell, or its config."""
+def contains_run(directory: Path) -> bool:
+    """Return whether a run was started in a folder: it has checkpoints or a run's config.yaml."""
     if exists(directory / "checkpoints"):
         return True
     config = directory / "config.yaml"
     try:
         return is_file(config) and "\nloop:\n" in read_text(config)
-    except UserError:  # no text: another program's
+    except UserError:  # not text: a file of another program
         return False
 
 
-def _holds_work(directory: Path) -> bool:
-    """Return whether a run got further than its start: a step logged, a checkpoint, weights."""
+def _has_results(directory: Path) -> bool:
+    """Return whether a run has a logged step, a checkpoint or weights."""
     logged = status_of(directory / "metrics.jsonl")
     return bool(
         names_in(directory / "checkpoints", "*.pt")
-        or exists(directory / EXPORT)
+        or exists(directory / WEIGHTS_FILE)
         or (logged is not None and logged.st_size)
     )
 
 
 def move_run_aside(directory: Path) -> Path | None:
-    """Rename a run's folder to the next free of `directory`.1, .2 ...
+    """Rename a run's folder to the first free name of `directory`.1, .2 ...
 
-    A run that failed at its start, before it logged a step, is written over instead.
+    A run that failed before it logged a step is not renamed; the new run overwrites it.
 
     Returns:
-        Where the run is now; None when nothing was moved.
+        The new name of the folder; None if nothing was renamed.
 
     Raises:
-        UserError: what lies there would be written over, and is no run; or it cannot be renamed.
+        UserError: the folder has a config.yaml that is not a run's, or cannot be renamed.
     """
-    if not holds_run(directory):
+    if not contains_run(directory):
         if exists(directory / "config.yaml"):
             raise UserError(
-                f"{directory}: expected a free folder, got one with another config.yaml"
+                f"{directory}: expected an empty folder or a run folder, got one with another "
+                "config.yaml"
             )
         return None
-    if not _holds_work(directory):
+    if not _has_results(directory):
         return None
     number = 1
     while exists(aside := directory.with_name(f"{directory.name}.{number}")):
         number += 1
     try:
         directory.rename(aside)
-    except OSError as error:  # such as a mount point
+    except OSError as error:  # for example a mount point
         raise UserError(
             f"{directory}: holds a run that cannot be renamed to {aside.name}: {error.strerror}; "
             "choose another --output"
@@ -68,18 +70,18 @@ def move_run_aside(directory: Path) -> Path | None:
 
 
 @contextmanager
-def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
-    """Make a folder this run's own, for as long as it runs.
+def locked_run_folder(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
+    """Create a run folder and hold its lock while the run lasts.
 
     Args:
-        output: the folder; made where it is not there.
-        move_aside: rename a run that lies in it.
+        output: the folder; created if missing.
+        move_aside: rename an earlier run in it.
 
     Yields:
         Lines for the log.
 
     Raises:
-        UserError: another run writes to it, or it cannot be written to.
+        UserError: another run writes to the folder, or it is not writable.
     """
     prepare_output(output)
     lock = FolderLock(output)
@@ -87,7 +89,8 @@ def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
     try:
         aside = move_run_aside(output) if move_aside else None
         if aside is not None:
-            notes.append(f"{output}: the run that lay there is now {aside}")
+            notes.append(f"{output}: the earlier run was renamed to {aside}")
+            # the lock file moved with the folder; lock the new, empty one
             lock.release(aside)
             prepare_output(output)
             lock = FolderLock(output)
@@ -97,14 +100,15 @@ def claimed(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
 
 
 def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | None:
-    """Return the final metrics of a run that ended after `run_step` steps; None: it did not.
+    """Return the final metrics of a run that finished after `run_step` steps, otherwise None.
 
     Raises:
         UserError: its files are damaged.
     """
-    if not is_file(directory / EXPORT) or not is_file(directory / "metrics.json"):
+    if not is_file(directory / WEIGHTS_FILE) or not is_file(directory / "metrics.json"):
         return None
-    if read_safetensors(directory / EXPORT)[1].get("run_step") != str(run_step):
+    # the files may be of an earlier run with fewer steps
+    if read_safetensors(directory / WEIGHTS_FILE)[1].get("run_step") != str(run_step):
         return None
     try:
         found = json.loads(read_text(directory / "metrics.json"))

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, how it is made, and how a run goes on from it."""
+"""Training state of a run: everything a checkpoint contains, and how to restore it."""
 
 import contextlib
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from engine.task import HasDigest, Task
 
 @dataclass
 class RunState:
-    """All that changes while a run goes on. average: None without `loop.ema_decay`."""
+    """Everything that changes during a run. average: None without `loop.ema_decay`."""
 
     task: Task
     config: RunConfig
-    here: World
+    world: World
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     progress: Progress = field(default_factory=Progress)
     meter: StepMeter = field(default_factory=StepMeter)
 
     def payload(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; all processes take part."""
+        """Return the content of a checkpoint; all processes must call it."""
         return {
             "model": self.task.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
@@ -47,37 +47,46 @@ class RunState:
         }
 
     def load(self, payload: Mapping[str, Any], *, source: Path) -> None:
-        """Go on from a checkpoint of `source`, bit for bit.
+        """Restore a checkpoint, so that training continues bit for bit.
+
+        Args:
+            payload: the checkpoint.
+            source: where it comes from, for messages.
 
         Raises:
-            UserError: it is of other classes, another network, or beyond the last step.
+            UserError: the classes or the network differ, or its step is above `loop.max_steps`.
         """
         check_resumed(payload, self.task.metadata(), max_steps=self.config.loop.max_steps)
         self.load_weights(payload, source=source)
         load_optimizer_state(self.optimizer, payload["optimizer"])
         self.progress = Progress.of(payload["progress"])
         meters = payload.get("meters") or []
-        if len(meters) == self.here.size:
-            self.meter.load_state(meters[self.here.rank], self.here.device)
-        set_rng_state(payload["rng"])
+        # with another number of processes the sums since the last log line are dropped
+        if len(meters) == self.world.size:
+            self.meter.load_state(meters[self.world.rank], self.world.device)
+        set_rng_state(payload["rng"])  # last, so that nothing above advances the generators
 
     def load_weights(self, payload: Mapping[str, Any], *, source: Path) -> None:
-        """Put a checkpoint's weights and their averages in place, and nothing else."""
+        """Restore only the weights and their averages from a checkpoint.
+
+        Raises:
+            UserError: they belong to another network.
+        """
         load_model(self.task.model, payload["model"], source=source)
         if self.average is not None:
             load_average(self.average.values, payload, source=source)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the network has its averaged weights, where there are any."""
+        """Return a context in which the network has its averaged weights, if there are any."""
         if self.average is None:
             return contextlib.nullcontext()
         return self.average.applied(self.task.model)
 
     def changed_settings(self, payload: Mapping[str, Any], *, source: Path) -> list[str]:
-        """Return a line for each setting that differs from a checkpoint's; it is checked first.
+        """Validate a checkpoint; return a line for each setting that differs from it.
 
         Raises:
-            UserError: it is not a run's checkpoint.
+            UserError: `payload` is not the checkpoint of a run.
         """
         check_payload(payload, source=source)
         tag = str(payload["config"].get("task", "run"))
@@ -86,12 +95,12 @@ class RunState:
         return differences(old, self.config)
 
     def changed_data(self, payload: Mapping[str, Any]) -> list[str]:
-        """Return a line for each data set whose files or truth differ from a checkpoint's."""
+        """Return a line for each data set whose files or annotations differ from a checkpoint's."""
         before, step = payload.get("data") or {}, payload["progress"]["step"]
         lines = {
-            "training": f"training data are not those of the steps up to {step}",
-            "validation": f"validation data are not those of the scores up to step {step}, the best"
-            " score among them",
+            "training": f"training data differ from those of the steps up to {step}",
+            "validation": f"validation data differ from those of the scores up to step {step}, "
+            "including the best score",
         }
         return [
             f"{lines[name]}: file names or annotations have changed"
@@ -104,7 +113,7 @@ class RunState:
         return {name: each.digest for name, each in data.items() if isinstance(each, HasDigest)}
 
     def is_finite(self) -> bool:
-        """Return whether all weights and averages are; once they are not, they never will be."""
+        """Return whether all weights and averages are finite. Once they are not, they stay so."""
         averages = {} if self.average is None else self.average.values
         values = [*self.task.model.state_dict().values(), *averages.values()]
         found = [value.isfinite().all() for value in values if value.is_floating_point()]

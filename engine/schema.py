@@ -1,6 +1,6 @@
-"""What every run has, whatever its task: seed, optimiser, schedule, loader and loop.
+"""Config schema shared by all tasks: seed, optimiser, schedule, loader and loop.
 
-Defaults live here and nowhere else. Units: steps are optimiser updates, seconds are wall clock.
+Defaults are defined here and nowhere else. Steps are optimiser updates, seconds are wall clock.
 """
 
 import os
@@ -26,22 +26,22 @@ _VARIABLE = re.compile(r"(?:(?<=/)|^)\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 
 
 def expanded_path(text: str) -> str:
-    """Return a path with `~` at its start and `$NAME` at the start of a part written out.
+    """Return a path with `~` at its start, and `$NAME` at the start of a component, expanded.
 
-    The shell leaves both alone after `=`, and a config file never meets a shell.
+    The shell expands neither after `=`, and nothing in a config file.
 
     Raises:
-        UserError: a variable that is not set, or a `~` without a home.
+        UserError: a variable is not set, or there is no home folder for `~`.
     """
 
     def value_of(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in os.environ:
-            raise UserError(f"expected a path, got {text}: no variable {name} is set")
+            raise UserError(f"expected a path, got {text}: variable {name} is not set")
         return os.environ[name]
 
-    path = _VARIABLE.sub(value_of, text)
-    if path.split("/")[0] != "~":  # of other users `~name`, which a file may be called too
+    path = _VARIABLE.sub(value_of, text)  # before `~`, which a variable's value may start with
+    if path.split("/")[0] != "~":  # `~name` of other users is not expanded: it may be a file name
         return path
     try:
         return str(Path(path).expanduser())
@@ -50,7 +50,7 @@ def expanded_path(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(expanded_path)]
-"""The path of a file or folder; `~` and `$NAME` are written out, as the resolved config shows."""
+"""Path of a file or folder; `~` and `$NAME` are expanded, also in the resolved config."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -61,7 +61,7 @@ PrecisionSetting = Literal["fp32", "bf16", "auto"]
 
 
 class Config(BaseModel):
-    """Base of every part of a config: frozen, and a key that is not declared is an error."""
+    """Base of every section of a config: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -69,14 +69,14 @@ class Config(BaseModel):
 
 
 class OptimConfig(Config):
-    """Optimiser and what is done to the gradient before it."""
+    """Optimiser and gradient clipping."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
     """Update rule."""
     lr: PositiveFloat = 0.02
-    """Peak learning rate, for `loop.batch_size` or, when set, `reference_batch_size` images."""
+    """Peak learning rate for `loop.batch_size` images or, if set, `reference_batch_size` images."""
     reference_batch_size: PositiveInt | None = None
-    """When set, the rate is `lr * loop.batch_size / reference_batch_size`, said at the start."""
+    """If set, the rate is `lr * loop.batch_size / reference_batch_size`; the log shows it."""
     momentum: Fraction = 0.9
     """SGD momentum."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -84,45 +84,45 @@ class OptimConfig(Config):
     weight_decay: NonNegativeFloat = 1e-4
     """L2 penalty (SGD) or decoupled decay (AdamW)."""
     decay_norm_and_bias: bool = True
-    """Whether norm parameters and biases decay as well."""
+    """Whether weight decay applies to norm parameters and biases too."""
     backbone_lr_factor: PositiveFloat = 1.0
-    """Rate of parameters under `backbone.` relative to the others."""
+    """Learning rate of parameters under `backbone.`, relative to the others."""
     clip_grad_norm: PositiveFloat | None = None
-    """Largest global L2 norm of the gradient; none leaves it alone."""
+    """Largest global L2 norm of the gradient; null does not clip."""
 
 
 class ScheduleConfig(Config):
-    """Learning rate over steps: a warm-up, then one of four shapes."""
+    """Learning-rate schedule: a warm-up, then one of four shapes."""
 
     kind: Literal["steps", "cosine", "plateau", "constant"] = "steps"
     """Shape after the warm-up."""
     warmup_steps: NonNegativeInt = 0
-    """Length of the warm-up."""
+    """Length of the warm-up, steps."""
     warmup_kind: Literal["linear", "constant"] = "linear"
-    """Whether the rate rises from `warmup_factor` to the peak, or stays there and then jumps."""
+    """Whether the rate rises linearly from `warmup_factor` to the peak, or stays and then jumps."""
     warmup_factor: Fraction = 0.001
-    """Rate at step 0 relative to the peak."""
+    """Rate at step 0, relative to the peak."""
     milestones: tuple[PositiveFloat, ...] = ()
-    """`steps`: where the rate drops; steps, or fractions of `loop.max_steps` when all are < 1."""
+    """`steps`: when the rate drops: steps, or fractions of `loop.max_steps` if all are < 1."""
     gamma: Fraction = 0.1
-    """`steps`: the factor at each milestone; `plateau`: at each drop."""
+    """Factor of the rate at each milestone (`steps`) or drop (`plateau`)."""
     plateau_evaluations: PositiveInt = 5
     """`plateau`: evaluations without a better main metric after which the rate drops."""
     final_factor: Fraction = 0.0
-    """`cosine`: rate at the last step relative to the peak."""
+    """`cosine`: rate at the last step, relative to the peak."""
 
 
 class LoaderConfig(Config):
-    """Reading of pictures."""
+    """Data loader."""
 
     workers: NonNegativeInt = 2
-    """Worker processes for each training process; 0 reads in the training process."""
+    """Worker processes per training process; 0 reads in the training process."""
     prefetch: PositiveInt = 2
-    """Batches that each worker prepares ahead."""
+    """Batches that each worker reads ahead."""
     read_timeout_s: PositiveInt = 600
-    """Longest wait for a batch from the workers before the run ends with a message."""
+    """Longest wait for a batch from the workers, seconds; then the run ends with a message."""
     repeats: PositiveInt = 1
-    """Times that a picture is drawn in a row, augmented differently (repeated augmentation)."""
+    """Repeated augmentation: times that each image is used in a row, augmented differently."""
 
 
 class LoopConfig(Config):
@@ -131,50 +131,53 @@ class LoopConfig(Config):
     max_steps: PositiveInt = 1000
     """Optimiser updates in the whole run."""
     batch_size: PositiveInt = 16
-    """Global: images in one update, over all processes and accumulated parts."""
+    """Global batch size: images per update, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
-    """Parts into which a process's share of a batch is split, to save memory; losses average."""
+    """Gradient accumulation: parts into which a process's share of a batch is split to save
+    memory; losses are averaged."""
     precision: PrecisionSetting = "fp32"
-    """Arithmetic of the forward pass; bf16 is autocast, weights stay float32. `auto` is bf16 where
-    the device computes in it, else fp32."""
+    """Precision of the forward pass. bf16 uses autocast, weights stay float32; `auto` is bf16 if
+    the device supports it in hardware, otherwise fp32."""
     channels_last: bool = True
     """Memory layout of images and convolution weights."""
     compile: bool = False
     """Compile the loss module with `torch.compile`."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    """`torch.compile`'s mode; `reduce-overhead` replays CUDA graphs, for small networks. Both that
-    and `max-autotune` want `accumulate` of 1."""
+    """Mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for small networks. It and
+    `max-autotune` require `accumulate=1`."""
     sync_batch_norm: bool = True
-    """Batch norm takes its statistics over all processes; else each takes its own share's."""
+    """Whether batch norm takes its statistics over all processes, or each over its own share."""
     ema_decay: Fraction | None = None
-    """When set, an exponential moving average of the weights is kept, evaluated and exported."""
+    """If set, an exponential moving average of the weights with this decay is kept, evaluated and
+    exported."""
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_batch_size: PositiveInt = 4
-    """Images in one evaluation batch, for each process."""
+    """Images in an evaluation batch, per process."""
     patience: PositiveInt | None = None
-    """Evaluations without a better main metric after which the run stops; none never stops."""
-    drawn_pictures: NonNegativeInt = 8
+    """Early stopping: evaluations without a better main metric after which the run stops; null
+    never stops early."""
+    drawn_images: NonNegativeInt = 8
     """Predictions drawn into the run folder and TensorBoard at each evaluation."""
     log_every: PositiveInt = 20
-    """Steps between lines in the log."""
+    """Steps between log lines."""
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     export: Literal["best", "last"] = "best"
-    """Weights that a finished run leaves in model.safetensors: those of the step with the best main
-    metric, or those of the last step, as papers report that train for a fixed time."""
+    """Weights that a finished run writes to model.safetensors: those of the step with the best main
+    metric, or those of the last step, as in papers that train for a fixed number of steps."""
     keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints kept; the best one by the main metric is kept besides."""
+    """Number of newest checkpoints kept; the best one by the main metric is kept too."""
     max_bad_steps: PositiveInt = 10
     """Non-finite steps in a row after which the run stops with exit code 3."""
     deterministic: bool = False
-    """Demand deterministic kernels (slower on a GPU); on a CPU runs repeat bit for bit anyway."""
+    """Use deterministic kernels only (slower on a GPU); on a CPU runs always repeat bit for bit."""
     collective_timeout_s: PositiveInt = 1800
-    """Longest wait of one process for the others before the run ends with a message."""
+    """Longest wait of one process for the others, seconds; then the run ends with a message."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        # A graph that is replayed writes its gradients over those of the part before.
+        # A replayed CUDA graph overwrites the gradients of the previous part.
         if self.compile and self.compile_mode != "default" and self.accumulate > 1:
             raise ValueError(
                 f"accumulate: expected 1 with compile_mode={self.compile_mode}, "
@@ -187,12 +190,12 @@ class RunConfig(Config):
     """Base of a run's config; a task adds its data and model."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of initial weights, order of pictures, augmentation and sampling."""
+    """Seed of initial weights, order of images, augmentation and sampling."""
     optim: OptimConfig = OptimConfig()
     """Optimiser."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over steps."""
     loader: LoaderConfig = LoaderConfig()
-    """Reading of pictures."""
+    """Reading of images."""
     loop: LoopConfig = LoopConfig()
     """Training loop."""

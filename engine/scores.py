@@ -1,4 +1,4 @@
-"""The scores of a run folder, and the step whose weights have them."""
+"""Reading of a run folder's scores, and of the step that they belong to."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.log import METRICS, read_metrics
+from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """What a run folder says of its scores.
+    """Scores of a run folder.
 
-    steps: the last step that was logged. scored_at: the step whose weights have these scores. None:
-    not known. notes: what a reader of the table has to know.
+    scores: of metrics.json by name; None for NaN. steps: the last logged step; None if unknown.
+    scored_at: the step whose weights have these scores; None if unknown. notes: warnings to show
+    with the scores.
     """
 
     scores: Mapping[str, float | None]
@@ -26,37 +27,37 @@ class RunScores:
 
 
 def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
-    """Read what a run folder says of its scores.
+    """Read the scores of a run folder.
 
     Args:
-        folder: of the run.
-        names: the scores to be shown, which are checked.
+        folder: the run folder.
+        names: the scores that will be shown; they are validated.
 
     Raises:
-        UserError: it has no metrics.json and metrics.jsonl, or metrics.json is not of a run.
+        UserError: metrics.json or metrics.jsonl is missing, or metrics.json is not of a run.
     """
     for file in ("metrics.json", "metrics.jsonl"):
         if not exists(folder / file):
-            raise UserError(f"{folder / file}: expected that of an evaluated run, got no such file")
+            raise UserError(f"{folder / file}: expected the file of an evaluated run, got none")
     metrics = _read_metrics(folder / "metrics.json", names)
-    lines, num_damaged = read_metrics(folder / METRICS)
+    lines, num_damaged = read_metrics(folder / METRICS_FILE)
     evaluations = [line for line in lines if line["kind"] in ("eval", "final")]
     steps = max((line["step"] for line in lines), default=None)
     notes = []
-    fitting = [line["step"] for line in evaluations if _fits(line, metrics)]
-    if evaluations and not fitting:
-        notes.append("its scores are those of no evaluation that metrics.jsonl has")
+    matching = [line["step"] for line in evaluations if _matches(line, metrics)]
+    if evaluations and not matching:
+        notes.append("its scores match no evaluation in metrics.jsonl")
     last_evaluation = max((line["step"] for line in evaluations), default=0)
     is_exported = exists(folder / "model.safetensors")
     if not is_exported or (steps is not None and steps > last_evaluation):
         notes.append(f"unfinished: logged up to step {steps}, evaluated up to {last_evaluation}")
     if num_damaged:
         notes.append(f"damaged lines of metrics.jsonl, skipped: {num_damaged}")
-    return RunScores(metrics, steps, fitting[-1] if fitting else None, notes)
+    return RunScores(metrics, steps, matching[-1] if matching else None, notes)
 
 
 def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Read metrics.json; of its values those that are shown are checked."""
+    """Read metrics.json; the values of `names` are validated."""
     try:
         metrics = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -68,7 +69,7 @@ def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON: too many digits, or nested too deep") from error
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: expected an object of scores, got {type(metrics).__name__}")
-    # null in our own files, and in the lines that these are held against
+    # our files have null for NaN, and so have the lines that these are compared with
     metrics = {name: None if value != value else value for name, value in metrics.items()}
     for name in names:
         value = metrics.get(name)
@@ -81,7 +82,7 @@ def _is_score(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
-def _fits(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
-    """Whether an evaluation logged these scores."""
+def _matches(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation's line has the same values for all shared names."""
     shared = line.keys() & metrics.keys()
     return bool(shared) and all(line[name] == metrics[name] for name in shared)

@@ -1,4 +1,4 @@
-"""Reading the status of steps: which were skipped as not finite, and whether to stop."""
+"""Status of training steps, read from the device: skipped as not finite, and stop requested."""
 
 from collections import deque
 
@@ -12,29 +12,30 @@ from engine.step import HostCopy, StepResult
 
 
 class StepStatuses:
-    """Statuses that the device has not told yet; reading one waits for its step alone."""
+    """Queue of step statuses that were not read yet; reading one waits only for its own step."""
 
-    def __init__(self, here: World, log: RunLog, *, max_bad_steps: int) -> None:
-        self._here, self._log, self._max_bad_steps = here, log, max_bad_steps
+    def __init__(self, world: World, log: RunLog, *, max_bad_steps: int) -> None:
+        self._world, self._log, self._max_bad_steps = world, log, max_bad_steps
         self._unread: deque[tuple[int, StepResult, HostCopy]] = deque()
 
     def add(self, step: int, result: StepResult) -> None:
-        """Take the result of `step`, counted from 0."""
+        """Append the result of `step`, counted from 0."""
         self._unread.append((step, result, HostCopy(result.status)))
 
     def read(self, progress: Progress, optimizer: Optimizer, *, all_of_them: bool = False) -> bool:
-        """Count bad steps in `progress`; return whether one of the processes was asked to stop.
+        """Count non-finite steps in `progress`; return whether a process was asked to stop.
 
         Args:
-            progress: its step is the number of steps so far.
-            optimizer: its rate is told with a bad step.
-            all_of_them: on a GPU the last step's status is else left for the next time, when it has
-                finished.
+            progress: its `step` is the number of steps so far.
+            optimizer: its learning rate is logged with a non-finite step.
+            all_of_them: also read the last step's status. By default, on a GPU, that is left for
+                the next call, so that the host does not wait for the running step.
 
         Raises:
-            DivergedError: too many bad steps in a row.
+            DivergedError: `max_bad_steps` non-finite steps in a row.
         """
-        lag = 1 if self._here.device.type == "cuda" and not all_of_them else 0
+        # A GPU runs behind the host: leave the last step's status unread, unless all are needed.
+        lag = 1 if self._world.device.type == "cuda" and not all_of_them else 0
         stop = False
         while self._unread and self._unread[0][0] < progress.step - lag:
             step, result, status = self._unread.popleft()
@@ -42,21 +43,26 @@ class StepStatuses:
             stop |= bool(asked)
             progress.bad_in_a_row = progress.bad_in_a_row + 1 if skipped else 0
             if skipped:
-                self._tell(
+                self._log_bad_step(
                     step, result, progress, rate=max(g["lr"] for g in optimizer.param_groups)
                 )
         return stop
 
-    def _tell(self, step: int, result: StepResult, progress: Progress, *, rate: float) -> None:
+    def _log_bad_step(
+        self, step: int, result: StepResult, progress: Progress, *, rate: float
+    ) -> None:
+        """Log a skipped step with its images, losses and rate; raise after too many."""
+        # Waits for the device and for all processes; bad steps are rare. The status is the same on
+        # all processes, so all of them call gather_objects.
         values = {name: value.item() for name, value in result.losses.items()}
         values["grad_norm"] = result.grad_norm.item()
         ids = [i for part in result.image_ids for i in part.tolist()]
-        everywhere = gather_objects((ids, values))
-        told = "; ".join(
+        all_processes = gather_objects((ids, values))
+        details = "; ".join(
             f"images {ids}, " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            for ids, values in everywhere
+            for ids, values in all_processes
         )
-        self._log.note(f"step {step + 1} skipped, not finite: {told}; rate {rate:.3g}")
+        self._log.note(f"step {step + 1} skipped, not finite: {details}; rate {rate:.3g}")
         if progress.bad_in_a_row >= self._max_bad_steps:
             raise DivergedError(
                 f"{progress.bad_in_a_row} non-finite steps in a row, "

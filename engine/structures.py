@@ -1,4 +1,4 @@
-"""Dataclasses of tensors: they move between devices as one, and check themselves when made."""
+"""Base class for dataclasses of tensors that move between devices, and a check of tensor shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Movable:
-    """Base of a dataclass of tensors (or of such dataclasses, or None)."""
+    """Base of frozen dataclasses whose fields are tensors, other Movables, or plain values."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
-        """Return a copy with every tensor on `device`."""
+        """Return a copy with every tensor on `device`; other fields are kept."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Return a copy in page-locked memory."""
+        """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
@@ -32,7 +32,10 @@ class Movable:
 def check_tensor(
     name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype
 ) -> None:
-    """Raise ValueError unless `tensor` has this shape (None: any length) and type."""
+    """Raise ValueError unless `tensor` has this shape (None: any length) and dtype.
+
+    name: of the tensor, for the message.
+    """
     fits = tensor.dim() == len(shape) and all(
         want is None or want == got for want, got in zip(shape, tensor.shape, strict=True)
     )

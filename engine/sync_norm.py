@@ -1,6 +1,7 @@
-"""Batch norm over the batches of all processes, so that N processes give the gradients of one.
+"""Synchronised batch norm: statistics over the batches of all processes, on CPU and GPU.
 
-B images of this process, C channels, H x W cells, M = B H W over all processes.
+So N processes compute the same gradients as one process with the whole batch.
+B images of this process, C channels, H x W cells, M = B H W summed over all processes.
 """
 
 from typing import Any
@@ -13,10 +14,9 @@ from engine.distributed import World
 
 
 def synchronise_norms(module: nn.Module, world: World) -> None:
-    """Let every batch norm in `module` take its statistics over all processes, in place.
+    """Replace every batch norm in `module`, in place, by one that uses all processes' statistics.
 
-    Parameters and buffers stay the same tensors under the same names. On one process nothing
-    changes.
+    Parameters and buffers stay the same tensors with the same names. Does nothing on one process.
     """
     if world.size == 1:
         return
@@ -25,16 +25,16 @@ def synchronise_norms(module: nn.Module, world: World) -> None:
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
+            if type(child) is nn.BatchNorm2d:  # not subclasses, which may compute something else
                 setattr(parent, name, GlobalBatchNorm2d.over(child))
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over all processes, in plain operations: torch's SyncBatchNorm wants a GPU."""
+    """BatchNorm2d over all processes in plain operations; torch's SyncBatchNorm needs a GPU."""
 
     @classmethod
     def over(cls, norm: nn.BatchNorm2d) -> "GlobalBatchNorm2d":
-        """Return a norm with the tensors and settings of `norm`."""
+        """Return a synchronised norm that shares the tensors and settings of `norm`."""
         synced = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         synced.weight, synced.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
@@ -42,35 +42,40 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return synced.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape and type; in float32 at least."""
+        """Normalise (B, C, H, W); same shape and dtype out, computed in float32 or better."""
         if not self.training:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = x.new_full((1,), x.numel() // x.shape[1])
+        # channel sums and count in one message: (C + 1,)
         totals = _SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
         mean = totals[:-1] / totals[-1]
         centred = x - mean[:, None, None]
-        # squares of centred values: those of the values themselves would cancel
+        # Squares of centred values. E[x^2] - mean^2 would lose precision by cancellation.
         var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / totals[-1]
-        self._remember(mean.detach(), var.detach(), totals[-1].detach())
+        self._update_running_statistics(mean.detach(), var.detach(), totals[-1].detach())
         scale = self.weight * torch.rsqrt(var + self.eps)
         normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normalised.to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Move the running statistics as BatchNorm2d does: towards the unbiased variance."""
+    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Update running mean and variance like BatchNorm2d, with the unbiased variance.
+
+        mean, var: (C,), var biased. count: 0-dim, M.
+        """
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
+        # Bessel's correction: the running variance is unbiased, the one used above is not
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sum over processes; the gradient of the sum of all their losses goes back."""
+    """Sum over processes. Its backward sums the gradients of all processes' losses."""
 
     @staticmethod
     def forward(_context: Any, values: Tensor) -> Tensor:

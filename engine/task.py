@@ -1,4 +1,7 @@
-"""The one seam between the loop and the problem."""
+"""The Task protocol: what a problem implements so that the engine can train and evaluate it.
+
+B images in a batch, N images in a data set. The engine knows tasks only through these protocols.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +13,11 @@ from torch import Tensor, nn
 
 
 class Batch(Protocol):
-    """What a data set's `collate` makes: moves to a device, and can say which images it holds."""
+    """A batch from a data set's `collate`: it moves to a device and names its images."""
 
     @property
     def image_ids(self) -> Tensor:
-        """(B,) int64, on the CPU or the device."""
+        """Image ids, (B,) int64, on the CPU or the device."""
         ...
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
@@ -22,7 +25,7 @@ class Batch(Protocol):
         ...
 
     def pin_memory(self) -> Self:
-        """Return the batch in page-locked memory."""
+        """Return the batch in page-locked memory, for asynchronous copies to a GPU."""
         ...
 
     def __len__(self) -> int:
@@ -31,43 +34,55 @@ class Batch(Protocol):
 
 
 class DataSet(Protocol):
-    """Pictures and their truth, read one by one in worker processes."""
+    """Images and their annotations, read one by one in worker processes."""
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) int64: pictures of one group may share a batch (aspect ratio, padded shape)."""
+        """Group of each image, (N,) int64; a batch holds images of one group.
+
+        Groups keep images of similar aspect ratio, or of one padded shape, together.
+        """
         ...
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         ...
 
-    def load(self, index: int, seed: int, frame: Any = None) -> Any:
-        """Read picture `index`; its randomness comes from `seed` and its batch's `frame`.
-
-        Raises:
-            UserError: the picture or its truth is bad and the policy is to stop.
-            SkippedSampleError: the same, and the policy is to skip and count.
-        """
-        ...
-
-    def frame(self, draws: Sequence[tuple[int, int]]) -> Any:
-        """Return what all parts of a batch must agree on, such as the padded shape.
-
-        It depends on the draws alone. Evaluation has none.
+    def load(self, index: int, seed: int, batch_shape: Any = None) -> Any:
+        """Read image `index`. Its augmentation depends on `seed` and `batch_shape` alone.
 
         Args:
-            draws: (index, seed) of every picture of the global batch.
+            index: in 0..N-1.
+            seed: of the random augmentation.
+            batch_shape: what `self.batch_shape` returned for the global batch; None in evaluation.
+
+        Returns:
+            One sample for `collate`.
+
+        Raises:
+            UserError: the image or its annotation is bad and the policy is to stop.
+            SkippedSampleError: the image or its annotation is bad and the policy is to skip it.
         """
         ...
 
-    def collate(self, samples: Sequence[Any], frame: Any = None) -> Batch:
-        """Make one batch of at least one sample, in at least this frame."""
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> Any:
+        """Return the padded shape that all parts of a global training batch share.
+
+        It depends on `sample_keys` alone, so every process computes the same one without
+        communication. None if batches need no common shape. Not called in evaluation.
+
+        Args:
+            sample_keys: (index, seed) of every image of the global batch.
+        """
+        ...
+
+    def collate(self, samples: Sequence[Any], batch_shape: Any = None) -> Batch:
+        """Make one batch of at least one sample, padded to at least `batch_shape` (None: any)."""
         ...
 
 
 class Evaluator(Protocol):
-    """Gathers predictions and scores them."""
+    """Collects predictions and scores them."""
 
     main_metric: str
     """Key of `compute()` by which checkpoints are ranked; higher is better."""
@@ -77,94 +92,112 @@ class Evaluator(Protocol):
         ...
 
     def state(self) -> Any:
-        """Return what was gathered, picklable, to be merged with other processes' states."""
+        """Return the collected predictions, picklable; `compute` merges all processes' states."""
         ...
 
     def compute(self, states: Sequence[Any]) -> dict[str, float]:
-        """Score the union of the states of all processes (called on the main process alone)."""
+        """Score the merged states of all processes and return metrics by name.
+
+        Called on the main process only.
+        """
         ...
 
     def write(self, directory: Path) -> None:
-        """Write result files and tables after `compute`."""
+        """Write result files and tables into `directory`; called after `compute`.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         ...
 
     def table(self) -> Any:
-        """Return what the console shows after `compute`: something that rich can print."""
+        """Return the table of scores for the console, printable by rich; called after `compute`."""
         ...
 
 
 @runtime_checkable
 class HasDigest(Protocol):
-    """A data set of which a resumed run can tell whether it is the one that it began with."""
+    """A data set with a checksum, so that a resumed run can detect changed data."""
 
     @property
     def digest(self) -> str:
-        """A checksum of file names and truth, in the order in which they are read."""
+        """Checksum of file names and annotations, in reading order."""
         ...
 
 
 @runtime_checkable
 class CountsParts(Protocol):
-    """A task whose losses divide by a count that is known after the sampling alone.
+    """A task whose losses are divided by a count that is known only after sampling.
 
-    Where a step is computed in parts, each would divide by its own.
+    With `loop.accumulate` above 1, each part of a step would otherwise divide by its own count,
+    and the gradient would differ from that of the whole batch.
     """
 
     def with_counts(self, parts: Sequence[Any]) -> list[Any]:
-        """Return the parts of a step, each with what its losses divide by (without gradients)."""
+        """Return the parts of a step, each with the count that its losses are divided by.
+
+        Called without gradients.
+        """
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A problem that the engine can train and evaluate. Implementations are `nn.Module`s."""
+    """A problem that the engine trains and evaluates. Implementations are `nn.Module`s."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained, averaged, saved and exported."""
+        """The network that is trained, averaged, saved and exported."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label."""
+        """Class names, indexed by label 0..K-1."""
         ...
 
     def losses(self, batch: Any) -> Mapping[str, Tensor]:
-        """Return named scalar losses; their sum is minimised.
+        """Return named scalar losses; the sum of those with a gradient is minimised.
 
-        A value without gradient is a measurement: it is logged beside them and not minimised.
+        A value without a gradient is a measurement: it is logged and not minimised.
         """
         ...
 
     def predict(self, batch: Any) -> list[Any]:
-        """Return one prediction for each image, on the CPU."""
+        """Return one prediction per image, on the CPU."""
         ...
 
     def train_data(self) -> DataSet:
-        """Return the training pictures."""
+        """Return the training data set."""
         ...
 
     def val_data(self) -> DataSet:
-        """Return the validation pictures."""
+        """Return the validation data set."""
         ...
 
     def evaluator(self, *, final: bool = True) -> Evaluator:
-        """Return a fresh evaluator of the validation pictures.
+        """Return a new evaluator for the validation images.
 
         Args:
-            final: whether its numbers are to be reported, or only steer a training, for which a
-                faster way to the same numbers will do.
+            final: True for scores that are reported. False for scores that only steer training,
+                where a faster implementation with the same results may be used.
         """
         ...
 
     def metadata(self) -> dict[str, str]:
-        """Return what is stored beside the weights: class names, category ids, config."""
+        """Return the text stored with the weights: class names, category ids, config."""
         ...
 
     def notes(self) -> list[str]:
-        """Return lines for the start of training: origin of the weights, toll of the filters."""
+        """Return log lines for the start of training.
+
+        For example where the weights come from, and how many images the filters removed.
+        """
         ...
 
     def draw(self, batch: Any, predictions: Sequence[Any]) -> list[np.ndarray]:
-        """Draw predictions beside the truth: (H, W, 3) uint8 RGB for each image of the batch."""
+        """Draw predictions next to the ground truth.
+
+        Returns:
+            (H, W, 3) uint8 RGB for each image of the batch.
+        """
         ...

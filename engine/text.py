@@ -1,24 +1,24 @@
-"""Text from users' files, as it may be shown on a terminal."""
+"""Escaping of untrusted text before it is printed on a terminal."""
 
 import re
 import sys
 
-# Control characters, line and paragraph separators, what turns the writing direction around, the
-# byte order mark, and halves of a character, which stand for bytes that are no UTF-8.
+# Control characters, line and paragraph separators, marks that change the writing direction, the
+# byte order mark, and lone surrogates, which stand for bytes that are not UTF-8.
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return `text` with what a terminal would obey or cannot show written as an escape.
+    """Return `text` with control and other invisible characters escaped.
 
-    Names of files and classes are users' text: an escape code in one could clear the screen, and a
-    line break could forge a line of the log.
+    Names of files and classes come from users' files: an escape sequence in one could clear the
+    screen, and a line break could fake a log line.
 
     Args:
-        text: any.
-        keep: characters that stay as they are, such as line breaks of our own.
+        text: any text.
+        keep: characters that are not escaped, such as line breaks.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -31,16 +31,16 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def shortened(text: str, limit: int = 1000) -> str:
-    """Return text of at most `limit` characters, without its middle where it has more.
+    """Return `text` with its middle dropped if it is longer than about `limit` characters.
 
-    A path of a file may have thousands, and end the line that says what is wrong with it.
+    The end is kept because a message may start with a very long path and end with the problem.
     """
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 3 :]}"
 
 
-def let_streams_escape() -> None:
-    """Let stdout and stderr write as an escape what their encoding lacks: an ASCII console."""
+def escape_unencodable_output() -> None:
+    """Make stdout and stderr escape characters that their encoding lacks (ASCII consoles)."""
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a stream of text has it, others not
+        reconfigure = getattr(stream, "reconfigure", None)  # only text streams have it
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")

@@ -1,8 +1,9 @@
-"""fit(): the only training loop.
+"""Training loop: `fit` trains a task with checkpoints, evaluations, logging and exact resume.
 
-At a step, in this order: update the weights, log, write a checkpoint that says whether an
-evaluation is due, evaluate, write `best.pt` where it is the best, write the checkpoint again. A run
-that is killed at any point resumes from the newest of these and repeats, alike, what is missing.
+Order within a step: update the weights; log; write a checkpoint that records whether an evaluation
+is due; evaluate; write `best.pt` if the score is the best so far; write the checkpoint again. So a
+run that is killed at any point resumes from the newest of these files, and repeats the missing part
+with identical results.
 """
 
 import contextlib
@@ -15,27 +16,27 @@ import torch
 
 from engine.checkpoint import CheckpointFolder
 from engine.config import dump_config
-from engine.distributed import World, barrier, broadcast_object, world
+from engine.distributed import World, barrier, broadcast_object, process_group
 from engine.errors import DivergedError, EvaluationError, InterruptedRunError, UserError
-from engine.evaluate import end_with, run_evaluation
+from engine.evaluate import raise_evaluation_failure, run_evaluation
 from engine.files import write_file
 from engine.interrupt import StopRequest, stop_requests
-from engine.loader import Delivery, read_batches, split_batches, training_batches
+from engine.loader import LoadedBatch, read_batches, split_batches, training_batches
 from engine.log import RunLog
 from engine.meter import StepMeter
 from engine.optim import build_optimizer, lr_factor, set_lr
 from engine.progress import Progress
-from engine.run_ends import (
-    advice,
-    already_finished,
+from engine.run_folder import locked_run_folder
+from engine.run_lifecycle import (
     can_resume,
-    export,
-    introduction,
-    load_exported,
-    resumed_note,
-    say_goodbye,
+    divergence_advice,
+    export_weights,
+    load_weights_to_export,
+    log_summary,
+    metrics_if_finished,
+    resume_note,
+    start_notes,
 )
-from engine.run_folder import claimed
 from engine.run_state import RunState
 from engine.schema import RunConfig
 from engine.step import WeightAverage, memory_layout, training_step, wrap_losses
@@ -53,34 +54,36 @@ def fit(
     replace: bool = False,
     device: str | None = None,
 ) -> dict[str, float]:
-    """Train a task, evaluate it, and leave a run folder.
+    """Train and evaluate a task, and write a run folder.
 
     Args:
-        task: what to train.
+        task: the task to train; its model is changed in place.
         config: the run's config.
         output: the run folder.
-        resume: go on from the newest checkpoint in `output`, bit for bit.
-        auto_resume: the same where there is a checkpoint of this config, else start.
-        replace: unless resumed, rename a run that lies in `output`, once all that can be wrong with
-            data and settings was checked.
-        device: as `--device`; None picks a GPU when there is one.
+        resume: resume from the newest checkpoint in `output`, bit for bit.
+        auto_resume: resume if `output` has a checkpoint of this config, otherwise start.
+        replace: unless resuming, rename an earlier run in `output`, after data and settings were
+            validated.
+        device: as `--device`; None picks a GPU if there is one.
 
     Returns:
         Final metrics by name.
 
     Raises:
         UserError: bad input, or another run writes to `output`.
-        DivergedError: too many non-finite steps in a row, or weights that are not finite.
-        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
+        DivergedError: too many non-finite steps in a row, or non-finite weights.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    with world(device, timeout_s=config.loop.collective_timeout_s) as here:
-        _check_split(config, here)
-        log = RunLog(output, is_main=here.is_main)
-        run = _Run(task, config, output, here, log)
+    with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
+        _check_batch_size(config, world)
+        log = RunLog(output, is_main=world.is_main)
+        run = _Run(task, config, output, world, log)
         with contextlib.ExitStack() as stack:
-            if here.is_main:
+            if world.is_main:
                 resume = resume or (auto_resume and can_resume(run.state, run.checkpoints, output))
-                for note in stack.enter_context(claimed(output, move_aside=replace and not resume)):
+                for note in stack.enter_context(
+                    locked_run_folder(output, move_aside=replace and not resume)
+                ):
                     log.note(note)
             resume = broadcast_object(resume)
             stack.callback(log.close)
@@ -88,31 +91,32 @@ def fit(
 
 
 class _Run:
-    """One run: its parts, and the order in which they move."""
+    """One training run: its components, and the order of their actions."""
 
     def __init__(
-        self, task: Task, config: RunConfig, output: Path, here: World, log: RunLog
+        self, task: Task, config: RunConfig, output: Path, world: World, log: RunLog
     ) -> None:
         torch.use_deterministic_algorithms(config.loop.deterministic)
-        self.task, self.config, self.output, self.here, self.log = task, config, output, here, log
+        self.task, self.config, self.output, self.world, self.log = task, config, output, world, log
         self.data = task.train_data()
         layout = memory_layout(config.loop)
-        task.model.to(here.device, memory_format=layout)  # type: ignore[call-overload]
+        # before the optimiser is built: its state follows the parameters' device and layout
+        task.model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         task.model.train()
-        self.losses_of = wrap_losses(task, config.loop, here)
+        self.losses_of = wrap_losses(task, config.loop, world)
         decay = config.loop.ema_decay
         self.state = RunState(
             task,
             config,
-            here,
+            world,
             build_optimizer(task.model, config.optim, batch_size=config.loop.batch_size),
             None if decay is None else WeightAverage(task.model, decay),
         )
         self.checkpoints = CheckpointFolder(
             output / "checkpoints", keep=config.loop.keep_checkpoints
         )
-        self.statuses = StepStatuses(here, log, max_bad_steps=config.loop.max_bad_steps)
-        self.told: set[str] = set()  # bad images, of which each is named once
+        self.statuses = StepStatuses(world, log, max_bad_steps=config.loop.max_bad_steps)
+        self.reported: set[str] = set()  # reasons of skipped images; each is logged once
         self.final: dict[str, float] | None = None  # metrics of the weights to export
 
     @property
@@ -120,40 +124,40 @@ class _Run:
         return self.state.progress
 
     def train(self, *, resume: bool) -> dict[str, float]:
-        """Run from the first or the resumed step to the end."""
+        """Train from the first or the resumed step to the end; return the final metrics."""
         started, loop = time.monotonic(), self.config.loop
         if resume:
             changed = self._resume()
-            finished = None if changed else already_finished(self.state, self.output, self.log)
+            finished = None if changed else metrics_if_finished(self.state, self.output, self.log)
             if finished is not None:
                 return finished
             step, is_due = self.progress.step, self.progress.evaluation_due
             self.log.truncate_after(step, evaluated=not is_due)
         elif self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
-        if self.here.is_main:
+        if self.world.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
-        for note in introduction(self.state):
+        for note in start_notes(self.state):
             self.log.note(note)
-        deliveries, progress = self._deliveries(), self.progress
-        if resume and not progress.evaluation_due:  # it may be best.pt's state that it goes on from
+        loaded_batches, progress = self._loaded_batches(), self.progress
+        if resume and not progress.evaluation_due:  # the run may have resumed from best.pt
             self._save(in_bad_streak=True)
         with stop_requests() as stop:
             if progress.evaluation_due:
                 self._check_end()
                 self._evaluate(stop)
             while progress.step < loop.max_steps and not progress.is_out_of_patience(loop):
-                self._one_step(self._next(deliveries), stop)
+                self._one_step(self._next(loaded_batches), stop)
             return self._finish(stop, started=started)
 
-    def _one_step(self, deliveries: list[Delivery], stop: StopRequest) -> None:
-        """Update the weights once, and do what is due after it, in the order of the module."""
+    def _one_step(self, loaded_batches: list[LoadedBatch], stop: StopRequest) -> None:
+        """Update the weights once, then do what is due, in the order of the module docstring."""
         loop, progress, step = self.config.loop, self.progress, self.progress.step
         factor = lr_factor(
             step, self.config.schedule, max_steps=loop.max_steps, drops=progress.rate_drops
         )
         set_lr(self.state.optimizer, factor)
-        self._update(step, deliveries, stop=stop.requested)
+        self._update(step, loaded_batches, stop=stop.requested)
         progress.step = step + 1
         stop_asked = self.statuses.read(progress, self.state.optimizer)
         self.log.advance(progress.step, loop.max_steps)
@@ -169,20 +173,22 @@ class _Run:
         if progress.evaluation_due:
             self._evaluate(stop)
 
-    def _next(self, deliveries: Iterator[list[Delivery]]) -> list[Delivery]:
-        """Return the parts of the next batch; where they cannot be read, save what was trained."""
+    def _next(self, loaded_batches: Iterator[list[LoadedBatch]]) -> list[LoadedBatch]:
+        """Return the parts of the next batch; if reading fails, write a checkpoint first."""
         try:
-            return next(deliveries)
+            return next(loaded_batches)
         except UserError as error:
             step = self.progress.step
-            if step == 0 or self.here.size > 1:  # other processes wait elsewhere
+            if (
+                step == 0 or self.world.size > 1
+            ):  # other processes are waiting in another collective
                 raise
             self._save(in_bad_streak=True)
-            message = f"{error}; stopped at step {step}, a checkpoint was written: --resume goes on"
+            message = f"{error}; stopped at step {step}, checkpoint written: continue with --resume"
             raise type(error)(message) from error
 
-    def _deliveries(self) -> Iterator[list[Delivery]]:
-        """Yield the parts of each step's batch."""
+    def _loaded_batches(self) -> Iterator[list[LoadedBatch]]:
+        """Yield the loaded parts of each step's batch, and measure the time spent waiting."""
         loop = self.config.loop
         plan = split_batches(
             self.data,
@@ -193,26 +199,26 @@ class _Run:
                 repeats=self.config.loader.repeats,
                 start=self.progress.step,
             ),
-            rank=self.here.rank,
-            world_size=self.here.size,
+            rank=self.world.rank,
+            world_size=self.world.size,
             accumulate=loop.accumulate,
         )
         parts = read_batches(
-            self.data, plan, config=self.config.loader, device=self.here.device, substitute=True
+            self.data, plan, config=self.config.loader, device=self.world.device, substitute=True
         )
         while True:
-            waiting = time.perf_counter()
+            wait_started = time.perf_counter()
             step_parts = [next(parts) for _ in range(loop.accumulate)]
-            self.state.meter.data_seconds += time.perf_counter() - waiting
+            self.state.meter.data_seconds += time.perf_counter() - wait_started
             yield step_parts
 
-    def _update(self, step: int, deliveries: list[Delivery], *, stop: bool) -> None:
-        for reason in (reason for delivery in deliveries for reason in delivery.skipped):
+    def _update(self, step: int, loaded_batches: list[LoadedBatch], *, stop: bool) -> None:
+        for reason in (reason for loaded in loaded_batches for reason in loaded.skipped):
             self.state.meter.skipped += 1
-            if reason not in self.told:
-                self.told.add(reason)
-                self.log.note(f"step {step + 1}: image skipped, the next one taken: {reason}")
-        parts: list[Batch] = [d.batch for d in deliveries if d.batch is not None]
+            if reason not in self.reported:
+                self.reported.add(reason)
+                self.log.note(f"step {step + 1}: image skipped, replaced by the next one: {reason}")
+        parts: list[Batch] = [loaded.batch for loaded in loaded_batches if loaded.batch is not None]
         result = training_step(
             self.losses_of,
             self.state.optimizer,
@@ -226,12 +232,15 @@ class _Run:
         self.statuses.add(step, result)
 
     def _interrupt(self) -> None:
+        """Wait until the checkpoint is written, then raise InterruptedRunError."""
         barrier()
         raise InterruptedRunError(
-            f"interrupted at step {self.progress.step}; go on with --resume --output {self.output}"
+            f"interrupted at step {self.progress.step}; continue with "
+            f"--resume --output {self.output}"
         )
 
     def _log_step(self) -> None:
+        """Log means since the last log line, and start new ones."""
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
         values = self.state.meter.means()
         seconds = self.state.meter.seconds()
@@ -244,59 +253,61 @@ class _Run:
         self.state.meter = StepMeter()
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Score the weights of this step; a failure is said, and final at the last step alone."""
+        """Evaluate this step's weights. A failure is logged; at the last step it ends the run."""
         progress, is_last = self.progress, self.progress.step == self.config.loop.max_steps
         started = time.perf_counter()
         try:
             metrics, main = self._score(stop, final=is_last, step=progress.step, record=True)
         except EvaluationError as error:
             if is_last:
-                end_with(error)
+                raise_evaluation_failure(error)
             progress.evaluations_failed += 1
             self.log.note(
-                f"evaluation at step {progress.step} failed, training goes on "
+                f"evaluation at step {progress.step} failed, training continues "
                 f"({progress.evaluations_failed} failed so far): {error}"
             )
         else:
             self.final = metrics if is_last else None
-            self._judge(metrics[main], main)
+            self._apply_score(metrics[main], main)
         self.state.meter.paused += time.perf_counter() - started
-        if progress.evaluation_due:  # failed; the checkpoint from before says so to a resumed run
+        if progress.evaluation_due:  # failed; the checkpoint keeps it due, so a resumed run retries
             progress.evaluation_due = False
         else:
             self._save(in_bad_streak=is_last)
 
-    def _judge(self, score: float, name: str) -> None:
-        """Let a score act: on best.pt, on patience, and on the rate."""
+    def _apply_score(self, score: float, name: str) -> None:
+        """Use a score: for best.pt, for early stopping, and for the plateau schedule."""
         progress, schedule = self.progress, self.config.schedule
         scheduled = self._is_scheduled()
         if progress.add_score(score, scheduled=scheduled):
             payload = self.state.payload()
-            if self.here.is_main:
+            if self.world.is_main:
                 self.checkpoints.save_best(payload)
         elif math.isnan(score):
-            self.log.note(f"{name} is not a number: neither rate, patience nor best.pt act on it")
+            self.log.note(
+                f"{name} is NaN: learning rate, patience and best.pt ignore this evaluation"
+            )
         elif scheduled and progress.drop_rate_on_plateau(schedule):
             self.log.note(
-                f"learning rate times {schedule.gamma:g} after step {progress.step}: "
+                f"learning rate multiplied by {schedule.gamma:g} after step {progress.step}: "
                 f"no better score in {progress.evaluations_since_best} evaluations"
             )
 
     def _is_scheduled(self) -> bool:
-        """Return whether an evaluation is due at this step, be it the last one or not."""
+        """Return whether `loop.eval_every` falls on this step."""
         every = self.config.loop.eval_every
         return bool(every) and self.progress.step % every == 0
 
     def _score(
         self, stop: StopRequest, *, final: bool, step: int, record: bool
     ) -> tuple[dict[str, float], str]:
-        """Evaluate the weights, averaged where they are; return the metrics, and the main one."""
+        """Evaluate the weights or their average; return the metrics, and the main one's name."""
         try:
             with self.state.averaged():
                 result = run_evaluation(
                     self.task,
                     self.config,
-                    self.here,
+                    self.world,
                     self.log,
                     output=self.output,
                     final=final,
@@ -304,85 +315,85 @@ class _Run:
                 )
         except InterruptedRunError:
             self._interrupt()
-        if self.here.is_main:
+        if self.world.is_main:
             table = result.evaluator.table()
             self.log.evaluation(step, result.metrics, table, record=record)
-            self.log.pictures(step, result.pictures, "predictions")
+            self.log.images(step, result.images, "predictions")
         return result.metrics, result.evaluator.main_metric
 
     def _finish(self, stop: StopRequest, *, started: float) -> dict[str, float]:
-        """Leave the best weights, or the last ones, with their metrics."""
+        """Export the best or the last weights with their metrics; return the metrics."""
         step, patience = self.progress.step, self.config.loop.patience
         if self.progress.is_out_of_patience(self.config.loop):
             self.log.note(f"stopped at step {step}: no better score in {patience} evaluations")
-        exported = load_exported(self.state, self.checkpoints, self.log)
+        exported = load_weights_to_export(self.state, self.checkpoints, self.log)
         if self.final is None or exported != step:
-            self.log.note(f"evaluating the weights of step {exported} for the export")
+            self.log.note(f"evaluating the exported weights, of step {exported}")
             try:
                 self.final, _ = self._score(stop, final=True, step=exported, record=False)
             except EvaluationError as error:
-                end_with(error)
+                raise_evaluation_failure(error)
         self.log.final(exported, self.final)
-        if self.here.is_main:
-            export(self.state, self.output, weights_step=exported)
+        if self.world.is_main:
+            export_weights(self.state, self.output, weights_step=exported)
         barrier()
         seconds = time.monotonic() - started
-        say_goodbye(self.state, self.output, self.log, exported=exported, seconds=seconds)
+        log_summary(self.state, self.output, self.log, exported=exported, seconds=seconds)
         return self.final
 
     def _save(self, *, in_bad_streak: bool) -> None:
-        """Write a checkpoint, after reading the status of every step that it holds.
+        """Write a checkpoint, after reading the status of every step in it.
 
         Args:
-            in_bad_streak: whether to write it after a step that was not finite too. Else those that
-                were written before such steps began stay.
+            in_bad_streak: whether to write it even if the last step was not finite. By default the
+                checkpoints from before the non-finite steps are kept instead.
 
         Raises:
-            DivergedError: the weights are not finite, and never will be again.
+            DivergedError: the weights are not finite, and cannot recover.
         """
         started = time.perf_counter()
         self.statuses.read(self.progress, self.state.optimizer, all_of_them=True)
         if not self.state.is_finite():
-            told = advice(self.checkpoints)
-            raise DivergedError(f"weights that are not finite, step {self.progress.step}: {told}")
+            advice = divergence_advice(self.checkpoints)
+            raise DivergedError(f"weights not finite at step {self.progress.step}: {advice}")
         if self.progress.bad_in_a_row and not in_bad_streak:
-            self.log.note(f"no checkpoint of step {self.progress.step}, which was not finite")
+            self.log.note(f"no checkpoint at step {self.progress.step}: the step was not finite")
             return
         payload = self.state.payload()
-        if self.here.is_main:
+        if self.world.is_main:
             self.checkpoints.save(self.progress.step, payload)
         self.state.meter.paused += time.perf_counter() - started
 
     def _check_end(self) -> None:
-        """Raise DivergedError at the last step, if the training ends in steps that were skipped."""
+        """Raise DivergedError at the last step if training ends in skipped steps."""
         progress, last = self.progress, self.config.loop.max_steps
         if progress.step == last:
             self.statuses.read(progress, self.state.optimizer, all_of_them=True)
             if progress.bad_in_a_row >= min(2, last):
                 raise DivergedError(
                     f"the last {progress.bad_in_a_row} steps were not finite: no weights are "
-                    f"exported; {advice(self.checkpoints)}"
+                    f"exported; {divergence_advice(self.checkpoints)}"
                 )
 
     def _resume(self) -> list[str]:
-        """Go on from the newest checkpoint; return the settings that differ from its own."""
+        """Resume from the newest checkpoint; return the settings that differ from its config."""
         payload = self.checkpoints.load_latest()
         if payload is None:
             raise UserError(f"--resume: no checkpoint in {self.output / 'checkpoints'}")
         changed = self.state.changed_settings(payload, source=self.output)
         for line in changed:
-            self.log.note(f"resumed with another setting: {line}")
+            self.log.note(f"resumed with a changed setting: {line}")
         for line in self.state.changed_data(payload):
-            self.log.note(f"resumed with other data: {line}")
+            self.log.note(f"resumed with changed data: {line}")
         self.state.load(payload, source=self.checkpoints.directory)
-        self.log.note(resumed_note(self.progress.step, self.checkpoints))
+        self.log.note(resume_note(self.progress.step, self.checkpoints))
         return changed
 
 
-def _check_split(config: RunConfig, here: World) -> None:
+def _check_batch_size(config: RunConfig, world: World) -> None:
     loop = config.loop
-    if loop.batch_size % (here.size * loop.accumulate):
+    if loop.batch_size % (world.size * loop.accumulate):
         raise UserError(
             f"loop.batch_size: expected a multiple of processes x loop.accumulate = "
-            f"{here.size} x {loop.accumulate}, got {loop.batch_size}"
+            f"{world.size} x {loop.accumulate}, got {loop.batch_size}"
         )

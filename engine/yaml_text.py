@@ -1,7 +1,7 @@
-"""YAML as configs hold it: mappings, lists, text, numbers, true, false and null. No more.
+"""Safe YAML parser for configs: mappings, lists, text, numbers, true, false and null only.
 
-Every text ends in values or in one clear line, within seconds: size, depth and the number of values
-are bounded, aliases counted as often as they are used. No tag makes an object.
+Any text gives values or a one-line error within seconds: size, depth and the number of values are
+limited, and an alias counts each time it is used. Tags never create Python objects.
 """
 
 import re
@@ -13,16 +13,17 @@ import yaml
 from engine.errors import UserError
 
 MAX_LENGTH = 100_000
-"""Characters of a text; PyYAML reads some 100,000 a second."""
+"""Characters of a text; PyYAML reads about 100,000 per second."""
 MAX_DEPTH = 32
-"""Mappings and lists within each other."""
+"""Nesting depth of mappings and lists."""
 MAX_VALUES = 20_000
-"""Values and keys, those that an alias repeats included."""
+"""Values and keys, including those repeated by aliases."""
 MAX_DIGITS = 300
 """Characters of a number."""
 
 _TAG = "tag:yaml.org,2002:"
-# YAML 1.2's core types. YAML 1.1, PyYAML's own, reads 1e-2 as text, `no` as false, 010 as 8.
+# Core types of YAML 1.2: pattern, and possible first characters. PyYAML implements YAML 1.1, which
+# reads 1e-2 as text, `no` as false and 010 as 8.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -56,18 +57,18 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what is nested too deep before all of it is read."""
+        """Reject nesting that is too deep before the rest is read."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _Fault(f"expected at most {MAX_DEPTH} levels", self.get_mark())
+            raise _YamlProblem(f"expected at most {MAX_DEPTH} levels", self.get_mark())
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        """The same for brackets: the scanner takes quadratic time for those, ahead of the nodes."""
+        """Reject too many open brackets: the scanner reads ahead of the nodes in quadratic time."""
         if self.flow_level >= MAX_DEPTH:
-            raise _Fault(f"expected at most {MAX_DEPTH} levels", self.get_mark())
+            raise _YamlProblem(f"expected at most {MAX_DEPTH} levels", self.get_mark())
         super().fetch_flow_collection_start(token)
 
 
@@ -80,24 +81,24 @@ for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"({_pattern})$"), _first)
 
 
-class _Fault(yaml.MarkedYAMLError):
-    """What is wrong, and where."""
+class _YamlProblem(yaml.MarkedYAMLError):
+    """A YAML error: the problem and its position."""
 
     def __init__(self, problem: str, mark: yaml.Mark | None) -> None:
         super().__init__(problem=problem, problem_mark=mark)
 
 
 def parse_yaml(text: str, *, source: str, scalars: Literal["typed", "text"] = "typed") -> Any:
-    """Return the values that a text holds; keys are always text.
+    """Return the values in a YAML text; None if it is empty. Keys are always text.
 
     Args:
         text: the YAML.
         source: where it comes from, for messages.
-        scalars: "text" gives every plain value as it is written, 1e3 and null too.
+        scalars: "typed" converts numbers, true, false and null; "text" keeps all scalars as text.
 
     Raises:
-        UserError: it is no YAML, too large, or holds what configs do not: tags, complex keys, a key
-            twice, aliases of themselves.
+        UserError: the text is not YAML, too large, or has features that configs do not use: tags,
+            complex keys, duplicate keys, merge keys, recursive aliases.
     """
     if len(text) > MAX_LENGTH:
         raise UserError(
@@ -108,18 +109,18 @@ def parse_yaml(text: str, *, source: str, scalars: Literal["typed", "text"] = "t
         return None if node is None else _Values(scalars).of(node, 0)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {_problem(error)}") from error
-    except (ValueError, OverflowError) as error:  # of PyYAML's scanner
-        problem = "an escape or a version holds a number that is too large"
+    except (ValueError, OverflowError) as error:  # raised by PyYAML's scanner
+        problem = "the number in an escape or in a version is too large"
         raise UserError(f"{source}: not YAML: {problem}") from error
 
 
 def dump_yaml(values: Any) -> str:
-    """Return YAML from which `parse_yaml` reads equal values."""
+    """Return YAML text that `parse_yaml` reads back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Values:
-    """Turns PyYAML's nodes into values, and counts them."""
+    """Converts PyYAML's nodes to values, and counts them."""
 
     def __init__(self, scalars: Literal["typed", "text"]) -> None:
         self._scalars = scalars
@@ -128,9 +129,9 @@ class _Values:
     def of(self, node: yaml.Node, depth: int) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise _Fault(f"expected at most {MAX_VALUES:,} values", node.start_mark)
-        if depth > MAX_DEPTH:  # an alias of what it lies in
-            raise _Fault(f"expected at most {MAX_DEPTH} levels", node.start_mark)
+            raise _YamlProblem(f"expected at most {MAX_VALUES:,} values", node.start_mark)
+        if depth > MAX_DEPTH:  # an alias of a parent: endless recursion
+            raise _YamlProblem(f"expected at most {MAX_DEPTH} levels", node.start_mark)
         kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node, depth)
@@ -138,18 +139,18 @@ class _Values:
             return [self.of(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.ScalarNode) and kind in _READERS:
             return self._scalar(node, kind)
-        raise _Fault(f"expected no tag, got {node.tag.replace(_TAG, '!!')}", node.start_mark)
+        raise _YamlProblem(f"expected no tag, got {node.tag.replace(_TAG, '!!')}", node.start_mark)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
-        """Return keys and values; a key that is given twice is refused, none is the last."""
+        """Return keys and values; a duplicate key is an error, it does not override."""
         values: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Fault("expected a plain key, got a list or a mapping", key.start_mark)
+                raise _YamlProblem("expected a plain key, got a list or a mapping", key.start_mark)
             if key.value == "<<" and key.style is None:
-                raise _Fault("expected no key <<: nothing is merged; see `base`", key.start_mark)
+                raise _YamlProblem("expected no merge key <<; use `base` instead", key.start_mark)
             if key.value in values:
-                raise _Fault(f"key {key.value} is given twice", key.start_mark)
+                raise _YamlProblem(f"key {key.value} is given twice", key.start_mark)
             self._count += 1
             values[key.value] = self.of(value, depth + 1)
         return values
@@ -160,16 +161,19 @@ class _Values:
             return text
         if kind in ("int", "float") and len(text) > MAX_DIGITS:
             problem = f"expected a number of at most {MAX_DIGITS} characters, got {len(text):,}"
-            raise _Fault(problem, node.start_mark)
+            raise _YamlProblem(problem, node.start_mark)
         try:
             return _READERS[kind](text if kind == "str" else text.lower())
-        except (KeyError, ValueError) as error:  # of a tag that does not fit: !!int abc
-            problem = f"expected what !!{kind} can be, got {text[:60]}"
-            raise _Fault(problem, node.start_mark) from error
+        except (
+            KeyError,
+            ValueError,
+        ) as error:  # an explicit tag that does not fit, such as !!int abc
+            problem = f"expected a value of type !!{kind}, got {text[:60]}"
+            raise _YamlProblem(problem, node.start_mark) from error
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong, and where, in one line."""
+    """Return the problem and its position in one line."""
     if isinstance(error, yaml.reader.ReaderError):
         character = error.character if isinstance(error.character, int) else ord(error.character)
         return f"expected text, got the character U+{character:04X} at {error.position:,}"

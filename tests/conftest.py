@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, one thread to a process, the folder of real pictures."""
+"""Fixtures of all tests: fixed seeds, one thread per process, the folder of real images."""
 
 import os
 import random
@@ -14,12 +14,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_REQUIRED = os.environ.get("RESDET_REQUIRE_DATA") == "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores; more threads only wait for each other
+    torch.set_num_threads(1)  # the workers share the cores, so more threads would only wait
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark users of `data_dir` as `data`, and skip `gpu` tests where there is no device."""
+    """Mark users of `data_dir` as `data`, and skip `gpu` tests without a CUDA device."""
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With RESDET_REQUIRE_DATA=1 a `data` test that was skipped has failed."""
+    """With RESDET_REQUIRE_DATA=1, report a skipped `data` test as failed."""
     report = yield
     xfailed = hasattr(report, "wasxfail")
     forbidden = DATA_REQUIRED and item.get_closest_marker("data") is not None
@@ -45,17 +45,17 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder with coco128/, bccd/, ...: RESDET_DATA, else `shared/data` beside the repository."""
+    """Folder with coco128/, bccd/, ...: RESDET_DATA, or `shared/data` beside the repository."""
     default = REPOSITORY.parent / "shared" / "data"
     folder = Path(os.environ.get("RESDET_DATA", default)).resolve()
     if not folder.is_dir():
-        pytest.skip(f"no folder of real pictures at {folder} (set RESDET_DATA)")
+        pytest.skip(f"no folder of real images at {folder} (set RESDET_DATA)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def cifar_root(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with cifar-10-batches-py/ as torchvision reads it, unpacked once a session."""
+    """Folder with cifar-10-batches-py/ as torchvision reads it, unpacked once per session."""
     unpack = data_dir / "cifar10" / "unpack.py"
     if not unpack.is_file():
         pytest.skip(f"no CIFAR-10 at {unpack.parent}")

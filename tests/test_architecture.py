@@ -1,4 +1,4 @@
-"""Rules of the house: import directions, sizes, names, and who speaks to the console."""
+"""Architecture rules: import directions, file lengths, names, and who prints to the console."""
 
 import ast
 import subprocess
@@ -13,13 +13,13 @@ from setuptools import find_namespace_packages
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
-    for room in ("engine", "backbones", "detection", "tools", "tests")
-    for path in sorted((REPOSITORY / room).rglob("*.py"))
+    for folder in ("engine", "backbones", "detection", "tools", "tests")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
 }
-NAMELESS_ROOMS = {"util", "utils", "misc", "common", "helper", "helpers"}
+VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers"}
 MAY_PRINT = ("engine/log.py", "detection/commands/", "tools/", "tests/")
-# Packages that take long to import, and who may do so before it is known that they are needed. The
-# others import them in a function, so that commands start at once.
+# Packages that are slow to import, and the modules that may import them at the top. All others
+# import them in a function, so that commands start fast.
 SLOW_IMPORTS = {
     "albumentations": ("backbones/classification/transforms.py", "tools/lab/benchmarks/"),
     "hotcoco": (),
@@ -35,13 +35,13 @@ SLOW_IMPORTS = {
 MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "tools/lab/benchmarks/", "tests/")
 
 
-def imported_modules(source: str, *, at_once: bool = False) -> Iterator[str]:
+def imported_modules(source: str, *, top_level: bool = False) -> Iterator[str]:
     """Yield dotted names: `from a import b` gives a.b, whether b is a module or not.
 
-    `at_once`: of the statements outside of functions and conditions alone.
+    With `top_level`, only of statements outside functions and conditions.
     """
     tree = ast.parse(source)
-    for node in tree.body if at_once else ast.walk(tree):
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,7 +49,7 @@ def imported_modules(source: str, *, at_once: bool = False) -> Iterator[str]:
 
 
 def called_names(source: str) -> Iterator[str]:
-    """Yield the last part of each called name: `console.print(...)` gives print."""
+    """Yield the last part of each called name: `console.print(...)` gives `print`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             yield node.func.attr
@@ -65,28 +65,28 @@ def test_import_contracts_hold() -> None:
 
 
 def test_torchvision_ops_stay_in_detection_ops() -> None:
-    # import-linter knows other people's packages as a whole, and this rule is about a part of one
-    strays = [
+    # import-linter treats an external package as a whole, so it cannot check a submodule
+    violations = [
         name
         for name, source in SOURCES.items()
         if not name.startswith(MAY_IMPORT_TORCHVISION_OPS)
         and any(module.startswith("torchvision.ops") for module in imported_modules(source))
     ]
-    assert strays == []
+    assert violations == []
 
 
 @pytest.mark.parametrize("package", SLOW_IMPORTS)
 def test_slow_packages_are_imported_where_they_are_used(package: str) -> None:
-    strays = [
+    violations = [
         name
         for name, source in SOURCES.items()
         if not name.startswith(("tests/", *SLOW_IMPORTS[package]))
         and any(
             f"{module}.".startswith(f"{package}.")
-            for module in imported_modules(source, at_once=True)
+            for module in imported_modules(source, top_level=True)
         )
     ]
-    assert strays == []
+    assert violations == []
 
 
 def test_files_are_short() -> None:
@@ -94,7 +94,7 @@ def test_files_are_short() -> None:
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
-def test_scripts_hold_no_code() -> None:
+def test_scripts_contain_no_logic() -> None:
     scripts = {name: source for name, source in SOURCES.items() if name.count("/") == 1}
     lengths = {
         name: len(source.splitlines())
@@ -105,36 +105,36 @@ def test_scripts_hold_no_code() -> None:
     assert {name: length for name, length in lengths.items() if length > 20} == {}
 
 
-def test_the_wheel_holds_no_laboratory_and_no_tests() -> None:
+def test_the_wheel_contains_neither_tools_nor_tests() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     found = find_namespace_packages(
         str(REPOSITORY), include=settings["tool"]["setuptools"]["packages"]["find"]["include"]
     )
-    rooms = {name.split(".")[0] for name in found}
-    assert rooms == {"engine", "backbones", "detection", "configs"}
+    packages = {name.split(".")[0] for name in found}
+    assert packages == {"engine", "backbones", "detection", "configs"}
 
 
-def test_one_module_looks_at_paths() -> None:
-    # Path's own looks raise what users see as tracebacks: names too long, NUL, no permission
-    looks = {"exists", "is_file", "is_dir", "glob", "rglob", "iterdir", "read_text", "read_bytes"}
-    strays = [
+def test_only_engine_paths_queries_the_file_system() -> None:
+    # Path's own methods raise for long names, NUL and missing permissions: users see a traceback
+    queries = {"exists", "is_file", "is_dir", "glob", "rglob", "iterdir", "read_text", "read_bytes"}
+    violations = [
         (name, node.func.attr)
         for name, source in SOURCES.items()
         if not name.startswith(("tests/", "engine/paths.py"))
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in looks
+        and node.func.attr in queries
         and not (isinstance(node.func.value, ast.Name) and node.func.value.id in ("paths", "entry"))
     ]
-    assert strays == []
+    assert violations == []
 
 
-def test_every_room_has_a_name() -> None:
-    parts = {name: set(name.removesuffix(".py").split("/")) for name in SOURCES}
-    assert [name for name, words in parts.items() if words & NAMELESS_ROOMS] == []
+def test_no_module_has_a_vague_name() -> None:
+    parts_of = {name: set(name.removesuffix(".py").split("/")) for name in SOURCES}
+    assert [name for name, parts in parts_of.items() if parts & VAGUE_NAMES] == []
 
 
-def test_only_the_log_and_the_tools_print() -> None:
+def test_only_the_log_and_commands_print() -> None:
     printing = [name for name, source in SOURCES.items() if "print" in called_names(source)]
     assert [name for name in printing if not name.startswith(MAY_PRINT)] == []

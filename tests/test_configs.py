@@ -1,4 +1,4 @@
-"""Every config file loads, comes back from its own dump, says what it is for, and builds."""
+"""Every config file loads, is equal after dump and load, has a complete header, and builds."""
 
 from pathlib import Path
 
@@ -24,7 +24,9 @@ TOOLS = {
     "backbones": "pretrain_backbone",
 }
 SCHEMAS: dict[str, type[RunConfig]] = {**DETECTION, "classification": ClassificationConfig}
-CONFIGS = sorted(path for room in TOOLS for path in (REPOSITORY / "configs" / room).glob("*.yaml"))
+CONFIGS = sorted(
+    path for folder in TOOLS for path in (REPOSITORY / "configs" / folder).glob("*.yaml")
+)
 RECIPES = [path for path in CONFIGS if not path.name.startswith("base_")]
 
 
@@ -33,7 +35,7 @@ def load(path: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_config_survives_its_dump(path: Path, tmp_path: Path) -> None:
+def test_config_is_equal_after_dump_and_load(path: Path, tmp_path: Path) -> None:
     config = load(path)
     dumped = tmp_path / "config.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
@@ -59,7 +61,7 @@ def test_header_gives_command_time_and_score(path: Path) -> None:
 def test_config_builds(path: Path) -> None:
     config = load(path)
     model: nn.Module
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):  # shapes only, no memory
         if isinstance(config, DetectionConfig):
             divisor = config.data.size_divisor
             model = build_faster_rcnn(

@@ -1,1 +1,1 @@
-"""Commands: each parses its arguments, loads a config and calls one function."""
+"""Scripts for the commands: each parses its arguments, loads a config and calls one function."""

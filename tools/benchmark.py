@@ -1,4 +1,4 @@
-"""Measure what the project promises: benchmark.py NAME ... [--model M] [--precision P]."""
+"""Measure speed and memory against other libraries: benchmark.py NAME ... [--model M]."""
 
 import sys
 from pathlib import Path

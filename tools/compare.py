@@ -1,4 +1,4 @@
-"""Set runs side by side: compare.py RUN RUN ..."""
+"""Compare runs in a table: compare.py RUN RUN ..."""
 
 import sys
 from pathlib import Path

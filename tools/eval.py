@@ -1,4 +1,4 @@
-"""Score a trained model, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
+"""Evaluate a run, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Find objects in images: predict.py RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...]."""
+"""Detect objects in images: predict.py RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...]."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fetch data sets, and write others as COCO JSON: prepare_data.py COMMAND --help."""
+"""Download data sets, and convert others to COCO JSON: prepare_data.py COMMAND --help."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Train a classifier: pretrain_backbone.py [CONFIG] [key=value ...] [--output DIR] [--resume].
 
-Its run folder also holds `backbone.safetensors`, for a detector's `model.backbone.weights`.
+Its run folder also holds `backbone.safetensors`, a file for a detector's `model.backbone.weights`.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""The paper's tables and figures: repro.py list, or repro.py run cifar-degradation --scale quick.
+"""Reproduce the paper: repro.py list, or repro.py run cifar-degradation --scale quick.
 
-A run that was interrupted goes on by the same command, and one that is done is not trained again.
+Repeating a `run` command resumes an interrupted training and skips finished ones.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""What a backbone is worth for each task: transfer.py BACKBONE [key=value ...] [--output DIR].
+"""Compare a backbone with random weights: transfer.py BACKBONE [key=value ...] [--output DIR].
 
-Four short trainings on it and four from random weights, one table and one picture. The same command
-goes on where it was interrupted.
+Runs four short trainings with the backbone and four from random weights, and writes one table and
+one image. Repeating the command resumes an interrupted training and skips finished ones.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.cli import run_command
-from tools.lab.transfer_command import main
+from tools.lab.transfer.command import main
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,1 +1,1 @@
-"""Classification of pictures: config, data and network."""
+"""Image classification: config, data, network, metrics and task."""

@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100, held in memory as one array; batches are cut from it without a copy each.
+"""CIFAR-10 and CIFAR-100 datasets, held in memory as one array.
 
-N pictures, B of one batch. The files are torchvision's, checked by their MD5.
+A batch is one indexing operation on that array. N images, B images in a batch. torchvision reads
+the files and checks their MD5.
 """
 
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from backbones.classification.config import DataConfig
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.structures import ClassificationBatch
 from engine.errors import UserError
 
 ARCHIVES: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 HOLDOUT_SEED = 0
-"""Of the choice of pictures that are set aside; every run sets the same ones aside."""
+"""Seed of the random choice of held-out images; fixed, so that all runs hold out the same ones."""
 
 
-class CifarPictures:
-    """32x32 pictures and their classes.
+class CifarDataset:
+    """CIFAR images and their classes; implements `engine.task.DataSet`.
 
     pixels: (N, 32, 32, 3) uint8 RGB. labels: (N,) int64. class_names: by label. notes: lines for
     the log.
@@ -34,63 +35,66 @@ class CifarPictures:
         class_names: Sequence[str],
         notes: Sequence[str] = (),
     ) -> None:
-        # torchvision holds them channels first, and cutting batches out would keep that
+        # torchvision's array is a transposed view, channels first in memory; batches would keep it
         self.pixels, self.labels = np.ascontiguousarray(pixels), labels
         self.class_names, self.notes = tuple(class_names), tuple(notes)
 
     @classmethod
     def training(cls, config: DataConfig) -> Self:
-        """Read the training pictures but those that `config.holdout` sets aside.
+        """Read the training images, without the `config.holdout` held-out ones.
 
         Raises:
-            UserError: the files are missing, damaged or cannot be fetched; or nothing is left.
+            UserError: the files are missing, damaged or cannot be downloaded; or all images would
+                be held out.
         """
-        pictures = _read(config, train=True)
-        if config.holdout >= len(pictures.data):
+        images = _read(config, train=True)
+        if config.holdout >= len(images.data):
             raise UserError(
-                f"data.holdout: expected less than {len(pictures.data)}, got {config.holdout}"
+                f"data.holdout: expected less than {len(images.data)}, got {config.holdout}"
             )
-        rows = _held_out(len(pictures.data), config.holdout)
-        notes = [f"{config.holdout} training pictures are set aside for validation"]
-        return cls._of(pictures, ~rows, notes if config.holdout else [])
+        rows = _held_out(len(images.data), config.holdout)
+        notes = [f"{config.holdout} training images are held out for validation"]
+        return cls._of(images, ~rows, notes if config.holdout else [])
 
     @classmethod
     def validation(cls, config: DataConfig) -> Self:
-        """Read the test pictures, or the training pictures that `config.holdout` sets aside.
+        """Read the test images, or the held-out training images if `config.holdout` is set.
 
         Raises:
-            UserError: the files are missing, damaged or cannot be fetched.
+            UserError: the files are missing, damaged or cannot be downloaded.
         """
-        pictures = _read(config, train=config.holdout > 0)
-        count = len(pictures.data)
+        images = _read(config, train=config.holdout > 0)
+        count = len(images.data)
         rows = _held_out(count, config.holdout) if config.holdout else np.ones(count, bool)
-        return cls._of(pictures, rows, [])
+        return cls._of(images, rows, [])
 
     @classmethod
-    def _of(cls, pictures: CIFAR10, rows: np.ndarray, notes: Sequence[str]) -> Self:
-        labels = np.asarray(pictures.targets, dtype=np.int64)
-        return cls(pictures.data[rows], labels[rows], class_names=pictures.classes, notes=notes)
+    def _of(cls, images: CIFAR10, rows: np.ndarray, notes: Sequence[str]) -> Self:
+        labels = np.asarray(images.targets, dtype=np.int64)
+        return cls(images.data[rows], labels[rows], class_names=images.classes, notes=notes)
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) int64 zeros: all pictures have one shape."""
+        """(N,) int64 zeros: all images have one shape."""
         return np.zeros(len(self.labels), dtype=np.int64)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.labels)
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, int]:
-        """Return the draw itself; `collate` cuts the whole batch from the array."""
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, int]:
+        """Return (index, seed) unchanged; `collate` reads the whole batch from the array."""
         return index, seed
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
-        """Agree on nothing: all pictures have one shape."""
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
+        """Return None: all images have one shape."""
 
-    def collate(self, samples: Sequence[tuple[int, int]], frame: Any = None) -> LabelledBatch:
-        """Make a batch of at least one draw, pixels channels last in memory."""
+    def collate(
+        self, samples: Sequence[tuple[int, int]], batch_shape: Any = None
+    ) -> ClassificationBatch:
+        """Make a batch from at least one (index, seed), with pixels channels last in memory."""
         rows, seeds = np.array(samples, dtype=np.int64).T
-        return LabelledBatch(
+        return ClassificationBatch(
             pixels=torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2),
             labels=torch.from_numpy(self.labels[rows]),
             image_ids=torch.from_numpy(rows.copy()),
@@ -99,7 +103,7 @@ class CifarPictures:
 
 
 def _held_out(count: int, holdout: int) -> np.ndarray:
-    """Return (count,) bool with `holdout` pictures chosen."""
+    """Return (count,) bool, true for `holdout` randomly chosen images."""
     chosen = np.zeros(count, dtype=bool)
     chosen[np.random.default_rng(HOLDOUT_SEED).permutation(count)[:holdout]] = True
     return chosen
@@ -111,7 +115,7 @@ def _read(config: DataConfig, *, train: bool) -> CIFAR10:
         return archive(config.root, train=train, download=config.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"data.root {config.root}: expected {archive.base_folder}/ as torchvision keeps it "
+            f"data.root {config.root}: expected {archive.base_folder}/ in torchvision's layout "
             f"(data.root={config.root} data.download=true downloads it), got: "
             f"{str(error).splitlines()[0]}"
         ) from error

@@ -1,14 +1,14 @@
-"""The classification part of a run's config.
+"""Config of a classification run.
 
-Lengths are in pixels. A picture is decoded and cut in the worker; what is random after that (mirror
-and shift of small pictures, mixing, erasing) happens for the whole batch on the device.
+Lengths are in pixels. Worker processes decode and crop the images. The other random augmentation
+(flip and shift of small images, mixup, cutmix, erasing) runs on the device for a whole batch.
 """
 
 from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from backbones.config import DemoConfig, NetworkConfig, ViewConfig, WindowConfig
+from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig, NetworkConfig
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, RunConfig
 
 NetworkKind = Literal[
@@ -36,56 +36,59 @@ NetworkKind = Literal[
 
 
 CIFAR_SIDE = 32
-"""Height and width of CIFAR's pictures."""
+"""Height and width of CIFAR's images."""
 
 
 class DataConfig(Config):
-    """Pictures and the policies for bad ones."""
+    """Images, and what to do with bad ones."""
 
     kind: Literal["folder", "cifar10", "cifar100"] = "folder"
     """folder: `train/CLASS/*` and `val/CLASS/*` (ImageNet's layout). cifar: torchvision's sets."""
     root: PathText = ""
-    """Folder that holds `train/` and `val/`, or `cifar-10-batches-py/`."""
+    """Folder with `train/` and `val/`, or with `cifar-10-batches-py/`."""
     demo: DemoConfig | None = None
     """folder: when set, the demo's objects are drawn under `demo.root`."""
     download: bool = False
-    """cifar: fetch the archive into `root` when it is not there."""
+    """cifar: download the archive into `root` if it is missing."""
     holdout: NonNegativeInt = 0
-    """cifar: training pictures set aside and validated on in place of the test pictures."""
+    """cifar: number of training images held out for validation, instead of the test images."""
     on_bad_image: BadInputPolicy = "error"
-    """folder: a picture that cannot be decoded: stop, or skip it and count it."""
+    """folder: stop at an image that cannot be decoded, or skip and count it."""
 
 
-class AugmentConfig(WindowConfig):
-    """What happens to a training picture; CIFAR's small ones are not cut by area."""
+class AugmentConfig(CropConfig):
+    """Augmentation of a training image; CIFAR's small images have no crop by area."""
 
     pad: NonNegativeInt = 0
-    """cifar: zeros added on every side before a square is cut out at random."""
+    """cifar: zero padding on every side before the random crop."""
     pca_std: NonNegativeFloat = 0.0
-    """folder: colour noise along the principal axes of ImageNet's colours; 0.1 in the paper."""
+    """folder: std of colour noise along the principal axes of ImageNet's colours; paper: 0.1."""
     auto: Literal["none", "trivial", "randaugment"] = "none"
-    """folder: one drawn operation of drawn strength, or `auto_ops` of strength `auto_magnitude`."""
+    """folder: trivial (TrivialAugment): one random operation of random strength; randaugment:
+    `auto_ops` random operations of strength `auto_magnitude`."""
     auto_ops: PositiveInt = 2
-    """randaugment: operations applied to a picture, one after the other."""
+    """randaugment: number of operations applied to an image."""
     auto_magnitude: Fraction = 0.3
-    """randaugment: strength, 1 the strongest."""
+    """randaugment: strength, from 0 to 1."""
     erasing_prob: Fraction = 0.0
-    """Chance that a rectangle of the picture is erased."""
+    """Probability of random erasing: a random rectangle of the image is erased."""
     mixup_alpha: NonNegativeFloat = 0.0
-    """Beta parameter of mixup; 0 is off."""
+    """Beta distribution parameter of mixup; 0 is off."""
     cutmix_alpha: NonNegativeFloat = 0.0
-    """Beta parameter of cutmix; 0 is off. With both on, half of the pictures get each."""
+    """Beta distribution parameter of cutmix; 0 is off. With both on, each image gets one of them,
+    with probability 1/2."""
 
 
 class BackboneConfig(NetworkConfig):
-    """The network."""
+    """Network of a classifier."""
 
     kind: NetworkKind = "resnet50"
     """Architecture and depth."""
     shortcut: Literal["A", "B", "C"] | None = None
-    """Where dimensions grow: A zeros, B projection; C projection everywhere; none: A or B.
+    """The paper's shortcuts: A zero padding where dimensions grow; B projection where dimensions
+    grow; C projection everywhere; none: A for CIFAR networks, B for the others.
 
-    The paper's nets for CIFAR take A, its others (and torchvision's) B.
+    The paper uses A for CIFAR. torchvision uses B.
     """
 
 
@@ -97,40 +100,40 @@ class ModelConfig(Config):
 
 
 class LossConfig(Config):
-    """What is minimised."""
+    """Training loss."""
 
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Softmax cross-entropy; or a binary one for each class (*ResNet strikes back*)."""
+    """Softmax cross-entropy; or binary cross-entropy per class (*ResNet strikes back*)."""
     label_smoothing: Fraction = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
 
 
-class EvaluationConfig(ViewConfig):
-    """How a picture is tested; CIFAR's small ones are not resized."""
+class EvaluationConfig(EvaluationViewConfig):
+    """Views of an image at test time; CIFAR's small images are not resized."""
 
     view: Literal["center", "ten_crop", "multi_scale"] = "center"
-    """One centre crop; the mean over ten crops; fully convolutional over `scales` and mirrors.
+    """One centre crop; the mean over ten crops; or fully convolutional over `scales` and flips.
 
-    multi_scale: `crop` is the side of the window that the pooling covers.
+    multi_scale: `crop` is the side of the window that the average pool covers.
     """
 
 
 class ExportConfig(Config):
-    """What is written for detectors, `backbone.safetensors`."""
+    """Export of the backbone for detectors, `backbone.safetensors`."""
 
     recompute_norms: bool = True
-    """Whether batch-norm statistics are computed anew over training pictures (the paper does)."""
-    num_pictures: PositiveInt = 10000
-    """Training pictures over which they are computed, at most."""
+    """Recompute the batch-norm statistics over training images (as in the paper)."""
+    num_images: PositiveInt = 10000
+    """Largest number of training images for the recomputation."""
 
 
 class ClassificationConfig(RunConfig):
     """A classification run."""
 
     task: Literal["classification"] = "classification"
-    """Tag by which tools choose the task."""
+    """Name of the task; commands choose the task by it."""
     data: DataConfig = DataConfig()
-    """Data."""
+    """Images."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     model: ModelConfig = ModelConfig()
@@ -138,20 +141,20 @@ class ClassificationConfig(RunConfig):
     loss: LossConfig = LossConfig()
     """Loss."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Testing."""
+    """Test-time views."""
     export: ExportConfig = ExportConfig()
-    """Backbone for detectors."""
+    """Export of the backbone for detectors."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         largest = CIFAR_SIDE + 2 * self.augment.pad
         if self.data.kind != "folder" and self.augment.crop > largest:
             raise ValueError(
-                f"augment.crop: expected at most {largest} ({CIFAR_SIDE} and the padding), "
+                f"augment.crop: expected at most {largest} ({CIFAR_SIDE} plus the padding), "
                 f"got {self.augment.crop}"
             )
         return self
 
 
 SCHEMAS: dict[str, type[RunConfig]] = {"classification": ClassificationConfig}
-"""Schema of each `task` that a classifier's config can name."""
+"""Config class by the value of `task`."""

@@ -1,6 +1,6 @@
-"""Accuracy, calibration and confusions of a classifier.
+"""Metrics of a classifier: top-1 and top-5 accuracy, log loss, calibration error, confusion matrix.
 
-N pictures, K classes, T = min(5, K) best labels of a picture.
+N images, K classes, T = min(5, K) best labels of an image.
 """
 
 import csv
@@ -18,20 +18,20 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.visualize import draw_confusion
 from engine.errors import UserError
 from engine.files import write_file
 
 MAX_DRAWN = 50
-"""Above so many classes there is no picture of the confusions."""
+"""Largest number of classes for which confusion.png is drawn."""
 MAX_LISTED = 100
-"""Above so many classes the console does not list each."""
+"""Largest number of classes for which the console lists each class."""
 NUM_CONFUSIONS = 10
-"""Most frequent confusions shown on the console."""
+"""Number of most frequent confusions shown on the console."""
 
-_BEST = 5
-_COLUMNS = 3  # pairs of name and number in a row of a table; fits 80 characters
+_BEST = 5  # labels kept per image, for top-5
+_COLUMNS = 3  # pairs of name and number in a table row; fits into 80 characters
 _PERCENT = {
     "top1": "top-1",
     "top5": "top-5",
@@ -42,12 +42,12 @@ _PERCENT = {
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What is kept of the predictions for N pictures.
+class PredictionRecords:
+    """Predictions for N images, reduced to what the metrics need.
 
     image_ids: (N,) int64. labels: (N,) int64, the true classes. best: (N, T) int32, labels by
-    falling probability; of equal ones the lower goes first. confidences: (N,) float32, probability
-    of the best label. losses: (N,) float32, -log of the true label's probability.
+    falling probability, ties by rising label. confidences: (N,) float32, probability of the best
+    label. losses: (N,) float32, -log of the true label's probability.
     """
 
     image_ids: np.ndarray
@@ -59,11 +59,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """The outcome of one scoring.
+    """Result of one evaluation.
 
     metrics: `top1`, `top5` (the true label is among the T best) and their `_error`s in [0, 1];
-    `nll_loss`, mean negative log-likelihood in nats; `calibration_error` in [0, 1]; `num_pictures`;
-    `top1/<class>` for each class that has pictures. confusion: (K, K) int64 counts, true class by
+    `nll_loss`, mean negative log-likelihood in nats; `calibration_error` in [0, 1]; `num_images`;
+    `top1/<class>` for each class with images. confusion: (K, K) int64 counts, true class by
     predicted class. class_names: by label.
     """
 
@@ -72,8 +72,8 @@ class ClassificationScore:
     class_names: tuple[str, ...]
 
     def table(self) -> Group:
-        """Return the numbers, those of each class and the worst confusions, for the console."""
-        title = f"classification of {self.metrics['num_pictures']} pictures, in percent"
+        """Return the console tables: metrics, accuracy by class, most frequent confusions."""
+        title = f"classification of {self.metrics['num_images']} images, in percent"
         cells = [(name, f"{100 * self.metrics[key]:.2f}") for key, name in _PERCENT.items()]
         parts = [
             pairs_table(title, [*cells, ("log loss (nats)", f"{self.metrics['nll_loss']:.3f}")])
@@ -92,6 +92,7 @@ class ClassificationScore:
 
     def worst_confusions(self) -> list[tuple[str, str, int]]:
         """Return (true, predicted, count) of the most frequent errors, at most NUM_CONFUSIONS."""
+        # without the diagonal, which counts correct predictions
         errors = self.confusion * ~np.eye(len(self.class_names), dtype=bool)
         places = np.argsort(-errors, axis=None, kind="stable")[:NUM_CONFUSIONS]
         cells = zip(*np.unravel_index(places, errors.shape), strict=True)
@@ -102,7 +103,7 @@ class ClassificationScore:
         """Write metrics.json, confusion.csv, and confusion.png for up to MAX_DRAWN classes.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: a file cannot be written.
         """
         text = json.dumps(self.metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
@@ -119,11 +120,13 @@ class ClassificationScore:
 
 
 class ClassificationEvaluator:
-    """Gathers answers for a validation set, in any order and over any number of processes.
+    """Collects predictions for a validation set, in any order, and computes the metrics.
+
+    The predictions may come from any number of processes.
 
     Args:
-        class_names: by label, each different.
-        num_bins: bins of the calibration error.
+        class_names: by label, all different.
+        num_bins: number of bins of the calibration error.
     """
 
     main_metric = "top1"
@@ -132,27 +135,27 @@ class ClassificationEvaluator:
         assert len(set(class_names)) == len(class_names), "class names must differ"
         self._class_names = tuple(class_names)
         self._num_bins = num_bins
-        self._gathered: list[Answers] = []
+        self._collected: list[PredictionRecords] = []
         self._score: ClassificationScore | None = None
 
-    def update(self, batch: LabelledBatch, predictions: Sequence[Tensor]) -> None:
+    def update(self, batch: ClassificationBatch, predictions: Sequence[Tensor]) -> None:
         """Add one batch.
 
         Args:
-            batch: at least one picture.
-            predictions: (K,) float32 probabilities on the CPU for each of its pictures, in order.
-                NaN counts as 0, so that a network that has diverged is scored all the same.
+            batch: at least one image.
+            predictions: (K,) float32 probabilities on the CPU for each image of the batch, in
+                order. NaN counts as 0, so that a diverged network is scored too.
         """
         probabilities = np.nan_to_num(torch.stack(list(predictions)).numpy(), nan=0.0)
         expected = (len(batch), len(self._class_names))
         assert probabilities.shape == expected, f"expected {expected}, got {probabilities.shape}"
         labels = batch.labels.cpu().numpy()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :_BEST]
-        of_truth = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-        # a probability that has underflowed would make the mean infinite
-        losses = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny))
-        self._gathered.append(
-            Answers(
+        of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
+        # an underflowed probability of 0 would make the mean loss infinite
+        losses = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
+        self._collected.append(
+            PredictionRecords(
                 image_ids=batch.image_ids.cpu().numpy(),
                 labels=labels,
                 best=best.astype(np.int32),
@@ -161,33 +164,34 @@ class ClassificationEvaluator:
             )
         )
 
-    def state(self) -> list[Answers]:
-        """Return what this process has gathered, batch by batch."""
-        return self._gathered
+    def state(self) -> list[PredictionRecords]:
+        """Return the predictions collected by this process, one element per batch."""
+        return self._collected
 
-    def compute(self, states: Sequence[list[Answers]]) -> dict[str, float]:
-        """Score the union of the states; see `ClassificationScore.metrics`.
+    def compute(self, states: Sequence[list[PredictionRecords]]) -> dict[str, float]:
+        """Return the metrics over all states; see `ClassificationScore.metrics`.
 
         Raises:
-            UserError: there is no picture.
+            UserError: there are no images.
         """
-        answers = _merge([part for state in states for part in state])
+        records = _merge([part for state in states for part in state])
         num_classes = len(self._class_names)
-        cells = answers.labels * num_classes + answers.best[:, 0]
+        # flat index of each image's cell in the confusion matrix
+        cells = records.labels * num_classes + records.best[:, 0]
         counts = np.bincount(cells, minlength=num_classes**2)
         confusion = counts.reshape(num_classes, num_classes)
-        hits = answers.best == answers.labels[:, None]
+        hits = records.best == records.labels[:, None]
         top1, top5 = float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
         metrics: dict[str, float] = {
             "top1": top1,
             "top5": top5,
             "top1_error": 1 - top1,
             "top5_error": 1 - top5,
-            "nll_loss": float(answers.losses.mean(dtype=np.float64)),
+            "nll_loss": float(records.losses.mean(dtype=np.float64)),
             "calibration_error": calibration_error(
-                answers.confidences, hits[:, 0], num_bins=self._num_bins
+                records.confidences, hits[:, 0], num_bins=self._num_bins
             ),
-            "num_pictures": len(answers.labels),
+            "num_images": len(records.labels),
         }
         per_class = zip(self._class_names, np.diag(confusion), confusion.sum(axis=1), strict=True)
         metrics |= {f"top1/{name}": float(right / all_) for name, right, all_ in per_class if all_}
@@ -195,11 +199,11 @@ class ClassificationEvaluator:
         return metrics
 
     def write(self, directory: Path) -> None:
-        """Write metrics.json, confusion.csv and, unless the classes are many, confusion.png."""
+        """Write metrics.json, confusion.csv, and confusion.png for up to MAX_DRAWN classes."""
         self._scored().write(directory)
 
     def table(self) -> Group:
-        """Return the numbers, those of each class and the worst confusions, for the console."""
+        """Return the console tables: metrics, accuracy by class, most frequent confusions."""
         return self._scored().table()
 
     def _scored(self) -> ClassificationScore:
@@ -208,11 +212,11 @@ class ClassificationEvaluator:
 
 
 def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins: int) -> float:
-    """Return how far confidence and accuracy lie apart, in [0, 1].
+    """Return the expected calibration error, in [0, 1].
 
-    The expected calibration error of Guo et al. 2017, *On Calibration of Modern Neural Networks*,
-    equation 3: the mean over bins of equal width, ((m - 1) / M, m / M], of the difference between
-    the bin's accuracy and its mean confidence, weighted by the pictures in it.
+    Guo et al. 2017, *On Calibration of Modern Neural Networks*, equation 3: the mean over bins of
+    equal width, ((m - 1) / M, m / M], of the difference between the bin's accuracy and its mean
+    confidence, weighted by the number of images in the bin.
 
     Args:
         confidences: (N,) probabilities of the predicted labels, N of at least 1.
@@ -221,28 +225,31 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins:
     """
     edges = np.arange(1, num_bins) / num_bins
     bins = np.searchsorted(edges, confidences.astype(np.float64), side="left")
-    # a bin's count cancels: count / N * |sum of correct / count - sum of confidence / count|
+    # the bin's count cancels: count / N * |sum of correct / count - sum of confidence / count|
     gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64))
     return float(np.abs(gaps).sum() / len(confidences))
 
 
-def _merge(parts: Sequence[Answers]) -> Answers:
-    """Return all answers by rising image id: sums then round alike for any number of processes."""
+def _merge(parts: Sequence[PredictionRecords]) -> PredictionRecords:
+    """Concatenate all records, sorted by image id.
+
+    The fixed order makes sums round the same for any number of processes.
+    """
     if not parts:
-        raise UserError("evaluation: expected at least one validation picture, got none")
+        raise UserError("evaluation: expected at least one validation image, got none")
     image_ids = np.concatenate([part.image_ids for part in parts])
     order = np.argsort(image_ids)
     unique = len(np.unique(image_ids))
-    assert unique == len(image_ids), f"{len(image_ids) - unique} pictures more than once"
+    assert unique == len(image_ids), f"{len(image_ids) - unique} images occur more than once"
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
-        for field in fields(Answers)
+        for field in fields(PredictionRecords)
     }
-    return Answers(**columns)
+    return PredictionRecords(**columns)
 
 
 def pairs_table(title: str, cells: Sequence[tuple[str, str]]) -> Table:
-    """Return a table of names and numbers, three pairs in a row."""
+    """Return a table of names and numbers, with three pairs per row."""
     table = Table(title=title, show_header=False)
     for _ in range(min(_COLUMNS, len(cells))):
         table.add_column()
@@ -254,7 +261,7 @@ def pairs_table(title: str, cells: Sequence[tuple[str, str]]) -> Table:
 
 def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Table:
     table = Table("true", "predicted", title="most frequent confusions")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     for true, predicted, count in confusions:
         table.add_row(escape(true), escape(predicted), str(count))
     return table

@@ -1,4 +1,4 @@
-"""What passes between the rooms of classification. B pictures, K classes, V views of a picture."""
+"""Batch of labelled images for classification. B images, K classes."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from engine.structures import Movable, check_tensor
 
 
 @dataclass(frozen=True)
-class LabelledBatch(Movable):
-    """Pictures of one shape, with their classes.
+class ClassificationBatch(Movable):
+    """Images of one shape with their labels.
 
-    pixels: (B, 3, H, W) uint8 RGB. labels: (B,) int64 in 0..K-1. image_ids: (B,) int64, the place
-    in the data set. seeds: (B,) int64, each picture's own draw: all random choices made on the
-    device for that picture come from it.
+    pixels: (B, 3, H, W) uint8 RGB. labels: (B,) int64 in 0..K-1. image_ids: (B,) int64, index in
+    the dataset. seeds: (B,) int64, a random seed per image, from which all random choices on the
+    device are made.
     """
 
     pixels: Tensor
@@ -30,5 +30,5 @@ class LabelledBatch(Movable):
         check_tensor("seeds", self.seeds, (batch,), torch.int64)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return self.pixels.shape[0]

@@ -1,6 +1,6 @@
-"""What the network sees of a picture: the random views of training, the fixed ones of testing.
+"""Image transforms for classification: random crops and augmentation, and test-time resizing.
 
-H, W height and width; pictures are (H, W, 3) uint8 RGB throughout.
+H, W height and width; all images are (H, W, 3) uint8 RGB.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
-from backbones.config import WindowConfig
+from backbones.config import CropConfig
 from backbones.images import REDUCTIONS, decode, picture_size, resize_pixels
 
-# Principal axes of the RGB values of ImageNet's training pictures on the scale 0..1: variances, and
-# the axes as columns. AlexNet (2012), section 4.1; figures of facebookarchive/fb.resnet.torch.
+# Principal components of the RGB values of ImageNet's training images on the scale 0..1: variances,
+# and axes as columns. AlexNet (2012), section 4.1; values from facebookarchive/fb.resnet.torch.
 PCA_VARIANCES = np.array([0.2175, 0.0188, 0.0045])
 PCA_AXES = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -29,8 +29,8 @@ STRENGTHS = 31  # as torchvision's TrivialAugmentWide: 0, 1/30, ... 1
 
 
 @dataclass(frozen=True)
-class Window:
-    """A rectangle inside a picture, in the pixels of its full size."""
+class CropWindow:
+    """A crop rectangle, in pixels of the full-size image."""
 
     top: float
     left: float
@@ -38,117 +38,124 @@ class Window:
     width: float
 
 
-def short_side_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Return (height, width) of a picture of `size` whose shorter side becomes `short_side`."""
+def size_for_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Return the (height, width) after resizing the shorter side of `size` to `short_side`."""
     height, width = (round(side * short_side / min(size)) for side in size)
     return height, width
 
 
-def draw_resized_window(
+def sample_resized_crop(
     size: tuple[int, int],
     rng: np.random.Generator,
     *,
     short_sides: tuple[int, int],
     crop: int,
-) -> Window:
-    """Draw the paper's view: a `crop` square anywhere in the picture resized at random.
+) -> CropWindow:
+    """Sample the paper's crop: a random `crop` square of the image resized to a random scale.
 
     Args:
-        size: (height, width) of the picture as it is; the window is in its pixels.
-        rng: source of chance.
-        short_sides: least and greatest length of the shorter side, both at least `crop`.
+        size: (height, width) of the original image; the window is in its pixels.
+        rng: random generator.
+        short_sides: smallest and largest length of the shorter side, both at least `crop`.
         crop: side of the square.
     """
-    resized = short_side_size(size, int(rng.integers(short_sides[0], short_sides[1] + 1)))
+    resized = size_for_short_side(size, int(rng.integers(short_sides[0], short_sides[1] + 1)))
     top, left = (int(rng.integers(side - crop + 1)) for side in resized)
-    down, across = size[0] / resized[0], size[1] / resized[1]
-    return Window(top * down, left * across, crop * down, crop * across)
+    # from pixels of the resized image back to pixels of the original
+    y_scale, x_scale = size[0] / resized[0], size[1] / resized[1]
+    return CropWindow(top * y_scale, left * x_scale, crop * y_scale, crop * x_scale)
 
 
-def draw_area_window(
+def sample_area_crop(
     size: tuple[int, int],
     rng: np.random.Generator,
     *,
     area: tuple[float, float],
     aspect: tuple[float, float],
-) -> Window:
-    """Draw a rectangle of random area and shape (GoogLeNet, 2014; torchvision's RandomResizedCrop).
+) -> CropWindow:
+    """Sample a crop of random area and aspect (GoogLeNet, 2014; torchvision's RandomResizedCrop).
 
-    The share of the area is uniform and the logarithm of width over height is. Where ten draws do
-    not fit, the largest rectangle of allowed shape in the centre is taken.
+    The share of the area is uniform, and so is the logarithm of width / height. If ten samples do
+    not fit into the image, the result is the largest central rectangle with an allowed aspect.
 
     Args:
-        size: (height, width) of the picture; the window has whole pixels of it.
-        rng: source of chance.
-        area: range of the share of the picture's area.
-        aspect: range of width over height.
+        size: (height, width) of the image; the window has whole pixels of it.
+        rng: random generator.
+        area: range of the share of the image area.
+        aspect: range of width / height.
     """
     height, width = size
     for _ in range(AREA_TRIES):
         target = height * width * rng.uniform(*area)
-        shape = exp(rng.uniform(log(aspect[0]), log(aspect[1])))
-        tall, wide = round(sqrt(target / shape)), round(sqrt(target * shape))
-        if 0 < tall <= height and 0 < wide <= width:
-            top, left = rng.integers(height - tall + 1), rng.integers(width - wide + 1)
-            return Window(int(top), int(left), tall, wide)
-    shape = min(max(width / height, aspect[0]), aspect[1])
-    tall = max(1, min(height, round(width / shape)))
-    wide = max(1, min(width, round(height * shape)))
-    return Window((height - tall) // 2, (width - wide) // 2, tall, wide)
+        ratio = exp(rng.uniform(log(aspect[0]), log(aspect[1])))
+        crop_height, crop_width = round(sqrt(target / ratio)), round(sqrt(target * ratio))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return CropWindow(top, left, crop_height, crop_width)
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    crop_height = max(1, min(height, round(width / ratio)))
+    crop_width = max(1, min(width, round(height * ratio)))
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return CropWindow(top, left, crop_height, crop_width)
 
 
-def draw_window(size: tuple[int, int], rng: np.random.Generator, config: WindowConfig) -> Window:
-    """Draw what is cut out of a picture of `size` (height, width), as the config says."""
+def sample_crop_window(
+    size: tuple[int, int], rng: np.random.Generator, config: CropConfig
+) -> CropWindow:
+    """Sample the crop of an image of `size` (height, width), as the config says."""
     if config.short_sides is not None:
-        return draw_resized_window(size, rng, short_sides=config.short_sides, crop=config.crop)
-    return draw_area_window(size, rng, area=config.area, aspect=config.aspect)
+        return sample_resized_crop(size, rng, short_sides=config.short_sides, crop=config.crop)
+    return sample_area_crop(size, rng, area=config.area, aspect=config.aspect)
 
 
-def largest_reduction(window: Window, side: int) -> int:
-    """Return by how much a JPEG may be decoded smaller, so that the window keeps `side` pixels."""
+def largest_reduction(window: CropWindow, side: int) -> int:
+    """Return the largest JPEG decoding reduction that leaves the window at least `side` pixels."""
     shortest = min(window.height, window.width)
     return max(factor for factor in REDUCTIONS if factor == 1 or shortest >= factor * side)
 
 
-def cut(pixels: np.ndarray, window: Window, side: int, *, reduction: int = 1) -> np.ndarray:
-    """Return the window as a `side` x `side` picture.
+def crop_and_resize(
+    pixels: np.ndarray, window: CropWindow, side: int, *, reduction: int = 1
+) -> np.ndarray:
+    """Crop the window and resize it to `side` x `side`.
 
     Args:
-        pixels: the picture, decoded smaller by `reduction`.
-        window: what to cut out; its edges go to the nearest of these pixels.
-        side: length of the result's sides.
-        reduction: 1 for a picture of full size.
+        pixels: the image, decoded at 1 / `reduction` of its size.
+        window: the crop, in full-size pixels; its edges are rounded to whole pixels of `pixels`.
+        side: height and width of the result.
+        reduction: 1 for a full-size image.
     """
     height, width = pixels.shape[:2]
-    tall = min(height, max(1, round(window.height / reduction)))
-    wide = min(width, max(1, round(window.width / reduction)))
-    top = min(height - tall, round(window.top / reduction))
-    left = min(width - wide, round(window.left / reduction))
-    return resize_pixels(pixels[top : top + tall, left : left + wide], (side, side))
+    crop_height = min(height, max(1, round(window.height / reduction)))
+    crop_width = min(width, max(1, round(window.width / reduction)))
+    top = min(height - crop_height, round(window.top / reduction))
+    left = min(width - crop_width, round(window.left / reduction))
+    return resize_pixels(pixels[top : top + crop_height, left : left + crop_width], (side, side))
 
 
 def shift_colors(pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return the picture with `shift` (3,) float added to R, G and B, rounded and clipped."""
+    """Return the image with `shift` (3,) float added to R, G and B, rounded and clipped."""
     table = np.rint(np.arange(256)[:, None] + shift).clip(0, 255).astype(np.uint8)
     shifted: np.ndarray = cv2.LUT(pixels, table[:, None])
     return shifted
 
 
-def draw_color_shift(rng: np.random.Generator, std: float) -> np.ndarray:
-    """Draw (3,) float to be added to R, G and B on the scale 0..255 (AlexNet, section 4.1).
+def sample_color_shift(rng: np.random.Generator, std: float) -> np.ndarray:
+    """Sample a colour shift (3,) for R, G and B on the scale 0..255 (AlexNet, section 4.1).
 
-    Along each principal axis of ImageNet's colours: its variance times a normal draw of deviation
-    `std`.
+    Along each principal axis of ImageNet's colours, the shift is the axis's variance times a normal
+    random number of standard deviation `std`.
     """
     shift: np.ndarray = 255 * PCA_AXES @ (PCA_VARIANCES * rng.normal(0, std, size=3))
     return shift
 
 
-class TrainingView:
-    """Cuts a random square out of a picture and changes it; the same for one seed in any process.
+class TrainingTransform:
+    """Random crop, flip and augmentation of a training image; deterministic for a given seed.
 
     Args:
-        config: sizes, chances and strengths.
+        config: sizes, probabilities and strengths.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -156,51 +163,51 @@ class TrainingView:
         self._auto: AutoAugment | None = None
         if config.auto != "none":
             self._auto = AutoAugment(
-                reach_of(config.auto, side=config.crop),
+                operation_ranges(config.auto, side=config.crop),
                 num_ops=1 if config.auto == "trivial" else config.auto_ops,
                 strength=None if config.auto == "trivial" else config.auto_magnitude,
             )
 
     def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return (crop, crop, 3) uint8 RGB.
+        """Return the network input, (crop, crop, 3) uint8 RGB.
 
         Args:
-            data: a whole picture file.
-            path: its name, for errors.
-            seed: 0 or more; the only source of chance.
+            data: the bytes of an image file.
+            path: of the file, for error messages.
+            seed: 0 or more; all random choices depend only on it.
 
         Raises:
-            BadPictureError: it is no picture, or its end is missing.
+            BadPictureError: the data are not an image, or its end is missing.
         """
         rng = np.random.default_rng(seed)
         crop = self._config.crop
         size, reduction = picture_size(data), 1
         if size is None:
             pixels = decode(data, path)
-            window = draw_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
+            window = sample_crop_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
         else:
-            # The window is known before decoding, and so how small the picture may be decoded.
-            window = draw_window(size, rng, self._config)
+            # Sampling the window before decoding shows at how small a size the JPEG can be decoded.
+            window = sample_crop_window(size, rng, self._config)
             reduction = largest_reduction(window, crop)
             pixels = decode(data, path, reduction=reduction)
-        return self.change(cut(pixels, window, crop, reduction=reduction), rng)
+        return self.augment(crop_and_resize(pixels, window, crop, reduction=reduction), rng)
 
-    def change(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the square (crop, crop, 3) mirrored, augmented and shifted in colour."""
+    def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the crop (crop, crop, 3) after random flip, augmentation and colour shift."""
         if rng.random() < self._config.flip_prob:
             pixels = cv2.flip(pixels, 1)
         if self._auto is not None:
             pixels = self._auto(pixels, rng)
         if self._config.pca_std > 0:
-            pixels = shift_colors(pixels, draw_color_shift(rng, self._config.pca_std))
+            pixels = shift_colors(pixels, sample_color_shift(rng, self._config.pca_std))
         return pixels
 
 
-class EvaluationView:
-    """Resizes a picture and cuts its centre out where that is all that is tested.
+class EvaluationTransform:
+    """Resize of a test image, and its centre crop if only that crop is tested.
 
-    For ten crops and for several scales the whole picture is kept, at the size of the largest: the
-    device cuts and shrinks it. Pictures are decoded in full, as for the figures in the literature.
+    For ten crops and several scales it returns the whole image, at the largest scale; the device
+    crops and shrinks it. Images are decoded at full size, as for published results.
 
     Args:
         config: view and sizes.
@@ -210,42 +217,42 @@ class EvaluationView:
         multi_scale = config.view == "multi_scale"
         self._short_side = max(config.scales) if multi_scale else config.resize
         self._crop = config.crop
-        self.one_shape = config.view == "center"
-        """All pictures come out in one shape."""
+        self.has_one_shape = config.view == "center"
+        """Whether all outputs have one shape."""
 
     def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return (H, W, 3) uint8 RGB of `shape_of` the picture's size.
+        """Return the image resized to `output_size` of its size, (H, W, 3) uint8 RGB.
 
         Args:
-            data: a whole picture file.
-            path: its name, for errors.
-            seed: of no effect: nothing is random.
+            data: the bytes of an image file.
+            path: of the file, for error messages.
+            seed: not used, because nothing is random.
 
         Raises:
-            BadPictureError: it is no picture, or its end is missing.
+            BadPictureError: the data are not an image, or its end is missing.
         """
         pixels = decode(data, path)
-        height, width = short_side_size((pixels.shape[0], pixels.shape[1]), self._short_side)
+        height, width = size_for_short_side((pixels.shape[0], pixels.shape[1]), self._short_side)
         pixels = resize_pixels(pixels, (height, width))
-        if self.one_shape:
+        if self.has_one_shape:
             top, left = (height - self._crop) // 2, (width - self._crop) // 2
             pixels = pixels[top : top + self._crop, left : left + self._crop]
         return pixels
 
-    def shape_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) in which a picture of `size` comes out."""
-        if self.one_shape:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the output (height, width) for an image of `size`."""
+        if self.has_one_shape:
             return self._crop, self._crop
-        return short_side_size(size, self._short_side)
+        return size_for_short_side(size, self._short_side)
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How far each kind of operation goes at strength 1.
+class OperationRanges:
+    """Range of each kind of operation: its value at strength 1.
 
-    shear: tangent of the angle. translate: pixels. rotate: degrees. color: a factor's distance from
-    1. bits: bits of a colour that are dropped. solarize: from 255 down, where inversion starts, as
-    a share of 255.
+    shear: tangent of the angle. translate: pixels. rotate: degrees. color: distance of the factor
+    from 1. bits: number of dropped bits per colour. solarize: distance of the inversion threshold
+    from 255, as a share of 255. nothing: for operations without a value.
     """
 
     shear: float
@@ -257,61 +264,63 @@ class Reach:
     nothing: float = 0.0
 
 
-def reach_of(kind: str, *, side: int) -> Reach:
+def operation_ranges(kind: str, *, side: int) -> OperationRanges:
     """Return torchvision's ranges for "trivial" (TrivialAugmentWide, 2021) or "randaugment" (2019).
 
-    side: of the square picture, in pixels: RandAugment's translations grow with it.
+    side: of the square image, in pixels; RandAugment's translations are proportional to it.
     """
     if kind == "trivial":
-        return Reach(shear=0.99, translate=32, rotate=135, color=0.99, bits=6)
-    return Reach(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
+        return OperationRanges(shear=0.99, translate=32, rotate=135, color=0.99, bits=6)
+    return OperationRanges(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
 
 
 class AutoAugment:
-    """Applies drawn operations of `OPERATIONS`, each as likely as any other.
+    """Applies random operations from `OPERATIONS`, all with equal probability.
 
     Args:
-        reach: the operations' ranges.
-        num_ops: how many are applied, one after the other.
-        strength: of each, in [0, 1]; None draws it, uniformly from 31 values.
+        ranges: values of the operations at strength 1.
+        num_ops: number of operations, applied one after the other.
+        strength: of each operation, in [0, 1]; None samples it uniformly from 31 values.
     """
 
-    def __init__(self, reach: Reach, *, num_ops: int, strength: float | None) -> None:
-        self._reach = reach
+    def __init__(self, ranges: OperationRanges, *, num_ops: int, strength: float | None) -> None:
+        self._ranges = ranges
         self._num_ops = num_ops
         self._strength = strength
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the changed picture, of the same shape."""
+        """Return the changed image, of the same shape."""
         for _ in range(self._num_ops):
             name = list(OPERATIONS)[rng.integers(len(OPERATIONS))]
             strength = self._strength
             if strength is None:
                 strength = float(rng.integers(STRENGTHS)) / (STRENGTHS - 1)
             sign = 1 if rng.random() < 0.5 else -1
-            pixels = operate(pixels, name, self._reach, strength=sign * strength)
+            pixels = apply_operation(pixels, name, self._ranges, strength=sign * strength)
         return pixels
 
 
-def operate(pixels: np.ndarray, name: str, reach: Reach, *, strength: float) -> np.ndarray:
-    """Return the picture after operation `name`.
+def apply_operation(
+    pixels: np.ndarray, name: str, ranges: OperationRanges, *, strength: float
+) -> np.ndarray:
+    """Return the image after operation `name`.
 
-    strength: in [-1, 1]; 0 changes little or nothing. Its sign is the direction of a shift, turn or
-    colour change, and of no effect on other operations.
+    strength: in [-1, 1]; 0 changes little or nothing. The sign is the direction of a shift, a
+    rotation or a colour change; it has no effect on the other operations.
     """
     kind, _ = OPERATIONS[name]
-    changed: np.ndarray = _transform(name, strength * getattr(reach, kind))(image=pixels)["image"]
+    changed: np.ndarray = _transform(name, strength * getattr(ranges, kind))(image=pixels)["image"]
     return changed
 
 
-@cache  # making one takes longer than using it, and there are at most 2 x 31 of each name
+@cache  # creating a transform takes longer than applying it; at most 2 x 31 values per name
 def _transform(name: str, value: float) -> A.BasicTransform:
-    """Return operation `name` of exactly this value: always applied, with nothing left to draw."""
+    """Return operation `name` with exactly this value: always applied, nothing random."""
     return OPERATIONS[name][1](value)
 
 
 def _affine(**changes: Any) -> A.Affine:
-    """About the centre, bilinear, black where nothing comes from."""
+    """Affine transform about the centre: bilinear, black outside the image."""
     return A.Affine(**changes, p=1.0)
 
 
@@ -326,13 +335,16 @@ def _translate(**pixels_by_axis: int) -> A.Affine:
 
 
 def _color(name: str, value: float) -> A.ColorJitter:
-    one, changed = (1.0, 1.0), (1.0 + value, 1.0 + value)
-    factors = dict.fromkeys(("brightness", "contrast", "saturation"), one) | {name: changed}
+    unchanged, changed = (1.0, 1.0), (1.0 + value, 1.0 + value)
+    factors = dict.fromkeys(("brightness", "contrast", "saturation"), unchanged) | {name: changed}
     return A.ColorJitter(**factors, hue=(0.0, 0.0), p=1.0)
 
 
 def _sharpness(value: float) -> A.Lambda:
-    """Away from (above 0) or towards Pillow's SMOOTH filter: A.Sharpen does the first alone."""
+    """Sharpen (value above 0) or smooth (below 0) with Pillow's SMOOTH filter.
+
+    The result is image + value * (image - smoothed). A.Sharpen cannot smooth.
+    """
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     kernel = -value * smooth
     kernel[1, 1] += 1 + value
@@ -369,4 +381,4 @@ OPERATIONS: dict[str, tuple[str, Callable[[float], A.BasicTransform]]] = {
     "autocontrast": ("nothing", lambda _: A.AutoContrast(method="pil", p=1.0)),
     "equalize": ("nothing", lambda _: A.Equalize(mode="pil", p=1.0)),
 }
-"""Kind of strength (a field of `Reach`) and maker of each operation."""
+"""For each operation, the field of `OperationRanges` that scales it, and its constructor."""

@@ -1,6 +1,6 @@
-"""How a picture is tested: one crop, ten crops, or fully convolutional at several scales.
+"""Test-time views of an image: one crop, ten crops, or fully convolutional at several scales.
 
-B pictures, V views of a picture, K classes. Pixels are RGB on the scale 0..255.
+B images, V views of an image, K classes. Pixels are RGB on the scale 0..255.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ View = Literal["center", "ten_crop", "multi_scale"]
 
 
 def ten_crops(pixels: Tensor, crop: int) -> Tensor:
-    """Cut the centre and the four corners out of each picture, and mirror the five.
+    """Crop the centre and the four corners of each image, and flip the five crops.
 
     Krizhevsky et al. 2012, section 4.1, which the paper's 10-crop testing follows (section 3.4).
 
@@ -27,17 +27,16 @@ def ten_crops(pixels: Tensor, crop: int) -> Tensor:
 
     Returns:
         (B, V=10, 3, crop, crop) uint8: centre, top left, top right, bottom left, bottom right,
-        and the mirror of each in this order.
+        then the horizontal flip of each in this order.
 
     Raises:
-        UserError: the pictures are smaller than a crop.
+        UserError: the images are smaller than a crop.
     """
     height, width = pixels.shape[2:]
     bottom, right = height - crop, width - crop
     if min(bottom, right) < 0:
         raise UserError(
-            f"evaluation.crop: expected at most the pictures' sides ({height} x {width}), "
-            f"got {crop}"
+            f"evaluation.crop: expected at most the images' sides ({height} x {width}), got {crop}"
         )
     corners = ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right))
     crops = [pixels[:, :, top : top + crop, left : left + crop] for top, left in corners]
@@ -53,38 +52,37 @@ def predict_probabilities(
     crop: int,
     scales: Sequence[int],
 ) -> Tensor:
-    """Return the mean of the probabilities that networks give to views of each picture.
+    """Return class probabilities of each image, averaged over test-time views and models.
 
     Args:
-        models: at least one, in evaluation mode, each with its own normalisation, all with the
-            same K classes; several are an ensemble.
-        pixels: (B, 3, H, W) uint8. "center": what the network shall see. "ten_crop": sides of at
-            least `crop`. "multi_scale": the shorter side is the largest scale, so that pictures
-            only shrink.
-        view: "center": the picture itself. "ten_crop": see `ten_crops`. "multi_scale": the picture
-            with each of `scales` as its shorter side, and its mirror, all windows of `crop` pixels
-            averaged before the softmax (the paper, section 3.4).
+        models: at least one, in evaluation mode, with the same K classes; each has its own pixel
+            normalisation. Several models are an ensemble.
+        pixels: (B, 3, H, W) uint8. "center": the network input. "ten_crop": H and W of at least
+            `crop`. "multi_scale": the shorter side is the largest scale, so images only shrink.
+        view: "center": the image itself. "ten_crop": see `ten_crops`. "multi_scale": the image
+            resized to each of `scales` as shorter side, and its horizontal flip; the logits of all
+            windows of `crop` pixels are averaged before the softmax (the paper, section 3.4).
         crop: side of a crop or a window, in pixels.
         scales: "multi_scale": lengths of the shorter side, in pixels.
 
     Returns:
-        (B, K) float32; under autocast too the softmax is taken in float32.
+        (B, K) float32; the softmax is computed in float32, also under autocast.
 
     Raises:
-        UserError: a scale or a picture is smaller than a crop.
+        UserError: a scale or an image is smaller than a crop.
     """
-    answers = []
-    for picture in _views(pixels, view=view, crop=crop, scales=scales):
+    probabilities = []
+    for images in _views(pixels, view=view, crop=crop, scales=scales):
         for model in models:
-            x = model.normalize(picture)
+            x = model.normalize(images)
             dense = view == "multi_scale"
             logits = model.dense_logits(x, window=crop) if dense else model(x)
-            answers.append(logits.float().softmax(dim=1))
-    return torch.stack(answers).mean(dim=0)
+            probabilities.append(logits.float().softmax(dim=1))
+    return torch.stack(probabilities).mean(dim=0)
 
 
 def _views(pixels: Tensor, *, view: View, crop: int, scales: Sequence[int]) -> Iterator[Tensor]:
-    """Yield (B, 3, h, w) one after the other, so that memory holds the activations of one."""
+    """Yield the views (B, 3, h, w) one by one, so that memory holds activations of only one."""
     if view == "center":
         yield pixels
     elif view == "ten_crop":
@@ -101,8 +99,8 @@ def _views(pixels: Tensor, *, view: View, crop: int, scales: Sequence[int]) -> I
 
 
 def resize_short_side(pixels: Tensor, short_side: int) -> Tensor:
-    """Return float32 pictures (B, 3, h, w) with this shorter side and the same aspect."""
+    """Return float32 images (B, 3, h, w) with this shorter side and the same aspect ratio."""
     sides = pixels.shape[2:]
     size = [round(side * short_side / min(sides)) for side in sides]
-    # by float: CUDA resizes no bytes; without rounding back, which would only add noise
+    # In float, because CUDA cannot interpolate uint8. Not rounded back, which would add noise.
     return F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,1 +1,1 @@
-"""What each command does."""
+"""The bodies of the command line tools, one module per command."""

@@ -1,9 +1,13 @@
-"""Set runs side by side: compare.py RUN RUN ..."""
+"""Command `compare`: print the scores of several runs in one table.
+
+Usage: resdet compare RUN RUN ... (tools/compare.py)
+"""
 
 from pathlib import Path
 
 from engine.cli import CommandParser
 
+# the metrics that get a column, if any of the runs has them
 SCORES = (
     *("ap", "ap50", "ap75", "mask_ap", "top1", "top5"),
     *("localization_error", "top5_localization_error", "baseline_localization_error"),
@@ -11,7 +15,7 @@ SCORES = (
 
 
 def main() -> None:
-    """Parse, read the runs, print the table."""
+    """Parse the command line, read the runs, print the table."""
     parser = CommandParser(description="Print the scores of runs in one table.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     folders = parser.parse_args().runs
@@ -25,10 +29,10 @@ def main() -> None:
     names = [name for name in SCORES if any(name in run.scores for run in runs.values())]
     table = Table("run", "steps", "scored at", *names)
     for folder, run in runs.items():
-        places = ["-" if step is None else str(step) for step in (run.steps, run.scored_at)]
-        values = [run.scores.get(name) for name in names]  # null: there was nothing to find
+        steps = ["-" if step is None else str(step) for step in (run.steps, run.scored_at)]
+        values = [run.scores.get(name) for name in names]  # None also if there are no objects
         cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        table.add_row(str(folder), *places, *cells)
+        table.add_row(str(folder), *steps, *cells)
     show = make_console().print
     show(table, soft_wrap=False)
     for folder, run in runs.items():

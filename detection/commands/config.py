@@ -1,4 +1,7 @@
-"""Show keys and values: resdet config [CONFIG | TASK] [key=value ...]."""
+"""Command `config`: print all config keys of a task, or the resolved values of a config file.
+
+Usage: resdet config [CONFIG | TASK] [key=value ...]
+"""
 
 import types
 from collections.abc import Iterator
@@ -11,23 +14,23 @@ from pydantic_core import PydanticUndefined
 
 from detection.commands.config_files import find_config
 from detection.commands.schemas import ALL_SCHEMAS
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 
 def main() -> None:
-    """Parse, then print a task's keys or a config's values."""
+    """Parse the command line, then print the keys of a task or the values of a config."""
     parser = CommandParser(
-        description="Print every key of a task with its type, default and meaning; of a CONFIG, "
-        "its resolved values."
+        description="Print every key of a TASK with its type, default and meaning, or the resolved "
+        "values of a CONFIG."
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="CONFIG | TASK | key=value",
-        help=f"a YAML file, or one of {', '.join(ALL_SCHEMAS)} (default: detection); then changes",
+        help=f"a YAML file or one of {', '.join(ALL_SCHEMAS)} (default: detection), then overrides",
     )
-    names, overrides = split_words(parser.parse_intermixed_args().words)
+    names, overrides = split_arguments(parser.parse_intermixed_args().words)
     if len(names) > 1:
         raise UserError(f"command line: expected one CONFIG or TASK, got {names[0]} and {names[1]}")
     name = names[0] if names else Path("detection")
@@ -56,7 +59,7 @@ def main() -> None:
 
 
 def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Yield (key, type, default, meaning) of every key, those of sub-configs below their own."""
+    """Yield (key, type, default, meaning) of every key; keys of a sub-config follow its own row."""
     for name, field in schema.model_fields.items():
         meaning = " ".join((field.description or "").split())
         parts = _models_in(field.annotation)
@@ -67,7 +70,7 @@ def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the config classes that a type names: itself, or members of a union."""
+    """Return the config classes in a type: the type itself, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -76,7 +79,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type_name(annotation: Any) -> str:
-    """Return a type as a reader of YAML would say it."""
+    """Return a readable name of a type, in YAML's notation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return "null"
@@ -89,7 +92,7 @@ def _type_name(annotation: Any) -> str:
         return f"[{', '.join(members)}{', ...' if Ellipsis in arguments else ''}]"
     if origin is dict:
         return f"{{{': '.join(_type_name(member) for member in arguments)}}}"
-    if hasattr(annotation, "__metadata__"):  # a type with its limits, such as PositiveInt
+    if hasattr(annotation, "__metadata__"):  # a type with limits, such as PositiveInt
         return _type_name(annotation.__origin__)
     return getattr(annotation, "__name__", str(annotation))
 

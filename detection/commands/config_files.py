@@ -1,18 +1,18 @@
-"""The configs that come with this project."""
+"""Lookup of the config files that are installed with this project."""
 
 from pathlib import Path
 
 from engine.paths import is_file
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""In a checkout its own folder; installed, a folder beside the packages."""
+"""The folder `configs` of the checkout, or beside the installed packages."""
 
 
 def find_config(path: Path) -> Path:
-    """Return `path`, or the config of that name that comes with this project.
+    """Return `path` if it exists, else this project's config of the same name if there is one.
 
-    Installed, `configs/detection/demo.yaml` names the demo's config from any folder; a file of the
-    user's with the same path goes first.
+    So `configs/detection/demo.yaml` names the demo's config in any working directory. A file of the
+    user at that path takes precedence.
     """
     shipped = CONFIGS.joinpath(*path.parts[1:])
     if path.parts[:1] == ("configs",) and not is_file(path) and is_file(shipped):

@@ -1,4 +1,7 @@
-"""Fetch data sets, and write others as COCO JSON: prepare_data.py COMMAND --help."""
+"""Command `data`: download public data sets, or convert data sets to COCO JSON.
+
+Usage: resdet data {download,voc-to-coco,ilsvrc-to-coco} ... (tools/prepare_data.py)
+"""
 
 from pathlib import Path
 
@@ -7,39 +10,57 @@ from engine.cli import CommandParser
 
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = CommandParser(description="Fetch data sets, or write others as COCO JSON.")
+    parser = CommandParser(description="Download data sets, or convert data sets to COCO JSON.")
     commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("download", help="fetch, check and unpack what is missing")
-    fetch.add_argument("name", choices=("coco", "voc2007", "voc2012", "cifar10"))
-    fetch.add_argument("--root", type=Path, required=True, help="folder for it")
-    voc = commands.add_parser("voc-to-coco", help="PASCAL VOC's layout, or a folder of such XML")
+    download = commands.add_parser("download", help="download, check and unpack a data set")
+    download.add_argument("name", choices=("coco", "voc2007", "voc2012", "cifar10"))
+    download.add_argument("--root", type=Path, required=True, help="folder for its files")
+    voc = commands.add_parser(
+        "voc-to-coco", help="convert PASCAL VOC's layout, or a folder of such XML files"
+    )
     voc.add_argument("--xml", help="in place of --sets: a folder of XML files, relative to ROOT")
-    voc.add_argument("--pictures", help="with --xml: folder of pictures (default: the same)")
-    voc.add_argument("--list", type=Path, help="with --xml: names of the pictures (default: all)")
-    voc.add_argument("--names", type=Path, help="a class a line (default: VOC's; --xml: all)")
-    ilsvrc = commands.add_parser("ilsvrc-to-coco", help="ILSVRC's detection data")
-    ilsvrc.add_argument("--names", type=Path, required=True, help="map_det.txt, or WNIDs and words")
-    ilsvrc.add_argument("--wnids", type=Path, help="those of --names that are classes")
+    voc.add_argument(
+        "--images", "--pictures", help="with --xml: folder of images (default: the XML folder)"
+    )
+    voc.add_argument(
+        "--list", type=Path, help="with --xml: file with the names of the images (default: all)"
+    )
+    voc.add_argument(
+        "--names",
+        type=Path,
+        help="file with one class per line (default: VOC's classes; with --xml: all that occur)",
+    )
+    ilsvrc = commands.add_parser("ilsvrc-to-coco", help="convert ILSVRC's detection data set")
+    ilsvrc.add_argument(
+        "--names", type=Path, required=True, help="map_det.txt, or a file of WNIDs and names"
+    )
+    ilsvrc.add_argument("--wnids", type=Path, help="file of the WNIDs to use (default: all)")
     for command, boxes in ((voc, None), (ilsvrc, "corners")):
         command.add_argument("root", type=Path, help="folder to which file names are relative")
-        example = "such as val" if command is ilsvrc else "such as VOC2007/trainval"
+        example = "image sets, such as " + ("val" if command is ilsvrc else "VOC2007/trainval")
         command.add_argument("--sets", nargs="+", required=command is ilsvrc, help=example)
         command.add_argument("--output", type=Path, required=True, help="COCO JSON to write")
-        command.add_argument("--force", action="store_true", help="replace it where it exists")
+        command.add_argument("--force", action="store_true", help="overwrite an existing file")
         command.add_argument(
             "--boxes",
             choices=("pixels", "corners"),
             default=boxes,
-            help="numbers are first and last pixel, from 1, or edges"
-            f" (default: {boxes or 'what the boxes tell'})",
+            help="pixels: coordinates are the first and last pixel, counted from 1; corners: they "
+            f"are the edges of the box (default: {boxes or 'detected from the boxes'})",
         )
         for flag in ("--on-bad-box", "--on-bad-image"):
-            command.add_argument(flag, choices=("error", "skip"), default="error")
+            what = flag.removeprefix("--on-bad-")
+            command.add_argument(
+                flag,
+                choices=("error", "skip"),
+                default="error",
+                help=f"stop at a bad {what}, or drop it (default: %(default)s)",
+            )
     return parser
 
 
 def main() -> None:
-    """Parse, then fetch or convert."""
+    """Parse the command line, then download or convert."""
     arguments = make_parser().parse_args()
 
     from engine.log import RunLog, make_console
@@ -61,7 +82,7 @@ def main() -> None:
         sets = [ilsvrc.ilsvrc_set(root, name) for name in arguments.sets]
         classes = ilsvrc.read_synsets(names, arguments.wnids)
     else:
-        folders = {"xml": arguments.xml, "pictures": arguments.pictures, "names": arguments.list}
+        folders = {"xml": arguments.xml, "images": arguments.images, "names": arguments.list}
         sets = voc.find_sets(root, arguments.sets or (), **folders)
         classes = voc.number_classes(read_lines(names)) if names else classes
     policies = {"on_bad_box": arguments.on_bad_box, "on_bad_image": arguments.on_bad_image}

@@ -1,31 +1,35 @@
-"""Score a trained model, or a results file: eval.py RUN_OR_CHECKPOINT | --results FILE.json."""
+"""Command `eval`: evaluate a trained model, or score a COCO results file.
+
+Usage: resdet eval RUN_OR_CHECKPOINT | --results FILE.json [key=value ...] (tools/eval.py)
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 
 def main() -> None:
-    """Parse, then score the one or the other."""
-    parser = CommandParser(description="Print a table of scores, write metrics.json.")
+    """Parse the command line, then evaluate runs or a results file."""
+    parser = CommandParser(description="Print a table of scores and write metrics.json.")
     parser.add_argument(
         "words",
         nargs="*",
         metavar="RUN_OR_CHECKPOINT | key=value",
-        help="run folder, checkpoint or .safetensors file (classifiers: or several of them, an "
-        "ensemble), then changes to its config",
+        help="run folder, checkpoint or .safetensors file (several classifiers form an ensemble), "
+        "then overrides of its config",
     )
-    parser.add_argument("--results", type=Path, help="COCO results file to score; no model needed")
+    parser.add_argument("--results", type=Path, help="COCO results file to score without a model")
     choice = parser.add_mutually_exclusive_group()
-    named = "with --results: score only the images that FILE names (default: all, as COCO does)"
+    named = "with --results: score only images with results (default: all images, as COCO does)"
     choice.add_argument("--named-images", action="store_true", help=named)
-    choice.add_argument("--all-images", action="store_true", help="with --results: the default")
+    all_images = "with --results: score all annotated images (the default)"
+    choice.add_argument("--all-images", action="store_true", help=all_images)
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    runs, overrides = split_words(arguments.words)
+    runs, overrides = split_arguments(arguments.words)
     flagged = arguments.named_images or arguments.all_images
     if bool(runs) == (arguments.results is not None) or (runs and flagged):
         raise UserError(
@@ -45,6 +49,7 @@ def _score_runs(
     from engine.paths import is_folder
 
     task = load_task(runs, overrides)
+    # RUN for RUN, RUN/model.safetensors and RUN/checkpoints/step_N.pt
     folder = runs[0] if is_folder(runs[0]) else runs[0].parent
     folder = folder.parent if folder.name == "checkpoints" else folder
     evaluate(task, task.config, output=output or folder / "eval", device=device)
@@ -58,7 +63,7 @@ def _score_file(path: Path, overrides: Sequence[str], output: Path | None, named
     assert isinstance(config, DetectionConfig)
     annotations, rules = config.data.val.annotations, config.evaluation
     if not annotations:
-        raise UserError("--results: expected data.val.annotations=PATH beside it, got none")
+        raise UserError("--results: expected data.val.annotations=PATH as well, got none")
 
     from detection.evaluation.coco_ap import score_file
     from engine.checkpoint import prepare_output

@@ -1,4 +1,4 @@
-"""The console script `resdet`: one subcommand for each command of this package."""
+"""Console script `resdet`, with one subcommand for each command of this package."""
 
 import sys
 from importlib import import_module
@@ -9,29 +9,28 @@ from engine.errors import UserError
 
 COMMANDS = {
     "train": ("detection.commands.train", "train a detector or localizer"),
-    "eval": ("detection.commands.evaluate", "score a trained model, or a COCO results file"),
-    "pretrain": ("detection.commands.pretrain", "train a classifier: a backbone for detectors"),
-    "predict": ("detection.commands.predict", "find objects in images"),
-    "compare": ("detection.commands.compare", "print the scores of runs side by side"),
-    "config": ("detection.commands.config", "print every key, or the values of a config"),
+    "eval": ("detection.commands.evaluate", "evaluate a trained model, or a COCO results file"),
+    "pretrain": ("detection.commands.pretrain", "train a classifier as a backbone for detectors"),
+    "predict": ("detection.commands.predict", "detect objects in images"),
+    "compare": ("detection.commands.compare", "print the scores of several runs in one table"),
+    "config": ("detection.commands.config", "print all config keys, or the values of a config"),
     "data": ("detection.commands.data", "download data sets, or convert them to COCO JSON"),
 }
-"""Name: the module with its `main`, and what it does."""
+"""For each subcommand, the module with its `main`, and a description."""
 
 
 def help_text() -> str:
-    """Return what `resdet --help` prints."""
-    rows = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: resdet COMMAND ...", "", *rows, "", "resdet COMMAND --help describes a command."]
-    )
+    """Return the text of `resdet --help`."""
+    rows = [f"  {name:<9} {description}" for name, (_, description) in COMMANDS.items()]
+    more = "Run `resdet COMMAND --help` for the options of a command."
+    return "\n".join(["usage: resdet COMMAND ...", "", *rows, "", more])
 
 
 def main() -> None:
-    """Run the subcommand that the command line names.
+    """Run the subcommand given on the command line.
 
     Raises:
-        UserError: there is no such subcommand.
+        UserError: the subcommand does not exist.
     """
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -44,5 +43,5 @@ def main() -> None:
 
 
 def run() -> NoReturn:
-    """Run `main` and exit, as the console script does."""
+    """Run `main` and exit with its exit code; the entry point of the console script."""
     run_command(main)

@@ -1,45 +1,49 @@
-"""Find objects in images: predict.py RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...]."""
+"""Command `predict`: detect objects in image files, write detections.json and drawings.
+
+Usage: resdet predict RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...] (tools/predict.py)
+"""
 
 from pathlib import Path
 
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 
-SHOWN = 20  # images that are named; there may be thousands
+MAX_NAMED = 20
+"""Maximum number of failed images that the console names; there may be thousands."""
 
 
 def main() -> None:
-    """Parse, load the detector, predict, draw, name the images that could not be used."""
-    parser = CommandParser(description="Write detections.json and drawings to a folder.")
+    """Parse the command line, predict, draw, and list the images that failed."""
+    parser = CommandParser(description="Detect objects; write detections.json and drawings.")
     parser.add_argument(
         "words",
         nargs="+",
         metavar="RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... | key=value",
-        help="a run folder, a checkpoint or a .safetensors file, then image files and folders; "
-        "changes to the run's config, such as model.roi.nms_thresh=0.3, may stand anywhere",
+        help="a run folder, checkpoint or .safetensors file, then image files and folders; "
+        "overrides of the run's config, such as model.roi.nms_thresh=0.3, can be anywhere",
     )
     parser.add_argument("--output", type=Path, default="predictions", help="default: %(default)s")
     parser.add_argument(
         "--score",
         type=float,
-        help="drop what scores less (default: the run's model.roi.score_thresh, and its "
+        help="minimum score of a detection (default: the run's model.roi.score_thresh, and "
         "evaluation.draw_score_thresh in drawings)",
     )
     parser.add_argument(
         "--skip-bad",
         action="store_true",
-        help="exit with 0 though images could not be read or drawn; they are skipped either way",
+        help="exit with 0 even if images cannot be read or drawn; they are skipped in any case",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    inputs, overrides = split_words(arguments.words)
+    inputs, overrides = split_arguments(arguments.words)
 
     from engine.checkpoint import prepare_output
     from engine.errors import UserError
-    from engine.run_folder import holds_run
+    from engine.run_folder import contains_run
 
     if len(inputs) < 2:
         raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
-    if holds_run(arguments.output):
+    if contains_run(arguments.output):
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
     if arguments.score is not None and not 0 <= arguments.score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")
@@ -59,14 +63,14 @@ def main() -> None:
         log.note(note)
     written = predict_files(detector, found.paths, arguments.output, log=log)
     if found.num_others:
-        log.note(f"{found.num_others} files that are no images were skipped")
+        log.note(f"{found.num_others} files that are not images were skipped")
     bad = [f"skipped: {reason}" for reason in (*found.problems, *written.skipped)]
     bad += [f"not drawn: {reason}" for reason in written.not_drawn]
-    for line in bad[:SHOWN]:
+    for line in bad[:MAX_NAMED]:
         log.note(line)
-    if len(bad) > SHOWN:
-        log.note(f"and {len(bad) - SHOWN} more")
+    if len(bad) > MAX_NAMED:
+        log.note(f"and {len(bad) - MAX_NAMED} more")
     log.note(f"{written.objects} objects in {written.images} images: {arguments.output}")
     if bad and not arguments.skip_bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; with --skip-bad this is no error")
+        raise UserError(f"{bad[0]}{more}; --skip-bad exits with 0 all the same")

@@ -1,4 +1,4 @@
-"""Detections of image files into a folder, written as they come: detections.json and drawings."""
+"""Prediction on image files: writes detections.json and drawings to a folder as it proceeds."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,15 @@ from engine.paths import exists
 
 RESULTS = "detections.json"
 PARTIAL = "detections.partial.jsonl"
-"""One entry of the results a line, of a prediction that is at work or was killed."""
+"""One entry of the results per line, while the prediction runs or after it was killed."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of the images. skipped: why some gave no results; not_drawn: no drawing."""
+class PredictionSummary:
+    """Counts of objects and images, and error messages of failed images.
+
+    skipped: messages of images without results. not_drawn: messages of images without a drawing.
+    """
 
     objects: int
     images: int
@@ -38,21 +41,21 @@ class Written:
 
 def predict_files(
     detector: Detector, paths: Sequence[Path], output: Path, *, log: RunLog
-) -> Written:
-    """Write the objects found in image files to `output`, and a drawing of each.
+) -> PredictionSummary:
+    """Detect objects in image files; write the detections and a drawing of each image to `output`.
 
-    Results are on the disk after each image, and in `RESULTS` however this ends, short of a kill,
-    which leaves `PARTIAL`. An image that cannot be read or drawn is skipped.
+    Results are on disk after each image. At the end they are in `RESULTS`, even after an error; if
+    the process is killed, they are in `PARTIAL`. An image that cannot be read or drawn is skipped.
 
     Args:
-        detector: finds them.
-        paths: of the images; a result's `image_id` is its place among them.
-        output: a folder that is there. Earlier drawings are replaced where it has earlier results.
+        detector: the trained detector.
+        paths: image files; the `image_id` of a result is the index of its image in `paths`.
+        output: an existing folder. If it has earlier results, earlier drawings are replaced.
         log: shows the progress.
 
     Raises:
         UserError: results cannot be written.
-        InterruptedRunError: Ctrl-C or SIGTERM; results so far are written.
+        InterruptedRunError: Ctrl-C or SIGTERM; the results so far are written.
     """
     earlier = exists(output / RESULTS) or exists(output / PARTIAL)
     drawings = free_paths(paths, output, replace=earlier)
@@ -61,7 +64,7 @@ def predict_files(
     not_drawn: list[str] = []
     done = 0
     stream = detector.stream(paths, on_bad=skipped.append)
-    with stop_requests(after="this batch") as request, _Results(output) as results:
+    with stop_requests(after="this batch") as request, _ResultsWriter(output) as results:
         for index, found in log.progress(stream, len(paths), "predicting"):
             names = [detector.class_names[label] for label in found.labels.tolist()]
             results.add(
@@ -79,11 +82,11 @@ def predict_files(
         raise InterruptedRunError(
             f"interrupted after {done} of {len(paths)} images; their results: {output / RESULTS}"
         )
-    return Written(len(results.entries), done, tuple(skipped), tuple(not_drawn))
+    return PredictionSummary(len(results.entries), done, tuple(skipped), tuple(not_drawn))
 
 
 def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> str | None:
-    """Write the drawing of an image; return why there is none, None where there is."""
+    """Draw detections and write the image; return an error message, None on success."""
     threshold = detector.config.evaluation.draw_score_thresh
     try:
         drawing = draw_detections(
@@ -97,8 +100,8 @@ def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> st
     return None
 
 
-class _Results:
-    """Results that are appended to `PARTIAL`, and at the end, sorted, make `RESULTS`."""
+class _ResultsWriter:
+    """Appends results to `PARTIAL`; at the end writes them, sorted by image, to `RESULTS`."""
 
     def __init__(self, folder: Path) -> None:
         self.entries: list[Mapping[str, Any]] = []
@@ -108,7 +111,7 @@ class _Results:
         try:
             self._file = self._partial.open("w", encoding="ascii")
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
         return self
 
     def add(self, entries: Any) -> None:
@@ -119,7 +122,7 @@ class _Results:
             self._file.writelines(f"{json.dumps(entry)}\n" for entry in new)
             self._file.flush()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
 
     def __exit__(
         self,
@@ -132,7 +135,7 @@ class _Results:
         try:
             self._finish()
         except UserError:
-            if error is None:
+            if error is None:  # do not hide the first error
                 raise
 
     def _finish(self) -> None:
@@ -142,5 +145,5 @@ class _Results:
         with suppress(OSError):
             self._partial.unlink()
 
-    def _refused(self, error: OSError) -> UserError:
+    def _write_error(self, error: OSError) -> UserError:
         return UserError(f"{self._partial}: cannot be written: {error.strerror}")

@@ -1,6 +1,9 @@
-"""Train a classifier: pretrain_backbone.py [CONFIG] [key=value ...] [--output DIR] [--resume].
+"""Command `pretrain`: train a classifier, as a pretrained backbone for detectors.
 
-Its run folder also holds `backbone.safetensors`, for a detector's `model.backbone.weights`.
+The run folder also holds `backbone.safetensors`, for a detector's `model.backbone.weights`.
+
+Usage: resdet pretrain [CONFIG] [key=value ...] [--output DIR] [--resume]
+(tools/pretrain_backbone.py)
 """
 
 from detection.commands.config_files import CONFIGS, find_config
@@ -10,26 +13,26 @@ DEMO = CONFIGS / "backbones" / "demo_objects.yaml"
 
 
 def main() -> None:
-    """Parse, load the config, train, export."""
-    words = parse_training("Train a classifier; on many GPUs with torchrun.", default=DEMO)
+    """Parse the command line, load the config, train, export the backbone."""
+    arguments = parse_training("Train a classifier; use torchrun for several GPUs.", default=DEMO)
 
     from backbones.classification.config import SCHEMAS, ClassificationConfig
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    config = load_config(find_config(words.config), words.overrides, schemas=SCHEMAS)
-    if words.is_main:
-        make_console().print(describe_config(words.config, words.overrides))
+    config = load_config(find_config(arguments.config), arguments.overrides, schemas=SCHEMAS)
+    if arguments.is_main:
+        make_console().print(describe_config(arguments.config, arguments.overrides))
     assert isinstance(config, ClassificationConfig)
 
-    from backbones.classification.trained import export_backbone
+    from backbones.classification.load_and_export import export_backbone
     from backbones.training import train
     from detection.commands.tasks import build_task, check_weights
 
     check_weights(config)
     task = build_task(config)
-    metrics = train(task, config, words)
-    if words.is_main:
-        export_backbone(words.output, metrics=metrics, device=words.device)
-        following = f"{command_line('eval', 'eval')} {words.output}"
+    metrics = train(task, config, arguments)
+    if arguments.is_main:
+        export_backbone(arguments.output, metrics=metrics, device=arguments.device)
+        following = f"{command_line('eval', 'eval')} {arguments.output}"
         make_console().print(f"next: {following}", highlight=False)

@@ -1,4 +1,4 @@
-"""Which configs the tools of this package take."""
+"""Config schemas of all tasks, by task name."""
 
 from backbones.classification.config import SCHEMAS as CLASSIFIERS
 from detection.config import SCHEMAS as DETECTORS
@@ -10,6 +10,6 @@ SCHEMAS: dict[str, type[RunConfig]] = {
     "localization": LocalizationConfig,
     "localization_regions": LocalizationRegionsConfig,
 }
-"""Schema of each `task` that a config can name; the first one is meant where it names none."""
+"""Schemas of the tasks of train_det.py; a config without `task` uses the first one."""
 ALL_SCHEMAS: dict[str, type[RunConfig]] = {**SCHEMAS, **CLASSIFIERS}
-"""The same with classifiers, which tools/pretrain_backbone.py trains."""
+"""The same with classification, the task of pretrain_backbone.py."""

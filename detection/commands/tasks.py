@@ -1,6 +1,6 @@
-"""Tasks: made from a config to be trained, or read from a run to be scored.
+"""Tasks, built from a config for training or loaded from a run for evaluation.
 
-Each is imported when it is asked for: the packages of all of them take a command half a second.
+Each task is imported only when it is used, because importing all of them takes half a second.
 """
 
 from collections.abc import Sequence
@@ -8,41 +8,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
-from backbones.metadata import require_demo, writing_nothing
-from backbones.start_checks import check_frozen
+from backbones.metadata import check_demo_exists, without_writes
+from backbones.start_checks import check_frozen_has_weights
 from detection.config import DetectionConfig
 from detection.localization.config import (
+    LocalizationBaseConfig,
     LocalizationConfig,
     LocalizationRegionsConfig,
-    OneClassConfig,
 )
-from engine.checkpoint import read_trained
+from engine.checkpoint import read_trained_weights
 from engine.errors import UserError
 from engine.schema import RunConfig
 
 if TYPE_CHECKING:
     from backbones.classification.task import ClassificationTask
-    from detection.localization.base_task import OneClassTask
+    from detection.localization.base_task import LocalizationBaseTask
     from detection.tasks.detection import DetectionTask
 
 
 def check_weights(config: RunConfig) -> None:
-    """Raise UserError where a config freezes random weights; the commands ask before a training."""
+    """Raise UserError if a config freezes random weights; commands call this before training."""
     if isinstance(config, ClassificationConfig):
-        check_frozen(config.model.backbone, has_weights=config.model.backbone.weights is not None)
+        check_frozen_has_weights(
+            config.model.backbone, has_weights=config.model.backbone.weights is not None
+        )
         return
-    assert isinstance(config, DetectionConfig | OneClassConfig)
+    assert isinstance(config, DetectionConfig | LocalizationBaseConfig)
     backbone = config.model.backbone
-    whole = config.model.weights if isinstance(config, DetectionConfig) else None
-    check_frozen(
+    model_weights = config.model.weights if isinstance(config, DetectionConfig) else None
+    check_frozen_has_weights(
         backbone,
         frozen_stages=backbone.frozen_stages,
-        has_weights=backbone.weights is not None or whole is not None,
+        has_weights=backbone.weights is not None or model_weights is not None,
     )
 
 
-def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | ClassificationTask":
-    """Make the task that a config asks for, ready to train; the demo's pictures are drawn first."""
+def build_task(config: RunConfig) -> "DetectionTask | LocalizationBaseTask | ClassificationTask":
+    """Build the task of a config, ready to train; draw the demo's images first if it uses them."""
     if isinstance(config, ClassificationConfig):
         from backbones.classification.task import ClassificationTask
 
@@ -52,46 +54,46 @@ def build_task(config: RunConfig) -> "DetectionTask | OneClassTask | Classificat
             make_demo_objects(config.data.demo)
         return ClassificationTask.for_training(config)
     if isinstance(config, LocalizationConfig | LocalizationRegionsConfig):
-        return _localizer(config.task).for_training(config)
+        return _localization_task(config.task).for_training(config)
     assert isinstance(config, DetectionConfig)
-    return _detector(config.task).for_training(config)
+    return _detection_task(config.task).for_training(config)
 
 
 def load_task(
     paths: Sequence[Path], overrides: Sequence[str] = ()
-) -> "DetectionTask | OneClassTask | ClassificationTask":
-    """Read the task of a run folder, a checkpoint or a .safetensors file, ready to be scored.
+) -> "DetectionTask | LocalizationBaseTask | ClassificationTask":
+    """Load the task of a run folder, a checkpoint or a .safetensors file, ready for evaluation.
 
     Args:
-        paths: one; several classifiers are an ensemble.
-        overrides: `a.b.c=value`, changes to the config that the file holds.
+        paths: one path; several classifiers form an ensemble.
+        overrides: `a.b.c=value`, changes to the config in the file.
 
     Raises:
-        UserError: a file is missing, damaged or foreign, an override is wrong, or the images are
-            those of a demo that is not there.
+        UserError: a file is missing, damaged or not one of this project's, an override is wrong, or
+            the run uses the images of a demo that does not exist.
     """
-    metadata = read_trained(paths[0])[2]
+    metadata = read_trained_weights(paths[0])[2]
     kind = metadata.get("task", "")
     if kind != "classification" and len(paths) > 1:
         raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
-    task: DetectionTask | OneClassTask | ClassificationTask
+    task: DetectionTask | LocalizationBaseTask | ClassificationTask
     if kind == "classification":
-        from backbones.classification.trained import load_trained as load_classifier
+        from backbones.classification.load_and_export import load_trained as load_classifier
 
         task = load_classifier(paths, overrides)
     elif kind in ("localization", "localization_regions"):
-        task = _localizer(kind).from_run(paths[0], overrides)
+        task = _localization_task(kind).from_run(paths[0], overrides)
     else:
         from detection.predict import load_trained
 
         trained = load_trained(paths[0], overrides)
-        config = writing_nothing(trained.config, overrides)
-        task = _detector(config.task)(config, trained.model, trained.classes)
-    require_demo(metadata, task.config, source=paths[0])
+        config = without_writes(trained.config, overrides)
+        task = _detection_task(config.task)(config, trained.model, trained.classes)
+    check_demo_exists(metadata, task.config, source=paths[0])
     return task
 
 
-def _detector(task: str) -> "type[DetectionTask]":
+def _detection_task(task: str) -> "type[DetectionTask]":
     if task == "segmentation":
         from detection.tasks.segmentation import SegmentationTask
 
@@ -101,7 +103,7 @@ def _detector(task: str) -> "type[DetectionTask]":
     return DetectionTask
 
 
-def _localizer(task: str) -> "type[OneClassTask]":
+def _localization_task(task: str) -> "type[LocalizationBaseTask]":
     if task == "localization_regions":
         from detection.localization.regions_task import LocalizationRegionsTask
 

@@ -1,4 +1,7 @@
-"""Train a detector or localizer: train_det.py [CONFIG] [key=value ...] [--output DIR] [...]."""
+"""Command `train`: train a detector or localizer.
+
+Usage: resdet train [CONFIG] [key=value ...] [--output DIR] [--resume] (tools/train_det.py)
+"""
 
 from detection.commands.config_files import CONFIGS, find_config
 from engine.cli import command_line, parse_training
@@ -7,27 +10,29 @@ DEMO = CONFIGS / "detection" / "demo.yaml"
 
 
 def main() -> None:
-    """Parse, load the config, train."""
-    words = parse_training("Train a detector or localizer; many GPUs: torchrun.", default=DEMO)
+    """Parse the command line, load the config, train."""
+    arguments = parse_training(
+        "Train a detector or localizer; use torchrun for several GPUs.", default=DEMO
+    )
 
     from detection.commands.schemas import SCHEMAS
     from detection.config import DetectionConfig
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    config = load_config(find_config(words.config), words.overrides, schemas=SCHEMAS)
-    if words.is_main:
-        make_console().print(describe_config(words.config, words.overrides))
+    config = load_config(find_config(arguments.config), arguments.overrides, schemas=SCHEMAS)
+    if arguments.is_main:
+        make_console().print(describe_config(arguments.config, arguments.overrides))
 
     from backbones.training import train
     from detection.commands.tasks import build_task, check_weights
 
     check_weights(config)
     task = build_task(config)
-    train(task, config, words)
-    if words.is_main:
+    train(task, config, arguments)
+    if arguments.is_main:
         if isinstance(config, DetectionConfig):
-            following = f"{command_line('predict', 'predict')} {words.output} IMAGE ..."
+            following = f"{command_line('predict', 'predict')} {arguments.output} IMAGE ..."
         else:
-            following = f"{command_line('eval', 'eval')} {words.output}"
+            following = f"{command_line('eval', 'eval')} {arguments.output}"
         make_console().print(f"next: {following}", highlight=False)

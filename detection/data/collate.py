@@ -37,19 +37,19 @@ def collate_detection(
     samples: Sequence[Sample],
     *,
     size_divisor: int,
-    frame: tuple[int, int] = (1, 1),
+    batch_shape: tuple[int, int] = (1, 1),
     gt_multiple: int = 8,
 ) -> DetectionBatch:
     """Pad at least one sample right and bottom with zeros to one shape.
 
-    The shape holds every sample and `frame`, (height, width), which the other parts of the same
-    global batch ask for. Height and width are rounded up to `size_divisor` and G to `gt_multiple`
-    (at least that), so that a compiled network meets few shapes. Pixels lie channels last, as they
-    were decoded.
+    The shape holds every sample and `batch_shape`, (height, width), which the other parts of the
+    same global batch ask for. Height and width are rounded up to `size_divisor` and G to
+    `gt_multiple` (at least that), so that a compiled network meets few shapes. Pixels lie channels
+    last, as they were decoded.
     """
     assert samples, "a batch holds at least one sample"
     sizes = torch.tensor([sample.pixels.shape[:2] for sample in samples])
-    largest = torch.cat([sizes, torch.tensor([frame])]).amax(dim=0)
+    largest = torch.cat([sizes, torch.tensor([batch_shape])]).amax(dim=0)
     height, width = (round_up(int(side), size_divisor) for side in largest)
     count = round_up(max(1, *(len(sample.labels) for sample in samples)), gt_multiple)
     batch = len(samples)

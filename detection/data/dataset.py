@@ -29,7 +29,7 @@ from engine.errors import SkippedSampleError, UserError
 
 
 @dataclass(frozen=True)
-class Frame:
+class BatchShape:
     """What all parts of a global training batch agree on.
 
     short_side: of its pictures after their resize. size: (height, width) that holds them all.
@@ -154,13 +154,13 @@ class CocoDetection:
         """Return the number of pictures, after empty ones were left out where that is asked."""
         return len(self._rows)
 
-    def load(self, index: int, seed: int, frame: Frame | None = None) -> Sample:
+    def load(self, index: int, seed: int, batch_shape: BatchShape | None = None) -> Sample:
         """Read picture `index`, in training at the size of its batch.
 
         Args:
             index: in 0..N-1.
-            seed: of mirrors and colours, and of the size of a training picture without a frame.
-            frame: that of its training batch.
+            seed: of mirrors and colours, and of the size of a training image without `batch_shape`.
+            batch_shape: that of its training batch.
 
         Raises:
             UserError: the picture is missing, or bad and `on_bad_image` is error.
@@ -180,7 +180,9 @@ class CocoDetection:
         # as crowds are difficult and ignored objects: neither foreground nor background
         is_ignored = ~self.annotations.is_plain(objects)
         if self._augment is not None:
-            short_side = frame.short_side if frame else self._augment.draw_short_side(seed)
+            short_side = (
+                batch_shape.short_side if batch_shape else self._augment.draw_short_side(seed)
+            )
             size = resized_size(original_size, short_side, self._config.augment.max_side)
             masks = self._draw_masks(row, size)
             pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed, size=size)
@@ -199,30 +201,32 @@ class CocoDetection:
             masks=masks if self._with_masks else None,
         )
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> Frame:
-        """Draw the short side of a global training batch; return the frame that holds all of it.
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> BatchShape:
+        """Draw the short side of a global training batch; return the batch shape that holds it.
 
         One short side for all: were each picture to draw its own, batches of 8 would be padded by
         a quarter instead of a twentieth.
 
         Args:
-            draws: (index, seed) of its pictures; no file is read.
+            sample_keys: (index, seed) of its pictures; no file is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape anyway"
-        short_side = self._augment.draw_short_side(draws[0][1])
+        short_side = self._augment.draw_short_side(sample_keys[0][1])
         sizes = [
             resized_size((height, width), short_side, self._config.augment.max_side)
-            for index, _ in draws
+            for index, _ in sample_keys
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        return Frame(short_side, largest)
+        return BatchShape(short_side, largest)
 
-    def collate(self, samples: Sequence[Sample], frame: Frame | None = None) -> DetectionBatch:
-        """Make one batch of at least one sample, padded to the frame's size or more."""
+    def collate(
+        self, samples: Sequence[Sample], batch_shape: BatchShape | None = None
+    ) -> DetectionBatch:
+        """Make one batch of at least one sample, padded to the size of the batch shape or more."""
         divisor = self._config.size_divisor
         return collate_detection(
-            samples, size_divisor=divisor, frame=frame.size if frame else (1, 1)
+            samples, size_divisor=divisor, batch_shape=batch_shape.size if batch_shape else (1, 1)
         )
 
     def check_pictures(self) -> None:

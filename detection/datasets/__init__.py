@@ -1,1 +1,1 @@
-"""Data sets: downloading them, converting them to COCO JSON, and drawing the demo's."""
+"""Data sets: download, conversion to COCO JSON, and the synthetic demo data."""

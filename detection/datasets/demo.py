@@ -1,7 +1,7 @@
-"""Drawn scenes with COCO annotations: what a detector can be tried on without a download.
+"""Synthetic detection data with COCO annotations, to try a detector without a download.
 
-Six kinds of filled shapes, turned, shaded and partly hidden behind each other, over textured
-backgrounds; some pictures hold a crowd region, some nothing. The same parameters give the same
+Six kinds of filled shapes, rotated, shaded and partly occluding each other, on textured
+backgrounds. Some images contain a crowd region, some no object. The same parameters give the same
 bytes.
 """
 
@@ -24,51 +24,57 @@ from engine.errors import UserError
 from engine.locks import waited_for
 from engine.paths import exists, is_file, is_folder, read_bytes
 
-# COCO's own ids have gaps, and code that takes an id for a label must fail here too.
+# With gaps, like COCO's own ids, so that code that confuses ids and labels fails here too.
 CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 8: "star", 9: "ring", 15: "cross"}
 MARKER = "demo.json"
+"""File in the root that lists the parameters and all files of the demo."""
 GENERATOR_VERSION = 1
 SIDE_RANGE = (192, 320)
+"""Width and height of the images, in pixels."""
 DIAMETER_RANGE = (20.0, 120.0)
+"""Diameter of the circle around an object, in pixels."""
 MIN_VISIBLE_SIDE = 10
+"""Minimum width and height of an object's visible part, in pixels."""
 MIN_VISIBLE_FRACTION = 0.55
+"""Minimum fraction of an object's area that later objects leave visible."""
 MAX_OBJECTS = 8
 EMPTY_PROB = 0.05
 CROWD_PROB = 0.1
-CROWD_OWNER = -2
+CROWD_ID = -2
+"""Value of `Scene.object_ids` in a crowd region."""
 
 
 class SplitMaker(Protocol):
-    """Draws one split."""
+    """A function that draws one split."""
 
     def __call__(self, root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-        """Draw `count` pictures into a new folder; return the names of its files below `root`."""
+        """Draw `count` images into a new folder; return all file names, relative to `root`."""
 
 
 def make_demo(config: DemoConfig) -> None:
     """Draw `train/` and `val/` and their `annotations/{train,val}.json` under `config.root`.
 
-    Does nothing where the same parameters have been drawn before; see `draw_once`.
+    Does nothing if the folder already holds images of the same parameters; see `draw_once`.
 
     Raises:
-        UserError: the folder holds something else than an earlier demo, or cannot be written.
+        UserError: the folder holds files that are not an earlier demo's, or cannot be written.
     """
     draw_once(config, _make_split, streams=(0, 1))
 
 
 def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int, int]) -> None:
-    """Let `make_split` fill `config.root`, unless the same parameters did so before.
+    """Call `make_split` to fill `config.root`, unless it holds images of the same parameters.
 
-    The folder is made beside its place and renamed, so it is there entirely or not at all. Of
-    several processes one draws.
+    The images are drawn into a temporary folder beside the root, which is then renamed, so the root
+    is never incomplete. If several processes call this at once, one of them draws.
 
     Args:
-        config: where, and all that the pictures depend on.
+        config: the root, and all parameters of the images.
         make_split: called for `train` and `val`.
-        streams: of random numbers, for the two; others than any other demo's.
+        streams: random number streams of the two splits; different from those of other demos.
 
     Raises:
-        UserError: the folder holds something else than an earlier demo, or cannot be written.
+        UserError: the folder holds files that are not an earlier demo's, or cannot be written.
     """
     root = Path(config.root)
     parameters = {"version": GENERATOR_VERSION, **config.model_dump(exclude={"root"})}
@@ -81,12 +87,12 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
             for name in make_split(new, split, count, seed=(config.seed, stream))
         ]
 
-    if _is_made(root, parameters):
+    if _is_drawn(root, parameters):
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with waited_for(root.with_name(f".{root.name}.resdet-lock")):
-            if not _is_made(root, parameters):
+            if not _is_drawn(root, parameters):  # another process may have drawn meanwhile
                 _check_replaceable(root)
                 _draw_beside(root, parameters, draw)
     except OSError as error:
@@ -94,7 +100,7 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
 
 
 def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
-    """Draw everything beside `root`, then put it in its place; an earlier demo goes."""
+    """Draw into a temporary folder beside `root`, then replace `root` with it."""
     staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         new = staging / "new"
@@ -108,7 +114,7 @@ def _draw_beside(root: Path, parameters: dict[str, Any], draw: Callable[[Path], 
 
 
 def _read_marker(root: Path) -> dict[str, Any] | None:
-    """Return what an earlier demo left, None where there is none."""
+    """Return the content of an earlier demo's marker, None if there is no valid one."""
     if not is_file(root / MARKER):
         return None
     try:
@@ -118,33 +124,33 @@ def _read_marker(root: Path) -> dict[str, Any] | None:
     if not isinstance(marker, dict) or not {"parameters", "files"} <= set(marker):
         return None
     files = marker["files"]
-    is_ours = isinstance(files, list) and all(isinstance(name, str) for name in files)
-    return marker if is_ours else None
+    is_valid = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    return marker if is_valid else None
 
 
-def _is_made(root: Path, parameters: dict[str, Any]) -> bool:
+def _is_drawn(root: Path, parameters: dict[str, Any]) -> bool:
     marker = _read_marker(root)
     return marker is not None and marker["parameters"] == parameters
 
 
 def _check_replaceable(root: Path) -> None:
-    """Raise UserError where `root` holds any file that no demo made."""
+    """Raise UserError if `root` holds any file that no demo made."""
     if not exists(root):
         return
     if not is_folder(root):
         raise UserError(f"{root}: expected a folder for the demo images, got a file")
     marker = _read_marker(root)
-    own = {MARKER, *marker["files"]} if marker else set()
+    demo_files = {MARKER, *marker["files"]} if marker else set()
     found = (
         Path(folder, name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root, onerror=_raise)
         for name in names
     )
-    foreign = next((name for name in found if name not in own), None)
+    foreign = next((name for name in found if name not in demo_files), None)
     if foreign is not None:
         raise UserError(
-            f"{root}: expected a folder that is new or holds an earlier demo alone, got one with"
-            f" {foreign}; choose another data.demo.root or move it away"
+            f"{root}: expected a new folder or one with only an earlier demo, got one with"
+            f" {foreign}; choose another data.demo.root or move the file away"
         )
 
 
@@ -153,7 +159,7 @@ def _raise(error: OSError) -> None:
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-    """Draw `count` pictures and their JSON; return the names of the files below `root`."""
+    """Draw `count` images and their JSON; return all file names, relative to `root`."""
     folder = root / split
     folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
@@ -177,16 +183,16 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
 
 @dataclass
 class Scene:
-    """One picture while it is drawn.
+    """One synthetic image with its objects.
 
-    pixels: (H, W, 3) uint8 RGB. owner: (H, W) int16, the object seen at each pixel: its number,
-    -1 for background, CROWD_OWNER for a crowd region. category_ids, outlines, drawn_areas: for each
-    object its category, its polygons ([outer] or [outer, hole], x y x y ...) and the number of
-    pixels that it had before others hid some.
+    pixels: (H, W, 3) uint8 RGB. object_ids: (H, W) int16, the number of the object that is visible
+    at each pixel, -1 for background, CROWD_ID for a crowd region. category_ids, outlines,
+    drawn_areas: for each object its category, its polygons ([outer] or [outer, hole], each x y x y
+    ...) and its area in pixels without occlusion.
     """
 
     pixels: np.ndarray
-    owner: np.ndarray
+    object_ids: np.ndarray
     category_ids: list[int] = field(default_factory=list)
     outlines: list[list[np.ndarray]] = field(default_factory=list)
     drawn_areas: list[int] = field(default_factory=list)
@@ -196,23 +202,24 @@ class Scene:
         """Return COCO annotations of the visible parts, without `id` and `image_id`."""
         rows = []
         for number, category_id in enumerate(self.category_ids):
-            mask = self.owner == number
+            mask = self.object_ids == number
+            # a polygon if the object has no hole and is fully visible, else RLE
             segmentation: Any = _run_lengths(mask)
             if len(self.outlines[number]) == 1 and mask.sum() == self.drawn_areas[number]:
                 segmentation = [self.outlines[number][0].tolist()]
             rows.append(_annotation(mask, category_id, segmentation, iscrowd=0))
         if self.crowd_category_id is not None:
-            mask = self.owner == CROWD_OWNER
+            mask = self.object_ids == CROWD_ID
             rows.append(_annotation(mask, self.crowd_category_id, _run_lengths(mask), iscrowd=1))
         return rows
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw one picture from `rng` alone."""
+    """Draw one image; `rng` determines all of it."""
     height, width = (int(side) for side in rng.integers(*SIDE_RANGE, endpoint=True, size=2))
     scene = Scene(
         pixels=_background(height, width, rng),
-        owner=np.full((height, width), -1, dtype=np.int16),
+        object_ids=np.full((height, width), -1, dtype=np.int16),
     )
     if rng.random() < EMPTY_PROB:
         return scene
@@ -224,11 +231,11 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (height, width, 3) uint8: a gradient, stripes or blotches, and noise on top."""
+    """Return (height, width, 3) uint8: a gradient, stripes or blotches, with noise."""
     first, second = rng.uniform(30, 225, size=(2, 3))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    along = x * np.cos(angle) + y * np.sin(angle)
+    along = x * np.cos(angle) + y * np.sin(angle)  # pixels in the direction of `angle`
     kind = rng.integers(3)
     if kind == 0:
         weight = (along - along.min()) / np.ptp(along)
@@ -237,52 +244,52 @@ def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     else:
         coarse = rng.random(size=tuple(rng.integers(4, 14, size=2)), dtype=np.float32)
         weight = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    picture = first + (second - first) * weight[..., None]
-    picture += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
-    pixels: np.ndarray = picture.clip(0, 255).astype(np.uint8)
+    image = first + (second - first) * weight[..., None]
+    image += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
+    pixels: np.ndarray = image.clip(0, 255).astype(np.uint8)
     return pixels
 
 
 def _add_crowd(scene: Scene, rng: np.random.Generator) -> None:
-    """Draw a cluster of shapes of one kind, too small to be annotated one by one."""
-    height, width = scene.owner.shape
+    """Draw a cluster of small shapes of one category, annotated as one crowd region."""
+    height, width = scene.object_ids.shape
     category_id = int(rng.choice(list(CATEGORIES)))
-    centre = rng.uniform(0.25, 0.75, size=2) * (width, height)
+    center = rng.uniform(0.25, 0.75, size=2) * (width, height)
     for _ in range(int(rng.integers(12, 30))):
         offset = rng.normal(0, 0.08, size=2).clip(-0.2, 0.2) * min(height, width)
-        outline = _outline(category_id, centre + offset, rng.uniform(6, 10), rng)
+        outline = _outline(category_id, center + offset, rng.uniform(6, 10), rng)
         mask = _rasterise(outline, height, width)
         _paint(scene.pixels, mask, _contrasting(scene.pixels, mask, rng), rng)
-        scene.owner[mask] = CROWD_OWNER
+        scene.object_ids[mask] = CROWD_ID
     scene.crowd_category_id = category_id
 
 
 def _add_object(scene: Scene, rng: np.random.Generator, *, tries: int = 12) -> None:
-    """Draw one object where it hides no earlier one too much; none where no place is found."""
-    height, width = scene.owner.shape
+    """Draw one object at a place where it does not occlude others too much, if one is found."""
+    height, width = scene.object_ids.shape
     category_id = int(rng.choice(list(CATEGORIES)))
     low, high = DIAMETER_RANGE
     for _ in range(tries):
         diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        # Up to a fifth of the diameter may lie outside the picture.
-        centre = rng.uniform(0.3 * diameter, np.array([width, height]) - 0.3 * diameter)
-        outline = _outline(category_id, centre, diameter / 2, rng)
+        # Up to a fifth of the diameter may lie outside the image.
+        center = rng.uniform(0.3 * diameter, np.array([width, height]) - 0.3 * diameter)
+        outline = _outline(category_id, center, diameter / 2, rng)
         mask = _rasterise(outline, height, width)
-        owner = np.where(mask, len(scene.category_ids), scene.owner).astype(np.int16)
-        hides_crowd = bool((scene.owner[mask] == CROWD_OWNER).any())
-        if not hides_crowd and _all_visible(owner, [*scene.drawn_areas, int(mask.sum())]):
+        object_ids = np.where(mask, len(scene.category_ids), scene.object_ids).astype(np.int16)
+        overlaps_crowd = bool((scene.object_ids[mask] == CROWD_ID).any())
+        if not overlaps_crowd and _all_visible(object_ids, [*scene.drawn_areas, int(mask.sum())]):
             _paint(scene.pixels, mask, _contrasting(scene.pixels, mask, rng), rng)
-            scene.owner = owner
+            scene.object_ids = object_ids
             scene.category_ids.append(category_id)
             scene.outlines.append(outline)
             scene.drawn_areas.append(int(mask.sum()))
             return
 
 
-def _all_visible(owner: np.ndarray, drawn_areas: list[int]) -> bool:
-    """Return whether enough of every object is seen for a box to make sense."""
+def _all_visible(object_ids: np.ndarray, drawn_areas: list[int]) -> bool:
+    """Return whether enough of every object is visible for its box to be meaningful."""
     for number, area in enumerate(drawn_areas):
-        mask = owner == number
+        mask = object_ids == number
         if mask.sum() < MIN_VISIBLE_FRACTION * area:
             return False
         if min(_bounding_box(mask)[2:]) < MIN_VISIBLE_SIDE:
@@ -291,7 +298,7 @@ def _all_visible(owner: np.ndarray, drawn_areas: list[int]) -> bool:
 
 
 def _star(radii: tuple[float, ...], points: int) -> np.ndarray:
-    """Return (points, 2) vertices whose distances from the centre run through `radii`."""
+    """Return (points, 2) vertices at equal angles, with distances from the center from `radii`."""
     angles = np.arange(points) * (2 * np.pi / points)
     radius = np.resize(radii, points)
     return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
@@ -300,11 +307,11 @@ def _star(radii: tuple[float, ...], points: int) -> np.ndarray:
 def _cross() -> np.ndarray:
     """Return (12, 2) vertices of a plus sign within the unit circle."""
     quarter = np.array([[0.3, -0.95], [0.3, -0.3], [0.95, -0.3]])
-    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+    quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
 
 
-# Polygons within the unit circle: the outer one, and the hole where there is one.
+# Polygons within the unit circle: the outer one, then the hole if there is one.
 SHAPES = {
     "disc": [_star((1.0,), 40)],
     "square": [_star((1.0,), 4)],
@@ -316,20 +323,21 @@ SHAPES = {
 
 
 def _outline(
-    category_id: int, centre: np.ndarray, radius: float, rng: np.random.Generator
+    category_id: int, center: np.ndarray, radius: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the polygons of one shape, turned at random: flat x y x y ..., picture pixels."""
+    """Return the polygons of one shape at a random rotation: flat x y x y ..., image pixels."""
     angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return [
-        (part @ turn * radius + centre).round(2).ravel() for part in SHAPES[CATEGORIES[category_id]]
+        (part @ rotation * radius + center).round(2).ravel()
+        for part in SHAPES[CATEGORIES[category_id]]
     ]
 
 
 def _rasterise(outline: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Return (height, width) bool: inside the first polygon and in no other.
+    """Return (height, width) bool: inside the first polygon and outside all others (the holes).
 
-    pycocotools draws it, so that an annotated polygon and the drawn pixels agree exactly.
+    pycocotools rasterises it, so that an annotated polygon and the drawn pixels agree exactly.
     """
     encoded = coco_mask.frPyObjects([part.tolist() for part in outline], height, width)
     with warnings.catch_warnings():  # pycocotools does not know numpy 2's `copy` keyword
@@ -340,7 +348,7 @@ def _rasterise(outline: list[np.ndarray], height: int, width: int) -> np.ndarray
 
 
 def _contrasting(pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return an RGB colour (3,) that stands out from what `mask` will cover."""
+    """Return a random RGB colour (3,) that differs from the mean colour under `mask`."""
     colours = rng.uniform(0, 255, size=(16, 3))
     far = np.abs(colours - pixels[mask].mean(axis=0)).max(axis=1) > 90
     chosen: np.ndarray = colours[int(far.argmax())]
@@ -350,7 +358,7 @@ def _contrasting(pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator)
 def _paint(
     pixels: np.ndarray, mask: np.ndarray, colour: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Fill `mask`, not empty, in place with a shaded `colour` and a darker rim."""
+    """Fill a non-empty `mask` of `pixels` in place with a shaded `colour` and a darker rim."""
     rows, columns = np.nonzero(mask)
     slope = rng.uniform(-0.2, 0.2, size=2)
     offsets = np.stack([rows - rows.mean(), columns - columns.mean()], axis=1)
@@ -362,13 +370,13 @@ def _paint(
 
 
 def _bounding_box(mask: np.ndarray) -> list[int]:
-    """Return COCO's [x, y, width, height] of the True pixels; zeros where there are none."""
+    """Return COCO's [x, y, width, height] of the True pixels; zeros if there are none."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return [int(x), int(y), int(width), int(height)]
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Return COCO's uncompressed RLE: runs down the columns, the first one of zeros."""
+    """Return COCO's uncompressed RLE: lengths of runs down the columns, first a run of zeros."""
     changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
     counts = np.diff(changes, prepend=0, append=mask.size)
     return {"size": list(mask.shape), "counts": counts.tolist()}

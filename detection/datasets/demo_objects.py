@@ -1,6 +1,7 @@
-"""The demo's objects cut out one by one, a folder for each class: to pretrain its backbone on.
+"""Synthetic classification data: single objects of the demo, in a folder for each class.
 
-They come from scenes of their own, so no picture of the detection demo is among them.
+They serve to pretrain the demo's backbone. They are cropped from separate scenes, so they contain
+no image of the detection demo.
 """
 
 from collections.abc import Iterator
@@ -13,25 +14,26 @@ from backbones.config import DemoConfig
 from detection.datasets.demo import CATEGORIES, Scene, draw_once, draw_scene
 
 SIDE = 64
+"""Width and height of the images, in pixels."""
 MARGIN_RANGE = (1.05, 1.5)
-"""Side of the square that is cut out, relative to the longer side of the object's box."""
-EDGE = 96
-"""Rows and columns by which a scene is continued, mirrored, for squares that reach beyond it."""
+"""Side of the square crop, relative to the longer side of the object's box."""
+PADDING = 96
+"""Rows and columns of mirrored padding around a scene, for crops that reach outside it."""
 
 
 def make_demo_objects(config: DemoConfig) -> None:
-    """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 pictures.
+    """Draw `train/CLASS/` and `val/CLASS/` under `config.root`, 64x64 images.
 
-    Does nothing where the same parameters have been drawn before; see `draw_once`.
+    Does nothing if the folder already holds images of the same parameters; see `draw_once`.
 
     Raises:
-        UserError: the folder holds something else than an earlier demo, or cannot be written.
+        UserError: the folder holds files that are not an earlier demo's, or cannot be written.
     """
     draw_once(config, _make_split, streams=(2, 3))
 
 
 def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) -> list[str]:
-    """Write `count` pictures; return their names below `root`."""
+    """Write `count` images; return their names, relative to `root`."""
     for name in CATEGORIES.values():
         (root / split / name).mkdir(parents=True)
     names = []
@@ -44,7 +46,7 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
 
 
 def _objects(seed: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (class name, picture of one object) without end."""
+    """Yield (class name, image of one object) endlessly."""
     number = 0
     while True:
         rng = np.random.default_rng([*seed, number])
@@ -52,17 +54,19 @@ def _objects(seed: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
         scene = draw_scene(rng)
         for row in scene.annotations():
             if not row["iscrowd"]:
-                yield CATEGORIES[row["category_id"]], _cut_out(scene, row["bbox"], rng)
+                yield CATEGORIES[row["category_id"]], _crop(scene, row["bbox"], rng)
 
 
-def _cut_out(scene: Scene, bbox: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Return (SIDE, SIDE, 3) uint8: a square about the box [x, y, width, height]."""
+def _crop(scene: Scene, bbox: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Return (SIDE, SIDE, 3) uint8: a square crop around the box [x, y, width, height]."""
     x, y, width, height = bbox
     side = round(max(width, height) * rng.uniform(*MARGIN_RANGE))
-    left = EDGE + round(x + width / 2 - side / 2)
-    top = EDGE + round(y + height / 2 - side / 2)
-    wide = cv2.copyMakeBorder(scene.pixels, EDGE, EDGE, EDGE, EDGE, cv2.BORDER_REFLECT)
-    square = wide[top : top + side, left : left + side]
+    left = PADDING + round(x + width / 2 - side / 2)
+    top = PADDING + round(y + height / 2 - side / 2)
+    padded = cv2.copyMakeBorder(
+        scene.pixels, PADDING, PADDING, PADDING, PADDING, cv2.BORDER_REFLECT
+    )
+    square = padded[top : top + side, left : left + side]
     method = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
     pixels: np.ndarray = cv2.resize(square, (SIDE, SIDE), interpolation=method)
     return pixels

@@ -1,7 +1,7 @@
-"""Downloads of public data sets: what is missing, from where it broke off; checked and unpacked.
+"""Download of public data sets, with resuming, checksums and unpacking.
 
-The addresses and checksums of VOC and CIFAR-10 are torchvision's, whose data sets read the same
-files. COCO publishes none; its checksums are those that TensorFlow Datasets keeps.
+The URLs and checksums of VOC and CIFAR-10 are torchvision's, whose data sets read the same files.
+COCO publishes no checksums; those here come from TensorFlow Datasets.
 """
 
 import hashlib
@@ -27,40 +27,40 @@ from engine.paths import is_file, is_folder, names_in, open_file, status_of
 
 CHUNK_BYTES = 10**6
 TIMEOUT_S = 60.0
-# What zipfile raises: damage, a compression that it does not know, a password.
+# Errors of zipfile: a damaged file, an unknown compression method, a password.
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError)
 GB = 10**9
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch and unpack.
+    """A file to download and unpack.
 
-    checksum: `md5:` or `sha256:` and the digest. size, unpacked_size: bytes. holds: what is there
-    once it is unpacked: files, and folders with the number of their entries.
+    checksum: `md5:` or `sha256:` and the digest. size, unpacked_size: bytes. contents: paths that
+    exist after unpacking, with the minimum number of entries of a folder, or 1 for a file.
     """
 
     url: str
     checksum: str
     size: int
     unpacked_size: int
-    holds: Mapping[str, int]
+    contents: Mapping[str, int]
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The file name."""
         return self.url.rsplit("/", 1)[1]
 
     def is_unpacked(self, root: Path) -> bool:
-        """Return whether all that it holds lies under `root`."""
-        return all(_count(root / path) >= count for path, count in self.holds.items())
+        """Return whether all of `contents` exists under `root`."""
+        return all(_count(root / path) >= count for path, count in self.contents.items())
 
 
-def _voc(key: str, *, size: int, list_name: str, pictures: int) -> Archive:
+def _voc(key: str, *, size: int, list_name: str, images: int) -> Archive:
     known = DATASET_YEAR_DICT[key]
     year = known["base_dir"]
-    holds = {f"{year}/JPEGImages": pictures, f"{year}/ImageSets/Main/{list_name}.txt": 1}
-    return Archive(known["url"], f"md5:{known['md5']}", size, size, holds)
+    contents = {f"{year}/JPEGImages": images, f"{year}/ImageSets/Main/{list_name}.txt": 1}
+    return Archive(known["url"], f"md5:{known['md5']}", size, size, contents)
 
 
 _COCO = "http://images.cocodataset.org"
@@ -71,7 +71,7 @@ DATA_SETS: dict[str, tuple[Archive, ...]] = {
             "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
             size=252_907_541,
             unpacked_size=900_000_000,
-            holds={
+            contents={
                 "annotations/instances_train2017.json": 1,
                 "annotations/instances_val2017.json": 1,
             },
@@ -81,75 +81,75 @@ DATA_SETS: dict[str, tuple[Archive, ...]] = {
             "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
             size=815_585_330,
             unpacked_size=830_000_000,
-            holds={"val2017": 5_000},
+            contents={"val2017": 5_000},
         ),
         Archive(
             f"{_COCO}/zips/train2017.zip",
             "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
             size=19_336_861_798,
             unpacked_size=19_700_000_000,
-            holds={"train2017": 118_287},
+            contents={"train2017": 118_287},
         ),
     ),
     # both archives of 2007 unpack into the same folders
     "voc2007": (
-        _voc("2007", size=460_032_000, list_name="trainval", pictures=5_011),
-        _voc("2007-test", size=451_020_800, list_name="test", pictures=5_011 + 4_952),
+        _voc("2007", size=460_032_000, list_name="trainval", images=5_011),
+        _voc("2007-test", size=451_020_800, list_name="test", images=5_011 + 4_952),
     ),
-    "voc2012": (_voc("2012", size=1_999_639_040, list_name="trainval", pictures=17_125),),
+    "voc2012": (_voc("2012", size=1_999_639_040, list_name="trainval", images=17_125),),
     "cifar10": (
         Archive(
             CIFAR10.url,
             f"md5:{CIFAR10.tgz_md5}",
             size=170_498_071,
             unpacked_size=186_000_000,
-            holds={CIFAR10.base_folder: 8},
+            contents={CIFAR10.base_folder: 8},
         ),
     ),
 }
 
 
 def download(archives: Sequence[Archive], root: Path, log: RunLog) -> None:
-    """Fetch and unpack what is not there; an earlier attempt goes on where it broke off.
+    """Download and unpack the missing archives; an interrupted download is resumed.
 
-    The archives stay beside what they held, and may be deleted.
+    The archives are kept beside their contents; the user may delete them.
 
     Args:
-        archives: in the order to fetch.
-        root: folder for all of it; made where it is missing.
-        log: shows how far it is.
+        archives: in download order.
+        root: folder for all files; created if it is missing.
+        log: shows the progress.
 
     Raises:
-        UserError: too little disk, no connection, or a file is not what was to be expected.
+        UserError: not enough free disk, no connection, or a file differs from the expected one.
     """
-    status_of(root)  # a path that no folder can have is told from one that cannot be written
+    status_of(root)  # raises if the path is invalid, before an error of writing would
     prepare_output(root)
     missing = [archive for archive in archives if not archive.is_unpacked(root)]
     for archive in archives:
         if archive not in missing:
-            log.note(f"{archive.name}: already there")
+            log.note(f"{archive.name}: already unpacked")
     _check_disk(missing, root)
     for archive in missing:
         path = root / archive.name
         if not is_file(path):
-            _fetch(archive, path, log)
+            _download(archive, path, log)
         log.note(f"{archive.name}: checking and unpacking")
-        _check(archive, path, log)
+        _verify(archive, path, log)
         _unpack(archive, path, root, log)
         if not archive.is_unpacked(root):
-            raise UserError(f"{path}: expected {dict(archive.holds)} in {root}, got less")
+            raise UserError(f"{path}: expected {dict(archive.contents)} in {root}, got less")
 
 
 def _count(path: Path) -> int:
-    """Return 1 for a file, the number of entries for a folder, and 0 where there is nothing."""
+    """Return 1 for a file, the number of entries for a folder, and 0 if nothing exists."""
     return len(names_in(path)) if is_folder(path) else int(is_file(path))
 
 
 def _check_disk(archives: Sequence[Archive], root: Path) -> None:
     need = 0
     for archive in archives:
-        fetched = _size(root / archive.name) + _size(_partial(root / archive.name))
-        need += archive.unpacked_size + max(archive.size - fetched, 0)
+        downloaded = _size(root / archive.name) + _size(_partial(root / archive.name))
+        need += archive.unpacked_size + max(archive.size - downloaded, 0)
     free = shutil.disk_usage(root).free
     if need > free:
         names = ", ".join(archive.name for archive in archives)
@@ -162,44 +162,46 @@ def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def _fetch(archive: Archive, path: Path, log: RunLog) -> None:
-    """Bring the file to `path`; it gets its name when all of it is there."""
+def _download(archive: Archive, path: Path, log: RunLog) -> None:
+    """Download the file to `path`; until it is complete, its name ends in `.partial`."""
     partial = _partial(path)
-    fetched = -1
-    if _size(partial) > archive.size:  # of a server that did not stop, or another version
+    previous_size = -1
+    # too large: the server did not stop, or it is a file of another version
+    if _size(partial) > archive.size:
         partial.unlink()
-    # as long as a connection brings something, a lost one is taken up again
-    while _size(partial) < archive.size and _size(partial) != fetched:
-        fetched = _size(partial)
+    # reconnect after a lost connection, as long as each connection adds bytes
+    while _size(partial) < archive.size and _size(partial) != previous_size:
+        previous_size = _size(partial)
         try:
-            _fetch_rest(archive, partial, log)
+            _download_rest(archive, partial, log)
         except UserError:
             raise
         except urllib.error.HTTPError as error:
             error.close()
-            raise UserError(f"{archive.url}: cannot be fetched: {_line(error)}") from error
+            raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            if _size(partial) == fetched:
-                raise UserError(f"{archive.url}: cannot be fetched: {_line(error)}") from error
+            if _size(partial) == previous_size:
+                raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
     if _size(partial) < archive.size:
-        got = f"{_size(partial)}; the same command goes on from there"
+        got = f"{_size(partial)}; run the same command again to resume"
         raise UserError(f"{archive.url}: expected {archive.size} bytes, got {got}")
     partial.rename(path)
 
 
-def _check(archive: Archive, path: Path, log: RunLog) -> None:
+def _verify(archive: Archive, path: Path, log: RunLog) -> None:
+    """Raise UserError if the file's checksum differs from the expected one."""
     algorithm, expected = archive.checksum.split(":")
     digest = hashlib.new(algorithm)
     with open_file(path) as file:
-        for chunk in _shown(_chunks(file), _size(path), f"checking {archive.name}", log):
+        for chunk in _with_progress(_chunks(file), _size(path), f"checking {archive.name}", log):
             digest.update(chunk)
     if digest.hexdigest() != expected:
         advice = "delete it to download it again"
         raise UserError(f"{path}: expected {archive.checksum}, got {digest.hexdigest()}; {advice}")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())  # urllib tells of redirects in several
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())  # urllib's messages about redirects have several lines
 
 
 def _size(path: Path) -> int:
@@ -207,23 +209,24 @@ def _size(path: Path) -> int:
     return status.st_size if status is not None and is_file(path) else 0
 
 
-def _fetch_rest(archive: Archive, partial: Path, log: RunLog) -> None:
-    """Append what is missing; start again where the server sends the whole file all the same.
+def _download_rest(archive: Archive, partial: Path, log: RunLog) -> None:
+    """Append the missing bytes; start over if the server ignores the range and sends all bytes.
 
     Raises:
-        UserError: the server has another file than expected: it sends more, or another part.
+        UserError: the server sends more bytes than expected, or another range than requested.
     """
     start = _size(partial)
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        is_rest = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        part = response.headers.get("Content-Range", f"bytes {start}-")
-        if is_rest and not part.startswith(f"bytes {start}-"):
-            raise UserError(f"{archive.url}: expected bytes from {start} on, got {part!r}")
-        rest = archive.size - start if is_rest else archive.size
-        with partial.open("ab" if is_rest else "wb") as file:
-            for chunk in _shown(_chunks(response), rest, f"downloading {archive.name}", log):
-                if len(chunk) > rest:  # a server may send for ever, and the disk is not endless
+        is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        sent = response.headers.get("Content-Range", f"bytes {start}-")
+        if is_partial and not sent.startswith(f"bytes {start}-"):
+            raise UserError(f"{archive.url}: expected bytes from {start} on, got {sent!r}")
+        rest = archive.size - start if is_partial else archive.size
+        what = f"downloading {archive.name}"
+        with partial.open("ab" if is_partial else "wb") as file:
+            for chunk in _with_progress(_chunks(response), rest, what, log):
+                if len(chunk) > rest:  # an endless response must not fill the disk
                     raise UserError(f"{archive.url}: expected {archive.size} bytes, got more")
                 rest -= len(chunk)
                 file.write(chunk)
@@ -234,8 +237,8 @@ def _chunks(source: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _shown(chunks: Iterator[bytes], size: int, what: str, log: RunLog) -> Iterator[bytes]:
-    """Yield chunks of `size` bytes in all, and show how many MB are done and the time left."""
+def _with_progress(chunks: Iterator[bytes], size: int, what: str, log: RunLog) -> Iterator[bytes]:
+    """Yield chunks of `size` bytes in total, and show the MB done and the time left."""
     return log.progress(chunks, -(-size // CHUNK_BYTES), f"{what}, MB")
 
 
@@ -249,7 +252,7 @@ def _unpack(archive: Archive, path: Path, root: Path, log: RunLog) -> None:
                     packed.extract(name, root)
         else:
             with tarfile.open(path) as packed_tar:
-                count = sum(archive.holds.values())
+                count = sum(archive.contents.values())
                 for member in log.progress(packed_tar, count, what):
                     packed_tar.extract(member, root, filter="data")
     except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, *_ZIP_ERRORS) as error:

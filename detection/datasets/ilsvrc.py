@@ -1,4 +1,4 @@
-"""ILSVRC's detection data: its layout, and its classes by WordNet id (WNID)."""
+"""Layout and classes of ILSVRC's detection data set; classes are WordNet ids (WNIDs)."""
 
 import re
 from collections import Counter
@@ -9,46 +9,46 @@ from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
 
-# map_det.txt of the devkit has `WNID number name`, lists of words have `WNID name, name ...`
+# map_det.txt of the devkit has `WNID number name`, files like words.txt `WNID name, name ...`
 SYNSET = re.compile(r"(n\d{8})\s+(?:(\d+)\s+)?(\S.*)")
 
 
 def ilsvrc_set(root: Path, name: str) -> ImageSet:
-    """Find a set of the detection task: `train`, `train_17`, `val`, or a list of your own, `val1`.
+    """Find an image set of the detection task: `train`, `train_17`, `val`, or a custom `val1`.
 
-    ImageSets/DET/NAME.txt lists it, relative to the folder of the split with which NAME begins.
-    Where there is no such list, it is all XML files of the folder Annotations/DET/NAME.
+    ImageSets/DET/NAME.txt lists its images, relative to the folder of the split with which NAME
+    begins. Without such a list, the set is all XML files of the folder Annotations/DET/NAME.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither the list nor the folder exists.
     """
     split = re.match("train|val|test", name)
     if split is None:
         raise UserError(f"{name}: expected a set whose name begins with train, val or test")
-    xml, pictures = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
+    xml, images = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
     listed = root / "ImageSets" / "DET" / f"{name}.txt"
     if paths.is_file(listed):
-        return ImageSet(xml, pictures, read_names(listed))
+        return ImageSet(xml, images, read_names(listed))
     if name != split[0]:
-        raise UserError(f"{listed}: no such list")
-    return folder_set(root, xml=xml, pictures=pictures)
+        raise UserError(f"{listed}: no such file")
+    return folder_set(root, xml=xml, images=images)
 
 
 def read_synsets(names: Path, wnids: Path | None = None) -> dict[str, Category]:
-    """Return the classes by WNID; of several names of one class the first.
+    """Read the classes by WNID, each with the first of its names.
 
     Args:
-        names: `WNID number name` or `WNID name` on each line.
-        wnids: list of those among them that are classes, 200 in ILSVRC; None takes all.
+        names: file with `WNID number name` or `WNID name, name ...` on each line.
+        wnids: file that lists the WNIDs to use as classes (200 in ILSVRC); None uses all.
 
     Raises:
-        UserError: a file cannot be read or is of another form, or classes are not unique.
+        UserError: a file cannot be read or is malformed, or classes are not unique.
     """
     synsets = {}
     for position, line in enumerate(read_lines(names), start=1):
         match = SYNSET.fullmatch(line)
         if match is None:
-            expected = "expected a WNID, perhaps a number, and a name"
+            expected = "expected a WNID, an optional number, and a name"
             raise UserError(f"{names}: entry {position}: {expected}, got {line!r:.60}")
         synsets[match[1]] = (match[2], match[3].split(",")[0].strip())
     chosen = list(synsets) if wnids is None else list(dict.fromkeys(read_names(wnids)))
@@ -62,9 +62,9 @@ def read_synsets(names: Path, wnids: Path | None = None) -> dict[str, Category]:
         wnid: Category(int(number or 0), synsets[wnid][1])
         for wnid, number in zip(chosen, numbers, strict=True)
     }
-    for what in Category._fields:
-        counts = Counter(getattr(category, what) for category in classes.values())
+    for field in Category._fields:
+        counts = Counter(getattr(category, field) for category in classes.values())
         value, count = counts.most_common(1)[0]
         if count > 1:
-            raise UserError(f"{names}: {what}: expected each one once, got {value} {count} times")
+            raise UserError(f"{names}: {field}: expected unique values, got {value} {count} times")
     return classes

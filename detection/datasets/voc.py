@@ -1,4 +1,4 @@
-"""Where the files of PASCAL VOC, and of data sets of its kind, lie, and what its classes are."""
+"""Layout and classes of PASCAL VOC, and of other data sets with VOC's XML files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,43 +26,43 @@ class Category(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Where a set's files lie, below a root that is common to all sets.
+    """The files of an image set, below a root that is common to all sets.
 
-    xml, pictures: folders, relative to the root. names: of both files, without suffix and relative
-    to these folders.
+    xml, images: folders, relative to the root. names: file names without suffix, relative to these
+    folders; an image and its XML file have the same name.
     """
 
     xml: str
-    pictures: str
+    images: str
     names: tuple[str, ...]
 
 
 def number_classes(names: Iterable[str]) -> dict[str, Category]:
-    """Return category ids from 1 on, in the order given."""
+    """Assign category ids, starting at 1, in the given order."""
     return {name: Category(number, name) for number, name in enumerate(names, start=1)}
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Return the first word of each line that is not empty: an image set's list.
+    """Read the list of an image set: the first word of each non-empty line.
 
-    VOC and ILSVRC put a number behind it in some of their lists. Names are relative to the folder
-    of the set, those with a leading slash too.
+    Some lists of VOC and ILSVRC have a number after the name. Names are relative to the folder of
+    the set, even with a leading slash.
 
     Raises:
-        UserError: the file cannot be read, or names nothing.
+        UserError: the file cannot be read, or contains no name.
     """
     return tuple(line.split()[0].lstrip("/") for line in read_lines(path))
 
 
 def voc_set(root: Path, name: str) -> ImageSet:
-    """Find a set in VOC's layout: `VOC2007/trainval`, or `trainval` where `root` is one year.
+    """Find a set in VOC's layout: `VOC2007/trainval`, or `trainval` if `root` is one year.
 
     Raises:
         UserError: its list cannot be read.
     """
-    place = PurePosixPath(name)
-    names = read_names(root / place.parent / "ImageSets" / "Main" / f"{place.name}.txt")
-    return ImageSet(str(place.parent / "Annotations"), str(place.parent / "JPEGImages"), names)
+    path = PurePosixPath(name)
+    names = read_names(root / path.parent / "ImageSets" / "Main" / f"{path.name}.txt")
+    return ImageSet(str(path.parent / "Annotations"), str(path.parent / "JPEGImages"), names)
 
 
 def find_sets(
@@ -70,68 +70,69 @@ def find_sets(
     names_of_sets: Sequence[str],
     *,
     xml: str | None = None,
-    pictures: str | None = None,
+    images: str | None = None,
     names: Path | None = None,
 ) -> list[ImageSet]:
-    """Find sets of VOC's layout (`voc_set`), or in place of them one of plain folders.
+    """Find image sets in VOC's layout (`voc_set`), or one set in plain folders (`folder_set`).
 
     Args:
         root: the common root.
-        names_of_sets: of VOC's layout, or none.
+        names_of_sets: sets in VOC's layout; may be empty.
         xml: folder of XML files, as for `folder_set`.
-        pictures: folder of pictures; None: that of the XML files.
-        names: list of those that belong to the set, as for `folder_set`.
+        images: folder of images; None: the folder of the XML files.
+        names: list of the images of the set, as for `folder_set`.
 
     Raises:
-        UserError: sets and folders are given, or neither; or a file cannot be read.
+        UserError: both or neither of sets and folders are given, or a file cannot be read.
     """
     if bool(names_of_sets) == bool(xml):
-        raise UserError("command line: expected one of --sets and --xml")
+        raise UserError("command line: expected either --sets or --xml")
     if xml:
-        return [folder_set(root, xml=xml, pictures=pictures or xml, names=names)]
-    if pictures or names:
-        raise UserError("command line: expected --pictures and --list with --xml, got --sets")
+        return [folder_set(root, xml=xml, images=images or xml, names=names)]
+    if images or names:
+        raise UserError("command line: expected --images and --list with --xml, got --sets")
     return [voc_set(root, name) for name in names_of_sets]
 
 
-def folder_set(root: Path, *, xml: str, pictures: str, names: Path | None = None) -> ImageSet:
-    """Find a set in two plain folders.
+def folder_set(root: Path, *, xml: str, images: str, names: Path | None = None) -> ImageSet:
+    """Find an image set in two plain folders.
 
     Args:
-        root: to which both are relative.
+        root: folder to which both are relative.
         xml: folder of the XML files, searched at any depth.
-        pictures: folder of pictures of the same names, perhaps `xml` itself.
-        names: list of those that belong to the set; None takes all that have an XML file.
+        images: folder of the images with the same names; may be `xml` itself.
+        names: file that lists the names of the set; None takes all XML files.
 
     Raises:
         UserError: the list cannot be read, or there is no XML file.
     """
     if names is not None:
-        return ImageSet(xml, pictures, read_names(names))
+        return ImageSet(xml, images, read_names(names))
     folder = root / xml
     found = sorted(_xml_below(folder)) if paths.is_folder(folder) else []
     if not found:
-        raise UserError(f"{folder}: expected XML files in it, got none")
-    return ImageSet(xml, pictures, tuple(path.as_posix() for path in found))
+        raise UserError(f"{folder}: expected XML files, got none")
+    return ImageSet(xml, images, tuple(path.as_posix() for path in found))
 
 
 def _xml_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the paths from `folder` on, without suffix; folders that links lead to are read once.
+    """Yield the paths of all XML files, relative to `folder` and without suffix.
 
-    Hidden files are not taken: macOS writes one beside each file on other disks.
+    Each folder is read once, even if symbolic links lead to it. Hidden files are skipped, because
+    macOS writes one beside each file on foreign disks.
     """
     seen: set[Path] = set()
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        place = paths.resolved(folder / below)
-        if place in seen:
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        resolved = paths.resolved(folder / relative)
+        if resolved in seen:
             continue
-        seen.add(place)
-        folders, files = list_folder(f"{folder}/{below}")
-        waiting += [f"{below}{name}/" for name in folders]
+        seen.add(resolved)
+        folders, files = list_folder(f"{folder}/{relative}")
+        pending += [f"{relative}{name}/" for name in folders]
         yield from (
-            PurePosixPath(f"{below}{name}").with_suffix("")
+            PurePosixPath(f"{relative}{name}").with_suffix("")
             for name in files
             if name.endswith(".xml")
         )

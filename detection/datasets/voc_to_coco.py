@@ -1,12 +1,12 @@
-"""PASCAL VOC's annotations, and all of their kind, as one COCO document.
+"""Conversion of PASCAL VOC's XML annotations to COCO JSON.
 
-M objects. An XML file says which pixels a box covers, and there are two ways to say it:
+M objects. There are two conventions for the coordinates in XML files:
 
-- pixels: the first and the last pixel that belong to the object, counted from 1. VOC's way. The box
-  is (xmin - 1, ymin - 1, xmax, ymax) in our frame, in which pixels have edges and a width of 1.
-- corners: where the edges lie, in our frame already. The way of most labelling tools.
+- pixels: the first and the last pixel of the object, counted from 1. VOC's convention. In COCO's
+  coordinates, in which pixels have a width of 1, the box is (xmin - 1, ymin - 1, xmax, ymax).
+- corners: the edges of the box in COCO's coordinates. The convention of most labelling tools.
 
-Which of them it is can often be told by the boxes at the border of their image.
+The boxes at the border of their image often show which convention a data set uses.
 """
 
 import json
@@ -33,32 +33,33 @@ from engine.schema import BadInputPolicy
 BoxConvention = Literal["pixels", "corners"]
 
 UNKNOWN_CLASS = "unknown class"
-PICTURE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
+# in the order in which they are tried: the usual suffixes of VOC and ILSVRC first
+IMAGE_SUFFIXES = (".jpg", ".JPEG", *sorted({*SUFFIXES, *map(str.upper, SUFFIXES)}))
 CLASSES_SHOWN = 10
 FAULTS_SHOWN = 10
-"""Of all that stops a conversion, so much is named."""
-MORE_ONES = 20
-"""Boxes from pixel 1 on for each from pixel 0 on, from which that is taken for a slip."""
+"""Maximum number of faults that the error message names."""
+ONES_PER_ZERO = 20
+"""If at least this many boxes begin at 1 for each box that begins at 0, the zeros are mistakes."""
 LINES_SHOWN = 20
-"""Of all that was dropped, so much is named on the console."""
+"""Maximum number of dropped objects and images that the console names."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A COCO document and how it came about.
+    """A COCO document and a summary of its conversion.
 
-    rows: (what, count) for the console. dropped: a line for each object or image dropped. decided:
-    which convention of boxes was found and why; empty where it was given.
+    rows: (what, count) for the console. dropped: a line for each dropped object or image.
+    convention_note: the detected box convention and the reason; empty if the user gave it.
     """
 
     document: dict[str, Any]
     rows: list[tuple[str, int]]
     dropped: list[str]
-    decided: str = ""
+    convention_note: str = ""
 
     def table(self) -> Table:
         """Return the counts for the console."""
-        table = Table(title="what was read", show_header=False)
+        table = Table(title="converted annotations", show_header=False)
         table.add_column()
         table.add_column(justify="right")
         for what, count in self.rows:
@@ -66,27 +67,27 @@ class Conversion:
         return table
 
     def lines(self) -> list[str]:
-        """Return the convention found, and what was dropped, one line each, not without end."""
+        """Return the detected convention and the first dropped objects, one line each."""
         more = len(self.dropped) - LINES_SHOWN
-        lines = [self.decided] if self.decided else []
+        lines = [self.convention_note] if self.convention_note else []
         lines += self.dropped[:LINES_SHOWN]
         return lines + ([f"... and {more} more"] if more > 0 else [])
 
     def write(self, path: Path) -> None:
-        """Write the document; its folder is made where it is missing.
+        """Write the document; create its folder if it is missing.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: the file or its folder cannot be written.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from error
+            raise UserError(f"{path.parent}: cannot be created: {error.strerror}") from error
         write_file(path, json.dumps(self.document, ensure_ascii=False))
 
 
 class _Object(NamedTuple):
-    """An object, the entry of its picture, and its place for messages."""
+    """An object, the COCO entry of its image, and its location for messages."""
 
     found: XmlObject
     image: dict[str, Any]
@@ -94,14 +95,18 @@ class _Object(NamedTuple):
 
 
 @dataclass
-class _Reading:
-    """What the files hold, in their order."""
+class _Contents:
+    """The contents of the XML files read so far, in their order.
+
+    images: COCO's entries. dropped: error messages of bad images. num_repeated: images listed more
+    than once. num_filled_sizes: sizes that were read from the image because the XML has none.
+    """
 
     images: list[dict[str, Any]] = field(default_factory=list)
     objects: list[_Object] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    repeated: int = 0
-    filled_sizes: int = 0
+    num_repeated: int = 0
+    num_filled_sizes: int = 0
 
 
 def convert(
@@ -114,77 +119,78 @@ def convert(
     on_bad_image: BadInputPolicy = "error",
     log: RunLog | None = None,
 ) -> Conversion:
-    """Make one COCO document of image sets.
+    """Convert image sets to one COCO document.
 
     Args:
-        root: to which file names will be relative.
-        sets: one or more; a picture in several of them is taken once.
-        classes: by the name that the XML files use; None takes those found, by the alphabet.
-        boxes: what the corners in the files mean, see the top of this file; None lets the boxes
-            tell (`tell_convention`).
-        on_bad_box: what an object of no size, with numbers that are not finite, outside its
-            picture, or of an unknown class does: stop, or get dropped and counted. A box partly
-            outside is counted and stays as it is.
-        on_bad_image: the same for a picture that is missing, and for broken or missing XML.
-        log: shows how far the reading is.
+        root: folder to which file names in the document are relative.
+        sets: one or more; an image in several of them is converted once.
+        classes: by the name in the XML files; None takes all names found, sorted.
+        boxes: convention of the coordinates in the files, see the top of this module; None detects
+            it (`detect_convention`).
+        on_bad_box: what to do with an object of zero size, with coordinates that are not finite,
+            outside its image, or of an unknown class: stop, or drop and count it. A box partly
+            outside its image is counted and kept unchanged.
+        on_bad_image: the same for a missing image, and for broken or missing XML.
+        log: shows the progress.
 
     Raises:
-        UserError: as the policies say, or no picture is left.
+        UserError: data is bad and its policy is "error", or no image is left.
     """
-    reading = _Reading()
-    _read_sets(root, sets, reading, log or RunLog(None, is_main=False))
+    contents = _Contents()
+    _read_sets(root, sets, contents, log or RunLog(None, is_main=False))
     if on_bad_image == "error":
-        _refuse(reading.dropped, "images", "--on-bad-image")
-    if not reading.images:
-        raise UserError(f"{root}: expected pictures to convert, got none")
+        _refuse(contents.dropped, "images", "--on-bad-image")
+    if not contents.images:
+        raise UserError(f"{root}: expected images to convert, got none")
     if classes is None:
-        classes = number_classes(sorted({each.found.name for each in reading.objects}))
-    corners = np.array([each.found.corners for each in reading.objects], float).reshape(-1, 4)
-    sides = [(each.image["height"], each.image["width"]) for each in reading.objects]
+        classes = number_classes(sorted({each.found.name for each in contents.objects}))
+    corners = np.array([each.found.corners for each in contents.objects], float).reshape(-1, 4)
+    sides = [(each.image["height"], each.image["width"]) for each in contents.objects]
     sizes = np.array(sides).reshape(-1, 2)
-    decided = ""
+    note = ""
     if boxes is None:
-        boxes, reason = tell_convention(corners, sizes)
+        boxes, reason = detect_convention(corners, sizes)
         other = "pixels" if boxes == "corners" else "corners"
-        decided = f"boxes are read as {boxes}: {reason}; --boxes {other} reads them otherwise"
-    xywh = _boxes_of(corners, boxes)
+        note = f"boxes are read as {boxes}: {reason}; --boxes {other} overrides this"
+    xywh = _to_xywh(corners, boxes)
     checked = check_boxes(xywh, sizes)
-    bad = _bad_objects(reading.objects, xywh, checked, classes)
+    bad = _bad_objects(contents.objects, xywh, checked, classes)
     faults = [shown(bad[row][1]) for row in sorted(bad)]
     if on_bad_box == "error":
         _refuse(faults, "objects", "--on-bad-box")
     kept = [row for row in range(len(xywh)) if row not in bad]
     annotations = [
-        {"id": number, **_annotation(reading.objects[row], xywh[row].tolist(), classes)}
+        {"id": number, **_annotation(contents.objects[row], xywh[row].tolist(), classes)}
         for number, row in enumerate(kept, start=1)
     ]
     with_objects = {each["image_id"] for each in annotations}
-    reasons = Counter(f"{why}: {reading.objects[row].found.name}" for row, (why, _) in bad.items())
+    reasons = Counter(f"{why}: {contents.objects[row].found.name}" for row, (why, _) in bad.items())
     rows = [
-        ("pictures", len(reading.images)),
-        ("pictures without objects", len(reading.images) - len(with_objects)),
+        ("images", len(contents.images)),
+        ("images without objects", len(contents.images) - len(with_objects)),
         ("objects", len(annotations)),
         ("difficult objects among them", sum("difficult" in each for each in annotations)),
-        ("boxes partly outside their picture", int(checked.clipped[kept].sum())),
-        *_doubts(xywh[kept], boxes),
+        ("boxes partly outside their image", int(checked.clipped[kept].sum())),
+        *_suspicious_boxes(xywh[kept], boxes),
         ("classes", len(classes)),
-        ("pictures listed more than once", reading.repeated),
-        ("sizes filled in from the picture", reading.filled_sizes),
-        ("pictures dropped", len(reading.dropped)),
+        ("images listed more than once", contents.num_repeated),
+        ("sizes read from the image", contents.num_filled_sizes),
+        ("images dropped", len(contents.dropped)),
         *((f"objects dropped, {why}", count) for why, count in sorted(reasons.items())),
     ]
     document = {
-        "images": reading.images,
+        "images": contents.images,
         "annotations": annotations,
         "categories": [{"id": each.category_id, "name": each.name} for each in classes.values()],
     }
-    told = [row for row in rows if row[1] or row[0] in ("pictures", "objects", "classes")]
-    dropped = [*reading.dropped, *faults]
-    return Conversion(document, told, dropped, decided)
+    always = ("images", "objects", "classes")  # the other rows only if their count is not 0
+    shown_rows = [row for row in rows if row[1] or row[0] in always]
+    dropped = [*contents.dropped, *faults]
+    return Conversion(document, shown_rows, dropped, note)
 
 
 def _refuse(faults: Sequence[str], what: str, policy: str) -> None:
-    """Raise UserError where there are faults, each a line; it names several, and the policy."""
+    """Raise UserError if there are faults (one line each), naming the first ones and the option."""
     if not faults:
         return
     if len(faults) == 1:
@@ -195,6 +201,7 @@ def _refuse(faults: Sequence[str], what: str, policy: str) -> None:
 
 
 def _annotation(each: _Object, box: list[float], classes: Mapping[str, Category]) -> dict[str, Any]:
+    """Return the COCO annotation of an object, without `id`; box is xywh."""
     annotation = {
         "image_id": each.image["id"],
         "category_id": classes[each.found.name].category_id,
@@ -205,58 +212,66 @@ def _annotation(each: _Object, box: list[float], classes: Mapping[str, Category]
     return annotation | ({"difficult": 1} if each.found.is_difficult else {})
 
 
-def _read_sets(root: Path, sets: Sequence[ImageSet], reading: _Reading, log: RunLog) -> None:
-    """Read all files in order, and say of each bad one why it is."""
+def _read_sets(root: Path, sets: Sequence[ImageSet], contents: _Contents, log: RunLog) -> None:
+    """Read all files in order; record an error message for each bad one."""
     seen = set()
     files = [(image_set, name) for image_set in sets for name in image_set.names]
     for image_set, name in log.progress(files, len(files), "reading annotations"):
-        stem = str(PurePosixPath(image_set.pictures) / name)
-        reading.repeated += stem in seen
+        stem = str(PurePosixPath(image_set.images) / name)
+        contents.num_repeated += stem in seen
         if stem in seen:
             continue
         seen.add(stem)
         try:
-            _add_picture(reading, root, stem, root / image_set.xml / f"{name}.xml")
+            _add_image(contents, root, stem, root / image_set.xml / f"{name}.xml")
         except UserError as error:
-            reading.dropped.append(shown(str(error)))
+            contents.dropped.append(shown(str(error)))
 
 
-def _add_picture(reading: _Reading, root: Path, stem: str, xml: Path) -> None:
+def _add_image(contents: _Contents, root: Path, stem: str, xml: Path) -> None:
+    # Python decodes file names that are not UTF-8 to lone surrogates, which JSON cannot hold.
     if any("\ud800" <= character <= "\udfff" for character in stem):
-        raise BadPictureError(f"{root / stem}.*: expected a name in UTF-8, got one in another code")
+        raise BadPictureError(
+            f"{root / stem}.*: expected a file name in UTF-8, got another encoding"
+        )
     annotation = read_voc_xml(xml)
-    file_name = _picture_of(root, stem)
+    file_name = _find_image(root, stem)
     height, width = annotation.size or read_size(root / file_name)
-    reading.filled_sizes += annotation.size is None
-    image_id = len(reading.images) + 1
+    contents.num_filled_sizes += annotation.size is None
+    image_id = len(contents.images) + 1
     image = {"id": image_id, "file_name": file_name, "width": width, "height": height}
-    reading.images.append(image)
-    reading.objects += [
+    contents.images.append(image)
+    contents.objects += [
         _Object(found, image, f"{xml}: object {number} ({found.name})")
         for number, found in enumerate(annotation.objects, start=1)
     ]
 
 
-def _picture_of(root: Path, stem: str) -> str:
-    """Return the name of the picture, relative to `root`."""
-    for suffix in PICTURE_SUFFIXES:
+def _find_image(root: Path, stem: str) -> str:
+    """Return the file name of the image, relative to `root`."""
+    for suffix in IMAGE_SUFFIXES:
         if paths.is_file(root / f"{stem}{suffix}"):
             return f"{stem}{suffix}"
-    raise BadPictureError(f"{root / stem}.*: expected a picture of the XML file's name, got none")
+    raise BadPictureError(f"{root / stem}.*: expected an image with the XML file's name, got none")
 
 
-def tell_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConvention, str]:
-    """Return what corners mean, and what in them says so.
+def detect_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConvention, str]:
+    """Detect the convention of a data set's boxes, see the top of this module.
 
-    No pixel that is counted from 1 is pixel 0, and none has a fraction. In either convention a box
-    can reach the width or height of its image; with many that do, some would begin at 0 as edges.
+    Coordinates of pixels that are counted from 1 are never 0 and have no fraction, so such
+    coordinates mean corners. In both conventions a box can end at the width or height of its image;
+    but if many boxes do and they were corners, some boxes would also begin at 0.
 
     Args:
-        corners: (M, 4) float64, as in the files; M may be 0.
+        corners: (M, 4) float64, unchanged from the files; M may be 0.
         sizes: (M, 2) height and width of their images.
+
+    Returns:
+        the convention, and the reason as a clause for the console.
     """
     near, far, ends = corners[:, :2], corners[:, 2:], sizes[:, ::-1]
-    from_0, from_1, to_end, before_end, broken = (
+    # numbers of boxes with such a coordinate
+    from_0, from_1, to_end, before_end, fractional = (
         int(mask.any(axis=1).sum())
         for mask in (
             (near >= 0) & (near < 1),
@@ -266,36 +281,39 @@ def tell_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConventi
             np.isfinite(corners) & (corners != np.floor(corners)),
         )
     )
-    if broken or from_0 * MORE_ONES > from_1:
-        what = f"{from_0} begin at 0" if from_0 else f"{broken} have fractions of pixels"
-        reason = f"of {len(corners)} boxes {what}, as pixels counted from 1 do not"
+    if fractional or from_0 * ONES_PER_ZERO > from_1:
+        what = f"{from_0} begin at 0" if from_0 else f"{fractional} have fractions of pixels"
+        reason = f"of {len(corners)} boxes {what}, which pixels counted from 1 cannot have"
         if before_end and not to_end:
             reason += (
-                f" (no box reaches its image's width or height, and {before_end} end a pixel"
-                " before: if they end with their last pixel, they come out a pixel too small)"
+                f" (no box reaches its image's width or height, and {before_end} end one pixel"
+                " before it: if the files give the last pixel, the boxes are a pixel too small)"
             )
         return "corners", reason
     if from_0:
         return "pixels", f"{from_1} boxes begin at 1, and only {from_0} at 0"
     if to_end or from_1:
-        ends_said = f"{from_1} of {len(corners)} boxes begin at 1 and {to_end} reach the width or"
-        said = f"{ends_said} height of their image, and none begins at 0"
-        return "pixels", f"{said} (nor does one of labelImg's, whose boxes are corners)"
-    return "pixels", f"none of {len(corners)} boxes touches the border, so that this is VOC's way"
+        counts = f"{from_1} of {len(corners)} boxes begin at 1 and {to_end} reach the width or"
+        reason = f"{counts} height of their image, and none begins at 0"
+        return "pixels", f"{reason} (but labelImg writes corners, and never a 0)"
+    return "pixels", f"none of {len(corners)} boxes touches the border; pixels is VOC's convention"
 
 
-def _boxes_of(corners: np.ndarray, convention: BoxConvention) -> np.ndarray:
-    """Return (M, 4) float64 xywh in our frame."""
+def _to_xywh(corners: np.ndarray, convention: BoxConvention) -> np.ndarray:
+    """Return (M, 4) float64 xywh in COCO's coordinates."""
     near = corners[:, :2] - (1 if convention == "pixels" else 0)
     return np.concatenate([near, corners[:, 2:] - near], axis=1)
 
 
-def _doubts(xywh: np.ndarray, convention: BoxConvention) -> list[tuple[str, int]]:
-    """Return counts of (N, 4) boxes that pixels counted from 1 cannot give, or hardly would."""
+def _suspicious_boxes(xywh: np.ndarray, convention: BoxConvention) -> list[tuple[str, int]]:
+    """Count boxes (N, 4) that are impossible or unlikely if the convention is "pixels"."""
     if convention == "corners":
         return []
     return [
-        ("boxes from pixel 0 and not 1: --boxes corners?", int((xywh[:, :2] < 0).any(1).sum())),
+        (
+            "boxes that begin at pixel 0, not 1: --boxes corners?",
+            int((xywh[:, :2] < 0).any(1).sum()),
+        ),
         ("boxes one pixel wide or high: --boxes corners?", int((xywh[:, 2:] == 1).any(1).sum())),
     ]
 
@@ -306,7 +324,7 @@ def _bad_objects(
     checked: CheckedBoxes,
     classes: Mapping[str, Category],
 ) -> dict[int, tuple[str, str]]:
-    """Return (reason, line for the console) of each bad object, by its row."""
+    """Return (reason, line for the console) for each bad object, by row."""
     bad = {}
     for reason, mask in checked.bad.items():
         for row in np.flatnonzero(mask).tolist():

@@ -1,4 +1,4 @@
-"""One annotation file of PASCAL VOC's kind: VOC's own, ILSVRC's, those of labelling tools."""
+"""Reader of PASCAL VOC's XML annotation files, as VOC, ILSVRC and labelling tools write them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,16 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class BadXmlError(UserError):
-    """An annotation file that is missing, is no XML, or lacks what it should say."""
+    """An annotation file that is missing, is not XML, or lacks required elements."""
 
 
 @dataclass(frozen=True)
 class XmlObject:
-    """One object. corners: `SIDES` in the file's own convention, perhaps not finite or inverted."""
+    """One object.
+
+    corners: the values of `SIDES`, unchecked: in the convention of the file, and possibly inverted
+    or not finite.
+    """
 
     name: str
     corners: tuple[float, float, float, float]
@@ -26,7 +30,7 @@ class XmlObject:
 
 @dataclass(frozen=True)
 class XmlAnnotation:
-    """One file. size: (height, width), None where the file leaves it out or says 0."""
+    """The content of one file. size: (height, width), None if the file has none or has zeros."""
 
     size: tuple[int, int] | None
     objects: tuple[XmlObject, ...]
@@ -34,15 +38,15 @@ class XmlAnnotation:
 
 class _Builder(ElementTree.TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Refuse it where it begins: entities in it can name other files, or grow without bound."""
+        """Refuse any DOCTYPE: its entities can read other files or expand without bound."""
         raise ValueError("expected no <!DOCTYPE> in an annotation, got one")
 
 
 def read_voc_xml(path: Path) -> XmlAnnotation:
-    """Read one annotation file; what it says beyond size and objects is left aside.
+    """Read the image size and the objects of one annotation file; other elements are ignored.
 
     Raises:
-        BadXmlError: there is no such file, or it is broken.
+        BadXmlError: the file is missing or malformed.
     """
     root = _parse(path)
     if root.tag != "annotation":
@@ -70,11 +74,11 @@ def _size_of(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
     if not all(side.isdecimal() for side in sides):
         shown = [f"{side:.60}" for side in sides]
         raise BadXmlError(f"{path}: size: expected height and width in whole pixels, got {shown}")
-    # of more digits than Python reads there may be too
+    # int() refuses very long strings of digits, so these become a size that is refused below
     height, width = (int(side) if len(side) < 20 else MAX_SIDE + 1 for side in sides)
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         shown = [f"{side:.60}" for side in sides]
-        most = f"{MAX_SIDE} pixels and {MAX_PIXELS} in all"
+        most = f"{MAX_SIDE} pixels and {MAX_PIXELS} in total"
         raise BadXmlError(f"{path}: size: expected height and width of at most {most}, got {shown}")
     return (height, width) if height and width else None
 

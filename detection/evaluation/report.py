@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.curves import panels_of, save_figure
+from backbones.plots import make_panels, save_figure
 
 MAX_PANELS = 100
 _CURVES = {"IoU 0.5": 0, "IoU 0.75": 5, "IoU 0.9": 8}
@@ -25,7 +25,7 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
     """
     known = [k for k in range(len(class_names)) if not np.isnan(precision[0, 0, k])]
     drawn = known[:MAX_PANELS]
-    figure, panels = panels_of(len(drawn))
+    figure, panels = make_panels(len(drawn))
     for axes, k in zip(panels, drawn, strict=True):
         recall = np.linspace(0, 1, precision.shape[1])
         for width, (label, threshold) in zip((3, 2, 1), _CURVES.items(), strict=True):

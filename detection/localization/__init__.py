@@ -1,1 +1,1 @@
-"""Localization: one class an image, and where its objects are (the paper's appendix C)."""
+"""Localization: find the objects of one class per image (He et al. 2015, appendix C)."""

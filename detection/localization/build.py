@@ -1,4 +1,4 @@
-"""From the config to the networks of localization."""
+"""Build the localization networks from a config."""
 
 from detection.localization.config import LocalizerConfig, RegionClassifierConfig
 from detection.localization.localizer import Localizer, LocalizerHead
@@ -9,7 +9,7 @@ from detection.models.build import build_backbone
 
 
 def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
-    """Build a localizer with random weights; its frozen stages are frozen."""
+    """Build a localizer with random weights and freeze its `frozen_stages`."""
     backbone = build_backbone(config.backbone)
     spec = backbone.feature_specs[config.level]
     anchors = AnchorGenerator(
@@ -33,7 +33,7 @@ def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
 def build_region_classifier(
     config: RegionClassifierConfig, *, num_classes: int
 ) -> RegionClassifier:
-    """Build the second stage of localization with random weights; its frozen stages are frozen."""
+    """Build the second-stage network with random weights and freeze its `frozen_stages`."""
     backbone = build_backbone(config.backbone)
     return RegionClassifier(
         backbone,

@@ -1,4 +1,7 @@
-"""The classes to look for in a picture, from a trained classifier. B pictures, K classes."""
+"""Image classification with a trained run, to choose the classes to localize.
+
+B images, K classes.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.classification.structures import LabelledBatch
-from backbones.classification.trained import load_trained
+from backbones.classification.load_and_export import load_trained
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.views import resize_short_side
 from backbones.weights import listing
 from detection.structures import ImageBatch
 from engine.errors import UserError
 
-BEST = 5
-"""Classes that ILSVRC lets one guess."""
+NUM_TOP_CLASSES = 5
+"""ILSVRC allows five predicted classes per image."""
 
 
-class ClassGuesser:
-    """A classifier of the same classes, tested as its own config says.
+class ImageClassifier:
+    """A trained classifier of the same classes, evaluated with the views of its own config.
 
     Args:
         path: run folder, checkpoint or .safetensors file.
-        class_names: WordNet ids, by label; the classifier's are the names of its folders.
+        class_names: WordNet ids, by label. The classifier's class names are its folder names.
 
     Raises:
-        UserError: the file is bad, or its classes are others.
+        UserError: the file cannot be read, or the classes differ.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
@@ -36,14 +39,18 @@ class ClassGuesser:
                 f"evaluation.classifier {path}: expected the classes {listing(class_names)}, "
                 f"got {listing(names)}"
             )
+        # (K,) the classifier's label of each of our labels
         self._order = torch.tensor([names.index(name) for name in class_names])
 
-    def best(self, images: ImageBatch) -> tuple[Tensor, Tensor]:
-        """Return probabilities and labels (B, min(5, K)) of the best classes, best first.
+    def top_classes(self, images: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Return probabilities and labels of the most probable classes, in falling order.
 
         Args:
-            images: pictures of one shape; they are resized to what the classifier wants, which its
-                own evaluation does when it reads the files.
+            images: images of one shape. They are resized here to the classifier's evaluation size;
+                its own evaluation resizes when it reads the files.
+
+        Returns:
+            probabilities and labels, both (B, min(5, K)).
         """
         evaluation = self._task.config.evaluation
         dense = evaluation.view == "multi_scale"
@@ -54,8 +61,8 @@ class ClassGuesser:
             crop = evaluation.crop
             pixels = pixels[:, :, top : top + crop, left : left + crop]
         self._task.model.to(pixels.device)
-        batch = LabelledBatch(pixels, images.image_ids, images.image_ids, images.seeds)
+        batch = ClassificationBatch(pixels, images.image_ids, images.image_ids, images.seeds)
         probabilities = torch.stack(self._task.predict(batch))[:, self._order]
-        count = min(BEST, probabilities.shape[1])
-        chances, labels = probabilities.topk(count, dim=1)
-        return chances.to(pixels.device), labels.to(pixels.device)
+        count = min(NUM_TOP_CLASSES, probabilities.shape[1])
+        top_probabilities, labels = probabilities.topk(count, dim=1)
+        return top_probabilities.to(pixels.device), labels.to(pixels.device)

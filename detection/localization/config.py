@@ -1,13 +1,13 @@
-"""The localization part of a run's config: one class a picture, and where its object is.
+"""Config of a localization run: one class per image, and the box of its object.
 
-Lengths are in pixels of the resized picture unless said otherwise.
+Lengths are in pixels of the resized image unless stated otherwise.
 """
 
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from backbones.config import DemoConfig, ViewConfig, WindowConfig
+from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
 from detection.config import BackboneConfig
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveFloats, RunConfig
 
@@ -15,61 +15,62 @@ Level = Literal["c2", "c3", "c4", "c5"]
 
 
 class DataConfig(Config):
-    """Pictures with one class each, its boxes, and the policies for bad ones."""
+    """Images with one class each, their boxes, and the policies for bad data."""
 
     kind: Literal["ilsvrc", "tiny_imagenet"] = "ilsvrc"
-    """ilsvrc: `Annotations/`, `Data/` and `ImageSets/CLS-LOC`. tiny_imagenet: `wnids.txt`,
+    """Layout. ilsvrc: `Annotations/`, `Data/` and `ImageSets/CLS-LOC`. tiny_imagenet: `wnids.txt`,
     `train/` and `val/` with their box files."""
     root: PathText = ""
-    """Folder that holds these."""
+    """Folder of the data set."""
     demo: DemoConfig | None = None
-    """tiny_imagenet: when set, drawn scenes are made in this layout under `demo.root`."""
+    """tiny_imagenet: if set, synthetic scenes are drawn in this layout under `demo.root`."""
     on_bad_box: BadInputPolicy = "skip"
-    """A box of no size or outside its picture: stop, or drop it and name it at the start."""
+    """A box of zero size or outside its image: error = stop, skip = drop it and log its name."""
     on_bad_image: BadInputPolicy = "error"
-    """A truncated picture, or one of another size than annotated: stop, or skip and count it. A
-    missing one stops in any case."""
+    """A truncated image, or one whose size differs from its annotation: error = stop, skip = skip
+    and count it. An image that disappears during the run always stops it."""
 
 
-class AugmentConfig(WindowConfig):
-    """What happens to a training picture; its boxes follow."""
+class AugmentConfig(CropConfig):
+    """Augmentation of training images and their boxes."""
 
     min_visible: Fraction = 0.5
-    """Least share of an object's box in the window; windows with less of every box are redrawn."""
+    """Minimum fraction of a box's area inside the crop. A crop in which every box is below it is
+    sampled again."""
     color_jitter: Fraction = 0.0
-    """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
+    """Strength of brightness, contrast and saturation jitter; hue jitter is a tenth of it."""
 
 
-class OneClassModelConfig(Config):
-    """What the networks of both stages share."""
+class LocalizationBaseModelConfig(Config):
+    """Settings that the networks of both stages share."""
 
     backbone: BackboneConfig = BackboneConfig()
     """Residual network."""
 
 
-class LocalizerConfig(OneClassModelConfig):
-    """A region proposal network whose outputs are per class, on a classification network."""
+class LocalizerConfig(LocalizationBaseModelConfig):
+    """A region proposal network with per-class outputs, on a classification network."""
 
     level: Level = "c5"
-    """Features that the head sees: c5 in the paper; on small pictures c4 has more places."""
+    """Feature map that the head reads: c5 in the paper; on small images c4 has more cells."""
     per_class: bool = True
-    """A logit and a box for each class; else one of each for all classes, to compare."""
+    """true: a logit and a box for each class. false: class-agnostic outputs, for comparison."""
     anchor_sizes: PositiveFloats = (64.0, 128.0, 256.0)
     """Square roots of anchor areas."""
     anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
-    """IoU from which an anchor is foreground; each object's best anchors are too."""
+    """Minimum IoU of a foreground anchor; each object's best anchors are foreground too."""
     bg_iou_thresh: Fraction = 0.3
-    """IoU under which an anchor is background."""
+    """IoU below which an anchor is background."""
     num_samples: PositiveInt = 8
-    """Anchors in the loss for each picture."""
+    """Anchors sampled per image for the loss."""
     fg_fraction: Fraction = 0.5
-    """Largest share of foreground among them."""
+    """Maximum fraction of foreground among them."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
-    """Of the deltas (the paper); or 1 - generalized IoU of the decoded boxes."""
+    """smooth_l1: of the deltas (the paper). giou: 1 - generalized IoU of the decoded boxes."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
+    """Difference at which smooth L1 turns linear; 0 is L1."""
     class_weight: NonNegativeFloat = 1.0
     """Weight of `localization_class`."""
     box_weight: NonNegativeFloat = 1.0
@@ -79,90 +80,91 @@ class LocalizerConfig(OneClassModelConfig):
     def _check(self) -> Self:
         if self.bg_iou_thresh > self.fg_iou_thresh:
             raise ValueError("bg_iou_thresh: expected at most fg_iou_thresh")
-        behind = int(self.level[1:])
-        if self.backbone.frozen_stages > behind:
+        last_stage = int(self.level[1:])
+        if self.backbone.frozen_stages > last_stage:
             raise ValueError(
-                f"backbone.frozen_stages: expected at most {behind} with level={self.level}, "
+                f"backbone.frozen_stages: expected at most {last_stage} with level={self.level}, "
                 f"got {self.backbone.frozen_stages}"
             )
         return self
 
 
-class EvaluationConfig(ViewConfig):
-    """How a picture is tested."""
+class EvaluationConfig(EvaluationViewConfig):
+    """Views of an image in evaluation, and how their boxes are merged."""
 
     view: Literal["center", "dense"] = "center"
-    """The centre crop; or the whole picture, fully convolutional, at all of `scales`."""
+    """center: the center crop. dense: the whole image, fully convolutional, at all of `scales`."""
     mirror: bool = False
-    """Whether every view is tested mirrored as well, and every region of the second stage."""
+    """Whether to evaluate mirrored views (or regions, in the second stage) as well."""
     merge: Literal["best", "vote"] = "best"
-    """The box of the highest score; or the mean, by score, of those that overlap it."""
+    """best: the box with the highest score. vote: the score-weighted mean of the boxes that overlap
+    it."""
     vote_iou_thresh: Fraction = Field(default=0.5, gt=0.0)
-    """vote: IoU with the best box from which a box has a say."""
+    """vote: minimum IoU with the best box for a box to be averaged."""
     candidates: PositiveInt = 100
-    """Best boxes of each view that may have a say, or become proposals of the second stage."""
+    """Boxes per view, by score, that can be averaged or become proposals of the second stage."""
     classifier: PathText | None = None
-    """Run, checkpoint or weights of tools/pretrain_backbone.py with the same classes; its best five
-    are looked for too, besides the given class."""
+    """Run, checkpoint or weights of tools/pretrain_backbone.py with the same classes. If set, its
+    five most probable classes are localized too, besides the annotated class."""
 
 
-class OneClassConfig(RunConfig):
-    """A run on pictures of one class each."""
+class LocalizationBaseConfig(RunConfig):
+    """Base config of both localization stages."""
 
     task: str
-    """Tag by which tools choose the task."""
+    """Task name, by which the commands choose the task."""
     data: DataConfig = DataConfig()
-    """Data."""
+    """Data set."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
-    model: OneClassModelConfig = OneClassModelConfig()
+    model: LocalizationBaseModelConfig = LocalizationBaseModelConfig()
     """Network."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Testing."""
+    """Evaluation views and merging."""
 
 
-class LocalizationConfig(OneClassConfig):
-    """The first stage: boxes of a class from the whole picture."""
+class LocalizationConfig(LocalizationBaseConfig):
+    """First stage: predicts boxes of a class from the whole image."""
 
     task: Literal["localization"] = "localization"
-    """Tag by which tools choose the task."""
+    """Task name, by which the commands choose the task."""
     model: LocalizerConfig = LocalizerConfig()
     """Network."""
 
 
-class RegionClassifierConfig(OneClassModelConfig):
-    """R-CNN: proposals cut out of the picture, warped, and each put through the network."""
+class RegionClassifierConfig(LocalizationBaseModelConfig):
+    """R-CNN: each proposal is cropped from the image, warped and classified by the network."""
 
     localizer: PathText = ""
-    """Run of the first stage, or its weights; its boxes are the proposals."""
+    """Run folder or weights of the first stage; its boxes are the proposals."""
     num_proposals: PositiveInt = 200
-    """Proposals of a picture and class."""
+    """Maximum number of proposals per image and class."""
     nms_thresh: Fraction = 0.7
-    """IoU above which the lower-scored proposal goes."""
+    """IoU above which NMS removes the lower-scored proposal."""
     side: PositiveInt = 224
-    """Sides of a proposal after warping."""
+    """Side of a proposal after warping, in pixels."""
     num_samples: PositiveInt = 4
-    """Proposals in the loss for each picture."""
+    """Proposals sampled per image for the loss."""
     fg_fraction: Fraction = 0.25
-    """Largest share of foreground among them."""
+    """Maximum fraction of foreground among them."""
     fg_iou_thresh: Fraction = 0.5
-    """IoU from which a proposal is foreground; below it is background."""
+    """Minimum IoU of a foreground proposal; the others are background."""
     box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
         10.0,
         10.0,
         5.0,
         5.0,
     )
-    """Scale of the targets (dx, dy, dw, dh)."""
+    """Multipliers of the target deltas (dx, dy, dw, dh)."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
+    """Difference at which smooth L1 turns linear; 0 is L1."""
 
 
-class LocalizationRegionsConfig(OneClassConfig):
-    """The second stage: the first one's proposals scored and moved anew."""
+class LocalizationRegionsConfig(LocalizationBaseConfig):
+    """Second stage: scores and refines the proposals of the first stage."""
 
     task: Literal["localization_regions"] = "localization_regions"
-    """Tag by which tools choose the task."""
+    """Task name, by which the commands choose the task."""
     model: RegionClassifierConfig = RegionClassifierConfig()
     """Network."""
 

@@ -1,8 +1,11 @@
-"""ILSVRC's localization set, `CLS-LOC`: lists, pictures and XML in folders of their own.
+"""Reader of ILSVRC's localization data set (`CLS-LOC`).
 
-`ImageSets/CLS-LOC/{train_loc,val}.txt` hold lines `NAME NUMBER`; NAME is `WNID/WNID_1234` in train.
-`Data/CLS-LOC/SPLIT/NAME.JPEG` is the picture, `Annotations/CLS-LOC/SPLIT/NAME.xml` its boxes.
-`LOC_synset_mapping.txt`, if there, says what an id means.
+The layout:
+
+- `ImageSets/CLS-LOC/{train_loc,val}.txt`: lines `NAME NUMBER`; in train, NAME is `WNID/WNID_1234`.
+- `Data/CLS-LOC/SPLIT/NAME.JPEG`: the image.
+- `Annotations/CLS-LOC/SPLIT/NAME.xml`: its boxes.
+- `LOC_synset_mapping.txt` (optional): readable class names.
 """
 
 from collections.abc import Sequence
@@ -11,17 +14,17 @@ from pathlib import Path
 from detection.data.image_files import unreadable_images
 from detection.datasets.voc_xml import BadXmlError, read_voc_xml
 from detection.localization.annotations import (
-    BoxedPictures,
-    Gathering,
-    read_words,
+    AnnotationsBuilder,
+    LocalizationAnnotations,
+    read_descriptions,
 )
 from engine.errors import UserError
 from engine.files import read_lines
 from engine.schema import BadInputPolicy
 
 LISTS = {"train": "train_loc", "val": "val"}
-"""Of the training pictures 544,546 have boxes; train_loc.txt lists those."""
-OF_OTHER_CLASS = "boxes of another class than their picture's left out"
+"""List file by split. train_loc.txt lists the 544,546 training images that have boxes."""
+OF_OTHER_CLASS = "boxes dropped (class differs from their image's)"
 
 
 def read_ilsvrc(
@@ -31,34 +34,40 @@ def read_ilsvrc(
     class_names: Sequence[str] | None = None,
     on_bad_box: BadInputPolicy,
     on_bad_image: BadInputPolicy = "error",
-) -> BoxedPictures:
+) -> LocalizationAnnotations:
     """Read one split.
 
-    Coordinates count from 0 and reach up to the picture's width and height: far corners lie
-    outside. The class of a training picture is its folder's, of another one its first object's.
+    Coordinates start at 0 and reach the image's width and height, so x2 and y2 are outer edges. The
+    class of a training image is its folder name; the class of a validation image is that of its
+    first object.
 
     Args:
         root: folder with Annotations/, Data/ and ImageSets/.
         split: "train" or "val".
-        class_names: those of training; None takes the folders of the training list, sorted.
-        on_bad_box: what to do with a box without width or height, or outside its picture.
-        on_bad_image: what to do where the picture or its XML is missing, or the XML is broken.
+        class_names: the training classes; None takes the folders of the training list, sorted.
+        on_bad_box: what to do with a box of zero width or height, or outside its image.
+        on_bad_image: what to do if the image or its XML is missing, or the XML is broken.
 
     Raises:
-        UserError: a file is missing or wrong, or something is bad and the policy is to stop.
+        UserError: a file is missing or malformed, or data is bad and its policy is "error".
     """
     list_file = root / f"ImageSets/CLS-LOC/{LISTS[split]}.txt"
     names = [line.split()[0] for line in read_lines(list_file)]
     if class_names is None:
         class_names = sorted({Path(name).parent.name for name in names})
-    words = read_words(root / "LOC_synset_mapping.txt")
-    gathering = Gathering(root, class_names, words, on_bad_box=on_bad_box, last_pixel=False)
-    pictures = [f"Data/CLS-LOC/{split}/{name}.JPEG" for name in names]
+    builder = AnnotationsBuilder(
+        root,
+        class_names,
+        read_descriptions(root / "LOC_synset_mapping.txt"),
+        on_bad_box=on_bad_box,
+        last_pixel=False,
+    )
+    images = [f"Data/CLS-LOC/{split}/{name}.JPEG" for name in names]
     faults = {
-        pictures[place]: f"{root / pictures[place]}: {reason}"
-        for place, reason in unreadable_images(root, pictures).items()
+        images[index]: f"{root / images[index]}: {reason}"
+        for index, reason in unreadable_images(root, images).items()
     }
-    for name, path in zip(names, pictures, strict=True):
+    for name, path in zip(names, images, strict=True):
         source = root / f"Annotations/CLS-LOC/{split}/{name}.xml"
         try:
             annotation = read_voc_xml(source)
@@ -74,7 +83,7 @@ def read_ilsvrc(
         boxes = [list(each.corners) for each in annotation.objects if each.name == class_name]
         for each in annotation.objects:
             if each.name != class_name:
-                gathering.count(f"{source.name} ({each.name})", OF_OTHER_CLASS)
-        gathering.add(path, class_name, size=annotation.size, boxes=boxes, source=str(source))
-    gathering.drop_images(faults, on_bad_image)
-    return gathering.finish()
+                builder.record_problem(f"{source.name} ({each.name})", OF_OTHER_CLASS)
+        builder.add(path, class_name, size=annotation.size, boxes=boxes, source=str(source))
+    builder.record_unreadable(faults, on_bad_image)
+    return builder.build()

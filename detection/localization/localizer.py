@@ -1,7 +1,7 @@
-"""A region proposal network with outputs for each class (He et al. 2015, appendix C).
+"""Per-class region proposal network: the first stage of localization (He et al. 2015, appendix C).
 
-B pictures of one shape, T classes asked for of each, K classes, A anchors a cell, N = H*W*A. Frame:
-network-input pixels.
+B images of one shape, T requested classes per image, K classes, A anchors per cell, N = H*W*A
+anchors. Boxes are in network-input pixels.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.anchors import AnchorGenerator
 
 
 @dataclass(frozen=True)
 class LocalizerOutput:
-    """What the localizer says of one batch and the classes that it was asked for.
+    """The outputs of the localizer for the requested classes of one batch.
 
-    logits: (B, N, T) float32, that an anchor holds an object of the class. deltas: (B, N, T, 4)
-    float32 (dx, dy, dw, dh) from `anchors` (N, 4) xyxy, the same for every picture.
+    logits: (B, N, T) float32, whether an anchor contains an object of the class. deltas:
+    (B, N, T, 4) float32 (dx, dy, dw, dh) relative to the anchors. anchors: (N, 4) xyxy, the same
+    for every image.
     """
 
     logits: Tensor
@@ -30,11 +31,12 @@ class LocalizerOutput:
 
 
 class LocalizerHead(nn.Module):
-    """A 3x3 convolution, then two sibling 1x1 convolutions: K logits and K boxes an anchor.
+    """A 3x3 convolution, then two sibling 1x1 convolutions: K logits and K boxes per anchor.
 
-    Only the outputs that are asked for are computed: those of all thousand classes of ImageNet
-    would cost more than the residual network. The 1x1 convolutions are kept as linear layers, class
-    by class, within a class anchor by anchor. K of 1 is the class-agnostic head of Faster R-CNN.
+    Only the outputs of the requested classes are computed: the outputs of all 1,000 ImageNet
+    classes would cost more than the residual network. For this, the 1x1 convolutions are stored as
+    linear layers. Their output channels are ordered by class, then anchor, then coordinate. With
+    K = 1 this is the class-agnostic head of Faster R-CNN.
     """
 
     def __init__(self, in_channels: int, *, num_classes: int, num_anchors: int) -> None:
@@ -49,38 +51,40 @@ class LocalizerHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N, T) and deltas (B, N, T, 4), in the order of the anchors.
+        """Predict the requested classes.
 
         Args:
             features: (B, C, H, W).
             classes: (B, T) int64 in 0..K-1.
 
         Returns:
-            float32 even under autocast: box arithmetic needs it.
+            logits (B, N, T) and deltas (B, N, T, 4) in the order of the anchors: row, column,
+            anchor of the cell. float32 even under autocast, because box arithmetic needs it.
         """
         hidden = F.relu(self.conv(features)).flatten(2)  # (B, C, H*W)
         logits = self._outputs(self.objectness, hidden, classes)  # (B, H*W, T, A)
         deltas = self._outputs(self.deltas, hidden, classes).unflatten(3, (-1, 4))
+        # move T behind A, then merge H*W and A into N
         return logits.transpose(2, 3).flatten(1, 2), deltas.transpose(2, 3).flatten(1, 2)
 
     def _outputs(self, layer: nn.Linear, hidden: Tensor, classes: Tensor) -> Tensor:
-        """Return (B, H*W, T, outputs of a class), float32."""
+        """Apply the rows of `layer` that belong to `classes`: (B, H*W, T, outputs), float32."""
         weight = layer.weight.unflatten(0, (self.num_classes, -1))[classes]  # (B, T, outputs, C)
         bias = layer.bias.unflatten(0, (self.num_classes, -1))[classes]
         outputs: Tensor = torch.einsum("bcp,btoc->bpto", hidden, weight).float() + bias[:, None]
         return outputs
 
 
-class Localizer(NormalizedNetwork):
-    """The head on one feature map of a residual network; stages behind that map take no part.
+class Localizer(PixelNormalizedNetwork):
+    """A residual network with a `LocalizerHead` on one of its feature maps.
 
     Args:
-        backbone: the classification network, without `fc`.
-        level: the map that the head sees, c2 to c5.
+        backbone: the classification network, without `fc`. Stages after `level` are not used.
+        level: the feature map that the head reads, c2 to c5.
         anchor_generator: anchors on that map.
-        head: for its channels and anchors.
+        head: matches the map's channels and the number of anchors per cell.
         pixel_mean: RGB, on the scale 0..255.
-        pixel_std: the same.
+        pixel_std: RGB, on the scale 0..255.
     """
 
     def __init__(
@@ -99,16 +103,16 @@ class Localizer(NormalizedNetwork):
         self.anchor_generator = anchor_generator
         self.head = head
         self._last_stage = int(level[1:])
-        # They stay in the network, so that it takes and leaves the weights of a whole classifier.
+        # Unused stages stay in the network, so that it loads and saves all weights of a classifier.
         for number in range(self._last_stage + 1, 6):
             getattr(backbone, f"layer{number - 1}").requires_grad_(False)
 
     def forward(self, pixels: Tensor, classes: Tensor) -> LocalizerOutput:
-        """Look for objects of the given classes.
+        """Predict boxes of the requested classes.
 
         Args:
             pixels: (B, 3, H, W) RGB on the scale 0..255, no padding.
-            classes: (B, T) int64 in 0..K-1; of no effect on a class-agnostic head.
+            classes: (B, T) int64 in 0..K-1; without effect if the head is class-agnostic.
         """
         features = self.backbone.features(self.normalize(pixels), upto=self._last_stage)[self.level]
         if self.head.num_classes == 1:

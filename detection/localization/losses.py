@@ -1,4 +1,4 @@
-"""The loss of localization's first stage. B images, S samples of each."""
+"""Loss of the first stage of localization. B images, S sampled anchors per image."""
 
 from typing import Literal
 
@@ -21,25 +21,25 @@ def localization_loss(
     box_loss: Literal["smooth_l1", "giou"],
     beta: float,
 ) -> dict[str, Tensor]:
-    """Score the outputs of each picture's own class on its sampled anchors (appendix C).
+    """Compute the losses of the annotated class on the sampled anchors (appendix C).
 
-    The outputs of other classes get no gradient, neither boxes nor logits. Of the eight anchors of
-    a picture half are positive; were all thousand logits trained on each, four positive terms
-    would stand against 7,996 negative ones, and nothing be left of that half.
+    The outputs of other classes get no gradient, neither boxes nor logits. Half of the eight
+    sampled anchors of an image are positive. Training all 1,000 logits on each anchor would set
+    four positive terms against 7,996 negative ones, which defeats this balance.
 
     Args:
-        logits: (B, S), that an anchor holds the picture's class.
+        logits: (B, S), whether an anchor contains the image's class.
         deltas: (B, S, 4), predicted.
         anchors: (B, S, 4) xyxy.
-        gt_boxes: (B, S, 4) xyxy, of the anchor's object; counts where foreground.
+        gt_boxes: (B, S, 4) xyxy, the box matched to each anchor; used for foreground only.
         is_fg: (B, S) bool.
-        valid: (B, S) bool; none valid gives zeros.
+        valid: (B, S) bool. If none is valid, the losses are zero.
         box_loss: smooth L1 of the deltas summed over coordinates, or 1 - generalized IoU.
-        beta: where smooth L1 turns linear.
+        beta: difference at which smooth L1 turns linear.
 
     Returns:
-        `localization_class`: binary cross entropy, mean over samples. `localization_box`: summed
-        over foreground, divided by the number of samples of both kinds.
+        `localization_class`: binary cross entropy, mean over samples. `localization_box`: sum over
+        foreground samples, divided by the number of foreground and background samples.
     """
     if box_loss == "giou":
         box = 1 - generalized_iou(decode_boxes(deltas, anchors), at_least_float32(gt_boxes))

@@ -1,27 +1,28 @@
-"""R-CNN: regions cut out of the picture, each put through the whole network (appendix C).
+"""R-CNN region classifier: the second stage of localization (He et al. 2015, appendix C).
 
-B pictures of one shape, R regions of each, K classes. Frame: network-input pixels.
+Regions are cropped from the image, warped to a square, and each goes through the whole network.
+B images of one shape, R regions per image, K classes. Boxes are in network-input pixels.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.models.box_head import BoxPredictor
 from detection.ops.roi_pool import pool_rois
 
 
-class RegionClassifier(NormalizedNetwork):
-    """A residual network on warped regions, with two output layers per class.
+class RegionClassifier(PixelNormalizedNetwork):
+    """A residual network on warped regions, with output layers for class and box.
 
     Args:
         backbone: the classification network, without `fc`.
-        box_predictor: classes, background last, and a box for each class.
+        box_predictor: predicts K+1 class logits, background last, and a box for each class.
         side: of a region after warping, in pixels.
         pixel_mean: RGB, on the scale 0..255.
-        pixel_std: the same.
+        pixel_std: RGB, on the scale 0..255.
     """
 
     def __init__(
@@ -39,16 +40,17 @@ class RegionClassifier(NormalizedNetwork):
         self.side = side
 
     def forward(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify regions and move their boxes.
+        """Classify regions and predict the deltas that refine their boxes.
 
         Args:
             pixels: (B, 3, H, W) RGB on the scale 0..255, no padding.
             boxes: (B, R, 4) xyxy.
 
         Returns:
-            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from `boxes`.
+            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) relative to `boxes`.
         """
-        # Warping is RoI align on the picture itself: about one sample for each pixel.
+        # Warping is RoIAlign on the image itself, at stride 1. A sampling ratio of 0 chooses the
+        # number of samples per output pixel by the region's size: about one per input pixel.
         warped = pool_rois(
             [self.normalize(pixels)],
             [1],

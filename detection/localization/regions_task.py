@@ -1,6 +1,6 @@
-"""The second stage of localization: R-CNN on the first one's proposals (appendix C).
+"""Second stage of localization: R-CNN on the proposals of the first stage (appendix C).
 
-B pictures of one class each, P proposals, S samples of a picture, T classes asked for of one.
+B images of one class each, P proposals, S samples and T requested classes per image, K classes.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from backbones.weights import listing
-from detection.localization.base_task import OneClassTask
+from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_region_classifier
-from detection.localization.config import LocalizationRegionsConfig, OneClassConfig
+from detection.localization.config import LocalizationBaseConfig, LocalizationRegionsConfig
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.task import LocalizationTask
 from detection.localization.views import merge_candidates, propose
@@ -22,17 +22,17 @@ from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes, mirror_boxes
 from detection.samples import SampleSettings, draw_samples, with_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
-from engine.checkpoint import find_trained
+from engine.checkpoint import find_weights_file
 from engine.errors import UserError
 
-_REGION_STREAM = 1  # of the per-picture random numbers
+_REGION_STREAM = 1  # stream of the per-image random numbers
 
 
-class LocalizationRegionsTask(OneClassTask):
-    """Training, prediction and data of the network on regions.
+class LocalizationRegionsTask(LocalizationBaseTask):
+    """Training and prediction of the region classifier.
 
-    The first stage proposes and is not trained. A few proposals of each of many pictures make a
-    batch, so that it is centred on regions and not on a picture with all of its own.
+    The first stage makes the proposals and is not trained. A batch takes a few proposals from each
+    of many images, not all proposals of one image, whose regions would resemble each other.
     """
 
     schema = LocalizationRegionsConfig
@@ -47,34 +47,37 @@ class LocalizationRegionsTask(OneClassTask):
         *,
         mean_box: Sequence[float],
     ) -> None:
-        """Take what the base takes, and read the first stage."""
+        """Initialize the base class, and load the first stage."""
         super().__init__(config, model, class_names, mean_box=mean_box)
-        own_guesses = ["evaluation.classifier=null"]  # of no use here, and maybe gone
-        first = LocalizationTask.from_run(Path(config.model.localizer), own_guesses)
+        # the first stage's own classifier is not needed here, and its run may be deleted
+        without_classifier = ["evaluation.classifier=null"]
+        first = LocalizationTask.from_run(Path(config.model.localizer), without_classifier)
         if first.class_names != self.class_names:
             raise UserError(
                 f"model.localizer {config.model.localizer}: expected the classes "
                 f"{listing(self.class_names)}, got {listing(first.class_names)}"
             )
-        # In a list, so that it is no part of what is trained, averaged and saved.
+        # In a list, which hides it from nn.Module: it is not trained, averaged (EMA) or saved.
         self._first = [first.model.requires_grad_(False)]
 
     @classmethod
-    def for_training(cls, config: OneClassConfig) -> Self:
-        """Do what the base does, once it is known that there is a first stage."""
+    def for_training(cls, config: LocalizationBaseConfig) -> Self:
+        """Build the task as the base class does, after a check that the first stage exists."""
         assert isinstance(config, LocalizationRegionsConfig)
-        find_trained(Path(config.model.localizer))
+        find_weights_file(
+            Path(config.model.localizer)
+        )  # reading ILSVRC's annotations takes minutes
         return super().for_training(config)
 
     @staticmethod
     def build(config: LocalizationRegionsConfig, *, num_classes: int) -> RegionClassifier:
-        """Return the network of a config, at random weights."""
+        """Build the network from a config, with random weights."""
         return build_region_classifier(config.model, num_classes=num_classes)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return `roi_class` and `roi_box` of a batch."""
+        """Compute the losses `roi_class` and `roi_box` of a batch."""
         config, targets = self.config.model, batch.targets
-        own_class = targets.labels[:, 0]
+        own_class = targets.labels[:, 0]  # all boxes of an image have the same class
         proposals = self._propose(batch.images, own_class, whole=True)
         settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
@@ -104,27 +107,32 @@ class LocalizationRegionsTask(OneClassTask):
         )
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        """Find one box for each of `classes` (B, T); see the base class."""
         config = self.config.evaluation
         found = []
-        for label in classes.unbind(1):  # one after the other, so that memory holds one's regions
+        for label in classes.unbind(1):  # class by class, so that memory holds the regions of one
             proposals = self._propose(images, label, whole=False)
             boxes, scores = self._refine(images.pixels, proposals.boxes, label)
             if config.mirror:
                 width = images.pixels.shape[3]
                 regions = mirror_boxes(proposals.boxes, width)
-                again, again_scores = self._refine(images.pixels.flip(3), regions, label)
-                boxes = (boxes + mirror_boxes(again, width)) / 2
-                scores = (scores + again_scores) / 2
+                mirrored, mirrored_scores = self._refine(images.pixels.flip(3), regions, label)
+                boxes = (boxes + mirror_boxes(mirrored, width)) / 2
+                scores = (scores + mirrored_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
             scores = scores.masked_fill(~proposals.valid, 0.0)
             found.append(merge_candidates(boxes, scores, config=config))
+        # (B, 4) from network-input to original pixels: x, y, x, y
         scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
         return boxes, torch.stack([score for _, score in found], dim=1)
 
     def _refine(self, pixels: Tensor, regions: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what becomes of regions (B, P, 4): boxes (B, P, 4), scores (B, P) of `label`."""
+        """Refine regions (B, P, 4) for the class `label` (B,).
+
+        Returns:
+            boxes (B, P, 4) and scores (B, P), the softmax probability of the class.
+        """
         class_logits, deltas = self.model(pixels, regions)
         own = label[:, None, None].expand(-1, deltas.shape[1], 1)
         own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
@@ -132,7 +140,7 @@ class LocalizationRegionsTask(OneClassTask):
         return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]
 
     def notes(self) -> list[str]:
-        """Return the notes of every localization run, and where proposals come from."""
+        """Return the log lines of the base class, and the source of the proposals."""
         path = self.config.model.localizer
         return [
             *super().notes(),
@@ -140,7 +148,13 @@ class LocalizationRegionsTask(OneClassTask):
         ]
 
     def _propose(self, images: ImageBatch, label: Tensor, *, whole: bool) -> Proposals:
-        """Return the first stage's proposals of a class; `whole`: one view of the whole picture."""
+        """Return the first stage's proposals for one class per image.
+
+        Args:
+            images: the batch.
+            label: (B,) the class.
+            whole: use a single view of the whole image (training) in place of the evaluation views.
+        """
         config = self.config.model
         views = self.config.evaluation
         changes: dict[str, object] = {"candidates": max(views.candidates, config.num_proposals)}

@@ -1,12 +1,12 @@
-"""Localization, read like the paper's appendix C: features, outputs of the class, anchors, losses.
+"""First stage of localization: losses and prediction of the localizer (appendix C).
 
-B pictures of one class each, N anchors, S samples of a picture, T classes asked for of one.
+B images of one class each, N anchors, S samples and T requested classes per image.
 """
 
 import torch
 from torch import Tensor
 
-from detection.localization.base_task import OneClassTask
+from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_localizer
 from detection.localization.config import LocalizationConfig
 from detection.localization.localizer import Localizer
@@ -15,11 +15,11 @@ from detection.localization.views import localize
 from detection.samples import SampleSettings, draw_samples
 from detection.structures import DetectionBatch, ImageBatch
 
-_ANCHOR_STREAM = 0  # of the per-picture random numbers
+_ANCHOR_STREAM = 0  # stream of the per-image random numbers
 
 
-class LocalizationTask(OneClassTask):
-    """Training, prediction and data of a localizer."""
+class LocalizationTask(LocalizationBaseTask):
+    """Training and prediction of a localizer."""
 
     schema = LocalizationConfig
     config: LocalizationConfig
@@ -27,14 +27,15 @@ class LocalizationTask(OneClassTask):
 
     @staticmethod
     def build(config: LocalizationConfig, *, num_classes: int) -> Localizer:
-        """Return the network of a config, at random weights."""
+        """Build the network from a config, with random weights."""
         return build_localizer(config.model, num_classes=num_classes)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return `localization_class` and `localization_box` of a batch."""
+        """Compute the losses `localization_class` and `localization_box` of a batch."""
         config, targets = self.config.model, batch.targets
-        own_class = targets.labels[:, :1]  # all boxes of a picture are of its class
+        own_class = targets.labels[:, :1]  # all boxes of an image have the same class
         output = self.model(batch.images.pixels, own_class)
+        # T is 1 here: (B, N) and (B, N, 4)
         logits, deltas = output.logits[..., 0], output.deltas[:, :, 0]
         settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
@@ -69,5 +70,5 @@ class LocalizationTask(OneClassTask):
         return {name: value * weights[name] for name, value in losses.items()}
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes (B, T, 4) in original pixels and scores (B, T) of `classes` (B, T)."""
+        """Find one box for each of `classes` (B, T); see the base class."""
         return localize(self.model, images, classes, config=self.config.evaluation)

@@ -1,8 +1,11 @@
-"""Tiny ImageNet's layout, with a box for each picture.
+"""Reader of Tiny ImageNet's layout, with one box per image.
 
-`wnids.txt` lists the classes; `train/WNID/WNID_boxes.txt` holds lines `NAME x1 y1 x2 y2` about
-`train/WNID/images/NAME`, `val/val_annotations.txt` lines `NAME WNID x1 y1 x2 y2` about
-`val/images/NAME`, separated by tabs. `words.txt`, if there, says what an id means.
+The files; fields are separated by tabs:
+
+- `wnids.txt`: the classes, one per line.
+- `train/WNID/WNID_boxes.txt`: lines `NAME x1 y1 x2 y2` for the images `train/WNID/images/NAME`.
+- `val/val_annotations.txt`: lines `NAME WNID x1 y1 x2 y2` for the images `val/images/NAME`.
+- `words.txt` (optional): readable class names.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,9 @@ from pathlib import Path
 from backbones.images import read_size
 from detection.data.image_files import image_path
 from detection.localization.annotations import (
-    BoxedPictures,
-    Gathering,
-    read_words,
+    AnnotationsBuilder,
+    LocalizationAnnotations,
+    read_descriptions,
 )
 from engine.errors import UserError
 from engine.files import read_lines
@@ -27,28 +30,28 @@ def read_tiny_imagenet(
     class_names: Sequence[str] | None = None,
     on_bad_box: BadInputPolicy,
     on_bad_image: BadInputPolicy,
-) -> BoxedPictures:
+) -> LocalizationAnnotations:
     """Read one split.
 
-    In the real set the largest number is 63, in pictures of 64 pixels, at more than a third of the
-    right and of the lower edges: the far corner is the last pixel inside. Boxes from x to x or y to
-    y are what was left of objects that lay outside when the pictures were cut; they are bad.
+    x2 and y2 are the last pixel inside the box: the images have 64 pixels a side, and more than a
+    third of the boxes of the real data set end at 63, none at 64. A box from x to x or from y to y
+    is the rest of an object that lay outside when the images were cropped; it counts as bad.
 
     Args:
         root: folder with wnids.txt, train/ and val/.
         split: "train" or "val".
-        class_names: those of training; None takes wnids.txt.
-        on_bad_box: what to do with a box without width or height, or outside its picture.
-        on_bad_image: what to do with a picture that is missing or whose size cannot be read.
+        class_names: the training classes; None reads wnids.txt.
+        on_bad_box: what to do with a box of zero width or height, or outside its image.
+        on_bad_image: what to do with an image that is missing or whose size cannot be read.
 
     Raises:
-        UserError: a file is missing or wrong, or something is bad and the policy is to stop.
+        UserError: a file is missing or malformed, or data is bad and its policy is "error".
     """
     names = read_lines(root / "wnids.txt")
-    gathering = Gathering(
+    builder = AnnotationsBuilder(
         root,
         names if class_names is None else class_names,
-        read_words(root / "words.txt"),
+        read_descriptions(root / "words.txt"),
         on_bad_box=on_bad_box,
         last_pixel=True,
     )
@@ -56,28 +59,34 @@ def read_tiny_imagenet(
     if split == "train":
         sources = [(root / f"train/{name}/{name}_boxes.txt", name) for name in names]
     faults: dict[str, str] = {}
-    for source, of_file in sources:
+    for source, file_class in sources:
         for number, line in enumerate(read_lines(source), start=1):
-            place = f"{source}: line {number}"
-            picture, class_name, box = _read_line(line, of_file, place=place)
+            where = f"{source}: line {number}"
+            image, class_name, box = _read_line(line, file_class, where=where)
             try:
-                path = image_path(source.parent / "images", picture)
+                path = image_path(source.parent / "images", image)
                 if not path.is_relative_to(root):
-                    raise UserError(f"{place}: expected a picture below {root}, got {path}")
+                    raise UserError(f"{where}: expected an image below {root}, got {path}")
                 size = read_size(path)
             except UserError as error:
-                faults[picture] = str(error)
+                faults[image] = str(error)
                 continue
-            below = path.relative_to(root).as_posix()
-            gathering.add(below, class_name, size=size, boxes=[box], source=place)
-    gathering.drop_images(faults, on_bad_image)
-    return gathering.finish()
+            relative = path.relative_to(root).as_posix()
+            builder.add(relative, class_name, size=size, boxes=[box], source=where)
+    builder.record_unreadable(faults, on_bad_image)
+    return builder.build()
 
 
 def _read_line(
-    line: str, class_name: str | None, *, place: str
+    line: str, class_name: str | None, *, where: str
 ) -> tuple[str, str, tuple[float, ...]]:
-    """Return picture, class and box of a line; `class_name` where the line does not give it."""
+    """Return the image name, class and box of a line.
+
+    Args:
+        line: NAME, WNID (only if `class_name` is None) and four coordinates.
+        class_name: the class of all lines of the file, if the file has only one.
+        where: file and line number, for error messages.
+    """
     fields = line.split("\t")
     try:
         name, *more = fields[:-4]
@@ -86,5 +95,5 @@ def _read_line(
     except ValueError as error:
         expected = "NAME" if class_name is not None else "NAME, WNID"
         raise UserError(
-            f"{place}: expected {expected} and x1, y1, x2, y2 separated by tabs, got {line[:60]!r}"
+            f"{where}: expected {expected} and x1, y1, x2, y2 separated by tabs, got {line[:60]!r}"
         ) from error

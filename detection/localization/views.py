@@ -1,8 +1,8 @@
-"""How a picture is tested: views of it, the boxes found in each, and one box made of them.
+"""Multi-view localization: views of an image, the boxes found in each, merged into one box.
 
-B pictures of one shape, T classes asked for of each, M candidates over all views. Frames: a view's
-pixels, and shares of the whole picture, in which boxes of all views meet (axis by axis the scales
-differ, but no overlap does).
+B images of one shape, T requested classes per image, M candidate boxes over all views. Boxes of a
+view are in its pixels; boxes of different views are compared as fractions of the image's sides.
+IoU is the same in both, because it does not change when an axis is scaled.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,11 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class _View:
-    """pixels: (B, 3, h, w). corner: x, y of its top left in the picture, of `size` (H, W) there."""
+    """One view of a batch of images.
+
+    pixels: (B, 3, h, w). corner: x, y of the view's top left corner in the image. size: (H, W) of
+    the whole image at the view's scale.
+    """
 
     pixels: Tensor
     corner: tuple[int, int]
@@ -34,11 +38,11 @@ class _View:
 def localize(
     model: Localizer, images: ImageBatch, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Find the box of each class that is asked for.
+    """Find one box for each requested class.
 
     Args:
         model: in evaluation mode.
-        images: pictures of one shape, without padding.
+        images: images of one shape, without padding.
         classes: (B, T) int64.
         config: views and merging.
 
@@ -46,11 +50,11 @@ def localize(
         boxes (B, T, 4) xyxy in original pixels, scores (B, T) in [0, 1].
 
     Raises:
-        UserError: the pictures are smaller than the crop.
+        UserError: the images are smaller than the crop.
     """
     boxes, scores = find_candidates(model, images.pixels, classes, config=config)
     best, scores = merge_candidates(boxes, scores, config=config)
-    # Clipped as late as this: a mean of boxes each cut at the border would lie inside of it.
+    # Clip after merging: the mean of boxes that are clipped first would not reach the border.
     return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
 
@@ -64,15 +68,15 @@ def propose(
     nms_thresh: float,
     count: int,
 ) -> Proposals:
-    """Find the best boxes of one class of each picture, in the pixels of `images`.
+    """Propose boxes of one class per image, in network-input pixels.
 
     Args:
         model: in evaluation mode.
-        images: pictures of one shape, without padding.
+        images: images of one shape, without padding.
         classes: (B,) int64.
         config: views.
-        nms_thresh: IoU above which the lower-scored one goes.
-        count: boxes for each picture, at most.
+        nms_thresh: IoU above which NMS removes the lower-scored box.
+        count: maximum number of boxes per image.
     """
     boxes, scores = find_candidates(model, images.pixels, classes[:, None], config=config)
     boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
@@ -85,9 +89,11 @@ def propose(
 def find_candidates(
     model: Localizer, pixels: Tensor, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return the best boxes of all views and their scores, (B, T, M, 4) and (B, T, M).
+    """Return the highest-scored boxes of all views.
 
-    Boxes are in shares of the picture, and may reach beyond it.
+    Returns:
+        boxes (B, T, M, 4), xyxy as fractions of the image's sides, which may reach outside 0..1;
+        scores (B, T, M) in [0, 1].
     """
     found = []
     for view in _views(pixels, config):
@@ -98,21 +104,31 @@ def find_candidates(
             deltas = output.deltas.transpose(1, 2)
             deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
             boxes = decode_boxes(deltas, output.anchors[idxs])
-            found.append((_in_picture(boxes, view, mirrored=mirrored), logits.sigmoid()))
+            found.append((_in_image(boxes, view, mirrored=mirrored), logits.sigmoid()))
     return torch.cat([boxes for boxes, _ in found], 2), torch.cat([s for _, s in found], 2)
 
 
 def merge_candidates(
     boxes: Tensor, scores: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Make one box of candidates (..., M, 4) with scores (..., M): (..., 4) and (...,)."""
+    """Merge candidate boxes into one.
+
+    Args:
+        boxes: (..., M, 4).
+        scores: (..., M).
+        config: `merge` and `vote_iou_thresh`.
+
+    Returns:
+        the merged box (..., 4) and the highest score (...,).
+    """
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
     if config.merge == "vote":
         overlaps = box_iou(chosen, boxes)[..., 0, :]
-        # the best one always votes: an empty box overlaps not even itself
+        # the best box always votes: the IoU of an empty box is 0 even with itself
         votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
         weights = scores * votes
+        # at least `tiny`: the sum must not be 0 if all scores are
         weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) * votes
         weights = weights / weights.sum(dim=-1, keepdim=True)
         chosen = (boxes * weights[..., None]).sum(dim=-2, keepdim=True)
@@ -120,30 +136,30 @@ def merge_candidates(
 
 
 def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
-    """Yield views one after the other, so that memory holds the activations of one."""
+    """Yield views one by one, so that memory holds the activations of only one."""
     height, width = pixels.shape[2:]
     if config.view == "center":
         crop = config.crop
         if min(height, width) < crop:
             raise UserError(
-                f"evaluation.crop: expected at most the pictures' sides ({height} x {width}), "
+                f"evaluation.crop: expected at most the images' sides ({height} x {width}), "
                 f"got {crop}"
             )
         top, left = (height - crop) // 2, (width - crop) // 2
-        centre = pixels[:, :, top : top + crop, left : left + crop]
-        yield _View(centre, (left, top), (height, width))
+        center = pixels[:, :, top : top + crop, left : left + crop]
+        yield _View(center, (left, top), (height, width))
         return
     for scale in config.scales:
         resized = resize_short_side(pixels, scale)
         yield _View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
 
 
-def _in_picture(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
-    """Return boxes (B, T, M, 4) of a view's pixels as shares of the picture."""
+def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
+    """Convert boxes (B, T, M, 4) from a view's pixels to fractions of the image's sides."""
     if mirrored:
         boxes = mirror_boxes(boxes, view.pixels.shape[3])
     left, top = view.corner
     height, width = view.size
-    # by numbers: a tensor of them would be a copy to the device, which waits
+    # Python numbers, not a tensor: copying a tensor to the GPU would make the host wait
     x, y = (boxes[..., 0::2] + left) / width, (boxes[..., 1::2] + top) / height
     return torch.stack([x, y], dim=-1).flatten(-2)

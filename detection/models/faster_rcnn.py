@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.fpn import FPN
-from backbones.normalized import NormalizedNetwork
+from backbones.pixel_normalization import PixelNormalizedNetwork
 from backbones.resnet import ResNet
 from detection.config import ModelConfig
 from detection.models.anchors import AnchorGenerator
@@ -32,7 +32,7 @@ MASK_RESOLUTION = 14
 """Side of the map that is pooled from the pyramid for a mask, which has twice as many cells."""
 
 
-class FasterRCNN(NormalizedNetwork):
+class FasterRCNN(PixelNormalizedNetwork):
     """The detector's parts, called in order: `features`, `rpn`, `region_features`, `box_outputs`.
 
     Between them stand functions without parameters: `make_proposals`, `refine_boxes` and
@@ -146,7 +146,7 @@ class FasterRCNN(NormalizedNetwork):
             def pool(feature: Tensor, stride: int) -> Tensor:
                 return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
 
-            pooled = self.backbone.stage_of_pooled(features["c4"], 5, pool=pool)
+            pooled = self.backbone.pool_then_stage(features["c4"], 5, pool=pool)
         else:
             pooled = self._pool(features, boxes, resolution=resolution)
             if self.fpn is None:

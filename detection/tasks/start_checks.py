@@ -1,6 +1,6 @@
 """What cannot train, said before data is read: norms of a single value."""
 
-from backbones.start_checks import check_norm
+from backbones.start_checks import check_batch_norm_size
 from detection.config import DetectionConfig
 
 
@@ -15,6 +15,6 @@ def check_detector(config: DetectionConfig) -> None:
     last = 5 if model.neck.kind == "fpn" else 4
     if backbone.norm == "batch" and backbone.frozen_stages < last:
         key = "model.backbone.norm"
-        check_norm(key, config.loop, side=padded, stride=2**last, source=source)
+        check_batch_norm_size(key, config.loop, side=padded, stride=2**last, source=source)
     if model.neck.kind == "fpn" and model.neck.norm == "batch":
-        check_norm("model.neck.norm", config.loop, side=padded, stride=32, source=source)
+        check_batch_norm_size("model.neck.norm", config.loop, side=padded, stride=32, source=source)

@@ -1,7 +1,8 @@
-"""Files of other projects, written here layer by layer, must compute what their networks do.
+"""Weights from detectron2 and Caffe2: the loaded model equals the original network.
 
-Networks have the blocks of ResNet-18 and ResNet-50 and few channels. They stay in float64, and so
-do the files, so that a wrong fold cannot hide behind rounding.
+The files are written here layer by layer. The networks have the blocks of ResNet-18 and ResNet-50,
+and few channels. Networks and files are in float64, so that a conversion error cannot hide behind
+rounding.
 """
 
 import pickle
@@ -31,12 +32,13 @@ BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 
 def build(kind: str = "50", **options: Any) -> ResNet:
     block, layers = BLOCKS[kind]
-    options = {"num_classes": 5, "norm_eps": 1e-3} | options  # a large eps shows when it is lost
+    # a large eps, so that a conversion that ignores it fails
+    options = {"num_classes": 5, "norm_eps": 1e-3} | options
     return ResNet(block, layers, widths=(4, 4, 8, 8), **options).double().eval()
 
 
 def trained(kind: str = "50") -> ResNet:
-    """A network of random weights, statistics and affines, which sees grey levels and no std."""
+    """Return a network with random weights and norms, for pixels that are not divided by a std."""
     model = build(kind)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -49,7 +51,7 @@ def trained(kind: str = "50") -> ResNet:
 
 
 def convolutions(model: ResNet, stage: int) -> Iterator[tuple[int, int, nn.Module, nn.Module]]:
-    """Yield (block, 1 to 3 or 0 for the shortcut, convolution, norm) of res2 to res5."""
+    """Yield (block index, 1 to 3 or 0 for the shortcut, convolution, norm) of stage res{stage}."""
     for index, block in enumerate(model.get_submodule(f"layer{stage - 1}").children()):
         assert isinstance(block, BasicBlock | Bottleneck)
         yield index, 1, block.conv1, block.bn1
@@ -61,7 +63,7 @@ def convolutions(model: ResNet, stage: int) -> Iterator[tuple[int, int, nn.Modul
 
 
 def in_detectron2(model: ResNet, classifier: str = "linear") -> State:
-    """The file that detectron2 would write for `model`."""
+    """Return the state dict that detectron2 would write for `model`."""
     state: State = {"stem.conv1.weight": model.conv1.weight.data}
     state |= {f"stem.conv1.norm.{n}": t for n, t in model.bn1.state_dict().items()}
     for stage in (2, 3, 4, 5):
@@ -89,7 +91,7 @@ def caffe2_norm(name: str, norm: nn.Module, folded: bool) -> State:
 
 
 def in_caffe2(model: ResNet, folded: bool = True) -> State:
-    """The blobs that Detectron, or with whole norms detectron2, would hold for `model`."""
+    """Return the Caffe2 blobs of `model`: Detectron's, or detectron2's with unfolded norms."""
     state: State = {"conv1_w": model.conv1.weight.data}
     state |= caffe2_norm("res_conv1_bn", model.bn1, folded)
     for stage in (2, 3, 4, 5):
@@ -104,10 +106,10 @@ def arrays(state: State) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def write(path: Path, state: State, **beside: Any) -> Path:
-    """Write {"model": ...}, as detectron2 does under either ending."""
+def write(path: Path, state: State, **metadata: Any) -> Path:
+    """Write {"model": ...} as detectron2 does, to a .pkl or a .pth file."""
     if path.suffix == ".pkl":
-        path.write_bytes(pickle.dumps({"model": arrays(state), **beside}))
+        path.write_bytes(pickle.dumps({"model": arrays(state), **metadata}))
     else:
         torch.save({"model": OrderedDict(state), "iteration": 7}, path)
     return path
@@ -120,8 +122,8 @@ def load(
     return load_backbone_weights(model, path, pixels=pixels, **options)
 
 
-def draw_pixels() -> Tensor:
-    """Two pictures (B, 3, H, W), RGB."""
+def random_pixels() -> Tensor:
+    """Return two RGB images, (B, 3, H, W)."""
     return torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8).double()
 
 
@@ -137,12 +139,12 @@ def assert_same_on_pixels(
     std: tuple[float, ...] = (1.0, 1.0, 1.0),
     mean: tuple[float, ...] = MEAN,
 ) -> None:
-    """Compare logits: ours on normalised RGB; theirs on what its own project feeds it."""
-    pixels = draw_pixels()
-    fed = (pixels - column(mean)) / column(std)
-    fed = fed.flip(1) if order == "bgr" else fed
+    """Compare logits of ours on normalised RGB, and of theirs on its project's input format."""
+    pixels = random_pixels()
+    x = (pixels - column(mean)) / column(std)
+    x = x.flip(1) if order == "bgr" else x
     with torch.no_grad():
-        want = theirs(fed)
+        want = theirs(x)
         got = ours((pixels - column(mean)) / column(STD))
     assert want.std() > 0.1
     # FrozenBatchNorm2d keeps its scale in float32
@@ -164,16 +166,16 @@ def test_caffe2_with_folded_norms(tmp_path: Path, kind: str, wrap: str, norm: st
     folded = (
         "batch norm is folded in the file: loaded with running mean 0, running variance 1 - eps"
     )
-    frozen_only = "; right only while norms do not train (model.backbone.norm=frozen)"
+    frozen_only = "; correct only if norms do not train (model.backbone.norm=frozen)"
     assert report.notes == (
         folded + (frozen_only if norm == "batch" else ""),
         *(["bottlenecks stride on the 1x1, in the file and in the model"] if kind == "50" else []),
-        "conv1 is made for BGR pixels over [1, 1, 1] (RGB): changed for the model's RGB pixels "
-        "over [58.395, 57.12, 57.375]",
+        "conv1 expects BGR pixels with std [1, 1, 1] (RGB): converted to the model's RGB pixels "
+        "with std [58.395, 57.12, 57.375]",
     )
 
 
-def test_caffe2_with_whole_norms_and_biases(tmp_path: Path) -> None:
+def test_caffe2_with_unfolded_norms_and_biases(tmp_path: Path) -> None:
     theirs = trained()
     state = in_caffe2(theirs, folded=False)
     biased = {"conv1": 4, "res2_0_branch1": 16, "res4_3_branch2b": 8}
@@ -186,11 +188,11 @@ def test_caffe2_with_whole_norms_and_biases(tmp_path: Path) -> None:
     theirs.get_submodule("layer1.0.downsample.0").bias = nn.Parameter(biases["res2_0_branch1_b"])
     theirs.get_submodule("layer3.3.conv2").bias = nn.Parameter(biases["res4_3_branch2b_b"])
     assert_same_on_pixels(ours, theirs)
-    assert report.notes[0] == "biases of 3 convolutions taken into the norms behind them"
+    assert report.notes[0] == "biases of 3 convolutions folded into the norms after them"
     assert report.unexpected == ()
 
 
-def test_caffe2_names_what_it_leaves(tmp_path: Path) -> None:
+def test_caffe2_reports_unused_tensors(tmp_path: Path) -> None:
     theirs = trained()
     extra = [
         "conv1_w_momentum",
@@ -206,7 +208,7 @@ def test_caffe2_names_what_it_leaves(tmp_path: Path) -> None:
     assert_same_on_pixels(ours, theirs)
 
 
-BUFFERS = {  # what detectron2's detectors hold: order, std by channel of that order
+BUFFERS = {  # pixel formats of detectron2's detectors: channel order, std in that order
     "msra": ("bgr", (1.0, 1.0, 1.0)),
     "fair": ("bgr", STD[::-1]),
     "torchvision": ("rgb", STD),
@@ -216,7 +218,9 @@ BUFFERS = {  # what detectron2's detectors hold: order, std by channel of that o
 
 @pytest.mark.parametrize("buffers", list(BUFFERS))
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_detectron2_tells_its_pixels(tmp_path: Path, suffix: str, buffers: str) -> None:
+def test_detectron2_pixel_format_is_read_from_its_buffers(
+    tmp_path: Path, suffix: str, buffers: str
+) -> None:
     order, std = BUFFERS[buffers]
     kind = "50" if buffers == "msra" else "50-3x3"
     theirs = trained(kind)
@@ -270,7 +274,7 @@ def test_detectron2_file_converted_from_torchvision(tmp_path: Path) -> None:
     assert report.notes == ("bottlenecks stride on the 3x3, in the file and in the model",)
 
 
-def test_detectron2_group_norm_goes_to_group_norm(tmp_path: Path) -> None:
+def test_detectron2_group_norm_is_loaded_into_group_norm(tmp_path: Path) -> None:
     theirs = trained("50-3x3")
     state = {n: t for n, t in in_detectron2(theirs).items() if "running" not in n}
     ours = build("50-3x3", norm="group")
@@ -279,7 +283,7 @@ def test_detectron2_group_norm_goes_to_group_norm(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.get_parameter(name), theirs.get_parameter(name))
 
 
-def test_plain_names_can_hold_msra_weights(tmp_path: Path) -> None:
+def test_torchvision_names_with_msra_pixels(tmp_path: Path) -> None:
     theirs = trained()
     torch.save(theirs.state_dict(), tmp_path / "resnet50_caffe.pth")
     ours = build()
@@ -289,7 +293,9 @@ def test_plain_names_can_hold_msra_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pixels", ["auto", "rgb"])
-def test_plain_names_are_loaded_as_they_are(tmp_path: Path, pixels: Literal["auto", "rgb"]) -> None:
+def test_torchvision_names_are_loaded_unchanged(
+    tmp_path: Path, pixels: Literal["auto", "rgb"]
+) -> None:
     theirs = trained()
     torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
     ours = build()
@@ -306,14 +312,14 @@ def test_akamaster_is_recognised(tmp_path: Path) -> None:
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
-def test_detectrons_own_mean_is_close_enough(tmp_path: Path) -> None:
+def test_detectrons_pixel_mean_is_within_tolerance(tmp_path: Path) -> None:
     mean = (122.7717, 115.9465, 102.9801)
     theirs, ours = trained(), build()
     report = load(ours, write(tmp_path / "R-50.pkl", in_caffe2(theirs)), pixel_mean=mean)
     assert_same_on_pixels(ours, theirs, mean=mean)
     assert report.notes[-1] == (
         "the file's pixel mean is [123.675, 116.28, 103.53] (RGB), the model's "
-        "[122.772, 115.947, 102.98]: less than a grey level apart, left so"
+        "[122.772, 115.947, 102.98]: the difference is under one grey level and is ignored"
     )
 
 
@@ -342,9 +348,14 @@ REFUSED: dict[str, tuple[Callable[[], State], str, dict[str, Any], str]] = {
     "stride": (as_caffe2(), "50-3x3", {}, rf"{STRIDE}=true \(.* on the 1x1\), got false$"),
     "stride-msra": (as_detectron2(), "50-3x3", BGR, rf"{STRIDE}=true \(.* 1x1\), got false$"),
     "stride-rgb": (as_detectron2(), "50", RGB, rf"{STRIDE}=false \(.* on the 3x3\), got true$"),
-    "no-word-on-pixels": (as_detectron2(), "50", {}, f"does not say which pixels.* {SET_PIXELS}"),
+    "unknown-pixel-format": (
+        as_detectron2(),
+        "50",
+        {},
+        f"does not specify its pixel format.* {SET_PIXELS}",
+    ),
     "grey-mean": (as_detectron2(pixel_mean=GREY, pixel_std=GREY), "50", {}, SET_PIXELS),
-    "setting-against-the-file": (
+    "setting-contradicts-the-file": (
         as_detectron2(**RGB_BUFFERS),
         "50",
         BGR,
@@ -371,9 +382,14 @@ REFUSED: dict[str, tuple[Callable[[], State], str, dict[str, Any], str]] = {
     ),
     "group-norm-model": (as_caffe2(), "50", GROUP, "batch norm, but the model has group norm"),
     "depth": (as_caffe2("18"), "50", {}, r"missing: layer1.0.conv3.weight, .* 160 more$"),
-    "deformable": (as_detectron2(**DEFORMABLE), "50", BGR, "left over: res3.0.conv2_offset.w"),
-    "deep-stem": (as_detectron2(stem__conv2__weight=ONE), "50", BGR, "left over: conv2.weight$"),
-    "other-norm": (as_caffe2(res2_0_branch1_bn_rm=ONE), "50", {}, "over: res2_0_branch1_bn_rm$"),
+    "deformable": (as_detectron2(**DEFORMABLE), "50", BGR, "unexpected: res3.0.conv2_offset.w"),
+    "deep-stem": (as_detectron2(stem__conv2__weight=ONE), "50", BGR, "unexpected: conv2.weight$"),
+    "other-norm": (
+        as_caffe2(res2_0_branch1_bn_rm=ONE),
+        "50",
+        {},
+        "unexpected: res2_0_branch1_bn_rm$",
+    ),
     "grey": (as_caffe2(conv1_w=torch.ones(4, 1, 7, 7)), "50", {}, r"got \(4, 1, 7, 7\)$"),
 }
 
@@ -381,7 +397,7 @@ REFUSED: dict[str, tuple[Callable[[], State], str, dict[str, Any], str]] = {
 @pytest.mark.parametrize(
     ("state", "kind", "options", "message"), REFUSED.values(), ids=list(REFUSED)
 )
-def test_refused_in_one_line_and_nothing_changes(
+def test_unsuitable_file_gives_a_one_line_error_and_no_change(
     tmp_path: Path, state: Callable[[], State], kind: str, options: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "R-50.pkl", state())

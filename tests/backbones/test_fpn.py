@@ -19,7 +19,7 @@ def features_of(height: int, width: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 75), (33, 200)], ids=str)
-def test_equals_torchvisions_with_the_same_weights(size: tuple[int, int]) -> None:
+def test_output_equals_torchvisions_with_the_same_weights(size: tuple[int, int]) -> None:
     ours = FPN(SPECS, channels=12)
     theirs = FeaturePyramidNetwork(
         [spec.channels for spec in SPECS.values()], 12, extra_blocks=LastLevelMaxPool()
@@ -41,7 +41,7 @@ def test_equals_torchvisions_with_the_same_weights(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_norm_stands_after_every_convolution_in_place_of_its_bias(norm: str) -> None:
+def test_norm_replaces_the_bias_of_every_convolution(norm: str) -> None:
     fpn = FPN(SPECS, channels=8, norm=norm)  # type: ignore[arg-type]
     kind = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}[norm]
     assert sum(isinstance(module, kind) for module in fpn.modules()) == 8
@@ -49,7 +49,7 @@ def test_norm_stands_after_every_convolution_in_place_of_its_bias(norm: str) -> 
     assert fpn(features_of(32, 32))["p2"].shape == (2, 8, 8, 8)
 
 
-def test_specs_on_a_backbone() -> None:
+def test_feature_specs_on_a_backbone() -> None:
     backbone = resnet18(num_classes=None).eval()
     fpn = FPN(backbone.feature_specs)
     levels = fpn(backbone.features(torch.randn(1, 3, 65, 130)))

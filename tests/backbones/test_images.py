@@ -20,7 +20,7 @@ from backbones.images import (
     resize_pixels,
 )
 from engine.errors import UserError
-from tests.reference.pictures import encoded, smooth_picture
+from tests.reference.images import encoded, smooth_image
 
 ORIENTATION = 0x0112
 
@@ -43,11 +43,11 @@ ORIENTATION = 0x0112
     ],
     ids=str,
 )
-def test_every_kind_of_file_is_read_as_rgb(
+def test_every_format_is_read_as_rgb(
     tmp_path: Path, suffix: str, mode: str, options: dict[str, Any], tolerance: int
 ) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    Image.fromarray(smooth_picture()).convert(mode).save(path, **options)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(smooth_image()).convert(mode).save(path, **options)
     pixels = read_image(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
     assert pixels.dtype == np.uint8
@@ -56,17 +56,17 @@ def test_every_kind_of_file_is_read_as_rgb(
 
 
 def test_transparency_is_dropped_and_not_blended(tmp_path: Path) -> None:
-    picture = smooth_picture()
-    alpha = np.random.default_rng(1).integers(256, size=picture.shape[:2], dtype=np.uint8)
-    Image.fromarray(np.dstack([picture, alpha])).save(tmp_path / "a.png")
-    torch.testing.assert_close(read_image(tmp_path / "a.png"), picture)
+    image = smooth_image()
+    alpha = np.random.default_rng(1).integers(256, size=image.shape[:2], dtype=np.uint8)
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "a.png")
+    torch.testing.assert_close(read_image(tmp_path / "a.png"), image)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_become_eight(tmp_path: Path, channels: int) -> None:
-    picture = smooth_picture()[..., :channels]
-    cv2.imwrite(str(tmp_path / "deep.png"), picture[..., ::-1].astype(np.uint16) * 257)
-    expected = np.repeat(picture, 4 - channels, axis=2)[..., :3]
+    image = smooth_image()[..., :channels]
+    cv2.imwrite(str(tmp_path / "deep.png"), image[..., ::-1].astype(np.uint16) * 257)
+    expected = np.repeat(image, 4 - channels, axis=2)[..., :3]
     torch.testing.assert_close(read_image(tmp_path / "deep.png"), expected)
 
 
@@ -82,12 +82,12 @@ DEEP: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize(("suffix", "channels"), DEEP.values(), ids=DEEP)
 @pytest.mark.parametrize("bits", [8, 9, 10, 12, 13, 14, 16])
-def test_sixteen_bits_are_scaled_by_those_that_are_used(
+def test_sixteen_bit_images_are_scaled_by_their_used_bits(
     suffix: str, channels: int, bits: int
 ) -> None:
     deep = np.random.default_rng(0).integers(2**bits, size=(9, 12, channels)).astype(np.uint16)
     deep[0, 0, :3] = 2**bits - 1
-    deep[..., 3:] = 65535  # transparency says nothing about the colours
+    deep[..., 3:] = 65535  # the alpha channel must not count as used bits
     data = cv2.imencode(suffix, deep)[1].tobytes()
     used = bits + bits % 2
     expected = deep[..., :3][..., ::-1] >> (used - 8)
@@ -98,7 +98,7 @@ def test_sixteen_bits_are_scaled_by_those_that_are_used(
 
 
 @pytest.mark.parametrize(("suffix", "channels"), DEEP.values(), ids=DEEP)
-def test_all_sixteen_bits_give_what_opencv_gives(suffix: str, channels: int) -> None:
+def test_full_sixteen_bit_images_equal_opencvs(suffix: str, channels: int) -> None:
     deep = np.random.default_rng(0).integers(65536, size=(30, 40, channels)).astype(np.uint16)
     data = cv2.imencode(suffix, deep)[1]
     expected = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
@@ -106,7 +106,7 @@ def test_all_sixteen_bits_give_what_opencv_gives(suffix: str, channels: int) -> 
     np.testing.assert_array_equal(decode(data.tobytes(), "a"), expected)
 
 
-def test_sixteen_bits_that_are_dark_are_said_once(tmp_path: Path) -> None:
+def test_note_on_sixteen_bit_images(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.jpg", "b.png", "none.png", "c.png", "d.png")]
     for path, top in zip(paths, (200, 200, None, 4000, 60000), strict=True):
         if top is not None:
@@ -120,13 +120,13 @@ def test_sixteen_bits_that_are_dark_are_said_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_other_depths_are_refused(dtype: Any, channels: int) -> None:
+def test_other_bit_depths_are_an_error(dtype: Any, channels: int) -> None:
     data = cv2.imencode(".tiff", np.ones((4, 5, channels), dtype))[1].tobytes()
     with pytest.raises(BadPictureError, match=r"^a\.tiff: expected"):
         decode(data, "a.tiff")
 
 
-TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+ROTATED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
@@ -139,15 +139,15 @@ TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", ROTATED)
 def test_exif_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"turned.{suffix}"
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(smooth_picture()).save(path, exif=exif)
+    Image.fromarray(smooth_image()).save(path, exif=exif)
     plain = read_image(path, rotate=False)
     assert plain.shape == (48, 64, 3)
-    expected = np.ascontiguousarray(TURNED[orientation](plain))
+    expected = np.ascontiguousarray(ROTATED[orientation](plain))
     torch.testing.assert_close(read_image(path), expected)
 
 
@@ -157,7 +157,7 @@ def test_exif_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> 
     [("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {})],
     ids=str,
 )
-def test_a_truncated_file_is_named(
+def test_truncated_file_gives_an_error(
     tmp_path: Path, suffix: str, options: dict[str, Any], missing: int
 ) -> None:
     path = tmp_path / f"cut.{suffix}"
@@ -168,9 +168,9 @@ def test_a_truncated_file_is_named(
         read_image(path)
 
 
-def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
+def test_end_marker_of_a_thumbnail_is_not_the_files(tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
-    Image.fromarray(smooth_picture()).save(path, comment=b"\xff\xd8 thumbnail \xff\xd9")
+    Image.fromarray(smooth_image()).save(path, comment=b"\xff\xd8 thumbnail \xff\xd9")
     whole = path.read_bytes()
     assert read_image(path).shape == (48, 64, 3)
     path.write_bytes(whole + b"left over")
@@ -180,15 +180,15 @@ def test_the_end_of_a_thumbnail_is_not_the_end(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xd9"], ids=str)
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xd9"], ids=str)
+def test_file_that_is_not_an_image_gives_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole picture"):
+    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole image"):
         read_image(path)
 
 
-def test_a_missing_file_is_no_bad_picture(tmp_path: Path) -> None:
+def test_missing_file_is_not_a_bad_image_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jpg: no such file") as error:
         read_image(tmp_path / "none.jpg")
     assert not isinstance(error.value, BadPictureError)
@@ -197,33 +197,35 @@ def test_a_missing_file_is_no_bad_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_reduced_jpeg_looks_like_the_whole(reduction: int, mode: str, progressive: bool) -> None:
-    data = encoded(smooth_picture(150, 203), mode=mode, quality=95, progressive=progressive)
+def test_jpeg_decoded_at_reduced_size_looks_like_the_full_one(
+    reduction: int, mode: str, progressive: bool
+) -> None:
+    data = encoded(smooth_image(150, 203), mode=mode, quality=95, progressive=progressive)
     whole, reduced = decode(data, "a.jpg"), decode(data, "a.jpg", reduction=reduction)
     height, width = -(-150 // reduction), -(-203 // reduction)
     assert reduced.shape == (height, width, 3)
     padding = ((0, height * reduction - 150), (0, width * reduction - 203), (0, 0))
     cells = np.pad(whole, padding, mode="edge").reshape(height, reduction, width, reduction, 3)
     difference = np.abs(reduced - cells.mean(axis=(1, 3)))
-    assert difference[:-1, :-1].max() < 6  # the last row and column are made up in part
+    assert difference[:-1, :-1].max() < 6  # the last row and column are partly padding
     assert difference.mean() < 1
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
-def test_other_formats_come_whole(kind: str) -> None:
-    data = encoded(smooth_picture(), kind)
+def test_other_formats_are_decoded_at_full_size(kind: str) -> None:
+    data = encoded(smooth_image(), kind)
     torch.testing.assert_close(decode(data, "a", reduction=4), decode(data, "a"))
     assert picture_size(data) is None
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-@pytest.mark.parametrize("orientation", [*TURNED, 0, 9])
-def test_the_size_is_known_before_decoding(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"turned.{suffix}"
+@pytest.mark.parametrize("orientation", [*ROTATED, 0, 9])
+def test_size_is_read_before_decoding(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"rotated.{suffix}"
     exif = Image.Exif()
     exif[0x010F] = "a maker"
     exif[ORIENTATION] = orientation
-    Image.fromarray(smooth_picture(31, 53)).save(path, exif=exif)
+    Image.fromarray(smooth_image(31, 53)).save(path, exif=exif)
     expected = (53, 31) if orientation in range(5, 9) else (31, 53)
     assert read_size(path) == read_image(path).shape[:2] == expected
     if suffix == "jpg":
@@ -250,24 +252,24 @@ EXIF = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00
         ([(0xE1, b"http://ns.adobe.com/xap/1.0/"), (0xE1, EXIF + b"\x00\x06\x00\x00")], (64, 48)),
         ([(0xE2, b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01")], (48, 64)),
     ],
-    ids=["big-endian", "upside down", "cut short", "no entry", "after XMP", "frame in a segment"],
+    ids=["big-endian", "upside down", "truncated", "no entry", "after XMP", "frame in a segment"],
 )
-def test_segments_before_the_picture(
+def test_segments_before_the_image(
     segments: list[tuple[int, bytes]], expected: tuple[int, int]
 ) -> None:
-    data = encoded(smooth_picture())
+    data = encoded(smooth_image())
     data = data[:2] + b"".join(segment(*each) for each in segments) + data[2:]
     assert picture_size(data) == decode(data, "a.jpg").shape[:2] == expected
 
 
-def test_a_header_that_is_not_whole_gives_no_size() -> None:
-    data = encoded(smooth_picture())
+def test_incomplete_header_gives_no_size() -> None:
+    data = encoded(smooth_image())
     sizes = {picture_size(data[:count]) for count in range(len(data))}
     assert sizes == {None, (48, 64)}
 
 
-def test_a_long_header_is_read_all_the_same(tmp_path: Path) -> None:
-    data = encoded(smooth_picture())
+def test_size_after_a_long_header_is_read(tmp_path: Path) -> None:
+    data = encoded(smooth_image())
     path = tmp_path / "long.jpg"
     path.write_bytes(data[:2] + segment(0xE2, bytes(65000)) * 2 + data[2:])
     assert read_size(path) == (48, 64)
@@ -277,19 +279,19 @@ def test_a_long_header_is_read_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(24, 32), (96, 128), (24, 128), (48, 64), (1, 1)], ids=str)
 def test_resizing(size: tuple[int, int]) -> None:
-    picture = smooth_picture()
-    resized = resize_pixels(picture, size)
+    image = smooth_image()
+    resized = resize_pixels(image, size)
     assert resized.shape == (*size, 3)
     assert resized.dtype == np.uint8
     if size == (24, 32):
-        mean = picture.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
+        mean = image.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))
         assert np.abs(resized - mean).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("length", "wanted", "factor"), [(4, 12, 3), (4, 13, 3), (4, 15, 4), (4, 4, 1), (400, 4, 1)]
 )
-def test_a_picture_is_enlarged_by_a_whole_factor(length: int, wanted: int, factor: int) -> None:
+def test_enlarging_uses_a_whole_factor(length: int, wanted: int, factor: int) -> None:
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     enlarged = enlarge(pixels, length, wanted=wanted)
     assert not np.shares_memory(enlarged, pixels)

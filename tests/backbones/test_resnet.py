@@ -28,7 +28,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def randomize_norms(model: nn.Module) -> None:
-    """Make statistics and affine differ between channels, as after training."""
+    """Randomise the norms' statistics and affine parameters, as after training."""
     for name, tensor in model.state_dict().items():
         if name.endswith(("running_var", "bn1.weight", "bn2.weight")):
             tensor.uniform_(0.8, 1.2)
@@ -37,7 +37,7 @@ def randomize_norms(model: nn.Module) -> None:
 
 
 def multiply_adds(model: nn.Module, size: int) -> int:
-    """Count those of convolutions and linear layers for one picture; the model is on "meta"."""
+    """Count multiply-adds of convolutions and linear layers for one image; model on "meta"."""
     counts = []
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -53,13 +53,14 @@ def multiply_adds(model: nn.Module, size: int) -> int:
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
 @pytest.mark.parametrize("paper", [True, False], ids=["stride in 1x1", "stride in 3x3"])
 @pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
-def test_a_stage_of_pooled_regions_is_the_stage_after_pooling(
+def test_pool_then_stage_equals_pooling_and_then_the_stage(
     kind: str, paper: bool, norm: NormKind
 ) -> None:
     model = backbones.build_resnet(kind, norm=norm, stride_in_1x1=paper).double().eval()
     randomize_norms(model)
     c4 = torch.randn(1, model.feature_specs["c4"].channels, 5, 6, dtype=torch.float64)
-    # two regions of 4x4 cells, each a weighted sum of the map's; weights need not add up to one
+    # A linear pooling: two regions of 4x4 cells, each cell a weighted sum of the map. The weights
+    # need not sum to one.
     weights = torch.rand(2, 4, 4, 5, 6, dtype=torch.float64)
 
     def pool(x: Tensor, stride: int) -> Tensor:
@@ -67,11 +68,11 @@ def test_a_stage_of_pooled_regions_is_the_stage_after_pooling(
 
     with torch.inference_mode():
         expected = model.stage(pool(c4, 1), 5)
-        torch.testing.assert_close(model.stage_of_pooled(c4, 5, pool=pool), expected)
+        torch.testing.assert_close(model.pool_then_stage(c4, 5, pool=pool), expected)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_logits_equal_torchvisions_which_loads_our_weights_strictly(depth: int) -> None:
+def test_logits_equal_torchvisions_with_our_weights(depth: int) -> None:
     ours = builder(f"resnet{depth}")().eval()
     randomize_norms(ours)
     with torch.device("meta"):
@@ -106,7 +107,7 @@ def test_cifar_parameter_counts(depth: int, millions: float) -> None:
     [("resnet18", 1.8), ("resnet34", 3.6), ("resnet50", 3.8), ("resnet101", 7.6),
      ("resnet152", 11.3), ("plain18", 1.8), ("plain34", 3.6)],
 )  # fmt: skip
-def test_multiply_adds_of_the_papers_table_1(name: str, billions: float) -> None:
+def test_multiply_adds_equal_the_papers_table_1(name: str, billions: float) -> None:
     with torch.device("meta"):
         if name.startswith("plain"):
             model = builder(name)()
@@ -117,7 +118,7 @@ def test_multiply_adds_of_the_papers_table_1(name: str, billions: float) -> None
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck, PaperBottleneck])
 @pytest.mark.parametrize("option", ["A", "B", "C", "none"])
-def test_shortcuts_equal_the_obvious(
+def test_shortcuts_equal_the_reference(
     block: type[BasicBlock | Bottleneck], option: Shortcut
 ) -> None:
     model = ResNet(block, (2, 2), num_classes=None, shortcut=option, stem="cifar", widths=(3, 6))
@@ -138,7 +139,7 @@ def test_shortcuts_equal_the_obvious(
 @pytest.mark.parametrize(
     ("option", "projections"), [("A", 0), ("B", 3), ("C", 16), ("none", 0)], ids=str
 )
-def test_projections_of_resnet34(option: Shortcut, projections: int) -> None:
+def test_number_of_projections_in_resnet34(option: Shortcut, projections: int) -> None:
     with torch.device("meta"):
         model = backbones.resnet34(shortcut=option)
     found = [name for name, _ in model.named_parameters() if name.endswith("downsample.0.weight")]
@@ -177,7 +178,7 @@ def test_features_have_the_shapes_of_their_specs(name: str, size: tuple[int, int
         assert features[key].shape == (2, spec.channels, *sides)
 
 
-def test_features_stop_where_asked_and_a_stage_goes_on_from_there() -> None:
+def test_features_upto_c4_then_stage_5() -> None:
     model = backbones.resnet18(num_classes=None).eval()
     x = torch.randn(1, 3, 40, 40)
     upto4 = model.features(x, upto=4)
@@ -185,7 +186,7 @@ def test_features_stop_where_asked_and_a_stage_goes_on_from_there() -> None:
     torch.testing.assert_close(model.stage(upto4["c4"], 5), model.features(x)["c5"])
 
 
-def test_without_classes_the_result_is_the_pooled_last_feature() -> None:
+def test_without_classes_the_output_is_the_pooled_last_feature() -> None:
     model = backbones.cifar_resnet(8)
     x = torch.randn(2, 3, 32, 32)
     assert model(x).shape == (2, 10)
@@ -196,10 +197,10 @@ def test_without_classes_the_result_is_the_pooled_last_feature() -> None:
 
 
 @pytest.mark.parametrize("count", range(6))
-def test_frozen_stages_neither_train_nor_follow_the_data(count: int) -> None:
+def test_frozen_stages_keep_parameters_and_statistics(count: int) -> None:
     model = backbones.resnet18(num_classes=2)
     model.freeze_stages(5)
-    model.freeze_stages(count)  # the last word counts
+    model.freeze_stages(count)  # overrides the call before
     model.eval().train()
     stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -216,7 +217,7 @@ def test_frozen_stages_neither_train_nor_follow_the_data(count: int) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
-def test_norm_choice_reaches_every_layer(norm: Any) -> None:
+def test_norm_option_applies_to_every_layer(norm: Any) -> None:
     with torch.device("meta"):
         model = backbones.build_resnet("resnet50", norm=norm, norm_eps=1e-3)
     kind = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d, "group": nn.GroupNorm}[norm]
@@ -246,7 +247,7 @@ def test_cifar_depth_is_6n_plus_2(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 101, 152])
-def test_frozen_norm_keeps_the_scale_of_random_weights(depth: int) -> None:
+def test_random_weights_with_frozen_norms_keep_the_activation_scale(depth: int) -> None:
     model = builder(f"resnet{depth}")(None, norm="frozen")
     for feature in model.features(torch.randn(1, 3, 64, 64)).values():
         assert 0.02 < feature.std() < 50

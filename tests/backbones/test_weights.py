@@ -32,13 +32,13 @@ def load(model: ResNet, path: Path | str) -> WeightsReport:
 
 
 def tiny(**options: Any) -> ResNet:
-    """A ResNet-18 in names, not in width."""
+    """Return a ResNet with ResNet-18's tensor names and 4 channels."""
     options = {"num_classes": 3} | options
     return ResNet(BasicBlock, (2, 2, 2, 2), widths=(4, 4, 4, 4), **options)
 
 
 def trained() -> ResNet:
-    """A tiny net in which every tensor differs from every other's."""
+    """Return a tiny network with random values in every tensor, norms included."""
     model = tiny()
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -82,7 +82,7 @@ def test_our_checkpoint_gives_its_averaged_weights(tmp_path: Path) -> None:
     ],
     ids=["mean", "other-mean", "std", "other-std"],
 )
-def test_our_pixels_must_be_the_models(
+def test_our_pixel_mean_and_std_must_equal_the_models(
     tmp_path: Path, key: str, value: tuple[float, ...], message: str | None
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -107,7 +107,7 @@ def test_torch_file_with_prefixes(tmp_path: Path, prefix: str, wrap: str) -> Non
     assert (report.source, report.unexpected) == ("torchvision or timm", ())
 
 
-def test_file_without_counters_and_of_half_precision(tmp_path: Path) -> None:
+def test_half_precision_file_without_counters(tmp_path: Path) -> None:
     source = trained().half()
     state = {n: t for n, t in source.state_dict().items() if "num_batches" not in n}
     torch.save(state, tmp_path / "net.pth")
@@ -117,7 +117,7 @@ def test_file_without_counters_and_of_half_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_headless_backbone_names_the_classifier_that_it_leaves(tmp_path: Path, norm: str) -> None:
+def test_backbone_without_fc_reports_the_unused_classifier(tmp_path: Path, norm: str) -> None:
     source = trained()
     torch.save(to_torchvision(source), tmp_path / "net.pth")
     model = tiny(num_classes=None, norm=norm)
@@ -127,12 +127,12 @@ def test_headless_backbone_names_the_classifier_that_it_leaves(tmp_path: Path, n
     assert report.lines() == [
         f"weights from {tmp_path / 'net.pth'} (torchvision or timm, sha256 "
         f"{report.sha256[:12]}, no checksum in it)",
-        "left out: fc.weight, fc.bias",
+        "not used: fc.weight, fc.bias",
     ]
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "backbone.body."], ids=["ours", "torchvision"])
-def test_backbone_out_of_a_detector(tmp_path: Path, prefix: str) -> None:
+def test_backbone_from_a_detector_file(tmp_path: Path, prefix: str) -> None:
     source = trained()
     state = {prefix + n: t for n, t in source.state_dict().items() if not n.startswith("fc")}
     torch.save(state | {"rpn_head.conv.weight": torch.zeros(1)}, tmp_path / "detector.pth")
@@ -156,10 +156,10 @@ BAD_STATES = {
         r"missing: layer4.0.conv1.weight, (\S+, ){3}\S+ and 20 more$",
     ),
     "missing-fc": (lambda s: without(s, "fc"), "missing: fc.weight, fc.bias$"),
-    "left-over": (lambda s: s | {"layer5.w": torch.ones(1)}, "left over: layer5.w$"),
+    "unexpected": (lambda s: s | {"layer5.w": torch.ones(1)}, "unexpected: layer5.w$"),
     "both": (
         lambda s: without(s, "fc.bias") | {"fc.extra": torch.ones(1)},
-        "missing: fc.bias; left over: fc.extra$",
+        "missing: fc.bias; unexpected: fc.extra$",
     ),
     "shape": (
         lambda s: s | {"fc.weight": torch.ones(5, 4)},
@@ -182,12 +182,12 @@ BAD_STATES = {
         "network with group norm, but the model has batch norm .missing: bn1.running_mean, ",
     ),
     "empty": (lambda _: {}, r"expected a residual network \(conv1.weight\), got none$"),
-    "not-tensors": (lambda _: {"epoch": 1}, "expected names and tensors"),
+    "not-tensors": (lambda _: {"epoch": 1}, "expected a state dict"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_STATES.values(), ids=list(BAD_STATES))
-def test_bad_file_is_one_line_and_changes_nothing(
+def test_bad_file_gives_a_one_line_error_and_no_change(
     tmp_path: Path, change: Any, message: str
 ) -> None:
     path = tmp_path / "net.pth"
@@ -203,7 +203,7 @@ def test_bad_file_is_one_line_and_changes_nothing(
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "text", "absent"])
-def test_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_file_gives_an_error(tmp_path: Path, name: str, damage: str) -> None:
     path = tmp_path / name
     if name.endswith("pth"):
         torch.save(trained().state_dict(), path)
@@ -219,14 +219,14 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None:
         read_state(path)
 
 
-def test_group_norm_net_says_that_the_file_is_of_a_batch_norm_net(tmp_path: Path) -> None:
+def test_batch_norm_file_for_a_group_norm_model_is_an_error(tmp_path: Path) -> None:
     torch.save(to_torchvision(trained()), tmp_path / "net.pth")
     message = r"batch norm, but the model has group norm .*bn1.running_mean, .* and 35 more"
     with pytest.raises(UserError, match=message):
         load(tiny(norm="group"), tmp_path / "net.pth")
 
 
-def test_frozen_net_gets_its_counters_for_torchvision() -> None:
+def test_counters_are_added_to_frozen_norms_for_torchvision() -> None:
     model = build_resnet("resnet18", num_classes=3, norm="frozen")
     batch = build_resnet("resnet18", num_classes=3, norm="batch")
     batch.load_state_dict(to_torchvision(model), strict=True)
@@ -234,7 +234,7 @@ def test_frozen_net_gets_its_counters_for_torchvision() -> None:
 
 
 class Trap:
-    """Pickled, it is a call."""
+    """Object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function: Callable[..., object], *args: object) -> None:
         self.call = (function, args)
@@ -245,20 +245,20 @@ class Trap:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("name", ["posix.mkdir", "eval", "numpy.save"])
-def test_a_pickle_runs_no_code(tmp_path: Path, name: str, protocol: int) -> None:
-    path, made = tmp_path / "R-50.pkl", str(tmp_path / "made")
+def test_pickle_runs_no_code(tmp_path: Path, name: str, protocol: int) -> None:
+    path, created = tmp_path / "R-50.pkl", str(tmp_path / "created")
     traps = {
-        "posix.mkdir": Trap(os.mkdir, made),
-        "eval": Trap(eval, f"__import__('os').mkdir({made!r})"),
-        "numpy.save": Trap(np.save, made, np.ones(1)),
+        "posix.mkdir": Trap(os.mkdir, created),
+        "eval": Trap(eval, f"__import__('os').mkdir({created!r})"),
+        "numpy.save": Trap(np.save, created, np.ones(1)),
     }
     blobs = {"conv1_w": np.ones(1), "trap": traps[name]}
     path.write_bytes(pickle.dumps({"model": blobs}, protocol=protocol))
-    message = f"R-50.pkl: .* got one that wants to run the code '.*{name}'; it was not run$"
+    message = f"R-50.pkl: .* got one that tries to run the code '.*{name}'; it was not run$"
     with pytest.raises(UserError, match=message):
         load(tiny(), path)
     assert list(tmp_path.iterdir()) == [path]
-    pickle.loads(path.read_bytes())  # the trap does work
+    pickle.loads(path.read_bytes())  # plain unpickling does run the code
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -267,17 +267,20 @@ def test_truncated_pickle(tmp_path: Path, share: float) -> None:
     path = tmp_path / "R-50.pkl"
     data = pickle.dumps({f"res{n}_w": np.ones((n, n)) for n in range(40)})
     path.write_bytes(data[: int(len(data) * share)])
-    message = "R-50.pkl: expected a pickle of numpy arrays, got a damaged or foreign file$"
+    message = "R-50.pkl: expected a pickle of numpy arrays, got a damaged file or another format$"
     with pytest.raises(UserError, match=message):
         load(tiny(), path)
 
 
 NOT_ARRAYS = {
-    "list": ([np.ones(1)], "expected a pickle of numpy arrays, got a damaged or foreign file$"),
+    "list": (
+        [np.ones(1)],
+        "expected a pickle of numpy arrays, got a damaged file or another format$",
+    ),
     "objects": ({"w": np.array(["x", None], dtype=object)}, "expected a pickle of numpy arrays"),
     "complex": ({"w": np.ones(2, dtype=complex)}, "expected a pickle of numpy arrays"),
-    "number": ({"w": 3}, "expected names and tensors"),
-    "numbered": ({1: np.ones(1)}, "expected names and tensors"),
+    "number": ({"w": 3}, "expected a state dict"),
+    "numbered": ({1: np.ones(1)}, "expected a state dict"),
     "empty": ({}, r"expected a residual network \(conv1.weight\), got none$"),
 }
 
@@ -290,13 +293,13 @@ def test_pickle_of_something_else(tmp_path: Path, content: object, message: str)
         load(tiny(), path)
 
 
-def test_absent_pickle(tmp_path: Path) -> None:
+def test_missing_pickle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"R-50.pkl: no such file"):
         read_state(tmp_path / "R-50.pkl")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_of_every_layout_and_protocol(tmp_path: Path, protocol: int) -> None:
+def test_arrays_of_every_memory_layout_and_protocol(tmp_path: Path, protocol: int) -> None:
     cube = np.arange(24.0).reshape(2, 3, 4)
     content = {
         "rows": cube,
@@ -317,8 +320,8 @@ def test_arrays_of_every_layout_and_protocol(tmp_path: Path, protocol: int) -> N
         np.testing.assert_array_equal(state[name].numpy(), value)
 
 
-def test_pickle_of_python_2(tmp_path: Path) -> None:
-    # As numpy 1 wrote it there: text for bytes, and its module's old name.
+def test_pickle_from_python_2(tmp_path: Path) -> None:
+    # as written by numpy 1 on Python 2: bytes as str, and numpy's old module name
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
         b"(K\x01(K\x02tcnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xff"
@@ -331,7 +334,7 @@ def test_pickle_of_python_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_stride_of_our_own_bottlenecks_must_be_the_models(tmp_path: Path, in_file: bool) -> None:
+def test_bottleneck_stride_of_our_file_must_equal_the_models(tmp_path: Path, in_file: bool) -> None:
     config = {"model": {"backbone": {"kind": "resnet50", "stride_in_1x1": in_file}}}
     metadata = {"class_names": "[]", "config": json.dumps(config)}
     path = tmp_path / "backbone.safetensors"

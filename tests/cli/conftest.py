@@ -1,4 +1,4 @@
-"""A tiny data set and config that the commands run on, and a way to call a command in-process."""
+"""Fixtures of the command tests: a tiny data set and config, a trained run, in-process calls."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ DOCUMENT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: exit code and what it wrote to either stream."""
+    """Exit code and output streams of a command."""
 
     code: int
     out: str
@@ -64,7 +64,7 @@ Call = Callable[..., Outcome]
 
 
 def write_site(folder: Path) -> None:
-    """Write tiny.yaml, and under data/ three pictures with train.json and val.json."""
+    """Write tiny.yaml, and a folder data/ with three images, train.json and val.json."""
     (folder / "data").mkdir(parents=True)
     (folder / "tiny.yaml").write_text(CONFIG)
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def write_site(folder: Path) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh tiny data set, in whose folder the commands are called."""
+    """A new folder with the tiny data set and config; the working directory of the test."""
     write_site(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -85,16 +85,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    """The content of train.json and val.json, changed freely."""
+    """A copy of the content of train.json and val.json; tests may change it."""
     return copy.deepcopy(DOCUMENT)
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call a tool's main function as its command does."""
+    """Return a function that runs a command in this process, as its console script does."""
 
-    def call(tool: ModuleType, *words: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, words)])
+    def call(tool: ModuleType, *arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             run_command(tool.main)
         streams = capsys.readouterr()
@@ -106,7 +106,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of two steps on the tiny data set, beside `data`; not to be changed."""
+    """The run folder of a detector trained for two steps, shared by tests; do not change it."""
     folder = tmp_path_factory.mktemp("trained")
     write_site(folder)
     with pytest.MonkeyPatch.context() as patch:

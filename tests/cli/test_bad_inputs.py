@@ -1,4 +1,4 @@
-"""Whatever a user can do wrong is one line on stderr, exit code 2, and no traceback."""
+"""Mistakes of the user: one line on stderr, exit code 2, no traceback."""
 
 import json
 import math
@@ -37,10 +37,10 @@ def change_box(*box: float) -> Callable[[Document], None]:
 
 def set_in(*path: str | int, value: Any) -> Callable[[Document], None]:
     def change(document: Document) -> None:
-        place: Any = document
-        for step in path[:-1]:
-            place = place[step]
-        place[path[-1]] = value
+        parent: Any = document
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = value
 
     return change
 
@@ -66,8 +66,8 @@ ANNOTATIONS = {
         set_in("categories", value={"1": "cow"}),
         ["train.json", "categories", "expected a list", "dict"],
     ),
-    "picture missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
-    "picture of another size": (
+    "image missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
+    "image of another size": (
         set_in("images", 0, "width", value=96),
         ["0.jpg", "96x64", "64x64"],
     ),
@@ -106,14 +106,14 @@ def test_training_json(site: Path, call: Call, text: str, parts: list[str]) -> N
 def test_truncated_jpeg(site: Path, call: Call, workers: int) -> None:
     path = site / "data" / "1.jpg"
     path.write_bytes(path.read_bytes()[:-900])
-    words = ["tiny.yaml", "loop.batch_size=3", f"loader.workers={workers}"]
-    assert_one_line(call(train_det, *words), "data/1.jpg", "whole JPEG")
+    arguments = ["tiny.yaml", "loop.batch_size=3", f"loader.workers={workers}"]
+    assert_one_line(call(train_det, *arguments), "data/1.jpg", "whole JPEG")
 
 
-TRAIN_WORDS = {
+TRAIN_ARGUMENTS = {
     "no config": (["absent.yaml"], ["absent.yaml: no such"]),
     "two configs": (["tiny.yaml", "other.yaml"], ["expected one config", "other.yaml"]),
-    "config that is no YAML": (["data/0.jpg"], ["data/0.jpg"]),
+    "config that is not YAML": (["data/0.jpg"], ["data/0.jpg"]),
     "key misspelt": (["tiny.yaml", "optim.lrr=1"], ["optim.lrr", "optim.lr"]),
     "key unknown": (["tiny.yaml", "model.depth=50"], ["model.depth"]),
     "wrong type": (["tiny.yaml", "loop.batch_size=many"], ["loop.batch_size", "many"]),
@@ -133,7 +133,7 @@ TRAIN_WORDS = {
         ["tiny.yaml", "data.val.annotations=''"],
         ["data.val.annotations: expected a COCO JSON, got none"],
     ),
-    "folder without the pictures": (
+    "folder without the images": (
         ["tiny.yaml", "data.val.images=."],
         ["expected the 3 images of data/val.json, got 0, without 0.jpg (no such file), 1.jpg"],
     ),
@@ -148,21 +148,21 @@ TRAIN_WORDS = {
     ),
     "output below a file": (["tiny.yaml", "--output", "tiny.yaml/run"], ["tiny.yaml/run"]),
     "nothing to resume": (["tiny.yaml", "--resume"], ["--resume", "runs/tiny/checkpoints"]),
-    "output around everything": (
+    "output is the current folder": (
         ["tiny.yaml", "--output", "."],
-        ["--output", "for this run alone"],
+        ["--output", "for this run only"],
     ),
-    "output of an unset variable": (["tiny.yaml", "--output", ""], ["--output", "this run alone"]),
+    "empty output": (["tiny.yaml", "--output", ""], ["--output", "this run only"]),
     "flag misspelt": (["tiny.yaml", "--outputs", "x"], ["--outputs", "--help"]),
     "flag without a value": (["tiny.yaml", "--device"], ["--device", "expected one argument"]),
     "no such device": (["tiny.yaml", "--device", "abacus"], ["device", "abacus"]),
 }
 
 
-@pytest.mark.parametrize(("words", "parts"), TRAIN_WORDS.values(), ids=TRAIN_WORDS)
+@pytest.mark.parametrize(("arguments", "parts"), TRAIN_ARGUMENTS.values(), ids=TRAIN_ARGUMENTS)
 @pytest.mark.usefixtures("site")
-def test_training_command(call: Call, words: list[str], parts: list[str]) -> None:
-    assert_one_line(call(train_det, *words), *parts)
+def test_training_command(call: Call, arguments: list[str], parts: list[str]) -> None:
+    assert_one_line(call(train_det, *arguments), *parts)
 
 
 def test_weights_of_another_class_count(
@@ -173,8 +173,8 @@ def test_weights_of_another_class_count(
         (site / "data" / f"{split}.json").write_text(json.dumps(document))
     weights = trained / "model.safetensors"
     assert_one_line(call(train_det, "tiny.yaml", f"model.weights={weights}"), str(weights), "owl")
-    words = ["data.val.images=data", "data.val.annotations=data/val.json"]
-    outcome = call(eval_tool, trained, *words, "--output", "scores", "--device", "cpu")
+    arguments = ["data.val.images=data", "data.val.annotations=data/val.json"]
+    outcome = call(eval_tool, trained, *arguments, "--output", "scores", "--device", "cpu")
     assert_one_line(outcome, "val.json", "owl")
 
 
@@ -185,8 +185,8 @@ def test_weights_of_another_network(site: Path, call: Call) -> None:
 
 
 @pytest.fixture
-def cut_run(site: Path, trained: Path) -> Path:
-    """A copy of the trained run whose weights and checkpoints are cut in half."""
+def truncated_run(site: Path, trained: Path) -> Path:
+    """A copy of the trained run with weights and checkpoints truncated to half their size."""
     run = site / "run"
     shutil.copytree(trained, run)
     for path in (run / "model.safetensors", *(run / "checkpoints").iterdir()):
@@ -194,49 +194,49 @@ def cut_run(site: Path, trained: Path) -> Path:
     return run
 
 
-def test_files_cut_in_half(cut_run: Path, call: Call) -> None:
-    checkpoint = cut_run / "checkpoints" / "step_00000002.pt"
-    resumed = call(train_det, "--resume", "--output", cut_run, "loop.max_steps=3")
+def test_truncated_files(truncated_run: Path, call: Call) -> None:
+    checkpoint = truncated_run / "checkpoints" / "step_00000002.pt"
+    resumed = call(train_det, "--resume", "--output", truncated_run, "loop.max_steps=3")
     assert_one_line(resumed, "step_00000002.pt", "damaged")
     assert_one_line(call(eval_tool, checkpoint), "step_00000002.pt", "damaged")
-    assert_one_line(call(eval_tool, cut_run), "model.safetensors")
-    assert_one_line(call(predict, cut_run, "data"), "model.safetensors")
+    assert_one_line(call(eval_tool, truncated_run), "model.safetensors")
+    assert_one_line(call(predict, truncated_run, "data"), "model.safetensors")
 
 
-def test_what_fails_moves_no_run(site: Path, trained: Path, call: Call) -> None:
+def test_a_failing_command_does_not_rename_the_earlier_run(
+    site: Path, trained: Path, call: Call
+) -> None:
     shutil.copytree(trained, site / "run")
-    for words in (["--device", "abacus"], ["loop.batch_size=3", "loop.accumulate=2"]):
-        outcome = call(train_det, "tiny.yaml", "--output", "run", *words)
-        assert_one_line(outcome, words[-1].removeprefix("loop.accumulate="))
+    for arguments in (["--device", "abacus"], ["loop.batch_size=3", "loop.accumulate=2"]):
+        outcome = call(train_det, "tiny.yaml", "--output", "run", *arguments)
+        assert_one_line(outcome, arguments[-1].removeprefix("loop.accumulate="))
     assert not (site / "run.1").exists()
 
 
-def test_a_config_of_something_else_is_not_written_over(
-    site: Path, trained: Path, call: Call
-) -> None:
+def test_a_foreign_config_is_not_overwritten(site: Path, trained: Path, call: Call) -> None:
     (site / "mine").mkdir()
     (site / "mine" / "config.yaml").write_text("mine")
-    words = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
-    assert_one_line(call(train_det, *words), "mine: expected a free folder")
+    arguments = ["tiny.yaml", "--output", "mine", "--device", "cpu"]
+    assert_one_line(call(train_det, *arguments), "mine: expected an empty folder or a run folder")
     assert (site / "mine" / "config.yaml").read_text() == "mine"
-    # that of a run which failed before its first line is no hindrance, and not kept
+    # the config of a run that failed before its first log line is overwritten, not kept
     shutil.copy(trained / "config.yaml", site / "mine")
-    assert call(train_det, *words).code == 0
+    assert call(train_det, *arguments).code == 0
     assert not (site / "mine.1").exists()
 
 
-def test_a_run_goes_on_with_its_own_classes_and_never_back(
+def test_resuming_refuses_fewer_steps_and_other_classes(
     site: Path, trained: Path, document: Document, call: Call
 ) -> None:
     shutil.copytree(trained, site / "run")
-    words = ["--resume", "--output", "run", "--device", "cpu"]
-    outcome = call(train_det, *words, "loop.max_steps=1")
-    assert_one_line(outcome, "loop.max_steps: expected at least 2, where the checkpoint is, got 1")
+    arguments = ["--resume", "--output", "run", "--device", "cpu"]
+    outcome = call(train_det, *arguments, "loop.max_steps=1")
+    assert_one_line(outcome, "loop.max_steps: expected at least the checkpoint's step, 2, got 1")
     for number, name in enumerate(("ant", "cow")):
         document["categories"][number]["name"] = name
     for split in ("train", "val"):
         (site / "data" / f"{split}.json").write_text(json.dumps(document))
-    outcome = call(train_det, *words, "loop.max_steps=3")
+    outcome = call(train_det, *arguments, "loop.max_steps=3")
     assert_one_line(outcome, "--resume: expected the checkpoint's class_names", "cow", "ant")
 
 
@@ -246,14 +246,17 @@ def test_checkpoint_of_another_network(site: Path, trained: Path, call: Call) ->
     assert_one_line(outcome, "another network")
 
 
-EVAL_WORDS = {
+EVAL_ARGUMENTS = {
     "nothing to score": ([], ["RUN_OR_CHECKPOINT", "--results"]),
     "no such run": (["absent"], ["absent: no such run"]),
-    "a folder without a run": (["data"], ["data: expected model.safetensors"]),
-    "a picture": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
-    "a flag of results": (["run", "--all-images"], ["or --results FILE.json [--named-images]"]),
+    "folder without a run": (["data"], ["data: expected model.safetensors"]),
+    "image in place of a run": (["data/0.jpg"], ["data/0.jpg", "damaged or foreign"]),
+    "flag of results with a run": (
+        ["run", "--all-images"],
+        ["or --results FILE.json [--named-images]"],
+    ),
     "run and results": (["run", "--results", "some.json"], ["expected RUN_OR_CHECKPOINT or"]),
-    "results without truth": (["--results", "some.json"], ["data.val.annotations=PATH"]),
+    "results without annotations": (["--results", "some.json"], ["data.val.annotations=PATH"]),
     "no such results": (
         ["--results", "absent.json", "data.val.annotations=data/val.json"],
         ["absent.json: no such file"],
@@ -262,15 +265,15 @@ EVAL_WORDS = {
         ["--results", "data/val.json", "data.val.annotations=data/val.json"],
         ["data/val.json: expected a list of detections, got dict"],
     ),
-    "results of other pictures": (
+    "results of other images": (
         ["--results", "some.json", "data.val.annotations=data/val.json"],
         ["some.json: detection 0: image_id", "99"],
     ),
-    "results of an image of another name": (
+    "results with an unknown file name": (
         ["--results", "named.json", "data.val.annotations=data/val.json"],
         ["named.json: detection 0: file_name: expected that of an image of", "got 'in/7.jpg'"],
     ),
-    "masks of objects without any": (
+    "mask results but annotations without masks": (
         ["--results", "masks.json", "data.val.annotations=data/val.json"],
         ["data/val.json: annotations[0]: segmentation: expected polygons or an RLE"],
     ),
@@ -291,49 +294,52 @@ EVAL_WORDS = {
 }
 
 
-@pytest.mark.parametrize(("words", "parts"), EVAL_WORDS.values(), ids=EVAL_WORDS)
-def test_evaluation_command(site: Path, call: Call, words: list[str], parts: list[str]) -> None:
-    stranger = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
-    (site / "some.json").write_text(json.dumps([stranger]))
-    (site / "masks.json").write_text(json.dumps([{**stranger, "bbox": [], "segmentation": 3}]))
-    named = {**stranger, "image_id": 11, "file_name": "in/7.jpg"}
+@pytest.mark.parametrize(("arguments", "parts"), EVAL_ARGUMENTS.values(), ids=EVAL_ARGUMENTS)
+def test_evaluation_command(site: Path, call: Call, arguments: list[str], parts: list[str]) -> None:
+    unknown_image = {"image_id": 99, "category_id": 4, "bbox": [1, 1, 9, 9], "score": 0.5}
+    (site / "some.json").write_text(json.dumps([unknown_image]))
+    (site / "masks.json").write_text(json.dumps([{**unknown_image, "bbox": [], "segmentation": 3}]))
+    named = {**unknown_image, "image_id": 11, "file_name": "in/7.jpg"}
     (site / "named.json").write_text(json.dumps([named]))
     (site / "empty.json").write_text("[]")
-    assert_one_line(call(eval_tool, *words), *parts)
+    assert_one_line(call(eval_tool, *arguments), *parts)
 
 
-PREDICT_WORDS = {
-    "no such picture": (["absent.jpg"], ["absent.jpg: no such image"]),
-    "no pictures": (["empty"], ["empty: expected images"]),
-    "no picture": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
+PREDICT_ARGUMENTS = {
+    "no such image": (["absent.jpg"], ["absent.jpg: no such image"]),
+    "folder without images": (["empty"], ["empty: expected images"]),
+    "file that is not an image": (["tiny.yaml"], ["tiny.yaml", "cannot be decoded"]),
     "truncated JPEG": (["half.jpg"], ["half.jpg", "whole JPEG"]),
     "score above one": (["data", "--score", "7"], ["--score", "7"]),
     "output that is a run": (["data", "--output", "run"], ["--output", "got a run: run"]),
-    "only what it drew itself": (["drawn", "--output", "drawn"], ["apart from those in drawn"]),
+    "folder with only its own drawings": (
+        ["drawn", "--output", "drawn"],
+        ["apart from those in drawn"],
+    ),
     "output below a file": (["data", "--output", "tiny.yaml/out"], ["tiny.yaml/out"]),
     "no such device": (["data", "--device", "abacus"], ["device", "abacus"]),
 }
 
 
-@pytest.mark.parametrize(("words", "parts"), PREDICT_WORDS.values(), ids=PREDICT_WORDS)
+@pytest.mark.parametrize(("arguments", "parts"), PREDICT_ARGUMENTS.values(), ids=PREDICT_ARGUMENTS)
 def test_prediction_command(
-    site: Path, trained: Path, call: Call, words: list[str], parts: list[str]
+    site: Path, trained: Path, call: Call, arguments: list[str], parts: list[str]
 ) -> None:
     whole = (site / "data" / "0.jpg").read_bytes()
     (site / "half.jpg").write_bytes(whole[: len(whole) // 2])
     for name, file in (("empty", "x.txt"), ("run", "checkpoints"), ("drawn", "0.jpg")):
         (site / name).mkdir()
         (site / name / file).write_bytes(whole)
-    assert_one_line(call(predict, trained, *words), *parts)
+    assert_one_line(call(predict, trained, *arguments), *parts)
 
 
-def test_damaged_pictures_are_left_out_when_asked(site: Path, trained: Path, call: Call) -> None:
+def test_damaged_images_are_skipped_with_skip_bad(site: Path, trained: Path, call: Call) -> None:
     whole = (site / "data" / "0.jpg").read_bytes()
     (site / "mixed").mkdir()
     for name, size in (("a.jpg", len(whole)), ("b.jpg", len(whole) // 2), ("c.jpg", len(whole))):
         (site / "mixed" / name).write_bytes(whole[:size])
-    words = ("mixed", "--output", "found", "--score", "0", "--skip-bad")
-    outcome = call(predict, trained, *words)
+    arguments = ("mixed", "--output", "found", "--score", "0", "--skip-bad")
+    outcome = call(predict, trained, *arguments)
     assert outcome.code == 0
     assert "skipped: mixed/b.jpg" in outcome.out
     assert "in 2 images: found" in outcome.out

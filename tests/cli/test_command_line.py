@@ -1,4 +1,4 @@
-"""The command line of every tool: what no path can be is one line; help comes at once."""
+"""Command line of every tool: invalid paths are one-line errors, --help imports little."""
 
 import subprocess
 import sys
@@ -13,28 +13,28 @@ from detection.commands import data as prepare_data
 from detection.commands import evaluate as eval_tool
 from detection.commands import pretrain as pretrain_backbone
 from detection.commands import train as train_det
-from engine.cli import CommandParser, split_words
+from engine.cli import CommandParser, split_arguments
 from tests.cli.conftest import Call
 from tests.cli.test_bad_inputs import assert_one_line
-from tools.lab import transfer_command as transfer
 from tools.lab.benchmarks import command as benchmark
 from tools.lab.study import command as repro
+from tools.lab.transfer import command as transfer
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LONG = "x" * 300
 SIDES = f"data.augment.short_sides=[{','.join(map(str, range(64, 200)))},x]"
 
 
-def test_an_override_may_be_longer_than_a_name(tmp_path: Path) -> None:
+def test_overrides_may_be_longer_than_file_names(tmp_path: Path) -> None:
     folder = tmp_path / "a=b"
     folder.mkdir()
     words = ["c.yaml", SIDES, "seed=1", str(folder), f"{LONG}/a=b", "loop.lr=1", "=x"]
-    files, overrides = split_words(words)
+    files, overrides = split_arguments(words)
     assert files == [Path("c.yaml"), folder, Path(f"{LONG}/a=b")]
     assert overrides == [SIDES, "seed=1", "loop.lr=1", "=x"]
 
 
-def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     parser = CommandParser()
@@ -46,7 +46,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
-    *((train_det, [word]) for word in (LONG, "data", "tiny.yaml/x", SIDES, "absent\nname")),
+    *((train_det, [path]) for path in (LONG, "data", "tiny.yaml/x", SIDES, "absent\nname")),
     (train_det, ["tiny.yaml", "--output", LONG]),
     (train_det, ["tiny.yaml", "--output", "tiny.yaml"]),
     (train_det, ["tiny.yaml", "--resume", "--output", LONG]),
@@ -67,14 +67,14 @@ BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
             *("data.augment.short_sides=[32]", "data.augment.max_side=32"),
         ],
     ),
-    *((pretrain_backbone, [word]) for word in (LONG, "data", "tiny.yaml/x")),
+    *((pretrain_backbone, [path]) for path in (LONG, "data", "tiny.yaml/x")),
     (pretrain_backbone, [f"data.root={LONG}", "data.demo=null", "--output", "out"]),
-    *((eval_tool, [word]) for word in (LONG, "tiny.yaml/x")),
+    *((eval_tool, [path]) for path in (LONG, "tiny.yaml/x")),
     (eval_tool, ["--results", LONG, "data.val.annotations=data/val.json"]),
     (eval_tool, ["--results", "data/val.json", f"data.val.annotations={LONG}"]),
-    *((predict, [word, "data"]) for word in (LONG, "tiny.yaml/x")),
-    *((compare, [word]) for word in (LONG, "data", "tiny.yaml")),
-    *((transfer, [word]) for word in (LONG, "data", "absent\x1b[2J")),
+    *((predict, [path, "data"]) for path in (LONG, "tiny.yaml/x")),
+    *((compare, [path]) for path in (LONG, "data", "tiny.yaml")),
+    *((transfer, [path]) for path in (LONG, "data", "absent\x1b[2J")),
     (transfer, ["tiny.yaml", "--config", LONG]),
     (transfer, ["tiny.yaml", "--config", "data"]),
     (repro, ["run", "cifar-degradation", "--data", LONG, "--output", LONG]),
@@ -82,31 +82,31 @@ BAD_PATHS: list[tuple[ModuleType, Sequence[str]]] = [
     (benchmark, ["nms", "--small", "--output", LONG]),
     (benchmark, ["nms", "--rounds", "0"]),
     (benchmark, ["a\nb"]),
-    *((prepare_data, ["voc-to-coco", word, "--xml", ".", "--output", "o"]) for word in (LONG, "x")),
+    *((prepare_data, ["voc-to-coco", path, "--xml", ".", "--output", "o"]) for path in (LONG, "x")),
     (prepare_data, ["voc-to-coco", ".", "--xml", LONG, "--output", "o"]),
     (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", LONG]),
     (prepare_data, ["voc-to-coco", ".", "--xml", "data", "--output", "o", "--names", LONG]),
 ]
 
 
-def named(value: object) -> str:
+def name_of(value: object) -> str:
     if isinstance(value, ModuleType):
         return value.__name__
     assert isinstance(value, list)
-    return ascii(" ".join(word[:40] for word in value))
+    return ascii(" ".join(argument[:40] for argument in value))
 
 
-@pytest.mark.parametrize(("tool", "words"), BAD_PATHS, ids=named)
+@pytest.mark.parametrize(("tool", "arguments"), BAD_PATHS, ids=name_of)
 @pytest.mark.usefixtures("site")
-def test_what_no_path_can_be_is_one_line(call: Call, tool: ModuleType, words: list[str]) -> None:
-    outcome = call(tool, *words)
+def test_invalid_paths_are_one_line(call: Call, tool: ModuleType, arguments: list[str]) -> None:
+    outcome = call(tool, *arguments)
     assert_one_line(outcome)
     assert outcome.err[:-1].isprintable()
     assert len(outcome.err) < 1500
 
 
 @pytest.mark.parametrize("tool", sorted(path.name for path in TOOLS.glob("[a-z]*.py")))
-def test_help_loads_no_large_package(tool: str) -> None:
+def test_help_imports_no_large_package(tool: str) -> None:
     program = (
         "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"

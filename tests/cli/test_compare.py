@@ -1,4 +1,4 @@
-"""compare.py on runs that ended, that were killed, and on files that are none of ours."""
+"""The compare command: finished and interrupted runs, damaged and foreign files."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def scored(step: int, ap: float | None) -> dict[str, Any]:
 
 
 def row_of(out: str) -> list[str]:
-    """Return steps, step of the scores and AP of the run called `run`."""
+    """Return the table's cells for the run `run`: steps, step of the scores, AP."""
     line = next(line for line in out.splitlines() if "│ run " in line and "steps" not in line)
     return [cell.strip() for cell in line.strip("│").split("│")][1:4]
 
@@ -39,7 +39,7 @@ def row_of(out: str) -> list[str]:
 FINISHED = [train(2), scored(2, 0.25), train(4), scored(4, 0.125)]
 RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list[str]]] = {
     "finished": ({"ap": 0.125}, FINISHED, {}, ["4", "4", "12.5"], []),
-    "the best exported": ({"ap": 0.25}, FINISHED, {}, ["4", "2", "25.0"], []),
+    "best weights exported": ({"ap": 0.25}, FINISHED, {}, ["4", "2", "25.0"], []),
     "equal scores": ({"ap": 0.5}, [scored(1, 0.5), scored(2, 0.5)], {}, ["2", "2", "50.0"], []),
     "null": ({"ap": None}, [scored(1, None)], {}, ["1", "1", "-"], []),
     "killed": (
@@ -49,7 +49,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list
         ["4", "2", "25.0"],
         ["run: unfinished: logged up to step 4, evaluated up to 2"],
     ),
-    "killed before its scores were written": (
+    "killed before scores were written": (
         {"ap": 0.25},
         FINISHED,
         {"exported": False},
@@ -77,19 +77,19 @@ RUNS: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any], list[str], list
         ["4", "4", "12.5"],
         ["run: damaged lines of metrics.jsonl, skipped: 10"],
     ),
-    "scores of nobody": (
+    "scores without a log line": (
         {"ap": 0.75},
         FINISHED,
         {},
         ["4", "-", "75.0"],
-        ["run: its scores are those of no evaluation that metrics.jsonl has"],
+        ["run: its scores match no evaluation in metrics.jsonl"],
     ),
     "no lines": ({"ap": 0.75}, [], {"exported": False}, ["-", "-", "75.0"], ["unfinished"]),
 }
 
 
 @pytest.mark.parametrize(("metrics", "lines", "more", "row", "notes"), RUNS.values(), ids=RUNS)
-def test_scores_stand_beside_their_own_step(
+def test_scores_are_shown_with_their_step(
     site: Path,
     call: Call,
     metrics: dict[str, Any],
@@ -108,7 +108,7 @@ def test_scores_stand_beside_their_own_step(
 
 
 FOREIGN = {
-    "cut": ('{"ap": 0.', "metrics.json: not valid JSON: line 1"),
+    "truncated": ('{"ap": 0.', "metrics.json: not valid JSON: line 1"),
     "empty": ("", "metrics.json: not valid JSON: line 1"),
     "list": ("[1]", "metrics.json: expected an object of scores, got list"),
     "text": ('{"ap": "good"}', "metrics.json: ap: expected a number from 0 to 1, got 'good'"),
@@ -122,7 +122,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("text", "message"), FOREIGN.values(), ids=FOREIGN)
-def test_foreign_scores_are_one_line(site: Path, call: Call, text: str, message: str) -> None:
+def test_invalid_scores_are_one_line(site: Path, call: Call, text: str, message: str) -> None:
     write_run(site / "run", text, FINISHED)
     outcome = call(compare, "run")
     assert outcome.code == 2
@@ -131,13 +131,13 @@ def test_foreign_scores_are_one_line(site: Path, call: Call, text: str, message:
 
 
 @pytest.mark.parametrize("name", ["absent", "x" * 300, "a\0b", "tiny.yaml", "data"])
-def test_a_path_that_is_no_run_is_one_line(site: Path, call: Call, name: str) -> None:
+def test_a_path_that_is_not_a_run_is_one_line(site: Path, call: Call, name: str) -> None:
     outcome = call(compare, name)
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
     assert "Traceback" not in outcome.err
 
 
-def test_not_a_number_is_shown_as_null(site: Path, call: Call) -> None:
+def test_nan_is_shown_like_null(site: Path, call: Call) -> None:
     write_run(site / "run", '{"ap": NaN}', [scored(1, None)])
     assert row_of(call(compare, "run").out) == ["1", "1", "-"]

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends as one that never was."""
+"""A run that is killed and resumed has the same final weights as an uninterrupted run."""
 
 import os
 import random
@@ -19,9 +19,9 @@ TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train_det.py"
 STEPS = 8
 
 
-def start(folder: Path, output: str, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, output: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(TRAIN), "tiny.yaml", f"loop.max_steps={STEPS}"]
-    command += ["loop.checkpoint_every=1", "loop.ema_decay=0.9", "--output", output, *words]
+    command += ["loop.checkpoint_every=1", "loop.ema_decay=0.9", "--output", output, *arguments]
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -46,33 +46,37 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """The weights of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The final weights of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     write_site(folder)
-    finish(start(folder, "whole", "loader.workers=0"))
-    return read_safetensors(folder / "whole" / "model.safetensors")[0]
+    finish(start(folder, "run", "loader.workers=0"))
+    return read_safetensors(folder / "run" / "model.safetensors")[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_sigkill_at_a_random_step(site: Path, whole: dict[str, Tensor], workers: int) -> None:
+def test_sigkill_at_a_random_step(
+    site: Path, uninterrupted: dict[str, Tensor], workers: int
+) -> None:
     rng = random.Random(time.time_ns())
-    # from the second on: the first checkpoint is written after the line of its step
+    # from step 2: the checkpoint of a step is written after its log line
     step, delay = rng.randrange(2, STEPS - 1), rng.uniform(0, 0.1)
-    words = [f"loader.workers={workers}"]
-    killed = start(site, "killed", *words)
+    arguments = [f"loader.workers={workers}"]
+    killed = start(site, "killed", *arguments)
     wait_for_step(killed, step)
-    time.sleep(delay)  # may fall into a step, or into the writing of a checkpoint
+    time.sleep(delay)  # the kill may come during a step or while a checkpoint is written
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
-    finish(start(site, "killed", "--resume", *words))
-    ours, _ = read_safetensors(site / "killed" / "model.safetensors")
+    finish(start(site, "killed", "--resume", *arguments))
+    resumed, _ = read_safetensors(site / "killed" / "model.safetensors")
     where = f"killed {delay:.3f} s after step {step}"
-    torch.testing.assert_close(ours, whole, rtol=0, atol=0, msg=lambda text: f"{where}: {text}")
+    torch.testing.assert_close(
+        resumed, uninterrupted, rtol=0, atol=0, msg=lambda text: f"{where}: {text}"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_polite_signals_leave_a_checkpoint(site: Path, number: signal.Signals) -> None:
+def test_sigint_and_sigterm_write_a_checkpoint(site: Path, number: signal.Signals) -> None:
     process = start(site, "run", "loop.max_steps=10000", "loop.checkpoint_every=10000")
     wait_for_step(process, 2)
     process.send_signal(number)

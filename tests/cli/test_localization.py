@@ -1,4 +1,4 @@
-"""train_det.py and eval.py on a localizer: a run, its scores, and mistakes in one line."""
+"""The commands train, eval and compare on a localizer; mistakes are one-line errors."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.detection.localization.tiny_localizer import tiny_config, write_tiny_
 
 @pytest.fixture
 def patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a tiny data set and patches.yaml, in which the commands are called."""
+    """A folder with a tiny data set and patches.yaml; the working directory of the test."""
     monkeypatch.chdir(tmp_path)
     write_tiny_imagenet(tmp_path / "data")
     (tmp_path / "patches.yaml").write_text(dump_config(tiny_config(Path("data"))))
@@ -28,29 +28,32 @@ def test_train_and_evaluate(patches: Path, call: Call) -> None:
     )
     done = call(train_det, "patches.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "1 boxes left out (no width or height): red_1.png (3, 4, 3, 9)" in done.out
+    assert "1 boxes dropped (no width or height): red_1.png (3, 4, 3, 9)" in done.out
     assert "error of the mean box" in done.out
     written = {path.name for path in (patches / "run").iterdir()}
     assert written >= {"metrics.json", "localizations.json", "model.safetensors", "pictures"}
 
-    for words in ([], ["evaluation.view=dense", "evaluation.merge=vote", "evaluation.mirror=true"]):
-        done = call(eval_tool, "run", *words, "--device", "cpu")
+    for arguments in (
+        [],
+        ["evaluation.view=dense", "evaluation.merge=vote", "evaluation.mirror=true"],
+    ):
+        done = call(eval_tool, "run", *arguments, "--device", "cpu")
         assert done.code == 0, done.err
         metrics = json.loads((patches / "run/eval/metrics.json").read_text())
-        assert metrics["num_pictures"] == 4
+        assert metrics["num_images"] == 4
         assert metrics["baseline_localization_error"] <= 1
     done = call(eval_tool, "run/checkpoints/step_00000002.pt", "--device", "cpu")
     assert done.code == 0, done.err
 
 
-def test_a_resumed_run_says_that_its_boxes_have_changed(patches: Path, call: Call) -> None:
-    words = ["--output", "run", "--device", "cpu"]
-    assert call(train_det, "patches.yaml", "loop.max_steps=1", *words).code == 0
+def test_a_resumed_run_reports_changed_boxes(patches: Path, call: Call) -> None:
+    arguments = ["--output", "run", "--device", "cpu"]
+    assert call(train_det, "patches.yaml", "loop.max_steps=1", *arguments).code == 0
     (patches / "data/train/red/red_boxes.txt").write_text("red_0.png\t1\t1\t20\t20\n")
-    done = call(train_det, "--resume", "loop.max_steps=2", *words)
+    done = call(train_det, "--resume", "loop.max_steps=2", *arguments)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("resumed with other data: training data") == 1
-    assert "validation data are not" not in done.out
+    assert done.out.count("resumed with changed data: training data") == 1
+    assert "validation data differ from" not in done.out
 
 
 MISTAKES = {
@@ -62,10 +65,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_one_line(patches: Path, call: Call, words: list[str], message: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(
+    patches: Path, call: Call, arguments: list[str], message: str
+) -> None:
     (patches / "data/train/blue/blue_boxes.txt").write_text("blue_0.png\t9\t9\t9\t9\n")
-    done = call(train_det, "patches.yaml", *words, "--output", "run", "--device", "cpu")
+    done = call(train_det, "patches.yaml", *arguments, "--output", "run", "--device", "cpu")
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
@@ -77,25 +82,25 @@ NO_FIRST_STAGE = {
 }
 
 
-@pytest.mark.parametrize(("words", "message"), NO_FIRST_STAGE.values(), ids=NO_FIRST_STAGE)
-def test_a_missing_first_stage_is_noticed_before_data_are_read(
-    patches: Path, call: Call, words: list[str], message: str
+@pytest.mark.parametrize(("arguments", "message"), NO_FIRST_STAGE.values(), ids=NO_FIRST_STAGE)
+def test_a_missing_first_stage_is_reported_before_data_is_read(
+    patches: Path, call: Call, arguments: list[str], message: str
 ) -> None:
     backbone = "model: {backbone: {norm: batch, frozen_stages: 0}}\n"
     text = f"task: localization_regions\ndata: {{root: no_data}}\n{backbone}"
     (patches / "regions.yaml").write_text(text)
-    done = call(train_det, "regions.yaml", *words)
+    done = call(train_det, "regions.yaml", *arguments)
     assert (done.code, done.err) == (2, f"error: {message}\n")
 
 
-def test_two_localizers_are_no_ensemble(patches: Path, call: Call) -> None:
+def test_two_localizers_are_refused(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     done = call(eval_tool, "run", "run", "--device", "cpu")
     assert done.code == 2
     assert "expected one detector or localizer, got 2" in done.err
 
 
-def test_runs_are_compared_by_their_errors(patches: Path, call: Call) -> None:
+def test_localization_error_is_compared(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     error = json.loads((patches / "run/metrics.json").read_text())["localization_error"]
     done = call(compare, "run")

@@ -1,4 +1,4 @@
-"""predict.py keeps what it found, whatever one of its images or its disk does."""
+"""The predict command keeps its results when images are bad, writing fails or it is stopped."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from backbones.images import read_image
 from detection.commands import predict
 from tests.cli.conftest import Call
 
-WORDS = ("--score", "0", "--device", "cpu", "--output", "out")
+OPTIONS = ("--score", "0", "--device", "cpu", "--output", "out")
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -25,8 +25,8 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def spoil(site: Path) -> None:
-    """Put into data/ files that cannot be read or drawn, between those that can."""
+def add_bad_images(site: Path) -> None:
+    """Add files to data/ that cannot be read or drawn, sorted between good ones."""
     data = site / "data"
     (data / "0a.jpg").write_bytes((data / "0.jpg").read_bytes()[:300])
     (data / "0b.png").write_bytes(b"no image")
@@ -40,13 +40,13 @@ def spoil(site: Path) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_bad_images_are_named_and_the_others_kept(
+def test_bad_images_are_reported_and_the_others_predicted(
     site: Path, trained: Path, call: Call, skip: bool
 ) -> None:
-    spoil(site)
+    add_bad_images(site)
     inputs = ("data", "absent.jpg", "empty")
     (site / "empty").mkdir()
-    outcome = call(predict, trained, *inputs, *WORDS, *["--skip-bad"] * skip)
+    outcome = call(predict, trained, *inputs, *OPTIONS, *["--skip-bad"] * skip)
     assert outcome.code == (0 if skip else 2), outcome.err
     assert outcome.err.count("\n") == (0 if skip else 1)
     for name in ("0a.jpg", "0b.png", "1a.jpg", "1b.png", "1c.jpg"):
@@ -61,57 +61,55 @@ def test_bad_images_are_named_and_the_others_kept(
     assert not (site / "out" / "detections.partial.jsonl").exists()
 
 
-def test_a_disk_that_refuses_drawings_keeps_the_results(
+def test_results_are_kept_if_a_drawing_cannot_be_written(
     site: Path, trained: Path, call: Call
 ) -> None:
     (site / "out" / "1.jpg.partial").mkdir(parents=True)  # where its drawing would be written
-    outcome = call(predict, trained, "data", *WORDS)
+    outcome = call(predict, trained, "data", *OPTIONS)
     assert outcome.code == 2
     assert "not drawn: out/1.jpg: cannot be written" in outcome.out
     assert {entry["image_id"] for entry in entries(site / "out")} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("place", ["detections.partial.jsonl", "detections.json"])
-def test_a_disk_that_refuses_results_is_one_line(
-    site: Path, trained: Path, call: Call, place: str
-) -> None:
+@pytest.mark.parametrize("name", ["detections.partial.jsonl", "detections.json"])
+def test_full_disk_is_one_line(site: Path, trained: Path, call: Call, name: str) -> None:
     (site / "out").mkdir()
-    if place == "detections.json":
-        (site / "out" / f"{place}.partial").symlink_to("/dev/full")
+    if name == "detections.json":
+        (site / "out" / f"{name}.partial").symlink_to("/dev/full")
     else:
-        (site / "out" / place).symlink_to("/dev/full")
-    outcome = call(predict, trained, "data", *WORDS)
+        (site / "out" / name).symlink_to("/dev/full")
+    outcome = call(predict, trained, "data", *OPTIONS)
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
-    assert f"{place}: cannot be written" in outcome.err
+    assert f"{name}: cannot be written" in outcome.err
 
 
-def test_overrides_are_taken(site: Path, trained: Path, call: Call) -> None:
-    outcome = call(predict, trained, "data", "model.roi.max_detections=1", *WORDS)
+def test_overrides_are_applied(site: Path, trained: Path, call: Call) -> None:
+    outcome = call(predict, trained, "data", "model.roi.max_detections=1", *OPTIONS)
     assert outcome.code == 0, outcome.err
     assert [entry["image_id"] for entry in entries(site / "out")] == [0, 1, 2]
-    wrong = call(predict, trained, "data", "model.roi.max_detection=1", *WORDS)
+    wrong = call(predict, trained, "data", "model.roi.max_detection=1", *OPTIONS)
     assert wrong.code == 2
     assert "model.roi.max_detections" in wrong.err
-    nothing = call(predict, trained, "model.roi.max_detections=1", *WORDS)
+    nothing = call(predict, trained, "model.roi.max_detections=1", *OPTIONS)
     assert nothing.code == 2
     assert "expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER" in nothing.err
 
 
-def test_twelve_bits_are_said_once(site: Path, trained: Path, call: Call) -> None:
+def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Call) -> None:
     for name in ("12a.png", "12b.png"):
         cv2.imwrite(str(site / name), np.full((40, 40), 4000, np.uint16))
-    outcome = call(predict, trained, "12a.png", "12b.png", *WORDS)
+    outcome = call(predict, trained, "12a.png", "12b.png", *OPTIONS)
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("12 are used") == 1
     assert read_image(site / "12a.png").max() == 250
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_was_found_outlives_a_signal(site: Path, trained: Path, number: int) -> None:
+def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int) -> None:
     images = ["data/0.jpg", "data/1.jpg"] * 3000
     process = subprocess.Popen(
-        [sys.executable, str(Path(str(predict.__file__))), str(trained), *images, *WORDS],
+        [sys.executable, str(Path(str(predict.__file__))), str(trained), *images, *OPTIONS],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -125,12 +123,12 @@ def test_what_was_found_outlives_a_signal(site: Path, trained: Path, number: int
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGKILL:
-        lines = partial.read_text().splitlines()[:-1]  # the last may be cut
+        lines = partial.read_text().splitlines()[:-1]  # the last may be incomplete
         assert all("file_name" in json.loads(line) for line in lines)
         return
     assert process.returncode == 130, err
     heard, stopped = err.splitlines()
-    assert heard.endswith(": stopping after this batch; again stops at once")
+    assert heard.endswith(": stopping after this batch; a second signal stops at once")
     assert stopped.startswith("stopped: interrupted after")
     assert len(entries(site / "out")) >= 10
     assert not partial.exists()

@@ -1,4 +1,4 @@
-"""pretrain_backbone.py, and eval.py and compare.py on what it leaves."""
+"""The pretrain command, and the commands eval, train and compare on its run."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ loop: {max_steps: 2, batch_size: 4, log_every: 1}
 
 @pytest.fixture
 def classes(site: Path) -> Path:
-    """The site of the detector's commands, with pictures of two classes and tiny_class.yaml."""
+    """The tiny detection data set, with a folder of images of two classes and tiny_class.yaml."""
     write_folder(site / "classes")
     (site / "tiny_class.yaml").write_text(CONFIG)
     return site
@@ -33,31 +33,31 @@ def classes(site: Path) -> Path:
 def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
     done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "batch-norm statistics computed anew over 16 training pictures" in done.out
+    assert "batch-norm statistics recomputed over 16 training images" in done.out
     names = {path.name for path in (classes / "run").iterdir()}
     assert names >= {"model.safetensors", "backbone.safetensors", "metrics.json", "curves.png"}
     center = json.loads((classes / "run" / "metrics.json").read_text())
 
-    words = ["tiny_class.yaml", "--output", "run", "--device", "cpu", "--resume"]
-    done = call(pretrain_backbone, *words)
+    arguments = ["tiny_class.yaml", "--output", "run", "--device", "cpu", "--resume"]
+    done = call(pretrain_backbone, *arguments)
     assert (done.code, done.err) == (0, "")
-    assert "finished at step 2 already" in done.out
+    assert "already finished at step 2" in done.out
     assert "run/backbone.safetensors: made from these weights already" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
-    assert "statistics computed anew" in call(pretrain_backbone, *words).out
+    assert "statistics computed anew" in call(pretrain_backbone, *arguments).out
 
     again = call(eval_tool, "run", "--device", "cpu")
     assert again.code == 0, again.err
     scored = json.loads((classes / "run" / "eval" / "metrics.json").read_text())
     assert scored["top1"] == center["top1"]
-    for words in (["run", "evaluation.view=ten_crop"], ["run", "run/checkpoints/best.pt"]):
-        done = call(eval_tool, *words, "--output", "more", "--device", "cpu")
+    for arguments in (["run", "evaluation.view=ten_crop"], ["run", "run/checkpoints/best.pt"]):
+        done = call(eval_tool, *arguments, "--output", "more", "--device", "cpu")
         assert done.code == 0, done.err
-        assert json.loads((classes / "more" / "metrics.json").read_text())["num_pictures"] == 8
+        assert json.loads((classes / "more" / "metrics.json").read_text())["num_images"] == 8
 
     weights = "model.backbone.weights=run/backbone.safetensors"
-    words = ["tiny.yaml", weights, "model.backbone.norm=batch", "--output", "detector"]
-    done = call(train_det, *words, "--device", "cpu")
+    arguments = ["tiny.yaml", weights, "model.backbone.norm=batch", "--output", "detector"]
+    done = call(train_det, *arguments, "--device", "cpu")
     assert done.code == 0, done.err
     assert "weights from run/backbone.safetensors (resdet, sha256" in done.out
 
@@ -67,20 +67,20 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert f"{100 * center['top1']:.1f}" in done.out
 
 
-def test_a_resumed_run_says_that_its_pictures_have_changed(classes: Path, call: Call) -> None:
-    words = ["--output", "run", "--device", "cpu"]
-    assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *words).code == 0
-    picture = min((classes / "classes" / "val").rglob("*.*"))
-    picture.rename(picture.with_stem("another"))
-    done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *words)
+def test_a_resumed_run_reports_changed_images(classes: Path, call: Call) -> None:
+    arguments = ["--output", "run", "--device", "cpu"]
+    assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *arguments).code == 0
+    image = min((classes / "classes" / "val").rglob("*.*"))
+    image.rename(image.with_stem("another"))
+    done = call(pretrain_backbone, "--resume", "loop.max_steps=2", *arguments)
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("resumed with other data: validation data") == 1
-    assert "training data are not" not in done.out
+    assert done.out.count("resumed with changed data: validation data") == 1
+    assert "training data differ from" not in done.out
 
 
-def test_pixels_of_the_detector_must_be_the_backbones(classes: Path, call: Call) -> None:
-    words = ["tiny_class.yaml", "model.backbone.pixel_mean=[128, 128, 128]", "--output", "run"]
-    assert call(pretrain_backbone, *words, "--device", "cpu").code == 0
+def test_pixel_mean_of_the_detector_must_equal_the_backbone_s(classes: Path, call: Call) -> None:
+    arguments = ["tiny_class.yaml", "model.backbone.pixel_mean=[128, 128, 128]", "--output", "run"]
+    assert call(pretrain_backbone, *arguments, "--device", "cpu").code == 0
     weights = "model.backbone.weights=run/backbone.safetensors"
     done = call(train_det, "tiny.yaml", weights, "model.backbone.norm=batch", "--device", "cpu")
     assert done.code == 2
@@ -95,7 +95,7 @@ MISTAKES = {
     "cifar": (["data.kind=cifar10"], "expected cifar-10-batches-py/"),
     "cifar crop": (
         ["data.kind=cifar10", "augment.crop=48"],
-        "augment.crop: expected at most 32 (32 and the padding), got 48",
+        "augment.crop: expected at most 32 (32 plus the padding), got 48",
     ),
     "weights": (["model.backbone.weights=none.pth"], "none.pth"),
     "two configs": (["other.yaml"], "expected one config"),
@@ -103,19 +103,21 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_one_line(classes: Path, call: Call, words: list[str], message: str) -> None:
-    done = call(pretrain_backbone, "tiny_class.yaml", *words, "--output", "run")
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(
+    classes: Path, call: Call, arguments: list[str], message: str
+) -> None:
+    done = call(pretrain_backbone, "tiny_class.yaml", *arguments, "--output", "run")
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
     assert "Traceback" not in done.err
 
 
-def test_a_run_that_is_none_cannot_be_compared(site: Path, call: Call) -> None:
+def test_a_folder_without_a_run_cannot_be_compared(site: Path, call: Call) -> None:
     done = call(compare, "data")
     assert done.code == 2
-    assert "metrics.json: expected that of an evaluated run, got no such file" in done.err
+    assert "metrics.json: expected the file of an evaluated run, got none" in done.err
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,9 @@ def test_a_run_that_is_none_cannot_be_compared(site: Path, call: Call) -> None:
         ("", 0, "run"),
         ('{"kind": "ev', 0, "run: damaged lines of metrics.jsonl, skipped: 1"),
     ],
-    ids=["whole", "empty", "cut"],
+    ids=["complete", "empty", "truncated"],
 )
-def test_runs_without_a_score_or_an_end_are_compared(
+def test_incomplete_runs_are_compared(
     site: Path, call: Call, lines: str, code: int, part: str
 ) -> None:
     (site / "run").mkdir()

@@ -1,4 +1,4 @@
-"""The console script: its subcommands, what it says of others, and the configs that it finds."""
+"""Console script `resdet`: its subcommands, unknown subcommands, lookup of configs."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ from tests.cli.conftest import Call, Outcome
 DEMO = Path("configs/detection/demo.yaml")
 
 
-def resdet(*words: str, folder: Path) -> Outcome:
-    """Run the console script in another process."""
+def resdet(*arguments: str, folder: Path) -> Outcome:
+    """Run the console script in a subprocess."""
     program = "from detection.commands.main import run; run()"
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *arguments],
         cwd=folder,
         env={"PYTHONPATH": str(CONFIGS.parent), "PATH": ""},
         capture_output=True,
@@ -29,7 +29,7 @@ def resdet(*words: str, folder: Path) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def test_help_names_every_command(tmp_path: Path) -> None:
+def test_help_lists_every_command(tmp_path: Path) -> None:
     found = resdet("--help", folder=tmp_path)
     assert found.code == 0
     assert [name for name in main.COMMANDS if f"  {name} " not in found.out] == []
@@ -42,7 +42,7 @@ def test_every_command_has_help(name: str, tmp_path: Path) -> None:
     assert found.out.startswith(f"usage: resdet {name} ")
 
 
-def test_another_name_is_one_line(tmp_path: Path) -> None:
+def test_unknown_command_is_one_line(tmp_path: Path) -> None:
     found = resdet("tran", folder=tmp_path)
     assert found.code == 2
     assert found.err.startswith("error: resdet: expected one of train, eval, ")
@@ -58,7 +58,7 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert find_config(DEMO) == DEMO
 
 
-def test_other_commands_are_named_as_this_one_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suggested_commands_use_the_form_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["tools/train_det.py"])
     assert command_line("eval", "eval") == "python tools/eval.py"
     monkeypatch.setattr(sys, "argv", ["resdet train"])

@@ -1,4 +1,4 @@
-"""Jobs that are started again go on, where there is something of theirs to go on from."""
+"""Restarted jobs resume from their last checkpoint."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from detection.commands import train as train_det
 from tests.cli.conftest import Call, Outcome
 
 
-def start(call: Call, *words: str) -> Outcome:
-    return call(train_det, "tiny.yaml", "--output", "run", "--device", "cpu", *words)
+def start(call: Call, *arguments: str) -> Outcome:
+    return call(train_det, "tiny.yaml", "--output", "run", "--device", "cpu", *arguments)
 
 
 @pytest.mark.parametrize(
-    ("words", "variable"),
+    ("arguments", "variable"),
     [
         (["--auto-resume"], None),
         ([], "TORCHELASTIC_RESTART_COUNT"),
@@ -22,28 +22,32 @@ def start(call: Call, *words: str) -> Outcome:
     ],
     ids=["flag", "torchrun", "slurm"],
 )
-def test_a_job_that_is_started_again_goes_on(
-    site: Path, call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], variable: str | None
+def test_a_restarted_job_is_resumed(
+    site: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    variable: str | None,
 ) -> None:
     if variable is not None:
         monkeypatch.setenv(variable, "1")
-    words = [*words, "loop.max_steps=3", "loop.batch_size=1"]
+    arguments = [*arguments, "loop.max_steps=3", "loop.batch_size=1"]
     last = site / "data" / f"{np.random.default_rng((0, 0)).permutation(3)[-1]}.jpg"
     image = last.read_bytes()
     last.write_text("no image")
-    stopped = start(call, *words)
+    stopped = start(call, *arguments)
     assert stopped.code == 2
     last.write_bytes(image)
-    done = start(call, *words)
+    done = start(call, *arguments)
     assert done.code == 0, done.err
     assert "resumed at step 2" in done.out
     assert sorted(path.name for path in site.iterdir() if path.is_dir()) == ["data", "run"]
-    again = start(call, *words)
+    again = start(call, *arguments)
     assert again.code == 0
-    assert "finished at step 3 already" in again.out
+    assert "already finished at step 3" in again.out
 
 
-def test_without_it_a_run_starts_anew(site: Path, call: Call) -> None:
+def test_without_auto_resume_a_new_run_starts(site: Path, call: Call) -> None:
     for _ in range(2):
         done = start(call)
         assert done.code == 0, done.err
@@ -51,16 +55,16 @@ def test_without_it_a_run_starts_anew(site: Path, call: Call) -> None:
     assert (site / "run.1" / "model.safetensors").exists()
 
 
-def test_another_config_is_not_gone_on_with(site: Path, call: Call) -> None:
+def test_a_run_with_another_config_is_not_resumed(site: Path, call: Call) -> None:
     assert start(call).code == 0
     refused = start(call, "optim.lr=0.5", "--auto-resume")
     assert refused.code == 2
     assert "holds a run of another config (optim.lr: 0.001 -> 0.5)" in refused.err
 
 
-def test_the_last_lines_name_what_is_there_and_what_is_next(site: Path, call: Call) -> None:
-    told = start(call).out.splitlines()
-    assert told[-3].startswith("2 steps, 0:00:")
-    assert "best " in told[-3]
-    assert told[-2] == "run/model.safetensors: weights of step 2 (the last)"
-    assert told[-1] == "next: python tools/predict.py run IMAGE ..."
+def test_the_last_lines_name_the_weights_and_the_next_command(site: Path, call: Call) -> None:
+    lines = start(call).out.splitlines()
+    assert lines[-3].startswith("2 steps, 0:00:")
+    assert "best " in lines[-3]
+    assert lines[-2] == "run/model.safetensors: weights of step 2 (the last)"
+    assert lines[-1] == "next: python tools/predict.py run IMAGE ..."

@@ -1,4 +1,4 @@
-"""How long OpenMP's threads spin in a command."""
+"""Commands limit how long idle OpenMP threads spin."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ import os, sys
 from engine.cli import run_command
 
 def main():
-    assert "torch" not in sys.modules  # it reads the count when it is loaded
+    assert "torch" not in sys.modules  # OpenMP reads the count when torch is loaded
     print(os.environ.get("GOMP_SPINCOUNT"))
 
 run_command(main)
@@ -23,19 +23,19 @@ run_command(main)
 
 
 @pytest.mark.parametrize(
-    ("own", "expected"),
+    ("user_settings", "expected"),
     [
         ({}, str(SPIN_COUNT)),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "passive"}, "None"),
     ],
-    ids=["ours", "the user's count", "the user's policy"],
+    ids=["default", "user's count", "user's policy"],
 )
-def test_a_command_bounds_the_spinning_unless_the_user_has(
-    own: dict[str, str], expected: str
+def test_spin_count_is_set_unless_the_user_sets_it(
+    user_settings: dict[str, str], expected: str
 ) -> None:
     kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    environment = kept | {"PYTHONPATH": str(REPOSITORY)} | own
+    environment = kept | {"PYTHONPATH": str(REPOSITORY)} | user_settings
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""tools/transfer.py: which runs it plans, what it leaves, what it refuses."""
+"""tools/transfer.py: planned runs, output files, error messages."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,8 @@ from detection.config import DetectionConfig
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
 from tests.cli.conftest import Call
-from tools.lab import transfer_command as transfer
-from tools.lab.transfer import plan_trials
+from tools.lab.transfer import command as transfer
+from tools.lab.transfer.trials import plan_trials
 
 CLASSIFIER = """
 task: classification
@@ -48,8 +48,8 @@ trials:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with configs and a backbone, in which commands are called."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configs and a backbone; the working directory of the test."""
     for name, text in (
         ("classifier.yaml", CLASSIFIER),
         ("detector.yaml", DETECTOR),
@@ -63,13 +63,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_overrides_go_to_one_task_or_to_all(place: Path) -> None:
-    words = ["seed=5", "detection.loop.max_steps=1", "classification.optim.lr=0.5"]
+def test_overrides_apply_to_one_task_or_to_all(folder: Path) -> None:
+    arguments = ["seed=5", "detection.loop.max_steps=1", "classification.optim.lr=0.5"]
     classification, detection = plan_trials(
-        place / "trials.yaml",
-        place / "backbone.safetensors",
-        output=place / "out",
-        overrides=words,
+        folder / "trials.yaml",
+        folder / "backbone.safetensors",
+        output=folder / "out",
+        overrides=arguments,
     )
     for run in (detection.pretrained, detection.random):
         assert (run.config.seed, run.config.loop.max_steps, run.config.optim.lr) == (5, 1, 0.001)
@@ -77,12 +77,12 @@ def test_overrides_go_to_one_task_or_to_all(place: Path) -> None:
     assert classification.random.config.loop.max_steps == 2
     config = detection.pretrained.config
     assert isinstance(config, DetectionConfig)
-    assert config.model.backbone.weights == str(place / "backbone.safetensors")
-    assert detection.random.folder == place / "out" / "detection_random"
+    assert config.model.backbone.weights == str(folder / "backbone.safetensors")
+    assert detection.random.folder == folder / "out" / "detection_random"
 
 
-def test_the_configs_of_the_repository_make_four_trials(place: Path) -> None:
-    trials = plan_trials(transfer.TRANSFER, place / "backbone.safetensors", output=place)
+def test_repository_config_has_four_trials(folder: Path) -> None:
+    trials = plan_trials(transfer.TRANSFER, folder / "backbone.safetensors", output=folder)
     assert [t.name for t in trials] == [
         "classification",
         "localization",
@@ -91,8 +91,8 @@ def test_the_configs_of_the_repository_make_four_trials(place: Path) -> None:
     ]
 
 
-def test_table_picture_and_runs_that_are_done(place: Path, call: Call) -> None:
-    words = [
+def test_report_is_written_and_finished_runs_are_skipped(folder: Path, call: Call) -> None:
+    arguments = [
         "backbone.safetensors",
         "--config",
         "trials.yaml",
@@ -101,43 +101,43 @@ def test_table_picture_and_runs_that_are_done(place: Path, call: Call) -> None:
         "--device",
         "cpu",
     ]
-    outcome = call(transfer, *words)
+    outcome = call(transfer, *arguments)
     assert outcome.code == 0, outcome.err
-    report = (place / "out" / "report.md").read_text()
+    report = (folder / "out" / "report.md").read_text()
     assert [line.split("|")[1].strip() for line in report.splitlines()[2:]] == [
         "task",
         "---",
         "classification",
         "detection",
     ]
-    assert min(read_image(place / "out" / "transfer.png").shape[:2]) > 100
-    again = call(transfer, *words)
+    assert min(read_image(folder / "out" / "transfer.png").shape[:2]) > 100
+    again = call(transfer, *arguments)
     assert again.code == 0
     assert again.out.count("is done") == 4
-    assert (place / "out" / "report.md").read_text() == report
-    changed = call(transfer, *words, "seed=3")
+    assert (folder / "out" / "report.md").read_text() == report
+    changed = call(transfer, *arguments, "seed=3")
     assert changed.code == 2
     assert "holds a run of another config (seed: 0 -> 3)" in changed.err
 
 
-def test_a_backbone_that_is_not_there(place: Path, call: Call) -> None:
+def test_missing_backbone(folder: Path, call: Call) -> None:
     outcome = call(transfer, "nowhere.safetensors", "--config", "trials.yaml")
     assert outcome.code == 2
-    assert "nowhere.safetensors: expected a file of weights, got none" in outcome.err
+    assert "nowhere.safetensors: expected a weights file, got none" in outcome.err
     assert call(transfer, "seed=1").code == 2
 
 
-def test_a_wrong_key_of_the_file_is_named(place: Path) -> None:
-    (place / "trials.yaml").write_text(TRIALS.replace("score: ap", "scores: ap"))
+def test_unknown_key_of_the_config_is_named(folder: Path) -> None:
+    (folder / "trials.yaml").write_text(TRIALS.replace("score: ap", "scores: ap"))
     with pytest.raises(UserError, match=r"trials\.yaml: .*unknown key"):
-        plan_trials(place / "trials.yaml", place / "backbone.safetensors", output=place)
+        plan_trials(folder / "trials.yaml", folder / "backbone.safetensors", output=folder)
 
 
-def test_a_run_without_drawings_is_refused_at_the_start(place: Path, call: Call) -> None:
-    words = ["backbone.safetensors", "--config", "trials.yaml", "detection.loop.drawn_pictures=0"]
-    outcome = call(transfer, *words)
+def test_a_run_without_drawings_is_refused_at_the_start(folder: Path, call: Call) -> None:
+    arguments = ["backbone.safetensors", "--config", "trials.yaml", "detection.loop.drawn_images=0"]
+    outcome = call(transfer, *arguments)
     assert outcome.code == 2
-    assert outcome.err == "error: detection: loop.drawn_pictures: expected at least 1, got 0\n"
+    assert outcome.err == "error: detection: loop.drawn_images: expected at least 1, got 0\n"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_run_without_drawings_is_refused_at_the_start(place: Path, call: Call)
         ("\x00", None),
     ],
 )
-def test_scores_of_a_run_are_read_or_refused(place: Path, text: str, score: float | None) -> None:
+def test_scores_are_read_or_refused(folder: Path, text: str, score: float | None) -> None:
     trial, _ = plan_trials(
-        place / "trials.yaml", place / "backbone.safetensors", output=place / "out"
+        folder / "trials.yaml", folder / "backbone.safetensors", output=folder / "out"
     )
     for run in (trial.pretrained, trial.random):
         run.folder.mkdir(parents=True)

@@ -19,7 +19,7 @@ from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
 
@@ -217,7 +217,7 @@ def test_images_of_extreme_shapes(run: Path, size: tuple[int, int]) -> None:
 
 
 def test_a_truncated_image_of_pillow_is_one_line(run: Path, tmp_path: Path) -> None:
-    Image.fromarray(smooth_picture()).save(tmp_path / "a.jpg")
+    Image.fromarray(smooth_image()).save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(data[:-200])
     with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="whole image"):
@@ -240,7 +240,7 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     cases = {
         tmp_path / "bare.safetensors": "expected a detector's config beside its weights, got none",
         tmp_path / "bare.pt": "expected a checkpoint of a run",
-        tmp_path: "expected model.safetensors in it",
+        tmp_path: "expected model.safetensors of a finished run",
         tmp_path / "absent": "no such run folder or file",
     }
     for path, message in cases.items():
@@ -253,7 +253,9 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
         load_detector(run, device="cpu").predict("a.jpg")
     with pytest.raises(UserError, match="of another network than the model"):
         load_trained(run, ["model.neck.kind=c4"])
-    with pytest.raises(UserError, match="device: process needs cuda:99"):
+    with pytest.raises(
+        UserError, match=r"device: expected one of the \d+ GPUs of this machine, got cuda:99"
+    ):
         load_detector(run, device="cuda:99")
 
 

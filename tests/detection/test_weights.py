@@ -214,7 +214,7 @@ def test_another_network_of_torchvision_is_named(tmp_path: Path) -> None:
     save_theirs(path, 5)
     state = torch.load(path, weights_only=True) | {"roi_heads.mask_head.w": torch.ones(1)}
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"maskrcnn.pth: .*left over: roi_heads.mask_head.w$"):
+    with pytest.raises(UserError, match=r"maskrcnn.pth: .*unexpected: roi_heads.mask_head.w$"):
         load(Predictor(4), path, NAMES, (1, 2, 3, 4))
 
 

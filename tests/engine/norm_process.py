@@ -1,4 +1,4 @@
-"""Run under torchrun by test_sync_norm.py: gradients and statistics of a net with batch norm."""
+"""Program for test_sync_norm.py under torchrun: gradients and statistics of a batch norm net."""
 
 import gc
 import sys
@@ -9,38 +9,38 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.distributed import world
+from engine.distributed import process_group
 from engine.sync_norm import GlobalBatchNorm2d, synchronise_norms
 
 
 def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
-    """Train the net on this process's share of six pictures for one step, in float64.
+    """Train the net on this process's share of six images for one step, in float64.
 
     Returns:
-        The group of processes, which by then nobody needs.
+        A weak reference to the process group, which should be freed by then; None on one process.
     """
     torch.set_num_threads(1)
-    with world("cpu", timeout_s=60) as here:
-        group = None if here.size == 1 else weakref.ref(dist.distributed_c10d._get_default_group())
+    with process_group("cpu", timeout_s=60) as world:
+        group = None if world.size == 1 else weakref.ref(dist.distributed_c10d._get_default_group())
         torch.manual_seed(0)
         net = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
         ).double()
-        pictures = torch.randn(6, 3, 8, 8, dtype=torch.float64)
-        synchronise_norms(net, here)
+        images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+        synchronise_norms(net, world)
         synced = [isinstance(each, GlobalBatchNorm2d) for each in net.modules()]
-        assert sum(synced) == (0 if here.size == 1 else 2)
-        wrapped = net if here.size == 1 else DistributedDataParallel(net)
-        wrapped(pictures[here.rank :: here.size]).pow(3).mean().backward()
+        assert sum(synced) == (0 if world.size == 1 else 2)
+        wrapped = net if world.size == 1 else DistributedDataParallel(net)
+        wrapped(images[world.rank :: world.size]).pow(3).mean().backward()
         result = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
         net.eval()
-        if here.is_main:
-            torch.save(result | {"evaluated": net(pictures).detach()}, output)
+        if world.is_main:
+            torch.save(result | {"evaluated": net(images).detach()}, output)
     return group
 
 
 if __name__ == "__main__":
-    left = main(*sys.argv[1:])
+    group = main(*sys.argv[1:])
     gc.collect()
-    # else its threads may end their work while Python shuts down, and abort the process
-    assert left is None or left() is None
+    # otherwise its threads may still work while Python shuts down, and abort the process
+    assert group is None or group() is None

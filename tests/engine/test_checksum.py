@@ -1,4 +1,4 @@
-"""Damage to our own files is noticed wherever it is."""
+"""Checksums: any damage to a checkpoint or weights file is detected."""
 
 import random
 from collections.abc import Callable
@@ -30,8 +30,8 @@ PAYLOAD = {
 Read = Callable[[Path], Any]
 
 
-def written(kind: str, folder: Path) -> tuple[Path, Read]:
-    """Write a small file of ours; return it and how it is read."""
+def write_file_of_kind(kind: str, folder: Path) -> tuple[Path, Read]:
+    """Write a small file; return its path and the function that reads it."""
     path = folder / f"a.{kind}"
     if kind == "pt":
         save_checkpoint(path, PAYLOAD)
@@ -41,29 +41,29 @@ def written(kind: str, folder: Path) -> tuple[Path, Read]:
 
 
 def flips(size: int) -> list[tuple[int, int]]:
-    """Return (byte, bit) of flips over the whole file, all of its first and last bytes'."""
-    draw = random.Random(0)
+    """Return (byte, bit) to flip: every byte at both ends, and random ones in between."""
+    rng = random.Random(0)
     ends = [*range(24), *range(size - 90, size)]
-    return [(at, draw.randrange(8)) for at in ends] + [
-        (draw.randrange(size), draw.randrange(8)) for _ in range(400)
+    return [(at, rng.randrange(8)) for at in ends] + [
+        (rng.randrange(size), rng.randrange(8)) for _ in range(400)
     ]
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_no_flipped_bit_is_taken(tmp_path: Path, kind: str) -> None:
-    path, read = written(kind, tmp_path)
+def test_flipped_bits_are_detected(tmp_path: Path, kind: str) -> None:
+    path, read = write_file_of_kind(kind, tmp_path)
     content = path.read_bytes()
-    taken, messages = [], set()
+    accepted, messages = [], set()
     for at, bit in flips(len(content)):
         altered = bytearray(content)
         altered[at] ^= 1 << bit
         path.write_bytes(altered)
         try:
             read(path)
-            taken.append((at, bit))
+            accepted.append((at, bit))
         except UserError as error:
             messages.add(str(error))
-    assert taken == []
+    assert accepted == []
     assert all(str(path) in message and "\n" not in message for message in messages)
 
 
@@ -83,27 +83,27 @@ def test_no_flipped_bit_is_taken(tmp_path: Path, kind: str) -> None:
     ],
     ids=["less", "end", "half", "more", "twice", "hole", "dropped", "inserted", "empty"],
 )
-def test_no_other_length_is_taken(
+def test_changed_length_is_detected(
     tmp_path: Path, kind: str, change: Callable[[bytes], bytes]
 ) -> None:
-    path, read = written(kind, tmp_path)
+    path, read = write_file_of_kind(kind, tmp_path)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=rf"a\.{kind}: expected a "):
         read(path)
 
 
-def test_what_is_whole_is_read_and_others_can_read_it(tmp_path: Path) -> None:
-    path, read = written("pt", tmp_path)
+def test_intact_files_are_read_by_us_and_by_other_libraries(tmp_path: Path) -> None:
+    path, read = write_file_of_kind("pt", tmp_path)
     torch.testing.assert_close(read(path)["model"], STATE)
     torch.testing.assert_close(torch.load(path, weights_only=True)["model"], STATE)
     assert checksum_note(path) is None
-    path, read = written("safetensors", tmp_path)
+    path, read = write_file_of_kind("safetensors", tmp_path)
     assert read(path)[1] == METADATA
     torch.testing.assert_close(safetensors.torch.load_file(path), STATE)
     assert checksum_note(path) is None
 
 
-def test_files_without_a_checksum_are_read_and_say_so(tmp_path: Path) -> None:
+def test_files_without_a_checksum_are_read_with_a_note(tmp_path: Path) -> None:
     torch.save(PAYLOAD, tmp_path / "old.pt")
     torch.save(STATE, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(STATE, tmp_path / "old.safetensors", METADATA)
@@ -116,8 +116,8 @@ def test_files_without_a_checksum_are_read_and_say_so(tmp_path: Path) -> None:
         assert f"{name}: has no checksum" in note
 
 
-def test_equal_weights_and_text_give_equal_bytes(tmp_path: Path) -> None:
-    # the library's own order of metadata differs from call to call, as from process to process
+def test_equal_weights_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    # the safetensors library orders metadata differently in each call
     state = {f"layer{i}.weight": torch.full((i + 1,), float(i)) for i in range(9)}
     state |= {f"steps{i}": torch.tensor(i) for i in range(5)}
     text = {f"key {i}": "é" * i for i in range(9)}
@@ -133,7 +133,7 @@ def test_equal_weights_and_text_give_equal_bytes(tmp_path: Path) -> None:
     assert int.from_bytes(content[:8], "little") % 8 == 0
 
 
-def test_a_header_that_promises_more_than_the_file_holds(tmp_path: Path) -> None:
+def test_header_longer_than_the_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes((1 << 60).to_bytes(8, "little") + b'{"a":1}')
     with pytest.raises(UserError, match=r"a\.safetensors: expected a safetensors file"):

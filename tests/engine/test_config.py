@@ -1,3 +1,5 @@
+"""Config files: bases, overrides, validation and its messages."""
+
 import math
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,7 +13,7 @@ from engine.schema import Config, LoopConfig, OptimConfig, RunConfig
 
 
 class RangeConfig(Config):
-    """A part whose values must agree."""
+    """A section with a validator over two values."""
 
     low: int = 0
     """Lower end."""
@@ -33,9 +35,9 @@ class FirstConfig(RunConfig):
     folder: str = ""
     """Text."""
     extra: LoopConfig | None = None
-    """A part that may be absent."""
+    """An optional section."""
     range: RangeConfig = RangeConfig()
-    """A part with a check of its own."""
+    """A section with its own validator."""
 
 
 class SecondConfig(RunConfig):
@@ -61,11 +63,11 @@ def load(tmp_path: Path, text: str, *overrides: str) -> FirstConfig:
     return config
 
 
-def test_an_empty_file_gives_the_defaults_of_the_first_schema(tmp_path: Path) -> None:
+def test_empty_file_gives_the_defaults_of_the_first_schema(tmp_path: Path) -> None:
     assert load(tmp_path, "") == FirstConfig()
 
 
-def test_the_task_key_picks_the_schema(tmp_path: Path) -> None:
+def test_task_key_selects_the_schema(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", "task: second\nsize: 3")
     assert load_config(path, schemas=SCHEMAS) == SecondConfig(task="second", size=3)
 
@@ -108,7 +110,7 @@ def test_text_stays_text(tmp_path: Path, text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "null", "~"], ids=["empty", "null", "tilde"])
-def test_nothing_is_none(tmp_path: Path, text: str) -> None:
+def test_empty_values_are_none(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, "loop: {patience: 3}", f"loop.patience={text}").loop.patience is None
 
 
@@ -120,12 +122,12 @@ def test_lists_and_mappings_as_overrides(tmp_path: Path) -> None:
     assert config.schedule.gamma == 0.5
 
 
-def test_an_override_opens_a_part_that_is_absent(tmp_path: Path) -> None:
+def test_override_creates_an_absent_section(tmp_path: Path) -> None:
     config = load(tmp_path, "extra: null", "extra.batch_size=3")
     assert config.extra == LoopConfig(batch_size=3)
 
 
-def test_overrides_change_no_argument() -> None:
+def test_overrides_do_not_change_the_input_mapping() -> None:
     values: dict[str, Any] = {"optim": {"lr": 1.0}}
     config = parse_config(values, ["optim.lr=2.0", "seed=1"], schemas=SCHEMAS, source="x")
     assert config == FirstConfig(optim=OptimConfig(lr=2.0), seed=1)
@@ -211,7 +213,7 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
         ("", ["seed=@x"], "command line: seed: not YAML: found character '@'"),
     ],
 )
-def test_mistakes_are_one_clear_line(
+def test_mistakes_are_one_line(
     tmp_path: Path, text: str, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -220,12 +222,12 @@ def test_mistakes_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
-def test_three_of_many_mistakes_are_told(tmp_path: Path) -> None:
+def test_three_of_many_mistakes_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"seed: .*; .*optim.lr: .*; .*loop.a: .*; and 1 more$"):
         load(tmp_path, "seed: x\noptim: {lr: x}\nloop: {a: 1, b: 2}")
 
 
-def test_a_base_may_have_a_base(tmp_path: Path) -> None:
+def test_base_file_may_have_a_base(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     write(tmp_path / "far" / "a.yaml", "optim: {lr: 1.0, momentum: 0.5}\nseed: 1")
     write(tmp_path / "b.yaml", "base: far/a.yaml\noptim: {lr: 2.0}\nseed: 2")
@@ -239,17 +241,17 @@ def test_a_base_may_have_a_base(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
-        (["c.yaml"], "c.yaml -> c.yaml: base: expected files that do not name each other"),
-        (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected files that do not"),
+        (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a circle"),
+        (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected a chain"),
         (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
         (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),
-        (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: no variable"),
+        (["$ABSENT/a.yaml"], "c.yaml: base: expected a path, got $ABSENT/a.yaml: variable"),
         (["''"], "c.yaml: base: .: expected a file, got a folder"),
-        (["a\\0.yaml"], "expected a path, got one that no file can have"),
+        (["a\\0.yaml"], "expected a path, got one that cannot exist"),
     ],
     ids=["too long", "itself", "circle", "missing", "home", "variable", "empty", "NUL"],
 )
-def test_a_chain_of_bases_that_cannot_be(
+def test_invalid_base_chains_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], message: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -261,13 +263,13 @@ def test_a_chain_of_bases_that_cannot_be(
     assert message in str(caught.value).replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
 
 
-def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
+def test_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "seed: x")
     with pytest.raises(UserError, match=r"a.yaml: seed: expected"):
         load(tmp_path, "base: a.yaml")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.yaml: no such file"):
         load_config(tmp_path / "none.yaml", schemas=SCHEMAS)
     with pytest.raises(UserError, match="expected a file, got a folder"):
@@ -277,7 +279,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(tmp_path / "bytes.yaml", schemas=SCHEMAS)
 
 
-def test_a_check_of_the_schema_speaks_for_itself() -> None:
+def test_message_of_a_schema_validator_is_shown() -> None:
     with pytest.raises(UserError) as caught:
         parse_config({"range": {"low": 3}}, schemas=SCHEMAS, source="run.pt")
     assert str(caught.value) == "run.pt: range: low: expected at most high, 1, got 3"
@@ -306,3 +308,19 @@ def test_differences_are_listed_by_dotted_path() -> None:
     new = FirstConfig(optim=OptimConfig(lr=0.01), seed=3)
     assert differences(old, new) == ["seed: 0 -> 3", "optim.lr: 0.02 -> 0.01"]
     assert differences(old, old) == []
+
+
+def test_keys_of_earlier_versions_are_accepted_with_a_note(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "loop:\n  drawn_pictures: 3\n")
+    assert load_config(path, schemas=SCHEMAS).loop.drawn_images == 3
+    assert describe_config(path).endswith("; loop.drawn_pictures is now called loop.drawn_images")
+    changed = load(tmp_path, "", "loop.drawn_pictures=5")
+    assert changed.loop.drawn_images == 5
+    values = {"loop": {"drawn_pictures": 1}}
+    assert parse_config(values, schemas=SCHEMAS, source="a run").loop.drawn_images == 1
+
+
+def test_key_under_old_and_new_name_is_rejected(tmp_path: Path) -> None:
+    text = "loop: {drawn_pictures: 3, drawn_images: 4}"
+    with pytest.raises(UserError, match=r"expected only its current name loop\.drawn_images"):
+        load(tmp_path, text)

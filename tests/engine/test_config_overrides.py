@@ -1,3 +1,5 @@
+"""Command-line overrides: how values are parsed by the type of their key."""
+
 from pathlib import Path
 from typing import Literal
 
@@ -11,29 +13,29 @@ from tests.engine.test_config import SCHEMAS, SecondConfig, write
 
 
 class PartConfig(Config):
-    """A part with text that is no path."""
+    """A section with text that is not a path."""
 
     text: str = ""
     """Text."""
 
 
 class PathsConfig(Config):
-    """A task with paths and words."""
+    """A task with paths and choices."""
 
     task: Literal["paths"] = "paths"
     """Tag."""
     images: PathText = ""
     """A path."""
     weights: PathText | None = None
-    """A path that may be absent."""
+    """An optional path."""
     kind: Literal["one", "1e3"] = "one"
-    """Words."""
+    """A choice."""
     names: tuple[str, ...] = ()
     """A list of text."""
     files: dict[str, PathText] = Field(default_factory=dict)
     """Paths by name."""
     inner: PartConfig = PartConfig()
-    """A part with text in it."""
+    """A section with text."""
 
 
 def load_paths(tmp_path: Path, text: str, *overrides: str) -> PathsConfig:
@@ -49,7 +51,7 @@ LITERAL = (
 
 
 @pytest.mark.parametrize("text", LITERAL)
-def test_text_of_an_override_is_taken_as_it_is_written(tmp_path: Path, text: str) -> None:
+def test_text_override_is_taken_literally(tmp_path: Path, text: str) -> None:
     config = load_paths(tmp_path, "inner: {text: x}", f"images={text}", f"inner.text={text}")
     assert (config.images, config.inner.text) == (text, text)
     assert load_paths(tmp_path, dump_config(config)) == config
@@ -75,18 +77,18 @@ def test_text_of_an_override_is_taken_as_it_is_written(tmp_path: Path, text: str
         ("'a", "'a"),
     ],
 )
-def test_text_in_quotes_loses_them(tmp_path: Path, text: str, expected: str) -> None:
+def test_quotes_around_text_are_removed(tmp_path: Path, text: str, expected: str) -> None:
     assert load_paths(tmp_path, "", f"images={text}").images == expected
     assert load_paths(tmp_path, "", f"weights={text}").weights == expected
 
 
-def test_words_and_lists_of_text_are_no_numbers(tmp_path: Path) -> None:
+def test_choices_and_lists_of_text_are_not_numbers(tmp_path: Path) -> None:
     config = load_paths(tmp_path, "", "kind= 1e3 ", "names=[2024, 1e3, true, null, 'a #b']")
     assert config.kind == "1e3"
     assert config.names == ("2024", "1e3", "true", "null", "a #b")
 
 
-def test_the_task_is_a_word_too(tmp_path: Path) -> None:
+def test_task_override_may_be_quoted(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", "seed: 3")
     config = load_config(path, ["size=3", 'task="second"'], schemas=SCHEMAS)
     assert config == SecondConfig(task="second", size=3, seed=3)
@@ -104,7 +106,7 @@ HOME_PATHS = {
 
 
 @pytest.mark.parametrize("text", HOME_PATHS)
-def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SET", "a b")
     expected = HOME_PATHS[text]
@@ -119,17 +121,17 @@ def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert text_of_another_kind == text
 
 
-def test_a_variable_that_is_not_set_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unset_variable_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ABSENT", raising=False)
-    message = r"^command line: images: expected a path, got \$ABSENT/x: no variable ABSENT is set$"
+    message = r"^command line: images: expected a path, got \$ABSENT/x: variable ABSENT is not set$"
     with pytest.raises(UserError, match=message):
         load_paths(tmp_path, "", "images=$ABSENT/x")
 
 
 @pytest.mark.parametrize("text", ["2024", "1e3", "true", "~", "null", "&x", "[x]", "{x: y}", ""])
-def test_text_in_a_file_that_yaml_reads_otherwise_is_told(tmp_path: Path, text: str) -> None:
+def test_unquoted_text_in_a_file_that_yaml_parses_as_another_type_is_rejected(
+    tmp_path: Path, text: str
+) -> None:
     message = r"p.yaml: images: expected a valid string, got .*; in quotes it is text$"
     with pytest.raises(UserError, match=message):
         load_paths(tmp_path, f"images: {text}")

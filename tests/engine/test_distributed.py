@@ -1,3 +1,5 @@
+"""Process group and collectives, on one process and on two under torchrun."""
+
 import os
 import subprocess
 import sys
@@ -11,10 +13,10 @@ from engine.distributed import (
     any_over_ranks,
     barrier,
     broadcast_object,
-    current,
     gather_objects,
     mean_over_ranks,
-    world,
+    process_group,
+    rank_and_size,
 )
 from engine.errors import UserError
 
@@ -24,10 +26,10 @@ COLLECTIVES = """
 import torch
 from engine.distributed import *
 
-assert current() == (0, 1)
-with world("cpu", timeout_s=60) as here:
-    rank = here.rank
-    assert (rank, 2) == current() and here.size == 2 and here.is_main == (rank == 0)
+assert rank_and_size() == (0, 1)
+with process_group("cpu", timeout_s=60) as world:
+    rank = world.rank
+    assert (rank, 2) == rank_and_size() and world.size == 2 and world.is_main == (rank == 0)
     value = torch.tensor([1.0, 3.0], requires_grad=True) * (rank + 1)
     mean = mean_over_ranks(value)
     assert mean.tolist() == [1.5, 4.5] and not mean.requires_grad
@@ -43,15 +45,15 @@ with world("cpu", timeout_s=60) as here:
     broadcast_buffers(norm)
     assert norm.running_var.tolist() == [2, 2] and norm.num_batches_tracked == 5
     barrier()
-assert current() == (0, 1)
+assert rank_and_size() == (0, 1)
 """
 
-ONE_NEVER_COMES = """
+ONE_IS_LATE = """
 import time, torch
 from engine.distributed import *
 
-with world("cpu", timeout_s=2) as here:
-    if here.rank == 1:
+with process_group("cpu", timeout_s=2) as world:
+    if world.rank == 1:
         time.sleep(6)
     mean_over_ranks(torch.ones(1))
 """
@@ -59,9 +61,9 @@ with world("cpu", timeout_s=2) as here:
 ONE_FAILS = """
 from engine.distributed import *
 
-with world("cpu", timeout_s=30) as here:
-    if here.rank == 1:
-        raise KeyError("of its own")
+with process_group("cpu", timeout_s=30) as world:
+    if world.rank == 1:
+        raise KeyError("a bug")
     barrier()
 """
 
@@ -76,31 +78,31 @@ def torchrun(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_share_what_they_have(tmp_path: Path) -> None:
+def test_collectives_on_two_processes(tmp_path: Path) -> None:
     done = torchrun(COLLECTIVES, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_waiting_too_long_ends_with_the_rank(tmp_path: Path) -> None:
-    done = torchrun(ONE_NEVER_COMES, tmp_path)
+def test_timeout_names_the_rank(tmp_path: Path) -> None:
+    done = torchrun(ONE_IS_LATE, tmp_path)
     assert done.returncode != 0
-    assert "process 0 of 0..1: another process ended, or did not answer within 2 s" in done.stderr
+    assert "process 0 of 0..1: another process ended or did not answer within 2 s" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_failure_names_its_rank_and_ends_all(tmp_path: Path) -> None:
+def test_failure_names_its_rank_and_ends_all_processes(tmp_path: Path) -> None:
     done = torchrun(ONE_FAILS, tmp_path)
     assert done.returncode != 0
-    assert "KeyError: 'of its own'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
+    assert "KeyError: 'a bug'\nin process 1 of 0..1" in done.stderr.replace("[rank1]: ", "")
 
 
-def test_one_process_does_nothing() -> None:
+def test_collectives_on_one_process_do_nothing() -> None:
     value, flag = torch.tensor([1.0, 2.0]), torch.tensor(True)
-    with world("cpu") as here:
-        assert here == World(0, 1, torch.device("cpu"))
-        assert here.is_main
-        assert current() == (0, 1)
+    with process_group("cpu") as world:
+        assert world == World(0, 1, torch.device("cpu"))
+        assert world.is_main
+        assert rank_and_size() == (0, 1)
         assert mean_over_ranks(value) is value
         assert any_over_ranks(flag) is flag
         assert gather_objects("x") == ["x"]
@@ -108,7 +110,7 @@ def test_one_process_does_nothing() -> None:
         barrier()
 
 
-def test_the_mean_compiles_without_a_break() -> None:
+def test_mean_compiles_without_a_graph_break() -> None:
     def scaled(value: torch.Tensor) -> torch.Tensor:
         return mean_over_ranks(value) * 2
 
@@ -117,18 +119,18 @@ def test_the_mean_compiles_without_a_break() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
-def test_a_device_that_is_not_there(name: str) -> None:
-    with pytest.raises(UserError, match=r"^device: ") as caught, world(name):
+def test_missing_device_is_rejected(name: str) -> None:
+    with pytest.raises(UserError, match=r"^device: ") as caught, process_group(name):
         pass
     assert "\n" not in str(caught.value)
 
 
-def test_several_processes_cannot_share_one_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_cannot_share_one_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="expected cuda with 2 processes"), world("cuda:0"):
+    with pytest.raises(UserError, match="expected cuda with 2 processes"), process_group("cuda:0"):
         pass
 
 
-def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
-    with world() as here:
-        assert here.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_default_device_is_the_gpu_if_there_is_one() -> None:
+    with process_group() as world:
+        assert world.device.type == ("cuda" if torch.cuda.is_available() else "cpu")

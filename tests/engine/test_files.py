@@ -1,3 +1,5 @@
+"""Atomic writing of files."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +11,7 @@ from engine.files import write_atomically
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one writer", "many writers"])
-def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path, many: bool) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path, many: bool) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     seen = []
@@ -24,7 +26,7 @@ def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path, many: bool) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_writers_at_once_have_files_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_writers_use_separate_temporary_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
     def writer(content: bytes, during: Callable[[], None]) -> Callable[[BinaryIO], None]:
@@ -44,7 +46,7 @@ def test_two_writers_at_once_have_files_of_their_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_there_stays_when_writing_fails(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Graceful stop on Ctrl-C and SIGTERM."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 @pytest.fixture
 def reached() -> Iterator[list[int]]:
-    """Collect the signals that reach the handlers that were there before."""
+    """Collect the signals that reach the previously installed handlers."""
     found: list[int] = []
     before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in SIGNALS}
     yield found
@@ -25,13 +25,15 @@ def reached() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_a_flag_and_a_line_at_once(
+def test_signal_sets_the_flag_and_prints_a_line(
     number: signal.Signals,
     reached: list[int],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", None)  # nor may it wait for a print that it interrupts
+    monkeypatch.setattr(
+        sys, "stderr", None
+    )  # the handler must not use sys.stderr, which it may interrupt
     with stop_requests() as stop:
         assert not stop.requested
         signal.raise_signal(number)
@@ -42,7 +44,7 @@ def test_a_signal_is_a_flag_and_a_line_at_once(
     assert reached == [number]
 
 
-def test_signals_that_come_together_are_one_request(
+def test_duplicate_signals_are_one_request(
     reached: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with stop_requests() as stop:
@@ -55,13 +57,13 @@ def test_signals_that_come_together_are_one_request(
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_a_later_second_signal_ends_at_once(
+def test_later_second_signal_ends_the_process(
     first: signal.Signals,
     second: signal.Signals,
     reached: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine.interrupt, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(engine.interrupt, "_DUPLICATE_S", 0.01)
     with stop_requests():
         signal.raise_signal(first)
         time.sleep(0.02)
@@ -69,7 +71,7 @@ def test_a_later_second_signal_ends_at_once(
         assert reached == [second]
 
 
-def test_other_threads_may_train_too() -> None:
+def test_training_works_in_other_threads() -> None:
     found = []
 
     def ask() -> None:

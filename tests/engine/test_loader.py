@@ -1,4 +1,4 @@
-"""Plans of batches, and reading them."""
+"""Planning of batches, and reading them."""
 
 import itertools
 
@@ -8,8 +8,8 @@ import torch
 
 from engine.errors import UserError
 from engine.loader import (
-    Delivery,
-    Draw,
+    LoadedBatch,
+    SampleKey,
     evaluation_batches,
     read_batches,
     split_batches,
@@ -21,7 +21,7 @@ from tests.engine.toy import ToyData
 GROUPS = np.array([0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 1])
 
 
-def take(count: int, **changes: int) -> list[list[Draw]]:
+def take(count: int, **changes: int) -> list[list[SampleKey]]:
     arguments = {"batch_size": 3, "seed": 7} | changes
     return list(itertools.islice(training_batches(GROUPS, **arguments), count))
 
@@ -29,58 +29,60 @@ def take(count: int, **changes: int) -> list[list[Draw]]:
 def test_batches_are_full_and_of_one_group() -> None:
     for batch in take(50):
         assert len(batch) == 3
-        assert len({GROUPS[draw.index] for draw in batch}) == 1
+        assert len({GROUPS[key.index] for key in batch}) == 1
 
 
-def test_every_picture_is_drawn_once_a_pass() -> None:
-    drawn = [draw.index for batch in take(11 * 30 // 3) for draw in batch]
+def test_every_image_is_used_once_per_epoch() -> None:
+    drawn = [key.index for batch in take(11 * 30 // 3) for key in batch]
     counts = np.bincount(drawn, minlength=len(GROUPS))
-    assert counts.max() - counts.min() <= 3  # at most batch_size wait at any time
+    assert counts.max() - counts.min() <= 3  # at most batch_size are queued at any time
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 23])
-def test_start_leaves_out_exactly_the_batches_before(start: int) -> None:
+def test_start_skips_exactly_the_batches_before(start: int) -> None:
     assert take(10, start=start) == take(10 + start)[start:]
 
 
-def test_seed_changes_order_and_draws() -> None:
+def test_seed_changes_order_and_sample_seeds() -> None:
     assert take(5) != take(5, seed=8)
-    assert len({draw.seed for batch in take(40) for draw in batch}) == 120
+    assert len({key.seed for batch in take(40) for key in batch}) == 120
 
 
-def test_repeated_draws_of_a_picture_follow_each_other_with_seeds_of_their_own() -> None:
-    drawn = [draw for batch in take(11 * 3, repeats=3) for draw in batch]
-    assert len({draw.seed for draw in drawn}) == len(drawn)
-    counts = np.bincount([draw.index for draw in drawn], minlength=len(GROUPS))
+def test_repeats_of_an_image_are_adjacent_with_different_seeds() -> None:
+    drawn = [key for batch in take(11 * 3, repeats=3) for key in batch]
+    assert len({key.seed for key in drawn}) == len(drawn)
+    counts = np.bincount([key.index for key in drawn], minlength=len(GROUPS))
     assert counts.tolist() == [9] * len(GROUPS)
-    in_group = [draw.index for draw in drawn if GROUPS[draw.index] == 0]
+    in_group = [key.index for key in drawn if GROUPS[key.index] == 0]
     assert all(len(set(in_group[i : i + 3])) == 1 for i in range(0, len(in_group), 3))
 
 
-def test_processes_and_parts_share_out_the_global_batch() -> None:
-    plan = [[Draw(i, i) for i in range(8)]]
+def test_processes_and_parts_split_the_global_batch() -> None:
+    plan = [[SampleKey(i, i) for i in range(8)]]
     parts = [
         list(split_batches(ToyData(), plan, rank=rank, world_size=2, accumulate=2))
         for rank in range(2)
     ]
-    assert [[d.index for d in part.draws] for part in parts[0]] == [[0, 4], [2, 6]]
-    assert [[d.index for d in part.draws] for part in parts[1]] == [[1, 5], [3, 7]]
+    assert [[d.index for d in part.sample_keys] for part in parts[0]] == [[0, 4], [2, 6]]
+    assert [[d.index for d in part.sample_keys] for part in parts[1]] == [[1, 5], [3, 7]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_evaluation_reads_every_picture_once_by_group(batch_size: int) -> None:
+def test_evaluation_reads_every_image_once_by_group(batch_size: int) -> None:
     plan = evaluation_batches(GROUPS, batch_size=batch_size)
-    assert sorted(draw.index for part in plan for draw in part.draws) == list(range(len(GROUPS)))
-    assert all(len({GROUPS[draw.index] for draw in part.draws}) == 1 for part in plan)
-    assert max(len(part.draws) for part in plan) <= batch_size
+    assert sorted(key.index for part in plan for key in part.sample_keys) == list(
+        range(len(GROUPS))
+    )
+    assert all(len({GROUPS[key.index] for key in part.sample_keys}) == 1 for part in plan)
+    assert max(len(part.sample_keys) for part in plan) <= batch_size
 
 
-def test_no_pictures_is_an_error() -> None:
-    with pytest.raises(UserError, match="at least one picture"):
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(UserError, match="at least one image"):
         next(training_batches(np.array([], dtype=np.int64), batch_size=1, seed=0))
 
 
-def read(data: ToyData, *, workers: int, substitute: bool) -> list[Delivery]:
+def read(data: ToyData, *, workers: int, substitute: bool) -> list[LoadedBatch]:
     plan = evaluation_batches(data.groups, batch_size=4)
     return list(
         read_batches(
@@ -93,15 +95,17 @@ def read(data: ToyData, *, workers: int, substitute: bool) -> list[Delivery]:
     )
 
 
-def test_workers_change_nothing() -> None:
-    here, there = (read(ToyData(), workers=workers, substitute=False) for workers in (0, 2))
-    for one, other in zip(here, there, strict=True):
+def test_workers_do_not_change_batches() -> None:
+    without, with_workers = (
+        read(ToyData(), workers=workers, substitute=False) for workers in (0, 2)
+    )
+    for one, other in zip(without, with_workers, strict=True):
         assert one.batch is not None
         assert other.batch is not None
         torch.testing.assert_close(one.batch.inputs, other.batch.inputs)  # type: ignore[attr-defined]
 
 
-def test_bad_pictures_are_left_out_in_evaluation_and_replaced_in_training() -> None:
+def test_bad_images_are_dropped_in_evaluation_and_replaced_in_training() -> None:
     data = ToyData(8, bad=[0, 2])
     evaluated = read(data, workers=0, substitute=False)
     assert [len(d.batch) for d in evaluated if d.batch is not None] == [2, 4]
@@ -112,12 +116,12 @@ def test_bad_pictures_are_left_out_in_evaluation_and_replaced_in_training() -> N
     assert trained[0].batch.image_ids.tolist() == [1, 3, 4, 6]
 
 
-def test_a_batch_of_bad_pictures_alone_is_said() -> None:
-    (delivery,) = read(ToyData(1, bad=[0]), workers=0, substitute=False)
-    assert delivery.batch is None
-    assert delivery.skipped == ("row 0 is bad",)
+def test_batch_of_only_bad_images_is_reported() -> None:
+    (loaded,) = read(ToyData(1, bad=[0]), workers=0, substitute=False)
+    assert loaded.batch is None
+    assert loaded.skipped == ("row 0 is bad",)
 
 
-def test_training_on_bad_pictures_alone_ends_with_a_reason() -> None:
-    with pytest.raises(UserError, match=r"bad pictures in a row.*row \d is bad"):
+def test_training_on_only_bad_images_fails_with_a_reason() -> None:
+    with pytest.raises(UserError, match=r"bad images in a row.*row \d is bad"):
         read(ToyData(4, bad=range(4)), workers=0, substitute=True)

@@ -1,3 +1,5 @@
+"""Run log: console, metrics.jsonl, TensorBoard, and disks that are full."""
+
 import json
 import math
 import re
@@ -26,7 +28,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_step_is_plain_and_fits_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_line_is_plain_and_fits_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(None, is_main=True)
     losses = {f"loss_with_a_long_name_{index}": 0.5 for index in range(10)}
     log.step(20, 1000, losses, lr=0.02, images_per_second=12.34)
@@ -42,7 +44,7 @@ def test_a_step_is_plain_and_fits_its_columns(capsys: pytest.CaptureFixture[str]
     assert re.search(r"lr 0\.02  12\.3 images/s  eta 0:00:\d\d\n$", text)
 
 
-def test_remaining_time_counts_from_where_the_run_goes_on(
+def test_remaining_time_counts_from_the_resumed_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 100.0, 120.0, 130.0])
@@ -56,12 +58,12 @@ def test_remaining_time_counts_from_where_the_run_goes_on(
     assert second.endswith("eta 0:12:00")  # 480 steps of 1.5 s
 
 
-def test_numbers_go_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
+def test_numbers_are_written_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
     log = RunLog(tmp_path, is_main=True)
     log.step(1, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
     log.step(2, 4, {"loss": math.nan}, lr=0.1, images_per_second=3.0)
     log.evaluation(2, {"ap": 0.25, "ap/cat": 0.5})
-    log.pictures(2, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.images(2, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.close()
     assert lines(tmp_path) == [
         {"kind": "train", "step": 1, "loss": 2.0, "lr": 0.1, "images_per_second": 3.0},
@@ -76,14 +78,14 @@ def test_numbers_go_to_the_file_and_to_tensorboard(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "val_00.png").exists()
 
 
-def test_a_resumed_run_forgets_what_lies_beyond(tmp_path: Path) -> None:
+def test_resumed_run_drops_later_records(tmp_path: Path) -> None:
     log = RunLog(tmp_path, is_main=True)
-    log.truncate_after(0)  # nothing there yet
+    log.truncate_after(0)  # no file yet
     for step in (1, 2, 3):
         log.step(step, 4, {"loss": float(step)}, lr=0.1, images_per_second=3.0)
     log.close()
-    # TensorBoard reads files in the order of their names: second, host, process, and a counter as
-    # text, by which a file of the same second may come before one that is older.
+    # TensorBoard reads files in the order of their names: second, host, process, counter. The
+    # counter is compared as text, so files of the same second may be read out of order.
     (first,) = tmp_path.glob("events.out.tfevents.*")
     first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -98,7 +100,7 @@ def test_a_resumed_run_forgets_what_lies_beyond(tmp_path: Path) -> None:
     assert scalars == [(1, 1), (2, 2), (3, 30)]
 
 
-def test_an_evaluation_shows_the_overall_numbers_or_the_table(
+def test_evaluation_shows_the_overall_numbers_or_the_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log = RunLog(None, is_main=True)
@@ -112,7 +114,7 @@ def test_an_evaluation_shows_the_overall_numbers_or_the_table(
     assert "evaluation" not in text
 
 
-def test_notes_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[bold]a/b.yaml[/bold]: expected [1, 2] :smile: " + "long, " * 60 + "end"
     RunLog(None, is_main=True).note(text)
     assert capsys.readouterr().out == text + "\n"
@@ -123,7 +125,7 @@ def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str], tmp_path
     log.note("x")
     log.step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
     log.evaluation(1, {"ap": 0.5})
-    log.pictures(1, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+    log.images(1, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.truncate_after(0)
     assert list(log.progress([1, 2], 2, "reading")) == [1, 2]
     log.close()
@@ -131,7 +133,7 @@ def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str], tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_an_occasional_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = RunLog(None, is_main=True)
@@ -159,7 +161,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("_terminal")
-def test_a_terminal_has_colours_unless_refused(
+def test_terminal_has_colours_unless_disabled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunLog(None, is_main=True).step(1, 2, {"loss": 1.0}, lr=0.1, images_per_second=1.0)
@@ -169,12 +171,12 @@ def test_a_terminal_has_colours_unless_refused(
     assert "36m" not in capsys.readouterr().out
 
 
-def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     log = RunLog(tmp_path, is_main=True)
     for step in (1, 2):
         log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
-    (tmp_path / "metrics.jsonl").unlink()  # there is room again
+    (tmp_path / "metrics.jsonl").unlink()  # there is space again
     log.evaluation(2, {"ap": 0.5})
     log.close()
     assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
@@ -182,51 +184,51 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("train", 2),
         ("eval", 2),
     ]
-    told = capsys.readouterr().out
-    assert told.count("metrics.jsonl cannot be written, the run goes on: No space left") == 1
+    output = capsys.readouterr().out
+    assert output.count("metrics.jsonl cannot be written, the run continues: No space left") == 1
 
 
-def test_a_folder_that_vanished_ends_no_run(
+def test_removed_folder_does_not_end_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = RunLog(tmp_path / "run", is_main=True)
     for step in (1, 2):
         log.step(step, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
-        log.pictures(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
+        log.images(step, [np.zeros((4, 5, 3), dtype=np.uint8)], "val")
     log.close()
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for what in ("metrics.jsonl", "TensorBoard's events", "val_00.png"):
-        assert told.count(f"{what} cannot be written, the run goes on: ") == 1
-    assert "metrics.jsonl lacks 2 lines" in told
+        assert output.count(f"{what} cannot be written, the run continues: ") == 1
+    assert "metrics.jsonl lacks 2 lines" in output
 
 
 @pytest.fixture
-def no_room() -> Iterator[Callable[[], None]]:
-    """Give a function from whose call on no file grows beyond a few bytes."""
+def fill_disk() -> Iterator[Callable[[], None]]:
+    """Return a function that limits the size of all files to a few bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_tensorboard_goes_on_in_a_new_file_after_a_failure(
-    tmp_path: Path, no_room: Callable[[], None], capsys: pytest.CaptureFixture[str]
+def test_tensorboard_continues_in_a_new_file_after_a_failure(
+    tmp_path: Path, fill_disk: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = RunLog(tmp_path, is_main=True)
     log.step(1, 4, {"loss": 1.0}, lr=0.1, images_per_second=3.0)
-    no_room()
+    fill_disk()
     log.step(2, 4, {"loss": 1.5}, lr=0.1, images_per_second=3.0)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     log.step(3, 4, {"loss": 2.0}, lr=0.1, images_per_second=3.0)
     log.close()
-    assert "TensorBoard's events cannot be written, the run goes on: " in capsys.readouterr().out
+    assert "TensorBoard's events cannot be written, the run continues: " in capsys.readouterr().out
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (3, 2)]
 
 
-def test_what_lies_beyond_is_forgotten_though_the_first_write_failed(tmp_path: Path) -> None:
+def test_later_records_are_dropped_even_if_the_first_write_failed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     log = RunLog(run, is_main=True)
@@ -257,7 +259,9 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_terminal")
-def test_a_bar_moves_between_the_lines_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_moves_between_log_lines_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     log = RunLog(None, is_main=True)
     for step in range(1, 4):
         log.advance(step, 4)

@@ -1,3 +1,5 @@
+"""glibc keeps freed memory, and returns it again."""
+
 import subprocess
 import sys
 

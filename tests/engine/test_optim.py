@@ -1,3 +1,5 @@
+"""Optimiser, learning-rate schedule, clipping, and skipped updates."""
+
 import math
 from typing import Any
 
@@ -12,7 +14,7 @@ from engine.optim import (
     effective_lr,
     load_optimizer_state,
     lr_factor,
-    note,
+    lr_note,
     optimizer_state,
     set_lr,
     step_if_finite,
@@ -63,7 +65,7 @@ def assert_identical(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 @pytest.mark.parametrize("options", KINDS, ids=IDS)
 @pytest.mark.parametrize("bad_steps", [{0}, {0, 1}, {2}, {1, 3}], ids=str)
-def test_a_skipped_update_leaves_no_trace(options: dict[str, Any], bad_steps: set[int]) -> None:
+def test_skipped_update_changes_nothing(options: dict[str, Any], bad_steps: set[int]) -> None:
     config = OptimConfig(**options)
     net, plain = make_net(), make_net()
     optimizer = build_optimizer(net, config, batch_size=1)
@@ -131,7 +133,9 @@ def test_no_wait_for_the_device(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", KINDS, ids=IDS)
 @pytest.mark.parametrize("before", [False, True], ids=["from contiguous", "from channels_last"])
 @pytest.mark.parametrize("after", [False, True], ids=["to contiguous", "to channels_last"])
-def test_restored_state_goes_on(options: dict[str, Any], before: bool, after: bool) -> None:
+def test_restored_state_continues_exactly(
+    options: dict[str, Any], before: bool, after: bool
+) -> None:
     net, resumed = make_net(channels_last=before), make_net(channels_last=after)
     optimizer = build_optimizer(net, OptimConfig(**options), batch_size=1)
     give_gradients(net, 0)
@@ -146,13 +150,14 @@ def test_restored_state_goes_on(options: dict[str, Any], before: bool, after: bo
         ours.grad = torch.empty_like(ours).copy_(theirs.grad)
     step_if_finite(optimizer, YES)
     step_if_finite(restored, YES)
-    # to the last bit, but where the other order in memory puts other elements into a vector's rest
+    # Bit for bit, except with another memory layout: then other elements are in the remainder of
+    # the kernel's vectors.
     tolerance = {"rtol": 0.0, "atol": 0.0} if before == after else {}
     got, expected = snapshot(resumed, restored), snapshot(net, optimizer)
     torch.testing.assert_close(got, expected, **tolerance)  # type: ignore[arg-type]
 
 
-def test_rates_and_groups_after_a_restore_are_the_configs() -> None:
+def test_rates_and_groups_after_a_restore_come_from_the_config() -> None:
     net = make_net()
     old = build_optimizer(net, OptimConfig(lr=0.1), batch_size=1)
     for index, parameter in enumerate(net.parameters()):
@@ -164,19 +169,19 @@ def test_rates_and_groups_after_a_restore_are_the_configs() -> None:
         assert new.state[parameter]["momentum_buffer"].flatten()[0] == index
 
 
-def test_state_of_another_optimizer_or_model_is_refused() -> None:
+def test_state_of_another_optimizer_or_model_is_rejected() -> None:
     net = make_net()
     sgd = build_optimizer(net, OptimConfig(), batch_size=1)
     adamw = build_optimizer(net, OptimConfig(kind="adamw"), batch_size=1)
-    with pytest.raises(UserError, match="expected that of AdamW, got momentum_buffer"):
+    with pytest.raises(UserError, match="expected tensors of AdamW, got momentum_buffer"):
         load_optimizer_state(adamw, optimizer_state(sgd))
     state = optimizer_state(sgd)
     with pytest.raises(UserError, match=r"head.bias: expected shape \(2,\), got \(3,\)"):
         load_optimizer_state(sgd, {**state, "head.bias": {"momentum_buffer": torch.zeros(3)}})
-    with pytest.raises(UserError, match="parameter other trains in the checkpoint alone"):
+    with pytest.raises(UserError, match="parameter other is trained in the checkpoint only"):
         load_optimizer_state(sgd, {**state, "other": {}})
     state.pop("head.bias")
-    with pytest.raises(UserError, match=r"parameter head.bias trains in the model alone"):
+    with pytest.raises(UserError, match=r"parameter head.bias is trained in the model only"):
         load_optimizer_state(sgd, state)
 
 
@@ -205,22 +210,22 @@ def test_groups_by_decay_and_rate() -> None:
     torch.testing.assert_close([g["lr"] for g in optimizer.param_groups], [0.005, 0.005, 0.01])
 
 
-def test_mistakes_in_what_trains() -> None:
-    with pytest.raises(UserError, match=r"expected 1 .no backbone trains., got 0.5"):
+def test_mistakes_in_trained_parameters_are_rejected() -> None:
+    with pytest.raises(UserError, match=r"expected 1 .no backbone is trained., got 0.5"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(backbone_lr_factor=0.5), batch_size=1)
-    with pytest.raises(UserError, match="expected parameters that train"):
+    with pytest.raises(UserError, match="expected trainable parameters"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig(), batch_size=1)
 
 
-def test_the_rate_follows_the_batch_size_when_asked() -> None:
+def test_rate_scales_with_the_batch_size_if_configured() -> None:
     config = OptimConfig(lr=0.02, reference_batch_size=16)
     assert effective_lr(config, 4) == 0.005
-    text = note(config, 4)
+    text = lr_note(config, 4)
     assert text is not None
     assert "learning rate 0.005 = optim.lr 0.02 x loop.batch_size 4" in text
-    assert note(config, 16) is None
+    assert lr_note(config, 16) is None
     assert effective_lr(OptimConfig(lr=0.02), 4) == 0.02
-    assert note(OptimConfig(lr=0.02), 4) is None
+    assert lr_note(OptimConfig(lr=0.02), 4) is None
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,7 @@ def test_clipping(max_norm: float | None, factor: float) -> None:
     torch.testing.assert_close(parameters[1].grad, torch.tensor([-4.0 * factor]))
 
 
-def test_the_norm_tells_of_bad_gradients_and_of_none() -> None:
+def test_norm_of_bad_and_of_missing_gradients() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     torch.testing.assert_close(clip_gradients([parameter], 1.0), torch.tensor(0.0))
     parameter.grad = torch.tensor([1.0, math.nan])

@@ -1,4 +1,4 @@
-"""Every answer of the system's about a path is one line: none a traceback, none a wait."""
+"""Path checks: every system error is one line, without a traceback or a wait."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -36,9 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 @pytest.mark.parametrize("name", BAD.values(), ids=BAD)
-def test_a_path_that_cannot_be_looked_at_is_one_line(
-    folder: Path, name: str, look: Callable[[Path], object]
-) -> None:
+def test_invalid_path_is_one_line(folder: Path, name: str, look: Callable[[Path], object]) -> None:
     with pytest.raises(UserError) as caught:
         look(folder / name)
     assert "\n" not in str(caught.value)
@@ -47,7 +45,7 @@ def test_a_path_that_cannot_be_looked_at_is_one_line(
 
 @pytest.fixture
 def ordinary_user() -> Iterator[None]:
-    """Run as a user who may not look everywhere, as root may."""
+    """Run as a user without root's permissions."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -56,14 +54,14 @@ def ordinary_user() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_a_folder_without_permission_is_one_line(
+def test_folder_without_permission_is_one_line(
     folder: Path, look: Callable[[Path], object], ordinary_user: None
 ) -> None:
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         look(folder / "locked" / "folder")
 
 
-def test_what_is_there(folder: Path) -> None:
+def test_existing_paths(folder: Path) -> None:
     assert paths.exists(folder / "file")
     assert paths.exists(folder / "folder")
     assert not paths.exists(folder / "nothing")
@@ -78,7 +76,7 @@ def test_what_is_there(folder: Path) -> None:
     assert paths.resolved(folder / "nothing" / ".." / "file") == folder.resolve() / "file"
 
 
-def test_a_folder_is_required(folder: Path) -> None:
+def test_require_folder(folder: Path) -> None:
     assert paths.require_folder(folder / "folder", "a run folder") == folder / "folder"
     with pytest.raises(UserError, match="expected a run folder, got a file"):
         paths.require_folder(folder / "file", "a run folder")
@@ -91,7 +89,7 @@ def test_a_folder_is_required(folder: Path) -> None:
     [("folder", "a folder"), ("fifo", "a FIFO"), ("/dev/zero", "a device")],
     ids=["folder", "fifo", "device"],
 )
-def test_what_is_no_file_is_not_waited_for(folder: Path, name: str, got: str) -> None:
+def test_fifos_and_devices_are_rejected_without_waiting(folder: Path, name: str, got: str) -> None:
     os.mkfifo(folder / "fifo")
     with pytest.raises(UserError, match=f"expected a file, got {got}"):
         paths.read_bytes(folder / name)

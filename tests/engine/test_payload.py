@@ -1,4 +1,4 @@
-"""A checkpoint to resume from that is of another kind in any part is one line."""
+"""Resuming from an invalid checkpoint: every wrong part is a one-line error."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ CASES = [
 ]
 
 
-def go(folder: Path, *, max_steps: int = 4, resume: bool = False) -> None:
-    """Train the toy, whose weights are averaged."""
+def train_toy(folder: Path, *, max_steps: int = 4, resume: bool = False) -> None:
+    """Train the toy task with an EMA of the weights."""
     loop = LoopConfig(max_steps=max_steps, batch_size=4, checkpoint_every=2, ema_decay=0.9)
     config = RunConfig(loader=LoaderConfig(workers=0), loop=loop)
     fit(ToyTask(), config, output=folder, resume=resume, device="cpu")
@@ -43,40 +43,42 @@ def go(folder: Path, *, max_steps: int = 4, resume: bool = False) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    go(folder, max_steps=2)
+    train_toy(folder, max_steps=2)
     return folder
 
 
 @pytest.mark.parametrize(("key", "value"), CASES)
-def test_a_part_of_another_kind(run: Path, tmp_path: Path, key: str, value: Any) -> None:
+def test_part_of_the_wrong_type_is_rejected(
+    run: Path, tmp_path: Path, key: str, value: Any
+) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")
     assert key in payload
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(tmp_path / "checkpoints" / "step_00000002.pt", {**payload, key: value})
     with pytest.raises(UserError) as caught:
-        go(tmp_path, resume=True)
+        train_toy(tmp_path, resume=True)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [key for key in WRONG if key != "meters"])
-def test_a_part_that_is_missing(run: Path, tmp_path: Path, key: str) -> None:
+def test_missing_part_is_rejected(run: Path, tmp_path: Path, key: str) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")
     del payload[key]
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(tmp_path / "checkpoints" / "step_00000002.pt", payload)
-    if key == "average":  # of a run without one
-        go(tmp_path, resume=True)
+    if key == "average":  # None in a run without EMA
+        train_toy(tmp_path, resume=True)
         return
     with pytest.raises(UserError, match=f"expected a run's checkpoint with its {key}, got nothing"):
-        go(tmp_path, resume=True)
+        train_toy(tmp_path, resume=True)
 
 
-def test_an_old_checkpoint_without_a_checksum_is_resumed_and_said(
+def test_old_checkpoint_without_a_checksum_is_resumed_with_a_note(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     payload = load_checkpoint(run / "checkpoints" / "step_00000002.pt")
     (tmp_path / "checkpoints").mkdir()
     torch.save(payload, tmp_path / "checkpoints" / "step_00000002.pt")
-    go(tmp_path, resume=True)
+    train_toy(tmp_path, resume=True)
     assert "resumed at step 2; " in (out := capsys.readouterr().out)
     assert "step_00000002.pt: has no checksum" in out

@@ -1,4 +1,4 @@
-"""What `loop.precision` means on a device with bfloat16 and on one that emulates it."""
+"""`loop.precision` on a device with bfloat16 and on one that emulates it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reader processes: what signals, faults and full disks do to them."""
+"""Reader processes under signals, faults and full shared memory."""
 
 import errno
 import itertools
@@ -33,7 +33,7 @@ def rows(read: Callable[[int], Tensor] = row, **settings: int) -> Iterator[Tenso
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_answers_come_in_order_and_no_reader_stays(workers: int) -> None:
+def test_answers_come_in_order_and_no_reader_remains(workers: int) -> None:
     answers = rows(workers=workers)
     assert [int(next(answers)[0]) for _ in range(10)] == list(range(10))
     assert len(multiprocessing.active_children()) == workers
@@ -42,7 +42,7 @@ def test_answers_come_in_order_and_no_reader_stays(workers: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_readers_outlive_the_request_to_stop(number: signal.Signals) -> None:
+def test_readers_ignore_stop_signals(number: signal.Signals) -> None:
     answers = rows()
     next(answers)
     for reader in multiprocessing.active_children():
@@ -51,27 +51,27 @@ def test_readers_outlive_the_request_to_stop(number: signal.Signals) -> None:
     assert [int(next(answers)[0]) for _ in range(20)] == list(range(1, 21))
 
 
-def test_readers_outlive_a_request_that_comes_while_they_start() -> None:
+def test_readers_ignore_stop_signals_while_they_start() -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     done = threading.Event()
 
-    def shoot() -> None:
+    def send_signals() -> None:
         while not done.is_set():
             for pid in children.read_text(encoding="ascii").split():
                 os.kill(int(pid), signal.SIGTERM)
 
-    shooter = threading.Thread(target=shoot)
-    shooter.start()
+    sender = threading.Thread(target=send_signals)
+    sender.start()
     try:
         answers = rows()
         values = [int(next(answers)[0]) for _ in range(16)]
     finally:
         done.set()
-        shooter.join()
+        sender.join()
     assert values == list(range(16))
 
 
-def test_a_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
+def test_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     answers = rows()
     next(answers)
@@ -79,7 +79,7 @@ def test_a_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
     for reader in multiprocessing.active_children():
         reader.kill()
         reader.join()
-    time.sleep(0.01)  # where torch's own handler would raise
+    time.sleep(0.01)  # torch's own SIGCHLD handler would raise here
     with pytest.raises(ReadingError, match=r"reader process \d+ was killed by SIGKILL.*memory"):
         list(itertools.islice(answers, 20))
     assert not multiprocessing.active_children()
@@ -91,17 +91,17 @@ def stop_all() -> None:
         os.kill(reader.pid, signal.SIGSTOP)
 
 
-def test_a_stopped_reader_is_one_line() -> None:
+def test_stopped_reader_is_one_line() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
-    time.sleep(0.1)  # so that batches are announced whose memory was not handed over
+    time.sleep(0.1)  # so that batches are announced but their memory is not sent yet
     stop_all()
     with pytest.raises(ReadingError, match=r"no batch .* loader.read_timeout_s=1: expected"):
         list(itertools.islice(answers, 20))
     assert not multiprocessing.active_children()
 
 
-def test_time_spent_elsewhere_is_not_the_readers() -> None:
+def test_time_between_requests_does_not_count_for_the_timeout() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
     time.sleep(1.8)
@@ -133,14 +133,14 @@ SHARED = "unable to allocate shared memory(shm) for file </torch_7_1_0>: "
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_the_machine_refuses_is_one_line(error: Exception, line: str, workers: int) -> None:
+def test_machine_errors_are_one_line(error: Exception, line: str, workers: int) -> None:
     with pytest.raises(ReadingError, match=line) as raised:
         next(rows(failing(error), workers=workers))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_its_own_line_and_a_fault_of_the_code_a_traceback(workers: int) -> None:
+def test_bad_image_is_one_line_and_a_bug_is_a_traceback(workers: int) -> None:
     with pytest.raises(UserError, match=r"^a\.jpg: bad$"):
         next(rows(failing(UserError("a.jpg: bad")), workers=workers))
     with pytest.raises(KeyError, match="slip"):
@@ -158,7 +158,7 @@ def test_a_bad_image_is_its_own_line_and_a_fault_of_the_code_a_traceback(workers
         (17 * MB, None, {}, 1, True),
     ],
 )
-def test_shared_memory_is_looked_at(
+def test_shared_memory_is_checked(
     batch: int,
     free: int | None,
     settings: dict[str, int],
@@ -175,12 +175,12 @@ def test_shared_memory_is_looked_at(
             check_shared_memory(batch, free, config)
 
 
-def run_and_end(how: str, told: Connection) -> None:
-    """Read in processes of which one is stopped, and end without closing the iterator."""
+def run_and_end(how: str, connection: Connection) -> None:
+    """Read in processes, stop one of them, and end without closing the iterator."""
     answers = rows()
     next(answers)
     readers = multiprocessing.active_children()
-    told.send([reader.pid for reader in readers])
+    connection.send([reader.pid for reader in readers])
     time.sleep(0.1)
     assert readers[0].pid is not None
     os.kill(readers[0].pid, signal.SIGSTOP)
@@ -190,11 +190,11 @@ def run_and_end(how: str, told: Connection) -> None:
 
 
 @pytest.mark.parametrize(("how", "code"), [("killed", -9), ("terminated", -15), ("exits", 3)])
-def test_no_reader_is_left_behind(how: str, code: int) -> None:
-    here, there = multiprocessing.Pipe()
-    parent = multiprocessing.Process(target=run_and_end, args=(how, there))
+def test_no_reader_outlives_its_process(how: str, code: int) -> None:
+    receiver, sender = multiprocessing.Pipe()
+    parent = multiprocessing.Process(target=run_and_end, args=(how, sender))
     parent.start()
-    pids = here.recv()
+    pids = receiver.recv()
     parent.join(timeout=20)
     assert parent.exitcode == code
     assert len(pids) == 2
@@ -209,4 +209,4 @@ def is_running(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
     except FileNotFoundError:
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"  # of which nobody takes note here
+    return status.rpartition(")")[2].split()[0] != "Z"  # a zombie counts as ended

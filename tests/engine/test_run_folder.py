@@ -1,4 +1,4 @@
-"""One run in a folder at a time; an earlier one is moved aside, one that failed at once is not."""
+"""Run folder: its lock, and renaming of an earlier run."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.locks import FolderLock
-from engine.run_folder import claimed, holds_run, move_run_aside
+from engine.run_folder import contains_run, locked_run_folder, move_run_aside
 from engine.trainer import fit
 from tests.engine.test_trainer import config
 from tests.engine.toy import ToyData, ToyTask
@@ -39,7 +39,7 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
+def test_folder_in_use_is_rejected_until_its_run_ends_even_by_a_kill(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -48,12 +48,12 @@ def test_a_folder_in_use_is_refused_until_its_run_ends_even_by_a_kill(
     assert {path.name for path in tmp_path.iterdir()} == {FolderLock.name}
     holder.send_signal(signal.SIGKILL)
     holder.communicate(timeout=10)
-    assert (tmp_path / FolderLock.name).exists()  # nobody removed it, and nobody is kept out by it
+    assert (tmp_path / FolderLock.name).exists()  # the file remains, but locks nobody out
     fit(ToyTask(), config(), output=tmp_path)
     assert not (tmp_path / FolderLock.name).exists()
 
 
-def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+def test_lock_does_not_follow_a_link_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / FolderLock.name).symlink_to(tmp_path / "elsewhere")
@@ -62,7 +62,7 @@ def test_a_lock_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
 
-def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
+def test_earlier_run_is_renamed_with_its_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number in range(3):
         fit(ToyTask(), config(max_steps=1), output=run, replace=True)
@@ -76,9 +76,9 @@ def test_a_run_is_moved_aside_with_its_files(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(FolderLock.name))
 
 
-def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
+def test_failed_start_is_overwritten_not_renamed(tmp_path: Path) -> None:
     class Empty(ToyData):
-        def load(self, index: int, seed: int, frame: None = None) -> tuple[int, object]:  # type: ignore[override]
+        def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, object]:  # type: ignore[override]
             raise UserError("0.jpg: no such file")
 
     for _ in range(3):
@@ -89,20 +89,18 @@ def test_a_start_that_failed_leaves_no_folder_aside(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_settings_that_fail_leave_an_earlier_run_where_it_is(tmp_path: Path) -> None:
+def test_invalid_settings_do_not_rename_an_earlier_run(tmp_path: Path) -> None:
     fit(ToyTask(), config(max_steps=1), output=tmp_path / "run")
     with pytest.raises(UserError, match=r"loop\.batch_size"):
         fit(ToyTask(), config(batch_size=5, accumulate=2), output=tmp_path / "run", replace=True)
     task = ToyTask()
     task.model.requires_grad_(False)
-    with pytest.raises(UserError, match="expected parameters that train"):
+    with pytest.raises(UserError, match="expected trainable parameters"):
         fit(task, config(), output=tmp_path / "run", replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_cannot_be_renamed_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(self: Path, target: Path) -> Path:
         raise OSError(16, "Device or resource busy")
 
@@ -112,13 +110,13 @@ def test_what_cannot_be_renamed_is_one_line(
         move_run_aside(tmp_path / "run")
 
 
-def test_another_programs_config_is_no_run(tmp_path: Path) -> None:
-    assert not holds_run(tmp_path)
+def test_config_of_another_program_is_not_a_run(tmp_path: Path) -> None:
+    assert not contains_run(tmp_path)
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe not text")
-    assert not holds_run(tmp_path)
+    assert not contains_run(tmp_path)
     with (
-        pytest.raises(UserError, match="expected a free folder"),
-        claimed(tmp_path, move_aside=True),
+        pytest.raises(UserError, match="expected an empty folder or a run folder"),
+        locked_run_folder(tmp_path, move_aside=True),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]

@@ -1,10 +1,12 @@
+"""Asynchronous copies of step results to the host."""
+
 import pytest
 import torch
 
 from engine.step import HostCopy
 
 
-def test_a_copy_holds_the_values_of_its_time() -> None:
+def test_host_copy_keeps_the_values_at_its_creation() -> None:
     values = torch.tensor([True, False])
     copy = HostCopy(values)
     values.logical_not_()
@@ -12,7 +14,7 @@ def test_a_copy_holds_the_values_of_its_time() -> None:
 
 
 @pytest.mark.gpu
-def test_reading_a_copy_waits_for_nothing_that_came_after() -> None:
+def test_reading_a_host_copy_does_not_wait_for_later_work() -> None:
     values = torch.tensor([True, False], device="cuda")
     torch.cuda._sleep(1)  # the first call loads the kernel
     torch.cuda.synchronize()

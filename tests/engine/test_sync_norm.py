@@ -1,4 +1,4 @@
-"""Batch norm over processes."""
+"""Synchronised batch norm over processes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_two_processes_give_gradients_and_statistics_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_and_statistics_of_one(tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.pt"

@@ -1,3 +1,5 @@
+"""Escaping of untrusted text on consoles."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +25,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         ("", ""),
     ],
 )
-def test_what_a_terminal_obeys_is_escaped(text: str, expected: str) -> None:
+def test_control_characters_are_escaped(text: str, expected: str) -> None:
     assert printable(text) == expected
 
 
-def test_line_breaks_of_our_own_are_kept() -> None:
+def test_kept_line_breaks_are_not_escaped() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
 
 
@@ -52,7 +54,7 @@ run_command(main)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
-def test_any_console_takes_any_name(encoding: str) -> None:
+def test_any_console_encoding_prints_any_name(encoding: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C"},
@@ -82,7 +84,7 @@ run_command(main)
 """
 
 
-def test_a_console_on_a_full_disk_ends_in_one_line() -> None:
+def test_stdout_on_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", PRINTING],
@@ -96,7 +98,7 @@ def test_a_console_on_a_full_disk_ends_in_one_line() -> None:
     assert done.stderr == "error: No space left on device\n"
 
 
-def test_a_reader_that_has_had_enough_is_no_error_of_many_lines() -> None:
+def test_closed_pipe_is_not_a_traceback() -> None:
     done = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" | head -1', sys.executable, PRINTING],
         env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},

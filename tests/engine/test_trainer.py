@@ -1,4 +1,4 @@
-"""The training loop on the toy task: what it writes, how it stops, how it goes on."""
+"""Training loop on the toy task: run folder, stop, resume."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def lines(output: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, text) if line["kind"] == kind]
 
 
-def test_toy_is_a_task() -> None:
+def test_toy_task_implements_the_protocol() -> None:
     assert isinstance(ToyTask(), Task)
 
 
@@ -62,12 +62,12 @@ def test_run_folder(tmp_path: Path) -> None:
     ],
     ids=["at the last step", "before it", "never"],
 )
-def test_evaluator_knows_which_numbers_are_final(
+def test_evaluator_gets_the_final_flag(
     tmp_path: Path, loop: dict[str, int], expected: list[bool]
 ) -> None:
     task = ToyTask()
     fit(task, config(**loop), output=tmp_path)
-    assert task.asked_for_final == expected
+    assert task.final_flags == expected
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_resumed_run_equals_the_uninterrupted_one(
     )
 
 
-def test_accumulated_parts_give_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
     for parts in (1, 2, 4):
         fit(ToyTask(), config(accumulate=parts), output=tmp_path / str(parts))
     for parts in (2, 4):
         torch.testing.assert_close(weights(tmp_path / str(parts)), weights(tmp_path / "1"))
 
 
-def test_compiled_losses_train_alike(tmp_path: Path) -> None:
+def test_compiled_losses_train_identically(tmp_path: Path) -> None:
     fit(ToyTask(), config(), output=tmp_path / "eager")
     with torch.compiler.set_stance("force_eager"):
         fit(ToyTask(), config(compile=True), output=tmp_path / "compiled")
@@ -105,12 +105,12 @@ def test_non_finite_step_changes_nothing_and_names_its_images(
     task = ToyTask(ToyData(8, poison=[3]))
     fit(task, config(max_steps=8, max_bad_steps=10), output=tmp_path)
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
-    told = capsys.readouterr().out.replace("\n", " ")
-    assert "not finite" in told
-    assert "3" in told.split("images [")[1].split("]")[0]
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert "not finite" in output
+    assert "3" in output.split("images [")[1].split("]")[0]
 
 
-def test_non_finite_step_leaves_batch_norm_as_it_was(tmp_path: Path) -> None:
+def test_non_finite_step_does_not_change_batch_norm(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=[3]))
     task.model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
     task.losses = lambda batch: {"square": task.model(batch.inputs).square().mean()}  # type: ignore[method-assign]
@@ -125,9 +125,9 @@ def test_ten_non_finite_steps_end_the_run(tmp_path: Path) -> None:
         fit(task, config(max_steps=40), output=tmp_path)
 
 
-def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
+def test_signal_saves_a_checkpoint_and_stops(tmp_path: Path) -> None:
     class Interrupting(ToyData):
-        def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+        def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
             self.reads = getattr(self, "reads", 0) + 1
             if self.reads == 15:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -143,13 +143,13 @@ def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
 
 
 class InterruptedAt(ToyData):
-    """Asks the run to stop while the first row of a step is read."""
+    """Data that requests a stop while the first row of a step is read."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
         self.left = 4 * (step - 1) + 1
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, torch.Tensor]:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, torch.Tensor]:
         """Read a row."""
         self.left -= 1
         if self.left == 0:
@@ -158,7 +158,9 @@ class InterruptedAt(ToyData):
 
 
 @pytest.mark.parametrize("step", [4, 6, 8])
-def test_an_interrupted_run_logs_and_scores_as_the_whole_one(tmp_path: Path, step: int) -> None:
+def test_interrupted_run_has_the_log_and_scores_of_an_uninterrupted_one(
+    tmp_path: Path, step: int
+) -> None:
     settings = config(eval_every=4, log_every=2, patience=9)
     fit(ToyTask(), settings, output=tmp_path / "whole")
     with pytest.raises(InterruptedRunError, match=f"at step {step}"):
@@ -176,7 +178,7 @@ def test_an_interrupted_run_logs_and_scores_as_the_whole_one(tmp_path: Path, ste
     assert both[0]["progress"] == both[1]["progress"]
 
 
-def test_a_run_that_ends_in_steps_that_are_not_finite_exports_nothing(tmp_path: Path) -> None:
+def test_run_that_ends_in_non_finite_steps_exports_nothing(tmp_path: Path) -> None:
     task = ToyTask(ToyData(8, poison=range(8)))
     with pytest.raises(DivergedError, match="the last 3 steps were not finite"):
         fit(task, config(max_steps=3), output=tmp_path)
@@ -195,7 +197,7 @@ def test_patience_stops_early_and_exports_the_best(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(tmp_path), dict(payload["model"]), rtol=0, atol=0)
 
 
-def test_skipped_pictures_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_images_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(ToyTask(ToyData(8, bad=[2])), config(max_steps=4), output=tmp_path)
     assert "row 2 is bad" in capsys.readouterr().out
 
@@ -205,12 +207,14 @@ def test_skipped_pictures_are_said(tmp_path: Path, capsys: pytest.CaptureFixture
     [({"batch_size": 5, "accumulate": 2}, r"loop.batch_size: expected a multiple.*got 5")],
     ids=["batch that cannot be split"],
 )
-def test_impossible_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         fit(ToyTask(), config(**changes), output=tmp_path)
 
 
-def test_resume_with_nothing_there(tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         fit(ToyTask(), config(), output=tmp_path, resume=True)
 
@@ -223,7 +227,7 @@ def test_evaluate_writes_and_returns(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "toy table" in capsys.readouterr().out
 
 
-def test_weight_average_follows_and_steps_aside() -> None:
+def test_weight_average_is_updated_and_applied() -> None:
     model = torch.nn.Linear(2, 1)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     average = WeightAverage(model, 0.5)
@@ -237,20 +241,20 @@ def test_weight_average_follows_and_steps_aside() -> None:
     torch.testing.assert_close(model.weight.data, start["weight"] + 1)
 
 
-def test_toy_batch_moves() -> None:
+def test_toy_batch_moves_between_devices() -> None:
     batch = ToyData().collate([ToyData().load(0, 0)])
     assert isinstance(batch.to(torch.device("cpu")), ToyBatch)
 
 
 class MeasuringTask(ToyTask):
-    """Also returns a number that is not to be minimised."""
+    """A task that also returns a measurement, which is not minimised."""
 
     def losses(self, batch: ToyBatch) -> dict[str, torch.Tensor]:
         losses = super().losses(batch)
         return losses | {"measured": 100 * losses["square"].detach()}
 
 
-def test_a_value_without_gradient_is_logged_and_not_minimised(tmp_path: Path) -> None:
+def test_value_without_gradient_is_logged_and_not_minimised(tmp_path: Path) -> None:
     fit(ToyTask(), config(), output=tmp_path / "plain")
     fit(MeasuringTask(), config(), output=tmp_path / "measured")
     torch.testing.assert_close(weights(tmp_path / "measured"), weights(tmp_path / "plain"))
@@ -262,23 +266,23 @@ def test_a_value_without_gradient_is_logged_and_not_minimised(tmp_path: Path) ->
 
 
 def on_plateau(steps: int) -> RunConfig:
-    """A rate so low that the score of 9 rows hardly moves, evaluated after every second step."""
+    """Return a config with evaluations every 2 steps and a rate too low to improve the score."""
     settings = config(max_steps=steps, eval_every=2, log_every=1, checkpoint_every=1)
     schedule = ScheduleConfig(kind="plateau", plateau_evaluations=2, gamma=0.5)
     return settings.model_copy(update={"schedule": schedule})
 
 
 class StuckTask(ToyTask):
-    """Its predictions never change, so that the first evaluation stays the best one."""
+    """A task with constant predictions, so that the first evaluation stays the best one."""
 
     def predict(self, batch: ToyBatch) -> list[float]:
         return [0.0] * len(batch)
 
 
-def test_the_rate_drops_on_a_plateau_and_stays_down_after_a_resume(tmp_path: Path) -> None:
+def test_plateau_drops_the_rate_also_after_a_resume(tmp_path: Path) -> None:
     fit(StuckTask(), on_plateau(12), output=tmp_path / "whole")
     rates = [line["lr"] for line in lines(tmp_path / "whole", "train")]
-    # evaluations after steps 2 (the best), 4, 6 (two without a better one), 8, 10
+    # evaluations after steps 2 (best), 4, 6 (two without improvement: drop), 8, 10
     assert rates == pytest.approx([0.05] * 6 + [0.025] * 4 + [0.0125] * 2)
     fit(StuckTask(), on_plateau(7), output=tmp_path / "cut")
     fit(StuckTask(), on_plateau(12), output=tmp_path / "cut", resume=True)

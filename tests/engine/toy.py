@@ -1,4 +1,4 @@
-"""The smallest task there is: fit a line. It shows what the engine asks of a task."""
+"""A minimal task, linear regression, that implements the Task protocol."""
 
 import json
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from engine.errors import SkippedSampleError
 
 @dataclass(frozen=True)
 class ToyBatch:
-    """inputs: (B, 3). outputs: (B, 1). image_ids: (B,)."""
+    """A batch of rows. inputs: (B, 3). outputs: (B, 1). image_ids: (B,) int64."""
 
     inputs: Tensor
     outputs: Tensor
     image_ids: Tensor
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
-        """Move the numbers; the ids stay."""
+        """Move inputs and outputs; the ids stay on the CPU."""
         return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device))
 
     def pin_memory(self) -> Self:
-        """Return the batch as it is."""
+        """Return the batch unchanged."""
         return self
 
     def __len__(self) -> int:
@@ -35,7 +35,10 @@ class ToyBatch:
 
 
 class ToyData:
-    """Rows of a plane, with noise that depends on the seed of the draw."""
+    """Random rows that depend on the sample seed alone.
+
+    poison: indices of rows that are NaN. bad: indices of rows that are skipped.
+    """
 
     def __init__(
         self, count: int = 24, *, poison: Sequence[int] = (), bad: Sequence[int] = ()
@@ -47,25 +50,29 @@ class ToyData:
         """Return the number of rows."""
         return len(self.groups)
 
-    def load(self, index: int, seed: int, frame: None = None) -> tuple[int, Tensor]:
-        """Return the index and (3,) inputs; poisoned rows are NaN, bad ones are skipped."""
+    def load(self, index: int, seed: int, batch_shape: None = None) -> tuple[int, Tensor]:
+        """Return the index and (3,) inputs; NaN for poisoned rows.
+
+        Raises:
+            SkippedSampleError: the row is bad.
+        """
         if index in self.bad:
             raise SkippedSampleError(f"row {index} is bad")
         row = torch.randn(3, generator=torch.Generator().manual_seed(seed % 2**31))
         return index, row * (float("nan") if index in self.poison else 1.0)
 
-    def frame(self, draws: Sequence[tuple[int, int]]) -> None:
-        """Rows have no shape to agree on."""
+    def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
+        """Return None: rows have a fixed shape."""
 
-    def collate(self, samples: Sequence[tuple[int, Tensor]], frame: None = None) -> ToyBatch:
-        """Stack rows; the outputs follow from the inputs."""
+    def collate(self, samples: Sequence[tuple[int, Tensor]], batch_shape: None = None) -> ToyBatch:
+        """Stack rows; the outputs are a linear function of the inputs."""
         inputs = torch.stack([row for _, row in samples])
         outputs = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])
         return ToyBatch(inputs, outputs, torch.tensor([index for index, _ in samples]))
 
 
 class ToyEvaluator:
-    """Counts rows and averages the squared error; `score` is higher when better."""
+    """Counts rows and averages the squared error; a higher `score` is better."""
 
     main_metric = "score"
 
@@ -94,11 +101,11 @@ class ToyEvaluator:
         return -sum(error for _, error in rows) / len(rows)
 
     def write(self, directory: Path) -> None:
-        """Leave the metrics."""
+        """Write metrics.json."""
         (directory / "metrics.json").write_text(json.dumps(self.metrics))
 
     def table(self) -> str:
-        """Return text."""
+        """Return a text instead of a table."""
         return "toy table"
 
 
@@ -112,7 +119,7 @@ class ToyTask(nn.Module):
         torch.manual_seed(0)
         self.model: nn.Module = nn.Linear(3, 1)
         self.data = data or ToyData()
-        self.asked_for_final: list[bool] = []
+        self.final_flags: list[bool] = []
 
     def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
         """Return the mean squared error and a small penalty."""
@@ -134,12 +141,12 @@ class ToyTask(nn.Module):
         return ToyData(9)
 
     def evaluator(self, *, final: bool = True) -> ToyEvaluator:
-        """Return a fresh one, and remember for which numbers."""
-        self.asked_for_final.append(final)
+        """Return a new evaluator, and record the flag."""
+        self.final_flags.append(final)
         return ToyEvaluator()
 
     def metadata(self) -> dict[str, str]:
-        """Return a little."""
+        """Return class names."""
         return {"class_names": '["plane"]'}
 
     def notes(self) -> list[str]:

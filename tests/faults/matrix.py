@@ -1,8 +1,8 @@
-"""The matrix of tries: `python -m tests.faults.matrix [GROUP | TRY ...]`, none is all.
+"""Fault-injection matrix: `python -m tests.faults.matrix [GROUP | TRIAL ...]`; default all groups.
 
-A group is a row of the table below, a try has a name as `apart:1:kill@57` (see `Try`). What is
-wrong is listed by try, and the folder of such a try stays: with what the processes wrote, and
-`hurt/struck.json`, the point at which it was hurt.
+Groups are the keys of `GROUPS`; a trial has a name such as `apart:1:kill@57` (see `Trial`).
+Problems are listed by trial. The folder of a failed trial is kept, with the processes' output and
+`interrupted/injected.json`, the point at which the fault was injected.
 """
 
 import re
@@ -16,50 +16,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.faults.points import Fault
-from tests.faults.server import Server
-from tests.faults.tries import Bench, Try, Whole, writes
+from tests.faults.fault_injection import Fault
+from tests.faults.fork_server import Server
+from tests.faults.trials import ReferenceRun, Trial, TrialRunner, writes
 
 SERVERS = 3
-"""Runs at a time; those that wait for reading processes to end leave the cores to others."""
+"""Concurrent runs; more than cores, because runs often wait for readers to end."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tries of one kind.
+    """A group of trials of one kind.
 
-    what: for the table.
-    case, processes: of all of them.
-    tries: makes faults, given the uninterrupted run.
+    what: description for the table.
+    case, processes: of all trials.
+    faults: creates the faults, given the uninterrupted run.
+    chain: as in `Trial`.
     """
 
     what: str
     case: str
     processes: int
-    faults: Callable[[Whole], Iterable[Fault]]
+    faults: Callable[[ReferenceRun], Iterable[Fault]]
     chain: bool = False
 
-    def tries(self, whole: Whole) -> list[Try]:
-        """Return the tries in order."""
-        return [Try(self.case, self.processes, fault, self.chain) for fault in self.faults(whole)]
+    def trials(self, reference: ReferenceRun) -> list[Trial]:
+        """Return the trials in order."""
+        return [
+            Trial(self.case, self.processes, fault, self.chain) for fault in self.faults(reference)
+        ]
 
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the numbers, evenly; all where there are fewer."""
+    """Return `count` evenly spaced numbers; all if there are fewer."""
     if len(numbers) <= count:
         return list(numbers)
     return [numbers[(2 * n + 1) * len(numbers) // (2 * count)] for n in range(count)]
 
 
-def at_writes(do: str, count: int = 10**6) -> Callable[[Whole], list[Fault]]:
-    """Make a fault at each change of the folder, or at `count` of them."""
+def at_writes(do: str, count: int = 10**6) -> Callable[[ReferenceRun], list[Fault]]:
+    """Return a function that creates a fault at every change of the folder, or at `count`."""
 
-    def faults(whole: Whole) -> list[Fault]:
-        points = whole.points[0]
+    def faults(reference: ReferenceRun) -> list[Fault]:
+        points = reference.points[0]
         numbers = writes(points)
         if do == "torn":
             numbers = [number for number in numbers if points[number - 1].name == "write"]
-        if do in ("full", "filled"):  # nothing asks for space to rename or remove
+        if do in ("full", "filled"):  # renaming and removing need no space
             numbers = [n for n in numbers if points[n - 1].name in ("open", "write", "mkdir")]
         return [Fault(do, number) for number in spread(numbers, count)]
 
@@ -68,14 +71,14 @@ def at_writes(do: str, count: int = 10**6) -> Callable[[Whole], list[Fault]]:
 
 def signals(
     *, count: int, ranks: Sequence[int] = (0,), again: int = 0
-) -> Callable[[Whole], list[Fault]]:
-    """Make SIGTERM and SIGINT to process and group in turn, over all points of the run."""
+) -> Callable[[ReferenceRun], list[Fault]]:
+    """Return a function that spreads SIGTERM and SIGINT, to process and group, over a run."""
 
-    def faults(whole: Whole) -> list[Fault]:
+    def faults(reference: ReferenceRun) -> list[Fault]:
         made = []
         for index in range(count):
             rank = ranks[index // 4 % len(ranks)]
-            points = whole.points[rank]
+            points = reference.points[rank]
             number = (2 * index + 1) * len(points) // (2 * count) + 1
             do, group = ("term", "int")[index % 2], index % 4 > 1
             made.append(Fault(do, number, rank=rank, group=group, again=again * (1 + index % 3)))
@@ -84,36 +87,36 @@ def signals(
     return faults
 
 
-def in_readers(whole: Whole) -> list[Fault]:
-    """Kill a reading process, and end the group from it, while training and while evaluating."""
-    del whole
+def in_readers(reference: ReferenceRun) -> list[Fault]:
+    """Kill a reader, and signal the group from it, during training and evaluation."""
+    del reference
     places = [("train", n) for n in (1, 5, 10, 15)] + [("val", n) for n in (1, 3, 5)]
     kills = [Fault("kill", number, channel) for channel, number in places]
     both = [("term", "train"), ("int", "train"), ("term", "val"), ("int", "val")]
     return kills + [Fault(do, n, channel, group=True) for do, channel in both for n in (2, 4)]
 
 
-def in_events(whole: Whole) -> list[Fault]:
-    """Hurt the run while TensorBoard's thread writes."""
-    points = spread(range(1, whole.events), 3)
+def in_events(reference: ReferenceRun) -> list[Fault]:
+    """Inject faults when TensorBoard's file is written."""
+    points = spread(range(1, reference.events), 3)
     return [Fault(do, point, "events") for do in ("kill", "full", "filled") for point in points]
 
 
-def at_the_end(whole: Whole) -> list[Fault]:
-    """Kill the run at each change of its folder after the last step."""
-    numbers = writes(whole.points[0])
-    ends = [n for n in numbers if whole.points[0][n - 1].step == whole.last_step]
+def at_the_end(reference: ReferenceRun) -> list[Fault]:
+    """Kill the run at every change of its folder after the last step."""
+    numbers = writes(reference.points[0])
+    ends = [n for n in numbers if reference.points[0][n - 1].step == reference.last_step]
     return [Fault("kill", number) for number in ends]
 
 
-def killed_peer(whole: Whole) -> list[Fault]:
+def killed_peer(reference: ReferenceRun) -> list[Fault]:
     """Kill the second process, which writes nothing, in steps and evaluations."""
-    return [Fault("kill", n, rank=1) for n in spread(range(1, len(whole.points[1]) + 1), 5)]
+    return [Fault("kill", n, rank=1) for n in spread(range(1, len(reference.points[1]) + 1), 5)]
 
 
-def chained(whole: Whole) -> list[Fault]:
-    """Kill the run and each that resumes it after so many points: more than are between saves."""
-    del whole
+def chained(reference: ReferenceRun) -> list[Fault]:
+    """Kill the run and each resumed run after more points than there are between two saves."""
+    del reference
     return [Fault("kill", number) for number in range(70, 120, 7)]
 
 
@@ -147,102 +150,105 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: how many tries, what is wrong by try, and with the uninterrupted run."""
+    """A row of the table.
+
+    wrong: problems by trial. defects: problems of the uninterrupted run itself.
+    """
 
     name: str
-    tries: int
+    trials: int
     seconds: float
     wrong: dict[str, list[str]]
-    flaws: tuple[str, ...]
+    defects: tuple[str, ...]
 
     def cells(self) -> str:
-        """Return the line."""
+        """Return the row as Markdown."""
         group = GROUPS[self.name]
-        cells = [self.name, group.what, group.case, group.processes, self.tries]
-        ends = [self.tries - len(self.wrong), f"{self.seconds:.0f}"]
+        cells = [self.name, group.what, group.case, group.processes, self.trials]
+        ends = [self.trials - len(self.wrong), f"{self.seconds:.0f}"]
         return "| " + " | ".join(str(cell) for cell in [*cells, *ends]) + " |"
 
 
 class Pool:
-    """Servers that share the tries of a group."""
+    """Servers that share the trials of a group."""
 
     def __init__(
         self, root: Path, *, size: int = SERVERS, detector: bool = True, keep: bool = False
     ) -> None:
-        """Make the servers.
+        """Start the servers.
 
         Args:
-            root: for the runs.
-            size: runs at a time.
-            detector: whether runs of the detector are asked for.
-            keep: as `Bench`.
+            root: folder for the runs.
+            size: number of concurrent runs.
+            detector: whether runs of the detector are needed.
+            keep: as for `TrialRunner`.
         """
         self._servers = [Server(detector=detector) for _ in range(size)]
-        self.bench = Bench(root, self._servers[0], keep=keep)
+        self.runner = TrialRunner(root, self._servers[0], keep=keep)
         self._free: SimpleQueue[Server] = SimpleQueue()
         for server in self._servers:
             self._free.put(server)
 
-    def run(self, tries: Sequence[Try]) -> dict[str, list[str]]:
-        """Return what is wrong by the name of the try."""
+    def run(self, trials: Sequence[Trial]) -> dict[str, list[str]]:
+        """Run trials; return the problems by the name of the trial."""
 
-        def run(each: Try) -> list[str]:
+        def run(each: Trial) -> list[str]:
             server = self._free.get()
             try:
-                return self.bench.run(each, server)
+                return self.runner.run(each, server)
             finally:
                 self._free.put(server)
 
         with ThreadPoolExecutor(len(self._servers)) as threads:
-            found = list(threads.map(run, tries))
-        return {str(each): lines for each, lines in zip(tries, found, strict=True) if lines}
+            found = list(threads.map(run, trials))
+        return {str(each): lines for each, lines in zip(trials, found, strict=True) if lines}
 
     def run_group(self, name: str) -> Row:
-        """Run a group; the uninterrupted run comes first where it is not there yet."""
+        """Run a group, after the uninterrupted run if that was not run yet."""
         group, started = GROUPS[name], time.monotonic()
-        whole = self.bench.whole(group.case, group.processes)
-        tries = group.tries(whole)
-        wrong = self.run(tries)
-        return Row(name, len(tries), time.monotonic() - started, wrong, whole.flaws)
+        reference = self.runner.reference(group.case, group.processes)
+        trials = group.trials(reference)
+        wrong = self.run(trials)
+        return Row(name, len(trials), time.monotonic() - started, wrong, reference.defects)
 
     def close(self) -> None:
-        """End the servers."""
+        """Stop the servers."""
         for server in self._servers:
             server.close()
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the figures as Markdown, then the kinds of what is wrong."""
-    head = "| group | fault | case | processes | tries | as uninterrupted | s |\n"
+    """Return the rows as a Markdown table, then the problems by kind."""
+    head = "| group | fault | case | processes | trials | as uninterrupted | s |\n"
     lines = [row.cells() for row in rows]
-    tries, wrong = sum(row.tries for row in rows), sum(len(row.wrong) for row in rows)
+    trials, wrong = sum(row.trials for row in rows), sum(len(row.wrong) for row in rows)
     lines.append(
-        f"| all | | | | {tries} | {tries - wrong} | {sum(row.seconds for row in rows):.0f} |"
+        f"| all | | | | {trials} | {trials - wrong} | {sum(row.seconds for row in rows):.0f} |"
     )
     kinds = Counter(_kind(line) for row in rows for found in row.wrong.values() for line in found)
-    told = [f"{count} x {kind}" for kind, count in kinds.most_common()]
-    return head + "| --- " * 7 + "|\n" + "\n".join([*lines, "", *told]) + "\n"
+    kinds_text = [f"{count} x {kind}" for kind, count in kinds.most_common()]
+    return head + "| --- " * 7 + "|\n" + "\n".join([*lines, "", *kinds_text]) + "\n"
 
 
 def _kind(line: str) -> str:
-    """Return a line without its numbers and values."""
+    """Return a problem without its numbers and values."""
     return re.sub(r"\d+(\.\d+)?", "#", re.sub(r":? expected .*", "", line))
 
 
 def main(names: Sequence[str]) -> int:
-    """Run groups and tries by name, print the table; returns an exit code."""
+    """Run groups and trials by name and print the table; return an exit code."""
     root = Path(tempfile.mkdtemp(prefix="faults_"))
     single = not set(names) & set(GROUPS) and bool(names)
     pool, rows, failed = Pool(root, size=1 if single else SERVERS, keep=single), list[Row](), 0
     for name in names or GROUPS:
         if name in GROUPS:
             rows.append(pool.run_group(name))
-            wrong = {**rows[-1].wrong, f"{name} uninterrupted": rows[-1].flaws}
+            wrong = {**rows[-1].wrong, f"{name} uninterrupted": rows[-1].defects}
         else:
-            wrong = {**pool.run([Try.parse(name)])}
-        told = [f"{each}: {line}\n" for each, lines in wrong.items() for line in lines]
-        failed += len(told)
-        sys.stdout.write("".join(told))
+            wrong = {**pool.run([Trial.parse(name)])}
+        problems = [f"{each}: {line}\n" for each, lines in wrong.items() for line in lines]
+        failed += len(problems)
+        sys.stdout.write("".join(problems))
         sys.stdout.flush()
     pool.close()
     if rows:

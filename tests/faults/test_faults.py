@@ -1,31 +1,31 @@
-"""A run that is hurt at any point and resumed leaves what one leaves that nothing hurt."""
+"""A run that is interrupted at any point and resumed equals an uninterrupted one."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.fault_injection import Fault
 from tests.faults.matrix import GROUPS, Pool, Row, table
-from tests.faults.points import Fault
-from tests.faults.tries import Try, Whole
+from tests.faults.trials import ReferenceRun, Trial
 
 
 @pytest.mark.parametrize(
     "name",
     ["apart:1:kill@57", "late:2:term-group+3@40", "readers:1:kill@5/train", "late:2:int@7:rank1"],
 )
-def test_names_of_tries_are_read_back(name: str) -> None:
-    assert str(Try.parse(name)) == name
+def test_names_of_trials_are_parsed(name: str) -> None:
+    assert str(Trial.parse(name)) == name
 
 
-def telling(whole: Whole) -> list[Fault]:
-    """Where it matters most: before a file takes its name, when one is half written, in a step."""
-    points = list(enumerate(whole.points[0], start=1))
+def important_faults(reference: ReferenceRun) -> list[Fault]:
+    """Return the most important faults: before a rename, in the middle of a write, in a step."""
+    points = list(enumerate(reference.points[0], start=1))
 
     def first(name: str, part: str, after: int = 0) -> int:
         return next(n for n, p in points if p.name == name and part in p.path and p.step >= after)
 
-    middle, last = whole.last_step // 2, whole.last_step
+    middle, last = reference.last_step // 2, reference.last_step
     best, model = "best.pt.partial", "model.safetensors.partial"
     return [
         Fault("kill", first("replace", best)),
@@ -43,14 +43,14 @@ def telling(whole: Whole) -> list[Fault]:
     ]
 
 
-def test_a_dozen_faults(tmp_path: Path) -> None:
+def test_important_faults(tmp_path: Path) -> None:
     pool = Pool(tmp_path, size=1, detector=False)
     try:
-        whole = pool.bench.whole("apart", 1)
-        wrong = pool.run([Try("apart", 1, fault) for fault in telling(whole)])
+        reference = pool.runner.reference("apart", 1)
+        wrong = pool.run([Trial("apart", 1, fault) for fault in important_faults(reference)])
     finally:
         pool.close()
-    assert whole.flaws == ()
+    assert reference.defects == ()
     assert wrong == {}
 
 
@@ -58,7 +58,7 @@ def test_a_dozen_faults(tmp_path: Path) -> None:
 def pool(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Pool, list[Row]]]:
-    """Servers, and the rows that are printed at the end."""
+    """Yield servers, and a list of rows that are printed at the end."""
     servers, rows = Pool(tmp_path_factory.mktemp("faults")), list[Row]()
     yield servers, rows
     servers.close()
@@ -74,5 +74,5 @@ def pool(
 def test_matrix(pool: tuple[Pool, list[Row]], name: str) -> None:
     servers, rows = pool
     rows.append(servers.run_group(name))
-    assert rows[-1].flaws == ()
+    assert rows[-1].defects == ()
     assert rows[-1].wrong == {}

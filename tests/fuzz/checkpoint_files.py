@@ -1,6 +1,7 @@
-"""Checkpoints and files of weights: damaged, edited, foreign, with code. Read, resumed, loaded.
+"""Fuzzing of checkpoints and weights: damaged, edited and foreign files, and files with code.
 
-What our own writers wrote is read as it was, or refused: no altered tensor is taken.
+A damaged file of our own writers must be refused or read without a change: no altered tensor may
+be accepted.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from detection.weights import load_detector_weights
 from engine.checkpoint import (
     load_checkpoint,
     read_safetensors,
-    read_trained,
+    read_trained_weights,
     save_checkpoint,
     write_safetensors,
 )
@@ -47,7 +48,7 @@ GROUPS = (
 
 
 def toy_config(max_steps: int) -> RunConfig:
-    """Return the config of a run that takes milliseconds."""
+    """Return the config of a run of a few milliseconds."""
     loop = LoopConfig(
         max_steps=max_steps, batch_size=4, checkpoint_every=2, log_every=2, ema_decay=0.9
     )
@@ -55,7 +56,7 @@ def toy_config(max_steps: int) -> RunConfig:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two contents of checkpoints are equal to the last bit."""
+    """Return whether the contents of two checkpoints are bitwise equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)]
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
@@ -67,13 +68,13 @@ def same(a: Any, b: Any) -> bool:
 
 
 class CheckpointFiles:
-    """A run of the toy task in all groups; in the slow test a tiny detector's run too."""
+    """Files of a run of the toy task; in the slow test also of a tiny detector's run."""
 
     name = "checkpoints"
     full, quick = 200, 24
 
     def prepare(self, site: Path, count: int) -> None:
-        """Make runs, and models to load into."""
+        """Train the runs, and build the models into which weights are loaded."""
         torch.set_num_threads(1)
         self._toy = site / "toy"
         with contextlib.redirect_stdout(None):
@@ -112,13 +113,16 @@ class CheckpointFiles:
         label = _damage(path, rng)
         calls = [
             ("load_checkpoint", lambda: _same_or_fault(load_checkpoint(path), self._payload)),
-            ("read_trained", lambda: _same_or_fault(read_trained(path)[1:], self._trained())),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(path)[1:], self._trained()),
+            ),
             ("resume", lambda: self._resume(run)),
         ]
         return Case("own .pt", label, calls)
 
     def _trained(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        return read_trained(self._step)[1:]
+        return read_trained_weights(self._step)[1:]
 
     def _own_weights(self, rng: random.Random, index: int, case: Path) -> Case:
         path = case / "model.safetensors"
@@ -127,27 +131,30 @@ class CheckpointFiles:
         expected = read_safetensors(self._weights)
         calls = [
             ("read_safetensors", lambda: _same_or_fault(read_safetensors(path), expected)),
-            ("read_trained", lambda: _same_or_fault(read_trained(case)[1:], expected)),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(case)[1:], expected),
+            ),
             *self._loads(path),
         ]
         return Case("own .safetensors", label, calls)
 
     def _edited_checkpoint(self, rng: random.Random, index: int, case: Path) -> Case:
-        """Change a value of a checkpoint and write it as ours, with whatever sums that has."""
+        """Change a value of a checkpoint and save it with our writer: its checksums are right."""
         run = self._copy_of_toy(case)
         path = run / "checkpoints" / self._step.name
         payload = load_checkpoint(self._step)
         label = "; ".join(_edit_payload(payload, rng) for _ in range(rng.choice((1, 1, 2))))
         save_checkpoint(path, payload)
         calls: list[tuple[str, Call]] = [
-            ("read_trained", lambda: read_trained(path)),
+            ("read_trained_weights", lambda: read_trained_weights(path)),
             ("resume", lambda: self._resume(run)),
             *self._loads(path),
         ]
         return Case("edited checkpoint", label, calls)
 
     def _edited_metadata(self, rng: random.Random, index: int, case: Path) -> Case:
-        """Change the text beside a detector's weights; the file's own sums are right."""
+        """Change the metadata of a detector's weights; the checksums of the file are right."""
         if index < self.quick:
             return self._header(rng, index, case)
         tensors, metadata = read_safetensors(self._run / "model.safetensors")
@@ -157,10 +164,10 @@ class CheckpointFiles:
             key, (text, label) = "config", _planted(metadata["config"])
         path = case / "model.safetensors"
         write_safetensors(path, tensors, metadata | {key: text})
-        words = [*TINY, "--output", "scores", "--device", "cpu"]
+        arguments = [*TINY, "--output", "scores", "--device", "cpu"]
         calls: list[tuple[str, Call]] = [
             ("load_detector", lambda: load_detector(path, device="cpu")),
-            ("eval", lambda: self._evaluate(case, [path.name, *words])),
+            ("eval", lambda: self._evaluate(case, [path.name, *arguments])),
             ("train model.weights", lambda: self._train("model.weights", path)),
             ("train backbone.weights", lambda: self._train("model.backbone.weights", path)),
         ]
@@ -204,9 +211,9 @@ class CheckpointFiles:
         shutil.copytree(self._run, run, ignore=shutil.ignore_patterns("best.pt", "events*"))
         checkpoint = run / "checkpoints" / "step_00000002.pt"
         shutil.copy(self._site / "tiny.yaml", case)
-        words = ["--resume", "--output", "run", "--device", "cpu", "loop.max_steps=3"]
-        words += [word.replace("val", split) for word in TINY for split in ("train", "val")]
-        resume = ("train --resume", lambda: run_tool(train_det, *words))
+        arguments = ["--resume", "--output", "run", "--device", "cpu", "loop.max_steps=3"]
+        arguments += [key.replace("val", split) for key in TINY for split in ("train", "val")]
+        resume = ("train --resume", lambda: run_tool(train_det, *arguments))
         if rng.random() < 0.4:
             payload = load_checkpoint(checkpoint)
             label = _edit_payload(payload, rng)
@@ -217,17 +224,20 @@ class CheckpointFiles:
             ]
             return Case("edited checkpoint", f"detector: {label}", calls)
         path = rng.choice((checkpoint, run / "model.safetensors"))
-        expected = read_trained(path)[1:]
+        expected = read_trained_weights(path)[1:]
         label = _damage(path, rng)
         calls = [
-            ("read_trained", lambda: _same_or_fault(read_trained(path)[1:], expected)),
+            (
+                "read_trained_weights",
+                lambda: _same_or_fault(read_trained_weights(path)[1:], expected),
+            ),
             ("load_detector", lambda: load_detector(path, device="cpu")),
             *([resume] if path == checkpoint else []),
         ]
         return Case(f"own {path.suffix}", f"detector: {label}", calls)
 
     def _loads(self, path: Path) -> list[tuple[str, Call]]:
-        """Return the ways in which a file of weights is read."""
+        """Return all calls that read a file of weights."""
         classes = {"class_names": ("ant", "cow"), "category_ids": (1, 2)}
         model = torch.nn.Module()
         model.register_parameter("w", torch.nn.Parameter(torch.zeros(3)))
@@ -241,7 +251,7 @@ class CheckpointFiles:
             load_detector_weights(model, path, **classes)  # type: ignore[arg-type]
 
         loads: list[tuple[str, Call]] = [
-            ("read_trained", lambda: read_trained(path)),
+            ("read_trained_weights", lambda: read_trained_weights(path)),
             ("backbone.weights", load_backbone),
             ("model.weights", load_whole),
             ("load_detector", lambda: load_detector(path, device="cpu")),
@@ -257,20 +267,20 @@ class CheckpointFiles:
         fit(ToyTask(), toy_config(6), output=run, resume=True, device="cpu")
 
     def _train(self, key: str, path: Path) -> None:
-        """Do what a training does before its first step."""
+        """Build the task, as training does before its first step."""
         with contextlib.chdir(self._site):
             build_task(load_config("tiny.yaml", [f"{key}={path}"], schemas=SCHEMAS))
 
-    def _evaluate(self, case: Path, words: Sequence[str]) -> None:
-        """Score a detector; nothing but its output may be written."""
+    def _evaluate(self, case: Path, arguments: Sequence[str]) -> None:
+        """Evaluate a detector; a fault if anything but its output is written."""
         before = {str(path) for path in self._site.rglob("*")}
         try:
-            run_tool(eval_tool, *words)
+            run_tool(eval_tool, *arguments)
         finally:
             planted = {str(path) for path in self._site.rglob("*")} - before
             planted |= {path.name for path in case.iterdir()} - {"scores", "model.safetensors"}
             if planted:
-                raise FaultError(f"written where the file said: {sorted(planted)[:3]}")
+                raise FaultError(f"written to a path in the file: {sorted(planted)[:3]}")
 
 
 def _no_code(call: Call) -> Call:
@@ -280,19 +290,19 @@ def _no_code(call: Call) -> Call:
         finally:
             if Path("ran").exists():
                 Path("ran").rmdir()
-                raise FaultError("code of the file ran")
+                raise FaultError("code in the file was executed")
 
     return guarded
 
 
 def _same_or_fault(got: Any, expected: Any) -> str:
     if not same(expected, got):
-        raise FaultError("altered content taken")
-    return "damaged elsewhere: taken, unaltered"
+        raise FaultError("altered content accepted")
+    return "damage outside the content: accepted, unaltered"
 
 
 def _damage(path: Path, rng: random.Random) -> str:
-    """Damage a file in one way; a flipped bit in half of the cases."""
+    """Damage a file in one way; in half of the cases flip a bit."""
     if rng.random() < 0.06:
         return replace_file(path, rng)
     data = bytearray(path.read_bytes())
@@ -307,13 +317,13 @@ def _damage(path: Path, rng: random.Random) -> str:
 
 
 def _edit_payload(payload: dict[str, Any], rng: random.Random) -> str:
-    """Change one value in a checkpoint: a number, a text, a tensor, or what should be one."""
-    place: Any = payload
+    """Change one value in a checkpoint: a number, a string, a tensor or a dict."""
+    node: Any = payload
     steps: list[Any] = []
-    while isinstance(place, dict) and place:
-        parent, key = place, rng.choice(list(place))
+    while isinstance(node, dict) and node:
+        parent, key = node, rng.choice(list(node))
         steps.append(key)
-        place = place[key]
+        node = node[key]
         if rng.random() < 0.15:
             break
     where = ".".join(map(str, steps))
@@ -325,15 +335,15 @@ def _edit_payload(payload: dict[str, Any], rng: random.Random) -> str:
         *(torch.zeros(2), torch.tensor(1), torch.zeros(0), torch.zeros(3, 1).to_sparse()),
         *(torch.full((1, 3), torch.nan), torch.zeros(1, 3, dtype=torch.complex64), {1: 2}),
     ]
-    if isinstance(place, Tensor):
-        values += [place.double(), place.to(torch.int32), place[..., :1], place.unsqueeze(0)] * 2
+    if isinstance(node, Tensor):
+        values += [node.double(), node.to(torch.int32), node[..., :1], node.unsqueeze(0)] * 2
     value = rng.choice(values)
     parent[key] = value
     return f"{where} = {value!r:.80}"
 
 
 def _edit_json(text: str, rng: random.Random) -> tuple[str, str]:
-    """Change a JSON that lies in metadata."""
+    """Change a JSON string of the metadata."""
     try:
         tree = json.loads(text)
     except ValueError:
@@ -350,9 +360,9 @@ def _edit_json(text: str, rng: random.Random) -> tuple[str, str]:
 
 
 def _planted(config: str) -> tuple[str, str]:
-    """Return a config that would have a demo drawn into a folder beside."""
+    """Return a config that asks for a demo to be drawn in another folder."""
     values = json.loads(config)
     values["data"]["demo"] = {"root": "planted", "num_train": 1, "num_val": 1}
     values["data"]["val"] = {"images": "planted/val", "annotations": "planted/annotations/val.json"}
     values["data"]["train"] = values["data"]["val"]
-    return json.dumps(values), "a demo in a folder that the file names"
+    return json.dumps(values), "a demo in a folder given in the file"

@@ -1,4 +1,4 @@
-"""COCO annotation files, changed in every way, read for training and validation and scored."""
+"""Fuzzing of COCO annotation files: read for training and validation, and used for scoring."""
 
 import contextlib
 import random
@@ -26,7 +26,7 @@ from tests.fuzz.mutations import (
 
 
 class CocoDocuments:
-    """Half of the cases are single changes, spread over all there are; the others are random."""
+    """Half of the cases are single changes, spread over all possible ones; the rest are random."""
 
     name = "annotations"
     full, quick = 1000, 24
@@ -37,7 +37,7 @@ class CocoDocuments:
         self._site = site
         import_scoring(site, with_curves=count > self.quick)
         (site / "train.json").write_text((site / "val.json").read_text())
-        with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports what that takes
+        with contextlib.redirect_stdout(None), contextlib.chdir(site):  # imports before the fork
             self._read(_config(random.Random(0)), training=True, with_masks=True)()
         self._changes = all_changes(coco_document(), seed=1)
 
@@ -86,18 +86,18 @@ class CocoDocuments:
             log.note(", ".join(data.classes.names))
             data.check_pictures()
             samples = []
-            draws = [(index, 7 + index) for index in range(min(len(data), 8))]
-            frame = data.frame(draws) if training else None
-            for index, seed in draws:
+            sample_keys = [(index, 7 + index) for index in range(min(len(data), 8))]
+            batch_shape = data.batch_shape(sample_keys) if training else None
+            for index, seed in sample_keys:
                 try:
-                    samples.append(data.load(index, seed, frame))
+                    samples.append(data.load(index, seed, batch_shape))
                 except SkippedSampleError as reason:
                     log.note(f"{reason}")
             if not samples:
                 return "no sample"
             # at evaluation a batch holds images of one padded shape
             together = [s for s in samples if training or s.pixels.shape == samples[0].pixels.shape]
-            boxes = data.collate(list(islice(together, 4)), frame).targets.boxes.numpy()
+            boxes = data.collate(list(islice(together, 4)), batch_shape).targets.boxes.numpy()
             if not np.isfinite(boxes).all():
                 raise FaultError("a batch with boxes that are not finite")
             return f"{len(samples)} samples"
@@ -109,7 +109,7 @@ class CocoDocuments:
         arguments.append("data.val.annotations=train.json")
         if what == "boxes" and rng.random() < 0.5:
             arguments.append("evaluation.protocols=[voc07, voc12, ilsvrc]")
-        if index >= self.quick and rng.random() < 0.06:  # curves take a third of a second
+        if index >= self.quick and rng.random() < 0.06:  # drawing curves takes 0.3 s
             arguments += ["--output", "scores"]
         return lambda: run_tool(eval_tool, *arguments)
 

@@ -1,4 +1,4 @@
-"""COCO results files, changed in every way, scored against sound annotations."""
+"""Fuzzing of COCO results files, scored against valid annotations."""
 
 import json
 import random
@@ -33,11 +33,11 @@ SEGMENTATIONS: tuple[Any, ...] = (
     *({"size": [64, 64], "counts": None}, {"size": [64, 64]}, {"size": None, "counts": "o0"}),
     *({"size": [10**9, 10**9], "counts": [10**18]}, {"size": [64, 64], "counts": [4096.0]}),
 )
-"""In the place of a valid one, beside a box and without."""
+"""Values that replace a valid segmentation, with and without a box."""
 
 
 class CocoResults:
-    """A third of the cases are single changes, the others random."""
+    """A third of the cases are single changes, the rest are random."""
 
     name = "results"
     full, quick = 500, 40
@@ -106,7 +106,7 @@ def _scoring(arguments: list[str]) -> Call:
 
 
 def _change_shapes(results: list[dict[str, Any]], rng: random.Random) -> str:
-    """Give some results an odd segmentation or box, as other projects' writers do."""
+    """Give some results an unusual segmentation or box, as other projects write them."""
     value, box = rng.choice(SEGMENTATIONS), rng.choice(([], None, [0, 0, 0, 0], [1, 2, 3, 4, 5]))
     which = rng.choice(("all", "first", "last"))
     chosen = {"all": results, "first": results[:1], "last": results[-1:]}[which]

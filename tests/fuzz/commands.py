@@ -1,4 +1,4 @@
-"""What kinds of input share: a small data set, and a tool's main function with its arguments."""
+"""A small COCO data set for fuzzing, and calls of commands."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ def _polygon(box: tuple[int, int, int, int]) -> list[float]:
 
 
 def coco_document() -> dict[str, Any]:
-    """Return a valid COCO document with all that a reader knows."""
+    """Return a valid COCO document with every field that our reader knows."""
     boxes = [(5, 5, 30, 40), (20, 10, 25, 25), (2, 3, 10, 12), (30, 30, 20, 20), (1, 1, 38, 50)]
     objects: list[dict[str, Any]] = [
         {"image_id": 10, "category_id": 4, "segmentation": [_polygon(boxes[0])]},
@@ -90,7 +90,7 @@ def coco_document() -> dict[str, Any]:
 
 
 def results_of(document: dict[str, Any], *, masks: bool) -> list[dict[str, Any]]:
-    """Return valid results for a document: its objects, a little off, with and without names."""
+    """Return valid results for a document: its objects, slightly shifted; half have names."""
     names = {each["id"]: each["name"] for each in document["categories"]}
     files = {each["id"]: each["file_name"] for each in document["images"]}
     results = []
@@ -114,7 +114,7 @@ def results_of(document: dict[str, Any], *, masks: bool) -> list[dict[str, Any]]
 
 
 def write_site(site: Path) -> None:
-    """Write the images, val.json with all of the document, and results of boxes and of masks."""
+    """Write the images, the document as val.json, and results with boxes and with masks."""
     document = coco_document()
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
@@ -126,7 +126,7 @@ def write_site(site: Path) -> None:
 
 
 def import_scoring(site: Path, *, with_curves: bool) -> None:
-    """Score once, so that forked processes need not import what that takes, each in seconds."""
+    """Score once, so that forked processes inherit its imports, which take seconds."""
     arguments = ["--results", str(site / "boxes.json"), f"data.val.annotations={site}/val.json"]
     arguments += ["--output", str(site / "scores")] if with_curves else []
     with contextlib.redirect_stdout(None):
@@ -134,6 +134,6 @@ def import_scoring(site: Path, *, with_curves: bool) -> None:
 
 
 def run_tool(tool: ModuleType, *arguments: str) -> None:
-    """Call a tool's main function with the arguments of a command line."""
+    """Call a command's main function with command line arguments."""
     sys.argv = [f"{tool.__name__.rpartition('.')[2]}.py", *arguments]
     tool.main()

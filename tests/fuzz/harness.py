@@ -1,7 +1,8 @@
-"""Calls readers with hostile input as commands do, in forked processes, and judges what they do.
+"""Fuzzing harness: calls readers with hostile input in forked processes, and judges the outcome.
 
-A call may end well, or in one error line with exit code 2. All else is a fault: another exception,
-another exit code, a message that breaks the console, a hang, a crash, too much memory.
+A call runs as in a command. It may succeed, or fail with one error line and exit code 2. Anything
+else is a fault: another exception or exit code, a message that breaks the console, a hang, a crash,
+too much memory.
 """
 
 import contextlib
@@ -33,13 +34,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SEED = 16
 LIMIT_S = 10.0
 MEMORY = 3 << 30
-"""Bytes that a call may take beyond what the process has."""
+"""Bytes of memory that a call may use in addition to those of the process before it."""
 LONGEST_MESSAGE = 2000
 _STACK_LINE = re.compile(rf'File "{re.escape(str(REPOSITORY))}/(?!tests/)(\S+)", line (\d+)')
 
 
 class FaultError(Exception):
-    """A call ended well, and should not have: what it returned is wrong."""
+    """A call succeeded with a wrong result, or should not have succeeded."""
 
 
 Call = Callable[[], object]
@@ -47,9 +48,10 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile input. group: for the figures. label: what was done to it. calls: what reads it.
+    """One hostile input.
 
-    A call returns a word for the figures, or None.
+    group: name in the report. label: how the input was changed. calls: names and functions that
+    read it; a function returns a short note for the report, or None.
     """
 
     group: str
@@ -58,22 +60,26 @@ class Case:
 
 
 class Kind(Protocol):
-    """A kind of input. full, quick: how many cases the slow and the quick test have."""
+    """A kind of input. full, quick: number of cases of the slow and the quick test."""
 
     name: str
     full: int
     quick: int
 
     def prepare(self, site: Path, count: int) -> None:
-        """Write what the first `count` cases share to a new folder."""
+        """Write the files that the first `count` cases share to a new folder."""
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
-        """Write a hostile input to the empty folder `case`, the working directory of its calls."""
+        """Write a hostile input to the empty folder `case`, the working directory of the calls."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call did. result: taken, refused or fault. fault: its kind. where: file:line."""
+    """The outcome of one call.
+
+    result: taken, refused or fault. fault: kind of the fault. where: file:line. note: the short
+    note that the call returned. stray: whether something else was written to stderr.
+    """
 
     index: int
     group: str
@@ -83,7 +89,7 @@ class Outcome:
     fault: str = ""
     where: str = ""
     message: str = ""
-    word: str = ""
+    note: str = ""
     stray: bool = False
     seconds: float = 0.0
 
@@ -94,7 +100,7 @@ class Outcome:
 
 
 def run_kind(kind: Kind, count: int, folder: Path) -> list[Outcome]:
-    """Run the first `count` cases of a kind; the first input of each fault stays in `folder`."""
+    """Run the first `count` cases of a kind; keep the first input of each fault in `folder`."""
     site, kept = folder / "site", folder / "faults"
     for each in (site, kept):
         each.mkdir(parents=True)
@@ -105,7 +111,7 @@ def run_kind(kind: Kind, count: int, folder: Path) -> list[Outcome]:
     while start < count:
         batch, stopped = _watch(kind, range(start, count), folder, limit=LIMIT_S)
         if stopped is not None and stopped.fault == "hang":
-            # once more, with more patience: other processes may have had the processors
+            # try again with a longer limit: other processes may have used the processors
             again = range(stopped.index, stopped.index + 1)
             batch = [each for each in batch if each.index != stopped.index]
             second, stopped = _watch(kind, again, folder, limit=6 * LIMIT_S)
@@ -135,12 +141,18 @@ def _copy(source: str, target: str) -> None:
 def _watch(
     kind: Kind, indices: range, folder: Path, *, limit: float
 ) -> tuple[list[Outcome], Outcome | None]:
-    """Run cases in a child; return what it told, and the call that it did not come back from."""
+    """Run cases in a child process.
+
+    Returns:
+        the outcomes that the child reports, and the outcome of a call that hung or crashed, if any.
+    """
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # about a fork of a process with threads
         child = os.fork()
     if child == 0:
         try:
@@ -153,16 +165,16 @@ def _watch(
         os._exit(0)
     os.close(writing)
     outcomes: list[Outcome] = []
-    begun: dict[str, Any] | None = None
+    started: dict[str, Any] | None = None
     hangs = False
     with os.fdopen(reading) as pipe:
         buffer = ""
         while True:
-            patience = limit if begun else 120.0  # a case is being made
-            ready, _, _ = select.select([pipe], [], [], patience)
+            timeout = limit if started else 120.0  # between calls, the child writes a case
+            ready, _, _ = select.select([pipe], [], [], timeout)
             if not ready:
                 hangs = True
-                os.kill(child, signal.SIGUSR1)  # tell where
+                os.kill(child, signal.SIGUSR1)  # write the stack
                 time.sleep(0.5)
                 os.kill(child, signal.SIGKILL)
                 break
@@ -171,63 +183,64 @@ def _watch(
                 break
             *lines, buffer = (buffer + data).split("\n")
             for line in lines:
-                told = json.loads(line)
-                if "result" in told:
-                    outcomes.append(Outcome(**told))
-                    begun = None
+                report = json.loads(line)
+                if "result" in report:
+                    outcomes.append(Outcome(**report))
+                    started = None
                 else:
-                    begun = told
+                    started = report
     status = os.waitpid(child, 0)[1]
-    if begun is None:
+    if started is None:
         assert status == 0, f"{kind.name}: the cases after {outcomes[-1:]} could not be made"
         return outcomes, None
     stack = (folder / "stack.txt").read_text(errors="replace")
     fault = "hang" if hangs else f"crash ({signal.Signals(os.WTERMSIG(status)).name})"
-    place = _STACK_LINE.search(stack)
-    where = f"{place[1]}:{place[2]}" if place else ""
-    return outcomes, Outcome(**begun, result="fault", fault=fault, where=where, seconds=limit)
+    frame = _STACK_LINE.search(stack)
+    where = f"{frame[1]}:{frame[2]}" if frame else ""
+    return outcomes, Outcome(**started, result="fault", fault=fault, where=where, seconds=limit)
 
 
 def _child(kind: Kind, indices: range, folder: Path, pipe: io.TextIOBase) -> None:
-    torch.set_num_threads(1)  # a fork has none of its parent's threads
+    """Run cases, and write a line of JSON to `pipe` before and after each call."""
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stderr = os.open(folder / "stderr.txt", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(stderr, 2)
 
-    def tell(told: dict[str, Any]) -> None:
-        pipe.write(json.dumps(told) + "\n")
+    def send(report: dict[str, Any]) -> None:
+        pipe.write(json.dumps(report) + "\n")
         pipe.flush()
 
     with (folder / "stack.txt").open("w") as stack:
         faulthandler.enable(stack)
         faulthandler.register(signal.SIGUSR1, stack)
         for index in indices:
-            place = folder / "cases" / str(index)
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            os.chdir(place)
+            case_folder = folder / "cases" / str(index)
+            shutil.rmtree(case_folder, ignore_errors=True)
+            case_folder.mkdir(parents=True)
+            os.chdir(case_folder)
             rng = random.Random(f"{SEED} {kind.name} {index}")
-            case = kind.make(rng, index, place)
+            case = kind.make(rng, index, case_folder)
             faults = False
             for name, call in case.calls:
-                told = {"index": index, "group": case.group, "label": case.label, "call": name}
-                tell(told)
+                start = {"index": index, "group": case.group, "label": case.label, "call": name}
+                send(start)
                 os.ftruncate(stderr, 0)
                 stack.truncate(0)
-                outcome = judge(call, told)
-                tell(asdict(outcome) | {"stray": os.fstat(stderr).st_size > 0})
+                outcome = judge(call, start)
+                send(asdict(outcome) | {"stray": os.fstat(stderr).st_size > 0})
                 faults |= outcome.result == "fault"
             os.chdir(folder)
             if not faults:
-                shutil.rmtree(place)
+                shutil.rmtree(case_folder)
 
 
-def judge(call: Call, told: dict[str, Any]) -> Outcome:
-    """Make a call as a command does, and say what it did."""
+def judge(call: Call, start: dict[str, Any]) -> Outcome:
+    """Run a call as a command does; return its outcome, with the fields in `start`."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in range(2)]
-    words: list[object] = []
+    returned: list[object] = []
     fault = where = message = ""
     code: Any = None
     started = time.perf_counter()
@@ -238,7 +251,7 @@ def judge(call: Call, told: dict[str, Any]) -> Outcome:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RuntimeWarning)
         try:
-            run_command(lambda: words.append(call()))
+            run_command(lambda: returned.append(call()))
         except SystemExit as stop:
             code = stop.code
         except BaseException as error:
@@ -253,14 +266,14 @@ def judge(call: Call, told: dict[str, Any]) -> Outcome:
         fault, message = "warning", str(warned[0].message)
         where = f"{_relative(warned[0].filename)}:{warned[0].lineno}"
     result = "fault" if fault else "refused" if code == 2 else "taken"
-    word = words[0] if words and isinstance(words[0], str) else ""
+    note = returned[0] if returned and isinstance(returned[0], str) else ""
     return Outcome(
-        **told,
+        **start,
         result=result,
         fault=fault,
         where=where,
         message=message[:4000] or err[:4000],
-        word=word,
+        note=note,
         seconds=seconds,
     )
 
@@ -271,8 +284,8 @@ def _flushed(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _console_problem(out: str, err: str, code: int) -> str:
-    """Return what is wrong with the text that a call left on the console; "" for nothing."""
-    # notes may stand before it, each in a line of its own
+    """Return what is wrong with the console output of a call; "" if nothing is."""
+    # lines of notes may precede the error line
     *notes, last, rest = err.split("\n") if code == 2 else ("", "error: ", "")
     if not last.startswith("error: ") or rest or any(n.startswith("error: ") for n in notes):
         return "message that is not one line"
@@ -290,7 +303,7 @@ def _relative(path: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """Return file:line of the innermost frame in this repository's packages, else in its tests."""
+    """Return file:line of the innermost frame in this repository's packages, else in tests/."""
     if isinstance(error, FaultError):
         return ""
     frames = [
@@ -300,12 +313,12 @@ def _where(error: BaseException) -> str:
         and "/.venv/" not in frame.filename
         and frame.name != run_command.__name__
     ]
-    ours = [frame for frame in frames if not frame[0].startswith("tests/")] or frames
-    return f"{ours[-1][0]}:{ours[-1][1]}" if ours else ""
+    relevant = [frame for frame in frames if not frame[0].startswith("tests/")] or frames
+    return f"{relevant[-1][0]}:{relevant[-1][1]}" if relevant else ""
 
 
 def faults_of(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, int]]:
-    """Yield each distinct fault's first outcome, and how many calls met it; the commonest first."""
+    """Yield one outcome of each distinct fault, and its number of calls; most frequent first."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.result == "fault":

@@ -1,4 +1,4 @@
-"""Weights that nobody should send: pickles with code, bombs, forged headers, odd states."""
+"""Hostile weights: pickles with code, decompression bombs, forged headers, unusual states."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tests.fuzz.mutations import HOSTILE, mutate_bytes
 
 
 class Runs:
-    """Makes the folder `ran` where it is unpickled."""
+    """Creates the folder `ran` when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, ("ran",)
@@ -91,7 +91,7 @@ def _shared(count: int) -> Any:
 
 
 class Fake:
-    """Stands for torch's function that makes a tensor, with arguments of our choosing."""
+    """Pickles as a call of torch's function that rebuilds a tensor, with arbitrary arguments."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -101,14 +101,14 @@ class Fake:
 
 
 def saved(value: Any) -> bytes:
-    """Return what torch.save writes."""
+    """Return the bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
 def states() -> dict[str, Callable[[], Any]]:
-    """Return what torch.save can hold and no network has, by name."""
+    """Return values that torch.save can write but that are no network's state, by name."""
     floats = torch.zeros(4).untyped_storage()
     storage = torch.storage.TypedStorage(wrap_storage=floats, dtype=torch.float32, _internal=True)
     hooks: Any = OrderedDict()
@@ -186,13 +186,13 @@ def states() -> dict[str, Callable[[], Any]]:
 
 
 def edit_zip(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Change, drop, rename or compress an entry of torch's zip file, with the right sums."""
+    """Change, drop, rename or compress an entry of torch's zip file; its checksums are right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    place = rng.randrange(len(entries))
+    index = rng.randrange(len(entries))
     if rng.random() < 0.4:
-        place = next(i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl"))
-    name, content = entries[place]
+        index = next(i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl"))
+    name, content = entries[index]
     action = rng.choice(
         ("change", "change", "change", "drop", "rename", "compress", "zeros", "folder")
     )
@@ -200,16 +200,16 @@ def edit_zip(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     method = zipfile.ZIP_STORED
     if action == "change" and content:
         content, more = mutate_bytes(content, rng)
-        entries[place] = name, content
+        entries[index] = name, content
         label += f": {more}"
     elif action == "drop":
-        del entries[place]
+        del entries[index]
     elif action == "rename":
-        entries[place] = rng.choice(("../ran", "/ran", "a\nb", "x" * 300, "")), content
+        entries[index] = rng.choice(("../ran", "/ran", "a\nb", "x" * 300, "")), content
     elif action == "compress":
         method = zipfile.ZIP_DEFLATED
-    elif action == "zeros":  # of 200 MB, which are 200 kB in the file
-        entries[place] = name, b"\0" * 200_000_000
+    elif action == "zeros":  # 200 MB, compressed to 200 kB
+        entries[index] = name, b"\0" * 200_000_000
         method = zipfile.ZIP_DEFLATED
     elif action == "folder":
         entries = [(f"deeper/{each}", value) for each, value in entries]
@@ -223,12 +223,12 @@ def edit_zip(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 def safetensors_file(
     header: bytes, data: bytes = b"\0" * 64, *, length: int | None = None
 ) -> bytes:
-    """Return a file with any header, and the length of it that is claimed."""
+    """Return a safetensors file with any header, and any header length."""
     return _number(len(header) if length is None else length) + header + data
 
 
 def forged_header(rng: random.Random) -> tuple[bytes, str]:
-    """Return a safetensors file whose header lies."""
+    """Return a safetensors file with a wrong header."""
     entry: dict[str, Any] = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
     plain = json.dumps({"conv1.weight": entry}).encode()
     made: dict[str, bytes] = {

@@ -1,4 +1,4 @@
-"""YAML over which readers stumble: tags, anchors that grow or go round, odd keys, numbers."""
+"""Hostile YAML: tags, recursive and exponentially growing anchors, unusual keys and numbers."""
 
 TAGS = (
     *("!!int abc", "!!int ''", "!!int [1]", "!!int 0b2", "!!int 1:99", "!!float x", "!!float {}"),
@@ -161,7 +161,7 @@ VALUES = TAGS + NUMBERS + ANCHORS + KEYS + TEXTS
 
 
 def bomb(kind: str, depth: int, width: int) -> str:
-    """Return a short document that is `width` ** `depth` values: of lists, mappings or merges."""
+    """Return a short document of `width` ** `depth` values, by nested lists, mappings or merges."""
     lines = ["a0: &a0 {x: 1}" if kind != "list" else "a0: &a0 [x, x]"]
     for level in range(1, depth):
         names = [f"*a{level - 1}"] * width

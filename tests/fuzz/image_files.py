@@ -1,6 +1,6 @@
-"""Image files of all formats, damaged and forged, and what is no image: read, measured, predicted.
+"""Fuzzing of image files: damaged and forged files of all formats, and files that are not images.
 
-H, W an image's height and width.
+H, W: height and width of an image.
 """
 
 import io
@@ -45,15 +45,15 @@ def _pixels() -> np.ndarray:
     return np.asarray(cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
 
 
-def sound_images() -> dict[str, bytes]:
-    """Return files of all kinds that are read, by a name of theirs."""
+def valid_images() -> dict[str, bytes]:
+    """Return valid files of all formats that we read, by name."""
     rgb = Image.fromarray(_pixels())
     exif = Image.Exif()
     exif[0x0112] = 6
     grey16 = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
     alpha = rgb.convert("RGBA")
     alpha.putalpha(rgb.convert("L"))
-    wanted: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    specs: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "baseline.jpg": (rgb, "JPEG", {}),
         "progressive.jpg": (rgb, "JPEG", {"progressive": True}),
         "grey.jpg": (rgb.convert("L"), "JPEG", {}),
@@ -82,7 +82,7 @@ def sound_images() -> dict[str, bytes]:
         "rgb.ppm": (rgb, "PPM", {}),
     }
     made = {}
-    for name, (image, form, options) in wanted.items():
+    for name, (image, form, options) in specs.items():
         file = io.BytesIO()
         image.save(file, form, **options)
         made[name] = file.getvalue()
@@ -94,7 +94,7 @@ def sound_images() -> dict[str, bytes]:
 
 
 def _exif_last(data: bytes) -> bytes:
-    """Move a JPEG's EXIF data behind the frame header, right before the scan."""
+    """Move a JPEG's EXIF data after the frame header, directly before the scan."""
     start, scan = data.index(b"\xff\xe1"), data.index(b"\xff\xda")
     end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     return data[:start] + data[end:scan] + data[start:end] + data[scan:]
@@ -112,7 +112,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 def forged_png(
     width: int, height: int, *, depth: int, colour: int, interlaced: int, rows: int
 ) -> bytes:
-    """Return a PNG with valid sums that claims a size and holds `rows` kB of zeros."""
+    """Return a PNG with valid checksums that claims a size and contains `rows` kB of zeros."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     data = zlib.compress(b"\0" * 1000 * rows, 1)
     parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b""))
@@ -120,25 +120,25 @@ def forged_png(
 
 
 def _edit_png(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Change, drop, double or move a chunk, and put its sum right."""
+    """Change, drop, duplicate or move a chunk; its checksum is right."""
     chunks, at = [], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
         chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
         at += 12 + length
-    place = rng.randrange(len(chunks))
-    kind, content = chunks[place]
+    index = rng.randrange(len(chunks))
+    kind, content = chunks[index]
     action = rng.choice(("change", "change", "drop", "double", "move", "foreign"))
     label = ""
     if action == "change":
         content, label = mutate_bytes(content, rng)
-        chunks[place] = kind, content
+        chunks[index] = kind, content
     elif action == "drop":
-        del chunks[place]
+        del chunks[index]
     elif action == "double":
-        chunks.insert(place, chunks[place])
+        chunks.insert(index, chunks[index])
     elif action == "move":
-        chunks.append(chunks.pop(place))
+        chunks.append(chunks.pop(index))
     else:
         strange = rng.choice(
             (b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"acTL", b"fdAT", b"zTXt")
@@ -148,28 +148,28 @@ def _edit_png(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _edit_jpeg(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Change, drop, double or move a segment of the header."""
+    """Change, drop, duplicate or move a segment of the header."""
     segments, at = [], 2
     while data[at + 1] != 0xDA:
         (length,) = struct.unpack_from(">H", data, at + 2)
         segments.append(data[at : at + 2 + length])
         at += 2 + length
     scan = data[at:]
-    place = rng.randrange(len(segments))
-    segment = segments[place]
+    index = rng.randrange(len(segments))
+    segment = segments[index]
     action = rng.choice(("change", "change", "drop", "double", "move", "length", "size"))
     label = f"segment {segment[1]:#x} {action}"
     if action == "change":
-        segments[place], more = mutate_bytes(segment, rng, first=2)
+        segments[index], more = mutate_bytes(segment, rng, first=2)
         label += f" {more}"
     elif action == "drop":
-        del segments[place]
+        del segments[index]
     elif action == "double":
-        segments.insert(place, segment)
+        segments.insert(index, segment)
     elif action == "move":
-        segments.append(segments.pop(place))
+        segments.append(segments.pop(index))
     elif action == "length":
-        segments[place] = (
+        segments[index] = (
             segment[:2] + struct.pack(">H", rng.choice((0, 1, 2, 65535))) + segment[4:]
         )
     else:
@@ -182,14 +182,14 @@ def _edit_jpeg(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 def _damage_scan(data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Change the coded pixels of a JPEG, which keeps its end."""
+    """Change the coded pixels of a JPEG, but not its end marker."""
     start = data.rindex(b"\xff\xda") + 14
     body, label = mutate_bytes(data[start:-2], rng)
     return data[:start] + body + data[-2:], label
 
 
 def _claim(name: str, data: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Put sizes into the header of a format."""
+    """Write random sizes into the header of a file."""
     width, height = rng.choice(SIZES), rng.choice(SIZES)
     label = f"claims {width} x {height}"
     if name.endswith(".png"):
@@ -210,7 +210,7 @@ def _claim(name: str, data: bytes, rng: random.Random) -> tuple[bytes, str]:
     if name.endswith(".ppm"):
         return f"P{rng.randrange(1, 8)} {width} {height} 255\n".encode() + data[12:], label
     if name.endswith(".tif"):
-        for value in (WIDTH, HEIGHT):  # little-endian, as all here
+        for value in (WIDTH, HEIGHT):  # all TIFF files here are little-endian
             data = data.replace(struct.pack("<I", value), struct.pack("<I", rng.choice(SIZES)), 1)
         return data, "claims other sizes"
     edited = data[:20] + struct.pack("<II", width, height) + data[28:]
@@ -235,7 +235,7 @@ OTHERS: dict[str, bytes] = {
     "PFM": b"PF\n60000 60000\n-1.0\n",
     "zip": b"PK\x03\x04" + b"\0" * 60,
     "zeros": b"\0" * 5000,
-    "as large as it claims": b"",  # 100 kB of 112 MB, made when it is wanted
+    "as large as it claims": b"",  # 100 kB for 112 MB; made on use
     "forged interlaced": forged_png(20_000, 20_000, depth=8, colour=2, interlaced=1, rows=1),
 }
 Edit = Callable[[bytes, random.Random], tuple[bytes, str]]
@@ -243,14 +243,14 @@ GROUPS = ("JPEG scan", "JPEG header", "PNG chunk", "bytes", "header bytes", "cla
 
 
 class ImageFiles:
-    """Damage by format, forged sizes, files that are no images, paths that are no files."""
+    """Files damaged by format, with forged sizes, not images; paths that are not files."""
 
     name = "images"
     full, quick = 600, 40
 
     def prepare(self, site: Path, count: int) -> None:
-        """Make sound files and a small detector of random weights."""
-        self._images = sound_images()
+        """Make valid files and a small detector with random weights."""
+        self._images = valid_images()
         config = parse_config(SMALL_MODEL, schemas=SCHEMAS, source="fuzz")
         assert isinstance(config, DetectionConfig)
         torch.manual_seed(0)
@@ -298,7 +298,7 @@ class ImageFiles:
         return data, label, name
 
     def _odd_path(self, rng: random.Random, case: Path) -> Case:
-        """Give a name that no file can have, or put something else in the place of a file."""
+        """Use an invalid file name, or replace the file with something that is not a file."""
         if rng.random() < 0.5:
             name = rng.choice(NAMES).removeprefix("/etc") or "/"
             return Case("path", f"name {name!r:.80}", self._calls(name, "path"))
@@ -315,9 +315,9 @@ class ImageFiles:
             try:
                 pixels = read_image(name)
             except ValueError:
-                return  # a damaged end may go unnoticed
+                return  # read_size may not notice a damaged end
             if size != pixels.shape[:2]:
-                raise FaultError(f"read_size says {size}, read_image gives {pixels.shape[:2]}")
+                raise FaultError(f"read_size: {size}, read_image: {pixels.shape[:2]}")
 
         return [
             ("read_image", read),
@@ -333,6 +333,6 @@ class ImageFiles:
 
 
 def check_array(pixels: np.ndarray) -> None:
-    """Raise FaultError where an array is none of (H, W, 3) uint8."""
+    """Raise FaultError if an array is not (H, W, 3) uint8."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise FaultError(f"expected (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")

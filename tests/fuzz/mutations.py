@@ -1,4 +1,4 @@
-"""What is done to valid input: to trees of JSON or YAML, to text, to bytes, to the file itself."""
+"""Mutations of valid input: of JSON or YAML trees, of text, of bytes, and of the file itself."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ HOSTILE = NUMBERS + NAMES + SHAPES
 
 
 def paths_of(tree: Any, prefix: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
-    """Yield the way to each value below `tree`."""
+    """Yield the path (keys and indices) of each value below `tree`."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         yield (*prefix, key)
@@ -61,16 +61,16 @@ def paths_of(tree: Any, prefix: tuple[Step, ...] = ()) -> Iterator[tuple[Step, .
 
 
 def value_at(tree: Any, path: tuple[Step, ...]) -> Any:
-    """Return what lies at the end of a way."""
+    """Return the value at a path."""
     for step in path:
         tree = tree[step]
     return tree
 
 
 def all_changes(tree: Any, seed: int) -> list[tuple[tuple[Step, ...], Any]]:
-    """Return every (way, new value) there is, once for all entries of a list; shuffled by `seed`.
+    """Return every possible (path, new value), shuffled by `seed`.
 
-    A value of `Ellipsis` removes what is there.
+    Entries of a list count as one path. A value of `Ellipsis` means removal.
     """
     by_kind = {tuple("*" if isinstance(s, int) else s for s in p): p for p in paths_of(tree)}
     changes = [(path, value) for path in by_kind.values() for value in (..., *HOSTILE)]
@@ -79,52 +79,52 @@ def all_changes(tree: Any, seed: int) -> list[tuple[tuple[Step, ...], Any]]:
 
 
 def put(tree: Any, path: tuple[Step, ...], value: Any) -> str:
-    """Change a tree at one place; return what was done."""
+    """Set or remove (`...`) the value at a path; return a description."""
     *above, last = path
-    place = value_at(tree, tuple(above))
+    parent = value_at(tree, tuple(above))
     where = ".".join(map(str, path))
     if value is ...:
-        del place[last]
+        del parent[last]
         return f"{where} removed"
-    place[last] = copy.deepcopy(value)
+    parent[last] = copy.deepcopy(value)
     return f"{where} = {value!r:.80}"
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> str:
-    """Change a tree at random; return what was done."""
+    """Change a tree at random; return a description."""
     path = rng.choice(list(paths_of(tree)))
     *above, step = path
     last: Any = step
-    place, where = value_at(tree, tuple(above)), ".".join(map(str, path))
+    parent, where = value_at(tree, tuple(above)), ".".join(map(str, path))
     action = rng.choice(("put", "put", "put", "remove", "twice", "swap", "nest", "key", "number"))
     if action == "remove":
         return put(tree, path, ...)
-    if action == "twice" and isinstance(place, list):
-        place += [copy.deepcopy(place[last])] * rng.choice((1, 1, 50))
+    if action == "twice" and isinstance(parent, list):
+        parent += [copy.deepcopy(parent[last])] * rng.choice((1, 1, 50))
         return f"{where} repeated"
     if action == "swap":
         other = rng.choice(list(paths_of(tree)))
         return put(tree, path, copy.deepcopy(value_at(tree, other)))
     if action == "nest":
-        value: Any = place[last]
+        value: Any = parent[last]
         for _ in range(depth := rng.choice((1, 2, 20, 200))):
             value = [value] if rng.random() < 0.5 else {"a": value}
-        place[last] = value
+        parent[last] = value
         return f"{where} nested {depth} deep"
-    if action == "key" and isinstance(place, dict):
+    if action == "key" and isinstance(parent, dict):
         key = rng.choice(NAMES)
-        place[key] = rng.choice(HOSTILE)
+        parent[key] = rng.choice(HOSTILE)
         return f"{where} beside a key {key!r:.60}"
-    if action == "number" and type(place[last]) in (int, float):
-        place[last] = rng.choice(
-            (place[last] + 1, -place[last], place[last] * 1000, place[last] / 3)
+    if action == "number" and type(parent[last]) in (int, float):
+        parent[last] = rng.choice(
+            (parent[last] + 1, -parent[last], parent[last] * 1000, parent[last] / 3)
         )
-        return f"{where} = {place[last]!r}"
+        return f"{where} = {parent[last]!r}"
     return put(tree, path, rng.choice(HOSTILE))
 
 
 def mutate_bytes(data: bytes, rng: random.Random, *, first: int = 0) -> tuple[bytes, str]:
-    """Change bytes from place `first` on; return them, and what was done."""
+    """Change bytes at or after position `first`; return them and a description."""
     changed, size = bytearray(data), len(data)
     if size <= first:
         return data + b"\0", "one byte appended"
@@ -161,7 +161,7 @@ def mutate_bytes(data: bytes, rng: random.Random, *, first: int = 0) -> tuple[by
 
 
 def mutate_text(text: str, rng: random.Random) -> tuple[bytes, str]:
-    """Encode text in a way that a reader may stumble over; return it, and what was done."""
+    """Encode text in an unusual or invalid way; return the bytes and a description."""
     data = text.encode("utf-8", "surrogatepass")
     at = rng.randrange(len(data) + 1)
     made: dict[str, bytes] = {
@@ -195,7 +195,7 @@ def mutate_text(text: str, rng: random.Random) -> tuple[bytes, str]:
 
 
 def dump_json(tree: Any, rng: random.Random) -> bytes:
-    """Return the JSON of a tree, in one of the ways to write it."""
+    """Return the JSON of a tree, randomly indented and escaped."""
     try:
         text = json.dumps(tree, ensure_ascii=rng.random() < 0.8, indent=rng.choice((None, 1)))
     except RecursionError:
@@ -204,7 +204,7 @@ def dump_json(tree: Any, rng: random.Random) -> bytes:
 
 
 def replace_file(path: Path, rng: random.Random) -> str:
-    """Put something that is no file in the place of one; return what it is."""
+    """Replace a file with something that is not a regular file; return a description."""
     path.unlink(missing_ok=True)
     what = rng.choice(
         ("nothing", "folder", "FIFO", "circle", "dangling", "zeros", "null", "socket")
@@ -224,4 +224,4 @@ def replace_file(path: Path, rng: random.Random) -> str:
             "null": "/dev/null",
         }
         path.symlink_to(targets[what])
-    return f"{what} in the place of the file"
+    return f"{what} in place of the file"

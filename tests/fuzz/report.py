@@ -1,4 +1,4 @@
-"""Figures of a fuzzing run, as Markdown: `python -m pytest -m slow tests/fuzz -s` prints them."""
+"""Report of a fuzzing run, as Markdown; printed by `python -m pytest -m slow tests/fuzz -s`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from tests.fuzz.harness import Outcome, faults_of
 
 
-def figures(name: str, outcomes: Sequence[Outcome]) -> str:
-    """Return a table of what the calls of one kind did, its slowest input and its faults."""
+def make_report(name: str, outcomes: Sequence[Outcome]) -> str:
+    """Return a table of the outcomes of one kind of input, its slowest input and its faults."""
     cases = len({outcome.index for outcome in outcomes})
     seconds = sum(outcome.seconds for outcome in outcomes)
     lines = [
@@ -25,9 +25,9 @@ def figures(name: str, outcomes: Sequence[Outcome]) -> str:
         f"\nSlowest: {slowest.seconds:.2f} s, case {slowest.index} ({slowest.call}), "
         f"{slowest.group}: {slowest.label[:120]!r}"
     )
-    words = Counter((each.group, each.word) for each in outcomes if each.word)
-    for (group, word), count in sorted(words.items()):
-        lines.append(f"- {group}: {count} x {word}")
+    notes = Counter((each.group, each.note) for each in outcomes if each.note)
+    for (group, note), count in sorted(notes.items()):
+        lines.append(f"- {group}: {count} x {note}")
     lines += [f"- FAULT {count} x {first}" for first, count in faults_of(outcomes)]
     return "\n".join(lines)
 

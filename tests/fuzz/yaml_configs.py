@@ -1,4 +1,4 @@
-"""Config files and overrides, changed in every way, loaded as the commands that train load them."""
+"""Fuzzing of config files and overrides, loaded as the training commands load them."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from tests.fuzz.mutations import (
     value_at,
 )
 from tools.lab.study.config import ReproConfig
-from tools.lab.transfer import TransferConfig
+from tools.lab.transfer.trials import TransferConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 SCHEMAS: dict[str, type[Config]] = {
@@ -73,25 +73,25 @@ PLAUSIBLE = (
         "[640, 640]",
     ),
 )
-"""Values that some keys take."""
+"""Values that are valid for some keys."""
 GROUPS = ("tree", "tree", "value", "value", "document", "text", "bytes", "override", "base", "path")
 
 
 class YamlConfigs:
-    """Files of configs/ with a few changes, hostile documents, and hostile overrides."""
+    """Files of configs/ with a few changes, hostile documents and hostile overrides."""
 
     name = "configs"
     full, quick = 500, 30
 
     def prepare(self, site: Path, count: int) -> None:
-        """Nothing is shared."""
+        """Do nothing: the cases share no files."""
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:
-        """Write config.yaml, and beside it the base that it names."""
+        """Write config.yaml, and the bases that it names."""
         source = rng.choice(CONFIGS)
         path = case / "config.yaml"
         text = source.read_text()
-        if base := yaml.safe_load(text).get("base"):  # relative to where the file lay
+        if base := yaml.safe_load(text).get("base"):  # relative to the original file
             text = text.replace(f"base: {base}", f"base: {(source.parent / base).resolve()}")
         path.write_text(text)
         values = yaml.safe_load(text)
@@ -115,7 +115,7 @@ def _change(group: str, path: Path, values: Any, index: int, rng: random.Random)
     text = path.read_text()
     if group == "tree":
         label = "; ".join(mutate_tree(values, rng) for _ in range(rng.choice((1, 1, 2))))
-        # JSON is YAML, and holds what a dumper of YAML refuses
+        # written as JSON, which is YAML too, because YAML's dumper refuses some values
         path.write_text(json.dumps(values, default=str))
     elif group == "value":
         where = rng.choice(list(paths_of(values)))
@@ -144,7 +144,7 @@ def _change(group: str, path: Path, values: Any, index: int, rng: random.Random)
 
 
 def _change_base(path: Path, rng: random.Random) -> str:
-    """Write a chain of bases, or one that ends in something odd or goes round."""
+    """Write a chain of bases that ends in a valid file, an invalid one or a loop."""
     length = rng.choice((1, 1, 2, 3, 50))
     last = rng.choice(("loop", "fifo", "folder", "list", "absent", "hostile", "sound", "zeros"))
     names = [path.name, *(f"base{i}.yaml" for i in range(length))]
@@ -165,7 +165,7 @@ def _change_base(path: Path, rng: random.Random) -> str:
 
 
 def _override(values: Any, rng: random.Random) -> str:
-    """Return one override; characters that no argument can have are left out."""
+    """Return one override, without characters that no command line argument can have."""
     steps = rng.choice(list(paths_of(values)))
     path = ".".join(map(str, steps))
     if type(value_at(values, steps)) in (int, float) and rng.random() < 0.7:
@@ -192,15 +192,15 @@ def _override(values: Any, rng: random.Random) -> str:
 
 
 def _load(overrides: list[str], schemas: dict[str, type[Config]]) -> str:
-    """Load config.yaml; what is accepted survives its dump, and its network can be built."""
+    """Load config.yaml; a valid config must be equal after dump and load, and must build."""
     sys.argv = ["train_det.py", "config.yaml", *overrides]
-    words = parse_training("", default=Path("config.yaml"))
-    config = load_config(words.config, words.overrides, schemas=schemas)
+    arguments = parse_training("", default=Path("config.yaml"))
+    config = load_config(arguments.config, arguments.overrides, schemas=schemas)
     if Path("ran").exists():
-        raise FaultError("code of the file ran")
+        raise FaultError("code in the file was executed")
     Path("dumped.yaml").write_text(dump_config(config), encoding="utf-8")
     if load_config("dumped.yaml", schemas=schemas) != config:
-        raise FaultError("another config after dump and load")
+        raise FaultError("config differs after dump and load")
     with torch.device("meta"):  # shapes without memory
         _build(config)
     return "loaded"

@@ -1,4 +1,4 @@
-"""Boxes one by one, in Python's numbers. A box is (x1, y1, x2, y2)."""
+"""Reference box operations for single boxes, in plain Python. A box is (x1, y1, x2, y2)."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def ioa(a: Box, b: Box) -> float:
-    """Share of `b` that lies in `a`."""
+    """Return intersection over area of `b`: the share of `b` inside `a`."""
     return intersection(a, b) / area(b) if area(b) > 0 else 0.0
 
 

@@ -1,28 +1,28 @@
-"""The localization error picture by picture, in Python's numbers."""
+"""Reference localization error, box voting and generalized IoU, in plain Python."""
 
 from collections.abc import Sequence
 
 from tests.reference.boxes import Box, iou
 
 
-def is_right(label: int, boxes: Sequence[Box], answer: tuple[int, Box]) -> bool:
-    return answer[0] == label and any(iou(box, answer[1]) >= 0.5 for box in boxes)
+def is_right(label: int, boxes: Sequence[Box], prediction: tuple[int, Box]) -> bool:
+    return prediction[0] == label and any(iou(box, prediction[1]) >= 0.5 for box in boxes)
 
 
 def error(
     labels: Sequence[int],
     boxes: Sequence[Sequence[Box]],
-    answers: Sequence[Sequence[tuple[int, Box]]],
+    predictions: Sequence[Sequence[tuple[int, Box]]],
 ) -> float:
-    """Share of the pictures none of whose answers is right."""
+    """Return the share of images without a correct prediction."""
     wrong = 0
-    for label, of_picture, guesses in zip(labels, boxes, answers, strict=True):
-        wrong += not any(is_right(label, of_picture, guess) for guess in guesses)
+    for label, gt_boxes, of_image in zip(labels, boxes, predictions, strict=True):
+        wrong += not any(is_right(label, gt_boxes, prediction) for prediction in of_image)
     return wrong / len(labels)
 
 
 def vote(boxes: Sequence[Box], scores: Sequence[float], thresh: float) -> list[float]:
-    """Mean by score of the boxes that overlap the best one."""
+    """Return the score-weighted mean of the boxes that overlap the best one."""
     best = max(range(len(scores)), key=lambda index: scores[index])
     voters = [i for i, box in enumerate(boxes) if i == best or iou(box, boxes[best]) >= thresh]
     total = sum(scores[i] for i in voters)

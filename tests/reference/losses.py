@@ -1,4 +1,7 @@
-"""Losses sample by sample, over all images of a batch. A row stands for one valid sample."""
+"""Reference detection losses, sample by sample, over all images of a batch.
+
+A row is one valid sample.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ def box_loss(pred: Numbers, target: Numbers, beta: float) -> float:
 
 
 def rpn(rows: Sequence[tuple[float, Numbers, Numbers, bool]], beta: float) -> tuple[float, float]:
-    """Objectness and box loss of (logit, delta, target delta, is foreground) rows."""
+    """Return objectness and box loss of (logit, delta, target delta, is foreground) rows."""
     objectness = box = 0.0
     for logit, delta, target, is_fg in rows:
         prob = 1 / (1 + math.exp(-logit))
@@ -29,7 +32,7 @@ def rpn(rows: Sequence[tuple[float, Numbers, Numbers, bool]], beta: float) -> tu
 def roi(
     rows: Sequence[tuple[Numbers, Sequence[Numbers], Numbers, int]], beta: float
 ) -> tuple[float, float]:
-    """Class and box loss of (logits, deltas of each class, target delta, label) rows."""
+    """Return class and box loss of (logits, deltas of each class, target delta, label) rows."""
     classification = box = 0.0
     for logits, deltas, target, label in rows:
         classification -= math.log(math.exp(logits[label]) / sum(map(math.exp, logits)))

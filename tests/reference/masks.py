@@ -1,4 +1,4 @@
-"""Masks pixel by pixel: bilinear interpolation of predicted cells, and COCO's run lengths."""
+"""Reference mask pasting, pixel by pixel: bilinear interpolation of predicted mask cells."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def paste_mask(cells: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
-    """Return (H, W) bool: each pixel whose centre lies where the interpolated cells exceed 0.5."""
+    """Return (H, W) bool: true if the mask, interpolated at the pixel's centre, exceeds 0.5."""
     x1, y1, x2, y2 = box
     side = len(cells)
     result = np.zeros(size, np.bool_)

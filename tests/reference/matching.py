@@ -1,4 +1,4 @@
-"""Matching and sampling of one image, candidate by candidate."""
+"""Reference matching and sampling for one image, candidate by candidate."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def match(
     allow_low_quality: bool,
     crowd_ioa_thresh: float,
 ) -> tuple[list[int], list[int]]:
-    """Index into `gt` (0 without overlap) and label of every candidate."""
+    """Return the matched index into `gt` (0 without overlap) and the label of every candidate."""
     best_of_gt = [max((iou(box, candidate) for candidate in candidates), default=0) for box in gt]
     matched_idxs, labels = [], []
     for candidate in candidates:
@@ -36,7 +36,7 @@ def match(
 def sample(
     labels: Sequence[int], keys: Sequence[int], *, num_samples: int, fg_fraction: float
 ) -> tuple[list[int], list[int]]:
-    """Chosen foreground and background, by falling key."""
+    """Return indices of the sampled foreground and background candidates, by falling key."""
     order = sorted(range(len(labels)), key=lambda i: keys[i], reverse=True)
     foreground = [i for i in order if labels[i] == 1][: int(num_samples * fg_fraction)]
     background = [i for i in order if labels[i] == 0][: num_samples - len(foreground)]

@@ -1,4 +1,4 @@
-"""The 3x3 cells around a cell, one by one."""
+"""Reference 3x3 neighbourhood of a feature map cell, one cell at a time."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def around(features: Sequence[Tensor], image: int, cell: int) -> Tensor:
-    """Return (9, C) around the cell of that number, counted level by level and row by row."""
+    """Return the neighbourhood (9, C) of cell number `cell`; zeros outside the feature map.
+
+    Cells are numbered level by level and row by row.
+    """
     for level in features:
         height, width = level.shape[2:]
         if cell < height * width:

@@ -1,4 +1,4 @@
-"""Greedy suppression of one image, box by box."""
+"""Reference non-maximum suppression for one image, box by box."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from tests.reference.boxes import Box, iou
 def nms(
     boxes: Sequence[Box], scores: Sequence[float], groups: Sequence[int], iou_thresh: float
 ) -> list[bool]:
-    """Whether each box survives; of equal scores the lower index goes first."""
+    """Return whether each box is kept; ties in score are sorted by index."""
     kept: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         rivals = [j for j in kept if groups[j] == groups[i]]

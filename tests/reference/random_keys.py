@@ -1,8 +1,8 @@
-"""Random numbers of a picture, in Python's integers."""
+"""Reference random keys, with Python integers."""
 
 
 def random_key(seed: int, stream: int, position: int) -> int:
-    """One number of `random_keys`, in Python's integers."""
+    """Return one number of `engine.random_keys.random_keys`."""
     seed_hash = _mix((seed % 2**32) ^ _mix((seed >> 32) % 2**32) ^ (stream * 0x9E3779B9 % 2**32))
     return _mix(_mix(position) ^ seed_hash) // 2
 

@@ -1,4 +1,4 @@
-"""RoIAlign, RoIPool and the choice of a level, bin by bin and sample by sample."""
+"""Reference RoIAlign, RoIPool and pyramid level assignment, bin by bin and sample by sample."""
 
 import math
 
@@ -9,7 +9,7 @@ from tests.reference.boxes import Box, area
 
 
 def level_of(box: Box, num_levels: int) -> int:
-    """0 is p2."""
+    """Return the pyramid level of a box; 0 is p2."""
     side = math.sqrt(area(box))
     if side == 0:
         return 0
@@ -17,7 +17,10 @@ def level_of(box: Box, num_levels: int) -> int:
 
 
 def bilinear(feature: Tensor, y: float, x: float) -> Tensor:
-    """(C,) of `feature` (C, H, W) at a point; 0 a cell outside, the border's value within."""
+    """Return (C,), `feature` (C, H, W) interpolated at a point.
+
+    0 if the point is more than one cell outside; nearer points outside have the border's value.
+    """
     _, height, width = feature.shape
     if not (-1 <= y <= height and -1 <= x <= width):
         return torch.zeros_like(feature[:, 0, 0])

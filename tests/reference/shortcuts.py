@@ -1,4 +1,4 @@
-"""Blocks of section 3.2 and 3.3 written out: which path goes around a block, cell by cell.
+"""Reference residual blocks and their shortcuts (sections 3.2 and 3.3), cell by cell.
 
 B images, C channels, H x W cells.
 """
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def padded_identity(x: Tensor, out_channels: int, stride: int) -> Tensor:
-    """Option A: every `stride`-th cell; the new channels are zeros, as many before as after."""
+    """Return option A: every `stride`-th cell, with half of the zero channels on either side."""
     batch, channels, height, width = x.shape
     before = (out_channels - channels) // 2
     rows, columns = range(0, height, stride), range(0, width, stride)
@@ -23,7 +23,7 @@ def padded_identity(x: Tensor, out_channels: int, stride: int) -> Tensor:
 
 
 def projection(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Options B and C: a matrix (out, in) applied to every `stride`-th cell."""
+    """Return options B and C: a matrix (out, in) applied to every `stride`-th cell."""
     batch, _, height, width = x.shape
     rows, columns = range(0, height, stride), range(0, width, stride)
     y = torch.zeros(batch, weight.shape[0], len(rows), len(columns))
@@ -34,8 +34,8 @@ def projection(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def around(option: str, x: Tensor, out_channels: int, stride: int, *, block: nn.Module) -> Tensor:
-    """Return what is added to a block's last norm; `block` holds a projection's weights."""
+def shortcut(option: str, x: Tensor, out_channels: int, stride: int, *, block: nn.Module) -> Tensor:
+    """Return the shortcut's output; `block` holds the weights of a projection."""
     grows = stride != 1 or x.shape[1] != out_channels
     if option == "none":
         return torch.zeros(())
@@ -49,10 +49,9 @@ def around(option: str, x: Tensor, out_channels: int, stride: int, *, block: nn.
 
 
 def run_block(block: nn.Module, x: Tensor, *, option: str, stride: int, strided: str) -> Tensor:
-    """Run the weights of a block of two or three convolutions; `strided` names the one with stride.
+    """Run a block of two or three convolutions; `strided` is the name of the one with stride.
 
-    Every convolution keeps the map's size but for its stride, and is followed by its norm; ReLU
-    stands between them and after the sum.
+    Each convolution is followed by its norm. ReLU follows all norms but the last, and the sum.
     """
     y = x
     count = sum(name.startswith("conv") for name, _ in block.named_children())
@@ -63,4 +62,4 @@ def run_block(block: nn.Module, x: Tensor, *, option: str, stride: int, strided:
         y = block.get_submodule(f"bn{number}")(y)
         if number < count:
             y = F.relu(y)
-    return F.relu(y + around(option, x, y.shape[1], stride, block=block))
+    return F.relu(y + shortcut(option, x, y.shape[1], stride, block=block))

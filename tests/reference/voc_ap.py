@@ -1,4 +1,4 @@
-"""PASCAL VOC's and ILSVRC's average precision of one class, detection by detection.
+"""Reference average precision of PASCAL VOC and ILSVRC for one class, detection by detection.
 
 A detection is (image, score, box), an object (image, box, difficult).
 """
@@ -12,7 +12,10 @@ Object = tuple[int, Box, bool]
 
 
 def voc_outcomes(detections: Sequence[Detection], objects: Sequence[Object]) -> list[str]:
-    """Return right, wrong or neither for every detection, by falling score."""
+    """Return "right", "wrong" or "neither" for every detection, by falling score.
+
+    "neither": the detection matches a difficult object and does not count.
+    """
     outcomes, found = [], set()
     for image, _, box in sorted(detections, key=lambda each: -each[1]):
         best, best_iou = -1, 0.0
@@ -50,7 +53,7 @@ def ilsvrc_outcomes(detections: Sequence[Detection], objects: Sequence[Object]) 
 
 
 def curve(outcomes: Sequence[str]) -> list[tuple[int, float]]:
-    """Return (objects found, precision) after every detection that counts."""
+    """Return (number of objects found, precision) after every detection that counts."""
     points, right, total = [], 0, 0
     for outcome in outcomes:
         if outcome != "neither":

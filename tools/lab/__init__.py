@@ -1,1 +1,6 @@
-"""The laboratory: benchmarks and the paper's studies. It is not installed."""
+"""The laboratory: benchmarks, the paper's CIFAR-10 study and the transfer trials. Not installed."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+"""Root folder of this clone."""

@@ -1,4 +1,4 @@
-"""Runs that belong together: each is trained, gone on with where it stopped, or left as done."""
+"""Training runs with a known config and folder: trained, resumed, or skipped if done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from engine.task import Task
 from engine.trainer import fit
 
 C = TypeVar("C", bound=RunConfig)
-Stage = Literal["done", "interrupted", "not run"]
+RunStatus = Literal["done", "interrupted", "not run"]
+"""`interrupted`: not done, and there is a checkpoint to resume from."""
 
 
 @dataclass(frozen=True)
 class PlannedRun(Generic[C]):
-    """A config, and the folder that its run has or will have."""
+    """A config and its run folder, which need not exist yet."""
 
     config: C
     folder: Path
@@ -32,8 +33,8 @@ class PlannedRun(Generic[C]):
         return self.folder.name
 
 
-def stage_of(run: PlannedRun[C]) -> Stage:
-    """Say how far a run is: done, interrupted with a checkpoint to go on from, or not run.
+def run_status(run: PlannedRun[C]) -> RunStatus:
+    """Return how far a run has come, according to the files in its folder.
 
     Raises:
         UserError: the folder holds a run of another config.
@@ -48,38 +49,39 @@ def stage_of(run: PlannedRun[C]) -> Stage:
             f"{run.folder}: holds a run of another config ({'; '.join(changed)}); "
             "remove it, or choose another --output"
         )
-    # The weights are written last; metrics.json at every evaluation.
+    # metrics.json is written at every evaluation, model.safetensors only at the end.
     if all(exists(run.folder / name) for name in ("metrics.json", "model.safetensors")):
         return "done"
     return "interrupted" if names_in(run.folder / "checkpoints", "step_*.pt") else "not run"
 
 
-def train_planned(
+def train_or_resume(
     run: PlannedRun[C], make_task: Callable[[C], Task], *, device: str | None = None
 ) -> None:
-    """Train a run that is not done, from its newest checkpoint when it has one.
+    """Train a run that is not done, from its newest checkpoint if it has one.
 
     Args:
-        run: what to train.
-        make_task: makes the task of a config.
-        device: as `--device`; None picks a GPU when there is one.
+        run: the run to train.
+        make_task: builds the task of a config.
+        device: as `--device`; None picks a GPU if there is one.
 
     Raises:
         UserError: bad data, or the folder holds a run of another config.
         DivergedError: too many non-finite steps in a row.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    resume = stage_of(run) == "interrupted"
+    resume = run_status(run) == "interrupted"
     if run.config.loop.compile:
-        # torch.compile stops compiling one function after some ten networks in a process.
+        # torch.compile stops compiling a function after about ten networks in one process.
         torch.compiler.reset()
     task = make_task(run.config)
     prepare_output(run.folder)
-    if not resume:  # lines of an earlier start that ended before its first checkpoint
+    if not resume:  # remove the log of an earlier start that wrote no checkpoint
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
     try:
         fit(task, run.config, output=run.folder, resume=resume, device=device)
     except InterruptedRunError as error:
         raise InterruptedRunError(
-            f"{run.name} interrupted; the same command goes on from its newest checkpoint"
+            f"{run.name} was interrupted; run the same command again to resume from its newest "
+            "checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""CIFAR-10 in memory, and published networks scored on it."""
+"""CIFAR-10 dataset, and the accuracy of published networks on it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from backbones.classification.cifar import CifarPictures
+from backbones.classification.cifar import CifarDataset
 from backbones.classification.config import SCHEMAS, ClassificationConfig, DataConfig
 from backbones.classification.task import ClassificationTask
 from engine.config import load_config
@@ -22,8 +22,8 @@ def cifar(root: Path, **changes: Any) -> DataConfig:
     return DataConfig(kind="cifar10", root=str(root), **changes)
 
 
-def test_pictures_are_torchvisions(cifar_root: Path) -> None:
-    ours = CifarPictures.validation(cifar(cifar_root))
+def test_images_equal_torchvisions(cifar_root: Path) -> None:
+    ours = CifarDataset.validation(cifar(cifar_root))
     theirs = CIFAR10(cifar_root, train=False)
     assert len(ours) == len(theirs) == 10_000
     assert ours.class_names == tuple(theirs.classes)
@@ -32,36 +32,36 @@ def test_pictures_are_torchvisions(cifar_root: Path) -> None:
     assert batch.image_ids.tolist() == rows
     assert batch.seeds.tolist() == [1, 18, 10_000]
     for place, row in enumerate(rows):
-        picture, label = theirs[row]
+        image, label = theirs[row]
         assert batch.labels[place] == label
-        assert np.array_equal(batch.pixels[place].permute(1, 2, 0), picture)
+        assert np.array_equal(batch.pixels[place].permute(1, 2, 0), image)
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_held_out_pictures_are_the_others(cifar_root: Path) -> None:
-    everything = CifarPictures.training(cifar(cifar_root))
-    kept = CifarPictures.training(cifar(cifar_root, holdout=5000))
-    held_out = CifarPictures.validation(cifar(cifar_root, holdout=5000))
+def test_held_out_images_are_not_in_the_training_set(cifar_root: Path) -> None:
+    everything = CifarDataset.training(cifar(cifar_root))
+    kept = CifarDataset.training(cifar(cifar_root, holdout=5000))
+    held_out = CifarDataset.validation(cifar(cifar_root, holdout=5000))
     assert (len(everything), len(kept), len(held_out)) == (50_000, 45_000, 5_000)
     together = sorted(p.tobytes() for part in (kept, held_out) for p in part.pixels)
     assert together == sorted(p.tobytes() for p in everything.pixels)
-    assert "5000 training pictures are set aside" in kept.notes[0]
-    again = CifarPictures.validation(cifar(cifar_root, holdout=5000))
+    assert "5000 training images are held out" in kept.notes[0]
+    again = CifarDataset.validation(cifar(cifar_root, holdout=5000))
     assert np.array_equal(again.pixels, held_out.pixels)
 
 
-def test_everything_held_out(cifar_root: Path) -> None:
+def test_holding_out_all_images_is_an_error(cifar_root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.holdout: expected less than 50000, got 50000"):
-        CifarPictures.training(cifar(cifar_root, holdout=50_000))
+        CifarDataset.training(cifar(cifar_root, holdout=50_000))
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root .*: expected cifar-10-batches-py/"):
-        CifarPictures.training(cifar(tmp_path))
+        CifarDataset.training(cifar(tmp_path))
 
 
 @pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
-def test_published_networks_score_what_their_authors_say(
+def test_published_networks_reach_their_published_scores(
     cifar_root: Path, data_dir: Path, depth: int, accuracy: float
 ) -> None:
     weights = next((data_dir / "cifar_resnet_weights").glob(f"resnet{depth}*"))
@@ -70,7 +70,7 @@ def test_published_networks_score_what_their_authors_say(
         f"model.backbone.weights={weights}",
         "model.backbone.pixel_mean=[123.675, 116.28, 103.53]",
         "model.backbone.pixel_std=[58.395, 57.12, 57.375]",
-        "loop.drawn_pictures=0",
+        "loop.drawn_images=0",
     ]
     path = CONFIGS / f"resnet{depth}_cifar10.yaml"
     config = load_config(path, overrides, schemas=SCHEMAS)

@@ -15,28 +15,28 @@ from backbones.classification.config import (
     DataConfig,
     EvaluationConfig,
 )
-from backbones.classification.folder import FolderPictures
+from backbones.classification.folder import FolderDataset
 from backbones.images import BadPictureError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
 from engine.task import DataSet
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 CLASSES = ("ant", "bee", "cow")
 
 
-def write_picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 50)) -> None:
+def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 50)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(smooth_picture(*size)).convert(mode).save(path)
+    Image.fromarray(smooth_image(*size)).convert(mode).save(path)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two pictures of each of three classes to train, one to validate."""
+    """Return a folder with three classes: two training images and one validation image each."""
     for name in CLASSES:
-        write_picture(tmp_path / "train" / name / "1.jpg")
-        write_picture(tmp_path / "train" / name / "2.png", size=(60, 45))
-        write_picture(tmp_path / "val" / name / "3.jpg")
+        write_image(tmp_path / "train" / name / "1.jpg")
+        write_image(tmp_path / "train" / name / "2.png", size=(60, 45))
+        write_image(tmp_path / "val" / name / "3.jpg")
     return tmp_path
 
 
@@ -48,22 +48,22 @@ def make_config(root: Path | str, *, data: Any = None, **evaluation: Any) -> Cla
     )
 
 
-def open_training(root: Path, **data: Any) -> FolderPictures:
-    return FolderPictures.training(make_config(root, data=data))
+def open_training(root: Path, **data: Any) -> FolderDataset:
+    return FolderDataset.training(make_config(root, data=data))
 
 
 def open_validation(
     root: Path, class_names: Sequence[str] = CLASSES, **evaluation: Any
-) -> FolderPictures:
-    return FolderPictures.validation(make_config(root, **evaluation), class_names)
+) -> FolderDataset:
+    return FolderDataset.validation(make_config(root, **evaluation), class_names)
 
 
-def names(data: FolderPictures) -> list[str]:
+def names(data: FolderDataset) -> list[str]:
     return [data.file_name(index) for index in range(len(data))]
 
 
-def test_pictures_come_by_class_and_name(root: Path) -> None:
-    write_picture(root / "train" / "bee" / "deep" / "er" / "0.JPEG")
+def test_images_are_sorted_by_class_and_name(root: Path) -> None:
+    write_image(root / "train" / "bee" / "deep" / "er" / "0.JPEG")
     data = open_training(root)
     assert data.class_names == CLASSES
     assert names(data) == [
@@ -78,34 +78,34 @@ def test_pictures_come_by_class_and_name(root: Path) -> None:
     assert data.notes == ()
 
 
-def test_names_of_any_length_and_script_are_kept(root: Path) -> None:
+def test_file_names_of_any_length_and_script(root: Path) -> None:
     odd = ["ü.jpg", "x" * 200 + ".png", "a b.png", "名.webp"]
     for name in odd:
-        write_picture(root / "train" / "bee" / name)
+        write_image(root / "train" / "bee" / name)
     data = open_training(root)
     assert {f"bee/{name}" for name in odd} < set(names(data))
     for index in range(len(data)):
         assert data.load(index, 0).pixels.shape == (24, 24, 3)
 
 
-def test_training_depends_on_index_and_seed_alone(root: Path) -> None:
+def test_training_samples_depend_only_on_index_and_seed(root: Path) -> None:
     first, second = open_training(root), open_training(root)
     second.load(0, 99)
-    pictures = set()
+    images = set()
     for index in (0, 1):
         for seed in range(5):
             a, b = first.load(index, seed), second.load(index, seed)
             torch.testing.assert_close(a.pixels, b.pixels, rtol=0, atol=0)
-            pictures.add(a.pixels.tobytes())
-    assert len(pictures) == 10
+            images.add(a.pixels.tobytes())
+    assert len(images) == 10
 
 
-def test_a_batch(root: Path) -> None:
+def test_collate_makes_a_batch(root: Path) -> None:
     data = open_training(root)
     as_engine_sees_it: DataSet = data
-    assert as_engine_sees_it.frame([(0, 1), (1, 2)]) is None
-    draws = [(1, 2**61), (4, 3)]
-    batch = data.collate([data.load(*draw) for draw in draws])
+    assert as_engine_sees_it.batch_shape([(0, 1), (1, 2)]) is None
+    pairs = [(1, 2**61), (4, 3)]
+    batch = data.collate([data.load(*pair) for pair in pairs])
     assert batch.pixels.shape == (2, 3, 24, 24)
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.tolist() == [0, 2]
@@ -115,7 +115,7 @@ def test_a_batch(root: Path) -> None:
     torch.testing.assert_close(batch.pixels[1], expected, rtol=0, atol=0)
 
 
-def test_the_centre_is_validated(root: Path) -> None:
+def test_validation_uses_the_centre_crop(root: Path) -> None:
     data = open_validation(root)
     assert data.class_names == CLASSES
     assert data.groups.tolist() == [0, 0, 0]
@@ -124,32 +124,32 @@ def test_the_centre_is_validated(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("view", "side"), [("ten_crop", 32), ("multi_scale", 36)])
-def test_pictures_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> None:
-    write_picture(root / "val" / "ant" / "tall.png", size=(50, 40))
-    write_picture(root / "val" / "ant" / "large.jpg", size=(80, 100))
+def test_images_of_one_shape_are_grouped(root: Path, view: Any, side: int) -> None:
+    write_image(root / "val" / "ant" / "tall.png", size=(50, 40))
+    write_image(root / "val" / "ant" / "large.jpg", size=(80, 100))
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(smooth_picture(40, 50)).save(root / "val/ant/turned.jpg", exif=turned)
+    Image.fromarray(smooth_image(40, 50)).save(root / "val/ant/turned.jpg", exif=turned)
     data = open_validation(root, view=view)
     shapes = [data.load(index, 0).pixels.shape[:2] for index in range(len(data))]
     assert {min(shape) for shape in shapes} == {side}
     by_group = set(zip(data.groups.tolist(), shapes, strict=True))
     assert len(by_group) == len(set(shapes)) == 2
     sizes = [
-        len(data.collate([data.load(draw.index, draw.seed) for draw in part.draws]))
+        len(data.collate([data.load(key.index, key.seed) for key in part.sample_keys]))
         for part in evaluation_batches(data.groups, batch_size=8)
     ]
     assert sorted(sizes) == [2, 4]
 
 
-def test_every_kind_of_picture_works(root: Path) -> None:
+def test_images_of_every_format_and_mode(root: Path) -> None:
     folder = root / "train" / "ant"
-    write_picture(folder / "grey.jpg", "L")
-    write_picture(folder / "grey.png", "LA")
-    write_picture(folder / "cmyk.jpg", "CMYK")
-    write_picture(folder / "alpha.PNG", "RGBA")
-    write_picture(folder / "palette.png", "P")
-    cv2.imwrite(str(folder / "deep.png"), smooth_picture().astype(np.uint16) * 257)
+    write_image(folder / "grey.jpg", "L")
+    write_image(folder / "grey.png", "LA")
+    write_image(folder / "cmyk.jpg", "CMYK")
+    write_image(folder / "alpha.PNG", "RGBA")
+    write_image(folder / "palette.png", "P")
+    cv2.imwrite(str(folder / "deep.png"), smooth_image().astype(np.uint16) * 257)
     (folder / "1.jpg").rename(folder / "a jpeg.png")
     data = open_training(root)
     assert len(data) == 12
@@ -160,8 +160,8 @@ def test_every_kind_of_picture_works(root: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["1.jpg", "2.png"])
-@pytest.mark.parametrize("bad", [b"", b"no picture", None], ids=["empty", "text", "truncated"])
-def test_a_bad_picture_stops_or_is_skipped(root: Path, suffix: str, bad: bytes | None) -> None:
+@pytest.mark.parametrize("bad", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_bad_image_is_an_error_or_skipped(root: Path, suffix: str, bad: bytes | None) -> None:
     path = root / "train" / "bee" / suffix
     path.write_bytes(path.read_bytes()[:-30] if bad is None else bad)
     index = 2 if suffix == "1.jpg" else 3
@@ -176,19 +176,19 @@ def test_a_bad_picture_stops_or_is_skipped(root: Path, suffix: str, bad: bytes |
         skipping.load(index, 0)
 
 
-def test_a_bad_picture_is_met_while_sizes_are_read(root: Path) -> None:
+def test_bad_image_while_sizes_are_read(root: Path) -> None:
     path = root / "val" / "bee" / "3.jpg"
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     with pytest.raises(BadPictureError, match=r"bee/3\.jpg"):
         open_validation(root, view="ten_crop")
     config = make_config(root, data={"on_bad_image": "skip"}, view="ten_crop")
-    data = FolderPictures.validation(config, CLASSES)
+    data = FolderDataset.validation(config, CLASSES)
     assert data.groups[0] == data.groups[2] != data.groups[1]
     with pytest.raises(SkippedSampleError):
         data.load(1, 0)
 
 
-def test_other_files_are_left_out_and_counted(root: Path) -> None:
+def test_other_files_are_skipped_and_counted(root: Path) -> None:
     train = root / "train"
     for name in ("list.txt", "cow/notes.md", "cow/deep/1.gif", ".cache/1.jpg", "cow/._1.jpg"):
         (train / name).parent.mkdir(exist_ok=True)
@@ -196,10 +196,10 @@ def test_other_files_are_left_out_and_counted(root: Path) -> None:
     data = open_training(root)
     assert data.class_names == CLASSES
     assert len(data) == 6
-    assert data.notes == (f"{train}: 3 files that are no pictures were left out",)
+    assert data.notes == (f"{train}: 3 files that are not images were skipped",)
 
 
-def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
+def test_note_on_classes_without_validation_images(root: Path) -> None:
     (root / "val" / "bee" / "3.jpg").unlink()
     (root / "val" / "ant" / "3.jpg").unlink()
     (root / "val" / "ant").rmdir()
@@ -208,7 +208,7 @@ def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
     assert names(data) == ["cow/3.jpg"]
     assert data.load(0, 0).label == 2
     assert data.notes == (
-        f"{root / 'val'}: 2 of 3 classes have no picture and count in no metric: ant, bee",
+        f"{root / 'val'}: 2 of 3 classes have no image and are not in the metrics: ant, bee",
     )
     many = [f"class{number:02}" for number in range(20)]
     (note,) = open_validation(root, [*many, *CLASSES]).notes
@@ -216,7 +216,7 @@ def test_classes_that_are_not_validated_are_noted(root: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder and all in it."""
+    """Remove a folder and its contents."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             path.rmdir()
@@ -233,14 +233,18 @@ def remove(folder: Path) -> None:
         (["val"], [], r"val: expected a folder for each class in it, got no such folder"),
         (["train"], ["train/1.jpg"], r"train: expected a folder .*, got none \(files: 1\)"),
         (["val"], ["val/1.jpg", "val/2.jpg"], r"val: expected a folder .*, got none \(files: 2\)"),
-        (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected pictures of the class"),
-        ([], ["train/dog/readme.txt"], r"train/dog: expected pictures of the class \(\.bmp .*none"),
-        ([], ["val/cows/1.jpg"], r"val/cows: expected a class .*nearest is cow\), got one that"),
-        (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected pictures in it, got empty"),
+        (["train/bee/1.jpg", "train/bee/2.png"], [], r"train/bee: expected images of the class"),
+        ([], ["train/dog/readme.txt"], r"train/dog: expected images of the class \(\.bmp .*none"),
+        (
+            [],
+            ["val/cows/1.jpg"],
+            r"val/cows: expected a class .*nearest is cow\), got an unknown class",
+        ),
+        (["val/ant", "val/bee", "val/cow/3.jpg"], [], r"val: expected images in it, got empty"),
     ],
     ids=str,
 )
-def test_wrong_folders_are_named(
+def test_wrong_folders_give_an_error(
     root: Path, removed: list[str], made: list[str], message: str
 ) -> None:
     for name in removed:
@@ -256,19 +260,21 @@ def test_wrong_folders_are_named(
     assert "\n" not in str(error.value)
 
 
-def test_no_root_is_no_current_folder(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_empty_root_does_not_mean_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=r"data\.root .*got nothing"):
-        FolderPictures.training(make_config(""))
+        FolderDataset.training(make_config(""))
 
 
-def test_real_pictures(data_dir: Path) -> None:
+def test_real_images(data_dir: Path) -> None:
     folder = data_dir / "imagenette128"
     config = ClassificationConfig(
         data=DataConfig(root=str(folder)), evaluation=EvaluationConfig(view="ten_crop")
     )
-    train = FolderPictures.training(config)
-    val = FolderPictures.validation(config, train.class_names)
+    train = FolderDataset.training(config)
+    val = FolderDataset.validation(config, train.class_names)
     assert (len(train), len(val), len(train.class_names)) == (7000, 1500, 10)
     assert train.class_names[0] == "n01440764"
     assert train.file_name(0).startswith("n01440764/ILSVRC2012_val_")
@@ -280,9 +286,9 @@ def test_real_pictures(data_dir: Path) -> None:
     assert val.groups.tolist() == [0] * 1500
 
 
-def test_a_class_folder_of_another_encoding_is_one_line(root: Path) -> None:
+def test_class_folder_name_in_another_encoding_is_an_error(root: Path) -> None:
     name = os.fsdecode("狗".encode("gbk"))
-    write_picture(root / "train" / "x" / "1.jpg")
+    write_image(root / "train" / "x" / "1.jpg")
     (root / "train" / "x").rename(root / "train" / name)
     with pytest.raises(
         UserError, match="class folders with names in UTF-8, got 1 others"
@@ -293,18 +299,18 @@ def test_a_class_folder_of_another_encoding_is_one_line(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["猫", "a\x1b[31mb", "two\nlines", " "], ids=ascii)
-def test_any_name_in_utf8_is_a_class(root: Path, name: str) -> None:
-    write_picture(root / "train" / name / "1.jpg")
+def test_any_utf8_name_is_a_class_name(root: Path, name: str) -> None:
+    write_image(root / "train" / name / "1.jpg")
     data = open_training(root)
     assert name in data.class_names
     assert {data.load(index, 0).label for index in range(len(data))} == {0, 1, 2, 3}
 
 
-def test_images_with_names_of_another_encoding_are_read(root: Path) -> None:
+def test_image_names_in_another_encoding_are_read(root: Path) -> None:
     for place in (root / "train" / "bee", root / "val" / "bee"):
-        write_picture(place / "x.jpg")
+        write_image(place / "x.jpg")
         (place / "x.jpg").rename(place / os.fsdecode("狗.jpg".encode("gbk")))
-    (root / "train" / "bee" / "a\nb.jpg").write_bytes(b"no picture")
+    (root / "train" / "bee" / "a\nb.jpg").write_bytes(b"no image")
     data = open_training(root, on_bad_image="skip")
     skipped = []
     for index in range(len(data)):
@@ -316,7 +322,7 @@ def test_images_with_names_of_another_encoding_are_read(root: Path) -> None:
     assert len(open_validation(root, view="ten_crop")) == 4
 
 
-def test_images_of_twelve_bits_are_said_once(root: Path) -> None:
+def test_note_on_images_with_twelve_bits(root: Path) -> None:
     for split in ("train", "val"):
         cv2.imwrite(str(root / split / "cow" / "0.png"), np.full((40, 40), 4000, np.uint16))
         (root / split / "bee" / "3.jpg").touch()
@@ -326,7 +332,7 @@ def test_images_of_twelve_bits_are_said_once(root: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["a\0b", "x" * 300, "file/below"], ids=ascii)
-def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, root: str) -> None:
+def test_impossible_root_gives_a_one_line_error(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError):
         open_training(tmp_path / root)

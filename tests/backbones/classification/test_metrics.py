@@ -12,15 +12,15 @@ from rich.console import Console
 from torch import Tensor
 
 from backbones.classification.metrics import ClassificationEvaluator, calibration_error
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.visualize import draw_confusion
 from engine.errors import UserError
 from tests.reference import classification as reference
 
 
-def labelled(labels: Sequence[int], image_ids: Sequence[int] | None = None) -> LabelledBatch:
+def labelled(labels: Sequence[int], image_ids: Sequence[int] | None = None) -> ClassificationBatch:
     count = len(labels)
-    return LabelledBatch(
+    return ClassificationBatch(
         pixels=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
         labels=torch.tensor(labels),
         image_ids=torch.arange(count) if image_ids is None else torch.tensor(image_ids),
@@ -63,7 +63,7 @@ def test_metrics_equal_the_reference(num_classes: int) -> None:
         "top1_error": 1 - expected["top1"],
         "top5_error": 1 - expected["top5"],
         "calibration_error": reference.calibration_error(confidences, correct, 15),
-        "num_pictures": 60,
+        "num_images": 60,
     }
     for k in set(labels):
         own = [right for right, label in zip(correct, labels, strict=True) if label == k]
@@ -72,13 +72,13 @@ def test_metrics_equal_the_reference(num_classes: int) -> None:
     assert metrics == pytest.approx(expected, abs=1e-6)
 
 
-def test_top5_of_fewer_than_five_classes_is_always_right() -> None:
+def test_top5_of_fewer_than_five_classes_is_one() -> None:
     rows = torch.tensor([[0.2, 0.3, 0.5]])
     metrics = evaluated([0], rows).compute([evaluated([0], rows).state()])
     assert (metrics["top1"], metrics["top5"]) == (0, 1)
 
 
-def test_of_equal_probabilities_the_lower_label_goes_first() -> None:
+def test_ties_are_sorted_by_label() -> None:
     evaluator = ClassificationEvaluator(class_names(8))
     evaluator.update(labelled(range(8)), [torch.full((8,), 1 / 8)] * 8)
     metrics = evaluator.compute([evaluator.state()])
@@ -86,14 +86,14 @@ def test_of_equal_probabilities_the_lower_label_goes_first() -> None:
     assert metrics["top1/class 0"] == 1
 
 
-def test_a_class_without_pictures_has_no_number() -> None:
+def test_class_without_images_has_no_metric() -> None:
     evaluator = evaluated([0, 2], torch.eye(3)[[0, 1]])
     metrics = evaluator.compute([evaluator.state()])
     assert {k for k in metrics if "/" in k} == {"top1/class 0", "top1/class 2"}
     assert "class 1" in printed(evaluator)
 
 
-def test_score_is_identical_for_any_number_of_processes() -> None:
+def test_metrics_are_identical_for_any_number_of_processes() -> None:
     rows = torch.randn(50, 7).softmax(dim=1)
     labels = torch.randint(7, (50,))
     results = []
@@ -110,26 +110,26 @@ def test_score_is_identical_for_any_number_of_processes() -> None:
     assert results[0] == results[1] == results[2]
 
 
-def test_probabilities_are_not_kept() -> None:
+def test_state_does_not_hold_probabilities() -> None:
     evaluator = ClassificationEvaluator(class_names(1000))
     evaluator.update(labelled([3] * 20), list(torch.rand(20, 1000)))
     assert len(pickle.dumps(evaluator.state())) < 20 * 50 + 1000
 
 
-def test_a_picture_counted_twice_is_an_error_of_ours() -> None:
+def test_image_counted_twice_fails_an_assertion() -> None:
     evaluator = ClassificationEvaluator(class_names(2))
     evaluator.update(labelled([0, 1], [5, 5]), list(torch.eye(2)))
-    with pytest.raises(AssertionError, match="1 pictures more than once"):
+    with pytest.raises(AssertionError, match="1 images occur more than once"):
         evaluator.compute([evaluator.state()])
 
 
-def test_no_pictures_at_all_are_reported() -> None:
+def test_no_images_are_an_error() -> None:
     evaluator = ClassificationEvaluator(class_names(2))
-    with pytest.raises(UserError, match="expected at least one validation picture, got none"):
+    with pytest.raises(UserError, match="expected at least one validation image, got none"):
         evaluator.compute([evaluator.state(), []])
 
 
-def test_certain_errors_and_a_diverged_network_give_finite_numbers() -> None:
+def test_zero_and_nan_probabilities_give_finite_metrics() -> None:
     rows = torch.tensor([[1.0, 0.0], [torch.nan, torch.nan]])
     evaluator = evaluated([1, 1], rows)
     metrics = evaluator.compute([evaluator.state()])
@@ -153,7 +153,7 @@ def test_a_calibrated_network_has_no_calibration_error() -> None:
     assert calibration_error(confidences, correct, num_bins=15) == 0
 
 
-def test_files_hold_metrics_and_confusions(tmp_path: Path) -> None:
+def test_written_files_hold_metrics_and_confusions(tmp_path: Path) -> None:
     names = ["cat, tabby", "ñandú", "dog"]
     evaluator = ClassificationEvaluator(names)
     evaluator.update(labelled([0, 0, 1, 2]), list(torch.eye(3)[[0, 2, 1, 0]]))
@@ -181,19 +181,19 @@ def test_confusions_of_many_classes_are_not_drawn(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "confusion.csv"}
 
 
-def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.json: cannot be written: No such file"):
         evaluated([0], torch.rand(1, 2)).write(tmp_path / "missing")
 
 
-def test_table_names_classes_and_the_worst_confusions_first() -> None:
+def test_table_lists_classes_and_the_most_frequent_confusions_first() -> None:
     evaluator = ClassificationEvaluator(["zebra", "[bold]cat", "dog"])
     evaluator.update(labelled([0, 0, 0, 1, 2]), list(torch.eye(3)[[1, 1, 2, 1, 2]]))
     evaluator.compute([evaluator.state()])
     text = printed(evaluator)
     accuracies, confusions = text.split("most frequent confusions")
     assert accuracies.index("[bold]cat") < accuracies.index("dog") < accuracies.index("zebra")
-    assert "5 pictures" in text
+    assert "5 images" in text
     assert "40.00" in text
     lines = [line.split() for line in confusions.splitlines() if "zebra" in line]
     assert [(line[3], line[5]) for line in lines] == [("[bold]cat", "2"), ("dog", "1")]

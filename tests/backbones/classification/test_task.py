@@ -1,4 +1,4 @@
-"""The classification task: losses, what a run leaves, and the way to a detector."""
+"""Classification task: losses, run folder, ensembles, and the exported backbone."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from backbones import build_resnet, resnet18
-from backbones.classification.structures import LabelledBatch
+from backbones.classification.load_and_export import (
+    export_backbone,
+    load_trained,
+    recompute_batch_norm,
+)
+from backbones.classification.structures import ClassificationBatch
 from backbones.classification.task import ClassificationTask
-from backbones.classification.trained import export_backbone, load_trained, recompute_norms
 from backbones.config import NetworkConfig
 from backbones.weights import load_backbone_weights, load_configured_weights
 from engine.checkpoint import read_safetensors, write_safetensors
@@ -24,13 +28,13 @@ from tests.backbones.classification.tiny import tiny_config, write_folder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, not to be changed."""
-    return write_folder(tmp_path_factory.mktemp("pictures"))
+    """Return a folder with two classes; tests must not change it."""
+    return write_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run with its exported backbone, not to be changed."""
+    """Return the folder of a finished run with its exported backbone; tests must not change it."""
     output = tmp_path_factory.mktemp("runs") / "run"
     config = tiny_config(folder, loop={"max_steps": 30, "ema_decay": 0.9})
     metrics = fit(ClassificationTask.for_training(config), config, output=output)
@@ -38,13 +42,13 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def batch_of(task: ClassificationTask, count: int = 6) -> LabelledBatch:
+def batch_of(task: ClassificationTask, count: int = 6) -> ClassificationBatch:
     data: Any = task.train_data()
-    batch: LabelledBatch = data.collate([data.load(i, seed=100 + i) for i in range(count)])
+    batch: ClassificationBatch = data.collate([data.load(i, seed=100 + i) for i in range(count)])
     return batch
 
 
-def test_it_is_a_task(folder: Path) -> None:
+def test_implements_the_task_protocol(folder: Path) -> None:
     assert isinstance(ClassificationTask.for_training(tiny_config(folder)), Task)
 
 
@@ -93,10 +97,10 @@ def test_a_training_step_compiles_without_a_graph_break(
         torch.testing.assert_close(found[name], value)
 
 
-def test_run_folder_and_scores(run: Path) -> None:
+def test_run_folder_contents_and_metrics(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["top1"] >= 0.75  # eight pictures of two colours
-    assert metrics["num_pictures"] == 8
+    assert metrics["top1"] >= 0.75  # eight images of two colours
+    assert metrics["num_images"] == 8
     assert (run / "confusion.png").is_file()
     trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in trained if line["kind"] == "train")
@@ -104,11 +108,11 @@ def test_run_folder_and_scores(run: Path) -> None:
     assert 0 <= first["train_error"] <= 1
 
 
-def test_the_exported_backbone_is_the_network_with_new_statistics(run: Path) -> None:
+def test_exported_backbone_has_the_weights_and_recomputed_statistics(run: Path) -> None:
     weights, metadata = read_safetensors(run / "backbone.safetensors")
     whole, _ = read_safetensors(run / "model.safetensors")
     assert json.loads(metadata["class_names"]) == ["blue", "red"]
-    assert json.loads(metadata["metrics"])["num_pictures"] == 8
+    assert json.loads(metadata["metrics"])["num_images"] == 8
     assert json.loads(metadata["config"])["model"]["backbone"]["kind"] == "cifar_resnet8"
     assert not [name for name in weights if name.startswith("fc.")]
     changed = {name for name in weights if not weights[name].equal(whole[f"backbone.{name}"])}
@@ -122,7 +126,7 @@ def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> Non
     handle = task.model.backbone.conv1.register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.double())
     )
-    assert recompute_norms(task, limit=13) == 12  # three whole batches of four
+    assert recompute_batch_norm(task, limit=13) == 12  # three whole batches of four
     handle.remove()
     assert [len(each) for each in seen] == [4, 4, 4]
     norm = task.model.backbone.bn1
@@ -134,7 +138,7 @@ def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> Non
     assert all(m.momentum == 0.1 for m in task.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
-def test_an_ensemble_of_one_equals_the_one_and_of_two_is_their_mean(run: Path) -> None:
+def test_ensemble_predicts_the_mean_of_its_models(run: Path) -> None:
     one = load_trained([run])
     data: Any = one.val_data()
     batch = data.collate([data.load(i, seed=0) for i in range(3)])
@@ -144,7 +148,7 @@ def test_an_ensemble_of_one_equals_the_one_and_of_two_is_their_mean(run: Path) -
     torch.testing.assert_close(alone.sum(1), torch.ones(3))
 
 
-def test_an_ensemble_of_other_classes_is_refused(run: Path, tmp_path: Path) -> None:
+def test_ensemble_with_different_classes_is_an_error(run: Path, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
     for split in ("train", "val"):
         (root / split / "red").rename(root / split / "green")
@@ -155,7 +159,7 @@ def test_an_ensemble_of_other_classes_is_refused(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("num_classes", [None, 7])
-def test_weights_of_other_classes_leave_fc_at_random(
+def test_fc_stays_random_if_the_weights_have_other_classes(
     tmp_path: Path, num_classes: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -165,13 +169,14 @@ def test_weights_of_other_classes_leave_fc_at_random(
     alike.load_state_dict(ours.state_dict())
     config = NetworkConfig(weights=str(tmp_path / "theirs.safetensors"))
     (report,) = load_configured_weights(ours, config)
-    expected = "is not there" if num_classes is None else "is of 7 classes"
-    assert report.notes == (f"fc {expected}: the model's, of 3, starts at random",)
+    expected = "is missing" if num_classes is None else "has 7 classes"
+    note = f"fc {expected} in the file: starts from random weights, for 3 classes"
+    assert report.notes == (note,)
     torch.testing.assert_close(ours.fc.state_dict(), alike.fc.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(ours.conv1.weight, theirs["conv1.weight"], rtol=0, atol=0)
 
 
-def test_the_backbone_goes_under_a_detector(folder: Path, tmp_path: Path) -> None:
+def test_exported_backbone_loads_into_a_detector(folder: Path, tmp_path: Path) -> None:
     config = tiny_config(
         folder, model={"backbone": {"kind": "resnet18"}}, loop={"max_steps": 1, "batch_size": 2}
     )

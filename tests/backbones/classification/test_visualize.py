@@ -6,14 +6,14 @@ from backbones.classification.visualize import draw_confusion, draw_prediction
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 7), (300, 400)])
-def test_a_prediction_is_written_above_the_picture(size: tuple[int, int]) -> None:
-    picture = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
+def test_prediction_is_written_above_the_image(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
     names = ["cat", "ñandú", "a name of more than thirty characters"]
     drawings = []
     for probabilities in ([0.2, 0.5, 0.3], [0.2, 0.2, 0.6]):
-        drawing = draw_prediction(picture, 1, torch.tensor(probabilities), class_names=names)
+        drawing = draw_prediction(image, 1, torch.tensor(probabilities), class_names=names)
         factor = max(1, round(192 / max(size)))
-        shown = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+        shown = image.repeat(factor, axis=0).repeat(factor, axis=1)
         height, width, _ = shown.shape
         left = (drawing.shape[1] - width) // 2
         np.testing.assert_array_equal(drawing[-height:, left : left + width], shown)
@@ -24,7 +24,7 @@ def test_a_prediction_is_written_above_the_picture(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("name", ["", "a", "a name of more than thirty characters"])
-def test_cells_are_drawn_darker_the_larger_their_share(name: str) -> None:
+def test_cells_with_a_larger_share_are_darker(name: str) -> None:
     drawing = draw_confusion(np.array([[300, 100, 0], [0, 0, 0], [1, 1, 1]]), [name, "b", "c"])
     height, width, _ = drawing.shape
     assert max(height, width) < 600

@@ -1,4 +1,4 @@
-"""The smallest classification run: two colours in ImageNet's layout, a ResNet of eight layers."""
+"""Tiny classification run for tests: two colours in ImageNet's layout, an 8-layer ResNet."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ SIDE = 40
 
 
 def write_folder(root: Path, *, num_train: int = 8, num_val: int = 4) -> Path:
-    """Write train/{blue,red} and val/{blue,red}: noise with more of the one colour."""
+    """Write train/{blue,red} and val/{blue,red}: noise, brighter in the class's channel."""
     rng = np.random.default_rng(0)
     for split, count in (("train", num_train), ("val", num_val)):
         for channel, name in ((2, "blue"), (0, "red")):
@@ -27,7 +27,7 @@ def write_folder(root: Path, *, num_train: int = 8, num_val: int = 4) -> Path:
 
 
 def tiny_config(root: Path, **changes: Any) -> ClassificationConfig:
-    """Return the config of a short run; `changes` replace whole parts, `loop` ones in it."""
+    """Return the config of a short run; `changes` replace whole sections, but `loop` is merged."""
     values: dict[str, Any] = {
         "task": "classification",
         "data": {"root": str(root)},

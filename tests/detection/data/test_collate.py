@@ -57,9 +57,13 @@ def test_ground_truth_is_rounded_up(counts: list[int], multiple: int, expected: 
     assert batch.targets.valid.sum() == sum(counts)
 
 
-@pytest.mark.parametrize(("frame", "expected"), [((1, 1), (24, 40)), ((60, 8), (64, 40))], ids=str)
-def test_a_frame_widens_the_batch(frame: tuple[int, int], expected: tuple[int, int]) -> None:
-    batch = collate_detection([make_sample(20, 33, 1)], size_divisor=8, frame=frame)
+@pytest.mark.parametrize(
+    ("batch_shape", "expected"), [((1, 1), (24, 40)), ((60, 8), (64, 40))], ids=str
+)
+def test_a_batch_shape_widens_the_batch(
+    batch_shape: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    batch = collate_detection([make_sample(20, 33, 1)], size_divisor=8, batch_shape=batch_shape)
     assert batch.images.pixels.shape[2:] == expected
     assert batch.images.sizes.tolist() == [[20, 33]]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from backbones.images import read_image
 from detection.config import DataConfig, SplitConfig
 from detection.data.coco_cache import CACHED_BYTES
-from detection.data.dataset import CocoDetection, Frame
+from detection.data.dataset import BatchShape, CocoDetection
 from engine.errors import SkippedSampleError, UserError
 from engine.task import DataSet
 from tests.detection.data.coco_data import open_data
@@ -75,12 +75,12 @@ def test_a_batch(document: Document, write_coco: CocoWriter) -> None:
 
 def test_a_frame_holds_the_whole_batch(document: Document, write_coco: CocoWriter) -> None:
     data = open_data(write_coco(document))
-    draws = [(index, seed) for seed in range(5) for index in range(3)]
-    frame = data.frame(draws)
-    samples = [data.load(index, seed, frame) for index, seed in draws]
+    sample_keys = [(index, seed) for seed in range(5) for index in range(3)]
+    batch_shape = data.batch_shape(sample_keys)
+    samples = [data.load(index, seed, batch_shape) for index, seed in sample_keys]
     sizes = np.array([sample.pixels.shape[:2] for sample in samples])
-    assert frame.size == tuple(sizes.max(axis=0))
-    whole, part = data.collate(samples, frame), data.collate(samples[:1], frame)
+    assert batch_shape.size == tuple(sizes.max(axis=0))
+    whole, part = data.collate(samples, batch_shape), data.collate(samples[:1], batch_shape)
     assert whole.images.pixels.shape[2:] == part.images.pixels.shape[2:]
 
 
@@ -99,13 +99,13 @@ def test_a_batch_shares_its_short_side(document: Document, write_coco: CocoWrite
     data = open_data(write_coco(document))
     drawn = set()
     for seed in range(12):
-        draws = [(0, seed), (1, seed + 1), (2, seed + 2)]
-        frame = data.frame(draws)
-        sizes = [data.load(index, own, frame).pixels.shape[:2] for index, own in draws]
-        assert {min(size) for size in sizes[:1] + sizes[2:]} == {frame.short_side}
-        assert min(sizes[1]) == min(frame.short_side, 54)  # 50x30 meets the cap of 90
-        assert frame.short_side == min(data.load(0, seed).pixels.shape[:2])
-        drawn.add(frame.short_side)
+        sample_keys = [(0, seed), (1, seed + 1), (2, seed + 2)]
+        batch_shape = data.batch_shape(sample_keys)
+        sizes = [data.load(index, own, batch_shape).pixels.shape[:2] for index, own in sample_keys]
+        assert {min(size) for size in sizes[:1] + sizes[2:]} == {batch_shape.short_side}
+        assert min(sizes[1]) == min(batch_shape.short_side, 54)  # 50x30 meets the cap of 90
+        assert batch_shape.short_side == min(data.load(0, seed).pixels.shape[:2])
+        drawn.add(batch_shape.short_side)
     assert drawn == {40, 60}
 
 
@@ -115,7 +115,7 @@ def test_the_short_side_of_a_batch_changes_nothing_else(
     data = open_data(write_coco(document))
     mirrored = set()
     for seed in range(6):
-        samples = [data.load(1, seed, Frame(side, (1, 1))) for side in (40, 60)]
+        samples = [data.load(1, seed, BatchShape(side, (1, 1))) for side in (40, 60)]
         assert [sample.pixels.shape[:2] for sample in samples] == [(67, 40), (90, 54)]
         relative = [sample.boxes / (2 * sample.pixels.shape[1::-1]) for sample in samples]
         torch.testing.assert_close(*relative, rtol=0, atol=1e-6)

@@ -82,7 +82,7 @@ ABSENT: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "broken link": ("link.png", lambda path: path.symlink_to("none"), "no such file"),
     "circle": ("loop.png", lambda path: path.symlink_to("loop.png"), "Too many levels of symbolic"),
     "long": ("x" * 300, lambda _: None, "File name too long"),
-    "NUL": ("a\0.png", lambda _: None, "expected a path, got one that no file can have"),
+    "NUL": ("a\0.png", lambda _: None, "expected a path, got one that cannot exist"),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detection.data.transforms import NO_MASKS, Augment, resize, resized_size
-from tests.reference.pictures import smooth_picture
+from tests.reference.images import smooth_image
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(96, 200), (20, 30), (48, 64)], ids=str)
 def test_boxes_scale_by_each_axis(size: tuple[int, int]) -> None:
     boxes = np.array([[0, 0, 64, 48], [10.5, 3, 20, 40]], dtype=np.float32)
-    pixels, resized = resize(smooth_picture(), boxes, size)
+    pixels, resized = resize(smooth_image(), boxes, size)
     assert pixels.shape == (*size, 3)
     assert resized.dtype == np.float32
     scale = np.array([size[1] / 64, size[0] / 48] * 2, dtype=np.float32)
     torch.testing.assert_close(resized, boxes * scale)
-    assert resize(smooth_picture(), boxes[:0], size)[1].shape == (0, 4)
+    assert resize(smooth_image(), boxes[:0], size)[1].shape == (0, 4)
 
 
 def make_augment(**changes: Any) -> Augment:
@@ -69,7 +69,7 @@ def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
 
 
 def test_one_seed_gives_one_picture() -> None:
-    pixels = smooth_picture()
+    pixels = smooth_image()
     boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
     augment = make_augment()
     first = [augment(pixels, boxes, NO_MASKS, seed=seed, size=(40, 53)) for seed in range(8)]
@@ -115,7 +115,7 @@ def test_no_box_is_lost() -> None:
 
 def test_a_picture_without_boxes_is_augmented() -> None:
     no_boxes = np.zeros((0, 4), np.float32)
-    pixels, boxes, _ = make_augment()(smooth_picture(), no_boxes, NO_MASKS, seed=1, size=(40, 53))
+    pixels, boxes, _ = make_augment()(smooth_image(), no_boxes, NO_MASKS, seed=1, size=(40, 53))
     assert pixels.dtype == np.uint8
     assert boxes.shape == (0, 4)
     assert boxes.dtype == np.float32
@@ -125,7 +125,7 @@ def test_a_picture_without_boxes_is_augmented() -> None:
 def test_masks_follow_their_boxes(short_side: int) -> None:
     """A mask that fills its box still does after mirrors and the resize."""
     augment = make_augment(color_jitter=0.0)
-    pixels = smooth_picture()
+    pixels = smooth_image()
     height, width = pixels.shape[:2]
     boxes = np.array([[0, 0, width / 2, height / 4], [width / 4, height / 2, width, height]])
     size = resized_size((height, width), short_side, 5000)

@@ -1,3 +1,5 @@
+"""Synthetic demo data: valid COCO annotations, reproducibility, protection of the user's files."""
+
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +27,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Return the bytes of every file below `root` by its name."""
+    """Return the bytes of every file below `root`, by file name."""
     files = (path for path in root.rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 12)], ids=["train", "val"])
-def test_the_demo_is_sound_coco(root: Path, split: str, count: int) -> None:
+def test_demo_is_valid_coco(root: Path, split: str, count: int) -> None:
     annotations = read_coco(root / "annotations" / f"{split}.json")
     ledger = annotations.ledger
     assert len(annotations) == count
@@ -46,7 +48,7 @@ def test_the_demo_is_sound_coco(root: Path, split: str, count: int) -> None:
         assert ledger.images_without_boxes > 0
 
 
-def test_pictures_are_as_annotated(root: Path) -> None:
+def test_images_load_as_annotated(root: Path) -> None:
     split = SplitConfig(images=str(root / "val"), annotations=str(root / "annotations/val.json"))
     data = CocoDetection(split, config=DataConfig(), training=False)
     for index in range(len(data)):
@@ -54,7 +56,7 @@ def test_pictures_are_as_annotated(root: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_boxes_are_tight_on_the_visible_masks(
+def test_boxes_are_tight_around_the_visible_masks(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference = COCO(root / "annotations/train.json")
@@ -66,10 +68,10 @@ def test_boxes_are_tight_on_the_visible_masks(
         assert coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask))).tolist() == entry["bbox"]
         total = seen.setdefault(entry["image_id"], np.zeros_like(mask))
         total += mask
-        assert total.max() == 1, "a pixel belongs to one object"
+        assert total.max() == 1, "a pixel belongs to only one object"
 
 
-def test_one_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     first, again, other = (
         contents_of_demo(tmp_path / name, seed=seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
@@ -85,7 +87,7 @@ def contents_of_demo(root: Path, *, seed: int) -> dict[str, bytes]:
     return contents(root)
 
 
-def test_the_splits_differ(root: Path) -> None:
+def test_splits_differ(root: Path) -> None:
     files = contents(root)
     assert files["train/000001.jpg"] != files["val/000001.jpg"]
 
@@ -108,7 +110,7 @@ def test_other_parameters_replace_an_earlier_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_marker", [False, True], ids=["no demo", "beside a demo"])
-def test_files_of_the_user_are_never_touched(tmp_path: Path, with_marker: bool) -> None:
+def test_files_of_the_user_are_never_changed(tmp_path: Path, with_marker: bool) -> None:
     root = tmp_path / "demo"
     if with_marker:
         make_demo(DemoConfig(root=str(root), num_train=1, num_val=1))
@@ -120,7 +122,7 @@ def test_files_of_the_user_are_never_touched(tmp_path: Path, with_marker: bool) 
     assert contents(tmp_path) == before
 
 
-def test_an_empty_folder_and_a_broken_marker(tmp_path: Path) -> None:
+def test_an_empty_folder_is_used_and_a_broken_marker_is_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make_demo(DemoConfig(root=str(tmp_path / "empty"), num_train=1, num_val=1))
     assert (tmp_path / "empty" / MARKER).exists()
@@ -131,14 +133,14 @@ def test_an_empty_folder_and_a_broken_marker(tmp_path: Path) -> None:
         make_demo(DemoConfig(root=str(tmp_path / "odd"), num_train=1, num_val=1))
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "demo"):
         with pytest.raises(UserError, match="file"):
             make_demo(DemoConfig(root=str(root), num_train=1, num_val=1))
 
 
-def test_the_lock_lies_beside_the_data_and_follows_no_link(tmp_path: Path) -> None:
+def test_lock_file_is_beside_the_data_and_is_not_a_followed_link(tmp_path: Path) -> None:
     target, lock = tmp_path / "mine.txt", tmp_path / ".demo.resdet-lock"
     target.write_text("mine")
     lock.symlink_to(target)
@@ -147,7 +149,7 @@ def test_the_lock_lies_beside_the_data_and_follows_no_link(tmp_path: Path) -> No
         make_demo(config)
     assert target.read_text() == "mine"
     lock.unlink()
-    lock.touch()  # of a process that was killed
+    lock.touch()  # as a killed process leaves it
     make_demo(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.txt"]
 
@@ -162,7 +164,7 @@ def test_nothing_is_opened_in_the_shared_temporary_folder(
     assert list(shared.iterdir()) == []
 
 
-def test_of_processes_that_start_at_once_one_draws(tmp_path: Path) -> None:
+def test_only_one_of_several_processes_draws(tmp_path: Path) -> None:
     config = DemoConfig(root=str(tmp_path / "demo"), num_train=6, num_val=1)
     drawn = []
 
@@ -172,7 +174,7 @@ def test_of_processes_that_start_at_once_one_draws(tmp_path: Path) -> None:
         time.sleep(0.05)
         return []
 
-    # the lock is of an open file, so that threads exclude each other as processes do
+    # the lock belongs to an open file, so it excludes threads like processes
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: draw_once(config, draw, streams=(0, 1)), range(8)))
     assert drawn == ["train", "val"]
@@ -180,9 +182,9 @@ def test_of_processes_that_start_at_once_one_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "root", ["a\0b", "x" * 300, "x" * 250], ids=["NUL", "long name", "lock's name too long"]
+    "root", ["a\0b", "x" * 300, "x" * 250], ids=["NUL", "long name", "long lock name"]
 )
-def test_a_root_that_no_folder_can_have(
+def test_invalid_root_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -192,7 +194,7 @@ def test_a_root_that_no_folder_can_have(
 
 
 @pytest.mark.parametrize("files", [[1], "x", None, {"a": 1}, [["a"]]], ids=str)
-def test_a_marker_of_another_kind_is_none_of_ours(tmp_path: Path, files: Any) -> None:
+def test_marker_with_other_content_is_a_foreign_file(tmp_path: Path, files: Any) -> None:
     (tmp_path / MARKER).write_text(json.dumps({"parameters": {}, "files": files}))
     with pytest.raises(UserError, match=rf"got one with {MARKER}"):
         make_demo(DemoConfig(root=str(tmp_path), num_train=1, num_val=1))

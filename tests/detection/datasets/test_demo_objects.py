@@ -1,4 +1,4 @@
-"""The demo's objects, cut out one by one."""
+"""Synthetic classification data: crops of single objects of the demo."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of demo objects, not to be changed."""
+    """A folder of demo objects, shared by the tests; do not change it."""
     root = tmp_path_factory.mktemp("demo") / "objects"
     make_demo_objects(small(root))
     return root
@@ -36,37 +36,35 @@ def test_layout(made: Path) -> None:
         assert len(list((made / split).rglob("*.png"))) == count
 
 
-def test_objects_fill_their_pictures(made: Path) -> None:
+def test_objects_fill_their_images(made: Path) -> None:
     for path in made.rglob("*.png"):
         pixels = read_image(path)
         assert pixels.shape == (SIDE, SIDE, 3)
         assert pixels.std() > 5
 
 
-def test_the_same_parameters_give_the_same_bytes_and_others_do_not(
-    made: Path, tmp_path: Path
-) -> None:
+def test_only_the_same_parameters_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
     make_demo_objects(small(tmp_path / "again"))
     assert content(tmp_path / "again") == content(made)
     make_demo_objects(small(tmp_path / "other", seed=2))
     assert content(tmp_path / "other") != content(made)
 
 
-def test_training_and_validation_share_no_picture(made: Path) -> None:
+def test_splits_share_no_image(made: Path) -> None:
     train, val = (
         {path.read_bytes() for path in (made / s).rglob("*.png")} for s in ("train", "val")
     )
     assert not train & val
 
 
-def test_made_once(made: Path) -> None:
+def test_second_call_does_nothing(made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     make_demo_objects(small(made))
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds an earlier demo alone, got one with photo\.jpg"):
+    with pytest.raises(UserError, match=r"with only an earlier demo, got one with photo\.jpg"):
         make_demo_objects(small(tmp_path))
     assert np.array_equal([path.name for path in tmp_path.iterdir()], ["photo.jpg"])

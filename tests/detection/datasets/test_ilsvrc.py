@@ -1,3 +1,5 @@
+"""ILSVRC's detection data set: image sets, classes, conversion to COCO."""
+
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ from detection.datasets.ilsvrc import ilsvrc_set, read_synsets
 from detection.datasets.voc import Category, ImageSet
 from detection.datasets.voc_to_coco import convert
 from engine.errors import UserError
-from tests.detection.datasets.voc_files import write_picture, write_xml
+from tests.detection.datasets.voc_files import write_image, write_xml
 
 ANT, BEE = "n02219486", "n02206856"
 DEVKIT = f"{BEE} 2 bee\n{ANT} 1 ant\n"
@@ -14,7 +16,7 @@ WORDS = f"{BEE}\tbee, apian insect\nn02084071\tdog, domestic dog\n{ANT}\tant, em
 
 
 def write_ilsvrc(root: Path) -> None:
-    """Two training pictures in folders of their own, two validation pictures, lists of three."""
+    """Write two training images in two folders, two validation images, and three lists."""
     files = {
         "train/ILSVRC2013_train/n02219486/n02219486_7": [(ANT, 0, 0, 30, 20, "")],
         "train/ILSVRC2014_train_0000/ILSVRC2014_train_00000001": [],
@@ -23,7 +25,7 @@ def write_ilsvrc(root: Path) -> None:
     }
     for name, objects in files.items():
         write_xml(root / "Annotations" / "DET" / f"{name}.xml", objects)
-        write_picture(root / "Data" / "DET" / f"{name}.JPEG")
+        write_image(root / "Data" / "DET" / f"{name}.JPEG")
     lists = {
         "val": "ILSVRC2012_val_00000001 1\nILSVRC2012_val_00000002 2\n",
         "val1": "ILSVRC2012_val_00000002 1\n",
@@ -53,18 +55,18 @@ def test_sets_by_list_and_by_folder(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("trian", "trian: expected a set whose name begins with train, val or test"),
-        ("val2", r"ImageSets/DET/val2\.txt: no such list"),
-        ("test", r"Annotations/DET/test: expected XML files in it, got none"),
+        ("val2", r"ImageSets/DET/val2\.txt: no such file"),
+        ("test", r"Annotations/DET/test: expected XML files, got none"),
     ],
     ids=["name", "list", "folder"],
 )
-def test_no_such_set(tmp_path: Path, name: str, message: str) -> None:
+def test_missing_set(tmp_path: Path, name: str, message: str) -> None:
     write_ilsvrc(tmp_path)
     with pytest.raises(UserError, match=message):
         ilsvrc_set(tmp_path, name)
 
 
-def test_classes_of_the_devkit_and_of_words(tmp_path: Path) -> None:
+def test_classes_of_the_devkit_and_of_a_words_file(tmp_path: Path) -> None:
     names, wnids = tmp_path / "names.txt", tmp_path / "wnids.txt"
     names.write_text(DEVKIT)
     wnids.write_text(f"{ANT}\n{BEE}\n")
@@ -79,12 +81,12 @@ def test_classes_of_the_devkit_and_of_words(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ("", r"names\.txt: expected at least one line, got none"),
-        (f"{ANT} 1 ant\nbee\n", r"entry 2: expected a WNID, perhaps a number, .*got 'bee'"),
-        (f"{ANT} 1 ant\n{BEE} 1 bee\n", "category_id: expected each one once, got 1 2 times"),
-        (f"{ANT} 1 ant\n{BEE} 2 ant\n", "name: expected each one once, got ant 2 times"),
+        (f"{ANT} 1 ant\nbee\n", r"entry 2: expected a WNID, an optional number, .*got 'bee'"),
+        (f"{ANT} 1 ant\n{BEE} 1 bee\n", "category_id: expected unique values, got 1 2 times"),
+        (f"{ANT} 1 ant\n{BEE} 2 ant\n", "name: expected unique values, got ant 2 times"),
         (f"{ANT} 1 ant\n", f"expected a name for {BEE}, got none"),
     ],
-    ids=["empty", "form", "number twice", "name twice", "no name"],
+    ids=["empty", "malformed", "number twice", "name twice", "no name"],
 )
 def test_bad_lists_of_classes(tmp_path: Path, names: str, message: str) -> None:
     (tmp_path / "names.txt").write_text(names)
@@ -93,7 +95,7 @@ def test_bad_lists_of_classes(tmp_path: Path, names: str, message: str) -> None:
         read_synsets(tmp_path / "names.txt", tmp_path / "wnids.txt")
 
 
-def test_a_document_of_two_sets(tmp_path: Path) -> None:
+def test_two_sets_become_one_document(tmp_path: Path) -> None:
     write_ilsvrc(tmp_path)
     (tmp_path / "names.txt").write_text(DEVKIT)
     sets = [ilsvrc_set(tmp_path, name) for name in ("train", "val")]

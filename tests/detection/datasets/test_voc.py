@@ -1,3 +1,5 @@
+"""PASCAL VOC's layout: image sets by list and by folder, error messages."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from engine.errors import UserError
 from tests.detection.datasets.voc_files import write_voc, write_xml
 
 
-def test_twenty_classes_by_the_alphabet() -> None:
+def test_twenty_classes_in_alphabetical_order() -> None:
     assert len(VOC_CLASSES) == 20
     assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
     assert number_classes(VOC_CLASSES)["tvmonitor"] == Category(20, "tvmonitor")
@@ -37,20 +39,20 @@ def test_plain_folders(tmp_path: Path) -> None:
         write_xml(tmp_path / "xml" / f"{name}.xml", [])
     names = ("a.1", "b", "more/c")
     assert find_sets(tmp_path, [], xml="xml") == [ImageSet("xml", "xml", names)]
-    assert find_sets(tmp_path, [], xml="xml", pictures=".") == [ImageSet("xml", ".", names)]
+    assert find_sets(tmp_path, [], xml="xml", images=".") == [ImageSet("xml", ".", names)]
     (tmp_path / "list.txt").write_text("b\n")
     found = find_sets(tmp_path, [], xml="xml", names=tmp_path / "list.txt")
     assert found == [ImageSet("xml", "xml", ("b",))]
 
 
-def test_links_and_hidden_files_are_not_read_twice(tmp_path: Path) -> None:
+def test_linked_folders_are_read_once_and_hidden_files_skipped(tmp_path: Path) -> None:
     for name in ("a", "more/b", "more/._b"):
         write_xml(tmp_path / f"{name}.xml", [])
     (tmp_path / "more" / "up").symlink_to(tmp_path)
     assert find_sets(tmp_path, [], xml=".")[0].names == ("a", "more/b")
 
 
-def test_a_leading_slash_stays_in_the_folder(tmp_path: Path) -> None:
+def test_leading_slash_is_relative_to_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("/a\n//more/b\n")
     assert read_names(path) == ("a", "more/b")
@@ -67,13 +69,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: find_sets(root, ["VOC2007/train"]),
         r"Main/train\.txt: no such file",
     ),
-    "nothing": (lambda root: find_sets(root, []), "expected one of --sets and --xml"),
-    "both": (lambda root: find_sets(root, ["a"], xml="b"), "expected one of --sets and --xml"),
-    "pictures of a set": (
-        lambda root: find_sets(root, ["a"], pictures="b"),
-        "expected --pictures and --list with --xml, got --sets",
+    "neither": (lambda root: find_sets(root, []), "expected either --sets or --xml"),
+    "both": (lambda root: find_sets(root, ["a"], xml="b"), "expected either --sets or --xml"),
+    "images of a set": (
+        lambda root: find_sets(root, ["a"], images="b"),
+        "expected --images and --list with --xml, got --sets",
     ),
-    "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files in it"),
+    "no XML": (lambda root: find_sets(root, [], xml="xml"), "xml: expected XML files, got none"),
     "empty": (
         lambda root: read_names(root / "empty.txt"),
         r"empty\.txt: .* one line",

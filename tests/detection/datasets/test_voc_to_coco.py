@@ -1,3 +1,5 @@
+"""Conversion of VOC's XML annotations to COCO: box conventions, bad data, summary."""
+
 import json
 import os
 from pathlib import Path
@@ -14,20 +16,20 @@ from detection.datasets.voc_to_coco import (
     BoxConvention,
     Conversion,
     convert,
-    tell_convention,
+    detect_convention,
 )
 from detection.evaluation.coco_ap import score_file
 from engine.errors import UserError
-from tests.detection.datasets.voc_files import XmlRow, write_picture, write_voc, write_xml
+from tests.detection.datasets.voc_files import XmlRow, write_image, write_voc, write_xml
 
 CLASSES = number_classes(["cat", "dog"])
 
 
-def one_picture(tmp_path: Path, objects: list[XmlRow], **changes: Any) -> Conversion:
-    """Convert picture a.jpg of 60x40 with these objects."""
+def one_image(tmp_path: Path, objects: list[XmlRow], **changes: Any) -> Conversion:
+    """Convert one image, a.jpg of 60x40, with these objects."""
     write_xml(tmp_path / "a.xml", objects)
     if not (tmp_path / "a.jpg").exists():
-        write_picture(tmp_path / "a.jpg")
+        write_image(tmp_path / "a.jpg")
     arguments = {"classes": CLASSES, "boxes": "pixels", **changes}
     return convert(tmp_path, [ImageSet(".", ".", ("a",))], **arguments)
 
@@ -56,11 +58,11 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     assert [annotation["id"] for annotation in document["annotations"]] == list(range(1, 7))
     assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert conversion.rows == [
-        ("pictures", 3),
+        ("images", 3),
         ("objects", 6),
         ("difficult objects among them", 3),
         ("classes", 2),
-        ("pictures listed more than once", 2),
+        ("images listed more than once", 2),
     ]
     conversion.write(tmp_path / "new" / "all.json")
     annotations = read_coco(tmp_path / "new" / "all.json")
@@ -73,27 +75,27 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     [("pixels", [0, 0, 60, 40]), ("corners", [1, 1, 59, 39])],
     ids=["pixels", "corners"],
 )
-def test_the_two_conventions(tmp_path: Path, boxes: BoxConvention, expected: list[float]) -> None:
-    document = one_picture(tmp_path, [("cat", 1, 1, 60, 40, "")], boxes=boxes).document
+def test_both_conventions(tmp_path: Path, boxes: BoxConvention, expected: list[float]) -> None:
+    document = one_image(tmp_path, [("cat", 1, 1, 60, 40, "")], boxes=boxes).document
     assert document["annotations"][0]["bbox"] == expected
 
 
-def test_one_pixel_is_a_box_and_one_corner_is_none(tmp_path: Path) -> None:
+def test_equal_coordinates_are_a_pixel_or_an_empty_box(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 7, 7, 7, 7, "")]
-    conversion = one_picture(tmp_path, rows)
+    conversion = one_image(tmp_path, rows)
     assert conversion.document["annotations"][0]["bbox"] == [6, 6, 1, 1]
     assert ("boxes one pixel wide or high: --boxes corners?", 1) in conversion.rows
     with pytest.raises(UserError, match="bbox width: expected at least"):
-        one_picture(tmp_path, rows, boxes="corners")
+        one_image(tmp_path, rows, boxes="corners")
 
 
 @pytest.mark.parametrize(("boxes", "expected"), [("pixels", 1), ("corners", 0)])
-def test_boxes_from_zero_are_not_counted_from_one(
+def test_boxes_that_begin_at_zero_are_suspicious_pixels(
     tmp_path: Path, boxes: BoxConvention, expected: int
 ) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, ""), ("cat", 1, 5, 7, 7, "")]
-    counts = dict(one_picture(tmp_path, rows, boxes=boxes).rows)
-    assert counts.get("boxes from pixel 0 and not 1: --boxes corners?", 0) == expected
+    counts = dict(one_image(tmp_path, rows, boxes=boxes).rows)
+    assert counts.get("boxes that begin at pixel 0, not 1: --boxes corners?", 0) == expected
 
 
 BAD = {
@@ -105,60 +107,60 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("row", "counted", "message"), BAD.values(), ids=BAD)
-def test_bad_objects_stop_or_are_named(
-    tmp_path: Path, row: XmlRow, counted: str, message: str
+@pytest.mark.parametrize(("row", "reason", "message"), BAD.values(), ids=BAD)
+def test_bad_objects_raise_or_are_dropped(
+    tmp_path: Path, row: XmlRow, reason: str, message: str
 ) -> None:
     rows: list[XmlRow] = [("cat", 1, 1, 60, 40, ""), row, ("dog", 1, 1, 5, 5, "")]
     with pytest.raises(UserError, match=message) as error:
-        one_picture(tmp_path, rows)
+        one_image(tmp_path, rows)
     assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: object 2 ({row[0]}): ")
-    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    conversion = one_image(tmp_path, rows, on_bad_box="skip")
     assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-box skip drops it"
     assert len(conversion.dropped) == 1
-    assert (f"objects dropped, {counted}", 1) in conversion.rows
+    assert (f"objects dropped, {reason}", 1) in conversion.rows
     assert ("objects", 2) in conversion.rows
     assert [each["id"] for each in conversion.document["annotations"]] == [1, 2]
 
 
-def test_the_first_bad_object_is_named(tmp_path: Path) -> None:
+def test_first_bad_object_is_named_first(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"object 1 \(cow\)"):
-        one_picture(tmp_path, [("cow", 1, 1, 8, 8, ""), ("cat", 9, 9, 1, 1, "")])
+        one_image(tmp_path, [("cow", 1, 1, 8, 8, ""), ("cat", 9, 9, 1, 1, "")])
 
 
-def test_boxes_partly_outside_stay_and_are_counted(tmp_path: Path) -> None:
-    conversion = one_picture(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
-    assert ("boxes partly outside their picture", 2) in conversion.rows
+def test_boxes_partly_outside_are_kept_and_counted(tmp_path: Path) -> None:
+    conversion = one_image(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
+    assert ("boxes partly outside their image", 2) in conversion.rows
     assert conversion.document["annotations"][0]["bbox"] == [-1, 0, 31, 20]
 
 
-def broken(tmp_path: Path) -> None:
+def break_xml(tmp_path: Path) -> None:
     (tmp_path / "b.xml").write_text("<annotation>")
 
 
-def without_picture(tmp_path: Path) -> None:
+def remove_image(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").unlink()
 
 
-def without_size(tmp_path: Path) -> None:
+def break_image(tmp_path: Path) -> None:
     write_xml(tmp_path / "b.xml", [], size="")
-    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8no picture")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8no image")
 
 
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
         (lambda folder: (folder / "b.xml").unlink(), r"b\.xml: no such file"),
-        (broken, r"b\.xml: not valid XML"),
-        (without_picture, r"b\.\*: expected a picture of the XML file's name, got none"),
-        (without_size, r"b\.jpg: expected a whole"),
+        (break_xml, r"b\.xml: not valid XML"),
+        (remove_image, r"b\.\*: expected an image with the XML file's name, got none"),
+        (break_image, r"b\.jpg: expected a whole"),
     ],
-    ids=["no XML", "broken XML", "no picture", "broken picture"],
+    ids=["no XML", "broken XML", "no image", "broken image"],
 )
-def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: str) -> None:
+def test_bad_images_raise_or_are_dropped(tmp_path: Path, breaks: Any, message: str) -> None:
     for name in "abc":
         write_xml(tmp_path / f"{name}.xml", [("cat", 1, 1, 60, 40, "")])
-        write_picture(tmp_path / f"{name}.jpg")
+        write_image(tmp_path / f"{name}.jpg")
     breaks(tmp_path)
     sets = [ImageSet(".", ".", ("a", "b", "c"))]
     with pytest.raises(UserError, match=message) as error:
@@ -166,16 +168,16 @@ def test_bad_pictures_stop_or_are_named(tmp_path: Path, breaks: Any, message: st
     conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
     assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-image skip drops it"
     assert len(conversion.dropped) == 1
-    assert conversion.rows[0] == ("pictures", 2)
-    assert conversion.rows[-1] == ("pictures dropped", 1)
+    assert conversion.rows[0] == ("images", 2)
+    assert conversion.rows[-1] == ("images dropped", 1)
     assert [image["id"] for image in conversion.document["images"]] == [1, 2]
 
 
-def test_all_that_stops_is_told_at_once(tmp_path: Path) -> None:
+def test_first_faults_are_reported_together(tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(13)]
     for name in names:
         write_xml(tmp_path / f"{name}.xml", [("cow", 1, 1, 60, 40, "")])
-        write_picture(tmp_path / f"{name}.jpg")
+        write_image(tmp_path / f"{name}.jpg")
     sets = [ImageSet(".", ".", tuple(names))]
     with pytest.raises(UserError) as error:
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
@@ -193,26 +195,26 @@ def test_all_that_stops_is_told_at_once(tmp_path: Path) -> None:
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
 
 
-def test_a_name_in_another_code_is_one_line(tmp_path: Path) -> None:
+def test_file_name_in_another_encoding_is_one_line(tmp_path: Path) -> None:
     name = os.fsdecode("测试".encode("gbk"))
     write_xml(tmp_path / f"{name}.xml", [])
-    write_picture(tmp_path / f"{name}.jpg")
+    write_image(tmp_path / f"{name}.jpg")
     sets = find_sets(tmp_path, [], xml=".")
     with pytest.raises(
-        UserError, match="expected a name in UTF-8, got one in another code"
+        UserError, match="expected a file name in UTF-8, got another encoding"
     ) as error:
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
     assert str(error.value).isprintable()
 
 
-TELLING: dict[str, tuple[list[Any], BoxConvention, str]] = {
+CONVENTIONS: dict[str, tuple[list[Any], BoxConvention, str]] = {
     "a 0": ([[0, 5, 7, 7], [1, 5, 7, 7]], "corners", "of 2 boxes 1 begin at 0"),
     "a 0 as y": ([[3, 0, 60, 40]], "corners", "of 1 boxes 1 begin at 0"),
-    "a 0 and no end": ([[0, 0, 59, 39]], "corners", "1 end a pixel before"),
+    "a 0 and no end": ([[0, 0, 59, 39]], "corners", "1 end one pixel before"),
     "a fraction": ([[3, 5.5, 7, 7]], "corners", "1 have fractions of pixels"),
     "the width": ([[1, 5, 60, 7]], "pixels", "1 of 1 boxes begin at 1 and 1 reach the width"),
     "the height": ([[9, 5, 20, 40]], "pixels", "0 of 1 boxes begin at 1 and 1 reach the width"),
-    "a slip": (
+    "one zero of many": (
         [[0, 5, 7, 7], *[[1, 5, 7, 7]] * 30],
         "pixels",
         "30 boxes begin at 1, and only 1 at",
@@ -223,59 +225,59 @@ TELLING: dict[str, tuple[list[Any], BoxConvention, str]] = {
 }
 
 
-@pytest.mark.parametrize(("corners", "expected", "reason"), TELLING.values(), ids=TELLING)
-def test_the_boxes_tell_their_convention(
+@pytest.mark.parametrize(("corners", "expected", "reason"), CONVENTIONS.values(), ids=CONVENTIONS)
+def test_convention_is_detected(
     corners: list[list[float]], expected: BoxConvention, reason: str
 ) -> None:
     sizes = np.tile((40, 60), (len(corners), 1)).reshape(-1, 2)
-    found, said = tell_convention(np.array(corners, float).reshape(-1, 4), sizes)
+    found, text = detect_convention(np.array(corners, float).reshape(-1, 4), sizes)
     assert found == expected
-    assert reason in said
+    assert reason in text
 
 
-def test_what_was_decided_is_said(tmp_path: Path) -> None:
+def test_detected_convention_is_reported(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, "")]
-    conversion = one_picture(tmp_path, rows, boxes=None)
+    conversion = one_image(tmp_path, rows, boxes=None)
     assert conversion.document["annotations"][0]["bbox"] == [0, 5, 7, 2]
     assert conversion.lines()[0] == (
-        "boxes are read as corners: of 1 boxes 1 begin at 0, as pixels counted from 1 do not;"
-        " --boxes pixels reads them otherwise"
+        "boxes are read as corners: of 1 boxes 1 begin at 0, which pixels counted from 1 cannot"
+        " have; --boxes pixels overrides this"
     )
-    assert one_picture(tmp_path, rows, boxes="corners").lines() == []
+    assert one_image(tmp_path, rows, boxes="corners").lines() == []
 
 
-def test_real_boxes_tell_their_convention(data_dir: Path) -> None:
+def test_convention_of_real_boxes_is_detected(data_dir: Path) -> None:
     given = json.loads((data_dir / "bccd/annotations/train.json").read_text())
     names = tuple(Path(image["file_name"]).stem for image in given["images"])
-    assert "345 of 2805 boxes begin at 1" in bccd(data_dir, names, boxes=None).decided
+    assert "345 of 2805 boxes begin at 1" in bccd(data_dir, names, boxes=None).convention_note
 
 
-def test_nothing_left(tmp_path: Path) -> None:
+def test_no_images_left(tmp_path: Path) -> None:
     sets = [ImageSet(".", ".", ("a",))]
-    with pytest.raises(UserError, match="expected pictures to convert, got none"):
+    with pytest.raises(UserError, match="expected images to convert, got none"):
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
 
 
-def test_size_and_classes_are_filled_in(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.jpg", height=30, width=50)
+def test_missing_size_and_classes_are_filled_in(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg", height=30, width=50)
     write_xml(tmp_path / "a.xml", [("yak", 1, 1, 9, 9, ""), ("ant", 1, 1, 9, 9, "")], size="")
     sets = [ImageSet(".", ".", ("a",))]
     conversion = convert(tmp_path, sets, classes=None, boxes="pixels")
     assert conversion.document["images"][0]["width"] == 50
     assert conversion.document["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "yak"}]
-    assert ("sizes filled in from the picture", 1) in conversion.rows
+    assert ("sizes read from the image", 1) in conversion.rows
 
 
-def test_pictures_without_objects(tmp_path: Path) -> None:
-    conversion = one_picture(tmp_path, [], classes={"x": Category(5, "ex")})
+def test_images_without_objects(tmp_path: Path) -> None:
+    conversion = one_image(tmp_path, [], classes={"x": Category(5, "ex")})
     assert conversion.document["annotations"] == []
-    assert ("pictures without objects", 1) in conversion.rows
+    assert ("images without objects", 1) in conversion.rows
     assert ("objects", 0) in conversion.rows
 
 
-def test_the_console_names_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_lists_a_limited_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[XmlRow] = [("cow", 1, 1, 8, 8, "")] * (LINES_SHOWN + 3)
-    conversion = one_picture(tmp_path, rows, on_bad_box="skip")
+    conversion = one_image(tmp_path, rows, on_bad_box="skip")
     assert len(conversion.dropped) == LINES_SHOWN + 3
     assert conversion.lines()[-1] == "... and 3 more"
     assert len(conversion.lines()) == LINES_SHOWN + 1
@@ -292,8 +294,8 @@ def bccd(data_dir: Path, names: tuple[str, ...], **changes: Any) -> Conversion:
     return convert(data_dir / "bccd", sets, classes=BLOOD_CELLS, **options)
 
 
-def shaken_truth(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return (file name, detection without its image id): what a fair detector might find."""
+def jittered_ground_truth(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (file name, detection without image id): ground truth with noise, as detections."""
     names = {image["id"]: image["file_name"] for image in document["images"]}
     rng = np.random.default_rng(0)
     found = []
@@ -305,14 +307,14 @@ def shaken_truth(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def test_bccds_xml_scores_as_its_json(data_dir: Path, tmp_path: Path) -> None:
+def test_converted_bccd_gives_the_same_scores_as_its_json(data_dir: Path, tmp_path: Path) -> None:
     given = data_dir / "bccd" / "annotations" / "test.json"
     document = json.loads(given.read_text())
     names = tuple(Path(image["file_name"]).stem for image in document["images"])
     conversion = bccd(data_dir, names)
     assert conversion.dropped == []
     conversion.write(tmp_path / "test.json")
-    found = shaken_truth(document)
+    found = jittered_ground_truth(document)
     metrics = []
     for path, folder in ((given, ""), (tmp_path / "test.json", "images/")):
         images = json.loads(path.read_text())["images"]
@@ -326,7 +328,7 @@ def test_bccds_xml_scores_as_its_json(data_dir: Path, tmp_path: Path) -> None:
     assert 0.5 < metrics[0]["voc07_map"] < 1
 
 
-def test_bccds_two_empty_boxes_are_named(data_dir: Path) -> None:
+def test_two_empty_boxes_of_bccd_are_reported(data_dir: Path) -> None:
     names = ("BloodImage_00338", "BloodImage_00343", "BloodImage_00000")
     with pytest.raises(UserError, match=r"00338\.xml: object 13 \(RBC\): bbox width: .* got 0"):
         bccd(data_dir, names)

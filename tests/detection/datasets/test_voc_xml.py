@@ -1,3 +1,5 @@
+"""Reader of VOC's XML files: valid files, and an error message for each malformed one."""
+
 import math
 import os
 from pathlib import Path
@@ -15,7 +17,7 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
     return path
 
 
-def test_a_file_of_vocs(tmp_path: Path) -> None:
+def test_a_complete_file(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>9</xmin></bndbox></part>"
     content = f"""<?xml version="1.0"?>
     <annotation><folder>VOC2007</folder>
@@ -29,14 +31,14 @@ def test_a_file_of_vocs(tmp_path: Path) -> None:
     assert read_voc_xml(written(tmp_path, content)) == XmlAnnotation((40, 60), expected)
 
 
-def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
+def test_optional_elements(tmp_path: Path) -> None:
     assert read_voc_xml(written(tmp_path, "<annotation/>")) == XmlAnnotation(None, ())
     size = "<size><width>0</width><height>0</height></size>"
     nan = BOX.replace("3.5", "nan")
     content = f"<annotation>{size}<object><name>cat</name>{nan}</object></annotation>"
     annotation = read_voc_xml(written(tmp_path, content))
     assert annotation.size is None
-    assert math.isnan(annotation.objects[0].corners[2])  # the converter's to judge
+    assert math.isnan(annotation.objects[0].corners[2])  # the converter checks it
     assert not annotation.objects[0].is_difficult
 
 
@@ -54,7 +56,7 @@ def objects(inside: str) -> str:
 
 
 LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'
-FILES = '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation>&a;</annotation>'
+FILE_ENTITY = '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation>&a;</annotation>'
 FAULTS = {
     "many digits": (
         f"<annotation><size><width>{'9' * 5000}</width><height>4</height></size></annotation>",
@@ -62,13 +64,13 @@ FAULTS = {
     ),
     "large": (
         "<annotation><size><width>40000</width><height>40000</height></size></annotation>",
-        "size: expected height and width of at most 1048576 pixels and 1073741824 in all, got",
+        "size: expected height and width of at most 1048576 pixels and 1073741824 in total, got",
     ),
     "line break": (
         objects(f"<name>traffic\n light</name>{BOX}"),
         "object 2: name: expected no control characters, got 'traffic\\n light'",
     ),
-    "codes": (
+    "control character": (
         objects(f"<name>a&#x9b;1m</name>{BOX}"),
         "object 2: name: expected no control characters, got 'a\\x9b1m'",
     ),
@@ -78,12 +80,12 @@ FAULTS = {
     ),
     "deep": ("<annotation>" + "<a>" * 100_000, "not valid XML"),
     "empty": ("", "not valid XML: no element found"),
-    "cut": ("<annotation><size>", "not valid XML: no element found"),
+    "truncated": ("<annotation><size>", "not valid XML: no element found"),
     "no XML": (b"\xff\xd8\xff\xe0", "not valid XML: "),
     "another encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "not valid XML"),
     "another root": ("<html></html>", "expected <annotation>, got <html>"),
     "entities": (LAUGHS, "not valid XML: expected no <!DOCTYPE> in an annotation"),
-    "a file in an entity": (FILES, "not valid XML: expected no <!DOCTYPE> in an annotation"),
+    "a file in an entity": (FILE_ENTITY, "not valid XML: expected no <!DOCTYPE> in an annotation"),
     "entities in UTF-16": (LAUGHS.encode("utf-16"), "expected no <!DOCTYPE>"),
     "unknown entity": ("<annotation>&b;</annotation>", "not valid XML: undefined entity"),
     "size": (
@@ -95,7 +97,7 @@ FAULTS = {
         objects("<name>dog</name>"),
         "object 2 (dog): bndbox: expected numbers as xmin, ymin, xmax, ymax, got ['nothing', ",
     ),
-    "a word for a number": (
+    "word in place of a number": (
         objects(f"<name>dog</name>{BOX.replace('3.5', 'left')}"),
         "got ['1', '2', 'left', '4']",
     ),
@@ -117,7 +119,7 @@ def test_faults_are_one_line(tmp_path: Path, content: str | bytes, expected: str
     assert len(str(error.value)) < len(str(path)) + 400
 
 
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
+def test_folder_and_pipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadXmlError, match="expected a file, got a folder"):
         read_voc_xml(tmp_path)
     os.mkfifo(tmp_path / "pipe.xml")

@@ -1,4 +1,4 @@
-"""PASCAL VOC's kind of files, written for tests."""
+"""Writers of small data sets in PASCAL VOC's format, for tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_xml(path: Path, objects: Sequence[XmlRow], *, size: str = WHOLE_SIZE) 
     path.write_text(f"<annotation>{size}{rows}</annotation>")
 
 
-def write_picture(path: Path, *, height: int = 40, width: int = 60) -> None:
+def write_image(path: Path, *, height: int = 40, width: int = 60) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
     written = cv2.imencode(".jpg", pixels)[1]
@@ -31,16 +31,16 @@ def write_picture(path: Path, *, height: int = 40, width: int = 60) -> None:
 
 
 def write_voc(root: Path, year: str, sets: dict[str, str]) -> None:
-    """Write VOC's layout: each set lists its pictures, each picture has a cat and a hard dog."""
+    """Write VOC's layout: a list per set; each image has a cat and a difficult dog."""
     folder = root / year
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    for name, pictures in sets.items():
-        (lists / f"{name}.txt").write_text("\n".join(pictures.split()) + "\n")
-        for picture in pictures.split():
+    for name, images in sets.items():
+        (lists / f"{name}.txt").write_text("\n".join(images.split()) + "\n")
+        for image in images.split():
             rows = [
                 ("cat", 1, 1, 30, 20, "<difficult>0</difficult>"),
                 ("dog", 11, 21, 60, 40, "<difficult>1</difficult>"),
             ]
-            write_xml(folder / "Annotations" / f"{picture}.xml", rows)
-            write_picture(folder / "JPEGImages" / f"{picture}.jpg")
+            write_xml(folder / "Annotations" / f"{image}.xml", rows)
+            write_image(folder / "JPEGImages" / f"{image}.jpg")

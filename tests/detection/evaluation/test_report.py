@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from backbones.curves import write_curves
+from backbones.plots import plot_training_curves
 from detection.evaluation.report import write_pr_curves
 
 
@@ -47,11 +47,11 @@ def test_course_of_a_run_is_drawn(tmp_path: Path) -> None:
     ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(lines)
-    path = write_curves(tmp_path)
+    path = plot_training_curves(tmp_path)
     assert path == tmp_path / "curves.png"
     assert read(path).std() > 5
 
 
 def test_course_of_a_run_without_training_lines(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "step": 1, "ap": 0.5}\n')
-    assert write_curves(tmp_path).is_file()
+    assert plot_training_curves(tmp_path).is_file()

@@ -1,3 +1,5 @@
+"""Validation of the localization config."""
+
 import pytest
 
 from detection.commands.schemas import SCHEMAS
@@ -18,11 +20,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("values", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_what_cannot_be_is_refused(values: dict[str, object], message: str) -> None:
+def test_invalid_values_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_config({"task": "localization", **values}, schemas=SCHEMAS, source="test")
     assert message in str(caught.value)
 
 
-def test_a_config_without_a_task_is_a_detector_s() -> None:
+def test_task_defaults_to_detection() -> None:
     assert parse_config({}, schemas=SCHEMAS, source="test").model_dump()["task"] == "detection"

@@ -1,4 +1,4 @@
-"""The localization error against the reference, over processes, and what is written."""
+"""Localization metrics: agreement with the reference, merging over processes, output files."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,10 @@ MEAN_BOX = (0.25, 0.25, 0.75, 0.75)
 
 def evaluator() -> LocalizationEvaluator:
     return LocalizationEvaluator(
-        NAMES, words=("tench", "crane", "[ray]"), mean_box=MEAN_BOX, file_name=lambda i: f"{i}.jpg"
+        NAMES,
+        descriptions=("tench", "crane", "[ray]"),
+        mean_box=MEAN_BOX,
+        file_name=lambda i: f"{i}.jpg",
     )
 
 
@@ -28,7 +31,7 @@ def random_boxes(*shape: int) -> torch.Tensor:
 
 
 def random_batch(count: int, first: int = 0) -> tuple[DetectionBatch, list[Localization]]:
-    """Pictures of 100 x 100, resized to 50 x 50, with one or two boxes; three guesses each."""
+    """Images of 100 x 100, resized to 50 x 50, with one or two boxes; three predictions each."""
     valid = torch.rand(count, 2) < 0.5
     valid[:, 0] = True
     boxes = random_boxes(count, 2) / 2 * valid[..., None]
@@ -51,7 +54,7 @@ def random_batch(count: int, first: int = 0) -> tuple[DetectionBatch, list[Local
     return DetectionBatch(images, targets), found
 
 
-def test_errors_are_the_reference_s() -> None:
+def test_errors_equal_the_reference() -> None:
     batch, found = random_batch(60)
     scorer = evaluator()
     scorer.update(batch, found)
@@ -61,25 +64,25 @@ def test_errors_are_the_reference_s() -> None:
     given = [
         [(label, each.given.boxes[0].tolist())] for label, each in zip(labels, found, strict=True)
     ]
-    guessed = [
+    predicted = [
         list(zip(each.predicted.labels.tolist(), each.predicted.boxes.tolist(), strict=True))
         for each in found
     ]
     mean = [[(label, (25.0, 25.0, 75.0, 75.0))] for label in labels]
     expected = {
         "localization_error": reference.error(labels, boxes, given),
-        "top5_localization_error": reference.error(labels, boxes, guessed),
-        "top1_localization_error": reference.error(labels, boxes, [each[:1] for each in guessed]),
+        "top5_localization_error": reference.error(labels, boxes, predicted),
+        "top1_localization_error": reference.error(labels, boxes, [each[:1] for each in predicted]),
         "baseline_localization_error": reference.error(labels, boxes, mean),
     }
     for name, value in expected.items():
         assert 0 < value < 1, name
         assert metrics[name] == pytest.approx(value), name
     assert metrics["localization_accuracy"] == pytest.approx(1 - metrics["localization_error"])
-    assert metrics["num_pictures"] == 60
+    assert metrics["num_images"] == 60
 
 
-def test_an_overlap_of_exactly_a_half_is_right() -> None:
+def test_iou_of_exactly_one_half_is_correct() -> None:
     batch, _ = random_batch(1)
     boxes = torch.tensor([[[0.0, 0, 50, 50], [0, 0, 0, 0]]])
     targets = Targets(boxes, batch.targets.labels * 0, boxes[..., 2] > 0, boxes[..., 2] < 0)
@@ -93,7 +96,7 @@ def test_an_overlap_of_exactly_a_half_is_right() -> None:
     assert "top5_localization_error" not in metrics
 
 
-def test_any_split_over_processes_gives_the_same(tmp_path: Path) -> None:
+def test_metrics_do_not_depend_on_the_split_over_processes(tmp_path: Path) -> None:
     parts = [random_batch(5), random_batch(7, first=5)]
     states = []
     for batch, found in parts:
@@ -103,14 +106,14 @@ def test_any_split_over_processes_gives_the_same(tmp_path: Path) -> None:
     first, second = evaluator(), evaluator()
     assert first.compute(states) == second.compute(states[::-1])
     first.write(tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text())["num_pictures"] == 12
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_images"] == 12
     rows = json.loads((tmp_path / "localizations.json").read_text())
-    assert [row["picture"] for row in rows] == [f"{number}.jpg" for number in range(12)]
+    assert [row["image"] for row in rows] == [f"{number}.jpg" for number in range(12)]
     assert len(rows[0]["predicted"]) == 2
     assert rows[0]["given"]["class"] in NAMES
 
 
-def test_table_shows_the_baseline_beside_the_error() -> None:
+def test_table_shows_the_error_and_the_baseline() -> None:
     scorer = evaluator()
     scorer.update(*random_batch(9))
     scorer.compute([scorer.state()])
@@ -122,6 +125,6 @@ def test_table_shows_the_baseline_beside_the_error() -> None:
     assert "[ray]" in shown.get()
 
 
-def test_no_picture_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match="expected at least one validation picture"):
+def test_no_images_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="expected at least one validation image"):
         evaluator().compute([[]])

@@ -1,4 +1,4 @@
-"""The second stage of localization: losses on the first one's boxes, answers, a run."""
+"""Second stage of localization: losses on the first stage's proposals, predictions, a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def task_and_batch(
     return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
 
 
-def test_a_dozen_steps_lower_the_loss_and_leave_the_first_stage(first: Path) -> None:
+def test_training_lowers_the_loss_and_keeps_the_first_stage(first: Path) -> None:
     config = regions_config(first)
     task, batch = task_and_batch(config)
     before = {n: p.clone() for n, p in task._first[0].state_dict().items()}
@@ -52,7 +52,7 @@ def test_every_parameter_gets_a_gradient(first: Path) -> None:
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
-def test_regions_are_the_proposals_of_the_class(first: Path) -> None:
+def test_regions_are_proposals_of_the_class(first: Path) -> None:
     task, batch = task_and_batch(regions_config(first, nms_thresh=0.5))
     task.model.eval()
     label = batch.targets.labels[:, 0]
@@ -67,7 +67,7 @@ def test_regions_are_the_proposals_of_the_class(first: Path) -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
-def test_regions_are_seen_mirrored_too(first: Path) -> None:
+def test_mirrored_regions_are_averaged(first: Path) -> None:
     config = regions_config(first)
     mirror = config.evaluation.model_copy(update={"mirror": True})
     task, batch = task_and_batch(config.model_copy(update={"evaluation": mirror}))
@@ -75,15 +75,15 @@ def test_regions_are_seen_mirrored_too(first: Path) -> None:
     label = batch.targets.labels[:, :1]
     boxes, scores = task.locate(batch.images, label)
     flipped = replace(batch.images, pixels=batch.images.pixels.flip(3))
-    again, again_scores = task.locate(flipped, label)
-    # one picture and its mirror image look alike from both sides
-    torch.testing.assert_close(again_scores, scores, rtol=1e-4, atol=1e-5)
+    mirrored, mirrored_scores = task.locate(flipped, label)
+    # an image and its mirror image have the same two views
+    torch.testing.assert_close(mirrored_scores, scores, rtol=1e-4, atol=1e-5)
     width = batch.images.pixels.shape[3]
     factor = (batch.images.original_sizes[:, 1] / width)[:, None, None]
-    torch.testing.assert_close(mirror_boxes(again / factor, width) * factor, boxes)
+    torch.testing.assert_close(mirror_boxes(mirrored / factor, width) * factor, boxes)
 
 
-def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> None:
+def test_loaded_run_has_the_same_score(first: Path, tmp_path: Path) -> None:
     config = regions_config(first)
     scored = fit(build_task(config), config, output=tmp_path / "run", device="cpu")
     again = load_task([tmp_path / "run"])
@@ -91,7 +91,7 @@ def test_a_run_is_read_back_with_the_same_score(first: Path, tmp_path: Path) -> 
     assert evaluate(again, again.config, device="cpu")["mean_iou"] == scored["mean_iou"]
 
 
-def test_a_second_stage_is_no_first_one(first: Path, tmp_path: Path) -> None:
+def test_a_second_stage_is_refused_as_first_stage(first: Path, tmp_path: Path) -> None:
     config = regions_config(first)
     fit(build_task(config), config, output=tmp_path / "run", device="cpu")
     with pytest.raises(UserError, match="expected a run of task localization, got localization_re"):

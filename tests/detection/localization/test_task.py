@@ -1,4 +1,4 @@
-"""The localization task: losses, what they train, predictions, a run and what it leaves."""
+"""First stage of localization: losses, gradients, predictions, a run and its files."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def task_and_batch(config: LocalizationConfig) -> tuple[LocalizationTask, Detect
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
 @pytest.mark.parametrize("per_class", [True, False], ids=["per class", "agnostic"])
-def test_a_dozen_steps_lower_the_loss(root: Path, per_class: bool, box_loss: str) -> None:
+def test_training_lowers_the_loss(root: Path, per_class: bool, box_loss: str) -> None:
     config = tiny_config(root)
     model = config.model.model_copy(update={"per_class": per_class, "box_loss": box_loss})
     task, batch = task_and_batch(config.model_copy(update={"model": model}))
@@ -48,19 +48,19 @@ def test_a_dozen_steps_lower_the_loss(root: Path, per_class: bool, box_loss: str
     assert ratio < 0.6
 
 
-def test_stages_in_use_train_and_others_do_not(root: Path) -> None:
+def test_only_stages_in_use_are_trained(root: Path) -> None:
     task, batch = task_and_batch(tiny_config(root))
     torch.stack(list(task.losses(batch).values())).sum().backward()
     parameters = dict(task.model.named_parameters())
     with_gradient = {name for name, value in parameters.items() if value.grad is not None}
     assert with_gradient == {name for name, value in parameters.items() if value.requires_grad}
-    behind = {
+    unused = {
         name for name in parameters if name.startswith(("backbone.layer3", "backbone.layer4"))
     }
-    assert behind == set(parameters) - with_gradient
+    assert unused == set(parameters) - with_gradient
 
 
-def test_only_the_outputs_of_the_own_class_are_trained(root: Path) -> None:
+def test_only_outputs_of_the_annotated_class_are_trained(root: Path) -> None:
     task, batch = task_and_batch(tiny_config(root))
     red = replace(batch.targets, labels=torch.ones_like(batch.targets.labels))
     torch.stack(list(task.losses(replace(batch, targets=red)).values())).sum().backward()
@@ -71,7 +71,7 @@ def test_only_the_outputs_of_the_own_class_are_trained(root: Path) -> None:
         assert red_part.any()
 
 
-def test_losses_depend_on_the_draw_alone(root: Path) -> None:
+def test_losses_depend_only_on_the_seeds(root: Path) -> None:
     task, batch = task_and_batch(tiny_config(root))
     task.model.eval()
     first = task.losses(batch)
@@ -88,7 +88,7 @@ def test_compiles_without_a_graph_break(root: Path) -> None:
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
 
-def test_a_run_is_read_back_with_the_same_score(root: Path, tmp_path: Path) -> None:
+def test_loaded_run_has_the_same_score(root: Path, tmp_path: Path) -> None:
     config = tiny_config(root)
     first = fit(build_task(config), config, output=tmp_path / "run", device="cpu")
     assert 0 <= first["localization_error"] == pytest.approx(1 - first["localization_accuracy"])
@@ -99,7 +99,7 @@ def test_a_run_is_read_back_with_the_same_score(root: Path, tmp_path: Path) -> N
     for name in ("localization_error", "mean_iou", "baseline_localization_error"):
         assert second[name] == first[name]
     rows = json.loads((tmp_path / "eval" / "localizations.json").read_text())
-    assert [row["picture"] for row in rows] == [
+    assert [row["image"] for row in rows] == [
         f"val/images/{name}_{number}.png" for name in CLASSES for number in range(2)
     ]
     assert (tmp_path / "run" / "pictures").is_dir()
@@ -107,7 +107,7 @@ def test_a_run_is_read_back_with_the_same_score(root: Path, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a classifier of the classes blue and red."""
+    """The run folder of a classifier with the classes blue and red."""
     from backbones.classification.task import ClassificationTask
 
     folder = tmp_path_factory.mktemp("classifier")
@@ -116,7 +116,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_the_classifier_s_classes_are_looked_for(root: Path, classifier: Path) -> None:
+def test_classes_of_the_classifier_are_localized(root: Path, classifier: Path) -> None:
     config = tiny_config(root, evaluation={"classifier": str(classifier), "resize": 40})
     task = LocalizationTask.for_training(config)
     task.model.eval()
@@ -133,12 +133,12 @@ def test_the_classifier_s_classes_are_looked_for(root: Path, classifier: Path) -
     evaluator = task.evaluator()
     evaluator.update(batch, found)
     metrics = evaluator.compute([evaluator.state()])
-    # both classes are among the five, so the class costs nothing
+    # both classes are among the top five, so only boxes can be wrong
     assert metrics["top5_localization_error"] == metrics["localization_error"]
     assert metrics["top1_localization_error"] >= metrics["top5_localization_error"]
 
 
-def test_a_classifier_of_other_classes_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_classifier_with_other_classes_is_refused(root: Path, tmp_path: Path) -> None:
     from backbones.classification.task import ClassificationTask
 
     data = write_folder(tmp_path / "data")
@@ -150,34 +150,34 @@ def test_a_classifier_of_other_classes_is_refused(root: Path, tmp_path: Path) ->
         build_task(tiny_config(root, evaluation={"classifier": str(tmp_path / "run")}))
 
 
-def test_a_missing_classifier_is_said_before_data_is_read(tmp_path: Path) -> None:
+def test_a_missing_classifier_is_reported_before_data_is_read(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "no data", evaluation={"classifier": str(tmp_path / "run")})
     with pytest.raises(UserError, match="run: no such run folder or file"):
         LocalizationTask.for_training(config)
 
 
-def test_drawn_pictures_show_truth_and_answer(root: Path) -> None:
+def test_drawings_show_ground_truth_and_prediction(root: Path) -> None:
     task, _ = task_and_batch(tiny_config(root))
     task.model.eval()
     data = task.val_data()
     batch = data.collate([data.load(0, 0)])
-    (picture,) = task.draw(batch, task.predict(batch))
-    assert picture.dtype == "uint8"
-    assert picture.ndim == 3
+    (image,) = task.draw(batch, task.predict(batch))
+    assert image.dtype == "uint8"
+    assert image.ndim == 3
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
-def test_losses_and_answers_on_a_gpu_are_the_cpu_s(
+def test_losses_and_predictions_on_a_gpu_equal_the_cpu_s(
     root: Path, box_loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     task, batch = task_and_batch(tiny_config(root, model={"box_loss": box_loss}))
     task.model.eval()
-    losses, answers = task.losses(batch), task.predict(batch)
+    losses, predictions = task.losses(batch), task.predict(batch)
     task.model.to("cuda")
     on_gpu = batch.to(torch.device("cuda"))
     found = {name: value.cpu() for name, value in task.losses(on_gpu).items()}
     torch.testing.assert_close(found, losses, rtol=1e-3, atol=1e-4)
-    for one, other in zip(task.predict(on_gpu), answers, strict=True):
+    for one, other in zip(task.predict(on_gpu), predictions, strict=True):
         torch.testing.assert_close(one.given.scores, other.given.scores, rtol=1e-3, atol=1e-4)

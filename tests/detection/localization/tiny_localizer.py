@@ -1,4 +1,4 @@
-"""A localizer and data small enough for tests: one bright patch a picture, two colours."""
+"""A localizer and a data set small enough for tests: one bright patch per image, two colors."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ import torch
 
 from detection.commands.schemas import SCHEMAS
 from detection.commands.tasks import build_task
-from detection.localization.base_task import OneClassTask
+from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.config import (
+    LocalizationBaseConfig,
     LocalizationConfig,
     LocalizationRegionsConfig,
-    OneClassConfig,
 )
 from detection.structures import DetectionBatch
 from engine.config import parse_config
@@ -25,7 +25,7 @@ SIDE = 32
 
 
 def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 2) -> Path:
-    """Write Tiny ImageNet's layout: `num_train` and `num_val` pictures of each class."""
+    """Write Tiny ImageNet's layout: `num_train` and `num_val` images of each class."""
     rng = np.random.default_rng(0)
     (root / "wnids.txt").parent.mkdir(parents=True, exist_ok=True)
     (root / "wnids.txt").write_text("".join(f"{name}\n" for name in CLASSES))
@@ -41,19 +41,19 @@ def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 2) -> 
                 x1, y1 = rng.integers(0, 12, size=2).tolist()
                 x2, y2 = (rng.integers(10, 20, size=2) + np.array([x1, y1])).tolist()
                 pixels[y1 : y2 + 1, x1 : x2 + 1, 2 * channel] = 255
-                picture = f"{name}_{number}.png"
-                cv2.imwrite(str(folder / "images" / picture), pixels)  # BGR
-                boxes.append((picture, f"{x1}\t{y1}\t{x2}\t{y2}"))
+                image = f"{name}_{number}.png"
+                cv2.imwrite(str(folder / "images" / image), pixels)  # BGR
+                boxes.append((image, f"{x1}\t{y1}\t{x2}\t{y2}"))
             if split == "train":
-                text = "".join(f"{picture}\t{box}\n" for picture, box in boxes)
+                text = "".join(f"{image}\t{box}\n" for image, box in boxes)
                 (folder / f"{name}_boxes.txt").write_text(text)
-            lines += [f"{picture}\t{name}\t{box}\n" for picture, box in boxes * (split == "val")]
+            lines += [f"{image}\t{name}\t{box}\n" for image, box in boxes * (split == "val")]
     (root / "val/val_annotations.txt").write_text("".join(lines))
     return root
 
 
 def tiny_config(root: Path, **changes: Any) -> LocalizationConfig:
-    """Return the config of a short run; `changes` are merged into top-level parts."""
+    """Return the config of a short run; `changes` are merged into its sections."""
     values: dict[str, Any] = {
         "task": "localization",
         "data": {"kind": "tiny_imagenet", "root": str(root)},
@@ -76,14 +76,14 @@ def tiny_config(root: Path, **changes: Any) -> LocalizationConfig:
 
 
 def train_first_stage(folder: Path) -> Path:
-    """Return a short run, made in `folder` beside its data in `patches`."""
+    """Train briefly on data in `folder`/patches; return the run folder, `folder`/run."""
     config = tiny_config(write_tiny_imagenet(folder / "patches"))
     fit(build_task(config), config, output=folder / "run", device="cpu")
     return folder / "run"
 
 
 def regions_config(first: Path, **model: Any) -> LocalizationRegionsConfig:
-    """Return the config of a second stage on the data of the first, made by the above."""
+    """Return the config of a second stage on the data of the first (see `train_first_stage`)."""
     stage_one = tiny_config(first.parent / "patches").model_dump(mode="json")
     values = {key: stage_one[key] for key in ("data", "augment", "evaluation", "optim", "loop")}
     values |= {
@@ -103,9 +103,9 @@ def regions_config(first: Path, **model: Any) -> LocalizationRegionsConfig:
 
 
 def train_a_dozen_steps(
-    task: OneClassTask, config: OneClassConfig, batch: DetectionBatch
+    task: LocalizationBaseTask, config: LocalizationBaseConfig, batch: DetectionBatch
 ) -> tuple[set[str], float]:
-    """Train on one batch; return the losses' names, and the last sum relative to the first."""
+    """Train on one batch; return the names of the losses, and the last total over the first."""
     optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
     task.model.train()
     seen = []

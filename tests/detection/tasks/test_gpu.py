@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
-from engine.distributed import world
+from engine.distributed import process_group
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_config, tiny_task
 
@@ -45,9 +45,9 @@ def test_losses_are_the_cpus(
 @pytest.mark.parametrize("neck", NECKS)
 def test_a_training_step_waits_for_nothing(root: Path, neck: str, kind: str) -> None:
     task, batch = tiny_task(root, neck, task=kind)
-    with world("cuda", timeout_s=60) as here:
+    with process_group("cuda", timeout_s=60) as world:
         task.model.to(CUDA)
-        step = make_step(task, batch.to(CUDA), here)
+        step = make_step(task, batch.to(CUDA), world)
         for number in range(2):  # the first calls initialise libraries and compile the kernel
             step(number)
         torch.cuda.set_sync_debug_mode("error")

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection.commands.tasks import build_task
 from detection.ops.nms import nms_operator
-from engine.distributed import world
+from engine.distributed import process_group
 from tests.detection.localization.tiny_localizer import (
     regions_config,
     tiny_config,
@@ -81,8 +81,8 @@ def test_a_training_step_calls_nothing_that_waits(
     monkeypatch.setattr("detection.models.proposals.nms_keep", nms_operator)
     monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
     task, batch = tiny_task(root, neck, task=kind)
-    with world("cpu", timeout_s=60) as here:
-        step = make_step(task, batch, here)
+    with process_group("cpu", timeout_s=60) as world:
+        step = make_step(task, batch, world)
         with WaitSpotter() as spotter:
             step(0)
     assert spotter.found == []

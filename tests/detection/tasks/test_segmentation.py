@@ -19,7 +19,7 @@ from detection.tasks.segmentation import SegmentationTask
 from engine.distributed import World
 from engine.errors import UserError
 from engine.evaluate import evaluate
-from engine.loader import Draw, split_batches
+from engine.loader import SampleKey, split_batches
 from engine.optim import build_optimizer
 from engine.step import training_step, wrap_losses
 from engine.trainer import fit
@@ -63,11 +63,12 @@ def mask_gradients(root: Path, accumulate: int, *, norm: str) -> dict[str, Tenso
     task = build_task(config)
     assert isinstance(task, SegmentationTask)
     data = task.train_data()
-    plan = [[Draw(index, 100 + index) for index in range(4)]]
+    plan = [[SampleKey(index, 100 + index) for index in range(4)]]
     shares = split_batches(data, plan, rank=0, world_size=1, accumulate=accumulate)
     parts = [
         data.collate(
-            [data.load(draw.index, draw.seed, share.frame) for draw in share.draws], share.frame
+            [data.load(key.index, key.seed, share.batch_shape) for key in share.sample_keys],
+            share.batch_shape,
         )
         for share in shares
     ]

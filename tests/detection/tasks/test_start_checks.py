@@ -8,7 +8,7 @@ from backbones.classification.task import ClassificationTask
 from detection.commands.schemas import ALL_SCHEMAS
 from detection.commands.tasks import check_weights
 from detection.config import DetectionConfig
-from detection.localization.config import OneClassConfig
+from detection.localization.config import LocalizationBaseConfig
 from detection.localization.start_checks import check_localizer
 from detection.models.build import build_faster_rcnn
 from detection.tasks.start_checks import check_detector
@@ -43,7 +43,7 @@ def check(config: RunConfig) -> None:
     check_weights(config)
     if isinstance(config, DetectionConfig):
         check_detector(config)
-    elif isinstance(config, OneClassConfig):
+    elif isinstance(config, LocalizationBaseConfig):
         check_localizer(config)
     else:
         assert isinstance(config, ClassificationConfig)
@@ -72,7 +72,7 @@ ONE_VALUE = {
 
 @pytest.mark.parametrize(("task", "overrides"), ONE_VALUE.values(), ids=ONE_VALUE)
 def test_a_norm_of_one_value_is_refused(task: str, overrides: list[str]) -> None:
-    with pytest.raises(UserError, match="expected more than one value a channel") as caught:
+    with pytest.raises(UserError, match="expected more than one value per channel") as caught:
         check(config_of(task, *overrides))
     assert "loop.batch_size" in str(caught.value)
     assert "norm=group" in str(caught.value)

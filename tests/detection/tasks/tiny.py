@@ -82,10 +82,12 @@ def tiny_task(
     return made, data.collate([data.load(index, 100 + index) for index in range(4)])
 
 
-def make_step(task: DetectionTask, batch: DetectionBatch, here: World) -> Callable[[int], HostCopy]:
+def make_step(
+    task: DetectionTask, batch: DetectionBatch, world: World
+) -> Callable[[int], HostCopy]:
     """Return the trainer's step on one batch, of a number: all of it that runs on the device."""
     config = task.config
-    losses_of = wrap_losses(task, config.loop, here)
+    losses_of = wrap_losses(task, config.loop, world)
     optimizer = build_optimizer(task.model, config.optim, batch_size=len(batch))
     average, meter = WeightAverage(task.model, 0.99), StepMeter()
 

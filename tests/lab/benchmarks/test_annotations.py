@@ -8,8 +8,8 @@ from tools.lab.benchmarks.settings import Settings
 
 
 def test_both_sides_agree(tmp_path: Path) -> None:
-    said: list[str] = []
-    rows = annotation_loading(Settings(folder=tmp_path, say=said.append, rounds=1, small=True))
+    lines: list[str] = []
+    rows = annotation_loading(Settings(folder=tmp_path, log=lines.append, rounds=1, small=True))
     assert [(row.unit, row.promised, row.aim) for row in rows] == [
         ("x", 20, 29),
         ("x", None, None),
@@ -17,12 +17,12 @@ def test_both_sides_agree(tmp_path: Path) -> None:
         ("MB", 250, 175),
     ]
     assert rows[2].value <= rows[3].value < 100
-    assert said == ["wrote 0 MB of annotations"]
+    assert lines == ["wrote 0 MB of annotations"]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-def test_four_readers_are_weighed(tmp_path: Path) -> None:
-    rows = worker_memory(Settings(folder=tmp_path, say=lambda _: None, small=True))
+def test_memory_of_four_workers(tmp_path: Path) -> None:
+    rows = worker_memory(Settings(folder=tmp_path, log=lambda _: None, small=True))
     whole, growth = (row.value for row in rows)
     assert 50 < whole < 5000
     assert 0 <= growth < whole / 2

@@ -3,27 +3,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.errors import DisagreementError
 from tools.lab.benchmarks import input as input_benchmark
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.settings import Settings
 
 
 def test_both_sides_agree(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     threads = torch.get_num_threads()
-    settings = Settings(folder=tmp_path, say=print, rounds=1, small=True)
+    settings = Settings(folder=tmp_path, log=print, rounds=1, small=True)
     rows = input_benchmark.input_pipeline(settings)
     assert [(row.promised, row.aim) for row in rows] == [(3.2, 4.3), (1.6, 2.1)]
     assert all("pixels differ by 0." in row.detail for row in rows)
     assert torch.get_num_threads() == threads
 
 
-def test_another_picture_is_refused(
+def test_different_pixels_are_an_error(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     monkeypatch.setattr(input_benchmark, "MEAN", (0.5, 0.5, 0.5))
     monkeypatch.setattr(input_benchmark, "MAX_PIXEL_DIFFERENCE", 0.1)
-    settings = Settings(folder=tmp_path, say=print, rounds=1, small=True)
-    with pytest.raises(DisagreementError, match="pixels of picture 0: expected a mean difference"):
+    settings = Settings(folder=tmp_path, log=print, rounds=1, small=True)
+    with pytest.raises(DisagreementError, match="pixels of image 0: expected a mean difference"):
         input_benchmark.input_pipeline(settings)

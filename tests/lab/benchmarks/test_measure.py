@@ -3,40 +3,40 @@ from functools import partial
 import pytest
 import torch
 
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import (
     LONG_ROUND_S,
     Comparison,
     Row,
     check_close,
     compare,
+    log_round,
     markdown_of,
     report_of,
-    tell_round,
 )
 
 
-def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
-    # one slow minute hits both sides of a round, and its ratio stays
+def test_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
+    # the second round is slow on both sides, which leaves its ratio as it was
     assert Comparison(ours=(1.0, 10.0, 2.0), peer=(3.0, 31.0, 4.0)).ratio == 3.0
 
 
-def test_both_sides_are_called_in_turn_and_warm_ups_not_counted() -> None:
+def test_both_sides_are_called_in_turn_after_a_warm_up() -> None:
     calls: list[str] = []
     ours, peer = partial(calls.append, "o"), partial(calls.append, "p")
     found = compare(ours, peer, rounds=2)
     assert "".join(calls) == "op" * 3
     assert len(found.ours) == len(found.peer) == 2
     calls.clear()
-    compare(ours, peer, rounds=1, own_memory=True)
+    compare(ours, peer, rounds=1, own_malloc=True)
     assert "".join(calls) == "oopp" * 2
 
 
-def test_long_rounds_tell_how_long_the_others_will_take() -> None:
-    said: list[str] = []
-    tell_round(2, 5, LONG_ROUND_S - 1, said.append)
-    tell_round(2, 5, 40.0, said.append)
-    assert said == ["round 2 of 5 done, about 0:02:00 left"]
+def test_remaining_time_is_logged_after_a_long_round() -> None:
+    lines: list[str] = []
+    log_round(2, 5, LONG_ROUND_S - 1, lines.append)
+    log_round(2, 5, 40.0, lines.append)
+    assert lines == ["round 2 of 5 done, about 0:02:00 left"]
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_long_rounds_tell_how_long_the_others_will_take() -> None:
         (Row("slower", 1.2, "x", 1.5), False),
         (Row("small", 100, "MB", 250, smaller_is_better=True), True),
         (Row("large", 300, "MB", 250, smaller_is_better=True), False),
-        (Row("by itself", 1.0), None),
+        (Row("no bound", 1.0), None),
     ],
     ids=lambda value: value.work if isinstance(value, Row) else "",
 )
-def test_a_row_says_whether_its_promise_is_kept(row: Row, holds: bool | None) -> None:
+def test_row_says_whether_its_bound_holds(row: Row, holds: bool | None) -> None:
     assert row.holds is holds
     line = markdown_of([row]).splitlines()[-1]
     assert ("MISSED" in line) == (holds is False)
     assert ("at most" in line) == row.smaller_is_better
 
 
-def test_results_that_differ_are_named() -> None:
+def test_error_names_results_that_differ() -> None:
     ours, peer = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.25])
     check_close("scores", ours, peer, rtol=0.2, atol=0)
     with pytest.raises(DisagreementError, match=r"^scores: .* 0\.01 .* got a difference of 0\.25$"):
@@ -68,7 +68,7 @@ def test_results_that_differ_are_named() -> None:
         check_close("scores", ours * torch.nan, peer, rtol=1, atol=1)
 
 
-def test_report_names_what_was_measured_and_where() -> None:
+def test_report_has_tables_command_and_machine() -> None:
     rows = [Row("loading", 1.395, "x", 1.4, 2), Row("memory", 1234.5, "MB")]
     text = report_of({"x": rows}, command="tools/benchmark.py x", device=torch.device("cpu"))
     assert "## x" in text

@@ -1,4 +1,4 @@
-"""Both sides of the network benchmarks agree, and a difference is noticed."""
+"""Both sides of the network benchmarks agree, and differences are detected."""
 
 from dataclasses import replace
 from functools import partial
@@ -9,11 +9,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from backbones.kernels.linear import Linear
-from engine.errors import DisagreementError, UserError
+from engine.errors import UserError
 from engine.precision import chosen_precision
 from engine.schema import LoopConfig
 from tools.lab.benchmarks import BENCHMARKS
 from tools.lab.benchmarks.agreement import check_detections, check_losses
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.inference import inference
 from tools.lab.benchmarks.networks import (
     MASK_R50_FPN,
@@ -31,7 +32,7 @@ from tools.lab.benchmarks.training import train
 
 
 @pytest.mark.parametrize("case", [R101_C4, MASK_R50_FPN], ids=lambda case: case.name)
-def test_losses_agree_until_a_weight_differs(case: Case) -> None:
+def test_losses_agree_unless_a_weight_differs(case: Case) -> None:
     case = case.smaller()
     task, batch = make_task(case), make_batch(1, size=SMALL_SIZE, masks=case.masks)
     peer = make_peer(case, task, size=SMALL_SIZE)
@@ -43,7 +44,7 @@ def test_losses_agree_until_a_weight_differs(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [R101_C4, R50_FPN], ids=lambda case: case.name)
-def test_detections_agree_until_a_weight_differs(case: Case) -> None:
+def test_detections_agree_unless_a_weight_differs(case: Case) -> None:
     task, batch = make_task(case.smaller()), make_batch(1, size=SMALL_SIZE)
     peer = make_peer(case.smaller(), task, size=SMALL_SIZE).eval()
     task.model.eval()
@@ -54,10 +55,10 @@ def test_detections_agree_until_a_weight_differs(case: Case) -> None:
         check_detections(task, peer, batch)
 
 
-def test_operations_are_the_same_whether_convolutions_are_fused_or_not() -> None:
+def test_operations_of_fused_and_separate_convolutions_are_equal() -> None:
     batch = make_batch(1, size=SMALL_SIZE)
     counts, fused = [], []
-    for channels_last in (True, False):  # the backbone's convolutions are fused in the first alone
+    for channels_last in (True, False):  # the backbone's are fused only in the first
         loop = LoopConfig(channels_last=channels_last)
         step = our_step(make_task(R101_C4.smaller()), loop, device=CPU)
         counts.append(operations_of(partial(step, batch)))
@@ -77,40 +78,40 @@ def test_operations_of_a_linear_layer(dtype: torch.dtype) -> None:
     assert operations_of(lambda: layer(x).sum().backward()) == 3 * 2 * 5 * 12 * 7
 
 
-def test_rows(tmp_path: Path) -> None:
-    told = Settings(tmp_path, say=lambda _: None, rounds=1, small=True, model="r50_fpn")
-    # where bf16 is emulated this would take minutes
+def test_rows_of_training_and_inference(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, log=lambda _: None, rounds=1, small=True, model="r50_fpn")
+    # emulated bf16 would take minutes
     precision = chosen_precision(CPU, "auto")
     expected = {"bf16": [("x", 2.8), ("%", 50)], "fp32": [("x", 1.4), ("%", 65)]}
-    rows = train(replace(told, precision=precision))
+    rows = train(replace(settings, precision=precision))
     assert [(row.unit, row.promised) for row in rows] == expected[precision]
-    rows += inference(replace(told, precision="fp32"))
+    rows += inference(replace(settings, precision="fp32"))
     assert rows[2].promised == 1.25
     assert rows[1].value < 100
 
 
-def test_models_are_those_that_are_measured(tmp_path: Path) -> None:
+def test_unknown_models_and_precisions_are_errors(tmp_path: Path) -> None:
     for name, each in BENCHMARKS.items():
         for model in each.models:
-            each.check(name, model=model, precision=None)
+            each.check_options(name, model=model, precision=None)
     with pytest.raises(UserError, match=r"^--model: expected one of r101_c4, r50_fpn for in"):
-        BENCHMARKS["inference"].check("inference", model="r18", precision="bf16")
+        BENCHMARKS["inference"].check_options("inference", model="r18", precision="bf16")
     with pytest.raises(UserError, match=r"^--model: expected none for nms, got r18"):
-        BENCHMARKS["nms"].check("nms", model="r18", precision=None)
+        BENCHMARKS["nms"].check_options("nms", model="r18", precision=None)
     with pytest.raises(UserError, match=r"^--precision: expected none for gpu-train, got fp32"):
-        BENCHMARKS["gpu-train"].check("gpu-train", model=None, precision="fp32")
+        BENCHMARKS["gpu-train"].check_options("gpu-train", model=None, precision="fp32")
 
 
 @pytest.mark.parametrize("name", [name for name, each in BENCHMARKS.items() if each.on_gpu])
 def test_gpu_benchmarks_run(name: str, tmp_path: Path) -> None:
     precision = torch.get_float32_matmul_precision()
     model = "r101_fpn" if BENCHMARKS[name].models else None
-    told = Settings(
-        tmp_path, say=lambda _: None, rounds=1, small=True, model=model, output=tmp_path
+    settings = Settings(
+        tmp_path, log=lambda _: None, rounds=1, small=True, model=model, output=tmp_path
     )
-    assert all(row.value > 0 for row in BENCHMARKS[name].run(told))
+    assert all(row.value > 0 for row in BENCHMARKS[name].run(settings))
     assert (tmp_path / "trace_r101_fpn.json").exists() == (name == "gpu-trace")
     assert torch.get_float32_matmul_precision() == precision
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="expected a CUDA device"):
-            BENCHMARKS[name].run(replace(told, small=False))
+            BENCHMARKS[name].run(replace(settings, small=False))

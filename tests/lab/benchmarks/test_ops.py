@@ -5,19 +5,19 @@ import pytest
 import torch
 import torchvision
 
-from engine.errors import DisagreementError
 from tools.lab.benchmarks import ops
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row
 from tools.lab.benchmarks.settings import Settings
 
 
 @pytest.mark.parametrize("benchmark", [ops.roi_align, ops.nms])
 def test_both_sides_agree(benchmark: Callable[[Settings], list[Row]], tmp_path: Path) -> None:
-    (row,) = benchmark(Settings(folder=tmp_path, say=lambda _: None, rounds=1, small=True))
+    (row,) = benchmark(Settings(folder=tmp_path, log=lambda _: None, rounds=1, small=True))
     assert " ms against " in row.detail
 
 
-def test_other_boxes_are_an_error() -> None:
+def test_different_boxes_are_an_error() -> None:
     ours, peer = torch.tensor([1, 2, 5]), torch.tensor([1, 4])
     ops.check_same_boxes("NMS", ours, ours)
     expected = "NMS: expected the peer's 2 boxes, got 3, 3 differ"
@@ -25,10 +25,10 @@ def test_other_boxes_are_an_error() -> None:
         ops.check_same_boxes("NMS", ours, peer)
 
 
-def test_proposals_overlap_as_a_networks_do() -> None:
+def test_proposals_overlap_like_those_of_a_network() -> None:
     boxes, scores = ops.best_proposals(600)
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
     assert boxes.min() >= 0
-    assert boxes[:, 2].max() <= ops.PICTURE[1]
+    assert boxes[:, 2].max() <= ops.IMAGE[1]
     assert len(scores.unique()) > 500
     assert len(torchvision.ops.nms(boxes, scores, 0.7)) < 400

@@ -1,4 +1,4 @@
-"""The study: its plan over run folders, its averages and verdicts, and a tiny one in full."""
+"""The CIFAR-10 study: planning, run status, averages and verdicts, and a tiny complete study."""
 
 import json
 import re
@@ -9,9 +9,9 @@ import pytest
 
 from engine.config import dump_config
 from engine.errors import UserError
-from tools.lab.planned_runs import stage_of
+from tools.lab.planned_runs import run_status
 from tools.lab.study.config import ExpectationConfig, ScaleConfig
-from tools.lab.study.report import judge, plan_table, run_study, write_report
+from tools.lab.study.report import check_expectations, plan_table, run_study, write_report
 from tools.lab.study.responses import measure_responses
 from tools.lab.study.runs import Run, measure, plan_runs, train_run
 
@@ -24,14 +24,14 @@ model: {{backbone: {{kind: cifar_{kind}}}}}
 evaluation: {{resize: 32, crop: 32}}
 optim: {{lr: 0.05}}
 loader: {{workers: 0}}
-loop: {{max_steps: 12, batch_size: 16, log_every: 2, eval_batch_size: 1000, drawn_pictures: 2}}
+loop: {{max_steps: 12, batch_size: 16, log_every: 2, eval_batch_size: 1000, drawn_images: 2}}
 """
 NETWORKS = {"cifar_plain8": "plain8.yaml", "cifar_resnet8": "resnet8.yaml"}
 
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
-    """Folder with the configs of two nets of eight layers."""
+    """Folder with the configs of two networks of eight layers."""
     folder = tmp_path / "configs"
     folder.mkdir()
     for kind in ("plain8", "resnet8"):
@@ -48,7 +48,7 @@ def plan(configs: Path, scale: ScaleConfig, **changes: Any) -> list[Run]:
 
 
 def finish(run: Run, train_errors: list[float], test_errors: list[float]) -> None:
-    """Write what a finished run leaves, as far as the study reads it; 100 pictures a second."""
+    """Write the files of a finished run that the study reads; its speed is 100 images/s."""
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(dump_config(run.config))
     lines: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ def report_of(scale: ScaleConfig, runs: list[Run], folder: Path) -> str:
     return (folder / "report.md").read_text()
 
 
-def test_plan_goes_by_network_then_seed(configs: Path) -> None:
+def test_plan_is_ordered_by_network_then_seed(configs: Path) -> None:
     scale = scale_of(overrides=("loop.max_steps=7",), seeds=(3, 1))
     runs = plan(configs, scale)
     assert [run.name for run in runs] == [
@@ -84,42 +84,42 @@ def test_plan_goes_by_network_then_seed(configs: Path) -> None:
     assert runs[0].config.model.backbone.kind == "cifar_plain8"
 
 
-def test_seeds_and_pictures_of_the_command_line_come_first(configs: Path) -> None:
-    runs = plan(configs, scale_of(seeds=(3, 1)), seeds=[5, 5], data="my #1: pictures")
+def test_seeds_and_data_of_the_command_line_override_the_scale(configs: Path) -> None:
+    runs = plan(configs, scale_of(seeds=(3, 1)), seeds=[5, 5], data="my #1: images")
     assert [run.seed for run in runs] == [5, 5]
-    assert {run.config.data.root for run in runs} == {"my #1: pictures"}
+    assert {run.config.data.root for run in runs} == {"my #1: images"}
 
 
-def test_plan_refuses_the_config_of_another_network(configs: Path) -> None:
+def test_config_of_another_network_is_an_error(configs: Path) -> None:
     scale = ScaleConfig(networks={"cifar_plain8": "resnet8.yaml"})
     with pytest.raises(UserError, match=r"kind: expected cifar_plain8, got cifar_resnet8$"):
         plan(configs, scale)
 
 
-def test_stages_of_a_run(configs: Path) -> None:
+def test_status_of_a_run(configs: Path) -> None:
     run = plan(configs, scale_of())[0]
-    assert stage_of(run) == "not run"
+    assert run_status(run) == "not run"
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(dump_config(run.config))
-    assert stage_of(run) == "not run"  # stopped before its first checkpoint
+    assert run_status(run) == "not run"  # stopped before its first checkpoint
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "step_00000004.pt").touch()
-    assert stage_of(run) == "interrupted"
-    (run.folder / "metrics.json").touch()  # of an evaluation on the way
-    assert stage_of(run) == "interrupted"
+    assert run_status(run) == "interrupted"
+    (run.folder / "metrics.json").touch()  # of an evaluation during training
+    assert run_status(run) == "interrupted"
     (run.folder / "model.safetensors").touch()
-    assert stage_of(run) == "done"
+    assert run_status(run) == "done"
 
 
-def test_a_run_of_another_config_is_an_error_that_names_the_key(configs: Path) -> None:
+def test_run_folder_of_another_config_is_an_error_that_names_the_key(configs: Path) -> None:
     finish(plan(configs, scale_of())[0], [0.5], [0.5])
     changed = plan(configs, scale_of(overrides=("optim.lr=0.2",)))
-    for call in (lambda: stage_of(changed[0]), lambda: plan_table(changed)):
+    for call in (lambda: run_status(changed[0]), lambda: plan_table(changed)):
         with pytest.raises(UserError, match=r"cifar_plain8-seed0: .*optim\.lr: 0\.05 -> 0\.2\)"):
             call()
 
 
-def test_plan_table_counts_what_is_left(configs: Path) -> None:
+def test_plan_table_counts_the_runs_that_are_left(configs: Path) -> None:
     runs = plan(configs, scale_of())
     finish(runs[1], [0.5], [0.5])
     table = plan_table(runs)
@@ -131,9 +131,9 @@ def test_plan_table_counts_what_is_left(configs: Path) -> None:
     ("errors", "expected"),
     [
         pytest.param([0.9], 0.9, id="one line"),
-        pytest.param([0.9] * 9 + [0.2], 0.2, id="ten lines: the last"),
-        pytest.param([0.9] * 18 + [0.2, 0.4], 0.3, id="twenty: two"),
-        pytest.param([0.9] * 9 + [0.2, 0.4], 0.3, id="eleven: rounded up"),
+        pytest.param([0.9] * 9 + [0.2], 0.2, id="ten lines: the last one"),
+        pytest.param([0.9] * 18 + [0.2, 0.4], 0.3, id="twenty lines: two"),
+        pytest.param([0.9] * 9 + [0.2, 0.4], 0.3, id="eleven lines: two, rounded up"),
     ],
 )
 def test_training_error_is_the_mean_of_the_last_tenth(
@@ -148,7 +148,7 @@ def test_training_error_is_the_mean_of_the_last_tenth(
     assert measured.origin == "a machine, torch 0.0, commit 123"
 
 
-def test_lines_without_a_number_are_left_out(configs: Path) -> None:
+def test_log_lines_without_a_value_are_skipped(configs: Path) -> None:
     run = plan(configs, scale_of())[0]
     finish(run, [0.5], [0.5])
     null = {"kind": "train", "step": 4, "train_error": None, "images_per_second": 100.0}
@@ -164,7 +164,7 @@ def test_lines_without_a_number_are_left_out(configs: Path) -> None:
         ("{", "a JSON object in each line"),
     ],
 )
-def test_damaged_log_is_named(configs: Path, text: str, message: str) -> None:
+def test_error_names_a_damaged_log(configs: Path, text: str, message: str) -> None:
     run = plan(configs, scale_of())[0]
     finish(run, [0.5], [0.5])
     (run.folder / "metrics.jsonl").write_text(text)
@@ -194,7 +194,7 @@ def test_report_of_a_finished_study(configs: Path, tmp_path: Path) -> None:
     assert text.count("| a machine, torch 0.0, commit 123 |") == 4
 
 
-def test_report_never_makes_up_what_is_missing(configs: Path, tmp_path: Path) -> None:
+def test_missing_runs_are_reported_as_not_run(configs: Path, tmp_path: Path) -> None:
     scale = scale_of(seeds=(0, 1), paper_errors={"cifar_resnet8": 8.75}, expectations=EXPECTED)
     runs = plan(configs, scale)
     finish(runs[2], [0.5], [0.5])
@@ -208,15 +208,15 @@ def test_report_never_makes_up_what_is_missing(configs: Path, tmp_path: Path) ->
     assert "test error of cifar_resnet8: wanted at most 9.15: not run" in text
 
 
-def test_one_seed_says_so(configs: Path, tmp_path: Path) -> None:
+def test_report_says_if_there_is_only_one_seed(configs: Path, tmp_path: Path) -> None:
     runs = plan(configs, scale_of())
     for run in runs:
         finish(run, [0.25], [0.125])
     assert report_of(scale_of(), runs, tmp_path).count("25.00 (one seed) | 12.50 (one seed)") == 2
 
 
-def test_verdicts_on_nothing() -> None:
-    assert judge(ScaleConfig(networks={"cifar_plain8": "plain8.yaml"}), []) == ()
+def test_no_expectations_give_no_verdicts() -> None:
+    assert check_expectations(ScaleConfig(networks={"cifar_plain8": "plain8.yaml"}), []) == ()
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ def test_verdicts_on_nothing() -> None:
         ({"at_most": 2}, float("nan"), False),
     ],
 )
-def test_bounds(bound: dict[str, float], value: float, expected: bool) -> None:
+def test_bounds_are_inclusive(bound: dict[str, float], value: float, expected: bool) -> None:
     expectation = ExpectationConfig(error="train", network="cifar_plain8", **bound)
     assert expectation.holds(value) is expected
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1, "at_most": 2}])
-def test_an_expectation_has_one_bound(bounds: dict[str, float]) -> None:
+def test_expectation_needs_exactly_one_bound(bounds: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at_least or at_most"):
         ExpectationConfig(error="train", network="cifar_plain8", **bounds)
 
@@ -253,36 +253,36 @@ def test_an_expectation_has_one_bound(bounds: dict[str, float]) -> None:
         },
     ],
 )
-def test_expectations_are_of_networks_that_are_run(changes: dict[str, Any]) -> None:
+def test_expectation_of_an_unknown_network_is_an_error(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected one of networks .* got cifar_resnet9"):
         scale_of(**changes)
 
 
 @pytest.mark.slow
-def test_tiny_study_from_end_to_end(configs: Path, cifar_root: Path, tmp_path: Path) -> None:
+def test_tiny_study_end_to_end(configs: Path, cifar_root: Path, tmp_path: Path) -> None:
     scale = scale_of(paper_errors={"cifar_resnet8": 8.75}, expectations=EXPECTED)
     runs = plan(configs, scale, data=str(cifar_root))
-    words = {"output": tmp_path / "study", "command": "this test"}
-    # a start that was killed before its first checkpoint leaves lines that must not count
+    arguments = {"output": tmp_path / "study", "command": "this test"}
+    # the log of a run that was killed before its first checkpoint must not count
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / "metrics.jsonl").write_text('{"kind": "train", "step": 999}\n')
-    report = run_study(scale, runs, device="cpu", **words)  # type: ignore[arg-type]
-    assert [stage_of(run) for run in runs] == ["done", "done"]
+    report = run_study(scale, runs, device="cpu", **arguments)  # type: ignore[arg-type]
+    assert [run_status(run) for run in runs] == ["done", "done"]
     assert [each.outcome for each in report.verdicts][-1] == "FAIL"  # after twelve steps
     names = {path.name for path in (tmp_path / "study").iterdir()}
     assert names == {"report.md", "figure6.png", "figure7.png", *(run.name for run in runs)}
     assert [step for step, _ in measure(runs[0]).train_curve] == [2, 4, 6, 8, 10, 12]
     text = (tmp_path / "study" / "report.md").read_text()
-    assert re.search(r"cifar_plain8-seed0 \| [\d.]+ \| \w+ processor, .*torch .*, commit", text)
+    assert re.search(r"cifar_plain8-seed0 \| [\d.]+ \| .+ CPU with .*torch .*, commit", text)
 
     weights = [(run.folder / "model.safetensors").stat().st_mtime_ns for run in runs]
-    (runs[1].folder / "model.safetensors").unlink()  # as if stopped in its last moment
-    assert stage_of(runs[1]) == "interrupted"
+    (runs[1].folder / "model.safetensors").unlink()  # as if killed just before the end
+    assert run_status(runs[1]) == "interrupted"
     train_run(runs[1], device="cpu")
-    again = run_study(scale, runs, device="cpu", **words)  # type: ignore[arg-type]
+    again = run_study(scale, runs, device="cpu", **arguments)  # type: ignore[arg-type]
     assert [each.value for each in again.verdicts] == [each.value for each in report.verdicts]
     assert (runs[0].folder / "model.safetensors").stat().st_mtime_ns == weights[0]
 
-    few = measure_responses(runs[1].folder, num_pictures=3, device="cpu")
+    few = measure_responses(runs[1].folder, num_images=3, device="cpu")
     assert len(few) == 7
     assert all(deviation > 0 for deviation in few.values())

@@ -1,4 +1,4 @@
-"""Deviations of layer responses: against numpy, which layers count, and nothing left behind."""
+"""Deviations of layer responses: compared with numpy, which layers count, no side effects."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from tools.lab.study.responses import draw_responses, response_deviations
 
 
 def with_statistics(model: nn.Module, pixels: Tensor) -> nn.Module:
-    """Give every norm the statistics of some pictures, in place of 0 and 1."""
+    """Replace the initial running statistics (0 and 1) of every norm by those of some images."""
     model.train()
     with torch.no_grad():
         model(pixels)
@@ -22,7 +22,7 @@ def with_statistics(model: nn.Module, pixels: Tensor) -> nn.Module:
 
 
 def outputs_of(model: nn.Module, name: str, pixels: Tensor) -> Tensor:
-    """What one module gives, kept by a hook of the test's own."""
+    """The output of one module, recorded by a separate hook."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -36,27 +36,27 @@ def outputs_of(model: nn.Module, name: str, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shortcut", ["A", "none"])
-def test_deviations_are_those_of_the_norms_outputs(shortcut: Any) -> None:
+def test_deviations_equal_numpys_on_the_outputs_of_the_norms(shortcut: Any) -> None:
     pixels = torch.randn(6, 3, 32, 32)
     model = with_statistics(cifar_resnet(8, shortcut=shortcut), pixels)
     found = response_deviations(model, [pixels[:4], pixels[4:]])
     assert list(found) == ["bn1"] + [
-        f"layer{stage}.0.bn{place}" for stage in (1, 2, 3) for place in (1, 2)
+        f"layer{stage}.0.bn{position}" for stage in (1, 2, 3) for position in (1, 2)
     ]
     for name, deviation in found.items():
         expected = np.std(outputs_of(model, name, pixels).double().numpy())
         assert deviation == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_known_deviation() -> None:
-    """A norm of scale 3 and shift 5 on a map that it normalises exactly has deviation 3."""
+def test_known_deviation() -> None:
+    """A norm with scale 3 and shift 5 has deviation 3 on the batch of its statistics."""
     model = cifar_resnet(8)
     pixels = torch.randn(16, 3, 32, 32)
     nn.init.constant_(model.get_submodule("bn1").weight, 3.0)  # type: ignore[arg-type]
     nn.init.constant_(model.get_submodule("bn1").bias, 5.0)  # type: ignore[arg-type]
     norm = model.get_submodule("bn1")
     assert isinstance(norm, nn.BatchNorm2d)
-    norm.momentum = 1.0  # the statistics of the one batch
+    norm.momentum = 1.0  # running statistics = statistics of this batch
     with_statistics(model, pixels)
     assert response_deviations(model, [pixels])["bn1"] == pytest.approx(3.0, rel=1e-3)
 
@@ -64,17 +64,17 @@ def test_a_known_deviation() -> None:
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        pytest.param(resnet18, 16, id="two in each of eight blocks; the stem is 7x7"),
-        pytest.param(resnet50, 16, id="one in each of sixteen bottlenecks"),
+        pytest.param(resnet18, 16, id="two in each of 8 blocks; the stem is 7x7"),
+        pytest.param(resnet50, 16, id="one in each of 16 bottlenecks"),
         pytest.param(lambda: cifar_resnet(20), 19, id="6n+1 on CIFAR"),
     ],
 )
-def test_layers_that_count(build: Callable[[], nn.Module], expected: int) -> None:
+def test_number_of_3x3_layers(build: Callable[[], nn.Module], expected: int) -> None:
     assert len(response_deviations(build(), [torch.randn(1, 3, 32, 32)])) == expected
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_model_is_left_as_it_was(training: bool) -> None:
+def test_model_is_unchanged_afterwards(training: bool) -> None:
     model = cifar_resnet(8).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     response_deviations(model, [torch.randn(2, 3, 32, 32)])
@@ -83,7 +83,7 @@ def test_model_is_left_as_it_was(training: bool) -> None:
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
-def test_hooks_go_when_a_batch_is_wrong() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = cifar_resnet(8)
     with pytest.raises(RuntimeError):
         response_deviations(model, [torch.randn(2, 4, 32, 32)])
@@ -91,7 +91,7 @@ def test_hooks_go_when_a_batch_is_wrong() -> None:
     assert model.training
 
 
-def test_figure_is_drawn_for_nets_of_any_depth(tmp_path: Path) -> None:
+def test_figure_of_networks_of_different_depths(tmp_path: Path) -> None:
     deviations = {
         "cifar_plain8": {f"layer {index}": 1.0 / (index + 1) for index in range(7)},
         "cifar_resnet14": {f"layer {index}": 0.3 for index in range(13)},

@@ -1,34 +1,34 @@
-"""What the project promises about its speed, measured against its peers: one function a row.
+"""Benchmarks: speed and memory of this project against other libraries ("the peer").
 
-Every benchmark checks first that both sides give the same result. With `small` it runs at sizes
-that take a second, to show that the sides agree; its times then say nothing.
+Every benchmark first checks that both sides give the same result. With `small` it runs at sizes
+that take about a second; this only checks that the sides agree, and its times mean nothing.
 """
 
 from tools.lab.benchmarks.settings import Benchmark
 
 BENCHMARKS = {  # the quick ones first
-    "nms": Benchmark("ops.nms", needs=("torchvision",)),
-    "roi-align": Benchmark("ops.roi_align", needs=("torchvision",)),
-    "start-up": Benchmark("start_up.start_up", needs=("albumentations",)),
+    "nms": Benchmark("ops.nms", requires=("torchvision",)),
+    "roi-align": Benchmark("ops.roi_align", requires=("torchvision",)),
+    "start-up": Benchmark("start_up.start_up", requires=("albumentations",)),
     "padding": Benchmark("padding.padding", on_coco128=True),
     "input": Benchmark(
-        "input.input_pipeline", needs=("albumentations", "torchvision"), on_coco128=True
+        "input.input_pipeline", requires=("albumentations", "torchvision"), on_coco128=True
     ),
     "train": Benchmark(
         "training.train",
         ("r101_c4", "r50_fpn", "mask_r50_fpn"),
         precisions=True,
-        needs=("torchvision",),
+        requires=("torchvision",),
     ),
     "inference": Benchmark(
-        "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, needs=("torchvision",)
+        "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, requires=("torchvision",)
     ),
-    "annotations": Benchmark("annotations.annotation_loading", needs=("pycocotools",)),
-    "busy": Benchmark("busy.busy", needs=("albumentations",)),
-    "worker-memory": Benchmark("memory.worker_memory", needs=("albumentations",)),
-    "evaluation": Benchmark("scoring.evaluation", needs=("pycocotools",)),
+    "annotations": Benchmark("annotations.annotation_loading", requires=("pycocotools",)),
+    "busy": Benchmark("busy.busy", requires=("albumentations",)),
+    "worker-memory": Benchmark("memory.worker_memory", requires=("albumentations",)),
+    "evaluation": Benchmark("scoring.evaluation", requires=("pycocotools",)),
     "gpu-train": Benchmark(
-        "gpu.gpu_train", ("r101_fpn", "r101_c4"), on_gpu=True, needs=("albumentations",)
+        "gpu.gpu_train", ("r101_fpn", "r101_c4"), on_gpu=True, requires=("albumentations",)
     ),
     "gpu-inference": Benchmark("gpu.gpu_inference", ("r50_fpn", "r101_fpn"), on_gpu=True),
     "gpu-classify": Benchmark("gpu.gpu_classify", on_gpu=True),

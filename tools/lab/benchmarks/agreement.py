@@ -1,4 +1,7 @@
-"""Whether our network and the peer's give the same: their times mean nothing otherwise."""
+"""Checks that our network and the peer's give the same losses and detections.
+
+The times of the two are comparable only if they do.
+"""
 
 from collections.abc import Callable
 
@@ -10,12 +13,12 @@ from detection.models.proposals import make_proposals
 from detection.samples import Samples
 from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import check_close
-from tools.lab.benchmarks.networks import peer_images, peer_pictures, peer_targets
+from tools.lab.benchmarks.networks import peer_image_list, peer_inputs, peer_targets
 
 LOSS_RTOL = 1e-4
-THEIR_NAMES = {
+TORCHVISION_LOSSES = {  # our name of a loss -> torchvision's
     "rpn_objectness": "loss_objectness",
     "rpn_box": "loss_rpn_box_reg",
     "roi_class": "loss_classifier",
@@ -28,8 +31,12 @@ Sampler = Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]
 
 @torch.no_grad()
 def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> None:
-    """Raise DisagreementError where the losses differ: on the same samples, by all of both."""
-    model, images = task.model, peer_images(peer, batch)
+    """Raise DisagreementError if a feature map or a loss differs.
+
+    Both networks run completely, but the peer gets the proposals and samples of ours, because its
+    own samples are random.
+    """
+    model, images = task.model, peer_image_list(peer, batch)
     features = model.features(batch.images)
     their_features = peer.backbone(images.tensors)
     for name, level in their_features.items():
@@ -46,13 +53,15 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     targets = peer_targets(batch)
     samplers = (peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler)
     peer.rpn.fg_bg_sampler = _sampler_of(task.sample_anchors(rpn, batch))
-    peer.roi_heads.fg_bg_sampler = _sampler_of(_real(task.sample_rois(proposals, batch), proposals))
+    peer.roi_heads.fg_bg_sampler = _sampler_of(
+        _without_padding(task.sample_rois(proposals, batch), proposals)
+    )
     _, rpn_losses = peer.rpn(images, their_features, targets)
     boxes = [row[valid] for row, valid in zip(proposals.boxes, proposals.valid, strict=True)]
     _, roi_losses = peer.roi_heads(their_features, boxes, images.image_sizes, targets)
     peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler = samplers
     expected = rpn_losses | roi_losses
-    names = {THEIR_NAMES[name]: name for name in losses}
+    names = {TORCHVISION_LOSSES[name]: name for name in losses}
     if names.keys() != expected.keys():
         raise DisagreementError(f"losses: expected {sorted(expected)}, got {sorted(names)}")
     for their_name, name in names.items():
@@ -62,26 +71,27 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
 
 @torch.no_grad()
 def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> int:
-    """Raise DisagreementError where found objects differ; return how many there are."""
+    """Return the number of detections; raise DisagreementError if the two sides' differ."""
     found = task.predict(batch)
-    expected = peer(peer_pictures(batch))
+    expected = peer(peer_inputs(batch))
     for ours, theirs in zip(found, expected, strict=True):
         if len(ours.boxes) != len(theirs["boxes"]):
             raise DisagreementError(
                 f"detections: expected {len(theirs['boxes'])}, got {len(ours.boxes)}"
             )
         check_close("scores", ours.scores, theirs["scores"], rtol=0, atol=1e-4)
-        # equal scores may come in another order: compare each with its nearest
+        # Equal scores may be ordered differently: compare each box with its nearest one of the same
+        # class. torchvision's label 0 is the background.
         distances = torch.cdist(ours.boxes, theirs["boxes"], p=torch.inf)
         distances += 1e6 * (ours.labels[:, None] != theirs["labels"] - 1)
-        for dim in (0, 1) if len(ours.boxes) else ():  # none is missing, none is too many
+        for dim in (0, 1) if len(ours.boxes) else ():  # no box is missing and no box is extra
             nearest = distances.amin(dim=dim)
             check_close("boxes", nearest, torch.zeros_like(nearest), rtol=0, atol=0.05)
     return sum(len(each.boxes) for each in found)
 
 
 def _sampler_of(samples: Samples) -> Sampler:
-    """Return a sampler for torchvision that chooses what we chose."""
+    """Return a sampler for torchvision that returns the samples that ours has chosen."""
 
     def sample(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         foreground = [torch.zeros_like(row).bool() for row in labels]
@@ -96,8 +106,13 @@ def _sampler_of(samples: Samples) -> Sampler:
     return sample
 
 
-def _real(samples: Samples, proposals: Proposals) -> Samples:
-    """Number samples as if proposals that are not there took no place before the truth."""
+def _without_padding(samples: Samples, proposals: Proposals) -> Samples:
+    """Renumber samples for a list of candidates without padding.
+
+    Our candidates are the proposals, padded to the same number in every image, then the ground
+    truth; the peer gets the valid proposals only. Indices of ground truth are therefore lower by
+    the number of padded proposals.
+    """
     total = proposals.boxes.shape[1]
     missing = total - proposals.valid.sum(dim=1, keepdim=True)
     return samples._replace(

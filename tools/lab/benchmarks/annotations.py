@@ -1,4 +1,4 @@
-"""Loading a JSON of the size of COCO's training set, against pycocotools."""
+"""Benchmark: loading annotations of the size of COCO's training set, against pycocotools."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from detection.data.coco_cache import SUFFIX
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.memory import (
     COCO_ANNOTATIONS,
-    in_new_process,
-    proportional_mb,
+    run_in_new_process,
+    total_pss_mb,
     write_json,
 )
 from tools.lab.benchmarks.scoring import read_with_pycocotools
@@ -20,24 +20,24 @@ from tools.lab.benchmarks.settings import Settings
 
 
 def annotation_loading(settings: Settings) -> list[Row]:
-    """Time the second load and the first, and weigh what stays in memory."""
+    """Measure the time of the first and the second load, and the memory of the annotations."""
     size = write_json(settings.folder, annotations=1000 if settings.small else COCO_ANNOTATIONS)
     path = settings.folder / "train.json"
-    settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
-    _read_anew(path)
+    settings.log(f"wrote {size / 1e6:.0f} MB of annotations")
+    _read_without_cache(path)
     _check_same(_read(path), read_with_pycocotools(path))
-    loaded, with_polygons = in_new_process(_resident_mb, path)
+    loaded, with_polygons = run_in_new_process(_resident_mb, path)
     second = compare(
         lambda: _read(path),
         lambda: read_with_pycocotools(path),
         rounds=settings.rounds,
-        say=settings.say,
+        log=settings.log,
     )
     first = compare(
-        lambda: _read_anew(path),
+        lambda: _read_without_cache(path),
         lambda: read_with_pycocotools(path),
         rounds=settings.rounds,
-        say=settings.say,
+        log=settings.log,
     )
     memory = "memory of the loaded annotations"
     return [
@@ -49,32 +49,38 @@ def annotation_loading(settings: Settings) -> list[Row]:
 
 
 def _read(path: Path) -> Annotations:
+    """Read the annotations, from their binary copy if there is one."""
     return read_coco(path, cache_from=0)
 
 
-def _read_anew(path: Path) -> Annotations:
+def _read_without_cache(path: Path) -> Annotations:
+    """Delete the binary copy, read the JSON, and write the copy again."""
     path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
     return _read(path)
 
 
 def _resident_mb(path: Path) -> tuple[float, float]:
-    """Return by how many MB this process grows by a second load, and by reading all polygons."""
-    before = proportional_mb()
+    """Return the memory growth in MB after loading, and after also reading all polygons.
+
+    The second number is larger because the polygons are a memory-mapped file: its pages count only
+    after they have been read.
+    """
+    before = total_pss_mb()
     found = _read(path)
     assert found.cache_note is not None
     assert found.cache_note.startswith("read from")
-    loaded = proportional_mb() - before
+    loaded = total_pss_mb() - before
     polygons = found.segmentations
     for array in (polygons.coordinates, polygons.part_offsets, polygons.object_offsets):
         array.max()
     for packed in (polygons.run_lengths, found.file_names):
         packed.data.max(initial=0)
         packed.offsets.max()
-    return loaded, proportional_mb() - before
+    return loaded, total_pss_mb() - before
 
 
 def _check_same(found: Annotations, peer: COCO) -> None:
-    """Raise DisagreementError where ids, boxes, classes, crowd flags or areas differ."""
+    """Raise DisagreementError if ids, boxes, classes, crowd flags or areas differ."""
     entries = [entry for key in found.image_ids.tolist() for entry in peer.imgToAnns[key]]
     owners = np.repeat(found.image_ids, np.diff(found.offsets))
     xywh = np.array([entry["bbox"] for entry in entries])

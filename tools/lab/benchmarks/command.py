@@ -1,4 +1,7 @@
-"""Measure what the project promises: benchmark.py NAME ... [--model M] [--precision P]."""
+"""The benchmark.py command: measure speed and memory against other libraries.
+
+benchmark.py NAME ... [--model M] [--precision P]. It prints a table and writes it to results/.
+"""
 
 import sys
 import tempfile
@@ -14,33 +17,35 @@ from tools.lab.benchmarks import BENCHMARKS
 
 
 def main() -> None:
-    """Parse, look for what is needed, measure, print a table and write it."""
-    parser = CommandParser(description="Measure speed and memory against the peers.")
+    """Parse the command line, check the requirements, measure, print and write the tables."""
+    parser = CommandParser(description="Measure speed and memory against other libraries.")
     parser.add_argument(
         "names",
         nargs="+",
         choices=[*BENCHMARKS, "all"],
         metavar="NAME",
-        help=f"of {', '.join(BENCHMARKS)}, or all that need no GPU",
+        help=f"one of {', '.join(BENCHMARKS)}; or all, the ones that need no GPU",
     )
-    parser.add_argument("--model", help="r101_c4 or r50_fpn ... (default: each)")
+    parser.add_argument("--model", help="r101_c4, r50_fpn ... (default: all of the benchmark)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: both")
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default 5)")
-    parser.add_argument("--small", action="store_true", help="check that results agree, in seconds")
-    parser.add_argument("--output", type=Path, help="folder of the table (default: results)")
-    words = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
+    parser.add_argument(
+        "--small", action="store_true", help="only check, within seconds, that both sides agree"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the tables (default: results)")
+    arguments = parser.parse_args()
     on_cpu = [name for name, each in BENCHMARKS.items() if not each.on_gpu]
-    names = [n for word in words.names for n in (on_cpu if word == "all" else [word])]
-    if words.rounds < 1:
-        raise UserError(f"--rounds: expected at least 1, got {words.rounds}")
+    names = [n for name in arguments.names for n in (on_cpu if name == "all" else [name])]
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds: expected at least 1, got {arguments.rounds}")
     for name in names:
-        BENCHMARKS[name].check(name, model=words.model, precision=words.precision)
+        BENCHMARKS[name].check_options(name, model=arguments.model, precision=arguments.precision)
     for name in names:
-        BENCHMARKS[name].look_for_needs(name, small=words.small)
-    _measure(names, words)
+        BENCHMARKS[name].check_requirements(name, small=arguments.small)
+    _measure(names, arguments)
 
 
-def _measure(names: list[str], words: Namespace) -> None:
+def _measure(names: list[str], arguments: Namespace) -> None:
     from engine.checkpoint import prepare_output
     from engine.distributed import pick_device
     from engine.files import write_file
@@ -49,25 +54,25 @@ def _measure(names: list[str], words: Namespace) -> None:
     from tools.lab.benchmarks.settings import Settings
 
     device = pick_device(None if any(BENCHMARKS[name].on_gpu for name in names) else "cpu")
-    output = words.output or (None if words.small else Path("results"))
+    output = arguments.output or (None if arguments.small else Path("results"))
     if output is not None:
         prepare_output(output)
     console, measured = make_console(), {}
-    chosen = {key: getattr(words, key) for key in ("rounds", "small", "model", "precision")}
+    chosen = {key: getattr(arguments, key) for key in ("rounds", "small", "model", "precision")}
     for number, name in enumerate(names, start=1):
         console.print(f"benchmark {number} of {len(names)}: {name}")
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            settings = Settings(folder=Path(folder), say=console.print, output=output, **chosen)
+            settings = Settings(folder=Path(folder), log=console.print, output=output, **chosen)
             rows = BENCHMARKS[name].run(settings)
-        if words.small:  # whose times say nothing
+        if arguments.small:  # its times mean nothing: drop the targets
             rows = [replace(row, promised=None, aim=None) for row in rows]
         measured[name] = rows
         console.print(table_of(rows, name), soft_wrap=False)
         console.print(f"{name} took {time.monotonic() - start:.0f} s")
-        if output is not None:  # after each, so that what was measured is kept
+        if output is not None:  # after each benchmark: an interruption loses only the current one
             date = str(datetime.now(tz=UTC).date())
-            said = [*words.names, words.model, words.precision, device.type, date]
-            path = output / f"benchmark_{'_'.join(filter(None, said))}.md"
+            parts = [*arguments.names, arguments.model, arguments.precision, device.type, date]
+            path = output / f"benchmark_{'_'.join(filter(None, parts))}.md"
             write_file(path, report_of(measured, command=" ".join(sys.argv), device=device))
             console.print(f"wrote {path}")

@@ -1,7 +1,8 @@
-"""Training and inference on one GPU, in bfloat16, against torchvision's parts on the same card.
+"""Benchmarks: training and inference on one GPU in bfloat16, against torchvision's parts.
 
-The peer runs eagerly in TF32, its pictures at hand on the device; ours come as JPEG files through
-the loader. All of it is for a CUDA device; small, it also runs on a CPU, to show that it runs.
+The peer runs eagerly in TF32 on images that are already on the GPU. Ours is also measured with JPEG
+files that come through the loader. The benchmarks need a CUDA device; with `small` they also run on
+a CPU, as a check of the code.
 """
 
 import json
@@ -26,6 +27,7 @@ from engine.precision import autocast
 from engine.schema import LoaderConfig, LoopConfig, PrecisionSetting
 from engine.task import Batch
 from tools.lab.benchmarks.agreement import check_detections, check_losses
+from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row, compare, mean_seconds, peak_flops
 from tools.lab.benchmarks.networks import (
     NUM_CLASSES,
@@ -37,50 +39,52 @@ from tools.lab.benchmarks.networks import (
     make_batch,
     make_peer,
     make_task,
-    peer_pictures,
+    peer_inputs,
     peer_targets,
 )
-from tools.lab.benchmarks.pictures import coco_document
 from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import operations_of, our_step, peer_step, prediction
 
 SIZE = (800, 1344)
 TRAIN_BATCH, CLASSIFY_BATCH = 16, 256
-PICTURES_A_SECOND = {"r101_fpn": (60, 120), "r101_c4": (35, 70)}
+IMAGES_PER_SECOND = {  # promised, aim
+    "r101_fpn": (60, 120),
+    "r101_c4": (35, 70),
+}
 NUM_JPEGS, NUM_READERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
 
 
 def gpu_train(settings: Settings) -> list[Row]:
-    """Measure training with pictures from JPEG files."""
+    """Measure a training step against the peer's, and training with images from JPEG files."""
     device, precision = _device(settings), _precision(settings)
     size, count = (SMALL_SIZE, 2) if settings.small else (SIZE, TRAIN_BATCH)
     rows = []
     for case in chosen_cases(settings, R101_FPN, R101_C4):
-        promised, aim = PICTURES_A_SECOND[case.name]
+        promised, aim = IMAGES_PER_SECOND[case.name]
         batch = make_batch(count, size=size).to(device)
         task = make_task(case)
         task.to(device)
         peer = make_peer(case, task, size=size).to(device)
-        with _float32(exact=True):
+        with float32_products(exact=True):
             check_losses(task, peer, make_batch(1, size=size).to(device))
-        theirs = peer_step(peer, peer_pictures(batch), peer_targets(batch))
+        theirs = peer_step(peer, peer_inputs(batch), peer_targets(batch))
         loop = LoopConfig(precision=precision, batch_size=count, compile=not settings.small)
         step = our_step(task, loop, device=device)
-        with _float32(exact=False):
+        with float32_products(exact=False):
             comparison = compare(
-                partial(step, batch), theirs, rounds=settings.rounds, say=settings.say
+                partial(step, batch), theirs, rounds=settings.rounds, log=settings.log
             )
         rate = _loaded_rate(step, settings, count=count, size=size, device=device)
         work = f"{case.name} training, batch {count}"
         rows += [
             Row(f"{work}, step", comparison.ratio, "x", 2, detail=str(comparison)),
-            Row(f"{work}, from JPEGs", rate, "pictures/s", promised, aim),
+            Row(f"{work}, from JPEGs", rate, "images/s", promised, aim),
         ]
     return rows
 
 
 def gpu_inference(settings: Settings) -> list[Row]:
-    """Measure finding objects, one picture at a time and eight."""
+    """Measure detection with batches of one and eight images."""
     device, precision = _device(settings), _precision(settings)
     size = SMALL_SIZE if settings.small else SIZE
     rows = []
@@ -91,25 +95,25 @@ def gpu_inference(settings: Settings) -> list[Row]:
         task.model.eval()
         for count in (1, 2 if settings.small else 8):
             batch = make_batch(count, size=size).to(device)
-            with _float32(exact=True):
+            with float32_products(exact=True):
                 check_detections(task, peer, batch)
-            with _float32(exact=False):
+            with float32_products(exact=False):
                 comparison = compare(
                     prediction(partial(task.predict, batch), autocast(device, precision)),
-                    prediction(partial(peer, peer_pictures(batch))),
+                    prediction(partial(peer, peer_inputs(batch))),
                     rounds=settings.rounds,
-                    say=settings.say,
+                    log=settings.log,
                 )
             work = f"{case.name} inference, batch {count}"
             rows.append(Row(work, comparison.ratio, "x", 2, 4, detail=str(comparison)))
             limit = 5.0 if count == 8 else None
             each = statistics.median(comparison.ours) / count * 1e3
-            rows.append(Row(f"{work}, a picture", each, "ms", limit, smaller_is_better=True))
+            rows.append(Row(f"{work}, an image", each, "ms", limit, smaller_is_better=True))
     return rows
 
 
 def gpu_classify(settings: Settings) -> list[Row]:
-    """Measure ResNet-101's training as a classifier on made-up pictures of 224 pixels."""
+    """Measure the training of a ResNet-101 classifier on random images of 224 pixels."""
     device, precision = _device(settings), _precision(settings)
     count, side = (2, 64) if settings.small else (CLASSIFY_BATCH, 224)
     model = resnet101().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -132,11 +136,11 @@ def gpu_classify(settings: Settings) -> list[Row]:
     for _ in range(1 if settings.small else WARM_UP_STEPS):
         step()
     rate = count / mean_seconds(step, calls=1 if settings.small else TIMED_STEPS)
-    return [Row(f"resnet101 training, batch {count}", rate, "pictures/s", 3000, 4000)]
+    return [Row(f"resnet101 training, batch {count}", rate, "images/s", 3000, 4000)]
 
 
 def gpu_trace(settings: Settings) -> list[Row]:
-    """Trace one training step: trace_*.json for a browser, and the device's busy share."""
+    """Profile one training step: a trace_*.json for a browser, and the busy share of the device."""
     device, precision = _device(settings), _precision(settings)
     size, count = (SMALL_SIZE, 1) if settings.small else (SIZE, TRAIN_BATCH)
     rows = []
@@ -154,12 +158,12 @@ def gpu_trace(settings: Settings) -> list[Row]:
             step(batch)
         averages = trace.key_averages()
         order = f"self_{device.type}_time_total"
-        settings.say(averages.table(sort_by=order, row_limit=25, max_name_column_width=60))
+        settings.log(averages.table(sort_by=order, row_limit=25, max_name_column_width=60))
         if settings.output is not None:
             trace.export_chrome_trace(str(settings.output / f"trace_{case.name}.json"))
         rows.append(Row(f"{case.name} step, batch {count}", seconds * 1e3, "ms"))
         if device.type == "cuda":
-            # of the kernels alone: rows of operators count them once more
+            # Only the rows of kernels: the rows of operators contain the same time again.
             microseconds = sum(
                 each.self_device_time_total
                 for each in averages
@@ -174,7 +178,7 @@ def gpu_trace(settings: Settings) -> list[Row]:
 
 
 def _precision(settings: Settings) -> PrecisionSetting:
-    """Return bf16; if small, which needs no GPU, what the device is fast in."""
+    """Return bf16; if small, the precision that the device is fast in, as there may be no GPU."""
     return "auto" if settings.small else "bf16"
 
 
@@ -187,8 +191,8 @@ def _device(settings: Settings) -> torch.device:
 
 
 @contextmanager
-def _float32(*, exact: bool) -> Iterator[None]:
-    """Multiply float32 as such, or, as the peer would be run, in TF32."""
+def float32_products(*, exact: bool) -> Iterator[None]:
+    """Multiply float32 matrices exactly, or in TF32, as users of the peer would."""
     matmul = torch.get_float32_matmul_precision()
     convolution = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if exact else "high")
@@ -208,18 +212,18 @@ def _loaded_rate(
     size: tuple[int, int],
     device: torch.device,
 ) -> float:
-    """Return the pictures a second of training from JPEG files, loader and all.
+    """Return the images per second of training from JPEG files, with the loader.
 
-    The first batches, which the readers were asked for all at once, are not counted.
+    The first batches are not counted, because the workers read them all at the same time.
     """
     data = _jpegs(settings.folder, count=count if settings.small else NUM_JPEGS, size=size)
     plan = training_batches(data.groups, batch_size=count, seed=0)
     parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
     loader = LoaderConfig(workers=0 if settings.small else NUM_READERS)
-    deliveries = read_batches(data, parts, config=loader, device=device, substitute=True)
+    loaded_batches = read_batches(data, parts, config=loader, device=device, substitute=True)
 
     def loaded_step() -> object:
-        batch = next(deliveries).batch
+        batch = next(loaded_batches).batch
         assert batch is not None
         return step(batch)
 
@@ -229,7 +233,7 @@ def _loaded_rate(
 
 
 def _jpegs(folder: Path, *, count: int, size: tuple[int, int]) -> CocoDetection:
-    """Write JPEGs of the shape of `size` and as wide as COCO's; return them as training data."""
+    """Write JPEGs, 640 pixels wide as COCO's, of the aspect ratio of `size`; return a data set."""
     height, width = round(640 * size[0] / size[1]), 640
     batch = make_batch(1, size=(height, width))
     pixels = batch.images.pixels[0, :, :height, :width].permute(1, 2, 0)
@@ -240,15 +244,15 @@ def _jpegs(folder: Path, *, count: int, size: tuple[int, int]) -> CocoDetection:
     boxes, labels = batch.targets.boxes[0], batch.targets.labels[0]
     objects = [
         {
-            "id": number * len(boxes) + place,
+            "id": number * len(boxes) + index,
             "image_id": number,
-            "category_id": int(labels[place]) + 1,
+            "category_id": int(labels[index]) + 1,
             "bbox": xywh,
             "area": xywh[2] * xywh[3],
             "iscrowd": 0,
         }
         for number in range(count)
-        for place, xywh in enumerate(xyxy_to_xywh(boxes).tolist())
+        for index, xywh in enumerate(xyxy_to_xywh(boxes).tolist())
     ]
     document = coco_document([(height, width)] * count, objects, num_classes=NUM_CLASSES)
     (folder / "train.json").write_text(json.dumps(document))

@@ -1,7 +1,8 @@
-"""From JPEG files and boxes to batches, on one core, against the two usual ways.
+"""Benchmark: the input pipeline on one core, from JPEG files to batches, against two others.
 
-Batches of two pictures, the shorter side 800 and the longer one at most 1333, all mirrored so that
-each way does the same. The peers get their boxes ready made, and end in normalised float pixels.
+Batches hold two images with a shorter side of 800 and a longer one of at most 1333 pixels. All
+images are flipped, so that every pipeline does the same work. The peers get parsed boxes, and
+return normalised float pixels; ours returns uint8 pixels, which the model normalises.
 """
 
 import contextlib
@@ -18,30 +19,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.transforms import functional as pictures
+from torchvision.transforms import functional as image_ops
 
 from detection.config import AugmentConfig, DataConfig
 from detection.data.collate import round_up
 from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
+from tools.lab.benchmarks.images import coco128
 from tools.lab.benchmarks.measure import Row, check_close, compare
-from tools.lab.benchmarks.pictures import coco128
 from tools.lab.benchmarks.settings import Settings
 
 BATCH_SIZE, SHORT_SIDE, MAX_SIDE, DIVISOR = 2, 800, 1333, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in 0..1, by which both peers normalise."""
+"""Mean and deviation of ImageNet's pixels in 0..1, for the normalisation of both peers."""
 MAX_PIXEL_DIFFERENCE = 2.0
-"""Mean over a picture, of 255: decoders and the kernels of the resize differ."""
+"""Largest mean difference of an image's pixels, of 255: decoders and resize kernels differ."""
 
 Batch = tuple[Tensor, list[Tensor], list[tuple[int, int]]]
-"""Pixels (B, 3, H, W), the boxes (n, 4) and the (height, width) of each picture in them."""
+"""Pixels (B, 3, H, W), then for each image its boxes (n, 4) and its (height, width)."""
 Reader = Callable[[list[int]], Batch]
 
 
 def input_pipeline(settings: Settings) -> list[Row]:
-    """Read the 128 pictures of coco128 in each of the ways."""
+    """Measure the reading of the 128 images of coco128 with each pipeline."""
     split = coco128()
     augment = AugmentConfig(short_sides=(SHORT_SIDE,), max_side=MAX_SIDE, flip_prob=1.0)
     config = DataConfig(train=split, augment=augment, size_divisor=DIVISOR)
@@ -61,7 +62,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
                 partial(_read, ours, plan),
                 partial(_read, peer, plan),
                 rounds=settings.rounds,
-                say=settings.say,
+                log=settings.log,
             )
             seen = f"pixels differ by {np.mean(differences):.2g} of 255"
             rows.append(
@@ -70,28 +71,31 @@ def input_pipeline(settings: Settings) -> list[Row]:
                     taken.ratio,
                     promised=promised,
                     aim=aim,
-                    detail=f"{count} pictures: {taken}; {seen}",
+                    detail=f"{count} images: {taken}; {seen}",
                 )
             )
     return rows
 
 
 def _read(reader: Reader, plan: list[list[int]]) -> None:
+    """Read all batches of a plan."""
     for batch in plan:
         reader(batch)
 
 
 def _read_ours(data: CocoDetection, indices: list[int]) -> Batch:
-    draws = [(index, index) for index in indices]
-    frame = data.frame(draws)
-    batch = data.collate([data.load(index, seed, frame) for index, seed in draws], frame)
+    sample_keys = [(index, index) for index in indices]
+    batch_shape = data.batch_shape(sample_keys)
+    batch = data.collate(
+        [data.load(index, seed, batch_shape) for index, seed in sample_keys], batch_shape
+    )
     targets = batch.targets
     boxes = [one[real] for one, real in zip(targets.boxes, targets.valid, strict=True)]
     return batch.images.pixels, boxes, [(h, w) for h, w in batch.images.sizes.tolist()]
 
 
 def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
-    """Return the way of torchvision's references/detection with its default, PIL."""
+    """Return the pipeline of torchvision's references/detection with its default backend, PIL."""
     transform = GeneralizedRCNNTransform(
         SHORT_SIDE, MAX_SIDE, list(MEAN), list(STD), size_divisible=DIVISOR
     )
@@ -101,10 +105,11 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
         images, targets = [], []
         for index in indices:
             with Image.open(folder / data.annotations.file_name(index)) as file:
-                picture = pictures.hflip(file.convert("RGB"))
-            images.append(pictures.convert_image_dtype(pictures.pil_to_tensor(picture)))
+                image = image_ops.hflip(file.convert("RGB"))
+            images.append(image_ops.convert_image_dtype(image_ops.pil_to_tensor(image)))
             boxes = torch.from_numpy(data.annotations.boxes[data.annotations.objects_of(index)])
-            width = picture.width
+            width = image.width
+            # flip the boxes as well: x -> width - x
             targets.append(
                 {
                     "boxes": torch.stack(
@@ -119,7 +124,7 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
 
 
 def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
-    """Return the usual way with cv2 and albumentations, its transforms made beforehand."""
+    """Return a pipeline of cv2 and albumentations; its transforms are built beforehand."""
     sizes = [
         resized_size((height, width), SHORT_SIDE, MAX_SIDE)
         for height, width in data.annotations.sizes.tolist()
@@ -136,10 +141,10 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
         images, boxes = [], []
         for index in indices:
             objects = data.annotations.objects_of(index)
-            picture = cv2.imread(str(folder / data.annotations.file_name(index)))
-            assert picture is not None
+            image = cv2.imread(str(folder / data.annotations.file_name(index)))
+            assert image is not None
             done = transforms[sizes[index]](
-                image=cv2.cvtColor(picture, cv2.COLOR_BGR2RGB),
+                image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
                 bboxes=data.annotations.boxes[objects],
                 labels=data.annotations.labels[objects],
             )
@@ -157,10 +162,13 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
 
 
 def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int]) -> float:
-    """Return the mean difference of the pixels, of 255; DisagreementError where it is no rounding.
+    """Return the mean difference of the pixels, on the scale 0..255.
 
-    torchvision cuts off what a resized side has of a pixel. So boxes are compared in pixels of the
-    file, and its picture is brought to the size of ours.
+    torchvision truncates a resized side to whole pixels, ours rounds it. Boxes are therefore
+    compared in pixels of the file, and the peer's image is resized to the size of ours.
+
+    Raises:
+        DisagreementError: boxes or pixels differ by more than rounding explains.
     """
     differences = []
     for row, index in enumerate(indices):
@@ -169,17 +177,17 @@ def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int
             side[1][row] / (torch.tensor(side[2][row]) / size).flip(0).repeat(2)
             for side in (ours, peer)
         )
-        check_close(f"boxes of picture {index}", boxes, found, rtol=0, atol=0.5)
-        picture, other = (
+        check_close(f"boxes of image {index}", boxes, found, rtol=0, atol=0.5)
+        image, other = (
             side[0][row, :, : side[2][row][0], : side[2][row][1]].float() for side in (ours, peer)
         )
         other = other * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-        if other.shape != picture.shape:
-            (other,) = F.interpolate(other[None], picture.shape[1:], mode="bilinear")
-        difference = float((picture - other * 255).abs().mean())
+        if other.shape != image.shape:
+            (other,) = F.interpolate(other[None], image.shape[1:], mode="bilinear")
+        difference = float((image - other * 255).abs().mean())
         if difference > MAX_PIXEL_DIFFERENCE:
             raise DisagreementError(
-                f"pixels of picture {index}: expected a mean difference of at most "
+                f"pixels of image {index}: expected a mean difference of at most "
                 f"{MAX_PIXEL_DIFFERENCE} of 255, got {difference:.3g}"
             )
         differences.append(difference)

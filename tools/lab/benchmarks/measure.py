@@ -1,43 +1,42 @@
-"""Speed as a ratio: two ways of doing one thing, timed in turn by one process.
+"""Timing of two implementations as a ratio, and the rows of a benchmark's table.
 
-A machine's mood changes from minute to minute; the ratio within one round changes far less.
+Both are timed in turn in one process. The speed of a machine changes from minute to minute, but the
+ratio within one round changes far less.
 """
 
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.errors import DisagreementError
 from engine.memory import keep_freed_memory
+from tools.lab.benchmarks.errors import DisagreementError
+from tools.lab.provenance import current_commit, describe_machine
+from tools.lab.tables import console_table, markdown_table
 
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-"""What decides how fast a CPU is in bfloat16, as torch names it."""
 WARM_UPS = 1
-"""Rounds that are not counted: they fill caches and choose kernels."""
+"""Rounds that are not counted: they fill caches and select kernels."""
 LONG_ROUND_S = 5.0
-"""Seconds of a round from which its end is told."""
+"""Seconds; the end of a round that takes longer is logged."""
+HEADINGS = ("work", "measured", "promised", "aim", "", "detail")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of each round: of this project's way, and of the peer's."""
+    """Seconds of each round, of this project's implementation and of the peer's."""
 
     ours: tuple[float, ...]
     peer: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """Median over the rounds of the peer's time over ours: above 1, ours is faster."""
+        """Median over the rounds of peer time / our time; above 1, ours is faster."""
         return statistics.median(p / o for o, p in zip(self.ours, self.peer, strict=True))
 
     def __str__(self) -> str:
@@ -49,12 +48,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table.
+    """One row of a benchmark's table.
 
-    work: what was done. value: what came out. unit: of all three numbers; "x" is times as fast.
-    promised: what is promised (at most, where smaller is better), None for a number that stands for
-        itself. aim: what is hoped for.
-    smaller_is_better: as for bytes. detail: the numbers behind the value.
+    work: what was measured. value: the result. unit: of value, promised and aim; "x" means times as
+        fast as the peer.
+    promised: the bound that must hold: a minimum, or a maximum if smaller is better; None for a
+        value without one. aim: the value to work towards.
+    smaller_is_better: True for times and bytes. detail: the numbers behind the value.
     """
 
     work: str
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the promise is kept; None without one."""
+        """Whether the promised bound holds; None without one."""
         if self.promised is None:
             return None
         return (
@@ -82,48 +82,49 @@ def compare(
     peer: Callable[[], object],
     *,
     rounds: int,
-    own_memory: bool = False,
-    say: Callable[[str], None] | None = None,
+    own_malloc: bool = False,
+    log: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Call both in turn, `rounds` times each, after a round that is not counted.
+    """Time both in turn, `rounds` times each, after a warm-up round that is not counted.
 
     Args:
-        ours: this project's way.
-        peer: the way that it is measured against.
+        ours: this project's implementation.
+        peer: the implementation that it is compared with.
         rounds: pairs of measurements.
-        own_memory: the C library does for each as it does for its users: it keeps for ours what is
-            freed (`engine.memory`). It then has to fill up again, in a call that is not counted.
-        say: is told of each round that takes long, between rounds.
+        own_malloc: run each side with the malloc settings of its users: ours keeps freed memory
+            (`engine.memory`), the peer has the default. After each switch an uncounted call refills
+            the kept memory.
+        log: is called after each long round; see `log_round`.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + rounds):
         started = time.perf_counter()
         for work, keep, taken in zip((ours, peer), (True, False), times, strict=True):
-            if own_memory:
+            if own_malloc:
                 keep_freed_memory(keep=keep)
                 work()
             seconds = mean_seconds(work, calls=1)
             if number >= WARM_UPS:
                 taken.append(seconds)
-        if say is not None:
-            tell_round(number - WARM_UPS + 1, rounds, time.perf_counter() - started, say)
-    if own_memory:
+        if log is not None:
+            log_round(number - WARM_UPS + 1, rounds, time.perf_counter() - started, log)
+    if own_malloc:
         keep_freed_memory()
     return Comparison(tuple(times[0]), tuple(times[1]))
 
 
-def tell_round(number: int, rounds: int, seconds: float, say: Callable[[str], None]) -> None:
-    """Tell that a round is done, and how long the others will take; a short one says nothing.
+def log_round(number: int, rounds: int, seconds: float, log: Callable[[str], None]) -> None:
+    """Log that a round is done and how long the remaining ones will take, unless it was short.
 
-    number: of the round, from 1; 0 is one that is not counted. seconds: it took.
+    number: of the round, from 1; 0 is the warm-up round. seconds: duration of the round.
     """
     if seconds > LONG_ROUND_S:
         left = timedelta(seconds=round(seconds * (rounds - number)))
-        say(f"round {number} of {rounds} done, about {left} left")
+        log(f"round {number} of {rounds} done, about {left} left")
 
 
 def mean_seconds(work: Callable[[], object], *, calls: int) -> float:
-    """Return the mean time of a call; a GPU is waited for before the first and after the last."""
+    """Return the mean time of a call in seconds, with the GPU synchronised before and after all."""
     _wait_for_device()
     start = time.perf_counter()
     for _ in range(calls):
@@ -133,7 +134,7 @@ def mean_seconds(work: Callable[[], object], *, calls: int) -> float:
 
 
 def check_close(what: str, ours: Tensor, peer: Tensor, *, rtol: float, atol: float) -> None:
-    """Raise DisagreementError where two results are not the same within the tolerance."""
+    """Raise DisagreementError if two results differ by more than atol + rtol * |peer|."""
     if ours.shape != peer.shape:
         raise DisagreementError(f"{what}: shape {tuple(ours.shape)} against {tuple(peer.shape)}")
     ours, peer = ours.detach().double(), peer.detach().double()
@@ -147,10 +148,10 @@ def check_close(what: str, ours: Tensor, peer: Tensor, *, rtol: float, atol: flo
 
 
 def peak_flops(*, dtype: torch.dtype, device: torch.device, rounds: int = 5) -> dict[str, float]:
-    """Return the operations a second that this machine reaches: `matmul` and `conv` at their best.
+    """Return the highest measured operations per second of a `matmul` and a `conv`.
 
-    The matrices are square; the convolution is a 3x3 of ResNet's conv4, channels last. A
-    multiplication and its addition are two operations.
+    The matrices are square; the convolution is a 3x3 one of ResNet's conv4, channels last. A
+    multiply-add counts as two operations.
     """
     side = 2048 if device.type == "cpu" else 8192
     batch = 2 if device.type == "cpu" else 32
@@ -169,59 +170,35 @@ def peak_flops(*, dtype: torch.dtype, device: torch.device, rounds: int = 5) -> 
     with torch.no_grad():
         for name, (work, operations) in works.items():
             taken = compare(work, work, rounds=rounds)
+            # both sides run the same work: the fastest call of either is the peak
             peaks[name] = operations / min(taken.ours + taken.peer)
     return peaks
 
 
 def table_of(rows: Sequence[Row], title: str) -> Table:
-    """Return what rich prints."""
-    table = Table(title=title)
-    for heading in ("work", "measured", "promised", "aim", "", "detail"):
-        table.add_column(heading, justify="right" if heading in ("measured", "aim") else "left")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    """Return the table of a benchmark for the console."""
+    right = ("measured", "aim")
+    return console_table(HEADINGS, map(_cells, rows), title=title, right_aligned=right)
 
 
 def markdown_of(rows: Sequence[Row]) -> str:
     """Return the same table as Markdown."""
-    lines = [
-        "| work | measured | promised | aim | | detail |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table(HEADINGS, map(_cells, rows))
 
 
 def report_of(measured: Mapping[str, Sequence[Row]], *, command: str, device: torch.device) -> str:
-    """Return a file for results/: each benchmark's table, the command, the commit, the machine."""
-    git = ["git", "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(
-            git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        found = "not known"
+    """Return the text of a file for results/: the tables, the command, the commit, the machine."""
     tables = [f"## {name}\n\n{markdown_of(rows)}" for name, rows in measured.items()]
-    about = f"- Command: `python {command}`\n- Commit: {found}\n- Machine: {machine(device)}\n"
+    about = (
+        f"- Command: `python {command}`\n"
+        f"- Commit: {current_commit()}\n"
+        f"- Machine: {describe_machine(device)}\n"
+    )
     return "\n\n".join(["# Benchmarks", *tables, about])
 
 
-def machine(device: torch.device) -> str:
-    """Return the GPU, or the processor and its threads, and torch's version, in one line."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        capability = torch.backends.cpu.get_cpu_capability()
-        threads = torch.get_num_threads()
-        known = torch.cpu.get_capabilities()
-        instructions = [capability, *(each for each in BF16_INSTRUCTIONS if known.get(each))]
-        processor = known.get("cpu_name", platform.machine())
-        name = f"{processor} CPU with {', '.join(instructions)}, {threads} threads"
-    return f"{name}, torch {torch.__version__}"
-
-
 def _cells(row: Row) -> list[str]:
+    """Return the cells of a row, under HEADINGS."""
     limit = "at most " if row.smaller_is_better else ""
     verdict = {None: "", True: "holds", False: "MISSED"}[row.holds]
     numbers = [

@@ -1,4 +1,4 @@
-"""Memory of the processes that read pictures, at the size of COCO's training set."""
+"""Benchmark: memory of the loader's worker processes, at the size of COCO's training set."""
 
 import json
 import os
@@ -14,50 +14,51 @@ import torch
 
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
-from engine.loader import Part, read_batches, training_batches
+from engine.loader import BatchPart, read_batches, training_batches
 from engine.paths import read_text
 from engine.schema import LoaderConfig
+from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row
-from tools.lab.benchmarks.pictures import coco_document
 from tools.lab.benchmarks.settings import Settings
 
 Result = TypeVar("Result")
 
 COCO_IMAGES, COCO_ANNOTATIONS = 118_287, 860_001
-"""Of instances_train2017.json."""
+"""Counts of instances_train2017.json."""
 
 
 def worker_memory(settings: Settings) -> list[Row]:
-    """Read one epoch with four workers; shared pages are counted once (PSS).
+    """Measure the memory of all processes over one epoch with four workers.
 
-    The annotations were read before, by another process: this one keeps what it has freed.
+    Shared pages are counted once (PSS). The JSON is parsed by another process beforehand, because
+    this one would keep the memory that it has freed.
     """
     folder, workers = settings.folder, 4
-    size = in_new_process(_write_and_open, folder, 1000 if settings.small else COCO_ANNOTATIONS)
-    settings.say(f"wrote {size / 1e6:.0f} MB of annotations")
+    size = run_in_new_process(_write_and_open, folder, 1000 if settings.small else COCO_ANNOTATIONS)
+    settings.log(f"wrote {size / 1e6:.0f} MB of annotations")
     data = _open(folder)
-    settings.say(f"{len(data)} pictures, {len(data.annotations.boxes)} objects, {workers} workers")
+    settings.log(f"{len(data)} images, {len(data.annotations.boxes)} objects, {workers} workers")
     batch_size = min(64, len(data))
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
-    epoch = (Part(next(plan)) for _ in range(len(data) // batch_size))
+    epoch = (BatchPart(next(plan)) for _ in range(len(data) // batch_size))
     loader, device = LoaderConfig(workers=workers), torch.device("cpu")
     batches = read_batches(data, epoch, config=loader, device=device, substitute=True)
-    sizes = [proportional_mb() for number, _ in enumerate(batches) if number % 100 == 0]
+    sizes = [total_pss_mb() for number, _ in enumerate(batches) if number % 100 == 0]
     return [
         Row("all processes, most of an epoch", max(sizes), "MB", 1200, smaller_is_better=True),
         Row("growth over the epoch", max(sizes) - sizes[0], "MB", 20, 0, smaller_is_better=True),
     ]
 
 
-def in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """Return work(*arguments), of which this process keeps no memory."""
+def run_in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """Return work(*arguments) from a new process, so that this one keeps none of its memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def _write_and_open(folder: Path, annotations: int) -> int:
     size = write_json(folder, annotations=annotations)
-    _open(folder)  # leaves the packed copy
+    _open(folder)  # also writes the packed copy, which later readers map
     return size
 
 
@@ -68,7 +69,10 @@ def _open(folder: Path) -> CocoDetection:
 
 
 def write_json(folder: Path, *, annotations: int) -> int:
-    """Write a small picture and a train.json as if of many, polygons and all; return its bytes."""
+    """Write one small image, and a train.json that lists it as many images; return its bytes.
+
+    The ratio of images to annotations is COCO's, and every annotation has a polygon.
+    """
     cv2.imwrite(str(folder / "0.jpg"), np.full((32, 32, 3), 128, np.uint8))
     count = max(1, round(annotations * COCO_IMAGES / COCO_ANNOTATIONS))
     objects = [
@@ -87,8 +91,8 @@ def write_json(folder: Path, *, annotations: int) -> int:
     return (folder / "train.json").write_text(json.dumps(content))
 
 
-def proportional_mb() -> float:
-    """Return the proportional set size of this process and its children, in MB."""
+def total_pss_mb() -> float:
+    """Return the proportional set size (PSS) of this process and its children, in MB."""
     own = os.getpid()
     children = read_text(f"/proc/{own}/task/{own}/children").split()
     rollups = [read_text(f"/proc/{pid}/smaps_rollup") for pid in (own, *children)]

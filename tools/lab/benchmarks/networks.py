@@ -1,6 +1,6 @@
-"""The networks of the benchmarks: ours, and the same one built of torchvision's parts.
+"""Networks and batches of the benchmarks: our detector, and the same one of torchvision's parts.
 
-B images of one size. Both have the same random weights, and see the same pictures.
+Both have the same random weights and get the same images. B images of one size.
 """
 
 from collections import OrderedDict
@@ -41,7 +41,7 @@ from detection.weights import to_torchvision_fasterrcnn
 from tools.lab.benchmarks.settings import Settings
 
 NUM_CLASSES, NUM_OBJECTS = 80, 7
-"""COCO's classes, and about its objects a picture."""
+"""As in COCO: its number of classes, and about its number of objects per image."""
 SIZE, SMALL_SIZE = (800, 1333), (128, 157)
 SIZES = (32, 64, 128, 256, 512)
 RATIOS = (0.5, 1.0, 2.0)
@@ -49,11 +49,11 @@ RATIOS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Case:
-    """A detector of the benchmarks.
+    """Settings of a detector.
 
-    name: as on the command line. kind: of its residual network. topk: proposals before and after
-    suppression, in training and in testing; of each level before it. num_samples: regions of a
-    picture on which the head trains.
+    name: the value of --model. kind: of the residual network. topk_train, topk_test: proposals
+    before NMS (per level) and after it (per image). num_samples: RoIs per image that the head is
+    trained on.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Case:
     num_samples: int = 512
 
     def smaller(self) -> "Case":
-        """Return one that runs in a second."""
+        """Return a version that runs in a second."""
         return replace(
             self, kind="resnet50", topk_train=(200, 100), topk_test=(100, 50), num_samples=32
         )
@@ -78,7 +78,7 @@ MASK_R50_FPN = replace(R50_FPN, name="mask_r50_fpn", masks=True)
 
 
 def chosen_cases(settings: Settings, *cases: Case) -> list[Case]:
-    """Return the case that `settings.model` names, or all; small ones if asked for."""
+    """Return the case named `settings.model`, or all of them; smaller ones if `settings.small`."""
     chosen = [case for case in cases if settings.model in (None, case.name)]
     return [case.smaller() for case in chosen] if settings.small else chosen
 
@@ -104,7 +104,8 @@ def make_task(case: Case) -> DetectionTask:
     model = build_faster_rcnn(
         config.model, num_classes=NUM_CLASSES, size_divisor=32, with_masks=case.masks
     )
-    with torch.no_grad():  # outputs as uneven as a trained network's: else all scores are alike
+    # Larger weights spread the scores as in a trained network; otherwise all are nearly equal.
+    with torch.no_grad():
         model.rpn_head.objectness.weight *= 10
         model.rpn_head.deltas.weight *= 3
         model.box_predictor.class_logits.weight *= 60
@@ -118,10 +119,10 @@ def make_task(case: Case) -> DetectionTask:
 def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> PeerRCNN:
     """Return the network of torchvision's parts with the weights of `task`, in training mode.
 
-    size: (height, width) of the pictures.
+    size: (height, width) of the images.
     """
     body = getattr(resnet, case.kind)(weights=None, norm_layer=FrozenBatchNorm2d)
-    for name, parameter in body.named_parameters():  # as ours, the first two stages are frozen
+    for name, parameter in body.named_parameters():  # conv1 and layer1 are frozen, as in ours
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
     settings = {
         "rpn_pre_nms_top_n_train": case.topk_train[0],
@@ -129,8 +130,8 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
         "rpn_pre_nms_top_n_test": case.topk_test[0],
         "rpn_post_nms_top_n_test": case.topk_test[1],
         "box_batch_size_per_image": case.num_samples,
-        # pictures come in their size to both sides
-        "_skip_resize": True,  # in training
+        # both sides get images of the final size
+        "_skip_resize": True,  # only has an effect in training
         "min_size": size[0],
         "max_size": size[1],
     }
@@ -162,7 +163,10 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
 
 
 def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> DetectionBatch:
-    """Return `count` smooth random pictures of `size` with NUM_OBJECTS boxes, and masks in them."""
+    """Return `count` smooth random images of `size` with NUM_OBJECTS boxes each, and their masks.
+
+    A mask is the left half of its box.
+    """
     generator = torch.Generator().manual_seed(0)
     height, width = size
     padded = [round_up(side, 32) for side in size]
@@ -188,14 +192,14 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     return DetectionBatch(images, Targets(boxes, labels, valid, ~valid, bits))
 
 
-def peer_pictures(batch: DetectionBatch) -> list[Tensor]:
-    """Return the pictures as torchvision takes them: (3, H, W) float in 0..1, of their own size."""
+def peer_inputs(batch: DetectionBatch) -> list[Tensor]:
+    """Return the images as torchvision takes them: (3, H, W) float in 0..1, without padding."""
     height, width = batch.images.sizes[0].tolist()
     return list(batch.images.pixels[:, :, :height, :width].float() / 255)
 
 
 def peer_targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
-    """Return the objects as torchvision takes them: background is its label 0."""
+    """Return the targets as torchvision takes them: its label 0 is the background."""
     height, width = batch.images.sizes[0].tolist()
     targets = batch.targets
     dicts = [
@@ -208,8 +212,8 @@ def peer_targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
     return dicts
 
 
-def peer_images(peer: PeerRCNN, batch: DetectionBatch) -> ImageList:
-    """Return the normalised, padded batch that the peer's parts take."""
-    images, _ = peer.transform(peer_pictures(batch))
+def peer_image_list(peer: PeerRCNN, batch: DetectionBatch) -> ImageList:
+    """Return the normalised, padded batch, as the peer's own transform makes it."""
+    images, _ = peer.transform(peer_inputs(batch))
     assert np.prod(images.tensors.shape) == batch.images.pixels.numel()
     return images

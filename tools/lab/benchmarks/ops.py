@@ -1,4 +1,4 @@
-"""Two operations that torchvision does on a CPU by scalar loops: RoIAlign, and NMS of proposals."""
+"""Benchmarks: RoIAlign and NMS, which torchvision computes on a CPU with scalar loops."""
 
 import torch
 import torchvision
@@ -9,22 +9,25 @@ from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import box_iou, clip_boxes
 from detection.ops.nms import nms_keep
 from detection.ops.roi_pool import pool_rois
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
 
-PICTURE = (800, 1344)
-"""Height and width in pixels of a COCO picture as detectors train on it, padded."""
+IMAGE = (800, 1344)
+"""Height and width in pixels of a COCO image in training, after resize and padding."""
 STRIDES = (4, 8, 16, 32)
 NMS_THRESH = 0.7
 
 
 def roi_align(settings: Settings) -> list[Row]:
-    """Pool a pyramid forward and backward, each side in its own model's memory layout."""
+    """Measure RoIAlign on a pyramid, forward and backward.
+
+    Each side gets the memory layout of its own model: channels last, or contiguous.
+    """
     count, channels = (16, 8) if settings.small else (512, 256)
     generator = torch.Generator().manual_seed(0)
     ours = [
-        torch.randn(2, channels, PICTURE[0] // stride, PICTURE[1] // stride, generator=generator)
+        torch.randn(2, channels, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
         .contiguous(memory_format=torch.channels_last)
         .requires_grad_()
         for stride in STRIDES
@@ -42,20 +45,20 @@ def roi_align(settings: Settings) -> list[Row]:
         return pooled.detach(), *torch.autograd.grad(pooled, ours, grad)
 
     def pool_as_peer() -> tuple[Tensor, ...]:
-        pooled = pooler(by_name, list(boxes), [PICTURE] * 2)
+        pooled = pooler(by_name, list(boxes), [IMAGE] * 2)
         gradients: tuple[Tensor, ...] = torch.autograd.grad(pooled, peers, grad)
         return pooled.detach(), *gradients
 
     for number, (mine, other) in enumerate(zip(pool(), pool_as_peer(), strict=True)):
         what = "regions" if number == 0 else f"gradient of p{number + 1}"
         check_close(f"RoIAlign, {what}", mine, other, rtol=1e-4, atol=1e-4)
-    taken = compare(pool, pool_as_peer, rounds=settings.rounds, say=settings.say)
+    taken = compare(pool, pool_as_peer, rounds=settings.rounds, log=settings.log)
     work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
     return [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
 
 
 def nms(settings: Settings) -> list[Row]:
-    """Thin out proposals of one picture, in training and at test."""
+    """Measure NMS on the proposals of one image, with the counts of training and of testing."""
     counts = [(600, 100)] if settings.small else [(12000, 2000), (6000, 1000)]
     rows = []
     for count, topk in counts:
@@ -75,14 +78,14 @@ def nms(settings: Settings) -> list[Row]:
 
         work = f"NMS {count} -> {topk}"
         check_same_boxes(work, keep()[0].nonzero()[:, 0], keep_as_peer().sort().values)
-        taken = compare(keep, keep_as_peer, rounds=settings.rounds, say=settings.say)
+        taken = compare(keep, keep_as_peer, rounds=settings.rounds, log=settings.log)
         promised, aim = (8, 12) if topk == 2000 else (None, None)
         rows.append(Row(work, taken.ratio, promised=promised, aim=aim, detail=str(taken)))
     return rows
 
 
 def check_same_boxes(work: str, ours: Tensor, peer: Tensor) -> None:
-    """Raise DisagreementError unless both kept the same boxes, given as indices (N,)."""
+    """Raise DisagreementError if the kept boxes differ; both are sorted indices (N,)."""
     if not torch.equal(ours, peer):
         others = set(ours.tolist()) ^ set(peer.tolist())
         raise DisagreementError(
@@ -91,15 +94,15 @@ def check_same_boxes(work: str, ours: Tensor, peer: Tensor) -> None:
 
 
 def best_proposals(count: int) -> tuple[Tensor, Tensor]:
-    """Return boxes (count, 4) and scores (count,), as a trained proposal network on c4 finds them.
+    """Return boxes (count, 4) and scores (count,) that resemble a trained RPN's on c4.
 
-    Every anchor moves most of the way to the one of forty objects that it overlaps most, or stays
-    about where it is; the more it overlaps the higher it scores.
+    There are forty random objects. An anchor that overlaps one moves most of the way towards it;
+    the others stay about where they are. The score rises with the overlap.
     """
     generator = torch.Generator().manual_seed(0)
     sizes, ratios = [(32.0, 64.0, 128.0, 256.0, 512.0)], (0.5, 1.0, 2.0)
     anchors = AnchorGenerator(sizes, ratios=ratios, strides=(16,))(
-        [(PICTURE[0] // 16, PICTURE[1] // 16)]
+        [(IMAGE[0] // 16, IMAGE[1] // 16)]
     )
     objects = _scattered_boxes(40, generator)
     overlap, own = box_iou(objects, anchors).max(dim=0)
@@ -108,13 +111,13 @@ def best_proposals(count: int) -> tuple[Tensor, Tensor]:
     deltas = share[:, None] * encode_boxes(objects[own], anchors) + noise[:, :4]
     scores, best = (overlap + noise[:, 4]).sigmoid().topk(count)
     boxes = decode_boxes(deltas[best], anchors[best])
-    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0], scores
+    return clip_boxes(boxes[None], torch.tensor([IMAGE]))[0], scores
 
 
 def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """Return (count, 4) anywhere in a picture: sides of 24 to 480 pixels, small ones as often."""
-    height, width = PICTURE
+    """Return (count, 4) boxes anywhere in an image, with log-uniform sides of 24 to 480 pixels."""
+    height, width = IMAGE
     centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
     sides = 24 * 20 ** torch.rand(count, 2, generator=generator)
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
-    return clip_boxes(boxes[None], torch.tensor([PICTURE]))[0]
+    return clip_boxes(boxes[None], torch.tensor([IMAGE]))[0]

@@ -1,4 +1,4 @@
-"""How much of a training batch is padding, on the sizes of COCO's pictures."""
+"""Benchmark: the share of padding in training batches, for the image sizes of COCO."""
 
 import itertools
 import json
@@ -13,21 +13,21 @@ from detection.data.collate import Sample
 from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
 from engine.loader import split_batches, training_batches
+from tools.lab.benchmarks.images import coco128, coco_document
 from tools.lab.benchmarks.measure import Row, check_close
-from tools.lab.benchmarks.pictures import coco128, coco_document
 from tools.lab.benchmarks.settings import Settings
 
-PICTURES = 50_000
-"""Sizes drawn, with replacement, from the 128 pictures of COCO's training set that are at hand."""
+IMAGES = 50_000
+"""Number of image sizes, drawn with replacement from those of the 128 images of coco128."""
 SIDES = {"800": (800,), "640 to 800": AugmentConfig().short_sides}
 
 
 def padding(settings: Settings) -> list[Row]:
-    """Plan one epoch, and divide the pixels of its batches by those of their pictures."""
+    """Measure batch pixels / image pixels over the batches of one epoch."""
     folder = settings.folder
-    count = 1000 if settings.small else PICTURES
+    count = 1000 if settings.small else IMAGES
     _write_json(folder, count=count)
-    settings.say(f"{count} pictures with the sizes of 128 of COCO's training set")
+    settings.log(f"{count} images with the sizes of 128 of COCO's training set")
     split = SplitConfig(images=str(folder), annotations=str(folder / "sizes.json"))
     rows = []
     for (name, sides), (batch_size, promised, aim) in itertools.product(
@@ -50,7 +50,7 @@ def padding(settings: Settings) -> list[Row]:
 
 
 def _write_json(folder: Path, *, count: int) -> None:
-    """Write sizes.json, a picture for each size, with one box in all."""
+    """Write sizes.json: `count` images without files, and a single box."""
     found = read_coco(coco128().annotations).sizes
     sizes = found[np.random.default_rng(0).integers(len(found), size=count)].tolist()
     height, width = sizes[0]
@@ -59,20 +59,24 @@ def _write_json(folder: Path, *, count: int) -> None:
 
 
 def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> float:
-    """Return the mean over an epoch's batches of their pixels over their pictures' pixels."""
+    """Return the mean of batch pixels / image pixels over the batches of an epoch.
+
+    The batch size is computed from the image sizes, without reading files. The first batch is also
+    collated, as a check of that arithmetic.
+    """
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
     epoch = itertools.islice(plan, len(data) // batch_size)
     shares: list[float] = []
     for part in split_batches(data, epoch, rank=0, world_size=1, accumulate=1):
         sizes = [
-            resized_size((height, width), part.frame.short_side, config.augment.max_side)
-            for draw in part.draws
-            for height, width in [data.annotations.sizes[draw.index].tolist()]
+            resized_size((height, width), part.batch_shape.short_side, config.augment.max_side)
+            for key in part.sample_keys
+            for height, width in [data.annotations.sizes[key.index].tolist()]
         ]
-        sides = np.ceil(np.array(part.frame.size) / config.size_divisor) * config.size_divisor
+        sides = np.ceil(np.array(part.batch_shape.size) / config.size_divisor) * config.size_divisor
         pixels = torch.tensor(sides.prod() * len(sizes))
         if not shares:
-            blank = data.collate([_blank(size) for size in sizes], part.frame)
+            blank = data.collate([_blank(size) for size in sizes], part.batch_shape)
             made = torch.tensor(blank.images.pixels[:, 0].numel())
             check_close("pixels of a batch", pixels, made, rtol=0, atol=0)
         shares.append(float(pixels) / np.array(sizes).prod(axis=1).sum())
@@ -80,6 +84,7 @@ def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> f
 
 
 def _blank(size: tuple[int, int]) -> Sample:
+    """Return a black image of a (height, width), without objects."""
     none = np.zeros(0, np.int64)
     return Sample(
         pixels=np.zeros((*size, 3), np.uint8),

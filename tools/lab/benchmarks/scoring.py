@@ -1,4 +1,4 @@
-"""COCO's numbers, from a network's detections on: this project's evaluator against pycocotools."""
+"""Benchmark: COCO evaluation of detections, against pycocotools."""
 
 import contextlib
 import io
@@ -17,35 +17,35 @@ from detection.evaluation.coco_ap import SUMMARY, CocoEvaluator
 from detection.evaluation.ground_truth import read_ground_truth
 from detection.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from detection.structures import DetectionBatch, Detections, ImageBatch, Targets
-from engine.errors import DisagreementError
+from tools.lab.benchmarks.errors import DisagreementError
+from tools.lab.benchmarks.images import coco_document
 from tools.lab.benchmarks.measure import Row, compare
-from tools.lab.benchmarks.pictures import coco_document
 from tools.lab.benchmarks.settings import Settings
 
-NUM_PICTURES, OBJECTS_PER_PICTURE, DETECTIONS_PER_PICTURE = 5000, 7.2, 100
-"""As of COCO's val2017."""
+NUM_IMAGES, OBJECTS_PER_IMAGE, DETECTIONS_PER_IMAGE = 5000, 7.2, 100
+"""As in COCO's val2017."""
 CLASSES = ClassMap(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
 WIDTH, HEIGHT = 640, 480
 
 
 def evaluation(settings: Settings) -> list[Row]:
-    """Score 500,000 boxes in 5,000 pictures, twelve numbers.
+    """Measure the twelve COCO metrics of 500,000 boxes in 5,000 images.
 
-    Both sides begin with the `Detections` of every picture, and with the truth as each keeps it in
-    memory.
+    Both sides start from the `Detections` of every image and from annotations that are already in
+    memory, each in its own form.
     """
-    num_pictures = 20 if settings.small else NUM_PICTURES
-    objects = make_objects(num_pictures)
-    found = [make_detections(objects[i::num_pictures], seed=i) for i in range(num_pictures)]
+    num_images = 20 if settings.small else NUM_IMAGES
+    objects = make_objects(num_images)
+    found = [make_detections(objects[i::num_images], seed=i) for i in range(num_images)]
     num_found = sum(map(len, found))
-    settings.say(f"{len(objects)} objects, {num_found} detections in {num_pictures} pictures")
+    settings.log(f"{len(objects)} objects, {num_found} detections in {num_images} images")
     path = settings.folder / "truth.json"
-    sizes = [(HEIGHT, WIDTH)] * num_pictures
+    sizes = [(HEIGHT, WIDTH)] * num_images
     path.write_text(json.dumps(coco_document(sizes, objects, num_classes=len(CLASSES))))
-    truth, judge, batch = (
+    truth, peer_truth, batch = (
         read_ground_truth(path),
         read_with_pycocotools(path),
-        batch_of(num_pictures),
+        batch_of(num_images),
     )
     image_ids = batch.image_ids.tolist()
 
@@ -56,24 +56,23 @@ def evaluation(settings: Settings) -> list[Row]:
         return [metrics[name] for name in SUMMARY]
 
     def peer() -> list[float]:
-        return score_with_pycocotools(judge, found)
+        return score_with_pycocotools(peer_truth, found)
 
     for name, got, expected in zip(SUMMARY, ours(), peer(), strict=True):
         if got != expected:
             raise DisagreementError(f"{name}: expected pycocotools' {expected!r}, got {got!r}")
-    times = compare(ours, peer, rounds=settings.rounds, say=settings.say)
-    work = f"COCO's numbers of {num_found} boxes in {num_pictures} pictures"
+    times = compare(ours, peer, rounds=settings.rounds, log=settings.log)
+    work = f"COCO's numbers of {num_found} boxes in {num_images} images"
     return [Row(work, times.ratio, promised=30, aim=60, detail=str(times))]
 
 
-def make_objects(num_pictures: int) -> list[dict[str, Any]]:
-    """Return COCO annotations of all sizes, a hundredth of them crowds.
+def make_objects(num_images: int) -> list[dict[str, Any]]:
+    """Return COCO annotations of all sizes; 1 in 100 is a crowd.
 
-    Number i lies in picture i modulo the number of pictures. The classes are as uneven as 1, 1/2,
-    1/3 ...
+    Object i is in image i modulo `num_images`. The classes have frequencies 1, 1/2, 1/3 ...
     """
     rng = np.random.default_rng(0)
-    count = round(num_pictures * OBJECTS_PER_PICTURE)
+    count = round(num_images * OBJECTS_PER_IMAGE)
     sides = np.exp(rng.uniform(np.log(8), np.log(400), (count, 2)))
     corners = rng.uniform(0, np.array([WIDTH, HEIGHT]) - sides)
     shares = 1 / np.arange(1, len(CLASSES) + 1)
@@ -83,7 +82,7 @@ def make_objects(num_pictures: int) -> list[dict[str, Any]]:
     return [
         {
             "id": number + 1,
-            "image_id": number % num_pictures,
+            "image_id": number % num_images,
             "category_id": category_id,
             "bbox": box,
             "area": area,
@@ -94,16 +93,18 @@ def make_objects(num_pictures: int) -> list[dict[str, Any]]:
 
 
 def make_detections(objects: Sequence[Mapping[str, Any]], *, seed: int) -> Detections:
-    """Return 100 boxes: two shaken copies of each object, and noise, half of it of their classes.
+    """Return 100 detections: two jittered copies of each object, the rest random boxes.
+
+    Half of the random boxes have classes of the objects.
 
     Args:
-        objects: of the picture; there may be none.
-        seed: of all that is random.
+        objects: annotations of one image; may be empty.
+        seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     real = torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4).repeat(2, 1)
     real_labels = torch.tensor([each["category_id"] - 1 for each in objects] * 2, dtype=torch.int64)
-    num_noise = DETECTIONS_PER_PICTURE - len(real)
+    num_noise = DETECTIONS_PER_IMAGE - len(real)
     noise = torch.rand(num_noise, 4, generator=generator)
     noise *= torch.tensor([WIDTH, HEIGHT, WIDTH / 2, HEIGHT / 2])
     noise_labels = torch.randint(len(CLASSES), (num_noise,), generator=generator)
@@ -111,32 +112,36 @@ def make_detections(objects: Sequence[Mapping[str, Any]], *, seed: int) -> Detec
         half = num_noise // 2
         noise_labels[:half] = real_labels[torch.arange(half) % len(real)]
     real += 0.08 * real[:, 2:].repeat(1, 2) * torch.randn(real.shape, generator=generator)
-    scores = torch.rand(DETECTIONS_PER_PICTURE, generator=generator)
+    scores = torch.rand(DETECTIONS_PER_IMAGE, generator=generator)
     scores[len(real) :] *= 0.7
     scores, order = scores.sort(descending=True, stable=True)
     boxes, labels = torch.cat([real, noise]), torch.cat([real_labels, noise_labels])
     return Detections(xywh_to_xyxy(boxes.clamp(min=1.0))[order], scores, labels[order])
 
 
-def batch_of(num_pictures: int) -> DetectionBatch:
-    """Return a batch with the ids of all pictures, of one pixel each."""
-    zeros = torch.zeros(num_pictures, 1, dtype=torch.int64)
-    sizes = torch.ones(num_pictures, 2, dtype=torch.int64)
-    ids = torch.arange(num_pictures)
+def batch_of(num_images: int) -> DetectionBatch:
+    """Return a batch of images of one pixel: the evaluator needs only their ids."""
+    zeros = torch.zeros(num_images, 1, dtype=torch.int64)
+    sizes = torch.ones(num_images, 2, dtype=torch.int64)
+    ids = torch.arange(num_images)
     return DetectionBatch(
-        ImageBatch(torch.zeros(num_pictures, 3, 1, 1, dtype=torch.uint8), sizes, sizes, ids, ids),
-        Targets(torch.zeros(num_pictures, 1, 4), zeros, zeros.bool(), zeros.bool()),
+        ImageBatch(torch.zeros(num_images, 3, 1, 1, dtype=torch.uint8), sizes, sizes, ids, ids),
+        Targets(torch.zeros(num_images, 1, 4), zeros, zeros.bool(), zeros.bool()),
     )
 
 
 def read_with_pycocotools(path: Path) -> COCO:
-    """Return the truth as pycocotools reads it."""
+    """Return the annotations of a file as pycocotools reads them, without its printed lines."""
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(str(path))
 
 
-def score_with_pycocotools(truth: COCO, found: Sequence[Detections]) -> list[float]:
-    """Return the twelve numbers; the detections go in as an array, the shortest of its ways."""
+def score_with_pycocotools(annotations: COCO, found: Sequence[Detections]) -> list[float]:
+    """Return the twelve COCO metrics.
+
+    The detections are passed as an array (image id, xywh, score, category id), the most
+    direct form that pycocotools takes.
+    """
     counts = torch.tensor([len(each) for each in found])
     results = torch.cat(
         [
@@ -148,9 +153,9 @@ def score_with_pycocotools(truth: COCO, found: Sequence[Detections]) -> list[flo
         dim=1,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(truth, truth.loadRes(results.double().numpy()), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    numbers: list[float] = judge.stats.tolist()
+        evaluator = COCOeval(annotations, annotations.loadRes(results.double().numpy()), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    numbers: list[float] = evaluator.stats.tolist()
     return numbers

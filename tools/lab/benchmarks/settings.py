@@ -1,4 +1,4 @@
-"""What a benchmark is told, and what it is."""
+"""Settings of a benchmark run, and the description of a benchmark."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, cast
 
 from engine.errors import UserError
 
-if TYPE_CHECKING:  # large packages, which a command's --help does without
+if TYPE_CHECKING:  # large packages, not imported for --help
     from engine.schema import Precision
     from tools.lab.benchmarks.measure import Row
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of a benchmark.
+    """Options of a benchmark run, most of them from the command line.
 
-    folder: empty, for its files; removed afterwards. say: prints a line. rounds: pairs of
-    measurements of which the median is taken. small: sizes that take a second. model: which
-    network, None for all that the benchmark knows. precision: "fp32", "bf16", or None for both.
-    output: an existing folder for what is worth keeping besides the table; None keeps nothing.
+    folder: an empty temporary folder for its files. log: prints a line. rounds: pairs of
+    measurements; their median is reported. small: use sizes that take a second. model: the network
+    to measure; None for all networks of the benchmark. precision: "fp32", "bf16", or None for both.
+    output: an existing folder for files other than the table, such as traces; None keeps none.
     """
 
     folder: Path
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     rounds: int = 5
     small: bool = False
     model: str | None = None
@@ -37,19 +37,19 @@ class Settings:
             raise UserError(f"--rounds: expected at least 1, got {self.rounds}")
 
     def precisions(self) -> "list[Precision]":
-        """Return the one that was asked for, or both."""
+        """Return the selected precision, or both."""
         return ["fp32", "bf16"] if self.precision is None else [self.precision]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Measures some rows.
+    """Description of a benchmark.
 
-    function: of this package, "module.name"; it and what it imports, seconds, are loaded to be run.
-    models: names that `Settings.model` may have; none where there is no choice. precisions: whether
-    `Settings.precision` is looked at. on_gpu: whether it needs a CUDA device, but when small.
-    on_coco128: whether it reads the folder of real pictures. needs: packages that it measures
-        against, or reads with.
+    function: "module.name" in this package. It is imported only to run, because that takes seconds.
+    models: possible values of `Settings.model`; empty if there is no choice. precisions: whether it
+        uses `Settings.precision`.
+    on_gpu: whether it needs a CUDA device, except with `small`. on_coco128: whether it reads the
+        coco128 images. requires: packages that it imports or compares with.
     """
 
     function: str
@@ -57,19 +57,19 @@ class Benchmark:
     precisions: bool = False
     on_gpu: bool = False
     on_coco128: bool = False
-    needs: Sequence[str] = ()
+    requires: Sequence[str] = ()
 
     def run(self, settings: Settings) -> Sequence["Row"]:
-        """Measure."""
+        """Run the benchmark and return its rows."""
         module, _, name = self.function.rpartition(".")
         work = getattr(import_module(f"tools.lab.benchmarks.{module}"), name)
         return cast("Sequence[Row]", work(settings))
 
-    def check(self, name: str, *, model: str | None, precision: str | None) -> None:
-        """Refuse a choice that this benchmark, called `name`, does not have.
+    def check_options(self, name: str, *, model: str | None, precision: str | None) -> None:
+        """Check the --model and --precision of a benchmark; `name` is its name in messages.
 
         Raises:
-            UserError: it has no such model, or no precisions.
+            UserError: it has no such model, or no choice of precisions.
         """
         if model is not None and model not in self.models:
             expected = f"one of {', '.join(self.models)}" if self.models else "none"
@@ -77,17 +77,19 @@ class Benchmark:
         if precision is not None and not self.precisions:
             raise UserError(f"--precision: expected none for {name}, got {precision}")
 
-    def look_for_needs(self, name: str, *, small: bool) -> None:
-        """Look for what this benchmark, called `name`, takes from outside, before anything starts.
+    def check_requirements(self, name: str, *, small: bool) -> None:
+        """Check that packages, GPU and images exist; `name` is the benchmark's name in messages.
 
         Raises:
-            UserError: a package, the GPU or the folder of real pictures is not there.
+            UserError: a package, the GPU or the coco128 images are missing.
         """
-        for package in self.needs:
+        for package in self.requires:
             if find_spec(package) is None:
-                raise UserError(f"{name}: expected the package {package}, got none installed")
+                raise UserError(
+                    f"{name}: expected the package {package} to be installed; it was not found"
+                )
         if self.on_coco128:
-            from tools.lab.benchmarks.pictures import coco128
+            from tools.lab.benchmarks.images import coco128
 
             coco128()
         if self.on_gpu and not small:

@@ -1,4 +1,4 @@
-"""How long commands take until they have done something: imports, data, network, the first work."""
+"""Benchmark: start-up time of commands: imports, data, network, and the first step or image."""
 
 import statistics
 import subprocess
@@ -8,25 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.paths import names_in
+from tools.lab import REPOSITORY
 from tools.lab.benchmarks.measure import Row
 from tools.lab.benchmarks.settings import Settings
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = REPOSITORY / "tools"
 SMALL = ("data.demo.num_train=8", "data.demo.num_val=2")
 
 
 def start_up(settings: Settings) -> list[Row]:
-    """Start the demo's training, up to the end of its first step, and predict on one picture.
+    """Measure the demo's training up to the end of its first step, and a prediction on one image.
 
-    Files are in the system's cache and the demo's pictures are there, as from the second time on.
+    This is the time of a second start: the demo's images exist, and files are in the page cache.
     """
-    words = ["loop.log_every=1", *(SMALL if settings.small else ())]
-    training = [sys.executable, str(TOOLS / "train_det.py"), *words, "--output"]
-    settings.say("training for one step, for a run to predict with")
+    overrides = ["loop.log_every=1", *(SMALL if settings.small else ())]
+    training = [sys.executable, str(TOOLS / "train_det.py"), *overrides, "--output"]
+    settings.log("training for one step, to have a run for predict.py")
     seconds_until_line("", [*training, "trained", "loop.max_steps=1"], folder=settings.folder)
-    pictures = settings.folder / "data" / "demo" / "val"
-    picture = pictures / names_in(pictures)[0]
-    prediction = [sys.executable, str(TOOLS / "predict.py"), "trained", str(picture)]
+    images = settings.folder / "data" / "demo" / "val"
+    image = images / names_in(images)[0]
+    prediction = [sys.executable, str(TOOLS / "predict.py"), "trained", str(image)]
     steps, predictions = [], []
     for number in range(settings.rounds):
         command = [*training, f"round_{number}"]
@@ -34,18 +35,18 @@ def start_up(settings: Settings) -> list[Row]:
         predictions.append(seconds_until_line("", prediction, folder=settings.folder))
     return [
         _row("train_det.py until the first step of the demo is done", steps, promised=6, aim=4),
-        _row("predict.py on one picture, from start to end", predictions, promised=4, aim=3),
+        _row("predict.py on one image, from start to end", predictions, promised=4, aim=3),
     ]
 
 
 def seconds_until_line(start: str, command: Sequence[str], *, folder: Path) -> float:
-    """Run a command until it prints a line, and return the seconds that it took.
+    """Return the seconds until a command prints a line.
 
     Args:
-        start: how the line begins; the command is then asked to stop (SIGTERM). Empty: until the
-            command ends.
+        start: start of the line; the command is then terminated (SIGTERM). If empty, the time until
+            the command ends is returned.
         command: program and arguments.
-        folder: where it is run.
+        folder: working directory of the command.
 
     Raises:
         RuntimeError: the command failed, or ended without such a line.
@@ -65,8 +66,8 @@ def seconds_until_line(start: str, command: Sequence[str], *, folder: Path) -> f
                 return seconds
     seconds = time.perf_counter() - begun
     if start or process.returncode:
-        said = "".join(lines[-5:])
-        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}: {said}")
+        output = "".join(lines[-5:])
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}: {output}")
     return seconds
 
 

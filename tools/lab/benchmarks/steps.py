@@ -1,4 +1,7 @@
-"""What is timed: a training step of ours or the peer's, a prediction; and its operations."""
+"""The timed functions: a training step of ours or the peer's, and a prediction.
+
+Also counts the arithmetic operations of a function.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +22,11 @@ from engine.task import Batch, Task
 CPU = torch.device("cpu")
 
 LEARNING_RATE = 1e-6
-"""Small, so that random weights stay where they are over the rounds."""
+"""Small, so that the random weights hardly change over the rounds."""
 
 
 def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[[Batch], object]:
-    """Put the network on the device; return one whole step of the training loop."""
+    """Move the network to the device; return a function that runs one complete training step."""
     task.model.to(device, memory_format=memory_layout(loop))  # type: ignore[call-overload]
     task.model.train()
     losses_of = wrap_losses(task, loop, World(rank=0, size=1, device=device))
@@ -35,15 +38,15 @@ def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[
 
 
 def peer_step(
-    peer: PeerRCNN, pictures: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    peer: PeerRCNN, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
 ) -> Callable[[], object]:
-    """Return a step as torchvision's reference scripts take it."""
+    """Return a function that runs a training step as in torchvision's reference scripts."""
     peer.train()
     parameters = [each for each in peer.parameters() if each.requires_grad]
     optimizer = SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        loss = torch.stack(list(peer(pictures, targets).values())).sum()
+        loss = torch.stack(list(peer(images, targets).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -54,7 +57,7 @@ def peer_step(
 def prediction(
     predict: Callable[[], object], precision: AbstractContextManager[object] | None = None
 ) -> Callable[[], object]:
-    """Return `predict` without gradients, in the precision of an `autocast`."""
+    """Return a function that runs `predict` without gradients, within an `autocast` if given."""
 
     def run() -> object:
         with torch.inference_mode(), precision or nullcontext():
@@ -65,9 +68,10 @@ def prediction(
 
 def operations_of(work: Callable[[], object]) -> int:
     """Return the multiplications and additions of the convolutions and products in `work`."""
+    # torch's counter does not know the oneDNN operators that our kernels call
     ours: dict[Any, Callable[..., int]] = {}
     if torch.backends.mkldnn.is_available():
-        ours[torch.ops.mkldnn._convolution_pointwise] = _operations_of_fused
+        ours[torch.ops.mkldnn._convolution_pointwise] = _operations_of_convolution
         ours[torch.ops.mkldnn._linear_pointwise] = _operations_of_linear
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         work()
@@ -75,10 +79,11 @@ def operations_of(work: Callable[[], object]) -> int:
     return total
 
 
-def _operations_of_fused(*shapes: Any, out_shape: Any) -> int:
-    """Return the operations of a fused convolution (see `conv_relu`) from its arguments' shapes.
+def _operations_of_convolution(*shapes: Any, out_shape: Any) -> int:
+    """Return the operations of a fused convolution (see `conv_relu`).
 
-    They are those of x, weight and bias, or of x, what is added, weight and bias.
+    The four-dimensional arguments are x and weight, or x, the added tensor and weight: x is the
+    first one and weight the last.
     """
     x, *maps = [list(each) for each in shapes if isinstance(each, torch.Size) and len(each) == 4]
     operations: int = conv_flop_count(x, maps[-1], out_shape)
@@ -86,6 +91,6 @@ def _operations_of_fused(*shapes: Any, out_shape: Any) -> int:
 
 
 def _operations_of_linear(x: Any, weight: Any, *_: object, out_shape: Any) -> int:
-    """Return the operations of a product (see `linear`) from its arguments' shapes."""
+    """Return the operations of a matrix product (see `linear`)."""
     operations: int = mm_flop(x, weight[::-1])
     return operations

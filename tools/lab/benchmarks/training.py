@@ -1,4 +1,4 @@
-"""Training steps: ours against the same network of torchvision's parts in float32."""
+"""Benchmark: training steps, against the same network of torchvision's parts in float32."""
 
 import torch
 
@@ -17,13 +17,13 @@ from tools.lab.benchmarks.networks import (
     make_batch,
     make_peer,
     make_task,
-    peer_pictures,
+    peer_inputs,
     peer_targets,
 )
 from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import CPU, operations_of, our_step, peer_step
 
-PROMISED = {  # at least, aim: times the peer in float32
+PROMISED = {  # (promised, aim): times as fast as the peer in float32
     ("r101_c4", "fp32"): (1.8, 2.2),
     ("r101_c4", "bf16"): (3.3, 4.0),
     ("r50_fpn", "fp32"): (1.4, 1.6),
@@ -32,17 +32,18 @@ PROMISED = {  # at least, aim: times the peer in float32
     ("mask_r50_fpn", "bf16"): (2.6, 3.2),
 }
 PEAK_SHARE = {"fp32": (65, 78), "bf16": (50, 62)}
+"""(promised, aim): operations per second of a step, in percent of the measured convolution peak."""
 
 
 def train(settings: Settings) -> list[Row]:
-    """Measure whole steps of one picture, and their share of the machine's convolution peak."""
+    """Measure training steps of one image, also as a share of the machine's convolution peak."""
     rows = []
     size = SMALL_SIZE if settings.small else SIZE
     for case in chosen_cases(settings, R101_C4, R50_FPN, MASK_R50_FPN):
         batch = make_batch(1, size=size, masks=case.masks)
         task = make_task(case)
         check_losses(task, make_peer(case, task, size=size), batch)
-        settings.say(f"{case.name}: the same losses on the same samples as torchvision's parts")
+        settings.log(f"{case.name}: the same losses on the same samples as torchvision's parts")
         for precision in settings.precisions():
             rows += _measure(case, batch, precision, settings)
     return rows
@@ -54,12 +55,12 @@ def _measure(
     task = make_task(case)
     height, width = batch.images.sizes[0].tolist()
     theirs = peer_step(
-        make_peer(case, task, size=(height, width)), peer_pictures(batch), peer_targets(batch)
+        make_peer(case, task, size=(height, width)), peer_inputs(batch), peer_targets(batch)
     )
     step = our_step(task, LoopConfig(precision=precision), device=CPU)
     operations = operations_of(lambda: step(batch))
     comparison = compare(
-        lambda: step(batch), theirs, rounds=settings.rounds, say=settings.say, own_memory=True
+        lambda: step(batch), theirs, rounds=settings.rounds, log=settings.log, own_malloc=True
     )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)

@@ -1,6 +1,6 @@
-"""What configs/repro.yaml holds: the paper's tables and figures, and the scales of the study.
+"""Schema of configs/repro.yaml: the paper's tables and figures, and the scales of the study.
 
-Errors are in percent, as the paper prints them, and bounds between two errors in percent points.
+Errors are in percent, as in the paper; differences of two errors are in percentage points.
 """
 
 from pathlib import Path
@@ -14,76 +14,79 @@ from engine.schema import Config, PathText
 
 
 class FigureConfig(Config):
-    """A table or figure of the paper, and how it is made again."""
+    """A table or figure of the paper, and the commands that reproduce it."""
 
     what: str
-    """Its number, and what it shows."""
+    """Number of the table or figure, and what it shows."""
     commands: tuple[str, ...]
-    """Commands in their order; none: not built yet."""
+    """Commands in the order in which they are run; empty: not built yet."""
     cost: str
     """Time on one GPU: measured, or an estimate with its arithmetic."""
     expected: str
-    """The paper's numbers."""
+    """Numbers of the paper."""
     tolerance: str
-    """How far from them a run may end."""
+    """Allowed distance from the paper's numbers."""
 
 
 class ExpectationConfig(Config):
-    """A bound on a network's error, or on how far it lies above another's."""
+    """A bound on the error of a network, or on the difference to the error of another one."""
 
     error: Literal["train", "test"]
-    """Which error."""
+    """The training error or the test error."""
     network: str
-    """Whose error."""
+    """Network, by `model.backbone.kind`."""
     above: str | None = None
-    """Network whose error is subtracted; none: nothing is."""
+    """Network to subtract the error of; null: no subtraction."""
     at_least: float | None = None
-    """Lower bound."""
+    """Lower bound, inclusive."""
     at_most: float | None = None
-    """Upper bound; this or the other, not both."""
+    """Upper bound, inclusive; exactly one of the two bounds is given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("expected at_least or at_most, got both or none")
+            raise ValueError("expected either at_least or at_most, got both or none")
         return self
 
     @property
     def subject(self) -> str:
-        """What is bounded, in words."""
+        """Name of the bounded value, for the report."""
         difference = "" if self.above is None else f" minus that of {self.above}"
         name = {"train": "training error", "test": "test error"}[self.error]
         return f"{name} of {self.network}{difference}"
 
     @property
-    def wanted(self) -> str:
-        """The bound, in words."""
+    def bound(self) -> str:
+        """The bound, for the report."""
         if self.at_least is not None:
             return f"at least {self.at_least:.2f}"
         return f"at most {self.at_most:.2f}"
 
     def holds(self, value: float) -> bool:
-        """Whether a value is within the bound; a bound itself is."""
+        """Return whether a value is within the bound; False for NaN."""
         lowest = float("-inf") if self.at_least is None else self.at_least
         highest = float("inf") if self.at_most is None else self.at_most
         return lowest <= value <= highest
 
 
 class ScaleConfig(Config):
-    """How much of the study is run, and what must come out."""
+    """One scale of the study: its networks, seeds and expected results."""
 
     networks: Annotated[dict[str, PathText], Field(min_length=1)]
-    """Config file, relative to this one, of each network (`model.backbone.kind`), in order."""
+    """Config file of each network, by `model.backbone.kind`, in the order of the report.
+
+    Paths are relative to the folder of the file that holds this key.
+    """
     overrides: tuple[str, ...] = ()
-    """Changes to all of these configs, `a.b.c=value`."""
+    """Changes to all of these configs, each `a.b.c=value`."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    """A run of each network for each of them."""
+    """Seeds; every network is trained once with each."""
     paper_errors: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """The paper's test error, of the networks that it gives one for."""
+    """Test error in the paper, of the networks that it reports."""
     tolerance: NonNegativeFloat = 0.4
-    """How far above the paper's a test error may end."""
+    """Percentage points that a test error may exceed the paper's by."""
     expectations: tuple[ExpectationConfig, ...] = ()
-    """What must come out besides."""
+    """Further bounds on the results."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,7 +100,7 @@ class ScaleConfig(Config):
         return self
 
     def all_expectations(self) -> list[ExpectationConfig]:
-        """Return the expectations, and one for each of the paper's test errors."""
+        """Return `expectations`, followed by one for each of `paper_errors`."""
         errors = [
             ExpectationConfig(error="test", network=network, at_most=error + self.tolerance)
             for network, error in self.paper_errors.items()
@@ -106,18 +109,18 @@ class ScaleConfig(Config):
 
 
 class ReproConfig(Config):
-    """The whole file."""
+    """The content of configs/repro.yaml."""
 
     figures: tuple[FigureConfig, ...]
     """Every table and figure of the paper."""
     cifar_degradation: dict[str, ScaleConfig]
-    """Scales of the study of plain and residual nets on CIFAR-10, by name."""
+    """Scales of the study of plain and residual networks on CIFAR-10, by name."""
 
     def figures_table(self) -> Table:
-        """Return every table and figure for the console; no command is cut short."""
+        """Return every table and figure for the console; long commands are wrapped, not cut."""
         table = Table(title="the paper's tables and figures", show_header=False)
         table.add_column()
-        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")  # wraps a command that has no spaces to break at
         for each in self.figures:
             table.add_row("what", each.what)
             table.add_row("commands", "\n".join(each.commands) or "not built yet")
@@ -131,6 +134,6 @@ def load_repro(path: Path) -> ReproConfig:
     """Read and check configs/repro.yaml.
 
     Raises:
-        UserError: a missing file, or a wrong key, type or value.
+        UserError: the file is missing, or a key, type or value is wrong.
     """
     return load_config(path, schemas={"repro": ReproConfig})

@@ -1,7 +1,7 @@
-"""Figure 7: how strongly each 3x3 layer of a trained network responds.
+"""Standard deviation of the responses of the 3x3 layers of a trained network (Figure 7).
 
-A layer's response is the output of its batch norm, before the nonlinearity and before the addition
-(section 4.2). B pictures.
+The response of a layer is the output of its batch norm, before the nonlinearity and before the
+addition (section 4.2). B images.
 """
 
 import math
@@ -12,55 +12,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.structures import LabelledBatch
-from backbones.classification.trained import load_trained
-from backbones.curves import panels_of, save_figure
+from backbones.classification.load_and_export import load_trained
+from backbones.classification.structures import ClassificationBatch
+from backbones.plots import make_panels, save_figure
 from engine.distributed import pick_device
-from engine.loader import Draw, Part, read_batches
+from engine.loader import BatchPart, SampleKey, read_batches
 
-NUM_PICTURES = 1000
-"""Test pictures that the responses are measured on."""
+NUM_IMAGES = 1000
+"""Number of test images that the responses are measured on."""
 
 
 def measure_responses(
-    run: Path, *, num_pictures: int = NUM_PICTURES, device: str | None = None
+    run: Path, *, num_images: int = NUM_IMAGES, device: str | None = None
 ) -> dict[str, float]:
-    """Return the deviations of a finished run's layers on the first of its test pictures.
+    """Return the deviation of each layer of a finished run, on its first test images.
 
     Args:
         run: run folder, checkpoint or .safetensors file.
-        num_pictures: how many; all when there are fewer.
-        device: as `--device`; None picks a GPU when there is one.
+        num_images: number of test images; all of them if there are fewer.
+        device: as `--device`; None picks a GPU if there is one.
 
     Raises:
-        UserError: the weights or the pictures are missing or damaged.
+        UserError: the weights or the images are missing or damaged.
     """
     task, place = load_trained([run]), pick_device(device)
     task.model.to(place)
     data, size = task.val_data(), task.config.loop.eval_batch_size
-    draws = [Draw(index, index) for index in range(min(num_pictures, len(data)))]
-    plan = [Part(draws[first : first + size]) for first in range(0, len(draws), size)]
-    deliveries = read_batches(data, plan, config=task.config.loader, device=place, substitute=False)
-    batches = (each.batch for each in deliveries if isinstance(each.batch, LabelledBatch))
+    keys = [SampleKey(index, index) for index in range(min(num_images, len(data)))]
+    plan = [BatchPart(keys[first : first + size]) for first in range(0, len(keys), size)]
+    loaded_batches = read_batches(
+        data, plan, config=task.config.loader, device=place, substitute=False
+    )
+    batches = (each.batch for each in loaded_batches if isinstance(each.batch, ClassificationBatch))
     pixels = (task.model.normalize(batch.pixels) for batch in batches)
     return response_deviations(task.model, pixels)
 
 
 @torch.inference_mode()
 def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Return the standard deviation of every 3x3 layer's responses, by name, in network order.
+    """Return the standard deviation of the responses of each 3x3 layer, in network order.
 
-    It is taken over all pictures, channels and places of the layer at once. Sums are in float64.
-    The model is evaluated with stored statistics, and is left as it was.
+    It is taken over all images, channels and positions of a layer together, with sums in float64.
+    The keys are the names of the batch norms. The model runs in evaluation mode, with running
+    statistics; its mode is restored afterwards.
 
     Args:
-        model: its convolutions are named `conv...`, and the batch norm after each `bn...` alike.
-        batches: normalised pixels (B, 3, H, W) on the model's device; at least one picture.
+        model: a convolution named `conv...` is followed by a batch norm named `bn...`.
+        batches: normalised pixels (B, 3, H, W) on the model's device; at least one image.
     """
     sums: dict[str, Tensor] = {}
     was_training = model.training
     handles = [
-        model.get_submodule(norm).register_forward_hook(_adding_to(sums, norm))
+        model.get_submodule(norm).register_forward_hook(_accumulating_hook(sums, norm))
         for norm in _norms_of_3x3_layers(model)
     ]
     model.eval()
@@ -71,18 +74,18 @@ def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> dict[str
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    assert sums, "expected at least one picture"
+    assert sums, "expected at least one image"
     return {name: _deviation(*values.tolist()) for name, values in sums.items()}
 
 
 def draw_responses(deviations: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw Figure 7: layers in network order above, by falling deviation below.
+    """Draw Figure 7: layers in network order at the top, by falling deviation at the bottom.
 
     Args:
-        deviations: of each layer, by network; a network may have any number of layers.
-        path: the PNG file.
+        deviations: network -> layer -> deviation; networks may differ in their number of layers.
+        path: PNG file to write.
     """
-    figure, panels = panels_of(2, columns=1, size=6.0)
+    figure, panels = make_panels(2, columns=1, size=6.0)
     in_order, by_size = panels
     for network, layers in deviations.items():
         values = list(layers.values())
@@ -99,7 +102,7 @@ def draw_responses(deviations: Mapping[str, Mapping[str, float]], path: Path) ->
 
 
 def _norms_of_3x3_layers(model: nn.Module) -> list[str]:
-    """Return the names of the norms behind 3x3 convolutions, in network order."""
+    """Return the names of the norms after 3x3 convolutions, in network order."""
     names = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
@@ -108,11 +111,11 @@ def _norms_of_3x3_layers(model: nn.Module) -> list[str]:
     return names
 
 
-def _adding_to(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
-    """Return a hook that adds count, sum and sum of squares of an output to `sums[name]`."""
+def _accumulating_hook(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
+    """Return a forward hook that adds to `sums[name]`: count, sum and sum of squares."""
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        x = output.double()  # before the next layer changes it in place
+        x = output.double()  # a copy: the next layer may change the output in place
         values = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()])
         sums[name] = values if name not in sums else sums[name] + values
 
@@ -120,5 +123,6 @@ def _adding_to(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def _deviation(count: float, total: float, squares: float) -> float:
+    """Return the standard deviation from the sums: sqrt(E[x^2] - E[x]^2)."""
     mean = total / count
-    return math.sqrt(max(squares / count - mean * mean, 0.0))  # rounding may fall below 0
+    return math.sqrt(max(squares / count - mean * mean, 0.0))  # rounding may give less than 0

@@ -1,14 +1,12 @@
-"""The runs of the study: which there are, how far each is, training them, and what they measured.
+"""Planning, training and measuring the runs of the study.
 
-Errors are fractions in [0, 1] here. The training error is that of the training loop's own
-minibatches (augmented pictures, batch norm on batch statistics), as the paper's curves show it.
+Errors are fractions in [0, 1] here. The training error is measured on the minibatches of the
+training loop (augmented images, batch norm with batch statistics), as in the paper's curves.
 """
 
 import json
 import math
-import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +16,25 @@ import torch
 
 from backbones.classification.config import SCHEMAS, ClassificationConfig
 from backbones.classification.task import ClassificationTask
-from backbones.curves import write_curves
+from backbones.plots import plot_training_curves
 from engine.checkpoint import prepare_output
 from engine.config import load_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.files import write_file
-from engine.log import METRICS, read_metrics
+from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
-from tools.lab.planned_runs import PlannedRun, train_planned
+from tools.lab.planned_runs import PlannedRun, train_or_resume
+from tools.lab.provenance import current_commit, describe_machine
 from tools.lab.study.config import ScaleConfig
 
 TAIL_FRACTION = 0.1
-"""Share of a run's log lines, the last ones, over which its training error is averaged."""
+"""Fraction of the log lines, at the end of a run, that the training error is averaged over."""
 
 
 @dataclass(frozen=True)
 class Run(PlannedRun[ClassificationConfig]):
-    """One training of the study."""
+    """A training run of the study: one network with one seed."""
 
     network: str
     seed: int
@@ -43,11 +42,11 @@ class Run(PlannedRun[ClassificationConfig]):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a finished run measured.
+    """Errors and training time of a finished run.
 
-    train_error: mean over the last tenth of the log lines. test_error: of the final evaluation.
-    seconds: of training, without evaluations and checkpoints. origin: machine, torch and commit.
-    train_curve, test_curve: (step, error).
+    train_error: mean over the last tenth of the log lines. test_error: top-1 error of the final
+    evaluation. seconds: training time without evaluations and checkpoints. origin: machine, torch
+    version and commit. train_curve, test_curve: (step, error) pairs.
     """
 
     train_error: float
@@ -66,20 +65,21 @@ def plan_runs(
     seeds: Sequence[int] | None = None,
     data: str | None = None,
 ) -> list[Run]:
-    """Return the runs of a scale in their order: by network, then by seed.
+    """Return the runs of a scale, ordered by network, then by seed.
 
     Args:
         scale: networks, overrides and seeds.
-        configs: folder that the scale's config files are relative to.
-        output: folder that receives a folder for each run, `<network>-seed<k>`.
-        seeds: in the place of the scale's.
-        data: in the place of the configs' `data.root`.
+        configs: folder that the paths of `scale.networks` are relative to.
+        output: parent of the run folders, `<network>-seed<k>`.
+        seeds: replaces the seeds of the scale.
+        data: replaces `data.root` of the configs.
 
     Raises:
-        UserError: a config file is missing or wrong, or of another network.
+        UserError: a config file is missing or invalid, or its `model.backbone.kind` is not
+                the network that the scale names.
     """
     runs = []
-    # Quoted as JSON, which is YAML: a path may hold a character that YAML reads otherwise.
+    # Quoted as JSON, which is also YAML: a path may hold characters special in YAML.
     root = [] if data is None else [f"data.root={json.dumps(data, ensure_ascii=False)}"]
     for network, file in scale.networks.items():
         for seed in dict.fromkeys(scale.seeds if seeds is None else seeds):
@@ -96,7 +96,7 @@ def plan_runs(
 
 
 def train_run(run: Run, *, device: str | None = None) -> None:
-    """Train a run that is not done, and draw its curves; see `train_planned`."""
+    """Train a run that is not done, and draw its curves; see `train_or_resume`."""
 
     def make_task(config: ClassificationConfig) -> ClassificationTask:
         task = ClassificationTask.for_training(config)
@@ -104,20 +104,22 @@ def train_run(run: Run, *, device: str | None = None) -> None:
         _write_origin(run.folder, pick_device(device))
         return task
 
-    train_planned(run, make_task, device=device)
-    write_curves(run.folder)
+    train_or_resume(run, make_task, device=device)
+    plot_training_curves(run.folder)
 
 
 def measure(run: Run) -> Measurement:
-    """Read what a finished run has logged.
+    """Read the errors, curves and times that a finished run has logged.
 
     Raises:
-        UserError: its metrics.jsonl is missing or damaged, or lacks the errors.
+        UserError: its metrics.jsonl is missing or damaged, or holds no errors.
     """
-    path = run.folder / METRICS
+    path = run.folder / METRICS_FILE
     records, num_damaged = read_metrics(path)
     if num_damaged:
-        raise UserError(f"{path}: expected a JSON object in each line, {num_damaged} hold none")
+        raise UserError(
+            f"{path}: expected a JSON object in each line, got {num_damaged} damaged lines"
+        )
     trained = [record for record in records if record["kind"] == "train"]
     train_curve = _curve(path, trained, "train_error")
     test_curve = _curve(path, [each for each in records if each["kind"] == "eval"], "top1_error")
@@ -134,7 +136,11 @@ def measure(run: Run) -> Measurement:
 
 
 def _curve(path: Path, records: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return (step, value) of each line that has the value; an error when none has."""
+    """Return the (step, value) pairs of a key; lines without a value are skipped.
+
+    Raises:
+        UserError: no line has a value.
+    """
     values = [(record["step"], record.get(key)) for record in records]
     curve = [(step, value) for step, value in values if value is not None]
     if not curve:
@@ -143,7 +149,11 @@ def _curve(path: Path, records: Sequence[dict[str, Any]], key: str) -> list[tupl
 
 
 def _seconds(records: Sequence[dict[str, Any]], *, batch_size: int) -> float:
-    """Return the time of all steps up to the last line, from the speed that each line gives."""
+    """Return the time of all steps up to the last log line.
+
+    Each line gives the images per second since the line before it, so its share of the time is the
+    number of images in between divided by that speed.
+    """
     seconds, before = 0.0, 0
     for record in records:
         seconds += (record["step"] - before) * batch_size / record["images_per_second"]
@@ -152,21 +162,10 @@ def _seconds(records: Sequence[dict[str, Any]], *, batch_size: int) -> float:
 
 
 def _write_origin(folder: Path, device: torch.device) -> None:
-    """Note where a run is trained: a report may be written elsewhere and from another commit."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{platform.machine()} processor, {torch.get_num_threads()} thread(s)"
-    text = f"{name}, torch {torch.__version__}, commit {current_commit()}\n"
+    """Write origin.txt: machine, torch version and commit of the training.
+
+    It is written at training time because the report may be made later, on another machine and from
+    another commit.
+    """
+    text = f"{describe_machine(device)}, commit {current_commit()}\n"
     write_file(folder / "origin.txt", text)
-
-
-def current_commit() -> str:
-    """Return the commit of the clone that this file lies in, `-dirty` when changed; or unknown."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

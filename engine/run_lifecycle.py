@@ -1,0 +1,137 @@
+"""Start and end of a training run: whether to resume, log lines, and export of the weights."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from engine.checkpoint import CheckpointFolder, load_checkpoint, write_safetensors
+from engine.checksum import checksum_note
+from engine.distributed import broadcast_object
+from engine.errors import UserError
+from engine.log import RunLog
+from engine.optim import lr_note as rate_note
+from engine.payload import check_payload
+from engine.precision import precision_note
+from engine.run_folder import WEIGHTS_FILE, finished_metrics
+from engine.run_state import RunState
+
+
+def start_notes(state: RunState) -> list[str]:
+    """Return the log lines at the start of training: data, parameters, processes, notes."""
+    task, config, world = state.task, state.config, state.world
+    num_trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    num_frozen = sum(p.numel() for p in task.model.parameters() if not p.requires_grad)
+    first = (
+        f"{len(task.train_data())} training images, {len(task.class_names)} classes; "
+        f"{num_trained / 1e6:.1f} M trained parameters, {num_frozen / 1e6:.1f} M frozen; "
+        f"{world.size} process(es) on {world.device.type}"
+    )
+    rate = rate_note(config.optim, config.loop.batch_size)
+    precision = precision_note(world.device, config.loop.precision)
+    return [first, *task.notes(), *(note for note in (rate, precision) if note is not None)]
+
+
+def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:
+    """Return whether a run folder has a checkpoint of this run's config.
+
+    Raises:
+        UserError: it has a checkpoint of another config; the message names the differences.
+    """
+    payload = checkpoints.load_latest()
+    if payload is None:
+        return False
+    changed = state.changed_settings(payload, source=output)
+    if changed:
+        raise UserError(
+            f"{output}: holds a run of another config ({'; '.join(changed)}); resume it with "
+            "--resume, or choose another --output"
+        )
+    return True
+
+
+def resume_note(step: int, checkpoints: CheckpointFolder) -> str:
+    """Return the log line of a resumed run, with a note if its checkpoint has no checksum."""
+    newest = checkpoints.latest()
+    unchecked = None if newest is None else checksum_note(newest)
+    return f"resumed at step {step}" + ("" if unchecked is None else f"; {unchecked}")
+
+
+def divergence_advice(checkpoints: CheckpointFolder) -> str:
+    """Return advice for a diverged run: the newest checkpoint, and which settings to change."""
+    newest = checkpoints.latest()
+    kept = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
+    return f"{kept}; try a lower optim.lr, or set optim.clip_grad_norm"
+
+
+def load_weights_to_export(state: RunState, checkpoints: CheckpointFolder, log: RunLog) -> int:
+    """Load the weights that `loop.export` selects into the network; return their step.
+
+    With `best`, falls back to the last weights, with a log line, if best.pt is missing or of
+    another step.
+
+    Raises:
+        UserError: best.pt is damaged.
+    """
+    progress = state.progress
+    if state.config.loop.export == "last" or progress.best_step in (0, progress.step):
+        return progress.step
+    path = checkpoints.best()
+    best = None if path is None else load_checkpoint(path)
+    if path is not None and best is not None:
+        check_payload(best, source=path)
+    if best is None or best["progress"]["step"] != progress.best_step:
+        log.note(
+            f"best.pt is missing or not of the best step {progress.best_step}: exporting the last "
+            "weights instead"
+        )
+        return progress.step
+    state.load_weights(best, source=checkpoints.directory)
+    return progress.best_step
+
+
+def export_weights(state: RunState, output: Path, *, weights_step: int) -> None:
+    """Write model.safetensors, the last file of a run.
+
+    Its metadata has `weights_step`, the step of the weights, and `run_step`, the last step.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    steps = {"weights_step": str(weights_step), "run_step": str(state.progress.step)}
+    metadata = {**state.task.metadata(), **steps}
+    with state.averaged():
+        write_safetensors(output / WEIGHTS_FILE, state.task.model.state_dict(), metadata)
+
+
+def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:
+    """Return the final metrics of a run that finished before it was resumed, otherwise None."""
+    progress, loop = state.progress, state.config.loop
+    ended = progress.step == loop.max_steps or progress.is_out_of_patience(loop)
+    if not ended or progress.evaluation_due:  # killed before its last evaluation
+        return None
+    # read on the main process and broadcast, so that all processes agree
+    on_main = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
+    metrics: dict[str, float] | None = broadcast_object(on_main)
+    if metrics is not None:
+        log.note(
+            f"{output}: already finished at step {progress.step}; raise loop.max_steps to train "
+            "further"
+        )
+    return metrics
+
+
+def log_summary(
+    state: RunState, output: Path, log: RunLog, *, exported: int, seconds: float
+) -> None:
+    """Log the last lines: duration, scores, and the step of the weights in model.safetensors.
+
+    seconds: wall clock of the run.
+    """
+    progress = state.progress
+    scores = "" if progress.score is None else f"; last score {progress.score:.4f}"
+    if progress.best_step:
+        scores += f", best {progress.best:.4f} at step {progress.best_step}"
+    if progress.evaluations_failed:
+        scores += f"; {progress.evaluations_failed} evaluations failed"
+    log.note(f"{progress.step} steps, {timedelta(seconds=round(seconds))}{scores}")
+    which = "the last" if exported == progress.step else "the best; loop.export=last for the last"
+    log.note(f"{output / WEIGHTS_FILE}: weights of step {exported} ({which})")

@@ -1,0 +1,92 @@
+"""Stage that times RoIAlign's sparse product: torch's operators against Triton kernels.
+
+An experiment: the kernels are not used by the project. M groups, K bags of each, J taps of a bin.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from detection.ops.kernels import sum_bags
+from detection.ops.roi_pool import align_matrix, assign_levels
+from tools.lab.gpu_check.record import DEVICE, DRY, attempt, save, times_of
+
+CASES: dict[str, tuple[list[tuple[int, int]], list[int], int, int, int]] = {
+    "c4_512": ([(50, 84)], [16], 14, 1, 512),
+    "c4_2048": ([(50, 84)], [16], 14, 2, 2048),
+    "fpn_256": ([(200, 336), (100, 168), (50, 84), (25, 42)], [4, 8, 16, 32], 7, 1, 256),
+}
+"""By name: shapes and strides of the levels, resolution, stride of the bins, channels."""
+FORWARD_SIZES = ((4, 256, 4), (8, 256, 4), (4, 512, 4), (16, 256, 8), (1, 512, 2), (2, 256, 1))
+"""Bags, columns and warps of a program."""
+BACKWARD_SIZES = ((4, 512, 4), (8, 512, 4), (16, 512, 4), (16, 256, 4), (32, 256, 4), (16, 128, 1))
+"""Users, columns and warps of a program."""
+
+
+def time_bags() -> None:
+    """Time forward and backward for the regions of sixteen images."""
+    for name in CASES:
+        attempt("bags", name, partial(_time_case, name))
+
+
+def _boxes(batch: int, count: int) -> Tensor:
+    """Return (batch, count, 4) boxes of 20 to 250 pixels in images of 800x1344."""
+    generator = torch.Generator().manual_seed(0)
+    limit = torch.tensor([1344.0, 800.0])
+    centre = torch.rand(batch, count, 2, generator=generator) * limit
+    half = (torch.rand(batch, count, 2, generator=generator) * 2.5 + 2.3).exp() / 2 + 5
+    boxes = torch.cat([centre - half, centre + half], 2)
+    return boxes.clamp(min=0).minimum(limit.repeat(2)).to(DEVICE)
+
+
+def _time_case(name: str) -> None:
+    from tools.lab.gpu_check import bag_kernels as kernels
+
+    shapes, strides, resolution, stride, channels = CASES[name]
+    batch, count = (1, 4) if DRY else (16, 512)
+    boxes = _boxes(batch, count)
+    levels = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=DEVICE)
+    if len(shapes) > 1:
+        levels = assign_levels(boxes, num_levels=len(shapes))
+    idxs, weights = align_matrix(
+        [torch.Size(shape) for shape in shapes],
+        strides,
+        boxes,
+        levels,
+        resolution=resolution,
+        sampling_ratio=2,
+        aligned=True,
+        bin_stride=stride,
+    )
+    dtype = torch.float32 if DRY else torch.bfloat16
+    weights = weights.to(dtype)
+    lengths = [batch * height * width for height, width in shapes]
+    idxs = sum_bags.in_one_table(idxs, levels.flatten(), lengths).contiguous()
+    rows = torch.randn(sum(lengths), channels, device=DEVICE, dtype=dtype)
+    grad = torch.randn(*idxs.shape[:2], channels, device=DEVICE, dtype=dtype)
+
+    def forward() -> Tensor:
+        return sum_bags.sum_rows(idxs, weights, rows)
+
+    def backward() -> Tensor:
+        return sum_bags.transposed_sum(idxs, weights, grad, len(rows))
+
+    values: dict[str, float] = {
+        "torch_forward": times_of(forward, warm=1, calls=4)["ms"],
+        "torch_backward": times_of(backward, warm=1, calls=3)["ms"],
+        "sort": times_of(lambda: idxs.flatten().sort(stable=True), warm=1, calls=4)["ms"],
+    }
+    if not DRY:
+        plan = kernels.plan(idxs, len(rows))
+        found = kernels.forward(rows, idxs, weights).float()
+        values["forward_error"] = float((found - forward().float()).abs().max())
+        found, expected = kernels.backward(weights, grad, plan).float(), backward().float()
+        values["backward_error"] = float((found - expected).norm() / expected.norm())
+        for size in FORWARD_SIZES:
+            step = partial(kernels.forward, rows, idxs, weights, *size)
+            values[f"forward_{size}"] = times_of(step, warm=1, calls=4)["ms"]
+        for size in BACKWARD_SIZES:
+            step = partial(kernels.backward, weights, grad, plan, *size)
+            values[f"backward_{size}"] = times_of(step, warm=1, calls=4)["ms"]
+    save("bags", **{name: values})

@@ -1,0 +1,62 @@
+"""Stage that times detection of one image and of eight, ours and torchvision's."""
+
+from functools import partial
+
+import torch
+
+from engine.precision import autocast
+from tools.lab.benchmarks import networks
+from tools.lab.benchmarks.gpu import float32_products
+from tools.lab.benchmarks.steps import prediction
+from tools.lab.gpu_check.batches import loader_like_batch
+from tools.lab.gpu_check.record import (
+    DEVICE,
+    DRY,
+    PRECISION,
+    SIZE,
+    attempt,
+    median_ms,
+    profile_of,
+    save,
+)
+from tools.lab.gpu_check.steps import case_of
+
+
+def time_inference() -> None:
+    """Time R50-FPN, R101-FPN and R101-C4 against torchvision in TF32 and as we run ours."""
+    for name in ("r50", "fpn", "c4"):
+        for count in (1, 2 if DRY else 8):
+            attempt("infer", f"{name}_{count}", partial(_compare, name, count))
+
+
+def _compare(name: str, count: int) -> None:
+    case = case_of(name)
+    task = networks.make_task(case)
+    peers = [networks.make_peer(case, task, size=SIZE).to(DEVICE).eval() for _ in range(2)]
+    peers[1].to(memory_format=torch.channels_last)
+    task.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.model.eval()
+    batch = loader_like_batch(count, SIZE).to(DEVICE)
+    inputs = networks.peer_inputs(networks.make_batch(count, size=SIZE).to(DEVICE))
+    with float32_products(exact=True), torch.inference_mode():
+        found, expected = task.predict(batch), peers[0](inputs)
+    numbers = [len(each.boxes) for each in found], [len(each["boxes"]) for each in expected]
+    with float32_products(exact=False):
+        ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
+        theirs = prediction(partial(peers[0], inputs))
+        like_ours = prediction(partial(peers[1], inputs), autocast(DEVICE, PRECISION))
+        for warm in (ours, theirs, like_ours):
+            warm()
+        ms, tf32, fair = (median_ms(each, calls=10) for each in (ours, theirs, like_ours))
+    key = f"{name}_batch_{count}"
+    values = {
+        "ours_ms": ms,
+        "ms_an_image": round(ms / count, 2),
+        "peer_tf32_ms": tf32,
+        "peer_like_ours_ms": fair,
+        "ratios": [round(tf32 / ms, 2), round(fair / ms, 2)],
+        "objects": numbers,
+    }
+    save("infer", **{key: values})
+    _, busy, kernels = profile_of(ours, f"infer {key}", limit=30)
+    save("infer", **{f"{key}_busy_ms": busy, f"{key}_kernels": kernels})
