@@ -52,11 +52,11 @@ def main() -> None:
 
     from backbones.images import bit_depth_note
     from detection.commands.predict_files import predict_files
-    from detection.predict import find_pictures, load_detector
+    from detection.predict import find_images, load_detector
     from engine.log import RunLog
 
     detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
-    found = find_pictures(inputs[1:], apart_from=arguments.output)
+    found = find_images(inputs[1:], apart_from=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
     if note := bit_depth_note(found.paths):
