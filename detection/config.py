@@ -142,19 +142,9 @@ class RPNConfig(Config):
     """Weight of `rpn_box`."""
 
 
-class RoIConfig(Config):
-    """Region head: pooling, sampling, losses and post-processing."""
+class RegionLossConfig(Config):
+    """Sampling and losses of a network that classifies regions and moves their boxes."""
 
-    pool: Literal["roi_pool", "roi_align"] = "roi_align"
-    """Pooling operator."""
-    resolution: PositiveInt | None = None
-    """Side of the pooled map; none is 14 with c4 and 7 with fpn."""
-    sampling_ratio: NonNegativeInt = 2
-    """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
-    aligned: bool = True
-    """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
-    hidden_dim: PositiveInt = 1024
-    """fpn: width of the two hidden layers."""
     fg_iou_thresh: Fraction = 0.5
     """IoU from which a proposal is foreground; below it is background."""
     num_samples: PositiveInt = 512
@@ -168,14 +158,29 @@ class RoIConfig(Config):
         5.0,
     )
     """Scale of the targets (dx, dy, dw, dh)."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where smooth L1 turns linear; 0 is L1."""
+
+
+class RoIConfig(RegionLossConfig):
+    """Region head: pooling, sampling, losses and post-processing."""
+
+    pool: Literal["roi_pool", "roi_align"] = "roi_align"
+    """Pooling operator."""
+    resolution: PositiveInt | None = None
+    """Side of the pooled map; none is 14 with c4 and 7 with fpn."""
+    sampling_ratio: NonNegativeInt = 2
+    """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
+    aligned: bool = True
+    """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
+    hidden_dim: PositiveInt = 1024
+    """fpn: width of the two hidden layers."""
     stages: int = Field(default=1, ge=1, le=3)
     """How often the head runs, each time on the boxes that the time before it gave."""
     later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
     """`fg_iou_thresh` of the second and third stage (Cascade R-CNN, 2018)."""
     later_box_scale: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)
     """`box_weights` of the second and third stage, relative to those of the first."""
-    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
     class_weight: NonNegativeFloat = 1.0
     """Weight of `roi_class`."""
     box_weight: NonNegativeFloat = 1.0

@@ -32,7 +32,8 @@ from engine.precision import autocast
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Image = Union[np.ndarray, Tensor, "Image", str, Path]
+ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
+"""What a detector takes for an image: see `Detector.predict`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Detector:
         self._model = trained.model.to(device)
         self._device = device
 
-    def predict(self, images: Iterable[Image], *, batch_size: int = 4) -> list[Detections]:
+    def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
         """Return the objects found in each image, in its own pixels, on the CPU.
 
         Args:
@@ -96,7 +97,7 @@ class Detector:
 
     def stream(
         self,
-        images: Iterable[Image],
+        images: Iterable[ImageInput],
         *,
         batch_size: int = 4,
         on_bad: Callable[[str], object] | None = None,

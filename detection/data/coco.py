@@ -4,7 +4,6 @@ N images, M annotations, K classes. Every fault of a file is one line that names
 annotation and the image.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,17 +46,6 @@ class ClassMap:
     def __len__(self) -> int:
         """Return the number of classes, background not counted."""
         return len(self.names)
-
-    def label_of(self, category_id: int) -> int:
-        """Return the label 0..K-1 of COCO's `category_id`.
-
-        Raises:
-            ValueError: no class has this id.
-        """
-        label = bisect_left(self.category_ids, category_id)
-        if self.category_ids[label : label + 1] != (category_id,):
-            raise ValueError(f"category_id: expected one of {self.category_ids}, got {category_id}")
-        return label
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class DetectionTask(nn.Module):
         )
 
     def sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
-        """Return the regions on which the head's losses are taken; the ground truth is among them."""
+        """Sample the regions for the head's losses; ground-truth boxes are among them."""
         targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
         return draw_samples(
             targets,

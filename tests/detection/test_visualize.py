@@ -47,11 +47,11 @@ def is_drawn(image: np.ndarray, label: int) -> bool:
 @pytest.mark.parametrize("size", [(600, 800), (480, 480), (1200, 500)])
 def test_box_has_the_colour_of_its_class(size: tuple[int, int]) -> None:
     image = grey(*size)
-    image = draw(image, make_detections([100.0, 120.0, 300.0, 400.0]))
-    assert image.shape == image.shape
-    assert tuple(image[400, 200]) == class_color(0)
-    assert tuple(image[200, 100]) == class_color(0)
-    assert tuple(image[250, 200]) == (100, 100, 100)  # nothing inside the box
+    drawing = draw(image, make_detections([100.0, 120.0, 300.0, 400.0]))
+    assert drawing.shape == image.shape
+    assert tuple(drawing[400, 200]) == class_color(0)
+    assert tuple(drawing[200, 100]) == class_color(0)
+    assert tuple(drawing[250, 200]) == (100, 100, 100)  # nothing inside the box
     assert (image == 100).all()  # the given image is untouched
 
 

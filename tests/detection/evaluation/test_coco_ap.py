@@ -31,7 +31,7 @@ def make_detections(document: dict[str, Any], seed: int = 1) -> list[Detections]
         boxes = torch.cat([boxes, boxes.flip(0), torch.tensor([[5.0, 6.0, 70.0, 90.0]])])
         boxes += torch.randn(boxes.shape, generator=generator) * 4
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        own_labels = [CLASSES.label_of(a["category_id"]) for a in own]
+        own_labels = [CLASSES.category_ids.index(a["category_id"]) for a in own]
         labels = torch.tensor([*own_labels, *own_labels[::-1], 1])
         scores = (torch.rand(len(boxes), generator=generator) * 20).round() / 20
         order = scores.argsort(descending=True, stable=True)

@@ -143,7 +143,7 @@ def detections_of(results: list[dict[str, Any]], image_id: int) -> Detections:
         boxes=xywh_to_xyxy(boxes),
         scores=torch.tensor([each["score"] for each in own]),
         labels=torch.tensor(
-            [CLASSES.label_of(each["category_id"]) for each in own], dtype=torch.int64
+            [CLASSES.category_ids.index(each["category_id"]) for each in own], dtype=torch.int64
         ),
         masks=RunLengthMasks((SIDE, SIDE), codes),
     )
