@@ -8,7 +8,7 @@ WORKERS ?= 2
 STAMP := $(VENV)/.installed
 DEMO_STEPS := loop.max_steps=600 loop.eval_every=600
 
-.PHONY: help venv demo test test-slow test-gpu check bench clean
+.PHONY: help venv demo test test-reference test-slow test-gpu check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,11 @@ demo: $(STAMP) ## pretrain a backbone on drawn objects; train a detector with it
 
 test: $(STAMP) ## run the tests
 	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-reference: $(STAMP) ## run the tests of models, losses, tasks and training with reference kernels
+	RESDET_KERNELS=reference $(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal \
+		tests/backbones tests/detection/models tests/detection/tasks tests/detection/test_losses.py \
+		tests/engine/test_trainer.py
 
 test-slow: $(STAMP) ## run the tests that train
 	$(PY) -m pytest -m slow

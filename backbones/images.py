@@ -1,4 +1,4 @@
-"""Finding picture files, reading them and their sizes. Pictures are (H, W, 3) uint8 RGB arrays."""
+"""Finding image files, reading them and their sizes. Images are (H, W, 3) uint8 RGB arrays."""
 
 import io
 import itertools
@@ -17,14 +17,8 @@ from backbones.jpeg import JPEG_START, jpeg_size, stored_size, tells_damage
 from engine.errors import UserError
 from engine.paths import exists, is_file, open_file, resolved
 
-# Pictures are read by one process for each core. Set before they are forked: a worker that wanted
-# to stop OpenCV's threads would wait for ever for those that only its parent has.
-cv2.setNumThreads(0)
-# What is wrong with a picture is said in one line, by an error.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of the files in a folder, those that are taken for pictures."""
+"""File name endings of images."""
 
 MAX_PIXELS = 178_956_970
 """Pixels of the largest image that is decoded, 0.5 GB as RGB: Pillow's limit."""
@@ -34,7 +28,7 @@ HEADER_BYTES = 1 << 16  # holds the size in most files, and is one read
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
-_LISTED, _LOOKED_AT = 1000, 3  # files by name and by content, for a note about all
+_LISTED, _LOOKED_AT = 1000, 3  # files that bit_depth_note looks at, by name and by content
 
 REDUCTIONS = {
     1: 0,
@@ -42,25 +36,36 @@ REDUCTIONS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-"""Factors by which a JPEG can be decoded smaller, and OpenCV's flags for them but for colour."""
+"""Factors by which a JPEG can be decoded smaller, and OpenCV's flags for them without colour."""
 
 
 class BadPictureError(UserError):
-    """A file that is no picture, is damaged, too large, or of another size than annotated."""
+    """A file that is not an image, is damaged, too large, or of another size than annotated."""
+
+
+def quiet_opencv() -> None:
+    """Stop OpenCV's threads and its log in this process; commands call it before they read images.
+
+    Images are read by one process for each core, and an error says in one line what is wrong with
+    one. It is called before processes are forked: a forked process that stopped OpenCV's threads
+    would wait for ever for those that only its parent has.
+    """
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[str], int]:
-    """Return the paths of pictures in `folder` at any depth, from it on, sorted; and other files.
+    """Return the sorted relative paths of images in `folder` at any depth; the number of others.
 
     Args:
-        folder: hidden files and folders in it are not looked at.
-        apart_from: nor is this one, nor what lies in it.
+        folder: hidden files and folders in it are skipped.
+        apart_from: a folder that is skipped too.
 
     Raises:
         UserError: a folder cannot be read.
     """
     apart = resolved(apart_from) if apart_from else None
-    pictures: list[str] = []
+    images: list[str] = []
     num_others = 0
     waiting = [""]
     while waiting:
@@ -70,15 +75,15 @@ def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[s
         folders, files = list_folder(f"{folder}/{below}")
         waiting += [f"{below}{name}/" for name in folders]
         inside = [f"{below}{name}" for name in files if name.lower().endswith(SUFFIXES)]
-        pictures += inside
+        images += inside
         num_others += len(files) - len(inside)
-    return sorted(pictures), num_others
+    return sorted(images), num_others
 
 
 def list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in `folder`, hidden ones left out.
+    """Return the names of the folders and of the files in `folder`, without hidden ones.
 
-    By strings, not by paths, and without a question about each file: ImageNet has 1.3 million.
+    With strings instead of paths, and no system call for each file: ImageNet has 1.3 million.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -93,14 +98,14 @@ def list_folder(folder: str) -> tuple[list[str], list[str]]:
 
 
 def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
-    """Return the picture at `path` as (H, W, 3) uint8 RGB.
+    """Return the image at `path` as (H, W, 3) uint8 RGB.
 
     Grey becomes three equal channels, transparency is dropped, 16 bits become 8 as
-    `significant_bits` says. `rotate` turns it as its EXIF orientation says.
+    `significant_bits` says. `rotate` applies its EXIF orientation.
 
     Raises:
         UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is no picture, its end is missing, it is damaged or too large.
+        BadPictureError: it is not an image, its end is missing, it is damaged or too large.
     """
     return decode(read_file(path), path, rotate=rotate)
 
@@ -127,14 +132,14 @@ def read_file(path: str | Path) -> bytes:
 
 
 def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int = 1) -> np.ndarray:
-    """Return the picture in `data` as (H, W, 3) uint8 RGB.
+    """Return the image in `data` as (H, W, 3) uint8 RGB.
 
     Args:
-        data: a whole file.
+        data: the bytes of a file.
         path: its name, for errors.
-        rotate: whether it is turned as its EXIF orientation says.
+        rotate: whether its EXIF orientation is applied.
         reduction: a key of `REDUCTIONS`. A JPEG of h x w becomes ceil(h / reduction) x
-            ceil(w / reduction), in less time; other formats come at their full size.
+            ceil(w / reduction), in less time; other formats keep their full size.
 
     Raises:
         BadPictureError: as for `read_image`.
@@ -148,7 +153,7 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
         return pixels
     used = significant_bits(pixels)
     if used == 16 and pixels.dtype == np.uint16 and not data.startswith(PNG_START):
-        rounded, _ = _imdecode(data, path, flags)  # as libtiff does where it converts by itself
+        rounded, _ = _imdecode(data, path, flags)  # by libtiff's own conversion
         if rounded is None:
             raise BadPictureError(f"{path}: expected an image that can be decoded to 8 bits")
         return rounded
@@ -156,7 +161,7 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
 
 
 def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
-    """Return (H, W, 3) RGB of uint8, uint16 or int16, as the file has it; see `decode`."""
+    """Return (H, W, 3) RGB as uint8, uint16 or int16, whichever the file holds; see `decode`."""
     is_jpeg = data.startswith(JPEG_START)
     size = stored_size(data) if is_jpeg else _other_size(data, path)
     if is_jpeg and size is None:
@@ -172,7 +177,7 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
         pixels = None if pixels is None else pixels[..., ::-1]
     if pixels is None:
         got = f"a file that cannot be decoded{message and f' ({message})'}"
-        raise BadPictureError(f"{path}: expected a whole picture, got {got}")
+        raise BadPictureError(f"{path}: expected a whole image, got {got}")
     if is_jpeg and message and tells_damage(data, message):
         raise BadPictureError(f"{path}: expected a whole JPEG file, got a damaged one: {message}")
     if pixels.dtype not in (np.uint8, np.uint16, np.int16):
@@ -183,17 +188,17 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
 def significant_bits(pixels: np.ndarray) -> int:
     """Return 8, 10, 12, 14 or 16: the fewest bits that hold the largest value of 16-bit pixels.
 
-    Cameras, microscopes and X-ray detectors store 10, 12 or 14 bits in files of 16, and no file
-    says so. The upper eight of the bits that are used make the image.
+    Cameras, microscopes and X-ray detectors store 10, 12 or 14 bits in files of 16, which do not
+    say so. The image takes the upper eight of the bits that are used.
     """
     bits = int(pixels.max()).bit_length()
     return max(8, bits + bits % 2)
 
 
 def bit_depth_note(paths: Iterable[str | Path]) -> str | None:
-    """Return a line where one of the first files that are no JPEG has 16 bits a channel, else None.
+    """Return a line if one of the first files that are not JPEG has 16 bits a channel, else None.
 
-    A file that cannot be read is passed by: reading it in earnest says why.
+    Files that cannot be read are skipped: reading them later says why.
     """
     first = itertools.islice(paths, _LISTED)
     others = (path for path in first if not str(path).lower().endswith((".jpg", ".jpeg")))
@@ -210,20 +215,20 @@ def bit_depth_note(paths: Iterable[str | Path]) -> str | None:
 
 
 def _imdecode(data: bytes, path: str | Path, flags: int) -> tuple[np.ndarray | None, str]:
-    """Return the pixels, None where there are none, and what the decoder printed in one line."""
+    """Return the pixels, or None, and in one line what the decoder printed."""
     if not data:
         return None, ""
     try:
         pixels, message = with_messages(cv2.imdecode, np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise BadPictureError(f"{path}: expected a picture: {error.err}") from error
+        raise BadPictureError(f"{path}: expected an image: {error.err}") from error
     except MemoryError as error:
-        raise BadPictureError(f"{path}: expected a picture that memory holds") from error
+        raise BadPictureError(f"{path}: expected an image that fits into memory") from error
     return pixels, message and "; ".join(message.splitlines())
 
 
 def _other_size(data: bytes, path: str | Path) -> tuple[int, int] | None:
-    """Return (height, width) from the header of a file that is no JPEG; None: not understood."""
+    """Return (height, width) from the header of a file that is not JPEG; None: not understood."""
     if data.startswith(PNG_START) and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
         return height, width
@@ -237,12 +242,12 @@ def _other_size(data: bytes, path: str | Path) -> tuple[int, int] | None:
     except Image.DecompressionBombError as error:
         got = f"more: {error}"
         raise BadPictureError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}") from error
-    except Exception:  # its readers raise whatever a broken header leads them to
+    except Exception:  # with a broken header its readers raise anything
         return None
 
 
 def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the picture (H, W, 3) at `size` (height, width)."""
+    """Return the image (H, W, 3) resized to `size` (height, width)."""
     shrinks = size[0] < pixels.shape[0] or size[1] < pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
     resized: np.ndarray = cv2.resize(pixels, size[::-1], interpolation=method)
@@ -252,14 +257,14 @@ def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def enlarge(pixels: np.ndarray, length: int, *, wanted: int) -> np.ndarray:
     """Return a copy, enlarged by the whole factor that brings `length` nearest to `wanted`.
 
-    `length` is one of the picture's sides; where it is longer already, the copy is no larger.
+    `length` is one of the image's sides; if it is longer already, the copy has the same size.
     """
     factor = max(1, round(wanted / length))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) of `read_image(path)`, decoding it only where its header is silent.
+    """Return (height, width) of `read_image(path)`, from the file's header where that tells it.
 
     Raises:
         UserError: as for `read_image`. A file whose end is missing may go unnoticed.
@@ -274,8 +279,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) that decoding would give, EXIF orientation applied, from the header.
+    """Return (height, width) from the header of a JPEG, EXIF orientation applied.
 
-    None: `data` is no JPEG, or its header is not whole.
+    None: `data` is not a JPEG, or its header is not complete.
     """
     return jpeg_size(data)

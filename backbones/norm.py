@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.kernels.conv_relu import add_relu, conv_relu
+from backbones.kernels.group_norm import group_norm
 
 NormKind = Literal["batch", "frozen", "group"]
 
@@ -52,65 +53,11 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose backward pass is written out for the CPU.
-
-    torch 2.15's own is 5 times slower there for channels-last bfloat16 (docs/LOG.md).
-    """
+    """`nn.GroupNorm` that calls `group_norm`; same state dict."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape and dtype."""
-        if x.is_cuda:
-            return super().forward(x)
-        normed: Tensor = _GroupNormCPU.apply(x, self.weight, self.bias, self.num_groups, self.eps)
-        return normed
-
-
-class _GroupNormCPU(torch.autograd.Function):
-    """torch's forward pass, and a backward pass of three passes over the map."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
-        sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], groups)
-        if not x.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous()  # of every second cell of a map, say: torch 2.11 takes no such
-        out: Tensor
-        out, mean, rstd = torch.native_group_norm(
-            x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps
-        )
-        ctx.save_for_backward(x, weight, mean, rstd)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Return the gradients of x, weight and bias."""
-        x, weight, mean, rstd = ctx.saved_tensors
-        groups = mean.shape[1]
-        per_group = x.shape[1] // groups
-        group_size = per_group * x.shape[2] * x.shape[3]
-        wide = torch.promote_types(x.dtype, torch.float32)
-        mean = mean.to(wide).repeat_interleave(per_group, 1)  # (B, C), as all below
-        rstd = rstd.to(wide).repeat_interleave(per_group, 1)
-        grad_bias = grad.sum((2, 3), dtype=wide)
-        grad_weight = ((grad * x).sum((2, 3), dtype=wide) - mean * grad_bias) * rstd
-
-        def group_mean(values: Tensor) -> Tensor:
-            sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
-            means: Tensor = sums.repeat_interleave(per_group, 1) / group_size
-            return means
-
-        # grad_x = rstd * (weight * grad - group_mean(weight * grad)
-        #                  - normed * group_mean(weight * grad * normed)), linear in grad and x
-        of_grad = rstd * weight
-        of_x = -rstd * rstd * group_mean(weight * grad_weight)
-        constant = -rstd * group_mean(weight * grad_bias) - of_x * mean
-        of_grad, of_x, constant = (
-            v.to(x.dtype)[..., None, None] for v in (of_grad, of_x, constant)
-        )
-        grad_x = torch.addcmul(torch.addcmul(constant, x, of_x), grad, of_grad)
-        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
+        return group_norm(x, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

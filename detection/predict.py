@@ -26,6 +26,7 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections
 from engine.distributed import pick_device
 from engine.errors import UserError
+from engine.kernels import kernels_kind
 from engine.paths import exists, is_folder
 from engine.precision import autocast
 
@@ -224,14 +225,17 @@ def load_detector(
 ) -> Detector:
     """Make a detector from a run folder, a checkpoint or a .safetensors file.
 
+    Nothing of the host process changes: no allocator setting, thread count or logging level.
+
     Args:
         path: as for `load_trained`.
         device: `cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one.
         overrides: as for `load_trained`.
 
     Raises:
-        UserError: bad file, device or override.
+        UserError: bad file, device or override, or RESDET_KERNELS is neither fast nor reference.
     """
+    kernels_kind()
     if not isinstance(path, str | Path):
         raise UserError(f"expected the path of a run, got {type(path).__name__}")
     if isinstance(overrides, str):

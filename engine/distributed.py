@@ -39,6 +39,8 @@ class World:
 def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[World]:
     """Join the process group described by torchrun's environment variables; leave it at the end.
 
+    From then on a process that computes on a CPU keeps the memory that it frees (engine.memory).
+
     Args:
         device: `cpu`, `cuda` or `cuda:N`; None takes `cuda` if available. With several processes
             each takes the GPU of its local rank.
@@ -51,7 +53,9 @@ def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own_device = pick_device(device, local_rank=int(os.environ.get("LOCAL_RANK", 0)), size=size)
-    if own_device.type == "cuda":
+    if own_device.type == "cpu":
+        keep_freed_memory()
+    else:
         torch.cuda.set_device(own_device)
     if size == 1:
         yield World(rank, size, own_device)
@@ -163,8 +167,6 @@ def barrier() -> None:
 def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torch.device:
     """Return the device for `--device`; by default a GPU if there is one.
 
-    Side effect on a CPU: the process keeps freed memory from then on (see engine.memory).
-
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None.
         local_rank: index of this process on its machine.
@@ -179,7 +181,6 @@ def pick_device(name: str | None, *, local_rank: int = 0, size: int = 1) -> torc
     except RuntimeError as error:
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}") from error
     if device.type == "cpu":
-        keep_freed_memory()
         return device
     if device.type != "cuda":
         raise UserError(f"device: expected cpu, cuda or cuda:N, got {name}")

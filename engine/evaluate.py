@@ -20,6 +20,7 @@ from engine.distributed import (
 )
 from engine.errors import EvaluationError, InterruptedRunError, UserError
 from engine.interrupt import StopRequest
+from engine.kernels import kernels_note
 from engine.loader import LoadedBatch, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.precision import autocast
@@ -62,6 +63,7 @@ def evaluate(
         if output is not None and world.is_main:
             prepare_output(output)
         log = RunLog(None, is_main=world.is_main)
+        log.note(kernels_note())
         task.model.to(world.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
         try:
             result = run_evaluation(task, config, world, log, output=output)

@@ -1,10 +1,10 @@
 """Locks on folders, by a file in or beside them: one that refuses, and one that waits.
 
-The system frees them when their process ends, however it ends. Who is done removes the file, so
-each looks whether the file that it has locked still lies there.
+The system frees them when their process ends, however it ends. The holder removes the file in the
+end, so whoever locks it checks that it is still there. On Windows, without such locks, nothing is
+locked.
 """
 
-import fcntl
 import os
 import socket
 import time
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN
 from pathlib import Path
+from types import ModuleType
 
 from engine.errors import UserError
 
@@ -24,9 +25,13 @@ class FolderLock:
     def __init__(self, directory: Path) -> None:
         """Lock `directory`; UserError: another run holds it, or the file cannot be made."""
         self.note: str | None = None
-        """What to say where the file system has no locks."""
+        """What to say where the system or the file system has no locks."""
         path = directory / self.name
         self._file = -1
+        fcntl = _fcntl()
+        if fcntl is None:
+            self.note = f"{directory}: this system has no file locks: start one run in it alone"
+            return
         while self._file < 0:
             try:
                 file = _open(path)
@@ -49,7 +54,7 @@ class FolderLock:
             else:
                 os.close(file)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        with suppress(OSError):  # a full disk: the lock holds without the words
+        with suppress(OSError):  # a full disk: the lock holds without the text
             os.ftruncate(self._file, 0)
             text = f"process {os.getpid()} on {socket.gethostname()}, started {started}\n"
             os.write(self._file, text.encode())
@@ -67,11 +72,15 @@ class FolderLock:
 
 @contextmanager
 def waited_for(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`, once no other process or thread holds it.
+    """Hold the lock at `path`, as soon as no other process or thread holds it.
 
     Raises:
         OSError: it cannot be made.
     """
+    fcntl = _fcntl()
+    if fcntl is None:
+        yield
+        return
     while True:
         file = _open(path)
         try:
@@ -86,8 +95,17 @@ def waited_for(path: Path) -> Iterator[None]:
             os.close(file)
 
 
+def _fcntl() -> ModuleType | None:
+    """Return the module that locks files; None on Windows, which has none."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    return fcntl
+
+
 def _open(path: Path) -> int:
-    """Open the file of a lock; a link or another kind of file there is never followed."""
+    """Open the file of a lock; links are not followed, and a FIFO is not waited for."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
 

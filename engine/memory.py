@@ -1,27 +1,35 @@
-"""What the C library does with memory that is freed."""
+"""Allocation settings of the C library: what it does with freed memory. Linux with glibc only."""
 
 import ctypes
 
-# Of malloc.h: free memory that the heap keeps at its end; least size and number of the blocks that
-# are mappings of their own.
+# Constants of malloc.h: free memory that the heap keeps at its end; least size and largest number
+# of the blocks that are mappings of their own.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _KEEP = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0}
-# where glibc's own thresholds are once a few large blocks were freed
+# where glibc's own thresholds are after a few large blocks were freed
 _USUAL = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX: 65536}
 
 
-def keep_freed_memory(*, keep: bool = True) -> None:
-    """Tell glibc to keep what is freed for the next request, or to do as usual again.
+def c_library() -> ctypes.CDLL | None:
+    """Return the C library of this process; None on Windows, where it cannot be had this way."""
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
 
-    As usual, each tensor of 32 MiB is a mapping of its own: returned to the system when it is
-    freed, and filled page by page, a fault each, when the next one is made. On a CPU that is up to
-    a sixth of a training step (docs/LOG.md). Where the C library is another, nothing happens.
+
+def keep_freed_memory(*, keep: bool = True) -> None:
+    """Tell glibc to keep freed memory for the next request, or to do as usual again.
+
+    By default each tensor of 32 MiB or more is a mapping of its own: it returns to the system when
+    it is freed, and the next one costs a page fault for each of its pages. On a CPU that is up to a
+    sixth of a training step (docs/LOG.md). With another C library nothing happens.
 
     Args:
-        keep: False is what glibc does by itself; what was kept is given back.
+        keep: False restores glibc's default and returns what was kept to the system.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    libc = c_library()
+    if libc is None or not hasattr(libc, "mallopt"):
         return
     for parameter, value in (_KEEP if keep else _USUAL).items():
         libc.mallopt(parameter, value)

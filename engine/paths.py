@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from engine.errors import UserError
 
+# O_NONBLOCK (not on Windows): opening a FIFO without a writer returns at once
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -127,8 +129,7 @@ def open_file(path: Path | str) -> Iterator[BinaryIO]:
     Raises:
         UserError: the file does not exist, is not a regular file, or cannot be read.
     """
-    # O_NONBLOCK: opening a FIFO without a writer returns at once
-    with _as_user_error(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+    with _as_user_error(path), open(os.open(path, _READ), "rb") as file:  # noqa: PTH123
         kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
         if kind != stat.S_IFREG:
             raise UserError(f"{path}: expected a file, got {_KINDS.get(kind, 'something else')}")

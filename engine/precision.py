@@ -6,11 +6,12 @@ from engine.schema import Precision, PrecisionSetting
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16; else torch emulates it, slowly."""
+    """Return whether a device has bfloat16 instructions; without them torch emulates it, slowly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    is_there = torch.backends.mkldnn.is_available()
-    return bool(is_there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # private, but no public function tells; without oneDNN the operators are not there
+    has_onednn = torch.backends.mkldnn.is_available()
+    return bool(has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def chosen_precision(device: torch.device, setting: PrecisionSetting) -> Precision:

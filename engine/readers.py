@@ -3,10 +3,11 @@
 Three problems of the DataLoader are solved here. A signal to the process group ends the readers
 before their parent can stop in order. A dying reader raises in the parent at an arbitrary point of
 its code. And the parent waits forever for a reader that is stopped or finds /dev/shm full.
+
+Reader processes need Linux or macOS. On Windows use loader.workers=0.
 """
 
 import contextlib
-import ctypes
 import errno
 import gc
 import io
@@ -27,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine.errors import ReadingError, UserError
-from engine.memory import keep_freed_memory
+from engine.memory import c_library, keep_freed_memory
 from engine.schema import LoaderConfig
 
 Request = TypeVar("Request")
@@ -162,9 +163,9 @@ def _start_reader(_number: int) -> None:
     """Set up a reader: ignore signals, and end with the parent, even if this process is stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)  # see _signals_blocked
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _blocked())  # see _signals_blocked
+    libc = c_library()
+    if libc is not None and hasattr(libc, "prctl"):
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it ended before prctl was called
@@ -172,7 +173,9 @@ def _start_reader(_number: int) -> None:
     keep_freed_memory(keep=False)  # many readers with images of many sizes would keep too much
 
 
-_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+def _blocked() -> set[signal.Signals]:
+    """Return the signals that are blocked while readers start; Windows lacks SIGCHLD."""
+    return {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
 @contextlib.contextmanager
@@ -183,7 +186,7 @@ def _signals_blocked() -> Iterator[None]:
     raises wherever the main process is, such as in a step or while it writes a checkpoint. Dead
     readers are found by `_reading_error` instead.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _blocked())
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield

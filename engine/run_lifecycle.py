@@ -7,6 +7,7 @@ from engine.checkpoint import CheckpointFolder, load_checkpoint, write_safetenso
 from engine.checksum import checksum_note
 from engine.distributed import broadcast_object
 from engine.errors import UserError
+from engine.kernels import kernels_note
 from engine.log import RunLog
 from engine.optim import lr_note as rate_note
 from engine.payload import check_payload
@@ -27,7 +28,8 @@ def start_notes(state: RunState) -> list[str]:
     )
     rate = rate_note(config.optim, config.loop.batch_size)
     precision = precision_note(world.device, config.loop.precision)
-    return [first, *task.notes(), *(note for note in (rate, precision) if note is not None)]
+    optional = (note for note in (rate, precision) if note is not None)
+    return [first, kernels_note(), *task.notes(), *optional]
 
 
 def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:

@@ -64,7 +64,28 @@ def cifar_root(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_opencv() -> None:
+    """Do as commands do before they fork processes that read images."""
+    from backbones.images import quiet_opencv
+
+    quiet_opencv()
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["fast", "reference"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with each body of the operators; see engine.kernels."""
+    monkeypatch.setenv("RESDET_KERNELS", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def fast_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of a fast body alone, in a run with RESDET_KERNELS=reference."""
+    monkeypatch.setenv("RESDET_KERNELS", "fast")

@@ -32,6 +32,13 @@ SLOW_IMPORTS = {
         "detection/datasets/download.py",
     ),
 }
+# engine/precision.py asks whether the processor has bfloat16; the benchmarks count operations
+MAY_USE_ONEDNN = (
+    "backbones/kernels/",
+    "engine/precision.py",
+    "tools/lab/benchmarks/steps.py",
+    "tests/",
+)
 MAY_IMPORT_TORCHVISION_OPS = ("detection/ops/", "tools/lab/benchmarks/", "tests/")
 
 
@@ -73,6 +80,11 @@ def test_torchvision_ops_stay_in_detection_ops() -> None:
         and any(module.startswith("torchvision.ops") for module in imported_modules(source))
     ]
     assert violations == []
+
+
+def test_onednns_private_operators_stay_in_backbones_kernels() -> None:
+    strays = [name for name, source in SOURCES.items() if "torch.ops.mkldnn" in source]
+    assert [name for name in strays if not name.startswith(MAY_USE_ONEDNN)] == []
 
 
 @pytest.mark.parametrize("package", SLOW_IMPORTS)

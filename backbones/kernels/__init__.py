@@ -1,1 +1,1 @@
-"""Fast forms of convolution, product, mean and norm."""
+"""Operators with a fast and a reference body (engine.kernels): convolution, mean, norm."""

@@ -1,8 +1,9 @@
-"""A convolution and what follows it, in one pass over the map where the device can.
+"""Convolution, sum and ReLU in one pass over the map.
 
 B images, C channels in, D channels out, H x W cells in, H' x W' out.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine.kernels import kernels_kind, warn_of_fallback
 from engine.precision import computes_in_bf16
 
 
@@ -24,20 +26,21 @@ def conv_relu(
 ) -> Tensor:
     """Return relu(conv2d(x, weight, bias, stride, padding) + add), (B, D, H', W').
 
-    On a CPU, oneDNN adds and rectifies while it writes the map, which saves two passes over memory:
-    a quarter of a prediction's time in bfloat16, a tenth of a training step's (docs/LOG.md).
-
-    oneDNN's rectifier makes 0 of NaN, where torch's leaves it. Training sees it all the same, for
-    the gradient of `weight` is not finite then; weights are checked where they are loaded.
+    The fast body runs on a CPU: oneDNN adds and rectifies while it writes the map, which saves two
+    passes over memory, a quarter of a prediction's time in bfloat16 and a tenth of a training
+    step's (docs/LOG.md). Its ReLU makes 0 of NaN, where torch's keeps NaN. Training notices all the
+    same, because the gradient of `weight` is not finite then; weights are checked when loaded.
 
     Args:
         x: (B, C, H, W).
         weight: (D, C, kernel height, kernel width).
         bias: (D,).
-        stride: down and across, as `padding`.
-        padding: zeros around x.
-        add: of the result's shape.
+        stride: (down, across).
+        padding: zeros around x, (above and below, left and right).
+        add: (B, D, H', W').
     """
+    if kernels_kind() == "reference":
+        return add_relu(F.conv2d(x, weight, bias, stride, padding), add)
     mixes = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if mixes else x.dtype
     given = [each for each in (x, weight, bias, add) if each is not None]
@@ -56,29 +59,32 @@ def add_relu(y: Tensor, add: Tensor | None) -> Tensor:
     return F.relu(y if add is None else y.add_(add), inplace=True)
 
 
-def onednn_may_take(x: Tensor) -> bool:
-    """Whether oneDNN's operators may be called with a tensor here; not where torch compiles."""
-    return (
-        not torch.compiler.is_compiling()  # the compiler fuses and chooses by itself
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and x.device.type == "cpu"
-        and x.numel() > 0
-    )
-
-
 def _fuses(x: Tensor, add: Tensor | None) -> bool:
-    """Whether oneDNN takes maps of this place, size and layout, and gains by it."""
+    """Whether oneDNN takes a map on this device, of this size and layout, and is faster."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":  # the compiler fuses by itself
+        return False
+    if not _has_onednn():
+        warn_of_fallback("convolution with ReLU", "because this torch has no oneDNN")
+        return False
     return (
-        onednn_may_take(x)
+        bool(torch.backends.mkldnn.enabled)
+        and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         # one channel or one cell lies in memory either way: torch 2.11 takes it for the wrong one
         and (add is None or min(add.shape[1], add.shape[2:].numel()) > 1)
     )
 
 
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch was built with oneDNN, and has the private operator that is called here."""
+    return torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_convolution_pointwise"
+    )
+
+
 def _dtypes() -> set[torch.dtype]:
-    """Return what oneDNN's convolutions take on this machine."""
+    """Return the types that oneDNN's convolutions take on this machine."""
     if not torch.backends.mkldnn.is_available():
         return set()
     bf16 = computes_in_bf16(torch.device("cpu"))
@@ -86,13 +92,13 @@ def _dtypes() -> set[torch.dtype]:
 
 
 _DTYPES = _dtypes()
-_PICTURE_CELLS = 16
-"""Along each side: on the 14x14 maps of 512 regions the copies take what they save."""
+_LEAST_SIDE = 16
+"""Cells of a map's side from which copies pay: not on the 14x14 maps of 512 RoIs."""
 _Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class _ConvReLU(torch.autograd.Function):
-    """oneDNN's convolution, sum and rectifier; torch's own backward passes."""
+    """oneDNN's convolution, sum and ReLU forward; torch's own operators backward."""
 
     @staticmethod
     def forward(
@@ -104,7 +110,7 @@ class _ConvReLU(torch.autograd.Function):
         stride: tuple[int, int],
         padding: tuple[int, int],
     ) -> Tensor:
-        """Return the rectified map; all tensors are of one dtype."""
+        """Return relu(conv2d(x) + add); all tensors are of one dtype."""
         run = torch.ops.mkldnn._convolution_pointwise
         geometry = (padding, stride, (1, 1), 1)  # dilation, groups
         out: Tensor
@@ -123,14 +129,14 @@ class _ConvReLU(torch.autograd.Function):
         x, weight, out = ctx.saved_tensors
         stride, padding = ctx.geometry
         wanted = ctx.needs_input_grad[:3]
-        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)  # ReLU's: 0 where out is 0
         kernel = tuple(weight.shape[2:])
         if (kernel, stride, padding) == ((1, 1), (1, 1), (0, 0)) and x.dtype == torch.bfloat16:
             grads = _product_gradients(grad, x, weight, wanted)
         elif (
             (kernel, stride) == ((3, 3), (2, 2))
             and x.dtype == torch.float32
-            and min(x.shape[2:]) >= _PICTURE_CELLS
+            and min(x.shape[2:]) >= _LEAST_SIDE
         ):
             grads = _strided_gradients(grad, x, weight, wanted, padding=padding)
         else:
@@ -164,8 +170,8 @@ def _strided_gradients(
 ) -> _Grads:
     """Return the gradients of a 3x3 convolution with stride 2, in float32.
 
-    oneDNN takes half the time for those of weights from contiguous maps, copies included (measured
-    on an AMD processor alone: docs/LOG.md).
+    Given contiguous maps, oneDNN takes half the time for the gradient of the weights, copies
+    included (docs/LOG.md; measured on an AMD processor only).
     """
     of_x = of_weight = of_bias = None
     geometry = {"stride": (2, 2), "padding": padding}
@@ -181,11 +187,12 @@ def _strided_gradients(
 def _product_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
 ) -> _Grads:
-    """Return the gradients of a 1x1 convolution, products of matrices, in bfloat16.
+    """Return the gradients of a 1x1 convolution in bfloat16, as products of matrices.
 
-    Those of weights take as little as half the time so. In float32 torch gives products to MKL, on
-    an AMD processor less than half as fast as oneDNN's convolutions (docs/LOG.md).
+    That of the weights takes as little as half the time. Not in float32: there torch gives products
+    of matrices to MKL, less than half as fast as oneDNN on an AMD processor (docs/LOG.md).
     """
+    # y (cells, D) = x (cells, C) @ weight.T, a row for each cell of each image
     rows, cells = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (grad, x))
     of_x = of_weight = of_bias = None
     if wanted[0]:

@@ -71,10 +71,12 @@ def main() -> None:
         download(DATA_SETS[arguments.name], arguments.root, RunLog(None, is_main=True))
         return
 
+    from backbones.images import quiet_opencv
     from detection.datasets import ilsvrc, voc
     from detection.datasets.voc_to_coco import convert
     from engine.files import read_lines, refuse_existing
 
+    quiet_opencv()
     refuse_existing(arguments.output, force=arguments.force)
     root, names = arguments.root, arguments.names
     classes = voc.number_classes(voc.VOC_CLASSES) if arguments.sets else None

@@ -50,15 +50,22 @@ def main() -> None:
     keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
     overrides += [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
 
-    from backbones.images import bit_depth_note
+    from backbones.images import bit_depth_note, quiet_opencv
     from detection.commands.predict_files import predict_files
     from detection.predict import find_images, load_detector
+    from engine.distributed import pick_device
+    from engine.kernels import kernels_note
     from engine.log import RunLog
+    from engine.memory import keep_freed_memory
 
+    quiet_opencv()
+    if pick_device(arguments.device).type == "cpu":
+        keep_freed_memory()
     detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
     found = find_images(inputs[1:], apart_from=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
+    log.note(kernels_note())
     if note := bit_depth_note(found.paths):
         log.note(note)
     written = predict_files(detector, found.paths, arguments.output, log=log)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.classification.config import ClassificationConfig
+from backbones.images import quiet_opencv
 from backbones.metadata import check_demo_exists, without_writes
 from backbones.start_checks import check_frozen_has_weights
 from detection.config import DetectionConfig
@@ -44,7 +45,11 @@ def check_weights(config: RunConfig) -> None:
 
 
 def build_task(config: RunConfig) -> "DetectionTask | LocalizationBaseTask | ClassificationTask":
-    """Build the task of a config, ready to train; draw the demo's images first if it uses them."""
+    """Build the task of a config, ready to train; draw the demo's images first if it uses them.
+
+    From then on OpenCV uses no threads of its own and logs nothing in this process.
+    """
+    quiet_opencv()
     if isinstance(config, ClassificationConfig):
         from backbones.classification.task import ClassificationTask
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.kernels.linear import Linear
 from backbones.kernels.pooling import mean_over_cells
 from detection.config import RoIConfig
 from detection.ops.box_coder import BoxWeights, decode_boxes
@@ -34,8 +33,8 @@ class FPNBoxHead(nn.Module):
 
     def __init__(self, in_channels: int, *, resolution: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(in_channels * resolution**2, hidden_dim)
-        self.fc2 = Linear(hidden_dim, hidden_dim)
+        self.fc1 = nn.Linear(in_channels * resolution**2, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return (N, hidden_dim) from (N, C, resolution, resolution)."""
@@ -47,8 +46,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, in_dim: int, *, num_classes: int) -> None:
         super().__init__()
-        self.class_logits = Linear(in_dim, num_classes + 1)
-        self.deltas = Linear(in_dim, num_classes * 4)
+        self.class_logits = nn.Linear(in_dim, num_classes + 1)
+        self.deltas = nn.Linear(in_dim, num_classes * 4)
         # Small, so that the first boxes are the proposals themselves (Fast R-CNN, section 2.3).
         for layer, std in ((self.class_logits, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)

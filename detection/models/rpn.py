@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.kernels.conv_relu import conv_relu
-from backbones.kernels.linear import linear
 from detection.ops.kernels.neighbours import pick_neighbours
 
 
@@ -95,4 +94,4 @@ def _conv_at(x: Tensor, conv: nn.Conv2d) -> Tensor:
         x: (..., kernel height * kernel width * C), row by row.
         conv: of C channels.
     """
-    return linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

@@ -61,13 +61,13 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Return `boxes` (B, N, 4) cut to their pictures: `sizes` (B, 2), (height, width)."""
+    """Return `boxes` (B, N, 4) cut to their images: `sizes` (B, 2), (height, width)."""
     limits = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Mirror boxes (..., 4) xyxy left to right in a picture of `width` pixels."""
+    """Mirror boxes (..., 4) xyxy left to right in an image of `width` pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 

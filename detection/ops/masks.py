@@ -1,9 +1,9 @@
-"""Instance masks: cut to the boxes of candidates for training, pasted back into their pictures.
+"""Instance masks: cut to the boxes of candidates for training, pasted back into their images.
 
 B images, G ground-truth masks, S boxes of each image, M cells along a mask's side, L pixels of an
 axis, H, W height and width. Boxes are xyxy pixels.
 
-Masks travel as bits, eight pixels of a row to a byte: two hundred masks in a picture of 800 x 1333
+Masks travel as bits, eight pixels of a row to a byte: two hundred masks in an image of 800 x 1333
 take 27 MB. Bilinear sampling goes along one axis after the other, so that cutting and pasting are
 two small matrix products each.
 """
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detection.ops.bilinear import bilinear_taps
 from detection.ops.precision import at_least_float32
 from detection.ops.rle import encode_window
-from detection.ops.roi_pool import bilinear_taps
 
 _CHUNK_BYTES = 1 << 26  # of unpacked masks held at a time while they are cut
 _THRESHOLD = 0.5
@@ -100,15 +100,15 @@ def _sampling_weights(spans: Tensor, length: int, resolution: int, *, aligned: b
 def paste_mask(
     cells: np.ndarray, box: np.ndarray, size: tuple[int, int], *, aligned: bool
 ) -> bytes:
-    """Put one predicted mask into its picture, and encode it; memory is that of its box.
+    """Put one predicted mask into its image, and encode it; memory is that of its box.
 
     A pixel belongs to the object where the bilinear interpolation of the cells, zero around them,
     is above 0.5 at its centre.
 
     Args:
         cells: (M, M) float32 probabilities over the box.
-        box: (4,) xyxy in the picture's pixels; may reach beyond it.
-        size: (height, width) of the picture.
+        box: (4,) xyxy in the image's pixels; may reach beyond it.
+        size: (height, width) of the image.
         aligned: exact boxes. False rounds the box to whole pixels as torchvision's
             `paste_masks_in_image` does, whose masks this gives to the last pixel.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detection.ops.boxes import box_iou
 
-# ground truth compared at a time: memory is B * _CHUNK * N, however crowded a picture is
+# ground truth compared at a time: memory is B * _CHUNK * N, however crowded an image is
 _CHUNK = 4
 
 
@@ -38,7 +38,7 @@ def match_boxes(
         fg_thresh: see above.
         bg_thresh: see above; at most `fg_thresh`.
         allow_low_quality: the candidates with an object's highest IoU (ties too, and above 0) are
-            foreground whatever that IoU is. They keep their own best box, which may be another
+            foreground at any IoU. They keep their own best box, which may be another
             object (Faster R-CNN, section 3.1.2, as torchvision and detectron2 read it).
         crowd_ioa_thresh: share of a candidate's area in one crowd region from which it is ignored.
 

@@ -11,13 +11,13 @@ from pycocotools import mask as coco_mask
 
 
 def encode_window(window: np.ndarray, *, top: int, left: int, size: tuple[int, int]) -> bytes:
-    """Encode a mask that is zero outside a window of its picture; only the window is looked at.
+    """Encode a mask that is zero outside a window of its image; only the window is looked at.
 
     Args:
         window: (h, w) bool; h or w may be 0.
-        top: row of the picture where the window begins.
+        top: row of the image where the window begins.
         left: column where it begins.
-        size: (height, width) of the picture, which holds the window.
+        size: (height, width) of the image, which holds the window.
     """
     height, width = size
     columns = np.zeros((window.shape[1], window.shape[0] + 2), np.int8)
@@ -44,10 +44,10 @@ def decode(code: bytes, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         code: `counts` of COCO's compressed run lengths.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Raises:
-        ValueError: the runs do not fill the picture, or the string is none of COCO's.
+        ValueError: the runs do not fill the image, or the string is none of COCO's.
     """
     counts = _counts_of(code, size)
     values = np.arange(len(counts)) % 2 == 1
@@ -55,14 +55,14 @@ def decode(code: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def code_of(value: Any, size: Sequence[int]) -> bytes:
-    """Return the compressed string of an RLE object, whose runs are sure to fill its picture.
+    """Return the compressed string of an RLE object, whose runs are sure to fill its image.
 
     Args:
         value: of a COCO file: {"size": [height, width], "counts": a compressed string or runs}.
-        size: (height, width) of its picture.
+        size: (height, width) of its image.
 
     Raises:
-        ValueError: it is no such object, or not one of such a picture.
+        ValueError: it is no such object, or not one of such an image.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an RLE, got {value!r:.60}")

@@ -187,6 +187,7 @@ def test_batch_is_torchs() -> None:
     assert norm.eps == 1e-3
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_group_norm_is_torchs(layout: torch.memory_format) -> None:
     ours, theirs = make_norm("group", 64), nn.GroupNorm(32, 64)
@@ -204,6 +205,7 @@ def test_group_norm_is_torchs(layout: torch.memory_format) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_group_norm_gradient_in_float64() -> None:
     norm = make_norm("group", 6).double()
     assert isinstance(norm, nn.GroupNorm)

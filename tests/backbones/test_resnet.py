@@ -178,12 +178,22 @@ def test_features_have_the_shapes_of_their_specs(name: str, size: tuple[int, int
         assert features[key].shape == (2, spec.channels, *sides)
 
 
-def test_features_upto_c4_then_stage_5() -> None:
-    model = backbones.resnet18(num_classes=None).eval()
+def test_features_up_to_c4_and_stage_5_are_torchvisions() -> None:
+    model = backbones.resnet18().eval()
+    theirs = torchvision.models.resnet18().eval()
+    theirs.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 40, 40)
-    upto4 = model.features(x, upto=4)
-    assert list(upto4) == ["c2", "c3", "c4"]
-    torch.testing.assert_close(model.stage(upto4["c4"], 5), model.features(x)["c5"])
+    with torch.no_grad():
+        y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        expected = {}
+        for number in range(1, 5):
+            y = theirs.get_submodule(f"layer{number}")(y)
+            expected[f"c{number + 1}"] = y
+        found = model.features(x)
+        torch.testing.assert_close(found, expected)
+        upto4 = model.features(x, upto=4)
+        torch.testing.assert_close(upto4, {key: expected[key] for key in ("c2", "c3", "c4")})
+        torch.testing.assert_close(model.stage(upto4["c4"], 5), expected["c5"])
 
 
 def test_without_classes_the_output_is_the_pooled_last_feature() -> None:
@@ -191,8 +201,11 @@ def test_without_classes_the_output_is_the_pooled_last_feature() -> None:
     x = torch.randn(2, 3, 32, 32)
     assert model(x).shape == (2, 10)
     assert {k: s.stride for k, s in model.feature_specs.items()} == {"c2": 1, "c3": 2, "c4": 4}
-    headless = backbones.resnet18(num_classes=None)
-    assert headless(x).shape == (2, 512)
+    headless = backbones.resnet18(num_classes=None).eval()
+    with torch.no_grad():
+        pooled = headless.features(x)["c5"].flatten(2).mean(dim=2)
+        assert pooled.shape == (2, 512)
+        torch.testing.assert_close(headless(x), pooled)
     assert not [name for name in headless.state_dict() if name.startswith("fc")]
 
 

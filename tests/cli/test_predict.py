@@ -17,6 +17,7 @@ from backbones.images import read_image
 from detection.commands import predict
 from tests.cli.conftest import Call
 
+PREDICT = Path(__file__).resolve().parents[2] / "tools" / "predict.py"
 OPTIONS = ("--score", "0", "--device", "cpu", "--output", "out")
 
 
@@ -109,7 +110,7 @@ def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Ca
 def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int) -> None:
     images = ["data/0.jpg", "data/1.jpg"] * 3000
     process = subprocess.Popen(
-        [sys.executable, str(Path(str(predict.__file__))), str(trained), *images, *OPTIONS],
+        [sys.executable, str(PREDICT), str(trained), *images, *OPTIONS],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,1 +1,1 @@
-"""Fast forms of the operators, behind the contracts of detection.ops."""
+"""Fast bodies of the operators of detection.ops."""

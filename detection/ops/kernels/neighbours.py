@@ -1,4 +1,4 @@
-"""The cells around some cells of a pyramid, which is all that a 3x3 convolution needs there.
+"""The 3x3 cells around chosen cells of a pyramid: all that a 3x3 convolution needs there.
 
 B images, S samples in each, L levels, C channels.
 """

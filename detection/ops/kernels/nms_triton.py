@@ -1,6 +1,6 @@
-"""Non-maximum suppression on a CUDA device: one launch for a batch, and no wait for its outcome.
+"""Non-maximum suppression of a batch on a CUDA device by one Triton kernel; the host does not wait.
 
-B images, P boxes of each. `nms_keep` on the CPU is the reference: both do the same arithmetic.
+B images, P boxes in each. The arithmetic is that of `nms_keep` on the CPU.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 _BLOCK = 64
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-"""No fused multiply-add, whose rounding is not the CPU's."""
+"""Without fused multiply-add, which rounds differently from the CPU."""
 
 
 def keep_on_device(
@@ -48,16 +48,16 @@ def suppress(
     iou_thresh: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Greedy suppression of one image by one program, a block of its boxes after the other.
+    """Suppress greedily within one image, block after block of its boxes; one program an image.
 
     Args:
         rows: (B, 6, P) float32: x1, y1, x2, y2, group, and 1 where valid; the best box first.
-        kept: (B, 5, max_kept) float32, scratch: what has survived so far.
+        kept: (B, 5, max_kept) float32, scratch: the survivors so far.
         marks: (B, P) uint8 zeros; 1 is written where a box survives.
         num_boxes: P.
         max_kept: survivors of an image.
-        iou_thresh: a box goes when its IoU with a survivor of its group is above this.
-        BLOCK: boxes taken at a time, and held against so many survivors at a time.
+        iou_thresh: a box is dropped when its IoU with a survivor of its group is above this.
+        BLOCK: boxes taken at a time, and survivors that they are compared with at a time.
     """
     image = tl.program_id(0).to(tl.int64)
     rows += image * 6 * num_boxes
@@ -76,8 +76,8 @@ def suppress(
                 rivals = _load(kept + place, max_kept, place < count)
                 over = _overlap(rivals, block, iou_thresh) & (place < count)[:, None]
                 alive = alive & (tl.max(over.to(tl.int32), 0) == 0)
-            # Each asks those before it that survive so far. After n rounds the first n are right,
-            # so it ends, and mostly after a handful.
+            # A box survives a round if no earlier survivor suppresses it. After n rounds the first
+            # n are right, so it ends, usually after a handful.
             over = _overlap(block, block, iou_thresh) & (lanes[:, None] < lanes[None, :])
             survives = alive
             changed = 1
@@ -92,7 +92,7 @@ def suppress(
             for row in tl.static_range(5):
                 tl.store(kept + row * max_kept + place, block[row], mask=survives)
             count += tl.sum(survives.to(tl.int32), 0)
-            tl.debug_barrier()  # other threads of this program read what was kept
+            tl.debug_barrier()  # other threads of this program read `kept`
         start += BLOCK
 
 
@@ -110,7 +110,7 @@ def _load(pointers: tl.tensor, stride: tl.tensor, mask: tl.tensor) -> tl.tuple:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _overlap(a: tl.tuple, b: tl.tuple, iou_thresh: tl.tensor) -> tl.tensor:
-    """Return (BLOCK, BLOCK): whether each of `a` has the group of each of `b`, and enough IoU."""
+    """Return (BLOCK, BLOCK): whether a box of `a` and one of `b` have one group and enough IoU."""
     x1, y1, x2, y2, group = a
     to_x1, to_y1, to_x2, to_y2, to_group = b
     width = tl.minimum(x2[:, None], to_x2[None, :]) - tl.maximum(x1[:, None], to_x1[None, :])

@@ -1,10 +1,10 @@
-"""Weighted sums of rows picked from tables, and the tables' gradient: a sparse matrix product.
+"""Weighted sums of rows picked from tables, with the tables' gradient: a sparse matrix product.
 
 M groups, each of K bags of J rows of one of L tables; C columns, P_l rows of table l.
 
-Operators of their own: on a CPU the host looks which groups read which table, and a compiled graph
-would break on that. Where nothing is compiled and no gradient is asked for, the function itself is
-called: calling an operator brings the compiler along, a second that prediction does without.
+The fast body runs as custom operators: on a CPU the host looks which groups read which table, and a
+compiled graph would break there. Without a compiler and a gradient the function itself is called:
+calling an operator imports the compiler, which takes a second of a prediction.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.kernels import kernels_kind
+
 
 def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
-    """Return the sums (M, K, C) of the rows of each bag.
+    """Return the weighted sums (M, K, C) of the rows of each bag.
 
-    Both ways add in float32 at least, and always in the same order.
+    Sums and gradients are added in float32 at least, and always in the same order.
 
     Args:
         tables: L tensors (P_l, C) of one type, the only ones that get a gradient.
@@ -27,15 +29,27 @@ def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: 
         idxs: (M, K, J) int32, rows of that table.
         weights: (M, K, J) of the tables' type.
     """
+    if kernels_kind() == "reference":
+        return _sum_picked(tables, table_of, idxs, weights)
     as_operator = torch.compiler.is_compiling() or torch.is_grad_enabled()
     run = sum_bags_operator if as_operator else _sum_bags
     return run(tables, table_of, idxs, weights)
 
 
+def _sum_picked(
+    tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor
+) -> Tensor:
+    """The reference: all rows of all bags (M, K, J, C), weighted and summed."""
+    wide = torch.promote_types(tables[0].dtype, torch.float32)
+    idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
+    rows = torch.cat(list(tables)).to(wide)[idxs]
+    return (weights[..., None].to(wide) * rows).sum(2).to(tables[0].dtype)
+
+
 def _sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     if len(tables) == 1 or tables[0].is_cuda:
         return sum_at_once(tables, table_of, idxs, weights)
-    # To put the tables in one would take longer than the sums.
+    # Concatenating the tables would take longer than the sums.
     sums = tables[0].new_empty(*idxs.shape[:2], tables[0].shape[1])
     for groups, table in zip(_readers(table_of, len(tables)), tables, strict=True):
         found = _sum(idxs[groups], weights[groups], table)
@@ -44,7 +58,7 @@ def _sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights:
 
 
 sum_bags_operator = torch.library.custom_op("resdet::sum_bags", _sum_bags, mutates_args=())
-"""`sum_bags` with its gradient."""
+"""The fast body with its gradient."""
 
 
 @sum_bags_operator.register_fake
@@ -58,7 +72,7 @@ def _gradient(
 ) -> list[Tensor]:
     """Return the tables' gradients, L tensors (P_l, C), for `grad` (M, K, C); `lengths` are P_l.
 
-    Not embedding_bag's own gradient, which adds bfloat16 in bfloat16.
+    embedding_bag's own gradient would add bfloat16 in bfloat16.
     """
     if len(lengths) == 1 or grad.is_cuda:
         return gradient_at_once(grad, table_of, idxs, weights, lengths)
@@ -91,7 +105,7 @@ sum_bags_operator.register_autograd(_backward, setup_context=_save)
 def sum_at_once(
     tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor
 ) -> Tensor:
-    """Do what `sum_bags` does by one bag over all tables: the host needs to know nothing."""
+    """Do what `sum_bags` does with one bag over all tables, so that the host reads no value."""
     idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
     return _sum(idxs, weights, torch.cat(list(tables)) if len(tables) > 1 else tables[0])
 
@@ -108,7 +122,7 @@ def gradient_at_once(
 
 
 def pick(values: Sequence[int], idxs: Tensor) -> Tensor:
-    """Return `values[idxs]` without a copy to the device, which would wait for it."""
+    """Return `values[idxs]` without a copy from the host, for which the device would wait."""
     found = torch.full_like(idxs, values[0])
     for idx, value in enumerate(values[1:], start=1):
         found = torch.where(idxs == idx, value, found)
@@ -116,12 +130,12 @@ def pick(values: Sequence[int], idxs: Tensor) -> Tensor:
 
 
 def _readers(table_of: Tensor, num_tables: int) -> list[Tensor]:
-    """Return for each table the groups that read it."""
+    """Return for each table the indices of the groups that read it."""
     return [(table_of == table).nonzero()[:, 0] for table in range(num_tables)]
 
 
 def _in_one_table(idxs: Tensor, table_of: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return `idxs` into the tables one below the other."""
+    """Return `idxs` into the concatenated tables."""
     if len(lengths) == 1:
         return idxs
     starts = list(accumulate(lengths, initial=0))[:-1]
@@ -141,6 +155,7 @@ def _sum(idxs: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
 
 def _transposed_sum(idxs: Tensor, weights: Tensor, grad: Tensor, num_rows: int) -> Tensor:
     """Return (P, C), the sums of the bags (M, K, C) that read each row."""
+    # Sorting by row makes the transposed matrix: for each row, one bag of the bags that read it.
     users, order = idxs.flatten().sort(stable=True)
     first_user = torch.searchsorted(
         users, torch.arange(num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True

@@ -138,14 +138,19 @@ def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> Non
     assert all(m.momentum == 0.1 for m in task.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
-def test_ensemble_predicts_the_mean_of_its_models(run: Path) -> None:
+def test_an_ensemble_of_two_is_the_mean_of_both(run: Path, folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(folder, loop={"max_steps": 1}, seed=1)
+    fit(ClassificationTask.for_training(config), config, output=tmp_path)
     one = load_trained([run])
     data: Any = one.val_data()
     batch = data.collate([data.load(i, seed=0) for i in range(3)])
-    alone = torch.stack(one.predict(batch))
-    twice = torch.stack(load_trained([run, run]).predict(batch))
-    torch.testing.assert_close(twice, alone)
-    torch.testing.assert_close(alone.sum(1), torch.ones(3))
+    first, second, both = (
+        torch.stack(load_trained(runs).predict(batch))
+        for runs in ([run], [tmp_path], [run, tmp_path])
+    )
+    assert (first - second).abs().amax(dim=1).min() > 0.01
+    torch.testing.assert_close(both, (first + second) / 2)
+    torch.testing.assert_close(both.sum(1), torch.ones(3))
 
 
 def test_ensemble_with_different_classes_is_an_error(run: Path, tmp_path: Path) -> None:
@@ -188,8 +193,11 @@ def test_exported_backbone_loads_into_a_detector(folder: Path, tmp_path: Path) -
     report = load_backbone_weights(network, tmp_path / "run" / "backbone.safetensors", **pixels)
     assert report.source == "resdet"
     assert report.unexpected == ()
-    for view in (network, load_trained([tmp_path / "run"]).model.backbone):
-        assert view.conv1.weight.equal(network.conv1.weight)
+    trained, _ = read_safetensors(tmp_path / "run" / "model.safetensors")
+    names = {name for name, _ in network.named_parameters()}
+    assert {f"backbone.{name}" for name in names} < set(trained)
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value.data, trained[f"backbone.{name}"], rtol=0, atol=0)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_is_the_three_in_a_row_with_all_gradients(
 
 
 @with_onednn
+@pytest.mark.usefixtures("fast_kernels")
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=with_bf16)])
 @pytest.mark.parametrize("with_add", [True, False])
 def test_a_cpu_makes_one_pass_over_the_map(with_add: bool, precision: str) -> None:
@@ -111,12 +112,14 @@ def test_a_cpu_makes_one_pass_over_the_map(with_add: bool, precision: str) -> No
 
 
 @with_onednn
+@pytest.mark.usefixtures("fast_kernels")
 def test_onednn_may_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     x = make_tensor(1, 8, 6, 6, seed=0, layout=CHANNELS_LAST)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert FUSED not in names_of(lambda: conv_relu(x, make_tensor(8, 8, 1, 1, seed=2), None))
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("which", ["weight", "bias"])
 def test_types_are_mixed_under_autocast_alone(which: str) -> None:
     x = make_tensor(1, 8, 6, 6, seed=0, layout=CHANNELS_LAST)
@@ -163,6 +166,7 @@ def test_what_onednn_does_not_take_is_done_one_by_one(name: str) -> None:
     torch.testing.assert_close(ours, plain.to(ours.dtype), rtol=rtol, atol=1e-3 * rtol)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("trains", ["x", "weight", "bias", "add", ""])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -191,6 +195,16 @@ def test_gradients_of_what_trains_alone(
         torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
     elif trains:
         assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
+
+
+def test_the_reference_is_torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESDET_KERNELS", "reference")
+    x = make_tensor(1, 8, 6, 6, seed=0, layout=CHANNELS_LAST)
+    weight = make_tensor(8, 8, 1, 1, seed=1)
+    assert FUSED not in names_of(lambda: conv_relu(x, weight, None))
+    torch.testing.assert_close(
+        conv_relu(x, weight, None, add=x), one_by_one(x, weight, None, add=x), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize(("channels", "side"), [(8, 1), (1, 4)])

@@ -6,6 +6,7 @@ import torch
 from backbones.kernels.pooling import mean_over_cells
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [(7, 7), (3, 5), (1, 1)], ids=str)
@@ -23,12 +24,14 @@ def test_is_the_mean_with_its_gradient(
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.usefixtures("fast_kernels")  # torch's own mean does not keep it
 def test_a_gradient_behind_it_keeps_the_layout_of_the_map() -> None:
     x = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
     (grad,) = torch.autograd.grad(mean_over_cells(x.relu()).square().sum(), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_many_cells_of_one_value_give_that_value() -> None:
     x = torch.full((1, 2, 64, 64), 1.0078125, dtype=torch.bfloat16)
     torch.testing.assert_close(mean_over_cells(x), x[:, :, 0, 0], rtol=0, atol=0)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.localization.annotations import LocalizationAnnotations, Policy
+from detection.localization.annotations import LocalizationAnnotations
 from detection.localization.ilsvrc import read_ilsvrc
 from detection.localization.tiny_imagenet import read_tiny_imagenet
 from engine.errors import UserError
+from engine.schema import BadInputPolicy
 from tests.detection.localization.tiny_localizer import write_tiny_imagenet
 
 NO_SIZE = "boxes dropped (no width or height)"
@@ -22,7 +23,9 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny_imagenet(tmp_path)
 
 
-def read(root: Path, split: str = "train", policy: Policy = "skip") -> LocalizationAnnotations:
+def read(
+    root: Path, split: str = "train", policy: BadInputPolicy = "skip"
+) -> LocalizationAnnotations:
     names = None if split == "train" else ("blue", "red")
     return read_tiny_imagenet(
         root, split, class_names=names, on_bad_box=policy, on_bad_image="error"

@@ -6,7 +6,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator as Torchvi
 from torchvision.models.detection.image_list import ImageList
 
 from detection.models.anchors import AnchorGenerator
-from tests.detection.models.detectors import PYRAMID_STRIDES, RATIOS, SIZES
+
+RATIOS = (0.5, 1.0, 2.0)
+SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 
 LAYOUTS = [
     pytest.param([SIZES], (16,), id="c4"),

@@ -31,7 +31,7 @@ def packed(masks: np.ndarray) -> Tensor:
 
 
 def random_boxes(count: int, size: tuple[int, int] = SIZE, *, seed: int = 0) -> Tensor:
-    """Return (count, 4) boxes in a picture, from less than a pixel to the whole of it."""
+    """Return (count, 4) boxes in an image, from less than a pixel to the whole of it."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values
     boxes = corners.flatten(1) * torch.tensor([size[1], size[0]]).repeat(2)
@@ -94,7 +94,7 @@ def test_paste_without_alignment_is_torchvisions() -> None:
         assert (found != want).sum() <= 1
 
 
-def test_paste_beyond_the_picture_is_cut_off() -> None:
+def test_paste_beyond_the_image_is_cut_off() -> None:
     ones = np.ones((28, 28), np.float32)
     for aligned in (True, False):
         box = np.array([-10, -20, 30, 500], np.float32)
@@ -156,7 +156,7 @@ def test_to_target_and_back_within_half_a_pixel(name: str) -> None:
     assert wrong.sum() <= 0.02 * mask.sum()
 
 
-def test_two_hundred_in_a_large_picture_take_little_memory() -> None:
+def test_two_hundred_in_a_large_image_take_little_memory() -> None:
     size = (800, 1333)
     one = pack_bits(disc(size, (400, 600), 300))
     masks = torch.from_numpy(one).expand(1, 200, *one.shape)

@@ -6,6 +6,8 @@ from torch import Tensor
 from detection.ops.nms import nms_keep, nms_operator
 from tests.reference import nms as reference
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 UNIT = [0.0, 0.0, 1.0, 1.0]
 CASES = {
     "none": ([], []),

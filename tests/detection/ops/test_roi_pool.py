@@ -9,12 +9,14 @@ from torchvision.ops.poolers import LevelMapper
 from detection.ops.roi_pool import assign_levels, pool_rois
 from tests.reference import roi_pool as reference
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 STRIDES = (4, 8, 16, 32)
 SIZE = (96, 128)
-# in a picture of 96 x 128
+# in an image of 96 x 128
 BOXES = {
     "inside": [20.0, 30.0, 70.0, 80.0],
-    "whole picture": [0.0, 0.0, 128.0, 96.0],
+    "whole image": [0.0, 0.0, 128.0, 96.0],
     "over the border": [-30.0, -20.0, 40.0, 50.0],
     "over the far border": [100.0, 70.0, 190.0, 150.0],
     "outside": [200.0, 200.0, 260.0, 240.0],
@@ -27,7 +29,7 @@ ALIGNED = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not
 
 
 def make_features(*, levels: int = 4, channels: int = 3, dtype: torch.dtype) -> list[Tensor]:
-    """Pyramid of two pictures, in the memory layouts that come up."""
+    """Pyramid of two images, in the memory layouts that come up."""
     features = [
         torch.randn(2, channels, SIZE[0] // stride, SIZE[1] // stride, dtype=dtype)
         for stride in STRIDES[:levels]

@@ -122,6 +122,7 @@ def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
 
 
 @with_cuda_types
+@pytest.mark.usefixtures("fast_kernels")  # torchvision's suppression waits
 @pytest.mark.parametrize(
     ("kind", "neck"),
     [*product(KINDS, NECKS), ("localization", ""), ("localization_regions", "")],

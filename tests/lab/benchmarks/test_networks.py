@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from backbones.kernels.linear import Linear
 from engine.errors import UserError
 from engine.precision import chosen_precision
 from engine.schema import LoopConfig
@@ -55,6 +54,7 @@ def test_detections_agree_unless_a_weight_differs(case: Case) -> None:
         check_detections(task, peer, batch)
 
 
+@pytest.mark.usefixtures("fast_kernels")
 def test_operations_of_fused_and_separate_convolutions_are_equal() -> None:
     batch = make_batch(1, size=SMALL_SIZE)
     counts, fused = [], []
@@ -68,14 +68,6 @@ def test_operations_of_fused_and_separate_convolutions_are_equal() -> None:
         fused.append(calls.get("mkldnn::_convolution_pointwise", 0))
     assert counts[0] == counts[1] > 0
     assert fused[0] > fused[1] + 20 or not torch.backends.mkldnn.is_available()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["by oneDNN", "by torch"])
-def test_operations_of_a_linear_layer(dtype: torch.dtype) -> None:
-    layer = Linear(12, 7).to(dtype)
-    x = torch.randn(5, 12, dtype=dtype, requires_grad=True)
-    assert operations_of(lambda: layer(x)) == 2 * 5 * 12 * 7
-    assert operations_of(lambda: layer(x).sum().backward()) == 3 * 2 * 5 * 12 * 7
 
 
 def test_rows_of_training_and_inference(tmp_path: Path) -> None:

@@ -46,14 +46,19 @@ def main() -> None:
 
 
 def _measure(names: list[str], arguments: Namespace) -> None:
+    from backbones.images import quiet_opencv
     from engine.checkpoint import prepare_output
     from engine.distributed import pick_device
     from engine.files import write_file
     from engine.log import make_console
+    from engine.memory import keep_freed_memory
     from tools.lab.benchmarks.measure import report_of, table_of
     from tools.lab.benchmarks.settings import Settings
 
     device = pick_device(None if any(BENCHMARKS[name].on_gpu for name in names) else "cpu")
+    quiet_opencv()  # this and the next, as the training commands do
+    if device.type == "cpu":
+        keep_freed_memory()
     output = arguments.output or (None if arguments.small else Path("results"))
     if output is not None:
         prepare_output(output)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, mm_flop
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from engine.distributed import World
@@ -72,7 +72,6 @@ def operations_of(work: Callable[[], object]) -> int:
     ours: dict[Any, Callable[..., int]] = {}
     if torch.backends.mkldnn.is_available():
         ours[torch.ops.mkldnn._convolution_pointwise] = _operations_of_convolution
-        ours[torch.ops.mkldnn._linear_pointwise] = _operations_of_linear
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         work()
     total: int = counter.get_total_flops()
@@ -87,10 +86,4 @@ def _operations_of_convolution(*shapes: Any, out_shape: Any) -> int:
     """
     x, *maps = [list(each) for each in shapes if isinstance(each, torch.Size) and len(each) == 4]
     operations: int = conv_flop_count(x, maps[-1], out_shape)
-    return operations
-
-
-def _operations_of_linear(x: Any, weight: Any, *_: object, out_shape: Any) -> int:
-    """Return the operations of a matrix product (see `linear`)."""
-    operations: int = mm_flop(x, weight[::-1])
     return operations

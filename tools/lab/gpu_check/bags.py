@@ -4,12 +4,14 @@ An experiment: the kernels are not used by the project. M groups, K bags of each
 """
 
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from detection.ops.kernels import sum_bags
-from detection.ops.roi_pool import align_matrix, assign_levels
+from detection.ops.kernels.roi_align import align_matrix
+from detection.ops.kernels.sum_bags import gradient_at_once, pick, sum_at_once
+from detection.ops.roi_pool import assign_levels
 from tools.lab.gpu_check.record import DEVICE, DRY, attempt, save, times_of
 
 CASES: dict[str, tuple[list[tuple[int, int]], list[int], int, int, int]] = {
@@ -62,15 +64,17 @@ def _time_case(name: str) -> None:
     dtype = torch.float32 if DRY else torch.bfloat16
     weights = weights.to(dtype)
     lengths = [batch * height * width for height, width in shapes]
-    idxs = sum_bags.in_one_table(idxs, levels.flatten(), lengths).contiguous()
+    starts = list(accumulate(lengths, initial=0))[:-1]
+    idxs = idxs + pick(starts, levels.flatten()).to(idxs.dtype)[:, None, None]
+    table_of = torch.zeros(len(idxs), dtype=torch.int64, device=DEVICE)  # all levels are one table
     rows = torch.randn(sum(lengths), channels, device=DEVICE, dtype=dtype)
     grad = torch.randn(*idxs.shape[:2], channels, device=DEVICE, dtype=dtype)
 
     def forward() -> Tensor:
-        return sum_bags.sum_rows(idxs, weights, rows)
+        return sum_at_once([rows], table_of, idxs, weights)
 
     def backward() -> Tensor:
-        return sum_bags.transposed_sum(idxs, weights, grad, len(rows))
+        return gradient_at_once(grad, table_of, idxs, weights, [len(rows)])[0]
 
     values: dict[str, float] = {
         "torch_forward": times_of(forward, warm=1, calls=4)["ms"],

@@ -5,6 +5,8 @@ from torch import Tensor
 from detection.ops.kernels.neighbours import pick_neighbours
 from tests.reference import neighbours as reference
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 PYRAMIDS = {
     "one level": [(3, 5)],
     "three levels": [(4, 6), (2, 3), (1, 1)],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from detection.ops.nms import find_kernel, nms_keep
+from engine.kernels import warn_of_fallback
 from tests.conftest import REPOSITORY
 from tests.detection.ops.crowded_boxes import CASES, Batch, crowded
 
@@ -49,9 +50,16 @@ def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic(
     assert "fma.rn" not in assembly
 
 
-def test_where_it_cannot_be_made_that_is_said() -> None:
+def clear_caches() -> None:
     find_kernel.cache_clear()
-    with pytest.warns(UserWarning, match="NMS on the host, for which cpu has to wait"):
+    warn_of_fallback.cache_clear()
+
+
+def test_it_warns_where_triton_cannot_compile() -> None:
+    clear_caches()
+    with pytest.warns(
+        UserWarning, match="NMS: the reference kernel runs, for which cpu has to wait"
+    ):
         assert find_kernel(torch.device("cpu")) is None
 
 
@@ -60,7 +68,7 @@ def fail_to_launch(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(triton.JITFunction, "run", launch)
-    find_kernel.cache_clear()
+    clear_caches()
 
 
 FAILURES = {
@@ -72,7 +80,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("error", FAILURES.values(), ids=FAILURES)
-def test_whatever_triton_raises_is_a_warning(
+def test_any_error_of_triton_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     fail_to_launch(monkeypatch, error)
@@ -92,6 +100,7 @@ def test_it_is_found_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_on_a_gpu_it_is_the_plain_version(case: tuple[Batch, float, int | None]) -> None:
     batch, iou_thresh, max_kept = case
@@ -110,7 +119,8 @@ def test_many_proposals_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_a_captured_graph_suppresses_anew_without_a_wait() -> None:
+@pytest.mark.usefixtures("fast_kernels")  # torchvision's suppression waits
+def test_a_captured_graph_replays_without_a_wait() -> None:
     first, second = (crowded(700, num_groups=number) for number in (3, 4))
     inputs = tuple(part.cuda() for part in first)
     nms_keep(*inputs, iou_thresh=0.5, max_kept=100)  # compiles

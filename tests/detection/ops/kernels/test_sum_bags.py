@@ -29,6 +29,7 @@ def reference(tables: list[Tensor], table_of: Tensor, idxs: Tensor, weights: Ten
     return torch.stack(sums) if sums else tables[0].new_zeros(0, 5, 4)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("num_groups", [9, 1, 0])
 @pytest.mark.parametrize("num_tables", [1, 3])
 def test_sums_and_gradients_are_the_reference(num_tables: int, num_groups: int) -> None:

@@ -1,0 +1,86 @@
+"""Group norm (Wu and He 2018), with a backward pass written for the CPU.
+
+B images, C channels, H x W cells, G groups of C / G channels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from engine.kernels import kernels_kind
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, *, eps: float = 1e-5
+) -> Tensor:
+    """Return group norm of x, (B, C, H, W).
+
+    The fast body runs on a CPU: torch's own backward pass takes 5 times as long there for a
+    channels-last bfloat16 map (docs/LOG.md, torch 2.15).
+
+    Args:
+        x: (B, C, H, W).
+        num_groups: G, a divisor of C.
+        weight: (C,).
+        bias: (C,).
+        eps: added to the variance.
+    """
+    plain = kernels_kind() == "reference" or torch.compiler.is_compiling()
+    if plain or x.device.type != "cpu":
+        return F.group_norm(x, num_groups, weight, bias, eps)
+    normed: Tensor = _GroupNorm.apply(x, weight, bias, num_groups, eps)
+    return normed
+
+
+class _GroupNorm(torch.autograd.Function):
+    """torch's forward, and a backward that reads the map three times."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
+        sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], groups)
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous()  # torch 2.11 refuses other layouts, such as every second cell
+        out: Tensor
+        out, mean, rstd = torch.native_group_norm(
+            x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps
+        )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Return the gradients of x, weight and bias."""
+        x, weight, mean, rstd = ctx.saved_tensors  # mean and rstd: (B, G)
+        groups = mean.shape[1]
+        per_group = x.shape[1] // groups
+        group_size = per_group * x.shape[2] * x.shape[3]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = mean.to(wide).repeat_interleave(per_group, 1)  # (B, C), as all below
+        rstd = rstd.to(wide).repeat_interleave(per_group, 1)
+        grad_bias = grad.sum((2, 3), dtype=wide)
+        grad_weight = ((grad * x).sum((2, 3), dtype=wide) - mean * grad_bias) * rstd
+
+        def group_mean(values: Tensor) -> Tensor:
+            sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
+            means: Tensor = sums.repeat_interleave(per_group, 1) / group_size
+            return means
+
+        # With normed = (x - mean) * rstd:
+        # grad_x = rstd * (weight * grad - group_mean(weight * grad)
+        #                  - normed * group_mean(weight * grad * normed))
+        # which is linear in grad and x, with factors and a constant for each channel.
+        of_grad = rstd * weight
+        of_x = -rstd * rstd * group_mean(weight * grad_weight)
+        constant = -rstd * group_mean(weight * grad_bias) - of_x * mean
+        of_grad, of_x, constant = (
+            v.to(x.dtype)[..., None, None] for v in (of_grad, of_x, constant)
+        )
+        grad_x = torch.addcmul(torch.addcmul(constant, x, of_x), grad, of_grad)
+        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None

@@ -1,0 +1,41 @@
+"""Which bodies of the operators run: RESDET_KERNELS=fast, the default, or reference.
+
+An operator with a fast body (a private operator of torch, a Triton kernel, a gradient written by
+hand) has a reference body beside it: a few lines of torch's and torchvision's public operators.
+Both obey one contract. The environment variable is read at each call; a compiled graph keeps the
+bodies that it was compiled with.
+"""
+
+import functools
+import os
+import warnings
+from typing import Literal
+
+from engine.errors import UserError
+
+VARIABLE = "RESDET_KERNELS"
+
+
+def kernels_kind() -> Literal["fast", "reference"]:
+    """Return which bodies run.
+
+    Raises:
+        UserError: the variable has another value.
+    """
+    value = os.environ.get(VARIABLE, "fast")
+    if value == "fast":
+        return "fast"
+    if value == "reference":
+        return "reference"
+    raise UserError(f"{VARIABLE}: expected fast or reference, got {value!r}")
+
+
+def kernels_note() -> str:
+    """Return the line that each log begins with; UserError as for `kernels_kind`."""
+    return f"kernels: {kernels_kind()}"
+
+
+@functools.cache
+def warn_of_fallback(operator: str, reason: str) -> None:
+    """Warn, once per process, that a fast body cannot run here and the reference runs instead."""
+    warnings.warn(f"{operator}: the reference kernel runs, {reason}", stacklevel=2)
