@@ -1,6 +1,6 @@
 """The detection part of a run's config. Defaults are the field's; configs say where they differ.
 
-Boxes and lengths are in pixels of the resized picture unless said otherwise.
+Boxes and lengths are in pixels of the resized image unless said otherwise.
 """
 
 from typing import Literal, Self
@@ -31,7 +31,7 @@ EngineChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
 class SplitConfig(Config):
-    """A folder of pictures and its COCO JSON."""
+    """A folder of images and its COCO JSON."""
 
     images: PathText = ""
     """Folder to which the JSON's `file_name`s are relative."""
@@ -40,7 +40,7 @@ class SplitConfig(Config):
 
 
 class AugmentConfig(Config):
-    """What happens to a training picture."""
+    """What happens to a training image."""
 
     short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
     """Target lengths of the shorter side; one is drawn for each batch."""
@@ -55,18 +55,18 @@ class AugmentConfig(Config):
 
 
 class DataConfig(Config):
-    """Pictures, annotations and the policies for bad ones."""
+    """Images, annotations and the policies for bad ones."""
 
     train: SplitConfig = SplitConfig()
-    """Training pictures; the classes are read from this JSON."""
+    """Training images; the classes are read from this JSON."""
     val: SplitConfig = SplitConfig()
-    """Validation pictures."""
+    """Validation images."""
     demo: DemoConfig | None = None
-    """When set, demo pictures are made under `demo.root` if a split lies there and is missing."""
+    """When set, demo images are made under `demo.root` if a split lies there and is missing."""
     cache: bool = True
-    """Keep a packed copy beside a JSON of 20 MB or more; it loads over ten times as fast."""
+    """Keep a cached copy beside a JSON of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
-    """Train on pictures without objects."""
+    """Train on images without objects."""
     on_bad_box: BadInputPolicy = "error"
     """An object whose box has no size, has NaN or lies outside its image, whose area is impossible,
     or, where masks are read, without a readable one: stop, or drop it and count it."""
@@ -119,7 +119,7 @@ class RPNConfig(Config):
     bg_iou_thresh: Fraction = 0.3
     """IoU under which an anchor is background."""
     num_samples: PositiveInt = 256
-    """Anchors in the loss for each picture."""
+    """Anchors in the loss for each image."""
     fg_fraction: Fraction = 0.5
     """Largest share of foreground among them."""
     pre_nms_topk_train: PositiveInt = 12000
@@ -127,7 +127,7 @@ class RPNConfig(Config):
     pre_nms_topk_test: PositiveInt = 6000
     """The same at test."""
     post_nms_topk_train: PositiveInt = 2000
-    """Proposals for each picture in training."""
+    """Proposals for each image in training."""
     post_nms_topk_test: PositiveInt = 1000
     """The same at test."""
     nms_thresh: Fraction = 0.7
@@ -142,7 +142,27 @@ class RPNConfig(Config):
     """Weight of `rpn_box`."""
 
 
-class RoIConfig(Config):
+class RegionLossConfig(Config):
+    """Sampling and losses of a network that classifies regions and moves their boxes."""
+
+    fg_iou_thresh: Fraction = 0.5
+    """IoU from which a proposal is foreground; below it is background."""
+    num_samples: PositiveInt = 512
+    """Proposals in the loss for each image."""
+    fg_fraction: Fraction = 0.25
+    """Largest share of foreground among them."""
+    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    )
+    """Scale of the targets (dx, dy, dw, dh)."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where smooth L1 turns linear; 0 is L1."""
+
+
+class RoIConfig(RegionLossConfig):
     """Region head: pooling, sampling, losses and post-processing."""
 
     pool: Literal["roi_pool", "roi_align"] = "roi_align"
@@ -155,27 +175,12 @@ class RoIConfig(Config):
     """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
     hidden_dim: PositiveInt = 1024
     """fpn: width of the two hidden layers."""
-    fg_iou_thresh: Fraction = 0.5
-    """IoU from which a proposal is foreground; below it is background."""
-    num_samples: PositiveInt = 512
-    """Proposals in the loss for each picture."""
-    fg_fraction: Fraction = 0.25
-    """Largest share of foreground among them."""
-    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
-        10.0,
-        10.0,
-        5.0,
-        5.0,
-    )
-    """Scale of the targets (dx, dy, dw, dh)."""
     stages: int = Field(default=1, ge=1, le=3)
     """How often the head runs, each time on the boxes that the time before it gave."""
     later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
     """`fg_iou_thresh` of the second and third stage (Cascade R-CNN, 2018)."""
     later_box_scale: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)
     """`box_weights` of the second and third stage, relative to those of the first."""
-    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
     class_weight: NonNegativeFloat = 1.0
     """Weight of `roi_class`."""
     box_weight: NonNegativeFloat = 1.0
@@ -185,7 +190,7 @@ class RoIConfig(Config):
     nms_thresh: Fraction = 0.5
     """IoU above which the lower-scored detection of a class goes."""
     max_detections: PositiveInt = 100
-    """Detections for each picture."""
+    """Detections for each image."""
 
     def resolution_with(self, neck: Literal["c4", "fpn"]) -> int:
         """Return the side of the pooled map with a neck of this kind."""
@@ -249,7 +254,7 @@ class ModelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Scoring and its pictures."""
+    """Scoring and its images."""
 
     draw_score_thresh: Fraction = 0.5
     """Detections below are not drawn."""

@@ -1,6 +1,6 @@
-"""A trained detector: read from a run, and used on pictures.
+"""A trained detector: read from a run, and used on images.
 
-N pictures of one batch. Pictures are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 tensors, or
+N images of one batch. Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 tensors, or
 Pillow's.
 """
 
@@ -33,7 +33,8 @@ from engine.precision import autocast
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture = Union[np.ndarray, Tensor, "Image", str, Path]
+ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
+"""What a detector takes for an image: see `Detector.predict`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
 
 
 class Detector:
-    """Finds objects in pictures, as evaluation does: same sizes, same batches, same arithmetic."""
+    """Finds objects in images, as evaluation does: same sizes, same batches, same arithmetic."""
 
     def __init__(self, trained: Trained, *, device: torch.device) -> None:
         self.class_names = trained.classes.names
@@ -79,17 +80,17 @@ class Detector:
         self._model = trained.model.to(device)
         self._device = device
 
-    def predict(self, images: Iterable[Picture], *, batch_size: int = 4) -> list[Detections]:
-        """Return the objects found in each picture, in its own pixels, on the CPU.
+    def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
+        """Return the objects found in each image, in its own pixels, on the CPU.
 
         Args:
             images: of any sizes, each a path, an (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB
                 tensor, or an image of Pillow's, which is turned as its EXIF orientation says and
                 made RGB as a file is; there may be none.
-            batch_size: pictures in one forward pass; it changes nothing in the result.
+            batch_size: images in one forward pass; it changes nothing in the result.
 
         Raises:
-            UserError: a file cannot be read, or one is no such picture; or `images` is no series
+            UserError: a file cannot be read, or one is no such image; or `images` is no series
                 of them, but one.
         """
         found = dict(self.stream(images, batch_size=batch_size))
@@ -97,20 +98,20 @@ class Detector:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         batch_size: int = 4,
         on_bad: Callable[[str], object] | None = None,
     ) -> Iterator[tuple[int, Detections]]:
         """Yield (place among `images`, objects found), in the order in which batches get full.
 
-        A batch holds pictures of one padded shape, so that none depends on its neighbours. At most
-        `batch_size` pictures of each shape are held at once.
+        A batch holds images of one padded shape, so that none depends on its neighbours. At most
+        `batch_size` images of each shape are held at once.
 
         Args:
             images: as for `predict`.
             batch_size: as for `predict`.
-            on_bad: told why a picture cannot be used, which is then skipped; None: it is raised.
+            on_bad: told why an image cannot be used, which is then skipped; None: it is raised.
 
         Raises:
             UserError: as for `predict`.
@@ -162,14 +163,14 @@ class Detector:
 
 
 def pixels_of(image: Any, *, place: int) -> np.ndarray:
-    """Return a picture as (H, W, 3) uint8 RGB in one piece of memory.
+    """Return an image as (H, W, 3) uint8 RGB in one piece of memory.
 
     Args:
         image: as for `Detector.predict`.
         place: its number, for errors.
 
     Raises:
-        UserError: a file cannot be read, or it is no such picture.
+        UserError: a file cannot be read, or it is no such image.
     """
     if isinstance(image, str | Path):
         return read_image(image)
@@ -205,7 +206,7 @@ def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
 
 
 def _series(images: Any) -> Iterable[Any]:
-    """Return `images` where it is a series of pictures, and not one."""
+    """Return `images` where it is a series of images, and not one."""
     one = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
     if one or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
         raise UserError(
@@ -244,7 +245,7 @@ def load_detector(
 
 
 @dataclass(frozen=True)
-class FoundPictures:
+class FoundImages:
     """Files to predict on. problems: inputs that gave none. num_others: files in folders."""
 
     paths: list[Path]
@@ -252,33 +253,33 @@ class FoundPictures:
     num_others: int
 
 
-def find_pictures(inputs: Iterable[Path], *, apart_from: Path) -> FoundPictures:
-    """Return files as they are, and of folders the pictures in them, at any depth, by name.
+def find_images(inputs: Iterable[Path], *, apart_from: Path) -> FoundImages:
+    """Return files as they are, and of folders the images in them, at any depth, by name.
 
     Args:
         inputs: files and folders, of which hidden content is not looked at.
         apart_from: a folder whose content is skipped, such as that of earlier output.
 
     Raises:
-        UserError: no input gives a picture; the message is of the first.
+        UserError: no input gives an image; the message is of the first.
     """
     found: list[Path] = []
     problems: list[str] = []
     num_others = 0
     for path in inputs:
         try:
-            inside, others = _pictures_of(path, apart_from=apart_from)
+            inside, others = _images_of(path, apart_from=apart_from)
             found += inside
             num_others += others
         except UserError as error:
             problems.append(str(error))
     if not found:
         raise UserError(problems[0])
-    return FoundPictures(found, problems, num_others)
+    return FoundImages(found, problems, num_others)
 
 
-def _pictures_of(path: Path, *, apart_from: Path) -> tuple[list[Path], int]:
-    """Return the pictures of one input and how many other files it has."""
+def _images_of(path: Path, *, apart_from: Path) -> tuple[list[Path], int]:
+    """Return the images of one input and how many other files it has."""
     if not exists(path):
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):

@@ -1,4 +1,4 @@
-"""The candidates that enter a loss: matched to the truth, drawn, and told where to move.
+"""Match anchors or proposals to the ground truth, and sample those that a loss is taken on.
 
 B images, G ground-truth boxes, N candidates, S samples an image. Frame: network-input pixels.
 """
@@ -59,13 +59,13 @@ def draw_samples(
     settings: SampleSettings,
     stream: int,
 ) -> Samples:
-    """Match candidates to the truth and draw those that a loss is taken on.
+    """Match candidates to the ground truth and sample those that a loss is taken on.
 
     Args:
-        targets: the truth.
+        targets: the ground truth.
         candidates: (N, 4), the same for every image, or (B, N, 4).
         exists: (B, N) bool, which of them an image has; the others match nothing and are not drawn.
-        seeds: (B,) int64, each picture's own draw.
+        seeds: (B,) int64, each image's own draw.
         settings: thresholds and numbers.
         stream: of random numbers; each use of one seed has its own.
     """
@@ -104,10 +104,10 @@ def most_foreground(is_fg: Tensor, limit: int) -> int:
     return min(limit, max(1, int(is_fg.sum(dim=1).max())))
 
 
-def with_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
+def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return the candidates of a region head (B, P + G, 4), and which of them exist (B, P + G).
 
-    The truth joins the proposals, so that there are good boxes from the first step on.
+    Ground-truth boxes join the proposals, so that there are good boxes from the first step on.
     """
     boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
     return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)

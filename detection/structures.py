@@ -17,11 +17,11 @@ from engine.structures import Movable, check_tensor
 
 @dataclass(frozen=True)
 class ImageBatch(Movable):
-    """Pictures padded right and bottom to one shape.
+    """Images padded right and bottom to one shape.
 
     pixels: (B, 3, H, W) uint8 RGB. sizes: (B, 2) int64 before padding. original_sizes: (B, 2) int64
     of the files (after EXIF rotation). image_ids: (B,) int64 from the annotation file. seeds: (B,)
-    int64, each picture's own draw: all random choices made on the device for that picture come from
+    int64, each image's own draw: all random choices made on the device for that image come from
     it, so they depend neither on its neighbours in the batch nor on the number of processes.
     """
 
@@ -47,7 +47,7 @@ class Targets(Movable):
     boxes: (B, G, 4) float32, zeros where not valid. labels: (B, G) int64 in 0..K-1, 0 where not
     valid.
     valid: (B, G) bool. is_crowd: (B, G) bool, regions to be ignored. G is at least 1.
-    masks: (B, G, H, ceil(W / 8)) uint8, bits of the padded picture as `ops.masks.pack_bits` makes
+    masks: (B, G, H, ceil(W / 8)) uint8, bits of the padded image as `ops.masks.pack_bits` makes
     them, zero for crowds; None where nothing asks for masks.
     """
 
@@ -107,9 +107,9 @@ class Proposals(Movable):
 
 @dataclass(frozen=True)
 class RunLengthMasks:
-    """N masks of one picture as COCO's compressed run lengths, a few hundred bytes each.
+    """N masks of one image as COCO's compressed run lengths, a few hundred bytes each.
 
-    size: (height, width) of the picture. codes: N byte strings, `counts` of COCO's RLE.
+    size: (height, width) of the image. codes: N byte strings, `counts` of COCO's RLE.
     """
 
     size: tuple[int, int]
@@ -133,7 +133,7 @@ class Detections(Movable):
     """Objects found in one image, by falling score, in original pixels.
 
     boxes: (N, 4) float32 xyxy. scores: (N,) float32 in [0, 1]. labels: (N,) int64 in 0..K-1.
-    masks: N masks of the whole picture; None from a network without a mask head.
+    masks: N masks of the whole image; None from a network without a mask head.
     """
 
     boxes: Tensor

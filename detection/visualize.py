@@ -1,6 +1,6 @@
-"""Boxes and masks on pictures. Pictures are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
+"""Boxes and masks on images. Images are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
 
-N boxes of one picture. Small pictures are enlarged before drawing, so that labels can be read.
+N boxes of one image. Small images are enlarged before drawing, so that labels can be read.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ from engine.files import write_file
 from engine.paths import exists, resolved
 
 READABLE_SIDE = 480
-"""Pixels of the longer side to about which a small picture is enlarged."""
+"""Pixels of the longer side to about which a small image is enlarged."""
 
 _JPEG_SIDE = 65535  # its header has 16 bits for each side
 _NAME_BYTES = 200  # of a drawing's name: 255 with what is added to it
@@ -54,12 +54,12 @@ def draw_detections(
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
-        detections: on the CPU, in the picture's pixels; may be empty.
+        detections: on the CPU, in the image's pixels; may be empty.
         class_names: by label.
         score_thresh: detections below are not drawn.
 
     Returns:
-        A new picture, enlarged when the given one is small.
+        A new image, enlarged when the given one is small.
     """
     scores = detections.scores.tolist()
     kept = [i for i in np.argsort(scores, kind="stable").tolist() if scores[i] >= score_thresh]
@@ -70,7 +70,7 @@ def draw_detections(
     return _draw(image, detections.boxes[kept], labels, texts, masks=masks)
 
 
-def draw_truth(
+def draw_ground_truth(
     image: np.ndarray,
     boxes: Tensor,
     labels: Tensor,
@@ -97,33 +97,33 @@ def draw_comparison(
     score_thresh: float,
     gt_masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw the truth on the left and the detections on the right, under a caption each."""
-    truth = draw_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
+    """Draw the ground truth on the left and the detections on the right, under a caption each."""
+    truth = draw_ground_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
     found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
     gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
-    return np.hstack([captioned(truth, "truth"), gap, captioned(found, "detections")])
+    return np.hstack([captioned(truth, "ground truth"), gap, captioned(found, "detections")])
 
 
-def mosaic(pictures: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
-    """Put pictures of any size on one sheet, row by row, padded to the largest.
+def mosaic(images: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
+    """Put images of any size on one sheet, row by row, padded to the largest.
 
     Args:
-        pictures: at least one.
+        images: at least one.
         columns: None takes about as many as rows.
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    height = max(picture.shape[0] for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    rows = math.ceil(len(pictures) / columns)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    height = max(image.shape[0] for image in images)
+    width = max(image.shape[1] for image in images)
+    rows = math.ceil(len(images) / columns)
     sheet = np.full((rows * (height + _GAP), columns * (width + _GAP), 3), _GREY, np.uint8)
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet[:-_GAP, :-_GAP]
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a picture in the format of the path's suffix.
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image in the format of the path's suffix.
 
     Raises:
         UserError: the file cannot be written, or a JPEG cannot be so large.
@@ -139,7 +139,7 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> list[Path]:
     """Return a path in `directory` for the drawing of each source: named alike, all different.
 
-    None is the path of a source, so that drawing into the folder of the pictures spares them;
+    None is the path of a source, so that drawing into the folder of the images spares them;
     without `replace` none is of a file that is there. Long names are cut.
 
     Raises:
@@ -202,7 +202,7 @@ def _draw(
 
 
 def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color, *, thickness: int) -> None:
-    """Colour and outline a mask (h, w) bool of the whole picture at any size."""
+    """Colour and outline a mask (h, w) bool of the whole image at any size."""
     enlarged = cv2.resize(
         mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
     )
@@ -229,7 +229,7 @@ _CAPTION = 24
 
 
 def captioned(image: np.ndarray, caption: str) -> np.ndarray:
-    """Return the picture under a strip with a caption."""
+    """Return the image under a strip with a caption."""
     strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
     paste_text(strip, render_text(caption, 16), (6, 1), (0, 0, 0))
     return np.vstack([strip, image])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.visualize import draw_confusion
+from backbones.score_tables import pairs_table
 from engine.errors import UserError
 from engine.files import write_file
 
@@ -31,7 +32,6 @@ NUM_CONFUSIONS = 10
 """Number of most frequent confusions shown on the console."""
 
 _BEST = 5  # labels kept per image, for top-5
-_COLUMNS = 3  # pairs of name and number in a table row; fits into 80 characters
 _PERCENT = {
     "top1": "top-1",
     "top5": "top-5",
@@ -246,17 +246,6 @@ def _merge(parts: Sequence[PredictionRecords]) -> PredictionRecords:
         for field in fields(PredictionRecords)
     }
     return PredictionRecords(**columns)
-
-
-def pairs_table(title: str, cells: Sequence[tuple[str, str]]) -> Table:
-    """Return a table of names and numbers, with three pairs per row."""
-    table = Table(title=title, show_header=False)
-    for _ in range(min(_COLUMNS, len(cells))):
-        table.add_column()
-        table.add_column(justify="right")
-    for start in range(0, len(cells), _COLUMNS):
-        table.add_row(*(text for cell in cells[start : start + _COLUMNS] for text in cell))
-    return table
 
 
 def _confusion_table(confusions: Sequence[tuple[str, str, int]]) -> Table:

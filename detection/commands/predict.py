@@ -52,7 +52,7 @@ def main() -> None:
 
     from backbones.images import bit_depth_note, quiet_opencv
     from detection.commands.predict_files import predict_files
-    from detection.predict import find_pictures, load_detector
+    from detection.predict import find_images, load_detector
     from engine.distributed import pick_device
     from engine.kernels import kernels_note
     from engine.log import RunLog
@@ -62,7 +62,7 @@ def main() -> None:
     if pick_device(arguments.device).type == "cpu":
         keep_freed_memory()
     detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
-    found = find_pictures(inputs[1:], apart_from=arguments.output)
+    found = find_images(inputs[1:], apart_from=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
     log.note(kernels_note())

@@ -14,7 +14,7 @@ from backbones.images import read_image
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.predict import Detector
 from detection.structures import Detections
-from detection.visualize import draw_detections, free_paths, write_picture
+from detection.visualize import draw_detections, free_paths, write_image
 from engine.errors import InterruptedRunError, UserError
 from engine.files import write_file
 from engine.interrupt import stop_requests
@@ -92,7 +92,7 @@ def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> st
         drawing = draw_detections(
             read_image(source), found, class_names=detector.class_names, score_thresh=threshold
         )
-        write_picture(path, drawing)
+        write_image(path, drawing)
     except UserError as error:
         return str(error)
     except (cv2.error, MemoryError) as error:

@@ -1,10 +1,9 @@
-"""COCO JSON in, packed arrays out: the only place where category ids become labels and back.
+"""Read a COCO JSON into arrays; the only place where category ids become labels and back.
 
 N images, M annotations, K classes. Every fault of a file is one line that names the file, the
 annotation and the image.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,14 @@ from detection.data.coco_json import (
     read_tables,
     shown,
 )
-from detection.data.ledger import (
-    Ledger,
+from detection.data.data_report import (
+    DataReport,
     count_misfit_areas,
     count_repeated_boxes,
     count_shared_files,
     count_turned_images,
 )
-from detection.data.packed import PackedBytes, Segmentations, mask_fault
+from detection.data.segmentations import ByteStrings, Segmentations, mask_fault
 from detection.ops.boxes import xyxy_to_xywh
 from detection.structures import Detections
 from engine.errors import UserError
@@ -48,17 +47,6 @@ class ClassMap:
         """Return the number of classes, background not counted."""
         return len(self.names)
 
-    def label_of(self, category_id: int) -> int:
-        """Return the label 0..K-1 of COCO's `category_id`.
-
-        Raises:
-            ValueError: no class has this id.
-        """
-        label = bisect_left(self.category_ids, category_id)
-        if self.category_ids[label : label + 1] != (category_id,):
-            raise ValueError(f"category_id: expected one of {self.category_ids}, got {category_id}")
-        return label
-
 
 @dataclass(frozen=True)
 class Annotations:
@@ -73,15 +61,15 @@ class Annotations:
     rows_in_file: (M,) int64, where each object is in the file's own order, which `segmentations`
     and `table` have. segmentations: polygons in float64 where there is a table, else in float32.
     table: the file's annotations as they are in it, dropped ones too; None unless the file was
-    read for scoring. cache_note: what was done about a packed copy of the file, None where nothing
+    read for scoring. cache_note: what was done about a cached copy of the file, None where nothing
     was.
     """
 
     path: Path
     classes: ClassMap
-    ledger: Ledger
+    report: DataReport
     image_ids: np.ndarray
-    file_names: PackedBytes
+    file_names: ByteStrings
     sizes: np.ndarray
     offsets: np.ndarray
     boxes: np.ndarray
@@ -144,7 +132,7 @@ def read_coco(
         need_masks: whether an object without a readable mask is bad as well, crowd regions apart.
         for_scoring: whether the table of the file's own values is kept, from which ground truth is
             made; a training set of COCO's size would hold 0.2 GB for nothing.
-        cache_from: size in bytes from which a packed copy is kept beside the file, see coco_cache;
+        cache_from: size in bytes from which a cached copy is kept beside the file, see coco_cache;
             None keeps none. What is returned is the same.
 
     Raises:
@@ -172,7 +160,7 @@ def read_coco(
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
     per_image = np.bincount(image_rows[rows], minlength=len(images.ids))
     per_class = np.bincount(labels[rows], minlength=len(found))
-    ledger = Ledger(
+    report = DataReport(
         images=len(images.ids),
         images_without_boxes=int((per_image == 0).sum()),
         boxes_by_class=dict(zip(found.names, per_class.tolist(), strict=True)),
@@ -193,7 +181,7 @@ def read_coco(
     return Annotations(
         path=path,
         classes=found,
-        ledger=ledger,
+        report=report,
         image_ids=images.ids,
         file_names=images.names,
         sizes=images.sizes,

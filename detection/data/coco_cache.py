@@ -1,4 +1,4 @@
-"""A packed copy beside a large COCO JSON, which loads in a fraction of the time.
+"""A cached copy beside a large COCO JSON, which loads in a fraction of the time.
 
 It is a safetensors file of what `coco_json.read_tables` returns, and all processes of one machine
 share its pages.
@@ -28,7 +28,7 @@ import safetensors
 from safetensors.numpy import save
 
 from detection.data.coco_json import AnnotationTable, ImageTable, Tables, read_tables
-from detection.data.packed import PackedBytes, Segmentations
+from detection.data.segmentations import ByteStrings, Segmentations
 from engine import paths
 from engine.errors import UserError
 from engine.files import write_atomically
@@ -57,7 +57,7 @@ class _UnusableError(Exception):
 
 
 def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, str] | None:
-    """Return what `read_tables` does, from the packed copy; make the copy where there is none.
+    """Return what `read_tables` does, from the cached copy; make the copy where there is none.
 
     A copy that is damaged or of another state of the file is made anew; one that cannot be written
     is left out.
@@ -83,7 +83,7 @@ def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, st
     try:
         if _is_file(copy):
             tables, old = _read_copy(copy, path, stamp, exact=exact)
-            note = f"read from its packed copy {copy}"
+            note = f"read from its cached copy {copy}"
             if old["times"] != stamp["times"]:
                 note += _renew(copy, path, stamp | {"sha256": old["sha256"]}, old)
             return tables, note
@@ -95,8 +95,8 @@ def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, st
     try:
         _write_copy(copy, tables, stamp)
     except UserError as error:
-        return tables, f"parsed, and will be again, without a packed copy: {error}"
-    return tables, f"packed copy {copy} {verb}"
+        return tables, f"parsed, and will be again, without a cached copy: {error}"
+    return tables, f"cached copy {copy} {verb}"
 
 
 def _is_file(copy: Path) -> bool:
@@ -155,7 +155,7 @@ def _read_copy(
             categories=[(key, name) for key, name in json.loads(about["categories"])],
             images=ImageTable(
                 ids=kept["image.ids"],
-                names=PackedBytes(kept["image.names"], kept["image.name_offsets"]),
+                names=ByteStrings(kept["image.names"], kept["image.name_offsets"]),
                 sizes=kept["image.sizes"],
             ),
             annotations=AnnotationTable(
@@ -164,7 +164,7 @@ def _read_copy(
                     coordinates=kept[f"segmentation.{'exact_' if exact else ''}coordinates"],
                     part_offsets=kept["segmentation.part_offsets"],
                     object_offsets=kept["segmentation.object_offsets"],
-                    run_lengths=PackedBytes(
+                    run_lengths=ByteStrings(
                         kept["segmentation.run_lengths"], kept["segmentation.run_length_offsets"]
                     ),
                 ),

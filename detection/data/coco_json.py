@@ -1,4 +1,4 @@
-"""The JSON text of a COCO file, checked key by key and laid out in columns.
+"""Parse a COCO JSON: check it key by key and put it into columns.
 
 N images, M annotations. Whether the columns agree with each other is coco.py's to check.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detection.data.packed import PackedBytes, SegmentationPacker, Segmentations
+from detection.data.segmentations import ByteStrings, Segmentations, SegmentationsBuilder
 from engine import paths
 from engine.errors import UserError
 
@@ -189,7 +189,7 @@ class ImageTable:
     """
 
     ids: np.ndarray
-    names: PackedBytes
+    names: ByteStrings
     sizes: np.ndarray
 
 
@@ -219,7 +219,7 @@ def read_images(
         raise UserError(f"{path}: images: expected at least one, got none")
     images = ImageTable(
         ids=np.frombuffer(ids, np.int64),
-        names=PackedBytes.of(names),
+        names=ByteStrings.of(names),
         sizes=np.frombuffer(sizes, np.int64).reshape(-1, 2),
     )
     check_unique(images.ids, "image ids", path)
@@ -263,7 +263,7 @@ def read_annotations(
     xywh, areas = array("d"), array("d")
     is_crowd, is_difficult, is_ignored = array("b"), array("b"), array("b")
     lacks_area, lacks_iscrowd = array("b"), array("b")
-    packer = SegmentationPacker()
+    packer = SegmentationsBuilder()
     for position, entry in enumerate(entries):
         ids.append(int_of(entry, "id", f"{path}: annotations[{position}]"))
         where = f"{path}: annotation {ids[-1]}"

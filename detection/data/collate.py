@@ -15,11 +15,11 @@ from detection.structures import DetectionBatch, ImageBatch, Targets
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture ready for the network.
+    """One image ready for the network.
 
     pixels: (H, W, 3) uint8 RGB. boxes: (N, 4) float32 xyxy in these pixels; N may be 0. labels:
     (N,) int64. is_crowd: (N,) bool, regions to be ignored. original_size: (height, width) of the
-    file, EXIF applied. seed: the picture's own draw, from which the network's random choices for it
+    file, EXIF applied. seed: the image's own draw, from which the network's random choices for it
     come too. masks: (N, H, W) bool, zero for crowd regions; None where nothing asks for masks.
     """
 

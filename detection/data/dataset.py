@@ -1,4 +1,4 @@
-"""The data set of a detection run: pictures of one folder, annotations of one COCO file."""
+"""The data set of a detection run: images of one folder, annotations of one COCO file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from detection.data.coco import Annotations, ClassMap, read_coco
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.coco_json import shown
 from detection.data.collate import Sample, collate_detection, round_up
+from detection.data.data_report import DataReport
 from detection.data.grouping import aspect_groups
 from detection.data.image_files import image_path, unreadable_images
-from detection.data.ledger import Ledger
 from detection.data.masks import draw_masks
 from detection.data.sides_swapped import describe_swapped_sides
 from detection.data.transforms import Augment, resize, resized_size
@@ -32,7 +32,7 @@ from engine.errors import SkippedSampleError, UserError
 class BatchShape:
     """What all parts of a global training batch agree on.
 
-    short_side: of its pictures after their resize. size: (height, width) that holds them all.
+    short_side: of its images after their resize. size: (height, width) that holds them all.
     """
 
     short_side: int
@@ -40,16 +40,16 @@ class BatchShape:
 
 
 class CocoDetection:
-    """Pictures and boxes of one split; implements `engine.task.DataSet`.
+    """Images and boxes of one split; implements `engine.task.DataSet`.
 
     Args:
         split: folder and JSON file.
         config: policies, sizes and augmentation.
         training: with random changes, grouped by aspect ratio; else resized alone, grouped by
-            padded shape so that a picture's result does not depend on its neighbours.
+            padded shape so that an image's result does not depend on its neighbours.
         classes: what the file's categories must be; None takes them from the file.
         with_masks: samples have the masks of their objects, which all but crowd regions must have.
-        batch_size: pictures in a training batch, see `aspect_groups`.
+        batch_size: images in a training batch, see `aspect_groups`.
 
     Raises:
         UserError: folder or file is missing, or the file is wrong.
@@ -111,13 +111,13 @@ class CocoDetection:
         return self.annotations.classes
 
     @property
-    def ledger(self) -> Ledger:
-        """What reading the file counted, and `check_pictures`."""
-        return self.annotations.ledger
+    def report(self) -> DataReport:
+        """What reading the file counted, and `check_images`."""
+        return self.annotations.report
 
     def notes(self, name: str) -> list[str]:
         """Return lines on the data for the log; `name` is that of the split."""
-        counts = ", ".join(f"{count} {what}" for what, count in self.ledger.rows())
+        counts = ", ".join(f"{count} {what}" for what, count in self.report.rows())
         notes = [f"{name} data: {counts}"]
         if self.annotations.cache_note is not None:
             notes.append(f"{name} annotations: {self.annotations.cache_note}")
@@ -146,16 +146,16 @@ class CocoDetection:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(N,) int64 ids of the pictures that `load` reads, by its index."""
+        """(N,) int64 ids of the images that `load` reads, by its index."""
         ids: np.ndarray = self.annotations.image_ids[self._rows]
         return ids
 
     def __len__(self) -> int:
-        """Return the number of pictures, after empty ones were left out where that is asked."""
+        """Return the number of images, after empty ones were left out where that is asked."""
         return len(self._rows)
 
     def load(self, index: int, seed: int, batch_shape: BatchShape | None = None) -> Sample:
-        """Read picture `index`, in training at the size of its batch.
+        """Read image `index`, in training at the size of its batch.
 
         Args:
             index: in 0..N-1.
@@ -163,8 +163,8 @@ class CocoDetection:
             batch_shape: that of its training batch.
 
         Raises:
-            UserError: the picture is missing, or bad and `on_bad_image` is error.
-            SkippedSampleError: the picture is bad, or was missing when `check_pictures` looked, and
+            UserError: the image is missing, or bad and `on_bad_image` is error.
+            SkippedSampleError: the image is bad, or was missing when `check_images` looked, and
                 `on_bad_image` is skip.
         """
         row = int(self._rows[index])
@@ -204,11 +204,11 @@ class CocoDetection:
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> BatchShape:
         """Draw the short side of a global training batch; return the batch shape that holds it.
 
-        One short side for all: were each picture to draw its own, batches of 8 would be padded by
+        One short side for all: were each image to draw its own, batches of 8 would be padded by
         a quarter instead of a twentieth.
 
         Args:
-            sample_keys: (index, seed) of its pictures; no file is read.
+            sample_keys: (index, seed) of its images; no file is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape anyway"
         short_side = self._augment.draw_short_side(sample_keys[0][1])
@@ -229,7 +229,7 @@ class CocoDetection:
             samples, size_divisor=divisor, batch_shape=batch_shape.size if batch_shape else (1, 1)
         )
 
-    def check_pictures(self) -> None:
+    def check_images(self) -> None:
         """Look whether all images are there that will be read; none is opened.
 
         Where `on_bad_image` is skip, those that are not are skipped, counted and named: training
@@ -249,8 +249,8 @@ class CocoDetection:
                 f"{self._folder}: expected the {len(names)} images of {self.annotations.path}, "
                 f"got {len(names) - len(missing)}, without {listing(missing)}{policy}"
             )
-        ledger = replace(self.annotations.ledger, missing=tuple(missing))
-        self.annotations = replace(self.annotations, ledger=ledger)
+        report = replace(self.annotations.report, missing=tuple(missing))
+        self.annotations = replace(self.annotations, report=report)
         places = list(reasons)
         self._missing = frozenset(self._rows[places].tolist())
         if self._augment is not None:
@@ -260,7 +260,7 @@ class CocoDetection:
         return image_path(self._folder, self.annotations.file_name(row))
 
     def _read(self, row: int) -> np.ndarray:
-        """Return the picture of `row`, of the size that the file gives it."""
+        """Return the image of `row`, of the size that the file gives it."""
         path = self._path_of(row)
         pixels = read_image(path)
         expected = tuple(self.annotations.sizes[row].tolist())

@@ -1,6 +1,6 @@
-"""Pictures that share a training batch, so that little of it is padding.
+"""Images that share a training batch, so that little of it is padding.
 
-N pictures, U steps of the aspect ratio that they have.
+N images, U steps of the aspect ratio that they have.
 """
 
 import numpy as np
@@ -8,9 +8,9 @@ import numpy as np
 from detection.data.transforms import resized_size
 
 ASPECT_STEP = 0.01
-"""Of log(width / height): pictures nearer to each other are taken for equal."""
+"""Of log(width / height): images nearer to each other are taken for equal."""
 MIN_GROUP = 32
-"""Pictures in a group of its own: of a handful, the same ones would always meet."""
+"""Images in a group of its own: of a handful, the same ones would always meet."""
 
 
 def aspect_groups(
@@ -18,16 +18,16 @@ def aspect_groups(
 ) -> np.ndarray:
     """Return (N,) int64 from 0 on by rising width / height of `sizes` (N, 2); N may be 0.
 
-    Two groups are portrait and landscape, however many pictures each has. More are the groups that
-    pad least, each padded to what holds all of its pictures; they may be fewer than `count`. Each
-    has MIN_GROUP pictures and those of two batches at least; where there are not enough for two
+    Two groups are portrait and landscape, however many images each has. More are the groups that
+    pad least, each padded to what holds all of its images; they may be fewer than `count`. Each
+    has MIN_GROUP images and those of two batches at least; where there are not enough for two
     such groups, they are portrait and landscape again.
 
     Args:
         sizes: (N, 2) height and width.
         count: the most groups.
-        batch_size: pictures in a batch; a batch of a smaller group would hold some twice.
-        short_side: of a resized picture, see `resized_size`.
+        batch_size: images in a batch; a batch of a smaller group would hold some twice.
+        short_side: of a resized image, see `resized_size`.
         max_side: its cap.
     """
     log_aspect = np.log(sizes[:, 1] / sizes[:, 0])
@@ -51,16 +51,16 @@ def _padded_areas(resized: np.ndarray, steps: np.ndarray, *, smallest: int) -> n
     Args:
         resized: (N, 2) height and width.
         steps: (N,) int64 in 0..U-1.
-        smallest: fewest pictures in a group.
+        smallest: fewest images in a group.
     """
     counts = np.bincount(steps)
     sides = np.zeros((len(counts), 2), np.int64)
     np.maximum.at(sides, steps, resized)
     areas = np.full((len(counts), len(counts) + 1), np.inf)
     for first in range(len(counts)):
-        pictures = np.cumsum(counts[first:])
-        area = np.maximum.accumulate(sides[first:]).prod(axis=1) * pictures
-        areas[first, first + 1 :] = np.where(pictures < smallest, np.inf, area)
+        images = np.cumsum(counts[first:])
+        area = np.maximum.accumulate(sides[first:]).prod(axis=1) * images
+        areas[first, first + 1 :] = np.where(images < smallest, np.inf, area)
     return areas
 
 

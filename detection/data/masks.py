@@ -1,6 +1,6 @@
-"""Masks of one picture's objects, drawn at the size that the network sees.
+"""Masks of one image's objects, drawn at the size that the network sees.
 
-N objects of one picture, H, W the picture's height and width after its resize.
+N objects of one image, H, W the image's height and width after its resize.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from detection.data.packed import Segmentations
+from detection.data.segmentations import Segmentations
 from detection.ops.rle import decode
 
 
@@ -19,16 +19,16 @@ def draw_masks(
     size: tuple[int, int],
     resized: tuple[int, int],
 ) -> np.ndarray:
-    """Return masks (N, H, W) bool of one picture.
+    """Return masks (N, H, W) bool of one image.
 
     Args:
         segmentations: of the whole file.
         idxs: N rows of `segmentations`; None gives a mask of zeros.
-        size: (height, width) of the file's picture.
+        size: (height, width) of the file's image.
         resized: (H, W).
 
     Raises:
-        ValueError: run lengths that do not fill the picture.
+        ValueError: run lengths that do not fill the image.
     """
     masks = np.zeros((len(idxs), *resized), np.bool_)
     for mask, index in zip(masks, idxs, strict=True):

@@ -1,6 +1,6 @@
-"""Resizing a picture and the random changes of training.
+"""Resizing an image and the random changes of training.
 
-H, W height and width; N boxes of one picture, crowd regions among them. Pictures stay 8-bit RGB
+H, W height and width; N boxes of one image, crowd regions among them. Images stay 8-bit RGB
 (H, W, 3). No function drops, adds or reorders a box or a mask.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from backbones.images import resize_pixels
 
 NO_MASKS = np.zeros((0, 1, 1), np.bool_)
-"""The masks of a picture of which none are wanted."""
+"""The masks of an image of which none are wanted."""
 MIN_SIDE = 0.01
 """Shortest side of a box after a resize, in pixels: its logarithm is finite."""
 
@@ -26,7 +26,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple
 def resize(
     pixels: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture at `size` (height, width) and its boxes (N, 4), scaled alike."""
+    """Return the image at `size` (height, width) and its boxes (N, 4), scaled alike."""
     height, width = pixels.shape[:2]
     resized = resize_pixels(pixels, size)
     scale = np.array([size[1] / width, size[0] / height])
@@ -67,7 +67,7 @@ class Augment:
         self._places = [
             place for place, transform in enumerate(transforms) if place == 0 or transform.p > 0
         ]
-        # masks have the size after the resize, which the picture may not have yet
+        # masks have the size after the resize, which the image may not have yet
         self._compose = A.Compose(
             [transforms[place] for place in self._places],
             bbox_params=A.BboxParams(format="pascal_voc"),
@@ -83,25 +83,25 @@ class Augment:
         seed: int,
         size: tuple[int, int],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the changed picture, its boxes and its masks.
+        """Return the changed image, its boxes and its masks.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
-            boxes: (N, 4) float32 xyxy pixels inside the picture; N may be 0.
+            boxes: (N, 4) float32 xyxy pixels inside the image; N may be 0.
             masks: (any, *size) bool; there may be none.
             seed: 0 or more; the only source of chance.
-            size: (height, width) that the picture gets.
+            size: (height, width) that the image gets.
         """
         rng = np.random.default_rng(seed)
         self._draw_short_side(rng)  # again, so that what follows has numbers of its own
-        # Mirrors and colours go where the picture is smaller.
+        # Mirrors and colours go where the image is smaller.
         if size[0] < pixels.shape[0]:
             return self._change(*resize(pixels, boxes, size), masks, rng)
         pixels, boxes, masks = self._change(pixels, boxes, masks, rng)
         return *resize(pixels, boxes, size), masks
 
     def draw_short_side(self, seed: int) -> int:
-        """Return the short side of the batch whose first picture has this seed."""
+        """Return the short side of the batch whose first image has this seed."""
         return self._draw_short_side(np.random.default_rng(seed))
 
     def _draw_short_side(self, rng: np.random.Generator) -> int:

@@ -1,1 +1,1 @@
-"""Scoring: COCO average precision, and pictures of how it came about."""
+"""Evaluation: COCO, PASCAL VOC and ILSVRC average precision, tables and curves."""

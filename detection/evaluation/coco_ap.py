@@ -15,6 +15,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
+from backbones.score_tables import pairs_table
 from detection.config import EngineChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.evaluation.coco_engines import Engine, accumulate, choose_engine, summarize
@@ -43,7 +44,6 @@ SUMMARY = (
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
 _ALL_AREAS, _MOST_DETECTIONS = 0, 2
-_COLUMNS = 3  # pairs of name and number in a row of a table; fits 80 characters
 
 
 @dataclass(frozen=True)
@@ -118,17 +118,12 @@ class CocoReport:
 
 
 def _table(title: str, keys: Sequence[str], metrics: Mapping[str, float]) -> Table:
-    table = Table(title=title, show_header=False)
     cells = []
     for key in keys:
         value = metrics[key]
-        cells += [key.removeprefix("ap/"), "-" if math.isnan(value) else f"{100 * value:.1f}"]
-    for _ in range(min(_COLUMNS, len(keys))):
-        table.add_column()
-        table.add_column(justify="right")
-    for start in range(0, len(cells), 2 * _COLUMNS):
-        table.add_row(*cells[start : start + 2 * _COLUMNS])
-    return table
+        text = "-" if math.isnan(value) else f"{100 * value:.1f}"
+        cells.append((key.removeprefix("ap/"), text))
+    return pairs_table(title, cells)
 
 
 def score_file(

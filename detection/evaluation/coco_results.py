@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as mask_codec
 
 from detection.data.coco_json import box_of, is_number, parse_json
-from detection.data.packed import FARTHEST
+from detection.data.segmentations import FARTHEST
 from detection.evaluation.detection_table import (
     DetectionTable,
     IoUType,

@@ -13,7 +13,7 @@ import numpy as np
 
 from detection.data.coco import Annotations
 from detection.data.coco_json import AnnotationTable, ImageTable, check_any, int_of, read_tables
-from detection.data.packed import check_masks
+from detection.data.segmentations import check_masks
 from detection.ops.rle import encode_window
 from engine.errors import UserError
 

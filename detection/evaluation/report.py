@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: precision over recall for every class.
+"""Images of an evaluation: precision over recall for every class.
 
 K classes, T=10 IoU thresholds (0.5, 0.55, ... 0.95), R=101 recall thresholds (0, 0.01, ... 1).
 """
@@ -18,7 +18,7 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
     """Draw a panel for each class, at three IoU thresholds, into a PNG.
 
     Args:
-        path: the picture.
+        path: the image.
         precision: (T, R, K), NaN for a class without objects; such a class gets no panel. Of more
             than `MAX_PANELS` classes the first are drawn.
         class_names: K names.

@@ -5,10 +5,10 @@ Lengths are in pixels of the resized image unless stated otherwise.
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
-from detection.config import BackboneConfig
+from detection.config import BackboneConfig, RegionLossConfig
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
@@ -132,7 +132,7 @@ class LocalizationConfig(LocalizationBaseConfig):
     """Network."""
 
 
-class RegionClassifierConfig(LocalizationBaseModelConfig):
+class RegionClassifierConfig(LocalizationBaseModelConfig, RegionLossConfig):
     """R-CNN: each proposal is cropped from the image, warped and classified by the network."""
 
     localizer: PathText = ""
@@ -145,19 +145,6 @@ class RegionClassifierConfig(LocalizationBaseModelConfig):
     """Side of a proposal after warping, in pixels."""
     num_samples: PositiveInt = 4
     """Proposals sampled per image for the loss."""
-    fg_fraction: Fraction = 0.25
-    """Maximum fraction of foreground among them."""
-    fg_iou_thresh: Fraction = 0.5
-    """Minimum IoU of a foreground proposal; the others are background."""
-    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
-        10.0,
-        10.0,
-        5.0,
-        5.0,
-    )
-    """Multipliers of the target deltas (dx, dy, dw, dh)."""
-    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Difference at which smooth L1 turns linear; 0 is L1."""
 
 
 class LocalizationRegionsConfig(LocalizationBaseConfig):

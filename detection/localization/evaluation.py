@@ -16,7 +16,8 @@ from rich.console import Group
 from rich.markup import escape
 from torch import Tensor
 
-from backbones.classification.metrics import MAX_LISTED, pairs_table
+from backbones.classification.metrics import MAX_LISTED
+from backbones.score_tables import pairs_table
 from detection.ops.boxes import box_iou
 from detection.structures import DetectionBatch, Detections
 from engine.errors import UserError

@@ -20,7 +20,7 @@ from detection.localization.views import merge_candidates, propose
 from detection.losses import roi_loss
 from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes, mirror_boxes
-from detection.samples import SampleSettings, draw_samples, with_truth
+from detection.samples import SampleSettings, draw_samples, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_weights_file
 from engine.errors import UserError
@@ -90,7 +90,7 @@ class LocalizationRegionsTask(LocalizationBaseTask):
         )
         samples = draw_samples(
             targets,
-            *with_truth(proposals, targets),
+            *with_ground_truth(proposals, targets),
             batch.images.seeds,
             settings=settings,
             stream=_REGION_STREAM,

@@ -28,7 +28,7 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
-from detection.samples import Samples, SampleSettings, draw_samples, with_truth
+from detection.samples import Samples, SampleSettings, draw_samples, with_ground_truth
 from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
@@ -36,14 +36,14 @@ from detection.weights import load_detector_weights
 from engine.errors import UserError
 from engine.paths import resolved, status_of
 
-# Streams of the per-picture random numbers: anchors and regions must not share draws.
+# Streams of the per-image random numbers: anchors and regions must not share draws.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
 
 
 class Regions(NamedTuple):
     """What the last stage of the region head saw in training.
 
-    features: of the pictures, by level. samples: its boxes, foreground first. pooled: (B, S, C, h,
+    features: of the images, by level. samples: its boxes, foreground first. pooled: (B, S, C, h,
     w), `region_features` of them.
     """
 
@@ -84,7 +84,7 @@ class DetectionTask(nn.Module):
             with_masks=cls.with_masks,
             batch_size=config.loop.batch_size,
         )
-        data.check_pictures()
+        data.check_images()
         torch.manual_seed(config.seed)
         model = build_detector(config, len(data.classes))
         task = cls(config, model, data.classes)
@@ -161,7 +161,7 @@ class DetectionTask(nn.Module):
         return {name: value * weights[name] for name, value in losses.items()}
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
-        """Return the objects found in each picture, in the pixels of its file."""
+        """Return the objects found in each image, in the pixels of its file."""
         return self.model.predict(batch.images)
 
     def sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
@@ -185,11 +185,11 @@ class DetectionTask(nn.Module):
         )
 
     def sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
-        """Return the regions on which the head's losses are taken; the truth is among them."""
+        """Sample the regions for the head's losses; ground-truth boxes are among them."""
         targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
         return draw_samples(
             targets,
-            *with_truth(proposals, targets),
+            *with_ground_truth(proposals, targets),
             batch.images.seeds,
             settings=self._roi_settings(stage=0, fg_fraction=fg_fraction),
             stream=_ROI_STREAM,
@@ -218,7 +218,7 @@ class DetectionTask(nn.Module):
         )
 
     def train_data(self) -> CocoDetection:
-        """Return the training pictures."""
+        """Return the training images."""
         if self._train_data is None:
             data = self.config.data
             self._train_data = CocoDetection(
@@ -232,7 +232,7 @@ class DetectionTask(nn.Module):
         return self._train_data
 
     def val_data(self) -> CocoDetection:
-        """Return the validation pictures; their classes must be the training classes.
+        """Return the validation images; their classes must be the training classes.
 
         The JSON is read here and never again, so that all evaluations score against the same
         annotations, whatever becomes of the file.
@@ -249,7 +249,7 @@ class DetectionTask(nn.Module):
                     classes=self.classes,
                     with_masks=self.with_masks,
                 )
-                found.check_pictures()
+                found.check_images()
             finally:
                 if _state_of(path) != before:
                     raise UserError(
@@ -260,7 +260,7 @@ class DetectionTask(nn.Module):
         return self._val_data
 
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
-        """Return a COCO evaluator of the validation pictures; see `choose_engine`."""
+        """Return a COCO evaluator of the validation images; see `choose_engine`."""
         data = self.val_data()
         return CocoEvaluator(
             ground_truth_of(data.annotations, with_masks=self.with_masks),
@@ -294,7 +294,7 @@ class DetectionTask(nn.Module):
         return notes
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:
-        """Draw truth and predictions side by side, at the size that the network saw."""
+        """Draw ground truth and predictions side by side, at the size that the network saw."""
         images, targets = batch.images, batch.targets
         drawn = []
         for row, found in enumerate(predictions):
@@ -326,7 +326,7 @@ def _state_of(path: str) -> tuple[int, ...] | None:
 
 
 def make_demo_if_asked(config: DetectionConfig) -> None:
-    """Make the demo's pictures when the config names them and a split lies among them."""
+    """Make the demo's images when the config names them and a split lies among them."""
     demo = config.data.demo
     if demo is None:
         return

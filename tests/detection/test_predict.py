@@ -14,7 +14,7 @@ import detection
 from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, find_pictures, load_detector, load_trained
+from detection.predict import Detector, find_images, load_detector, load_trained
 from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
@@ -62,8 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures() -> list[np.ndarray]:
-    """Five pictures of three shapes, two of them of one padded shape."""
+def images() -> list[np.ndarray]:
+    """Five images of three shapes, two of them of one padded shape."""
     rng = np.random.default_rng(0)
     shapes = [(50, 70), (90, 40), (52, 70), (64, 64), (50, 70)]
     return [rng.integers(256, size=(*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -77,43 +77,43 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
         assert one.labels.tolist() == other.labels.tolist()
 
 
-def one_by_one(detector: Detector, pictures: list[np.ndarray]) -> list[Detections]:
-    return [detector.predict([picture])[0] for picture in pictures]
+def one_by_one(detector: Detector, images: list[np.ndarray]) -> list[Detections]:
+    return [detector.predict([image])[0] for image in images]
 
 
 @pytest.mark.parametrize("place", [".", "model.safetensors", "checkpoints/step_00000001.pt"])
 def test_detector_loads_from_any_place_of_a_run(
-    run: Path, place: str, pictures: list[np.ndarray]
+    run: Path, place: str, images: list[np.ndarray]
 ) -> None:
     detector = detection.load_detector(run / place, device="cpu")
     assert (detector.class_names, detector.category_ids) == (CLASSES.names, CLASSES.category_ids)
     assert detector.config == make_config()
-    found = detector.predict(pictures[:2])
-    assert_same(found, load_detector(str(run), device="cpu").predict(pictures[:2]))
-    for picture, each in zip(pictures, found, strict=False):
+    found = detector.predict(images[:2])
+    assert_same(found, load_detector(str(run), device="cpu").predict(images[:2]))
+    for image, each in zip(images, found, strict=False):
         assert 0 < len(each) <= 15
         assert (each.boxes >= 0).all()
-        assert (each.boxes[:, 2:] <= torch.tensor(picture.shape[1::-1])).all()
+        assert (each.boxes[:, 2:] <= torch.tensor(image.shape[1::-1])).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_order_is_kept_and_neighbours_change_nothing(
-    run: Path, pictures: list[np.ndarray], batch_size: int
+    run: Path, images: list[np.ndarray], batch_size: int
 ) -> None:
     detector = load_detector(run, device="cpu")
-    found = detector.predict(pictures, batch_size=batch_size)
-    assert_same(found, one_by_one(detector, pictures))
+    found = detector.predict(images, batch_size=batch_size)
+    assert_same(found, one_by_one(detector, images))
 
 
-def test_paths_give_what_arrays_give(run: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_paths_give_what_arrays_give(run: Path, images: list[np.ndarray], tmp_path: Path) -> None:
     detector = load_detector(run, device="cpu")
     path = tmp_path / "a.png"
-    cv2.imwrite(str(path), cv2.cvtColor(pictures[1], cv2.COLOR_RGB2BGR))
-    expected = detector.predict([pictures[1]]) * 2
+    cv2.imwrite(str(path), cv2.cvtColor(images[1], cv2.COLOR_RGB2BGR))
+    expected = detector.predict([images[1]]) * 2
     assert_same(detector.predict([path, str(path)]), expected)
 
 
-def test_no_pictures_give_no_detections(run: Path) -> None:
+def test_no_images_give_no_detections(run: Path) -> None:
     assert load_detector(run, device="cpu").predict([]) == []
 
 
@@ -122,13 +122,13 @@ def test_averaged_weights_are_preferred(run: Path) -> None:
     assert model.rpn_head.conv.weight.abs().sum() == 0
 
 
-def test_overrides_change_the_config(run: Path, pictures: list[np.ndarray]) -> None:
+def test_overrides_change_the_config(run: Path, images: list[np.ndarray]) -> None:
     detector = load_detector(run, device="cpu", overrides=["model.roi.max_detections=2"])
-    assert [len(found) for found in detector.predict(pictures)] == [2] * 5
+    assert [len(found) for found in detector.predict(images)] == [2] * 5
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((10, 10), np.uint8),
         np.zeros((10, 10, 4), np.uint8),
@@ -137,27 +137,27 @@ def test_overrides_change_the_config(run: Path, pictures: list[np.ndarray]) -> N
     ],
     ids=["grey", "alpha", "float", "empty"],
 )
-def test_array_of_another_kind(run: Path, picture: np.ndarray) -> None:
+def test_array_of_another_kind(run: Path, image: np.ndarray) -> None:
     detector = load_detector(run, device="cpu")
     with pytest.raises(UserError, match=r"image 1: expected \(height, width, 3\) uint8 RGB, got"):
-        detector.predict([np.zeros((10, 10, 3), np.uint8), picture])
+        detector.predict([np.zeros((10, 10, 3), np.uint8), image])
 
 
-def test_images_come_in_any_form(run: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_images_come_in_any_form(run: Path, images: list[np.ndarray], tmp_path: Path) -> None:
     detector = load_detector(run, device=torch.device("cpu"))
-    expected = detector.predict([pictures[1]])
-    tensor = torch.from_numpy(pictures[1]).permute(2, 0, 1)
-    turned = Image.fromarray(np.rot90(pictures[1]))
+    expected = detector.predict([images[1]])
+    tensor = torch.from_numpy(images[1]).permute(2, 0, 1)
+    turned = Image.fromarray(np.rot90(images[1]))
     turned.getexif()[0x0112] = 6
-    clear = Image.fromarray(pictures[1]).convert("RGBA")
-    mirrored = pictures[1][:, ::-1].copy()[:, ::-1]
-    forms: list[Any] = [tensor, Image.fromarray(pictures[1]), turned, clear, mirrored]
+    clear = Image.fromarray(images[1]).convert("RGBA")
+    mirrored = images[1][:, ::-1].copy()[:, ::-1]
+    forms: list[Any] = [tensor, Image.fromarray(images[1]), turned, clear, mirrored]
     assert_same(detector.predict(forms), expected * len(forms))
-    grey = Image.fromarray(pictures[1][..., 0])
+    grey = Image.fromarray(images[1][..., 0])
     grey.save(tmp_path / "grey.png")
     assert_same(detector.predict([grey]), detector.predict([tmp_path / "grey.png"]))
-    stacked = np.stack([pictures[0]] * 2)
-    assert_same(detector.predict(stacked), detector.predict([pictures[0]]) * 2)
+    stacked = np.stack([images[0]] * 2)
+    assert_same(detector.predict(stacked), detector.predict([images[0]]) * 2)
     assert_same(detector.predict(path for path in [tensor]), expected)
 
 
@@ -259,22 +259,22 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
         load_detector(run, device="cuda:99")
 
 
-def test_pictures_are_found_in_folders(tmp_path: Path) -> None:
+def test_images_are_found_in_folders(tmp_path: Path) -> None:
     files = ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "deep/c.webp", "deep/x.json", "out/a.jpg")
     for name in files:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
     inputs = [tmp_path, tmp_path / "notes.txt"]
-    found = find_pictures([*inputs, tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+    found = find_images([*inputs, tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
     assert found.num_others == 2
     assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
     with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
-        find_pictures([tmp_path / "out"], apart_from=tmp_path / "out")
+        find_images([tmp_path / "out"], apart_from=tmp_path / "out")
     with pytest.raises(UserError, match="no such image or folder"):
-        find_pictures([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+        find_images([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
 
 
 def test_importing_the_package_is_quick() -> None:

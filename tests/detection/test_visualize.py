@@ -13,10 +13,10 @@ from detection.visualize import (
     class_color,
     draw_comparison,
     draw_detections,
-    draw_truth,
+    draw_ground_truth,
     free_paths,
     mosaic,
-    write_picture,
+    write_image,
 )
 from engine.errors import UserError
 
@@ -40,28 +40,28 @@ def draw(image: np.ndarray, detections: Detections, score_thresh: float = 0.5) -
     return draw_detections(image, detections, class_names=NAMES, score_thresh=score_thresh)
 
 
-def is_drawn(picture: np.ndarray, label: int) -> bool:
-    return bool((picture == np.array(class_color(label))).all(axis=2).any())
+def is_drawn(image: np.ndarray, label: int) -> bool:
+    return bool((image == np.array(class_color(label))).all(axis=2).any())
 
 
 @pytest.mark.parametrize("size", [(600, 800), (480, 480), (1200, 500)])
 def test_box_has_the_colour_of_its_class(size: tuple[int, int]) -> None:
     image = grey(*size)
-    picture = draw(image, make_detections([100.0, 120.0, 300.0, 400.0]))
-    assert picture.shape == image.shape
-    assert tuple(picture[400, 200]) == class_color(0)
-    assert tuple(picture[200, 100]) == class_color(0)
-    assert tuple(picture[250, 200]) == (100, 100, 100)  # nothing inside the box
-    assert (image == 100).all()  # the given picture is untouched
+    drawing = draw(image, make_detections([100.0, 120.0, 300.0, 400.0]))
+    assert drawing.shape == image.shape
+    assert tuple(drawing[400, 200]) == class_color(0)
+    assert tuple(drawing[200, 100]) == class_color(0)
+    assert tuple(drawing[250, 200]) == (100, 100, 100)  # nothing inside the box
+    assert (image == 100).all()  # the given image is untouched
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 64), (64, 64), (300, 200)])
-def test_small_picture_is_enlarged(size: tuple[int, int]) -> None:
-    picture = draw(grey(*size), make_detections([0.0, 0.0, size[1], size[0]]))
-    factor = picture.shape[0] // size[0]
-    assert picture.shape == (factor * size[0], factor * size[1], 3)
-    assert 0.6 * READABLE_SIDE <= max(picture.shape) <= 1.5 * READABLE_SIDE
-    assert is_drawn(picture, 0)
+def test_small_image_is_enlarged(size: tuple[int, int]) -> None:
+    image = draw(grey(*size), make_detections([0.0, 0.0, size[1], size[0]]))
+    factor = image.shape[0] // size[0]
+    assert image.shape == (factor * size[0], factor * size[1], 3)
+    assert 0.6 * READABLE_SIDE <= max(image.shape) <= 1.5 * READABLE_SIDE
+    assert is_drawn(image, 0)
 
 
 @pytest.mark.parametrize(
@@ -83,32 +83,32 @@ def test_low_scores_are_left_out() -> None:
     found = make_detections(
         [10.0, 10.0, 90.0, 90.0], [200.0, 200.0, 300.0, 300.0], scores=[0.8, 0.3]
     )
-    picture = draw(grey(480, 640), found, score_thresh=0.5)
-    assert is_drawn(picture, 0)
-    assert not is_drawn(picture, 1)
+    image = draw(grey(480, 640), found, score_thresh=0.5)
+    assert is_drawn(image, 0)
+    assert not is_drawn(image, 1)
 
 
-def test_no_detections_leave_the_picture() -> None:
+def test_no_detections_leave_the_image() -> None:
     np.testing.assert_array_equal(draw(grey(480, 640), make_detections()), grey(480, 640))
 
 
 @pytest.mark.parametrize("name", ["猫", "ไทย", "\udce4\x1b[31m\n", "", "x" * 500], ids=ascii)
 def test_any_name_is_drawn(name: str) -> None:
     found = make_detections([10.0, 50.0, 90.0, 90.0])
-    pictures = [
+    images = [
         draw_detections(grey(480, 640), found, class_names=[each], score_thresh=0)
         for each in (name, "?", "??")
     ]
-    assert is_drawn(pictures[0], 0)
-    assert all((pictures[0] != other).any() for other in pictures[1:])
+    assert is_drawn(images[0], 0)
+    assert all((images[0] != other).any() for other in images[1:])
 
 
 def test_better_detections_lie_on_worse_ones() -> None:
     box = [100.0, 100.0, 300.0, 300.0]
     for scores, best in (([0.6, 0.9], 1), ([0.9, 0.6], 0)):
-        picture = draw(grey(480, 640), make_detections(box, box, scores=scores))
-        assert is_drawn(picture, best)
-        assert tuple(picture[300, 200]) == class_color(best)
+        image = draw(grey(480, 640), make_detections(box, box, scores=scores))
+        assert is_drawn(image, best)
+        assert tuple(image[300, 200]) == class_color(best)
 
 
 def test_neighbouring_classes_differ_in_colour() -> None:
@@ -120,21 +120,21 @@ def test_neighbouring_classes_differ_in_colour() -> None:
 def test_comparison_has_truth_left_and_detections_right() -> None:
     boxes = torch.tensor([[100.0, 100.0, 200.0, 200.0]])
     found = make_detections([300.0, 100.0, 400.0, 200.0])
-    picture = draw_comparison(
+    image = draw_comparison(
         grey(480, 640), found, boxes, torch.tensor([2]), class_names=NAMES, score_thresh=0.5
     )
-    left, right = np.array_split(picture, 2, axis=1)
+    left, right = np.array_split(image, 2, axis=1)
     assert is_drawn(left, 2)
     assert not is_drawn(left, 0)
     assert is_drawn(right, 0)
     assert not is_drawn(right, 2)
-    assert picture.shape[1] > 2 * 640
+    assert image.shape[1] > 2 * 640
 
 
 def test_truth_without_objects() -> None:
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     np.testing.assert_array_equal(
-        draw_truth(grey(480, 500), *none, class_names=NAMES), grey(480, 500)
+        draw_ground_truth(grey(480, 500), *none, class_names=NAMES), grey(480, 500)
     )
 
 
@@ -143,23 +143,23 @@ def test_truth_without_objects() -> None:
     [(1, None, (1, 1)), (5, None, (2, 3)), (5, 1, (5, 1)), (4, 4, (1, 4))],
     ids=["one", "square", "column", "row"],
 )
-def test_mosaic_holds_every_picture(count: int, columns: int | None, grid: tuple[int, int]) -> None:
-    pictures = [np.full((10 + i, 20 - i, 3), 200 + i, np.uint8) for i in range(count)]
-    sheet = mosaic(pictures, columns=columns)
+def test_mosaic_holds_every_image(count: int, columns: int | None, grid: tuple[int, int]) -> None:
+    images = [np.full((10 + i, 20 - i, 3), 200 + i, np.uint8) for i in range(count)]
+    sheet = mosaic(images, columns=columns)
     height, width = 10 + count - 1, 20
     assert sheet.shape == (grid[0] * (height + 8) - 8, grid[1] * (width + 8) - 8, 3)
-    for picture in pictures:
-        assert (sheet == picture[0, 0]).all(axis=2).sum() == picture.shape[0] * picture.shape[1]
+    for image in images:
+        assert (sheet == image[0, 0]).all(axis=2).sum() == image.shape[0] * image.shape[1]
 
 
-def test_written_picture_reads_back(tmp_path: Path) -> None:
+def test_written_image_reads_back(tmp_path: Path) -> None:
     image = draw(grey(480, 640), make_detections([10.0, 10.0, 90.0, 90.0]))
-    write_picture(tmp_path / "a.png", image)
+    write_image(tmp_path / "a.png", image)
     back = cv2.imread(str(tmp_path / "a.png"))
     assert back is not None
     np.testing.assert_array_equal(cv2.cvtColor(back, cv2.COLOR_BGR2RGB), image)
     with pytest.raises(UserError, match="cannot be written"):
-        write_picture(tmp_path / "a.png" / "b.png", image)
+        write_image(tmp_path / "a.png" / "b.png", image)
 
 
 def test_free_paths_spare_sources_and_each_other() -> None:
@@ -180,13 +180,13 @@ def test_masks_tint_their_pixels_alone() -> None:
     code = encode_window(mask, top=0, left=0, size=mask.shape)
     boxes = make_detections([90.0, 190.0, 260.0, 310.0])
     found = replace(boxes, masks=RunLengthMasks((480, 640), (code,)))
-    picture = draw(grey(480, 640), found)
+    image = draw(grey(480, 640), found)
     plain = draw(grey(480, 640), boxes)
-    changed = (picture != plain).any(axis=2)
+    changed = (image != plain).any(axis=2)
     assert changed[210:290, 110:240].all()
     assert not (changed & ~mask).any()
     half = cv2.resize(plain[:240, :320], (320, 240))
-    assert draw(half, found).shape == draw(half, boxes).shape  # a mask fits any size of its picture
+    assert draw(half, found).shape == draw(half, boxes).shape  # a mask fits any size of its image
 
 
 def disc(center: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
@@ -205,21 +205,21 @@ def test_instances_of_one_class_have_a_colour_and_an_outline_each() -> None:
         torch.zeros(2).long(),
         RunLengthMasks((480, 640), codes),
     )
-    truth = draw_truth(
+    truth = draw_ground_truth(
         grey(480, 640), boxes.boxes, found.labels, class_names=NAMES, masks=np.stack(masks)
     )
-    for picture in (draw(grey(480, 640), found), truth):
-        inner = [tuple(picture[240, column]) for column in (180, 320)]
+    for image in (draw(grey(480, 640), found), truth):
+        inner = [tuple(image[240, column]) for column in (180, 320)]
         assert len(set(inner)) == 2
-        edges = {tuple(picture[239, column]) for column in (141, 358)}
+        edges = {tuple(image[239, column]) for column in (141, 358)}
         assert edges == {class_color(0), class_color(1)}
 
 
 @pytest.mark.parametrize("size", [(16, 70000), (70000, 16)])
 def test_a_drawing_that_no_jpeg_holds_is_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
-    picture = draw(grey(*size), make_detections([1.0, 1.0, 9.0, 9.0]))
+    image = draw(grey(*size), make_detections([1.0, 1.0, 9.0, 9.0]))
     with pytest.raises(UserError, match=r"a\.jpg: expected sides of at most 65535 pixels, got"):
-        write_picture(tmp_path / "a.jpg", picture)
+        write_image(tmp_path / "a.jpg", image)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,7 +228,7 @@ def test_names_that_are_long_or_of_another_encoding_are_drawn_to(tmp_path: Path)
     paths = free_paths(sources, tmp_path, replace=False)
     assert len(set(paths)) == 3
     for path in paths:
-        write_picture(path, grey(4, 4))
+        write_image(path, grey(4, 4))
     assert free_paths([tmp_path / "y" / "\0.png"], tmp_path / "z", replace=True)
 
 

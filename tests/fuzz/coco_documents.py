@@ -81,10 +81,10 @@ class CocoDocuments:
                 split, config=config, training=training, with_masks=with_masks, batch_size=2
             )
             log = RunLog(None, is_main=True)
-            for what, count in data.ledger.rows():
+            for what, count in data.report.rows():
                 log.note(f"{count} {what}")
             log.note(", ".join(data.classes.names))
-            data.check_pictures()
+            data.check_images()
             samples = []
             sample_keys = [(index, 7 + index) for index in range(min(len(data), 8))]
             batch_shape = data.batch_shape(sample_keys) if training else None

@@ -1,4 +1,4 @@
-"""A small COCO file to break in one place, and pictures to go with it."""
+"""A small COCO file to break in one place, and images to go with it."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def document() -> dict[str, Any]:
 
 @pytest.fixture
 def write_coco(tmp_path: Path) -> CocoWriter:
-    """Writes a document to coco.json and, once, a random picture for each of its images."""
+    """Writes a document to coco.json and, once, a random image for each of its images."""
 
     def write(document: dict[str, Any]) -> Path:
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Run by test_masks.py: the memory, in kB, that two hundred masks of a large picture take."""
+"""Run by test_masks.py: the memory, in kB, that two hundred masks of a large image take."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from detection.data.collate import Sample, collate_detection
 from detection.data.masks import draw_masks
-from detection.data.packed import SegmentationPacker
+from detection.data.segmentations import SegmentationsBuilder
 from detection.data.transforms import Augment
 from detection.ops.masks import cut_masks
 
@@ -18,7 +18,7 @@ SIZE, COUNT = (800, 1333), 200
 def main() -> None:
     """From the file's polygons to what the loss wants, flips and bits included."""
     augment = Augment(short_sides=[800], flip_prob=1.0, vertical_flip_prob=0.0, color_jitter=0.0)
-    packer = SegmentationPacker()
+    packer = SegmentationsBuilder()
     corners = np.random.default_rng(0).uniform(0, 600, size=(COUNT, 2))
     boxes = np.concatenate([corners, corners + 200], axis=1).astype(np.float32)
     for x1, y1, x2, y2 in boxes.tolist():

@@ -48,7 +48,7 @@ def test_no_boxes() -> None:
 
 
 def random_corners(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (count, 4) xyxy, spread over pictures of 50x100, and the sizes."""
+    """Return boxes (count, 4) xyxy, spread over images of 50x100, and the sizes."""
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 1, size=(count, 2, 2)) * (100, 50)
     return np.sort(corners, axis=1).reshape(count, 4), np.tile(SIZE, (count, 1))
@@ -94,7 +94,7 @@ def test_fractions_are_recognised() -> None:
     assert "got fractions of the image" in doubt
 
 
-def test_boxes_of_a_larger_picture_are_recognised() -> None:
+def test_boxes_of_a_larger_image_are_recognised() -> None:
     corners, sizes = random_corners(200)
     corners[:, 2:] -= corners[:, :2]
     doubt = doubt_about_all(corners * 3, sizes)

@@ -35,7 +35,7 @@ def arrays_of(value: Any) -> list[np.ndarray]:
 
 def assert_same(got: Annotations, expected: Annotations) -> None:
     assert got.classes == expected.classes
-    assert got.ledger == expected.ledger
+    assert got.report == expected.report
     pairs = zip(arrays_of(got), arrays_of(expected), strict=True)
     for one, other in pairs:
         assert one.dtype == other.dtype
@@ -43,7 +43,7 @@ def assert_same(got: Annotations, expected: Annotations) -> None:
 
 
 def awkward(document: Document) -> None:
-    """Give it all that the ledger counts, and names that are not ASCII."""
+    """Give it all that the report counts, and names that are not ASCII."""
     document["images"][0]["file_name"] = "grün/ä.png"
     document["categories"][0]["name"] = "zèbre"
     document["annotations"][0] |= {"difficult": 1, "ignore": True}
@@ -70,8 +70,8 @@ def test_the_copy_gives_what_the_file_gives(
     assert plain.cache_note is None
     assert not copy_of(path).exists()
     first, second = read(path), read(path)
-    assert first.cache_note == f"packed copy {copy_of(path)} made"
-    assert second.cache_note == f"read from its packed copy {copy_of(path)}"
+    assert first.cache_note == f"cached copy {copy_of(path)} made"
+    assert second.cache_note == f"read from its cached copy {copy_of(path)}"
     assert_same(first, plain)
     assert_same(second, plain)
     assert sorted(tmp_path.iterdir()) == [path, copy_of(path)]
@@ -140,7 +140,7 @@ def test_an_edit_of_the_same_size_is_noticed(
     assert path.stat().st_size == before.st_size
     changed = read(path)
     assert changed.cache_note == (
-        f"packed copy {copy_of(path)} made anew (it was of another state of the file)"
+        f"cached copy {copy_of(path)} made anew (it was of another state of the file)"
     )
     assert changed.areas[1] == np.float32(150.6)
     assert_same(read(path), changed)
@@ -157,7 +157,7 @@ def test_a_touched_file_keeps_its_copy(
     path = write_coco(document)
     found = read(path)
     touch(path)
-    note = f"read from its packed copy {copy_of(path)}"
+    note = f"read from its cached copy {copy_of(path)}"
     for expected in (f"{note}, which has the file's new times now", note):
         again = read(path)
         assert again.cache_note == expected
@@ -172,7 +172,7 @@ def test_a_moved_file_whose_copy_cannot_be_renewed(
     moved = path.with_name("x" * 240)  # the copy's name fits, not that of its half-written file
     copy_of(path).rename(copy_of(moved))
     path.rename(moved)
-    note = f"read from its packed copy {copy_of(moved)}, hashed because its times are new"
+    note = f"read from its cached copy {copy_of(moved)}, hashed because its times are new"
     for _ in range(2):
         again = read(moved)
         assert again.cache_note == (
@@ -212,7 +212,7 @@ def test_a_damaged_copy_is_made_anew(
     copy.unlink()  # `first` may look at its pages still
     copy.write_bytes(damage(whole))
     again = read(path)
-    assert again.cache_note == f"packed copy {copy} made anew (it was damaged)"
+    assert again.cache_note == f"cached copy {copy} made anew (it was damaged)"
     assert_same(again, first)
     assert str(read(path).cache_note).startswith("read from")
 
@@ -232,7 +232,7 @@ def test_a_copy_that_cannot_be_written_is_said(document: Document, write_coco: C
     copy_of(path).mkdir()  # in its place, whoever runs the test
     (copy_of(path) / "of somebody").touch()
     found = read(path)
-    note = "parsed, and will be again, without a packed copy"
+    note = "parsed, and will be again, without a cached copy"
     assert str(found.cache_note).startswith(f"{note}: {copy_of(path)}: cannot be written: ")
     assert_same(found, read_coco(path))
     assert [entry.name for entry in copy_of(path).iterdir()] == ["of somebody"]

@@ -42,8 +42,8 @@ def test_an_area_that_no_object_has(
         f" {shown} (1 bad in all; data.on_bad_box=skip drops them)"
     )
     path = write_coco(document)
-    ledger = read_coco(path, on_bad_box="skip").ledger
-    assert ledger.dropped == {("area not finite or negative", "cow"): 1}
+    report = read_coco(path, on_bad_box="skip").report
+    assert report.dropped == {("area not finite or negative", "cow"): 1}
     if area != 1e300:  # larger than float32 holds, not than JSON
         with pytest.raises(UserError, match="annotation 11: area: expected a finite number"):
             read_ground_truth(path)
@@ -129,7 +129,7 @@ def test_any_value_at_any_key_is_read_or_one_line(
         lambda: CocoDetection(split, config=strict, training=True, with_masks=with_masks),
         lambda: CocoDetection(
             split, config=lenient, training=False, with_masks=with_masks
-        ).check_pictures(),
+        ).check_images(),
         lambda: read_ground_truth(path, with_masks=with_masks),
     ]
     messages = []

@@ -125,7 +125,7 @@ def test_the_short_side_of_a_batch_changes_nothing_else(
     assert mirrored == {True, False}
 
 
-def test_empty_pictures_are_left_out_when_asked(document: Document, write_coco: CocoWriter) -> None:
+def test_empty_images_are_left_out_when_asked(document: Document, write_coco: CocoWriter) -> None:
     path = write_coco(document)
     assert open_data(path).image_ids.tolist() == [70, 5, 9]
     data = open_data(path, keep_empty=False)
@@ -159,7 +159,7 @@ def test_a_large_file_has_a_packed_copy(
     assert open_data(path).annotations.cache_note is None
     path.write_text(path.read_text() + " " * CACHED_BYTES)
     copy = path.with_name(f"{path.name}.resdet-cache")
-    expected = f"packed copy {copy} made" if cache else None
+    expected = f"cached copy {copy} made" if cache else None
     assert open_data(path, cache=cache).annotations.cache_note == expected
     assert copy.exists() == cache
 
@@ -179,21 +179,19 @@ def test_another_size_than_annotated(document: Document, write_coco: CocoWriter)
     assert skipping.load(0, 0).image_id == 70
 
 
-def test_a_truncated_picture_stops_or_is_skipped(
-    document: Document, write_coco: CocoWriter
-) -> None:
+def test_a_truncated_image_stops_or_is_skipped(document: Document, write_coco: CocoWriter) -> None:
     path = write_coco(document)
-    picture = path.parent / "a.png"
-    content = picture.read_bytes()[:-30]
-    picture.write_bytes(content)
+    image = path.parent / "a.png"
+    content = image.read_bytes()[:-30]
+    image.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png"):
         open_data(path).load(1, 0)
     with pytest.raises(SkippedSampleError, match=r"a\.png"):
         open_data(path, on_bad_image="skip").load(1, 0)
-    assert picture.read_bytes() == content
+    assert image.read_bytes() == content
 
 
-def test_a_missing_picture_stops_in_any_case(document: Document, write_coco: CocoWriter) -> None:
+def test_a_missing_image_stops_in_any_case(document: Document, write_coco: CocoWriter) -> None:
     path = write_coco(document)
     (path.parent / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.png: no such file"):
@@ -209,7 +207,7 @@ def test_ignored_objects_are_as_crowds_are(document: Document, write_coco: CocoW
     assert open_data(path).load(1, 0).is_crowd.tolist() == [True, False]
     data = open_data(path, keep_empty=False)
     assert data.image_ids.tolist() == [5]
-    assert ("objects marked `ignore` among them", 2) in data.ledger.rows()
+    assert ("objects marked `ignore` among them", 2) in data.report.rows()
 
 
 def test_validation_of_crowds_alone_says_so(document: Document, write_coco: CocoWriter) -> None:
@@ -238,7 +236,7 @@ def test_validation_data_may_have_nothing_to_find(
     assert open_data(write_coco(document), training=False).image_ids.tolist() == [70, 5, 9]
 
 
-def test_real_pictures_load(data_dir: Path) -> None:
+def test_real_images_load(data_dir: Path) -> None:
     split = SplitConfig(
         images=str(data_dir / "coco128/train2017"),
         annotations=str(data_dir / "coco128/annotations/instances_train2017.json"),

@@ -28,7 +28,7 @@ SHAPES = np.array([[40, 10], [30, 10], [30, 20], [30, 30], [30, 60], [30, 90]])
     [(1, [0, 0, 0, 0, 0, 0]), (2, [0, 0, 0, 1, 1, 1]), (8, [0, 0, 0, 1, 1, 1])],
     ids=str,
 )
-def test_few_pictures_are_portrait_or_landscape(count: int, expected: list[int]) -> None:
+def test_few_images_are_portrait_or_landscape(count: int, expected: list[int]) -> None:
     assert groups_of(SHAPES, count).tolist() == expected
     assert groups_of(SHAPES[:0], count).tolist() == []
 
@@ -63,5 +63,5 @@ def test_no_group_is_small(batch_size: int, smallest: int, most: int) -> None:
     assert all(low < high for (_, low), (high, _) in itertools.pairwise(bounds))
 
 
-def test_pictures_of_one_shape_are_one_group() -> None:
+def test_images_of_one_shape_are_one_group() -> None:
     assert groups_of(np.full((500, 2), 7), 8).tolist() == [0] * 500

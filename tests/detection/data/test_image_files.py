@@ -44,9 +44,9 @@ def test_the_check_and_the_reader_find_the_same_file(
     document["images"][1]["file_name"] = name
     path.write_text(json.dumps(document))
     data = open_data(path, training=training)
-    data.check_pictures()
+    data.check_images()
     assert data.load(1, 0).original_size == (50, 30)
-    assert data.ledger.missing == ()
+    assert data.report.missing == ()
 
 
 def test_a_slash_is_read_from_the_folder_first(document: Document, write_coco: CocoWriter) -> None:
@@ -102,16 +102,16 @@ def test_absent_images_are_all_named_or_skipped(
     path.write_text(json.dumps(document))
     make(path.parent / name)
     with pytest.raises(UserError) as error:
-        open_data(path, training=training).check_pictures()
+        open_data(path, training=training).check_images()
     message = str(error.value)
     assert message.startswith(f"{path.parent}: expected the 3 images of {path}, got 1, without ")
     assert f"({reason}" in message
     assert message.endswith(", gone.png (no such file); data.on_bad_image=skip skips them")
     assert message.isprintable()
     data = open_data(path, training=training, on_bad_image="skip")
-    data.check_pictures()
-    assert len(data.ledger.missing) == 2
-    assert any("images skipped: " in what and n == 2 for what, n in data.ledger.rows())
+    data.check_images()
+    assert len(data.report.missing) == 2
+    assert any("images skipped: " in what and n == 2 for what, n in data.report.rows())
     assert data.load(0, 0).image_id == 70
     if training:
         assert data.image_ids.tolist() == [70]
@@ -124,7 +124,7 @@ def test_absent_images_are_all_named_or_skipped(
 
 def test_one_image_at_least_must_be_there(document: Document, write_coco: CocoWriter) -> None:
     path = write_coco(document)
-    for picture in path.parent.glob("*.png"):
-        picture.unlink()
+    for image in path.parent.glob("*.png"):
+        image.unlink()
     with pytest.raises(UserError, match=r"got 0, without b\.png \(no such file\), a\.png"):
-        open_data(path, on_bad_image="skip").check_pictures()
+        open_data(path, on_bad_image="skip").check_images()

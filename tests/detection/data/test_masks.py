@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from detection.config import DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.data.masks import draw_masks
-from detection.data.packed import SegmentationPacker
+from detection.data.segmentations import SegmentationsBuilder
 from detection.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from detection.ops.masks import unpack_bits
 from engine.errors import UserError
@@ -49,7 +49,7 @@ VALUES = {
 
 
 def draw(value: Any, resized: tuple[int, int]) -> np.ndarray:
-    packer = SegmentationPacker()
+    packer = SegmentationsBuilder()
     packer.add(value, SIZE)
     mask: np.ndarray = draw_masks(packer.pack(), [0], SIZE, resized)[0]
     return mask
@@ -90,7 +90,7 @@ def test_resized_masks_move_by_less_than_half_a_pixel(name: str, factor: float) 
 
 
 def test_crowds_have_no_mask() -> None:
-    packer = SegmentationPacker()
+    packer = SegmentationsBuilder()
     packer.add([SQUARE], SIZE)
     assert not draw_masks(packer.pack(), [None], SIZE, SIZE).any()
 
@@ -174,7 +174,7 @@ def test_objects_without_a_readable_mask_can_be_dropped(tmp_path: Path) -> None:
     config = DataConfig(train=split, on_bad_box="skip")
     data = CocoDetection(split, config=config, training=True, with_masks=True)
     assert data.annotations.rows_in_file.tolist() == [0, 2]
-    assert ("boxes dropped, no readable mask: thing", 1) in data.ledger.rows()
+    assert ("boxes dropped, no readable mask: thing", 1) in data.report.rows()
     data = CocoDetection(split, config=config, training=False, with_masks=True)
     ground_truth = ground_truth_of(data.annotations, with_masks=True)
     assert [each["id"] for each in ground_truth.of_category(7, with_masks=True)] == [1, 3]
@@ -203,7 +203,7 @@ def test_a_part_that_is_no_polygon_is_dropped(tmp_path: Path, value: list[Any]) 
     masks = data.load(0, 0).masks
     assert masks is not None
     np.testing.assert_array_equal(masks[0], filled((10, 12, 50, 40)))
-    assert ("mask parts dropped (no polygons)", 1) in data.ledger.rows()
+    assert ("mask parts dropped (no polygons)", 1) in data.report.rows()
     ground_truth = read_ground_truth(split.annotations, with_masks=True)
     [segmentation] = [ground_truth.segmentation_of(row) for row in ground_truth.rows_of(7)]
     assert segmentation == [SQUARE]  # pycocotools takes four for a box
@@ -223,7 +223,7 @@ def test_a_crowd_may_be_without_a_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells of its memory")
-def test_two_hundred_masks_of_a_large_picture_stay_within_a_gigabyte() -> None:
+def test_two_hundred_masks_of_a_large_image_stay_within_a_gigabyte() -> None:
     """In a process of its own: what others have freed would be taken without growing."""
     script = REPOSITORY / "tests/detection/data/many_masks.py"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -95,6 +95,6 @@ def test_all_turned_images_of_a_file_are_judged_together(
 def test_boxes_of_the_other_frame_are_counted(document: Document, write_coco: CocoWriter) -> None:
     document["annotations"] = document["annotations"][:2]
     document["annotations"][0]["bbox"] = [20, 5, 28, 20]  # in an image of 30x50
-    ledger = open_data(write_coco(document)).ledger
-    assert ledger.turned_images == 1
-    assert ("images whose boxes fit only with width and height swapped", 1) in ledger.rows()
+    report = open_data(write_coco(document)).report
+    assert report.turned_images == 1
+    assert ("images whose boxes fit only with width and height swapped", 1) in report.rows()

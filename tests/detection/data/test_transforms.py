@@ -47,7 +47,7 @@ def make_augment(**changes: Any) -> Augment:
 
 @pytest.mark.parametrize("side", [24, 48, 96], ids=["shrinks", "same size", "grows"])
 @pytest.mark.parametrize("flips", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)
-def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
+def test_boxes_follow_the_image(flips: tuple[int, int], side: int) -> None:
     # One white rectangle on black: its box can be read back from the pixels.
     pixels = np.zeros((48, 64, 3), dtype=np.uint8)
     pixels[8:20, 4:28] = 255
@@ -68,7 +68,7 @@ def test_boxes_follow_the_picture(flips: tuple[int, int], side: int) -> None:
     assert abs(moved[0, 0] - left * side / 48) < 1e-3
 
 
-def test_one_seed_gives_one_picture() -> None:
+def test_one_seed_gives_one_image() -> None:
     pixels = smooth_image()
     boxes = np.array([[4, 8, 28, 20]], dtype=np.float32)
     augment = make_augment()
@@ -79,7 +79,7 @@ def test_one_seed_gives_one_picture() -> None:
         again = other(pixels, boxes, NO_MASKS, seed=seed, size=(40, 53))
         torch.testing.assert_close(again[0], first[seed][0], rtol=0, atol=0)
         torch.testing.assert_close(again[1], first[seed][1], rtol=0, atol=0)
-    assert len({picture.tobytes() for picture, _, _ in first}) == 8
+    assert len({image.tobytes() for image, _, _ in first}) == 8
 
 
 def test_the_two_mirrors_are_drawn_apart() -> None:
@@ -113,7 +113,7 @@ def test_no_box_is_lost() -> None:
         assert (moved[:, 2:] <= limits).all()
 
 
-def test_a_picture_without_boxes_is_augmented() -> None:
+def test_a_image_without_boxes_is_augmented() -> None:
     no_boxes = np.zeros((0, 4), np.float32)
     pixels, boxes, _ = make_augment()(smooth_image(), no_boxes, NO_MASKS, seed=1, size=(40, 53))
     assert pixels.dtype == np.uint8

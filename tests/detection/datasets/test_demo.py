@@ -35,17 +35,17 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 12)], ids=["train", "val"])
 def test_demo_is_valid_coco(root: Path, split: str, count: int) -> None:
     annotations = read_coco(root / "annotations" / f"{split}.json")
-    ledger = annotations.ledger
+    report = annotations.report
     assert len(annotations) == count
     assert annotations.classes.category_ids == tuple(sorted(CATEGORIES))
-    reasons = (ledger.dropped, ledger.clipped_boxes, ledger.filled_areas, ledger.unreadable_masks)
+    reasons = (report.dropped, report.clipped_boxes, report.filled_areas, report.unreadable_masks)
     assert not any(reasons)
-    assert min(ledger.boxes_by_class.values()) > 0
+    assert min(report.boxes_by_class.values()) > 0
     sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
     assert sides[~annotations.is_crowd].min() >= MIN_VISIBLE_SIDE
     if split == "train":
-        assert ledger.crowds > 0
-        assert ledger.images_without_boxes > 0
+        assert report.crowds > 0
+        assert report.images_without_boxes > 0
 
 
 def test_images_load_as_annotated(root: Path) -> None:

@@ -66,8 +66,8 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     ]
     conversion.write(tmp_path / "new" / "all.json")
     annotations = read_coco(tmp_path / "new" / "all.json")
-    assert annotations.ledger.difficult == 3
-    assert annotations.ledger.clipped_boxes == 0
+    assert annotations.report.difficult == 3
+    assert annotations.report.clipped_boxes == 0
 
 
 @pytest.mark.parametrize(

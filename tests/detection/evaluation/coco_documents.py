@@ -19,7 +19,7 @@ MASK_RESULT = {"image_id": 1, "category_id": 1, "segmentation": MASK, "score": 1
 
 
 def make_document(seed: int = 0) -> dict[str, Any]:
-    """Random objects of two of the three classes, some of them crowds, one picture empty."""
+    """Random objects of two of the three classes, some of them crowds, one image empty."""
     rng = np.random.default_rng(seed)
     annotations = []
     for number in range(40):

@@ -31,7 +31,7 @@ def make_detections(document: dict[str, Any], seed: int = 1) -> list[Detections]
         boxes = torch.cat([boxes, boxes.flip(0), torch.tensor([[5.0, 6.0, 70.0, 90.0]])])
         boxes += torch.randn(boxes.shape, generator=generator) * 4
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        own_labels = [CLASSES.label_of(a["category_id"]) for a in own]
+        own_labels = [CLASSES.category_ids.index(a["category_id"]) for a in own]
         labels = torch.tensor([*own_labels, *own_labels[::-1], 1])
         scores = (torch.rand(len(boxes), generator=generator) * 20).round() / 20
         order = scores.argsort(descending=True, stable=True)
@@ -62,7 +62,7 @@ def make_batch(image_ids: list[int]) -> DetectionBatch:
 def evaluated(
     path: Path, found: list[Detections], *, order: list[int], processes: int = 1
 ) -> tuple[CocoEvaluator, dict[str, float]]:
-    """Evaluate pictures in `order`, two in a batch, dealt out to some processes."""
+    """Evaluate images in `order`, two in a batch, dealt out to some processes."""
     known = read_ground_truth(path)
     evaluators = [CocoEvaluator(known, CLASSES, range(NUM_IMAGES)) for _ in range(processes)]
     for start in range(0, len(order), 2):
@@ -137,7 +137,7 @@ def test_each_image_counts_once(tmp_path: Path, order: list[int], message: str) 
         evaluated(truth, make_detections(document), order=order)
 
 
-def test_skipped_pictures_count_as_without_detections(tmp_path: Path) -> None:
+def test_skipped_images_count_as_without_detections(tmp_path: Path) -> None:
     document = make_document()
     truth = write(tmp_path / "truth.json", document)
     found = make_detections(document)

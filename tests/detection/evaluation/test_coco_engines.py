@@ -35,7 +35,7 @@ IMAGE_IDS = (5, 2**60 + 3, 2**60 + 2, 0, 77, 12)
 
 
 def random_box(rng: np.random.Generator) -> list[float]:
-    """Return xywh inside the picture; sides from 6 to 290 meet all three ranges of area."""
+    """Return xywh inside the image; sides from 6 to 290 meet all three ranges of area."""
     width, height = np.exp(rng.uniform(np.log(6), np.log(290), 2))
     box: list[float] = [
         *rng.uniform(0, (SIDE - width, SIDE - height)).tolist(),
@@ -61,7 +61,7 @@ def mask_of(box: list[float], *, counts: str) -> Any:
 
 
 def random_truth(rng: np.random.Generator) -> dict[str, Any]:
-    """Objects of three of four classes in five of six pictures, a sixth of them crowds."""
+    """Objects of three of four classes in five of six images, a sixth of them crowds."""
     objects = []
     for number in range(60):
         box = random_box(rng)
@@ -89,7 +89,7 @@ def random_truth(rng: np.random.Generator) -> dict[str, Any]:
 def random_results(rng: np.random.Generator, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Shaken copies of two thirds of the truth, some more than once, and many of nothing.
 
-    Scores are coarse, so that many are equal. The first picture has more than 100 of one class.
+    Scores are coarse, so that many are equal. The first image has more than 100 of one class.
     """
     results = []
     for number in range(420):
@@ -135,7 +135,7 @@ def score_both(
 
 
 def detections_of(results: list[dict[str, Any]], image_id: int) -> Detections:
-    """Return one picture's results as a network gives them."""
+    """Return one image's results as a network gives them."""
     own = [each for each in results if each["image_id"] == image_id]
     codes = tuple(each["segmentation"]["counts"].encode() for each in own)
     boxes = torch.tensor([each["bbox"] for each in own]).reshape(-1, 4)
@@ -143,7 +143,7 @@ def detections_of(results: list[dict[str, Any]], image_id: int) -> Detections:
         boxes=xywh_to_xyxy(boxes),
         scores=torch.tensor([each["score"] for each in own]),
         labels=torch.tensor(
-            [CLASSES.label_of(each["category_id"]) for each in own], dtype=torch.int64
+            [CLASSES.category_ids.index(each["category_id"]) for each in own], dtype=torch.int64
         ),
         masks=RunLengthMasks((SIDE, SIDE), codes),
     )

@@ -10,9 +10,9 @@ from detection.evaluation.report import write_pr_curves
 
 
 def read(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path))
-    assert picture is not None
-    return picture
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image
 
 
 def make_precision(num_classes: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def boxes(rows: Rows) -> Boxes:
 
 
 def random_case(seed: int) -> tuple[list[reference.Detection], list[reference.Object]]:
-    """Crowded pictures of small and large objects on whole pixels, with ties of score and IoU."""
+    """Crowded images of small and large objects on whole pixels, with ties of score and IoU."""
     rng = np.random.default_rng(seed)
     objects: list[reference.Object] = []
     detections: list[reference.Detection] = []
@@ -78,7 +78,7 @@ NEAR_A, HALF_A = (0, 1, 20, 21), (0, 0, 20, 10)
 MATCHES: dict[str, tuple[Rows, Rows, list[bool], list[int], list[int]]] = {
     "no detection": ([], [(0, A)], [False], [], []),
     "no object": ([(0, A)], [], [], [WRONG], [WRONG]),
-    "another picture": ([(1, A)], [(0, A)], [False], [WRONG], [WRONG]),
+    "another image": ([(1, A)], [(0, A)], [False], [WRONG], [WRONG]),
     "half of it is enough": ([(0, HALF_A)], [(0, A)], [False], [RIGHT], [RIGHT]),
     "less than half": ([(0, (0, 0, 20, 9))], [(0, A)], [False], [WRONG], [RIGHT]),
     "twice": ([(0, A), (0, A)], [(0, A)], [False], [RIGHT, WRONG], [RIGHT, WRONG]),
@@ -159,7 +159,7 @@ def test_without_objects_there_is_no_number() -> None:
 
 
 def document() -> dict[str, Any]:
-    """Two cats, one of them difficult, in one picture; a dog in another; no cow."""
+    """Two cats, one of them difficult, in one image; a dog in another; no cow."""
     return {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "height": 100, "width": 100} for i in (3, 4, 5)
@@ -193,7 +193,7 @@ def score(
     protocols: Sequence[Protocol] = (),
     image_id: int | None = None,
 ) -> CocoScore:
-    """Score all pictures, or one of them."""
+    """Score all images, or one of them."""
     results = [each for each in RESULTS if image_id in (None, each["image_id"])]
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "truth.json").write_text(json.dumps(truth or document()))
@@ -218,7 +218,7 @@ def test_metrics_stand_beside_cocos(tmp_path: Path) -> None:
     np.testing.assert_equal(rest, plain.metrics)
 
 
-def test_pictures_that_are_not_scored_do_not_count(tmp_path: Path) -> None:
+def test_images_that_are_not_scored_do_not_count(tmp_path: Path) -> None:
     metrics = score(tmp_path, protocols=["voc12"], image_id=3).metrics
     assert metrics["voc12_ap/cat"] == metrics["voc12_map"] == 1
     assert math.isnan(metrics["voc12_ap/dog"])

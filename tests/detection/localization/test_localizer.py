@@ -126,8 +126,8 @@ def test_mirrored_boxes_are_turned_back(thresh: float, expected: list[float]) ->
     torch.testing.assert_close(boxes[0, 0], torch.tensor(expected).float())
 
 
-def test_boxes_over_the_border_are_cut_after_their_mean() -> None:
-    """Of 16, x from -4 to 12 and, mirrored, from 4 to 20: on average the whole width."""
+def test_boxes_across_the_border_are_clipped_after_merging() -> None:
+    """In 16 pixels, x from -4 to 12 and, mirrored, from 4 to 20: on average the whole width."""
     model = localizer_that_predicts((-4, 4, 12, 12))
     how = views(view="dense", scales=(16,), mirror=True, merge="vote", vote_iou_thresh=0.3)
     boxes, _ = localize(model, images(width=64, scale=1), CLASSES, config=how)
@@ -158,11 +158,11 @@ def test_voting_equals_the_reference(thresh: float) -> None:
         assert best[row] == scores[row].max()
 
 
-def test_votes_of_empty_boxes_and_no_scores_are_finite() -> None:
+def test_voting_with_empty_boxes_and_zero_scores_is_finite() -> None:
     boxes, _ = merge_candidates(torch.zeros(1, 3, 4), torch.zeros(1, 3), config=views(merge="vote"))
     torch.testing.assert_close(boxes, torch.zeros(1, 4))
 
 
-def test_a_picture_smaller_than_the_crop_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the pictures' sides"):
+def test_an_image_smaller_than_the_crop_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.crop: expected at most the images' sides"):
         localize(localizer(), images(), CLASSES, config=views(crop=65))

@@ -20,6 +20,10 @@ from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
 from detection.structures import Detections, ImageBatch, Proposals
 
+RATIOS = (0.5, 1.0, 2.0)
+SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)
+
 
 def rpn_config(
     *, pre_nms_topk: int = 2000, post_nms_topk_test: int = 1000, min_size: float = 1e-3

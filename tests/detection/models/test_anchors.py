@@ -65,12 +65,12 @@ def test_padding_further_adds_no_valid_anchor(
     sizes: list[list[float]], strides: Sequence[int]
 ) -> None:
     generator = AnchorGenerator(sizes, ratios=RATIOS, strides=strides)
-    picture_sizes = torch.tensor([[75, 100], [96, 33]])
+    image_sizes = torch.tensor([[75, 100], [96, 33]])
 
     def valid_anchors(height: int, width: int) -> list[torch.Tensor]:
         # a stride 2 layer rounds odd lengths up
         shapes = [(-(-height // stride), -(-width // stride)) for stride in strides]
-        valid = generator.valid(shapes, picture_sizes, size_divisor=32)
+        valid = generator.valid(shapes, image_sizes, size_divisor=32)
         return [generator(shapes)[row] for row in valid]
 
     for small, large in zip(valid_anchors(96, 128), valid_anchors(224, 160), strict=True):

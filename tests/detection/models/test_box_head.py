@@ -132,7 +132,7 @@ def test_batch_equals_one_by_one_and_padding_changes_nothing() -> None:
         torch.testing.assert_close(ours.labels, alone.labels)
 
 
-def test_boxes_lie_in_the_original_picture() -> None:
+def test_boxes_lie_in_the_original_image() -> None:
     class_logits, deltas, proposals = head_outputs(40, 5)
     found = detect(class_logits, deltas * 20, proposals, images(), config=CONFIG)
     for detections, (height, width) in zip(found, ORIGINAL_SIZES, strict=True):

@@ -70,7 +70,7 @@ def test_padding_further_changes_no_proposal() -> None:
         torch.testing.assert_close(valid_rows(tight, image), valid_rows(loose, image))
 
 
-def test_proposals_are_sorted_inside_the_picture_and_thinned_on_each_level() -> None:
+def test_proposals_are_sorted_inside_the_image_and_thinned_on_each_level() -> None:
     sizes = torch.tensor([[90, 120], [60, 100]])
     rpn = rpn_output(random_maps(2, 96, 128), sizes)
     proposals = make_proposals(rpn, sizes, config=rpn_config(), training=True)

@@ -62,7 +62,7 @@ class Pair:
         ]
 
 
-def drawn_pictures() -> tuple[ImageBatch, Targets]:
+def drawn_images() -> tuple[ImageBatch, Targets]:
     # sizes that round up to one multiple of 64: torchvision has no anchors that are not valid
     sizes = [(256, 320), (200, 300)]
     images = make_images(sizes, padded_to=(256, 320))
@@ -75,7 +75,7 @@ def drawn_pictures() -> tuple[ImageBatch, Targets]:
     return images, targets
 
 
-def coco_pictures(folder: Path) -> tuple[ImageBatch, Targets]:
+def coco_images(folder: Path) -> tuple[ImageBatch, Targets]:
     annotations = json.loads((folder / "annotations/instances_train2017.json").read_text())
     entries = [
         image for image in annotations["images"] if (image["height"], image["width"]) == (480, 640)
@@ -93,15 +93,15 @@ def coco_pictures(folder: Path) -> tuple[ImageBatch, Targets]:
         boxes[row, : len(found)] = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
         labels[row, : len(found)] = torch.tensor([a["category_id"] - 1 for a in found])
         valid[row, : len(found)] = True
-        picture = cv2.imread(str(folder / "train2017" / entry["file_name"]))
-        assert picture is not None
-        rgb = torch.from_numpy(np.ascontiguousarray(picture[:, :, ::-1]))
+        image = cv2.imread(str(folder / "train2017" / entry["file_name"]))
+        assert image is not None
+        rgb = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1]))
         images.pixels[row, :, : rgb.shape[0], : rgb.shape[1]] = rgb.permute(2, 0, 1)
     return images, Targets(boxes, labels, valid, is_crowd=torch.zeros_like(valid))
 
 
 def enliven(model: TorchvisionFasterRCNN, example: Tensor) -> None:
-    """Give random weights norm statistics that fit the pictures, and outputs that are not flat."""
+    """Give random weights norm statistics that fit the images, and outputs that are not flat."""
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -124,12 +124,12 @@ def enliven(model: TorchvisionFasterRCNN, example: Tensor) -> None:
 
 
 def normalized(images: ImageBatch) -> ImageList:
-    """Return the pictures as torchvision's detectors see them."""
+    """Return the images as torchvision's detectors see them."""
     batch = torch.zeros(images.pixels.shape)
     sizes = [(int(height), int(width)) for height, width in images.sizes]
     for row, (height, width) in enumerate(sizes):
-        picture = images.pixels[row, :, :height, :width] / 255
-        batch[row, :, :height, :width] = (picture - MEAN) / STD
+        image = images.pixels[row, :, :height, :width] / 255
+        batch[row, :, :height, :width] = (image - MEAN) / STD
     return ImageList(batch, sizes)
 
 
@@ -140,9 +140,9 @@ def normalized(images: ImageBatch) -> ImageList:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     torch.manual_seed(0)
     if request.param == "drawn":
-        images, targets = drawn_pictures()
+        images, targets = drawn_images()
     else:
-        images, targets = coco_pictures(request.getfixturevalue("data_dir") / "coco128")
+        images, targets = coco_images(request.getfixturevalue("data_dir") / "coco128")
     image_list = normalized(images)
     theirs = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1

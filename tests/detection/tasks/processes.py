@@ -17,7 +17,7 @@ from tests.detection.tasks.tiny import NECKS, tiny_config
 
 
 def gradients(root: Path, neck: str, world: World) -> dict[str, Tensor | None]:
-    """Return this process's gradients of one global batch of four pictures, after averaging."""
+    """Return this process's gradients of one global batch of four images, after averaging."""
     config = tiny_config(root, neck=neck)
     task = DetectionTask.for_training(config)
     data = task.train_data()

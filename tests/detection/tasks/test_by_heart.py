@@ -1,4 +1,4 @@
-"""Sixteen real pictures learned by heart: the whole way from JSON to AP, on real annotations."""
+"""Sixteen real images learned by heart: the whole way from JSON to AP, on real annotations."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ IMAGE_IDS = (30, 34, 36, 42, 72, 73, 78, 142, 326, 370, 438, 443, 502, 514, 575,
 
 @dataclass(frozen=True)
 class Lesson:
-    """A network, the shorter and longer side of its pictures, its anchors, and its steps."""
+    """A network, the shorter and longer side of its images, its anchors, and its steps."""
 
     model: dict[str, Any]
     sides: tuple[int, int]
@@ -33,7 +33,7 @@ def settings(images: Path, annotations: Path, lesson: Lesson, *, task: str) -> D
     augment = {"short_sides": [short_side], "max_side": max_side, "flip_prob": 0.0}
     data = {"augment": augment, "eval_short_side": short_side, "eval_max_side": max_side}
     model = {**lesson.model, "mask": {"num_convs": 2, "hidden_dim": 128}}
-    if task == "segmentation":  # masks make regions dear, and a picture has three objects
+    if task == "segmentation":  # masks make regions dear, and an image has three objects
         model["roi"] = {**model["roi"], "num_samples": min(64, model["roi"]["num_samples"])}
     values = {
         "task": task,
@@ -101,7 +101,7 @@ FPN = Lesson(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 @pytest.mark.parametrize("lesson", [C4, FPN], ids=["c4-roi_pool", "fpn"])
-def test_sixteen_pictures(data_dir: Path, tmp_path: Path, lesson: Lesson, task: str) -> None:
+def test_sixteen_images(data_dir: Path, tmp_path: Path, lesson: Lesson, task: str) -> None:
     coco = data_dir / "coco128"
     document = json.loads((coco / "annotations/instances_train2017.json").read_text())
     for key, name in (("images", "id"), ("annotations", "image_id")):

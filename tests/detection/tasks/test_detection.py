@@ -68,7 +68,7 @@ def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_pictures_without_objects_train(root: Path, neck: str) -> None:
+def test_images_without_objects_train(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
     nothing = replace(batch.targets, valid=torch.zeros_like(batch.targets.valid))
     losses = task.losses(replace(batch, targets=nothing))
@@ -82,7 +82,7 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
     targets = batch.targets
     boxes = torch.zeros_like(targets.boxes)
-    boxes[:, 0] = torch.tensor([-1e3, -1e3, 64.0, 1e3])  # the left of every picture
+    boxes[:, 0] = torch.tensor([-1e3, -1e3, 64.0, 1e3])  # the left of every image
     first = torch.zeros_like(targets.valid)
     first[:, 0] = True
     crowd = replace(targets, boxes=boxes, valid=first, is_crowd=first)
@@ -118,15 +118,15 @@ def test_predictions_do_not_depend_on_the_batch(root: Path, neck: str) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_drawn_pictures_have_the_network_input_size(root: Path, neck: str) -> None:
+def test_drawn_images_have_the_network_input_size(root: Path, neck: str) -> None:
     task, _ = tiny_task(root, neck)
     task.model.eval()
     data = task.val_data()
     batch = data.collate([data.load(0, 0)])
     with torch.inference_mode():
-        (picture,) = task.draw(batch, task.predict(batch))
-    assert picture.dtype == "uint8"
-    assert picture.shape[0] >= int(batch.images.sizes[0, 0])
+        (image,) = task.draw(batch, task.predict(batch))
+    assert image.dtype == "uint8"
+    assert image.shape[0] >= int(batch.images.sizes[0, 0])
 
 
 @pytest.mark.parametrize(("final", "engine"), [(True, "pycocotools"), (False, "hotcoco")])
@@ -135,7 +135,7 @@ def test_reported_numbers_are_those_of_pycocotools(
 ) -> None:
     task = DetectionTask.for_training(tiny_config(root, data={"on_bad_image": "skip"}))
     evaluator = task.evaluator(final=final)
-    evaluator.compute([])  # all pictures skipped
+    evaluator.compute([])  # all images skipped
     evaluator.write(tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["engine"] == engine
 
@@ -176,15 +176,15 @@ def test_a_file_that_changes_while_it_is_read(
 ) -> None:
     """Between the two that read it."""
     config = tiny_config(root, data={"val": split_of(root, tmp_path, {})})
-    check_pictures = CocoDetection.check_pictures
+    check_images = CocoDetection.check_images
 
     def check_and_edit(data: CocoDetection) -> None:
-        check_pictures(data)
+        check_images(data)
         path = data.annotations.path
         if path.parent == tmp_path:
             path.unlink() if edit is None else path.write_text(edit)
 
-    monkeypatch.setattr(CocoDetection, "check_pictures", check_and_edit)
+    monkeypatch.setattr(CocoDetection, "check_images", check_and_edit)
     with pytest.raises(UserError, match=r"val\.json: .* changed while it was read; start again"):
         DetectionTask.for_training(config)
 
@@ -212,8 +212,8 @@ def test_notes_say_what_was_done_about_packed_copies(root: Path, tmp_path: Path)
     split = config.data.train.model_copy(update={"annotations": str(large)})
     data = config.data.model_copy(update={"train": split})
     task = DetectionTask.for_training(config.model_copy(update={"data": data}))
-    expected = f"training annotations: packed copy {large}.resdet-cache made"
-    notes = [note for note in task.notes() if "packed copy" in note]
+    expected = f"training annotations: cached copy {large}.resdet-cache made"
+    notes = [note for note in task.notes() if "cached copy" in note]
     assert notes == [expected]
 
 

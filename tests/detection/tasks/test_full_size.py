@@ -20,7 +20,7 @@ GIB = 2**20  # of the kilobytes that getrusage counts
 def test_r101_c4_learns_within_24_gib(data_dir: Path, tmp_path: Path) -> None:
     coco = data_dir / "coco128"
     document = json.loads((coco / "annotations/instances_train2017.json").read_text())
-    # landscape pictures of 640x427: 800x1199 as resized, as large as most of COCO gets
+    # landscape images of 640x427: 800x1199 as resized, as large as most of COCO gets
     chosen = [each for each in document["images"] if (each["height"], each["width"]) == (427, 640)]
     document["images"] = chosen[:2]
     ids = {each["id"] for each in document["images"]}

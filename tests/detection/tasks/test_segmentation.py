@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_task(root: Path, neck: str, *, stages: int = 1) -> tuple[SegmentationTask, DetectionBatch]:
-    """Return a task for training and a batch of its first four pictures."""
+    """Return a task for training and a batch of its first four images."""
     config = tiny_config(root, neck=neck, task="segmentation")
     roi = config.model.roi.model_copy(update={"stages": stages})
     model = config.model.model_copy(update={"roi": roi})
@@ -120,7 +120,7 @@ def test_most_foreground(num_fg: tuple[int, int], limit: int, expected: int) -> 
     assert most_foreground(is_fg, limit) == expected
 
 
-def test_pictures_without_objects_train(root: Path) -> None:
+def test_images_without_objects_train(root: Path) -> None:
     task, batch = make_task(root, "fpn", stages=2)
     nothing = replace(batch.targets, valid=torch.zeros_like(batch.targets.valid))
     losses = task.losses(replace(batch, targets=nothing))
@@ -169,8 +169,8 @@ def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
     for name in ("ap", "mask_ap", "mask_ap50", "mask_ap/disc", "num_detections"):
         assert again[name] == pytest.approx(metrics[name], nan_ok=True)
 
-    picture = sorted((tmp_path / "demo" / "val").iterdir())[0]
-    (found,) = load_detector(run).predict([picture])
+    image = sorted((tmp_path / "demo" / "val").iterdir())[0]
+    (found,) = load_detector(run).predict([image])
     assert found.masks is not None
     assert len(found.masks) == len(found)
     for mask, (x1, y1, x2, y2) in zip(found.masks, found.boxes.tolist(), strict=True):
@@ -196,7 +196,7 @@ def test_an_object_without_a_mask_is_named(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_pictures_without_detections_have_no_masks(root: Path, neck: str) -> None:
+def test_images_without_detections_have_no_masks(root: Path, neck: str) -> None:
     task, batch = make_task(root, neck)
     config = task.model.config
     strict = config.roi.model_copy(update={"score_thresh": 1.0})

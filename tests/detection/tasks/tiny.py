@@ -22,10 +22,10 @@ NECKS = ("c4", "fpn")
 def tiny_config(
     root: Path, *, neck: str = "fpn", task: str = "detection", **changes: Any
 ) -> DetectionConfig:
-    """Return a config of a ResNet-18 detector on a few small demo pictures under `root`.
+    """Return a config of a ResNet-18 detector on a few small demo images under `root`.
 
     Args:
-        root: folder for the pictures; made on first use.
+        root: folder for the images; made on first use.
         neck: c4 or fpn.
         task: detection or segmentation.
         changes: top-level parts, merged into the defaults below.
@@ -75,7 +75,7 @@ def tiny_config(
 def tiny_task(
     root: Path, neck: str, *, task: str = "detection", **changes: Any
 ) -> tuple[DetectionTask, DetectionBatch]:
-    """Return a task for training and a batch of its first four pictures; see `tiny_config`."""
+    """Return a task for training and a batch of its first four images; see `tiny_config`."""
     made = build_task(tiny_config(root, neck=neck, task=task, **changes))
     assert isinstance(made, DetectionTask)
     data = made.train_data()

@@ -58,7 +58,7 @@ def run_in_new_process(work: Callable[..., Result], *arguments: object) -> Resul
 
 def _write_and_open(folder: Path, annotations: int) -> int:
     size = write_json(folder, annotations=annotations)
-    _open(folder)  # also writes the packed copy, which later readers map
+    _open(folder)  # also writes the cached copy, which later readers map
     return size
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from backbones.images import enlarge, read_image
 from detection.commands.schemas import ALL_SCHEMAS
 from detection.commands.tasks import build_task, check_weights
-from detection.visualize import READABLE_SIDE, captioned, mosaic, write_picture
+from detection.visualize import READABLE_SIDE, captioned, mosaic, write_image
 from engine.checkpoint import prepare_output
 from engine.config import load_config
 from engine.errors import UserError
@@ -142,7 +142,7 @@ def run_trials(
     prepare_output(output)
     text = markdown_table(HEADINGS, rows)
     write_file(output / "report.md", f"# Transfer from {backbone}\n\n{text}\n")
-    write_picture(output / "transfer.png", mosaic([_image(trial) for trial in trials], columns=2))
+    write_image(output / "transfer.png", mosaic([_image(trial) for trial in trials], columns=2))
     return console_table(HEADINGS, rows)
 
 

@@ -1,4 +1,4 @@
-"""Ragged data in a few flat arrays.
+"""Segmentations of a COCO file (polygons and RLE), and byte strings, in a few flat arrays.
 
 Worker processes share the pages of an array for as long as nobody writes to them, while each look
 at a Python object writes its reference count and so copies its page: lists of a million small
@@ -23,14 +23,14 @@ FARTHEST = 2.0**24
 
 
 @dataclass(frozen=True)
-class PackedBytes:
+class ByteStrings:
     """Byte strings, end to end: data (total,) uint8, offsets (count + 1,) int64 into it."""
 
     data: np.ndarray
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, strings: Iterable[bytes]) -> "PackedBytes":
+    def of(cls, strings: Iterable[bytes]) -> "ByteStrings":
         """Pack `strings`; there may be none."""
         data, offsets = bytearray(), array("q", [0])
         for string in strings:
@@ -60,7 +60,7 @@ class Segmentations:
     coordinates: np.ndarray
     part_offsets: np.ndarray
     object_offsets: np.ndarray
-    run_lengths: PackedBytes
+    run_lengths: ByteStrings
 
     def __len__(self) -> int:
         """Return the number of objects."""
@@ -130,7 +130,7 @@ def check_masks(
         )
 
 
-class SegmentationPacker:
+class SegmentationsBuilder:
     """Gathers `segmentation` values one by one."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class SegmentationPacker:
 
         Args:
             value: of the file.
-            size: (height, width) of the picture, which an RLE must fill.
+            size: (height, width) of the image, which an RLE must fill.
         """
         run_lengths = b""
         try:
@@ -177,5 +177,5 @@ class SegmentationPacker:
             coordinates=np.frombuffer(self._coordinates, np.float64),
             part_offsets=np.frombuffer(self._part_offsets, np.int64),
             object_offsets=np.frombuffer(self._object_offsets, np.int64),
-            run_lengths=PackedBytes.of(self._run_lengths),
+            run_lengths=ByteStrings.of(self._run_lengths),
         )

@@ -1,4 +1,4 @@
-"""Counts of what a COCO file holds, and of what was filled in, dropped, or looks odd.
+"""Report on a COCO file: counts of what it holds, was filled in, was dropped, or looks odd.
 
 N images, M boxes.
 """
@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from backbones.weights import listing
-from detection.data.packed import PackedBytes
+from detection.data.segmentations import ByteStrings
 
 LARGEST_LINE = 1.0
 """Area from which an object is more than the placeholder that some tools write."""
@@ -20,7 +20,7 @@ SMALLEST_BOX = 16.0
 
 
 @dataclass(frozen=True)
-class Ledger:
+class DataReport:
     """What was read, filled in, dropped, or looks odd.
 
     dropped: objects by (reason, class name). missing: a word on each image that cannot be read.
@@ -71,7 +71,7 @@ class Ledger:
         return [row for row in rows if row[1] or row[0] in ("images", "boxes")]
 
 
-def count_shared_files(names: PackedBytes) -> int:
+def count_shared_files(names: ByteStrings) -> int:
     """Return how many images name a file that an earlier one names, in whatever spelling."""
     data, offsets = names.data.tobytes(), names.offsets.tolist()
     files = {data[a:b] for a, b in pairwise(offsets)}

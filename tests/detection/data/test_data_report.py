@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detection.data.coco import read_coco
-from detection.data.ledger import count_misfit_areas, count_repeated_boxes
+from detection.data.data_report import count_misfit_areas, count_repeated_boxes
 
 Document = dict[str, Any]
 CocoWriter = Callable[[Document], Path]
@@ -18,7 +18,7 @@ CocoWriter = Callable[[Document], Path]
 def rows_of(document: Document, write_coco: CocoWriter) -> dict[str, int]:
     path = write_coco({"images": []})
     path.write_text(json.dumps(document))
-    return dict(read_coco(path).ledger.rows())
+    return dict(read_coco(path).report.rows())
 
 
 def test_nothing_odd_is_not_spoken_of(document: Document, write_coco: CocoWriter) -> None:
@@ -94,7 +94,7 @@ def test_classes_without_boxes_are_named(document: Document, write_coco: CocoWri
     ids=["coco128", "bccd"],
 )
 def test_real_files_are_hardly_odd(data_dir: Path, file: str) -> None:
-    ledger = read_coco(data_dir / file).ledger
-    assert (ledger.shared_files, ledger.turned_images) == (0, 0)
-    assert ledger.misfit_areas <= 2
-    assert ledger.repeated_boxes <= 2
+    report = read_coco(data_dir / file).report
+    assert (report.shared_files, report.turned_images) == (0, 0)
+    assert report.misfit_areas <= 2
+    assert report.repeated_boxes <= 2
