@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from detection.config import RPNConfig
 from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNOutput
-from tests.detection.models.detectors import proposal_settings
 
 BOXES = {
     "as long": ([10.0, 20.0, 18.0, 28.0], True),
@@ -25,6 +25,6 @@ def test_both_sides_count(box: list[float], stays: bool) -> None:
         anchor_valid=torch.ones(1, 2, dtype=torch.bool),
         level_sizes=(2,),
     )
-    settings = proposal_settings(min_size=8.0)
-    found = make_proposals(rpn, torch.tensor([[80, 100]]), settings=settings, training=False)
+    config = RPNConfig(min_size=8.0)
+    found = make_proposals(rpn, torch.tensor([[80, 100]]), config=config, training=False)
     assert found.boxes[found.valid].tolist() == ([box, large] if stays else [large])
