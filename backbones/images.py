@@ -39,7 +39,7 @@ REDUCTIONS = {
 """Factors by which a JPEG can be decoded smaller, and OpenCV's flags for them without colour."""
 
 
-class BadPictureError(UserError):
+class BadImageError(UserError):
     """A file that is not an image, is damaged, too large, or of another size than annotated."""
 
 
@@ -54,7 +54,7 @@ def quiet_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def pictures_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[str], int]:
+def images_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[str], int]:
     """Return the sorted relative paths of images in `folder` at any depth; the number of others.
 
     Args:
@@ -105,7 +105,7 @@ def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
 
     Raises:
         UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is not an image, its end is missing, it is damaged or too large.
+        BadImageError: it is not an image, its end is missing, it is damaged or too large.
     """
     return decode(read_file(path), path, rotate=rotate)
 
@@ -115,19 +115,19 @@ def read_file(path: str | Path) -> bytes:
 
     Raises:
         UserError: there is no such file, or it cannot be opened.
-        BadPictureError: it is a folder, a FIFO or a device, or has more than `MAX_FILE_BYTES`.
+        BadImageError: it is a folder, a FIFO or a device, or has more than `MAX_FILE_BYTES`.
     """
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
-                raise BadPictureError(
+                raise BadImageError(
                     f"{path}: expected an image of at most {MAX_FILE_BYTES} bytes, got {size}"
                 )
             return file.read()
     except UserError as error:
         if exists(path) and not is_file(path):
-            raise BadPictureError(str(error)) from error
+            raise BadImageError(str(error)) from error
         raise
 
 
@@ -142,7 +142,7 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
             ceil(w / reduction), in less time; other formats keep their full size.
 
     Raises:
-        BadPictureError: as for `read_image`.
+        BadImageError: as for `read_image`.
     """
     is_jpeg = data.startswith(JPEG_START)
     # OpenCV would decode the other formats in full and then resize.
@@ -155,7 +155,7 @@ def decode(data: bytes, path: str | Path, *, rotate: bool = True, reduction: int
     if used == 16 and pixels.dtype == np.uint16 and not data.startswith(PNG_START):
         rounded, _ = _imdecode(data, path, flags)  # by libtiff's own conversion
         if rounded is None:
-            raise BadPictureError(f"{path}: expected an image that can be decoded to 8 bits")
+            raise BadImageError(f"{path}: expected an image that can be decoded to 8 bits")
         return rounded
     return (pixels.clip(0) >> (used - 8)).astype(np.uint8)
 
@@ -165,10 +165,10 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
     is_jpeg = data.startswith(JPEG_START)
     size = stored_size(data) if is_jpeg else _other_size(data, path)
     if is_jpeg and size is None:
-        raise BadPictureError(f"{path}: expected a whole JPEG file, got one whose end is missing")
+        raise BadImageError(f"{path}: expected a whole JPEG file, got one whose end is missing")
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         got = f"{size[1]}x{size[0]} (width x height)"
-        raise BadPictureError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}")
+        raise BadImageError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}")
     pixels, message = _imdecode(data, path, flags if is_jpeg else flags | cv2.IMREAD_ANYDEPTH)
     if pixels is not None and pixels.dtype.itemsize == 2 and not data.startswith(PNG_START):
         # OpenCV 5 gives colour TIFF files of 16 bits as RGB three times their red
@@ -177,11 +177,11 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
         pixels = None if pixels is None else pixels[..., ::-1]
     if pixels is None:
         got = f"a file that cannot be decoded{message and f' ({message})'}"
-        raise BadPictureError(f"{path}: expected a whole image, got {got}")
+        raise BadImageError(f"{path}: expected a whole image, got {got}")
     if is_jpeg and message and tells_damage(data, message):
-        raise BadPictureError(f"{path}: expected a whole JPEG file, got a damaged one: {message}")
+        raise BadImageError(f"{path}: expected a whole JPEG file, got a damaged one: {message}")
     if pixels.dtype not in (np.uint8, np.uint16, np.int16):
-        raise BadPictureError(f"{path}: expected 8 or 16 bits a channel, got {pixels.dtype}")
+        raise BadImageError(f"{path}: expected 8 or 16 bits a channel, got {pixels.dtype}")
     return pixels
 
 
@@ -221,9 +221,9 @@ def _imdecode(data: bytes, path: str | Path, flags: int) -> tuple[np.ndarray | N
     try:
         pixels, message = with_messages(cv2.imdecode, np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise BadPictureError(f"{path}: expected an image: {error.err}") from error
+        raise BadImageError(f"{path}: expected an image: {error.err}") from error
     except MemoryError as error:
-        raise BadPictureError(f"{path}: expected an image that fits into memory") from error
+        raise BadImageError(f"{path}: expected an image that fits into memory") from error
     return pixels, message and "; ".join(message.splitlines())
 
 
@@ -241,7 +241,7 @@ def _other_size(data: bytes, path: str | Path) -> tuple[int, int] | None:
             return image.height, image.width
     except Image.DecompressionBombError as error:
         got = f"more: {error}"
-        raise BadPictureError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}") from error
+        raise BadImageError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}") from error
     except Exception:  # with a broken header its readers raise anything
         return None
 
@@ -271,14 +271,14 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """
     size = None
     with suppress(UserError), open_file(path) as file:  # reading it whole says what is wrong
-        size = picture_size(file.read(HEADER_BYTES))
+        size = image_size(file.read(HEADER_BYTES))
     if size is None:
         height, width = read_image(path).shape[:2]
         size = height, width
     return size
 
 
-def picture_size(data: bytes) -> tuple[int, int] | None:
+def image_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) from the header of a JPEG, EXIF orientation applied.
 
     None: `data` is not a JPEG, or its header is not complete.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.images import SUFFIXES, BadPictureError, pictures_in, read_image
+from backbones.images import SUFFIXES, BadImageError, images_in, read_image
 from backbones.metadata import read_category_ids
 from backbones.trained_runs import read_run
 from detection.config import SCHEMAS, DetectionConfig
@@ -202,7 +202,7 @@ def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
     try:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # it reads its file only now
-        raise BadPictureError(f"image {place}: expected a whole image: {error}") from error
+        raise BadImageError(f"image {place}: expected a whole image: {error}") from error
 
 
 def _series(images: Any) -> Iterable[Any]:
@@ -284,7 +284,7 @@ def _images_of(path: Path, *, apart_from: Path) -> tuple[list[Path], int]:
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):
         return [path], 0
-    inside, others = pictures_in(path, apart_from=apart_from)
+    inside, others = images_in(path, apart_from=apart_from)
     if not inside:
         raise UserError(
             f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {apart_from}, "

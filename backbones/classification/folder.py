@@ -22,10 +22,10 @@ from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import EvaluationTransform, TrainingTransform
 from backbones.images import (
     SUFFIXES,
-    BadPictureError,
+    BadImageError,
     bit_depth_note,
+    images_in,
     list_folder,
-    pictures_in,
     read_file,
     read_size,
 )
@@ -95,7 +95,7 @@ class FolderDataset:
         counts = np.zeros(len(self.class_names), dtype=np.int64)
         paths: list[bytes] = []
         for label, name in enumerate(self.class_names):
-            inside, others = pictures_in(folder / name) if name in found else ([], 0)
+            inside, others = images_in(folder / name) if name in found else ([], 0)
             if not inside and class_names is None:
                 raise UserError(
                     f"{folder / name}: expected images of the class ({' '.join(SUFFIXES)}), "
@@ -170,7 +170,7 @@ class FolderDataset:
         path = self._folder / self.file_name(index)
         try:
             pixels = self._transform(read_file(path), path, seed=seed)
-        except BadPictureError as error:
+        except BadImageError as error:
             raise error_for(error, self._on_bad_image) from error
         return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
@@ -211,7 +211,7 @@ class FolderDataset:
                 shapes[index] = transform.output_size(
                     read_size(self._folder / self.file_name(index))
                 )
-            except BadPictureError:
+            except BadImageError:
                 if self._on_bad_image == "error":
                     raise
                 # its shape stays (0, 0); `load` will skip it

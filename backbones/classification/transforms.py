@@ -16,7 +16,7 @@ import numpy as np
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.config import CropConfig
-from backbones.images import REDUCTIONS, decode, picture_size, resize_pixels
+from backbones.images import REDUCTIONS, decode, image_size, resize_pixels
 
 # Principal components of the RGB values of ImageNet's training images on the scale 0..1: variances,
 # and axes as columns. AlexNet (2012), section 4.1; values from facebookarchive/fb.resnet.torch.
@@ -177,11 +177,11 @@ class TrainingTransform:
             seed: 0 or more; all random choices depend only on it.
 
         Raises:
-            BadPictureError: the data are not an image, or its end is missing.
+            BadImageError: the data are not an image, or its end is missing.
         """
         rng = np.random.default_rng(seed)
         crop = self._config.crop
-        size, reduction = picture_size(data), 1
+        size, reduction = image_size(data), 1
         if size is None:
             pixels = decode(data, path)
             window = sample_crop_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
@@ -229,7 +229,7 @@ class EvaluationTransform:
             seed: not used, because nothing is random.
 
         Raises:
-            BadPictureError: the data are not an image, or its end is missing.
+            BadImageError: the data are not an image, or its end is missing.
         """
         pixels = decode(data, path)
         height, width = size_for_short_side((pixels.shape[0], pixels.shape[1]), self._short_side)

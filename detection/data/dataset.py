@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.bad_images import error_for
-from backbones.images import BadPictureError, bit_depth_note, read_image
+from backbones.images import BadImageError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
 from detection.data.box_checks import shape
@@ -172,7 +172,7 @@ class CocoDetection:
             raise SkippedSampleError(f"{self._path_of(row)}: no such image at the start of the run")
         try:
             pixels = self._read(row)
-        except BadPictureError as error:
+        except BadImageError as error:
             raise error_for(error, self._config.on_bad_image) from error
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
@@ -271,7 +271,7 @@ class CocoDetection:
             is_turned = read_image(path, rotate=False).shape[:2] == expected
             message += " after its EXIF rotation" if is_turned else ""
             message += f"; {describe_swapped_sides(self.annotations, row, self._path_of)}"
-        raise BadPictureError(message)
+        raise BadImageError(message)
 
     def _draw_masks(self, row: int, resized: tuple[int, int]) -> np.ndarray:
         """Return the masks (N, *resized) bool of the objects of `row`; none unless asked for."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from backbones.images import SUFFIXES, BadPictureError, read_size
+from backbones.images import SUFFIXES, BadImageError, read_size
 from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box
 from detection.data.coco_json import shown
 from detection.datasets.voc import Category, ImageSet, number_classes
@@ -231,9 +231,7 @@ def _read_sets(root: Path, sets: Sequence[ImageSet], contents: _Contents, log: R
 def _add_image(contents: _Contents, root: Path, stem: str, xml: Path) -> None:
     # Python decodes file names that are not UTF-8 to lone surrogates, which JSON cannot hold.
     if any("\ud800" <= character <= "\udfff" for character in stem):
-        raise BadPictureError(
-            f"{root / stem}.*: expected a file name in UTF-8, got another encoding"
-        )
+        raise BadImageError(f"{root / stem}.*: expected a file name in UTF-8, got another encoding")
     annotation = read_voc_xml(xml)
     file_name = _find_image(root, stem)
     height, width = annotation.size or read_size(root / file_name)
@@ -252,7 +250,7 @@ def _find_image(root: Path, stem: str) -> str:
     for suffix in IMAGE_SUFFIXES:
         if paths.is_file(root / f"{stem}{suffix}"):
             return f"{stem}{suffix}"
-    raise BadPictureError(f"{root / stem}.*: expected an image with the XML file's name, got none")
+    raise BadImageError(f"{root / stem}.*: expected an image with the XML file's name, got none")
 
 
 def detect_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConvention, str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from backbones.bad_images import error_for
 from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
-from backbones.images import BadPictureError, read_image
+from backbones.images import BadImageError, read_image
 from detection.data.box_checks import shape
 from detection.data.collate import Sample, collate_detection
 from detection.data.transforms import NO_MASKS, Augment, resize
@@ -90,7 +90,7 @@ class LocalizationDataset:
         """
         try:
             pixels = self._read(index)
-        except BadPictureError as error:
+        except BadImageError as error:
             raise error_for(error, self._on_bad_image) from error
         boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
@@ -122,7 +122,7 @@ class LocalizationDataset:
         expected = tuple(self.images.sizes[index].tolist())
         if pixels.shape[:2] != expected:
             got = shape(pixels.shape)
-            raise BadPictureError(f"{path}: expected {shape(expected)} as annotated, got {got}")
+            raise BadImageError(f"{path}: expected {shape(expected)} as annotated, got {got}")
         return pixels
 
     def _evaluation_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.images import MAX_FILE_BYTES, BadPictureError, decode, read_image, read_size
+from backbones.images import MAX_FILE_BYTES, BadImageError, decode, read_image, read_size
 from engine.errors import UserError
 from tests.reference.images import encoded, smooth_image
 
@@ -43,7 +43,7 @@ def test_damage_in_the_middle_gives_an_error(
 ) -> None:
     data = bytearray(encoded(large, **options))
     damage(data)
-    with pytest.raises(BadPictureError, match=r"^a\.jpg: expected a whole JPEG.*Corrupt JPEG data"):
+    with pytest.raises(BadImageError, match=r"^a\.jpg: expected a whole JPEG.*Corrupt JPEG data"):
         decode(bytes(data), "a.jpg", reduction=reduction)
     assert capfd.readouterr() == ("", "")
 
@@ -71,7 +71,7 @@ def test_harmless_stray_bytes_are_accepted(
 def test_damaged_png_gives_an_error_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(encoded(smooth_image(), "PNG"))
     data[len(data) // 2] ^= 255
-    with pytest.raises(BadPictureError, match=r"^a\.png: expected a whole .*libpng error"):
+    with pytest.raises(BadImageError, match=r"^a\.png: expected a whole .*libpng error"):
         decode(bytes(data), "a.png")
     assert capfd.readouterr() == ("", "")
 
@@ -86,7 +86,7 @@ def test_threads_get_the_decoder_messages_of_their_own_images(large: np.ndarray)
             try:
                 decode(data, "a.jpg")
                 wrong.extend(["damage passed"] * is_damaged)
-            except BadPictureError:
+            except BadImageError:
                 wrong.extend(["a whole image refused"] * (not is_damaged))
 
     threads = [threading.Thread(target=read, args=(whole, False)) for _ in range(2)]
@@ -106,9 +106,9 @@ def test_folders_fifos_and_devices_give_an_error_at_once(tmp_path: Path) -> None
     cases = {"fifo.jpg": "a FIFO", "folder.jpg": "a folder", "huge.jpg": "at most .* bytes"}
     for name, got in cases.items():
         for read in (read_image, read_size):
-            with pytest.raises(BadPictureError, match=rf"{name}: expected .*{got}"):
+            with pytest.raises(BadImageError, match=rf"{name}: expected .*{got}"):
                 read(tmp_path / name)
-    with pytest.raises(BadPictureError, match="got a device"):
+    with pytest.raises(BadImageError, match="got a device"):
         read_image("/dev/zero")
 
 
@@ -139,7 +139,7 @@ def bomb(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "GIF"])
 def test_image_of_excessive_size_is_not_decoded(kind: str) -> None:
-    with pytest.raises(BadPictureError, match=r"^a: expected at most \d+ pixels, got"):
+    with pytest.raises(BadImageError, match=r"^a: expected at most \d+ pixels, got"):
         decode(bomb(kind), "a")
 
 

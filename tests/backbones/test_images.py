@@ -10,11 +10,11 @@ from PIL import Image
 
 from backbones.images import (
     REDUCTIONS,
-    BadPictureError,
+    BadImageError,
     bit_depth_note,
     decode,
     enlarge,
-    picture_size,
+    image_size,
     read_image,
     read_size,
     resize_pixels,
@@ -122,7 +122,7 @@ def test_note_on_sixteen_bit_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_bit_depths_are_an_error(dtype: Any, channels: int) -> None:
     data = cv2.imencode(".tiff", np.ones((4, 5, channels), dtype))[1].tobytes()
-    with pytest.raises(BadPictureError, match=r"^a\.tiff: expected"):
+    with pytest.raises(BadImageError, match=r"^a\.tiff: expected"):
         decode(data, "a.tiff")
 
 
@@ -164,7 +164,7 @@ def test_truncated_file_gives_an_error(
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, **options)
     path.write_bytes(path.read_bytes()[:-missing])
-    with pytest.raises(BadPictureError, match=rf"cut\.{suffix}: expected a whole"):
+    with pytest.raises(BadImageError, match=rf"cut\.{suffix}: expected a whole"):
         read_image(path)
 
 
@@ -176,7 +176,7 @@ def test_end_marker_of_a_thumbnail_is_not_the_files(tmp_path: Path) -> None:
     path.write_bytes(whole + b"left over")
     assert read_image(path).shape == (48, 64, 3)
     path.write_bytes(whole[:-40])
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         read_image(path)
 
 
@@ -184,14 +184,14 @@ def test_end_marker_of_a_thumbnail_is_not_the_files(tmp_path: Path) -> None:
 def test_file_that_is_not_an_image_gives_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadPictureError, match=r"odd\.jpg: expected a whole image"):
+    with pytest.raises(BadImageError, match=r"odd\.jpg: expected a whole image"):
         read_image(path)
 
 
 def test_missing_file_is_not_a_bad_image_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jpg: no such file") as error:
         read_image(tmp_path / "none.jpg")
-    assert not isinstance(error.value, BadPictureError)
+    assert not isinstance(error.value, BadImageError)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -215,7 +215,7 @@ def test_jpeg_decoded_at_reduced_size_looks_like_the_full_one(
 def test_other_formats_are_decoded_at_full_size(kind: str) -> None:
     data = encoded(smooth_image(), kind)
     torch.testing.assert_close(decode(data, "a", reduction=4), decode(data, "a"))
-    assert picture_size(data) is None
+    assert image_size(data) is None
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -230,7 +230,7 @@ def test_size_is_read_before_decoding(tmp_path: Path, orientation: int, suffix: 
     assert read_size(path) == read_image(path).shape[:2] == expected
     if suffix == "jpg":
         data = path.read_bytes()
-        assert picture_size(data) == expected
+        assert image_size(data) == expected
         reduced = decode(data, path, reduction=2)
         assert reduced.shape[:2] == tuple(-(-side // 2) for side in expected)
 
@@ -259,12 +259,12 @@ def test_segments_before_the_image(
 ) -> None:
     data = encoded(smooth_image())
     data = data[:2] + b"".join(segment(*each) for each in segments) + data[2:]
-    assert picture_size(data) == decode(data, "a.jpg").shape[:2] == expected
+    assert image_size(data) == decode(data, "a.jpg").shape[:2] == expected
 
 
 def test_incomplete_header_gives_no_size() -> None:
     data = encoded(smooth_image())
-    sizes = {picture_size(data[:count]) for count in range(len(data))}
+    sizes = {image_size(data[:count]) for count in range(len(data))}
     assert sizes == {None, (48, 64)}
 
 

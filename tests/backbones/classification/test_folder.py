@@ -16,7 +16,7 @@ from backbones.classification.config import (
     EvaluationConfig,
 )
 from backbones.classification.folder import FolderDataset
-from backbones.images import BadPictureError, read_image, resize_pixels
+from backbones.images import BadImageError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
 from engine.task import DataSet
@@ -165,7 +165,7 @@ def test_bad_image_is_an_error_or_skipped(root: Path, suffix: str, bad: bytes | 
     path = root / "train" / "bee" / suffix
     path.write_bytes(path.read_bytes()[:-30] if bad is None else bad)
     index = 2 if suffix == "1.jpg" else 3
-    with pytest.raises(BadPictureError, match=rf"bee/{suffix}: expected a whole"):
+    with pytest.raises(BadImageError, match=rf"bee/{suffix}: expected a whole"):
         open_training(root).load(index, 0)
     skipping = open_training(root, on_bad_image="skip")
     with pytest.raises(SkippedSampleError, match=rf"bee/{suffix}: expected a whole"):
@@ -179,7 +179,7 @@ def test_bad_image_is_an_error_or_skipped(root: Path, suffix: str, bad: bytes | 
 def test_bad_image_while_sizes_are_read(root: Path) -> None:
     path = root / "val" / "bee" / "3.jpg"
     path.write_bytes(b"no image")
-    with pytest.raises(BadPictureError, match=r"bee/3\.jpg"):
+    with pytest.raises(BadImageError, match=r"bee/3\.jpg"):
         open_validation(root, view="ten_crop")
     config = make_config(root, data={"on_bad_image": "skip"}, view="ten_crop")
     data = FolderDataset.validation(config, CLASSES)

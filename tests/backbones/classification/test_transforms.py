@@ -26,7 +26,7 @@ from backbones.classification.transforms import (
     shift_colors,
     size_for_short_side,
 )
-from backbones.images import BadPictureError, decode, resize_pixels
+from backbones.images import BadImageError, decode, resize_pixels
 from tests.reference.images import smooth_image
 
 PATH = Path("a.jpg")
@@ -390,5 +390,5 @@ def test_file_that_is_not_an_image_gives_an_error(
     view: TrainingTransform | EvaluationTransform,
 ) -> None:
     for data in (b"", b"no image", jpeg(smooth_image())[:-9]):
-        with pytest.raises(BadPictureError, match=r"^a\.jpg: expected"):
+        with pytest.raises(BadImageError, match=r"^a\.jpg: expected"):
             view(data, PATH, seed=0)
