@@ -238,7 +238,7 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "bare.safetensors", {"a": torch.zeros(1)}, {})
     save_checkpoint(tmp_path / "bare.pt", {"a": torch.zeros(1)})
     cases = {
-        tmp_path / "bare.safetensors": "expected a detector's config beside its weights, got none",
+        tmp_path / "bare.safetensors": "expected a detector's config in the metadata, got none",
         tmp_path / "bare.pt": "expected a checkpoint of a run",
         tmp_path: "expected model.safetensors of a finished run",
         tmp_path / "absent": "no such run folder or file",
