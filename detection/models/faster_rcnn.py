@@ -136,7 +136,7 @@ class FasterRCNN(PixelNormalizedNetwork):
         )
 
     def rpn_at(self, features: Mapping[str, Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return objectness logits (B, S) and deltas (B, S, 4) of the anchors `idxs` (B, S) only."""
+        """Return objectness logits (B, S) and deltas (B, S, 4) of anchors `idxs` (B, S) only."""
         levels = [features[level] for level in self.rpn_levels]
         logits, deltas = self.rpn_head.at(levels, idxs)
         return logits, deltas
