@@ -205,7 +205,8 @@ class DetectionTask(nn.Module):
         self, boxes: Tensor, exists: Tensor, batch: DetectionBatch, *, stage: int
     ) -> Samples:
         """Return all boxes moved by the stage before, matched again, as samples of this stage."""
-        # As many samples as boxes and no limit on foreground: only boxes in crowd regions are dropped.
+        # There are as many samples as boxes and no limit on foreground, so only boxes in crowd
+        # regions are dropped.
         settings = self._roi_settings(stage=stage, fg_fraction=1.0)
         seeds = batch.images.seeds
         return draw_samples(
