@@ -88,9 +88,9 @@ def roi_loss(
     ).view_as(labels)
     # The deltas of the true class: (B, S, K, 4) indexed by (B, S, 1, 4) -> (B, S, 4). Background
     # (label K) has none; the clamp makes its index valid, and the mask below drops its error.
-    row = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
-    own = at_least_float32(deltas.gather(2, row)[:, :, 0])
-    box = smooth_l1(own, target_deltas, beta=beta).sum(dim=-1)
+    class_idxs = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    true_deltas = at_least_float32(deltas.gather(2, class_idxs)[:, :, 0])
+    box = smooth_l1(true_deltas, target_deltas, beta=beta).sum(dim=-1)
     count = count_samples(valid)
     return {
         "roi_class": masked_sum(classification, valid) / count,

@@ -119,7 +119,7 @@ class Detector:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
         waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
-        for index, image in enumerate(_series(images)):
+        for index, image in enumerate(_check_iterable(images)):
             try:
                 sample = self._sample(index, pixels_of(image, place=index))
             except UserError as error:
@@ -209,10 +209,10 @@ def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
         raise BadImageError(f"image {place}: expected a whole image: {error}") from error
 
 
-def _series(images: Any) -> Iterable[Any]:
+def _check_iterable(images: Any) -> Iterable[Any]:
     """Return `images` if it is an iterable of images; raise UserError for a single image."""
-    one = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
-    if one or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+    is_single = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
+    if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
         raise UserError(
             f"images: expected a list of images, got one {type(images).__name__}; put it into [ ]"
         )

@@ -90,8 +90,8 @@ def draw_samples(
         num_samples=settings.num_samples,
         fg_fraction=settings.fg_fraction,
     )
-    boxes, gt_idxs = _rows(candidates, idxs), matched_idxs.gather(1, idxs)
-    gt_boxes = _rows(targets.boxes, gt_idxs)
+    boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
+    gt_boxes = _take_boxes(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=settings.box_weights)
     return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
 
@@ -118,6 +118,6 @@ def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, T
     return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
 
 
-def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:
+def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:
     """Return the boxes (B, S, 4) at indices (B, S) of `boxes` (B, N, 4)."""
     return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

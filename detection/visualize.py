@@ -100,10 +100,12 @@ def draw_comparison(
     gt_masks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw the ground truth on the left and the detections on the right, each with a caption."""
-    truth = draw_ground_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
+    gt_image = draw_ground_truth(
+        image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks
+    )
     found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
-    gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
-    return np.hstack([captioned(truth, "ground truth"), gap, captioned(found, "detections")])
+    gap = np.full((gt_image.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
+    return np.hstack([captioned(gt_image, "ground truth"), gap, captioned(found, "detections")])
 
 
 def mosaic(images: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
@@ -149,21 +151,21 @@ def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> li
     """
     folder = resolved(directory)
     taken = {_resolved_if_any(source) for source in sources}
-    last: dict[str, int] = {}
+    last_number: dict[str, int] = {}
     paths = []
     for source in sources:
         # cut by bytes; half a character at the end stays a valid name
         stem = os.fsdecode(os.fsencode(source.stem)[:_NAME_BYTES])
         # The first drawing of a name is NAME.jpg, the next NAME_2.jpg; the search starts after the
         # last number used.
-        number = last.get(stem, 0) + 1
+        number = last_number.get(stem, 0) + 1
         while True:
             name = f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg"
             path = folder / name
             if path not in taken and (replace or not exists(path)):
                 break
             number += 1
-        last[stem] = number
+        last_number[stem] = number
         taken.add(path)
         paths.append(directory / name)
     return paths

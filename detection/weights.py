@@ -66,9 +66,9 @@ def from_torchvision_fasterrcnn(
     """
     num_outputs = len(state[LOGITS[0] + "bias"])
     labels = range(1, num_outputs) if keep_category_ids is None else keep_category_ids
-    strangers = [label for label in labels if not 0 < label < num_outputs]
-    if strangers:
-        raise UserError(f"category ids: expected 1 to {num_outputs - 1}, got {strangers[0]}")
+    unknown = [label for label in labels if not 0 < label < num_outputs]
+    if unknown:
+        raise UserError(f"category ids: expected 1 to {num_outputs - 1}, got {unknown[0]}")
     ours = {}
     for name, tensor in state.items():
         if name.endswith(COUNTER):  # of batch norm; frozen batch norm has none
@@ -90,7 +90,7 @@ def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     torchvision's box and mask outputs for background, which it never reads, become zero.
     """
-    back = [(ours, theirs) for theirs, ours in PREFIXES]
+    to_torchvision = [(ours, theirs) for theirs, ours in PREFIXES]
     theirs = {}
     for name, tensor in state.items():
         if name.startswith(LOGITS[1]):
@@ -99,7 +99,7 @@ def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])  # four rows per class
         elif name.startswith(MASKS[1]):
             tensor = torch.cat([torch.zeros_like(tensor[:1]), tensor])
-        theirs[_rename(name, back)] = tensor
+        theirs[_rename(name, to_torchvision)] = tensor
     return add_norm_counters(theirs)
 
 

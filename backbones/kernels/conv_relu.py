@@ -44,11 +44,11 @@ def conv_relu(
         return add_relu(F.conv2d(x, weight, bias, stride, padding), add)
     # Under autocast all inputs are cast to its dtype, as conv2d would do. Otherwise they must have
     # one dtype already, or conv2d raises torch's own error.
-    mixes = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if mixes else x.dtype
-    given = [each for each in (x, weight, bias, add) if each is not None]
-    fuses = _fuses(x, add) and {dtype, *(each.dtype for each in given)} <= _DTYPES
-    if not fuses or not (mixes or all(each.dtype == dtype for each in given)):
+    is_autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if is_autocast else x.dtype
+    inputs = [each for each in (x, weight, bias, add) if each is not None]
+    can_fuse = _fuses(x, add) and {dtype, *(each.dtype for each in inputs)} <= _DTYPES
+    if not can_fuse or not (is_autocast or all(each.dtype == dtype for each in inputs)):
         return add_relu(F.conv2d(x, weight, bias, stride, padding), add)
     x, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x, weight))
     bias = None if bias is None else bias.to(dtype)

@@ -149,18 +149,18 @@ def select_detections(
     roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, roi_boxes, weights=box_weights), images.sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
-    most = config.max_detections
+    max_detections = config.max_detections
     keep = nms_keep(
         boxes,
         scores,
         labels,
         (scores >= 0) & large,
         iou_thresh=config.nms_thresh,
-        max_kept=most,
+        max_kept=max_detections,
     )
     # Moves the kept candidates to the front. The sort is stable, so equal scores stay in order.
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :most], order[:, :most]  # (B, D)
+    scores, order = scores[:, :max_detections], order[:, :max_detections]  # (B, D)
     boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
     return Selection(boxes, scores, labels.gather(1, order))
 

@@ -96,9 +96,9 @@ def _counts_of(code: bytes, size: Sequence[int]) -> np.ndarray:
     number on, the string holds differences to the number two before (runs of the same value).
     """
     groups = np.frombuffer(code, np.uint8).astype(np.int64) - 48
-    strange = (groups < 0) | (groups > 63)
-    if strange.any():
-        raise ValueError(f"expected run lengths, got the character {code[strange.argmax()]}")
+    invalid = (groups < 0) | (groups > 63)
+    if invalid.any():
+        raise ValueError(f"expected run lengths, got the character {code[invalid.argmax()]}")
     is_last = groups & 32 == 0
     if not is_last[-1:].all():
         raise ValueError("expected run lengths, got a string that was cut short")

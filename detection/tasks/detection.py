@@ -309,18 +309,18 @@ class DetectionTask(nn.Module):
             height, width = images.sizes[row].tolist()
             # detections are in original pixels: (4,) factors of x1, y1, x2, y2 to network input
             scale = (images.sizes[row].flip(0) / images.original_sizes[row].flip(0)).repeat(2)
-            real = targets.valid[row]
+            gt_valid = targets.valid[row]
             gt_masks = None
             if targets.masks is not None:
                 # (G, H, W) of the padded batch, cut to the image
-                bits = unpack_bits(targets.masks[row][real], width=images.pixels.shape[3])
+                bits = unpack_bits(targets.masks[row][gt_valid], width=images.pixels.shape[3])
                 gt_masks = bits[:, :height, :width].bool().cpu().numpy()
             drawn.append(
                 draw_comparison(
                     images.pixels[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
                     replace(found, boxes=found.boxes * scale.cpu()),
-                    gt_boxes=targets.boxes[row][real].cpu(),
-                    gt_labels=targets.labels[row][real].cpu(),
+                    gt_boxes=targets.boxes[row][gt_valid].cpu(),
+                    gt_labels=targets.labels[row][gt_valid].cpu(),
                     gt_masks=gt_masks,
                     class_names=self.class_names,
                     score_thresh=self.config.evaluation.draw_score_thresh,

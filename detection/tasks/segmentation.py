@@ -30,10 +30,10 @@ class SegmentationTask(DetectionTask):
         config, targets = self.config.model, batch.targets
         assert targets.masks is not None, "the data set was created without masks"
         # Foreground comes first, so only the first F samples of each image can have a mask.
-        foreground = slice(most_foreground(rois.is_fg, self._most_masks()))
+        foreground = slice(most_foreground(rois.is_fg, self._max_foreground()))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]
         logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground])
-        wanted = cut_masks(
+        target_masks = cut_masks(
             targets.masks,
             gt_idxs,
             boxes,
@@ -42,9 +42,9 @@ class SegmentationTask(DetectionTask):
             aligned=config.mask.aligned,
         )
         # (B, F, K, M, M) -> (B, F, M, M): the masks of the true classes
-        own = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
+        true_logits = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
         is_fg = rois.is_fg[:, foreground]
-        masks = mask_loss(own, wanted, is_fg, count=batch.mask_count)
+        masks = mask_loss(true_logits, target_masks, is_fg, count=batch.mask_count)
         return losses | {name: value * config.mask.weight for name, value in masks.items()}
 
     def with_counts(self, parts: Sequence[DetectionBatch]) -> list[DetectionBatch]:
@@ -54,10 +54,10 @@ class SegmentationTask(DetectionTask):
         caller disables gradients.
         """
         samples = [self.box_losses(part)[1].samples for part in parts]
-        counts = [rois.is_fg[:, : self._most_masks()].sum() for rois in samples]
+        counts = [rois.is_fg[:, : self._max_foreground()].sum() for rois in samples]
         mean = torch.stack(counts).float().mean()
         return [replace(part, mask_count=mean) for part in parts]
 
-    def _most_masks(self) -> int:
+    def _max_foreground(self) -> int:
         """Return the largest number of foreground samples of an image."""
         return int(self.config.model.roi.num_samples * self.config.model.roi.fg_fraction)

@@ -15,7 +15,7 @@ would use several threads. Synchronising them takes longer than the work, and a 
 long on busy cores."""
 _EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=np.bool_), 1)
 """True where the row's box comes before the column's, so has the higher score."""
-_FAR = 1e10
+_GROUP_PENALTY = 1e10
 """Factor of the squared difference of groups, which is subtracted from an overlap's width. In the
 same group it changes no bit of the width; in different groups it makes the width negative."""
 _ROUNDING = 1e-5
@@ -127,7 +127,7 @@ def _iou(rows: Tensor, columns: Tensor, scratch: Tensor) -> Tensor:
     torch.minimum(x2, to_x2, out=width).sub_(torch.maximum(x1, to_x1, out=other))
     torch.minimum(y2, to_y2, out=height).sub_(torch.maximum(y1, to_y1, out=other))
     steps = torch.sub(group, to_group, out=other)
-    width.addcmul_(steps, steps, value=-_FAR)  # width -= _FAR * steps**2, see _FAR
+    width.addcmul_(steps, steps, value=-_GROUP_PENALTY)  # width -= penalty of different groups
     # Only the height is clamped: a negative width makes the product at most 0, which is enough.
     intersection = width.mul_(height.clamp_(min=0))
     union = torch.add(area, to_area, out=height).sub_(intersection)
