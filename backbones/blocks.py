@@ -1,6 +1,6 @@
-"""The blocks of residual networks (the 2015 paper, sections 3.2, 3.3, 4.2) and their shortcuts.
+"""Residual blocks and their shortcuts (He et al. 2015, sections 3.2, 3.3, 4.2).
 
-B images, H x W pixels, C channels.
+B images, H x W cells, C channels.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ Pool = Callable[[Tensor, int], Tensor]
 
 
 class PaddedIdentity(nn.Module):
-    """Option A: every `stride`-th cell, with zero channels before and after; no parameters."""
+    """Shortcut of option A: every `stride`-th cell, padded with zero channels; no parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         extra = out_channels - in_channels
+        # F.pad counts from the last dimension: width, height, then channels before and after
         self.padding = (0, 0, 0, 0, extra // 2, extra - extra // 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ class PaddedIdentity(nn.Module):
 def make_shortcut(
     option: Shortcut, in_channels: int, out_channels: int, *, stride: int, norm: Norm
 ) -> nn.Module | None:
-    """Build the path around a block; None is the identity, or no path with option "none"."""
+    """Build the shortcut of a block; None: the identity, or with option "none" no shortcut."""
+    # A and B use the identity if the shape stays the same; C always projects.
     grows = stride != 1 or in_channels != out_channels
     if option == "none" or not (grows or option == "C"):
         return None
@@ -45,16 +47,16 @@ def make_shortcut(
 
 
 def project(x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """Run the path around a block that `make_shortcut` built."""
+    """Return the output of a shortcut built by `make_shortcut`."""
     if isinstance(shortcut, nn.Sequential):
-        conv, norm = shortcut
+        conv, norm = shortcut  # not called as a Sequential, so that a fixed norm can be folded
         assert isinstance(conv, nn.Conv2d)
         return conv_norm(x, conv, norm)
     return x if shortcut is None else shortcut(x)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the path around them (the paper's figure 5, left)."""
+    """Two 3x3 convolutions with a shortcut (the paper's figure 5, left)."""
 
     expansion: ClassVar[int] = 1
 
@@ -77,10 +79,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and the path around them (the paper's figure 5, right)."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut (the paper's figure 5, right)."""
 
     expansion: ClassVar[int] = 4
-    # torchvision ("v1.5") strides the 3x3; the paper and the MSRA weights the first 1x1.
+    # The stride is on the 3x3 in torchvision ("v1.5"), on the first 1x1 in the paper and the MSRA
+    # weights.
     stride_in_1x1: ClassVar[bool] = False
 
     def __init__(
@@ -107,6 +110,7 @@ class Bottleneck(nn.Module):
 
     def forward_pooled(self, x: Tensor, pool: Pool) -> Tensor:
         """Return forward(pool(x, 1)); see `conv_norm_of_pooled`."""
+        # Both convolutions that read the block's input are 1x1: conv1 and the projection.
         y = conv_norm_of_pooled(x, self.conv1, self.bn1, pool=pool)
         if isinstance(self.downsample, nn.Sequential):
             conv, norm = self.downsample
@@ -117,12 +121,12 @@ class Bottleneck(nn.Module):
         return self._finish(F.relu(y, inplace=True), around)
 
     def _finish(self, y: Tensor, around: Tensor) -> Tensor:
-        """Return the block's output from the first convolution's, and the path around all three."""
+        """Return the block's output from that of the first convolution and that of the shortcut."""
         y = conv_norm_relu(y, self.conv2, self.bn2)
         return conv_norm_relu(y, self.conv3, self.bn3, add=around if self.residual else None)
 
 
 class PaperBottleneck(Bottleneck):
-    """Bottleneck with the stride on its first 1x1 convolution, as in 2015."""
+    """Bottleneck with the stride on its first 1x1 convolution, as in the 2015 paper."""
 
     stride_in_1x1 = True

@@ -1,4 +1,4 @@
-"""Normalisation layers, and the choice among them.
+"""Normalisation layers (batch, frozen batch, group), and convolutions with a folded fixed norm.
 
 B images, C channels, H x W cells.
 """
@@ -17,9 +17,9 @@ NormKind = Literal["batch", "frozen", "group"]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine are fixed: nothing in it trains or follows the data.
+    """Batch norm with fixed statistics and fixed affine parameters: nothing in it is trained.
 
-    State dict keys are BatchNorm2d's, so that weights pass between the two.
+    State dict keys are those of BatchNorm2d, so that each loads the other's weights.
     """
 
     weight: Tensor
@@ -38,7 +38,8 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape and dtype."""
         scale, shift = _scale_and_shift(self)
-        # One kernel, and backward keeps `scale` alone, where F.batch_norm would keep all of x.
+        # x * scale + shift in one kernel. It saves only `scale` for the backward pass, while
+        # F.batch_norm would save all of x.
         return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
 
     def extra_repr(self) -> str:
@@ -48,12 +49,13 @@ class FrozenBatchNorm2d(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)  # only moving statistics need it
+        # BatchNorm2d's counter, used only to update statistics
+        state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that calls `group_norm`; same state dict."""
+    """`nn.GroupNorm` that calls our `group_norm`; the state dict is the same."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape and dtype."""
@@ -61,14 +63,15 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values` (C,) as (1, C, 1, 1) in the dtype of `x`, to broadcast over a map."""
     return values.to(x.dtype).view(1, -1, 1, 1)
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """Return norm(conv(x)), a fixed norm as a part of the convolution, which still trains.
+    """Return norm(conv(x)). A fixed norm is folded into the convolution, which still trains.
 
-    That saves a pass over the map forward and one backward: see benchmark.py train. Fixed are
-    frozen batch norm, and batch norm in evaluation mode.
+    Folding saves one pass over the map forward and one backward: see benchmark.py train. Fixed
+    norms are frozen batch norm, and batch norm in evaluation mode.
     """
     folded = _folded(conv, norm)
     if folded is None:
@@ -84,23 +87,23 @@ def conv_norm_relu(
     folded = _folded(conv, norm)
     if folded is None:
         return add_relu(norm(conv(x)), add)
-    assert not isinstance(conv.padding, str), "a convolution that is not folded"
+    assert not isinstance(conv.padding, str), "folded a convolution with padding given by name"
     return conv_relu(x, *folded, stride=conv.stride, padding=conv.padding, add=add)
 
 
 def conv_norm_of_pooled(
     x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, pool: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    """Return norm(conv(pool(x, 1))) for a 1x1 convolution and a linear `pool`: they commute.
+    """Return norm(conv(pool(x, 1))) for a 1x1 convolution and a linear `pool`.
 
-    The convolution runs once on the map instead of on every region cut from it.
+    The two commute, so the convolution runs once on the map instead of on every pooled region.
 
     Args:
         x: (B, C, H, W).
-        conv: 1x1, without bias; no hook of it is called.
-        norm: after it.
-        pool: takes a map (B, C', H, W) and a stride; its result (M, C', h, w) is linear in the map
-            and new, and holds every stride-th cell along each side of the result at stride 1.
+        conv: 1x1, without bias; its hooks are not called.
+        norm: the norm after the convolution.
+        pool: takes a map (B, C', H, W) and a stride, and returns a new tensor (M, C', h, w), linear
+            in the map: every stride-th cell along each side of the result at stride 1.
     """
     assert conv.kernel_size == (1, 1), f"expected a 1x1 convolution, got {conv.kernel_size}"
     assert conv.bias is None, "expected a convolution without bias"
@@ -110,17 +113,18 @@ def conv_norm_of_pooled(
         return normed
     weight, shift = folded
     pooled = pool(F.conv2d(x, weight), conv.stride[0])
-    # Not before pooling, where samples outside the map would lose a part of it. In place it is 3 %
-    # less of R101-C4's float32 prediction; autograd lets nobody write into its functions' results.
+    # The shift is added after pooling: samples outside the map count as 0 and would lose it. Adding
+    # in place saves 3 % of R101-C4's prediction in float32. Not with gradients, because autograd
+    # forbids writing into the result of a custom function.
     shift = _per_channel(shift, pooled)
     return pooled + shift if torch.is_grad_enabled() else pooled.add_(shift)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return weights and bias of a convolution that equals `conv` and `norm` in a row.
+    """Return weights and bias of one convolution that equals `conv` followed by `norm`.
 
-    None where the norm depends on the map or has no weights, the convolution has a bias, dilation,
-    groups or another padding than zeros, or a forward hook of one of the two is to be called.
+    None if the norm depends on the map or has no weights, if the convolution has a bias, dilation,
+    groups or a padding other than zeros, or if one of the two has a forward hook.
     """
     plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
     padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
@@ -134,6 +138,7 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
         return None
     scale, shift = _scale_and_shift(norm)
     dtype = conv.weight.dtype
+    # scale * (weight * x) + shift = (scale * weight) * x + shift; one scale per output channel
     return (conv.weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)
 
 
@@ -142,19 +147,20 @@ def _has_forward_hooks(module: nn.Module) -> bool:
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return what a fixed batch norm multiplies channels by and then adds to them, (C,) each.
+    """Return the factor and the summand of each channel in a fixed batch norm, (C,) each.
 
-    They are float32, or float64 where the norm is.
+    They are float32, or float64 if the norm is.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     wide = torch.promote_types(norm.running_var.dtype, torch.float32)
+    # weight * (x - mean) / sqrt(var + eps) + bias = x * scale + (bias - mean * scale)
     scale = norm.weight.to(wide) * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
     return scale, norm.bias.to(wide) - norm.running_mean.to(wide) * scale
 
 
 def make_norm(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
-    """Build a norm layer. "group" has 32 groups, or the largest divisor of `channels` below."""
+    """Build a norm layer. "group" has the most groups, up to 32, that divide `channels`."""
     match kind:
         case "batch":
             return nn.BatchNorm2d(channels, eps=eps)

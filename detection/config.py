@@ -1,6 +1,6 @@
-"""The detection part of a run's config. Defaults are the field's; configs say where they differ.
+"""Config schema of detection and instance segmentation. Defaults are the field's usual values.
 
-Boxes and lengths are in pixels of the resized image unless said otherwise.
+Boxes and lengths are in pixels of the resized image unless stated otherwise.
 """
 
 from typing import Literal, Self
@@ -31,7 +31,7 @@ EngineChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
 class SplitConfig(Config):
-    """A folder of images and its COCO JSON."""
+    """A folder of images and its annotations in COCO's JSON format."""
 
     images: PathText = ""
     """Folder to which the JSON's `file_name`s are relative."""
@@ -40,16 +40,16 @@ class SplitConfig(Config):
 
 
 class AugmentConfig(Config):
-    """What happens to a training image."""
+    """Augmentation of training images."""
 
     short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
     """Target lengths of the shorter side; one is drawn for each batch."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
     flip_prob: Fraction = 0.5
-    """Chance of a left-right mirror."""
+    """Probability of a left-right flip."""
     vertical_flip_prob: Fraction = 0.0
-    """Chance of an up-down mirror (microscopes and satellites, not street scenes)."""
+    """Probability of an up-down flip (for microscope and satellite images, not street scenes)."""
     color_jitter: Fraction = 0.0
     """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
 
@@ -62,17 +62,17 @@ class DataConfig(Config):
     val: SplitConfig = SplitConfig()
     """Validation images."""
     demo: DemoConfig | None = None
-    """When set, demo images are made under `demo.root` if a split lies there and is missing."""
+    """If set, demo images are generated under `demo.root` if a split lies there and is missing."""
     cache: bool = True
-    """Keep a cached copy beside a JSON of 20 MB or more; it loads over ten times as fast."""
+    """Keep a cached copy next to a JSON file of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
     """Train on images without objects."""
     on_bad_box: BadInputPolicy = "error"
-    """An object whose box has no size, has NaN or lies outside its image, whose area is impossible,
-    or, where masks are read, without a readable one: stop, or drop it and count it."""
+    """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
+    for segmentation without a readable mask: stop, or drop the object and count it."""
     on_bad_image: BadInputPolicy = "error"
-    """An image that is missing at the start, truncated, or of another size than annotated: stop, or
-    skip and count it. One that goes missing later stops in any case."""
+    """An image that is missing at the start, truncated, or not of its annotated size: stop, or skip
+    the image and count it. An image that disappears later always stops the run."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     eval_short_side: PositiveInt = 800
@@ -91,13 +91,14 @@ class BackboneConfig(NetworkConfig):
     kind: BackboneKind = "resnet101"
     """Depth."""
     norm: Literal["batch", "frozen", "group"] = "frozen"
-    """Batch norm; batch norm wholly fixed (the paper's choice for detection); group norm."""
+    """batch: batch norm; frozen: batch norm with fixed statistics and weights (the paper's choice
+    for detection); group: group norm."""
     frozen_stages: int = Field(default=2, ge=0, le=5)
-    """Stages that do not train: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all."""
+    """Number of stages that are not trained: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all."""
 
 
 class NeckConfig(Config):
-    """What stands between backbone and heads."""
+    """The neck: the network between backbone and heads."""
 
     kind: Literal["c4", "fpn"] = "c4"
     """c4: RPN and RoI pooling on c4, conv5 on every RoI. fpn: p2..p6, two-layer box head."""
@@ -111,31 +112,31 @@ class RPNConfig(Config):
     """Region proposal network."""
 
     anchor_sizes: PositiveFloats = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """Square roots of anchor areas: all on c4; one a level, p2 first, with fpn."""
+    """Square roots of anchor areas. c4: all on c4; fpn: one per level, p2 first."""
     anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
     fg_iou_thresh: Fraction = 0.7
-    """IoU from which an anchor is foreground; each object's best anchors are too."""
+    """IoU from which an anchor is foreground; each object's best anchors are foreground too."""
     bg_iou_thresh: Fraction = 0.3
-    """IoU under which an anchor is background."""
+    """IoU below which an anchor is background."""
     num_samples: PositiveInt = 256
-    """Anchors in the loss for each image."""
+    """Anchors sampled for the loss, per image."""
     fg_fraction: Fraction = 0.5
     """Largest share of foreground among them."""
     pre_nms_topk_train: PositiveInt = 12000
-    """Best anchors (a level) that enter NMS in training."""
+    """Best anchors per level that enter NMS in training."""
     pre_nms_topk_test: PositiveInt = 6000
-    """The same at test."""
+    """Best anchors per level that enter NMS at test."""
     post_nms_topk_train: PositiveInt = 2000
-    """Proposals for each image in training."""
+    """Proposals per image in training."""
     post_nms_topk_test: PositiveInt = 1000
-    """The same at test."""
+    """Proposals per image at test."""
     nms_thresh: Fraction = 0.7
-    """IoU above which the lower-scored proposal goes."""
+    """IoU above which the lower-scored proposal is dropped."""
     min_size: NonNegativeFloat = 1e-3
-    """Proposals with a shorter side go."""
+    """Proposals with a shorter side are dropped."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
+    """Error at which smooth L1 becomes linear; 0 is L1."""
     objectness_weight: NonNegativeFloat = 1.0
     """Weight of `rpn_objectness`."""
     box_weight: NonNegativeFloat = 1.0
@@ -146,9 +147,9 @@ class RegionLossConfig(Config):
     """Sampling and losses of a network that classifies regions and moves their boxes."""
 
     fg_iou_thresh: Fraction = 0.5
-    """IoU from which a proposal is foreground; below it is background."""
+    """IoU from which a proposal is foreground; below this it is background."""
     num_samples: PositiveInt = 512
-    """Proposals in the loss for each image."""
+    """Proposals sampled for the loss, per image."""
     fg_fraction: Fraction = 0.25
     """Largest share of foreground among them."""
     box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (
@@ -159,7 +160,7 @@ class RegionLossConfig(Config):
     )
     """Scale of the targets (dx, dy, dw, dh)."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Where smooth L1 turns linear; 0 is L1."""
+    """Error at which smooth L1 becomes linear; 0 is L1."""
 
 
 class RoIConfig(RegionLossConfig):
@@ -168,7 +169,7 @@ class RoIConfig(RegionLossConfig):
     pool: Literal["roi_pool", "roi_align"] = "roi_align"
     """Pooling operator."""
     resolution: PositiveInt | None = None
-    """Side of the pooled map; none is 14 with c4 and 7 with fpn."""
+    """Side of the pooled map; null: 14 with c4, 7 with fpn."""
     sampling_ratio: NonNegativeInt = 2
     """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
     aligned: bool = True
@@ -176,7 +177,7 @@ class RoIConfig(RegionLossConfig):
     hidden_dim: PositiveInt = 1024
     """fpn: width of the two hidden layers."""
     stages: int = Field(default=1, ge=1, le=3)
-    """How often the head runs, each time on the boxes that the time before it gave."""
+    """Number of stages of the region head; each works on the boxes of the stage before."""
     later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
     """`fg_iou_thresh` of the second and third stage (Cascade R-CNN, 2018)."""
     later_box_scale: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)
@@ -186,22 +187,22 @@ class RoIConfig(RegionLossConfig):
     box_weight: NonNegativeFloat = 1.0
     """Weight of `roi_box`."""
     score_thresh: Fraction = 0.05
-    """Detections below go."""
+    """Detections with a score at or below this are dropped."""
     nms_thresh: Fraction = 0.5
-    """IoU above which the lower-scored detection of a class goes."""
+    """IoU above which the lower-scored detection of the same class is dropped."""
     max_detections: PositiveInt = 100
-    """Detections for each image."""
+    """Largest number of detections per image."""
 
     def resolution_with(self, neck: Literal["c4", "fpn"]) -> int:
         """Return the side of the pooled map with a neck of this kind."""
         return self.resolution or {"c4": 14, "fpn": 7}[neck]
 
     def fg_thresh_of(self, stage: int) -> float:
-        """Return the IoU from which a box is foreground to a stage, 0 the first."""
+        """Return the IoU from which a box is foreground in a stage; stage 0 is the first."""
         return (self.fg_iou_thresh, *self.later_fg_iou_thresh)[stage]
 
     def box_weights_of(self, stage: int) -> tuple[float, float, float, float]:
-        """Return the scale of a stage's targets, 0 the first."""
+        """Return the scale of a stage's targets; stage 0 is the first."""
         scale = (1.0, *self.later_box_scale)[stage]
         x, y, width, height = self.box_weights
         return x * scale, y * scale, width * scale, height * scale
@@ -211,17 +212,17 @@ class MaskConfig(Config):
     """Mask head."""
 
     num_convs: int = Field(default=4, ge=0, le=64)
-    """fpn: 3x3 convolutions before the deconvolution; with c4 conv5 stands in their place."""
+    """fpn: number of 3x3 convolutions before the deconvolution; c4 uses conv5 instead."""
     hidden_dim: PositiveInt = 256
     """Channels of the convolutions and of the deconvolution."""
     weight: NonNegativeFloat = 1.0
     """Weight of the loss `mask`."""
     aligned: bool = True
-    """Half-pixel correction of targets and exact boxes when pasting (torchvision has neither)."""
+    """Half-pixel correction of targets, and exact boxes when pasting (torchvision has neither)."""
 
 
 class ModelConfig(Config):
-    """Faster R-CNN."""
+    """Faster R-CNN or Mask R-CNN."""
 
     backbone: BackboneConfig = BackboneConfig()
     """Residual network."""
@@ -232,11 +233,11 @@ class ModelConfig(Config):
     roi: RoIConfig = RoIConfig()
     """Region head."""
     mask: MaskConfig = MaskConfig()
-    """Mask head, which a run of the task `segmentation` has."""
+    """Mask head; used only by the task `segmentation`."""
     weights: PathText | None = None
-    """Detector weights to start from: our safetensors or torchvision's; classes must agree."""
+    """Detector weights to start from: our safetensors or torchvision's; the classes must match."""
     crowd_ioa_thresh: Fraction = 0.5
-    """Share of its area in a crowd region from which a candidate is left out of the losses."""
+    """A candidate with at least this share of its area in a crowd region is not background."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -254,33 +255,33 @@ class ModelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Scoring and its images."""
+    """Evaluation and its images."""
 
     draw_score_thresh: Fraction = 0.5
-    """Detections below are not drawn."""
+    """Detections with a lower score are not drawn."""
     protocols: tuple[Protocol, ...] = ()
-    """Rules beside COCO's: VOC's 11-point or area AP at IoU 0.5, or ILSVRC detection's."""
+    """Metrics in addition to COCO's: VOC's 11-point (voc07) or area (voc12) AP at IoU 0.5, or the
+    AP of ILSVRC detection."""
     engine: EngineChoice = "auto"
-    """What computes COCO's numbers. auto: during training hotcoco, a fast package that gives the
-    same ones, where it is installed; pycocotools for the numbers after the last step, and for
-    tools/eval.py."""
+    """Package that computes COCO's metrics. auto: during training hotcoco if it is installed, which
+    is fast and gives the same numbers; pycocotools after the last step and in tools/eval.py."""
 
 
 class DetectionConfig(RunConfig):
-    """A run of a detector, with a mask head or without one."""
+    """A run of a detector, with or without a mask head."""
 
     task: Literal["detection", "segmentation"] = "detection"
-    """Tag by which tools choose the task."""
+    """Name of the task: detection, or segmentation for a detector with a mask head."""
     data: DataConfig = DataConfig()
     """Data."""
     model: ModelConfig = ModelConfig()
     """Network."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Scoring."""
+    """Evaluation."""
 
 
 SCHEMAS: dict[str, type[RunConfig]] = {
     "detection": DetectionConfig,
     "segmentation": DetectionConfig,
 }
-"""Schema of each `task` that a config can name."""
+"""Config schema of each `task`."""

@@ -1,12 +1,12 @@
-"""The losses of Faster and Mask R-CNN: values in, scalars out.
+"""Losses of Faster R-CNN and Mask R-CNN, as scalars. Always computed in float32 or wider.
 
-They are never computed below float32.
+B images, S samples per image, K classes, M cells along a mask's side.
 
-B images, S samples of each image, K classes, M cells along a mask's side.
-Sums are divided by the number of valid samples: its mean over processes, so that the gradients of N
-processes average to that of one process with the whole batch. Parts of a step that are computed one
-after the other (`loop.accumulate`) average as well. Anchors and regions are drawn in fixed numbers;
-for masks, whose number is what was found, `count` is the mean over parts.
+Sums are divided by the number of valid samples. Across processes the mean of this number is used,
+so that averaging the gradients of all processes gives the gradient of one process with the whole
+batch. The parts of a step with `loop.accumulate` are averaged in the same way. The number of
+sampled anchors and regions is fixed. The number of masks is not, so `count` gives its mean over the
+parts.
 """
 
 import torch
@@ -18,10 +18,11 @@ from engine.distributed import mean_over_ranks
 
 
 def smooth_l1(pred: Tensor, target: Tensor, *, beta: float) -> Tensor:
-    """Return the element-wise error: quadratic below `beta`, linear above; L1 when `beta` is 0."""
+    """Return the element-wise error: quadratic below `beta`, linear above; L1 if `beta` is 0."""
     error = (pred - target).abs()
     if beta == 0:
-        return error
+        return error  # the quadratic branch would divide by 0
+    # the two branches meet at `beta` with value beta / 2 and slope 1
     return torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
 
 
@@ -34,19 +35,19 @@ def rpn_loss(
     *,
     beta: float,
 ) -> dict[str, Tensor]:
-    """Score the region proposal network on its sampled anchors.
+    """Return the losses of the region proposal network on its sampled anchors.
 
     Args:
         objectness_logits: (B, S).
         deltas: (B, S, 4), predicted.
-        target_deltas: (B, S, 4); counts where foreground.
+        target_deltas: (B, S, 4); only foreground rows are used.
         is_fg: (B, S) bool.
-        valid: (B, S) bool; none valid gives zeros.
-        beta: where smooth L1 turns linear.
+        valid: (B, S) bool; if none is valid, the losses are 0.
+        beta: where smooth L1 becomes linear.
 
     Returns:
-        `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1 summed over
-        coordinates and foreground, divided by the number of samples of both kinds.
+        `rpn_objectness`: binary cross entropy, mean over samples. `rpn_box`: smooth L1, summed over
+        coordinates and foreground samples, divided by the number of all samples.
     """
     objectness = objectness_loss(objectness_logits, is_fg)
     box = smooth_l1(at_least_float32(deltas), target_deltas, beta=beta).sum(dim=-1)
@@ -66,27 +67,30 @@ def roi_loss(
     *,
     beta: float,
 ) -> dict[str, Tensor]:
-    """Score the region head on its sampled proposals.
+    """Return the losses of the region head on its sampled proposals.
 
     Args:
         class_logits: (B, S, K + 1), background last.
-        deltas: (B, S, K, 4), predicted for each class; the true class's are scored.
+        deltas: (B, S, K, 4), predicted for each class; only those of the true class are used.
         labels: (B, S) int64 in 0..K; K is background.
-        target_deltas: (B, S, 4); counts where foreground.
-        valid: (B, S) bool; none valid gives zeros.
-        beta: where smooth L1 turns linear.
+        target_deltas: (B, S, 4); only foreground rows are used.
+        valid: (B, S) bool; if none is valid, the losses are 0.
+        beta: where smooth L1 becomes linear.
 
     Returns:
-        `roi_class`: cross entropy, mean over samples. `roi_box`: smooth L1 summed over coordinates
-        and foreground, divided by the number of samples of both kinds.
+        `roi_class`: cross entropy, mean over samples. `roi_box`: smooth L1, summed over coordinates
+        and foreground samples, divided by the number of all samples.
     """
     num_classes = deltas.shape[2]
+    # cross_entropy takes (B * S, K + 1) and (B * S,); the result is (B, S) again
     classification = F.cross_entropy(
         at_least_float32(class_logits).flatten(0, 1), labels.flatten(), reduction="none"
     ).view_as(labels)
-    row = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
-    own = at_least_float32(deltas.gather(2, row)[:, :, 0])
-    box = smooth_l1(own, target_deltas, beta=beta).sum(dim=-1)
+    # The deltas of the true class: (B, S, K, 4) indexed by (B, S, 1, 4) -> (B, S, 4). Background
+    # (label K) has none; the clamp makes its index valid, and the mask below drops its error.
+    class_idxs = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    true_deltas = at_least_float32(deltas.gather(2, class_idxs)[:, :, 0])
+    box = smooth_l1(true_deltas, target_deltas, beta=beta).sum(dim=-1)
     count = count_samples(valid)
     return {
         "roi_class": masked_sum(classification, valid) / count,
@@ -97,20 +101,20 @@ def roi_loss(
 def mask_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, *, count: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Score the masks of the foreground samples (Mask R-CNN, section 3).
+    """Return the mask loss on the foreground samples (Mask R-CNN, section 3).
 
     Args:
         logits: (B, S, M, M), of each sample's true class.
-        targets: (B, S, M, M) in [0, 1], what the true mask covers of each cell.
-        valid: (B, S) bool; none valid gives zero.
-        count: scalar, mean number of valid samples of a step's parts; None: of these.
+        targets: (B, S, M, M) in [0, 1], the share of each cell that the true mask covers.
+        valid: (B, S) bool; if none is valid, the loss is 0.
+        count: scalar, mean number of valid samples over the parts of a step; None: the number here.
 
     Returns:
         `mask`: binary cross entropy, mean over cells and valid samples.
     """
     error = F.binary_cross_entropy_with_logits(
         at_least_float32(logits), targets, reduction="none"
-    ).mean(dim=(2, 3))
+    ).mean(dim=(2, 3))  # (B, S)
     samples = count_samples(valid) if count is None else _mean_count(count)
     return {"mask": masked_sum(error, valid) / samples}
 
@@ -122,7 +126,8 @@ def objectness_loss(logits: Tensor, is_fg: Tensor) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum of `values` where `mask` (of the same shape) holds."""
+    """Return the sum of `values` where `mask` (of the same shape) is True."""
+    # where, not a product: 0 * NaN of a masked row would be NaN
     return torch.where(mask, values, 0).sum()
 
 
@@ -132,5 +137,6 @@ def count_samples(valid: Tensor) -> Tensor:
 
 
 def _mean_count(count: Tensor) -> Tensor:
-    # Above one sample alone the mean may be below one; without any, zero is divided.
+    # Not min=1: the mean over processes may be below 1 although one of them has a sample. The
+    # minimum matters only if there are no samples at all; then the sum is 0, and so is the loss.
     return mean_over_ranks(count).clamp(min=1e-6)

@@ -1,7 +1,6 @@
-"""A trained detector: read from a run, and used on images.
+"""Prediction with a trained detector: load it from a run and detect objects in images.
 
-N images of one batch. Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 tensors, or
-Pillow's.
+Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 RGB tensors, or Pillow images.
 """
 
 from collections import defaultdict
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
-"""What a detector takes for an image: see `Detector.predict`."""
+"""An image for a detector: see `Detector.predict`."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves: its config, its classes, and the network in eval mode on the CPU."""
+    """A trained detector: config, classes, and the network in eval mode on the CPU."""
 
     config: DetectionConfig
     classes: ClassMap
@@ -50,11 +49,11 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     """Read a run folder (its model.safetensors), a checkpoint or a .safetensors file.
 
     Args:
-        path: the folder or file. Of a checkpoint with averaged weights these are taken.
-        overrides: `a.b.c=value`, changes to the config that the file holds.
+        path: the folder or file. If a checkpoint has averaged weights, they are used.
+        overrides: `a.b.c=value`, changes to the config in the file.
 
     Raises:
-        UserError: there is no such file, it is damaged, not a detector's, or an override is wrong.
+        UserError: the file is missing, damaged or not a detector, or an override is wrong.
     """
     run = read_run(
         Path(path),
@@ -71,7 +70,7 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
 
 
 class Detector:
-    """Finds objects in images, as evaluation does: same sizes, same batches, same arithmetic."""
+    """Detects objects in images with the same sizes, padding and arithmetic as evaluation."""
 
     def __init__(self, trained: Trained, *, device: torch.device) -> None:
         self.class_names = trained.classes.names
@@ -81,17 +80,17 @@ class Detector:
         self._device = device
 
     def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
-        """Return the objects found in each image, in its own pixels, on the CPU.
+        """Return the objects detected in each image, in its own pixels, on the CPU.
 
         Args:
-            images: of any sizes, each a path, an (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB
-                tensor, or an image of Pillow's, which is turned as its EXIF orientation says and
-                made RGB as a file is; there may be none.
-            batch_size: images in one forward pass; it changes nothing in the result.
+            images: any number of images of any size, each a path, an (H, W, 3) uint8 RGB array, a
+                (3, H, W) uint8 RGB tensor or a Pillow image. Pillow images are rotated by their
+                EXIF orientation and converted to RGB, like files.
+            batch_size: images in one forward pass; it does not change the result.
 
         Raises:
-            UserError: a file cannot be read, or one is no such image; or `images` is no series
-                of them, but one.
+            UserError: a file cannot be read, an element is not an image, or `images` is a single
+                image instead of a list.
         """
         found = dict(self.stream(images, batch_size=batch_size))
         return [found[index] for index in range(len(found))]
@@ -103,15 +102,16 @@ class Detector:
         batch_size: int = 4,
         on_bad: Callable[[str], object] | None = None,
     ) -> Iterator[tuple[int, Detections]]:
-        """Yield (place among `images`, objects found), in the order in which batches get full.
+        """Yield (index in `images`, detections), in the order in which batches are filled.
 
-        A batch holds images of one padded shape, so that none depends on its neighbours. At most
-        `batch_size` images of each shape are held at once.
+        All images of a batch have the same padded shape, so that no result depends on the other
+        images. At most `batch_size` images of each shape are held in memory.
 
         Args:
             images: as for `predict`.
             batch_size: as for `predict`.
-            on_bad: told why an image cannot be used, which is then skipped; None: it is raised.
+            on_bad: called with the reason if an image cannot be used; the image is then skipped.
+                None: the error is raised.
 
         Raises:
             UserError: as for `predict`.
@@ -119,7 +119,7 @@ class Detector:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
         waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
-        for index, image in enumerate(_series(images)):
+        for index, image in enumerate(_check_iterable(images)):
             try:
                 sample = self._sample(index, pixels_of(image, place=index))
             except UserError as error:
@@ -130,12 +130,13 @@ class Detector:
             height, width = (
                 round_up(side, self.config.data.size_divisor) for side in sample.pixels.shape[:2]
             )
+            # one waiting list for each padded shape
             batch = waiting[height, width]
             batch.append(sample)
             if len(batch) == batch_size:
                 yield from self._detect(batch)
                 batch.clear()
-        for batch in waiting.values():
+        for batch in waiting.values():  # the batches that were not filled
             if batch:
                 yield from self._detect(batch)
 
@@ -143,6 +144,8 @@ class Detector:
         height, width = pixels.shape[:2]
         data = self.config.data
         size = resized_size((height, width), data.eval_short_side, data.eval_max_side)
+        # A sample without ground truth. The seed is unused, because prediction is not random; the
+        # image id is the index in the input.
         resized, no_boxes = resize(pixels, np.zeros((0, 4), np.float32), size)
         return Sample(
             pixels=resized,
@@ -163,14 +166,14 @@ class Detector:
 
 
 def pixels_of(image: Any, *, place: int) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8 RGB in one piece of memory.
+    """Return an image as a contiguous (H, W, 3) uint8 RGB array.
 
     Args:
         image: as for `Detector.predict`.
-        place: its number, for errors.
+        place: its index, for error messages.
 
     Raises:
-        UserError: a file cannot be read, or it is no such image.
+        UserError: a file cannot be read, or the input is not a supported image.
     """
     if isinstance(image, str | Path):
         return read_image(image)
@@ -180,11 +183,12 @@ def pixels_of(image: Any, *, place: int) -> np.ndarray:
             got = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
             raise UserError(f"image {place}: expected a (3, height, width) uint8 tensor, got {got}")
         pixels = image.detach().cpu().permute(1, 2, 0).numpy()
+    # checked by name, so that Pillow need not be imported
     elif type(image).__module__.partition(".")[0] == "PIL":
         pixels = _pixels_of_pillow(image, place)
     if not isinstance(pixels, np.ndarray):
         raise UserError(
-            f"image {place}: expected a path, an array, a tensor or an image of Pillow's, got "
+            f"image {place}: expected a path, an array, a tensor or a Pillow image, got "
             f"{type(image).__name__}"
         )
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -194,21 +198,21 @@ def pixels_of(image: Any, *, place: int) -> np.ndarray:
 
 
 def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
-    """Return an image of Pillow's as RGB, as one that is read from a file."""
+    """Return a Pillow image as an (H, W, 3) RGB array, rotated and converted like a file."""
     from PIL import ImageOps
 
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")):  # 16- and 32-bit modes; convert() would clip them
         raise UserError(f"image {place}: expected 8 bits a channel, got Pillow's mode {image.mode}")
     try:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # it reads its file only now
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes the file only now
         raise BadImageError(f"image {place}: expected a whole image: {error}") from error
 
 
-def _series(images: Any) -> Iterable[Any]:
-    """Return `images` where it is a series of images, and not one."""
-    one = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
-    if one or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+def _check_iterable(images: Any) -> Iterable[Any]:
+    """Return `images` if it is an iterable of images; raise UserError for a single image."""
+    is_single = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
+    if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
         raise UserError(
             f"images: expected a list of images, got one {type(images).__name__}; put it into [ ]"
         )
@@ -223,19 +227,19 @@ def load_detector(
     device: str | torch.device | None = None,
     overrides: Sequence[str] = (),
 ) -> Detector:
-    """Make a detector from a run folder, a checkpoint or a .safetensors file.
+    """Load a detector from a run folder, a checkpoint or a .safetensors file.
 
-    Nothing of the host process changes: no allocator setting, thread count or logging level.
+    No global setting of the process is changed: allocator, number of threads, logging.
 
     Args:
         path: as for `load_trained`.
-        device: `cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one.
+        device: `cpu`, `cuda` or `cuda:N`; None uses a GPU if there is one.
         overrides: as for `load_trained`.
 
     Raises:
         UserError: bad file, device or override, or RESDET_KERNELS is neither fast nor reference.
     """
-    kernels_kind()
+    kernels_kind()  # raises early if RESDET_KERNELS is wrong
     if not isinstance(path, str | Path):
         raise UserError(f"expected the path of a run, got {type(path).__name__}")
     if isinstance(overrides, str):
@@ -246,7 +250,11 @@ def load_detector(
 
 @dataclass(frozen=True)
 class FoundImages:
-    """Files to predict on. problems: inputs that gave none. num_others: files in folders."""
+    """Image files to predict on.
+
+    paths: the images. problems: a message for each input without images. num_others: number of
+    other files in the folders.
+    """
 
     paths: list[Path]
     problems: list[str]
@@ -254,14 +262,14 @@ class FoundImages:
 
 
 def find_images(inputs: Iterable[Path], *, apart_from: Path) -> FoundImages:
-    """Return files as they are, and of folders the images in them, at any depth, by name.
+    """Return the given files, and the images in the given folders at any depth, sorted by name.
 
     Args:
-        inputs: files and folders, of which hidden content is not looked at.
-        apart_from: a folder whose content is skipped, such as that of earlier output.
+        inputs: files and folders. Hidden files and folders inside them are skipped.
+        apart_from: a folder to skip, such as the output folder.
 
     Raises:
-        UserError: no input gives an image; the message is of the first.
+        UserError: no input gives an image; the message is that of the first input.
     """
     found: list[Path] = []
     problems: list[str] = []

@@ -1,6 +1,7 @@
-"""Match anchors or proposals to the ground truth, and sample those that a loss is taken on.
+"""Training samples: match anchors or proposals to ground-truth boxes, and sample some for a loss.
 
-B images, G ground-truth boxes, N candidates, S samples an image. Frame: network-input pixels.
+B images, G ground-truth boxes, N candidates, P proposals, S samples per image. Boxes are xyxy in
+network-input pixels.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from engine.random_keys import random_keys
 
 
 class Samples(NamedTuple):
-    """Candidates chosen for a loss.
+    """Candidates sampled for a loss, foreground first.
 
-    boxes: (B, S, 4) the candidates. idxs: (B, S) among all candidates. gt_idxs: (B, S) matched
-    ground truth. gt_boxes: (B, S, 4) its boxes.
-    target_deltas: (B, S, 4). is_fg, valid: (B, S) bool.
+    boxes: (B, S, 4) the candidates. idxs: (B, S) their indices among all candidates. gt_idxs:
+    (B, S) indices of the matched ground-truth boxes. gt_boxes: (B, S, 4) those boxes.
+    target_deltas: (B, S, 4), from `boxes` to `gt_boxes`. is_fg, valid: (B, S) bool.
     """
 
     boxes: Tensor
@@ -35,7 +36,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How candidates are matched and drawn; see `match_boxes` and `sample_matches`.
+    """How candidates are matched and sampled; see `match_boxes` and `sample_matches`.
 
     box_weights: scale of the target deltas.
     """
@@ -59,16 +60,18 @@ def draw_samples(
     settings: SampleSettings,
     stream: int,
 ) -> Samples:
-    """Match candidates to the ground truth and sample those that a loss is taken on.
+    """Match candidates to the ground truth and sample some of them for a loss.
 
     Args:
         targets: the ground truth.
         candidates: (N, 4), the same for every image, or (B, N, 4).
-        exists: (B, N) bool, which of them an image has; the others match nothing and are not drawn.
-        seeds: (B,) int64, each image's own draw.
+        exists: (B, N) bool, which candidates an image has; others are neither matched nor sampled.
+        seeds: (B,) int64, one random seed per image.
         settings: thresholds and numbers.
-        stream: of random numbers; each use of one seed has its own.
+        stream: number of the random stream; every use of the same seed has its own.
     """
+    # (B, N, 4). Candidates that do not exist become empty boxes: otherwise one of them could be an
+    # object's best match.
     candidates = torch.where(exists[..., None], candidates, 0.0)
     matched_idxs, labels = match_boxes(
         targets.boxes,
@@ -87,17 +90,18 @@ def draw_samples(
         num_samples=settings.num_samples,
         fg_fraction=settings.fg_fraction,
     )
-    boxes, gt_idxs = _rows(candidates, idxs), matched_idxs.gather(1, idxs)
-    gt_boxes = _rows(targets.boxes, gt_idxs)
+    boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
+    gt_boxes = _take_boxes(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=settings.box_weights)
     return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
 
 
 def most_foreground(is_fg: Tensor, limit: int) -> int:
-    """Return how many of the first samples (B, S) hold all foreground, at least 1, at most `limit`.
+    """Return how many leading samples of (B, S) contain all foreground: from 1 to `limit`.
 
-    On a device, and where a graph is compiled, `limit` itself: the host does not wait for a count.
-    On a CPU a count costs nothing, and rows without an object would be most of a mask head's work.
+    On a GPU, and in a compiled graph, this is `limit`, so that the host does not wait for a count.
+    On a CPU counting is cheap, and it saves the mask head most of its work, which would be on rows
+    without an object.
     """
     if is_fg.device.type != "cpu" or torch.compiler.is_compiling():
         return limit
@@ -107,12 +111,13 @@ def most_foreground(is_fg: Tensor, limit: int) -> int:
 def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return the candidates of a region head (B, P + G, 4), and which of them exist (B, P + G).
 
-    Ground-truth boxes join the proposals, so that there are good boxes from the first step on.
+    Ground-truth boxes are added to the proposals, so that there are good boxes from the first step.
     """
+    # Padding rows and crowd regions of the ground truth are not candidates.
     boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
     return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
 
 
-def _rows(boxes: Tensor, idxs: Tensor) -> Tensor:
-    """Pick boxes (B, N, 4) by idxs (B, S) -> (B, S, 4)."""
+def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """Return the boxes (B, S, 4) at indices (B, S) of `boxes` (B, N, 4)."""
     return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

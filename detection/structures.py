@@ -1,7 +1,8 @@
-"""The structures that pass between the rooms. They check themselves when made.
+"""Data structures of detection: images, targets, proposals and detections, checked when created.
 
 B images, G ground-truth boxes (padded), P proposals (padded), N boxes of one image.
-Boxes are float32 xyxy pixels; sizes are (height, width). What is not there is masked, not absent.
+Boxes are float32 xyxy pixels; sizes are (height, width). Every image of a batch has the same number
+of rows; a `valid` mask marks those that are not padding.
 """
 
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ class ImageBatch(Movable):
 
     pixels: (B, 3, H, W) uint8 RGB. sizes: (B, 2) int64 before padding. original_sizes: (B, 2) int64
     of the files (after EXIF rotation). image_ids: (B,) int64 from the annotation file. seeds: (B,)
-    int64, each image's own draw: all random choices made on the device for that image come from
-    it, so they depend neither on its neighbours in the batch nor on the number of processes.
+    int64, one random seed per image: it determines all random choices made on the device for this
+    image. So they depend neither on the other images of the batch nor on the number of processes.
     """
 
     pixels: Tensor
@@ -44,11 +45,10 @@ class ImageBatch(Movable):
 class Targets(Movable):
     """Ground truth in network-input pixels.
 
-    boxes: (B, G, 4) float32, zeros where not valid. labels: (B, G) int64 in 0..K-1, 0 where not
-    valid.
-    valid: (B, G) bool. is_crowd: (B, G) bool, regions to be ignored. G is at least 1.
-    masks: (B, G, H, ceil(W / 8)) uint8, bits of the padded image as `ops.masks.pack_bits` makes
-    them, zero for crowds; None where nothing asks for masks.
+    boxes: (B, G, 4) float32, zeros if not valid. labels: (B, G) int64 in 0..K-1, 0 if not valid.
+    valid: (B, G) bool. is_crowd: (B, G) bool, regions to ignore. G is at least 1.
+    masks: (B, G, H, ceil(W / 8)) uint8, masks of the padded image packed by `ops.masks.pack_bits`,
+    zero for crowds; None if the task has no masks.
     """
 
     boxes: Tensor
@@ -70,10 +70,10 @@ class Targets(Movable):
 
 @dataclass(frozen=True)
 class DetectionBatch(Movable):
-    """What the detection data sets collate.
+    """A batch of images with their targets.
 
-    mask_count: scalar float32, what the mask loss divides by: the mean over the parts of a step of
-    their foreground samples. None where a step has one part, which counts its own.
+    mask_count: scalar float32, divisor of the mask loss: the number of foreground samples, averaged
+    over the parts of a step. None if a step has one part; then the loss counts its own samples.
     """
 
     images: ImageBatch
@@ -130,10 +130,10 @@ class RunLengthMasks:
 
 @dataclass(frozen=True)
 class Detections(Movable):
-    """Objects found in one image, by falling score, in original pixels.
+    """Detected objects of one image, by falling score, in original pixels.
 
     boxes: (N, 4) float32 xyxy. scores: (N,) float32 in [0, 1]. labels: (N,) int64 in 0..K-1.
-    masks: N masks of the whole image; None from a network without a mask head.
+    masks: N masks of the whole image; None if the network has no mask head.
     """
 
     boxes: Tensor
@@ -154,7 +154,7 @@ class Detections(Movable):
         return self.boxes.shape[0]
 
     def above(self, score_thresh: float) -> "Detections":
-        """Return the objects with at least this score."""
+        """Return the detections with at least this score."""
         keep = self.scores >= score_thresh
         masks = self.masks
         if masks is not None:

@@ -1,6 +1,7 @@
-"""Boxes and masks on images. Images are (H, W, 3) uint8 RGB arrays, boxes xyxy in their pixels.
+"""Drawing of boxes, labels and masks on images, and of images side by side.
 
-N boxes of one image. Small images are enlarged before drawing, so that labels can be read.
+N boxes of one image. Images are (H, W, 3) uint8 RGB arrays, boxes are xyxy in their pixels. Small
+images are enlarged before drawing, so that labels are readable.
 """
 
 import colorsys
@@ -22,21 +23,21 @@ from engine.files import write_file
 from engine.paths import exists, resolved
 
 READABLE_SIDE = 480
-"""Pixels of the longer side to about which a small image is enlarged."""
+"""Small images are enlarged until their longer side has about this many pixels."""
 
-_JPEG_SIDE = 65535  # its header has 16 bits for each side
-_NAME_BYTES = 200  # of a drawing's name: 255 with what is added to it
-_TEXT = 18  # pixels, the least height of text
+_JPEG_SIDE = 65535  # largest side of a JPEG: its header has 16 bits for each
+_NAME_BYTES = 200  # longest stem of a drawing's file name; file systems allow 255 bytes in all
+_TEXT = 18  # smallest text height in pixels
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
-_GAP = 8
-_GREY = 64
-_OPACITY = 0.5
+_GAP = 8  # pixels between images
+_GREY = 64  # colour of gaps and padding
+_OPACITY = 0.5  # of masks
 
 Color = tuple[int, int, int]
 
 
 def class_color(label: int) -> Color:
-    """Return the colour of a label in 0..K-1: always the same, bright enough for black text."""
+    """Return the fixed colour of a label in 0..K-1, bright enough for black text."""
     red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN % 1.0, 0.65, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -48,20 +49,21 @@ def draw_detections(
     class_names: Sequence[str],
     score_thresh: float,
 ) -> np.ndarray:
-    """Draw boxes, class names and scores, the better over the worse.
+    """Draw boxes, class names and scores; higher scores are drawn on top.
 
-    A colour stands for a class; where there are masks, for an object, whose mask it outlines.
+    Each class has a colour. With masks, each object has its own colour for box and mask.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
         detections: on the CPU, in the image's pixels; may be empty.
         class_names: by label.
-        score_thresh: detections below are not drawn.
+        score_thresh: detections with a lower score are not drawn.
 
     Returns:
-        A new image, enlarged when the given one is small.
+        A new image, enlarged if the given one is small.
     """
     scores = detections.scores.tolist()
+    # by rising score, so that the best is drawn last
     kept = [i for i in np.argsort(scores, kind="stable").tolist() if scores[i] >= score_thresh]
     labels = detections.labels[kept].tolist()
     texts = [f"{class_names[label]} {scores[i]:.2f}" for i, label in zip(kept, labels, strict=True)]
@@ -80,7 +82,7 @@ def draw_ground_truth(
 ) -> np.ndarray:
     """Draw ground truth as `draw_detections` draws detections.
 
-    boxes: (N, 4). labels: (N,). masks: (N, H, W) bool, or none.
+    boxes: (N, 4). labels: (N,). masks: (N, H, W) bool; None: no masks are drawn.
     """
     numbers = labels.tolist()
     texts = [class_names[label] for label in numbers]
@@ -97,19 +99,21 @@ def draw_comparison(
     score_thresh: float,
     gt_masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw the ground truth on the left and the detections on the right, under a caption each."""
-    truth = draw_ground_truth(image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks)
+    """Draw the ground truth on the left and the detections on the right, each with a caption."""
+    gt_image = draw_ground_truth(
+        image, gt_boxes, gt_labels, class_names=class_names, masks=gt_masks
+    )
     found = draw_detections(image, detections, class_names=class_names, score_thresh=score_thresh)
-    gap = np.full((truth.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
-    return np.hstack([captioned(truth, "ground truth"), gap, captioned(found, "detections")])
+    gap = np.full((gt_image.shape[0] + _CAPTION, _GAP, 3), _GREY, np.uint8)
+    return np.hstack([captioned(gt_image, "ground truth"), gap, captioned(found, "detections")])
 
 
 def mosaic(images: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
-    """Put images of any size on one sheet, row by row, padded to the largest.
+    """Arrange images of any size in a grid, row by row, each padded to the largest.
 
     Args:
         images: at least one.
-        columns: None takes about as many as rows.
+        columns: number of columns; None: about as many as rows.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     height = max(image.shape[0] for image in images)
@@ -119,14 +123,14 @@ def mosaic(images: Sequence[np.ndarray], *, columns: int | None = None) -> np.nd
     for place, image in enumerate(images):
         top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet[:-_GAP, :-_GAP]
+    return sheet[:-_GAP, :-_GAP]  # no gap after the last row and column
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image in the format of the path's suffix.
 
     Raises:
-        UserError: the file cannot be written, or a JPEG cannot be so large.
+        UserError: the file cannot be written, or the image is too large for a JPEG.
     """
     if path.suffix == ".jpg" and max(image.shape[:2]) > _JPEG_SIDE:
         size = f"{image.shape[1]}x{image.shape[0]} (width x height)"
@@ -137,35 +141,38 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> list[Path]:
-    """Return a path in `directory` for the drawing of each source: named alike, all different.
+    """Return a different path in `directory` for the drawing of each source, named like the source.
 
-    None is the path of a source, so that drawing into the folder of the images spares them;
-    without `replace` none is of a file that is there. Long names are cut.
+    No path is that of a source, so that drawing into the folder of the images keeps them. Without
+    `replace` no path is that of an existing file. Long names are cut.
 
     Raises:
-        UserError: the system does not let one be looked for.
+        UserError: the system does not allow looking for a path.
     """
     folder = resolved(directory)
     taken = {_resolved_if_any(source) for source in sources}
-    last: dict[str, int] = {}
+    last_number: dict[str, int] = {}
     paths = []
     for source in sources:
+        # cut by bytes; half a character at the end stays a valid name
         stem = os.fsdecode(os.fsencode(source.stem)[:_NAME_BYTES])
-        number = last.get(stem, 0) + 1
+        # The first drawing of a name is NAME.jpg, the next NAME_2.jpg; the search starts after the
+        # last number used.
+        number = last_number.get(stem, 0) + 1
         while True:
             name = f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg"
             path = folder / name
             if path not in taken and (replace or not exists(path)):
                 break
             number += 1
-        last[stem] = number
+        last_number[stem] = number
         taken.add(path)
         paths.append(directory / name)
     return paths
 
 
 def _resolved_if_any(source: Path) -> Path | None:
-    """Return where a source lies; None where the system does not say, so that nothing is there."""
+    """Return the resolved path of a source; None if the system cannot resolve it."""
     with suppress(UserError):
         return resolved(source)
     return None
@@ -179,22 +186,24 @@ def _draw(
     *,
     masks: Iterable[np.ndarray] | None,
 ) -> np.ndarray:
-    """Draw objects, the last on top."""
+    """Draw masks, boxes and texts; the last object is on top."""
     canvas = enlarge(image, max(image.shape[:2]), wanted=READABLE_SIDE)
     factor = canvas.shape[0] // image.shape[0]
     thickness = max(2, round(max(canvas.shape[:2]) / 500))
     colors = [class_color(label) for label in labels]
     if masks is not None:
-        # objects of a class that touch would be one blob
+        # One colour per object, because touching objects of a class would look like one. Reversed:
+        # the last object, the best detection, always gets colour 0.
         colors = [class_color(number) for number in reversed(range(len(labels)))]
         for mask, color in zip(masks, colors, strict=False):
             _tint(canvas, mask, color, thickness=thickness)
-    # ends that lie outside would make OpenCV draw nothing at all, or take very long
+    # Clipped to the canvas: for corners far outside OpenCV draws nothing or takes very long.
     limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2
     corners = (boxes * factor).round().numpy().clip(0, limits).astype(int).tolist()
     for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
-    # a strip of an image that is long and low has less room than its length promises
+    # Text height: 1/70 of the longer side, but at most 1/6 of the shorter one (for long, low
+    # images), and never below _TEXT.
     height = max(_TEXT, round(min(max(canvas.shape[:2]) / 70, min(canvas.shape[:2]) / 6)))
     for (x1, y1, _, _), color, text in zip(corners, colors, texts, strict=True):
         _write(canvas, render_text(text, height), (x1, y1), color)
@@ -202,12 +211,14 @@ def _draw(
 
 
 def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color, *, thickness: int) -> None:
-    """Colour and outline a mask (h, w) bool of the whole image at any size."""
+    """Colour and outline a mask (h, w) bool, which is resized to the canvas."""
     enlarged = cv2.resize(
         mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
     )
     inside = enlarged.astype(np.bool_)
     canvas[inside] = (canvas[inside] * (1 - _OPACITY) + np.array(color) * _OPACITY).astype(np.uint8)
+    # The outline is what erosion removes. Outside the canvas counts as 0, so that a mask at the
+    # border is outlined there too.
     edge = (
         cv2.erode(enlarged, np.ones((3, 3), np.uint8), iterations=thickness, borderValue=0)
         != enlarged
@@ -216,7 +227,7 @@ def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color, *, thickness: int)
 
 
 def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color: Color) -> None:
-    """Write on a filled strip above the corner, or where there is room."""
+    """Write a line of text on a filled strip above the corner, moved to stay inside the canvas."""
     height, width = line.shape
     left = max(0, min(corner[0], canvas.shape[1] - width - 2))
     bottom = max(corner[1], height + 2)
@@ -225,11 +236,11 @@ def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color:
     paste_text(canvas, line, (left + 1, top + 1), (0, 0, 0))
 
 
-_CAPTION = 24
+_CAPTION = 24  # pixels, height of a caption's strip
 
 
 def captioned(image: np.ndarray, caption: str) -> np.ndarray:
-    """Return the image under a strip with a caption."""
+    """Return the image with a strip above it that contains a caption."""
     strip = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
     paste_text(strip, render_text(caption, 16), (6, 1), (0, 0, 0))
     return np.vstack([strip, image])

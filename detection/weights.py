@@ -1,8 +1,8 @@
-"""Whole detectors: ours by class name; torchvision's Faster and Mask R-CNN there and back.
+"""Loading of detector weights, and conversion from and to torchvision's Faster and Mask R-CNN.
 
 K classes. Ours: background is the last of K+1 logits, and boxes are predicted for K classes.
-torchvision: background is output 0 of logits and boxes; outputs 1.. are labels, which in its own
-COCO files are category ids (91 outputs, some never used).
+torchvision: background is output 0 of logits and boxes, and outputs 1.. are the labels. In its
+COCO files the labels are category ids (91 outputs, some never used).
 """
 
 import re
@@ -26,7 +26,8 @@ from backbones.weights import (
 from backbones.weights_origin import OURS, TORCHVISION, origin_of
 from engine.errors import UserError
 
-# (torchvision's prefix, ours); with the two class-wise layers the rows change too.
+# Pairs of (torchvision's prefix, ours). In the layers with one output per class (LOGITS, DELTAS,
+# MASKS) the order of the rows changes too.
 LOGITS = ("roi_heads.box_predictor.cls_score.", "box_predictor.class_logits.")
 DELTAS = ("roi_heads.box_predictor.bbox_pred.", "box_predictor.deltas.")
 MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits.")
@@ -42,12 +43,12 @@ PREFIXES = (
     LOGITS,
     DELTAS,
     *((f"roi_heads.mask_head.{i}.0.", f"mask_head.convs.conv{i + 1}.") for i in range(4)),
-    # the name of the published file
+    # torchvision's published file has these older names
     *((f"roi_heads.mask_head.mask_fcn{i + 1}.", f"mask_head.convs.conv{i + 1}.") for i in range(4)),
     ("roi_heads.mask_predictor.conv5_mask.", "mask_head.deconv."),
     MASKS,
 )
-# torchvision's published COCO files are older than the ".0" that its models now have here.
+# torchvision's published COCO files have no ".0" in these names; its models now do.
 OLD_NAME = re.compile(r"^(backbone\.fpn\.\w+_blocks\.\d|rpn\.head\.conv)\.(weight|bias)$")
 OLD_SUFFIXES = {"backbone": ".0", "rpn": ".0.0"}
 
@@ -55,24 +56,25 @@ OLD_SUFFIXES = {"backbone": ".0", "rpn": ".0.0"}
 def from_torchvision_fasterrcnn(
     state: Mapping[str, Tensor], *, keep_category_ids: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
-    """Turn a state dict of torchvision's Faster or Mask R-CNN with FPN into one of ours.
+    """Convert a state dict of torchvision's Faster or Mask R-CNN with FPN to ours.
 
     keep_category_ids: torchvision's labels (1..) that become our labels 0.., in this order; None
-    keeps all in theirs.
+    keeps all labels in torchvision's order.
 
     Raises:
-        UserError: a label that the file does not have.
+        UserError: the file has no such label.
     """
     num_outputs = len(state[LOGITS[0] + "bias"])
     labels = range(1, num_outputs) if keep_category_ids is None else keep_category_ids
-    strangers = [label for label in labels if not 0 < label < num_outputs]
-    if strangers:
-        raise UserError(f"category ids: expected 1 to {num_outputs - 1}, got {strangers[0]}")
+    unknown = [label for label in labels if not 0 < label < num_outputs]
+    if unknown:
+        raise UserError(f"category ids: expected 1 to {num_outputs - 1}, got {unknown[0]}")
     ours = {}
     for name, tensor in state.items():
-        if name.endswith(COUNTER):
+        if name.endswith(COUNTER):  # of batch norm; frozen batch norm has none
             continue
         renamed = _rename(OLD_NAME.sub(_new_name, name), PREFIXES)
+        # logits: background moves from row 0 to the end; boxes and masks lose its rows
         if renamed.startswith(LOGITS[1]):
             tensor = tensor[[*labels, 0]]
         elif renamed.startswith(DELTAS[1]):
@@ -84,20 +86,20 @@ def from_torchvision_fasterrcnn(
 
 
 def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a state dict of ours into one that torchvision's model of K+1 outputs loads strictly.
+    """Convert our state dict to one that torchvision's model of K+1 outputs loads strictly.
 
-    Its box and mask outputs for background, which it never reads, are zero.
+    torchvision's box and mask outputs for background, which it never reads, become zero.
     """
-    back = [(ours, theirs) for theirs, ours in PREFIXES]
+    to_torchvision = [(ours, theirs) for theirs, ours in PREFIXES]
     theirs = {}
     for name, tensor in state.items():
         if name.startswith(LOGITS[1]):
-            tensor = tensor.roll(1, dims=0)
+            tensor = tensor.roll(1, dims=0)  # background from the end to row 0
         elif name.startswith(DELTAS[1]):
-            tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])
+            tensor = torch.cat([torch.zeros_like(tensor[:4]), tensor])  # four rows per class
         elif name.startswith(MASKS[1]):
             tensor = torch.cat([torch.zeros_like(tensor[:1]), tensor])
-        theirs[_rename(name, back)] = tensor
+        theirs[_rename(name, to_torchvision)] = tensor
     return add_norm_counters(theirs)
 
 
@@ -110,10 +112,11 @@ def load_detector_weights(
 ) -> WeightsReport:
     """Load a whole detector: our model.safetensors, or torchvision's Faster or Mask R-CNN with FPN.
 
-    class_names, category_ids: of the model's labels 0..K-1. Our files are matched by name, and
-    their rows reordered where the order differs. torchvision's hold no names: K+1 outputs are
-    taken in order, and where the largest category id is the last output, outputs by category id.
-    Its COCO_V1 files were trained with a norm epsilon of 0 and RoIAlign without the half pixel
+    class_names, category_ids: those of the model's labels 0..K-1. The classes of our files are
+    matched by name; rows in another order are reordered. torchvision's files have no class names.
+    If a file has K+1 outputs, they are taken in order; if its last output is the largest category
+    id, outputs are taken by category id. torchvision's COCO_V1 files were trained with a norm
+    epsilon of 0 and RoIAlign without the half-pixel correction
     (`model.backbone.norm_eps=1e-12 model.roi.aligned=false model.mask.aligned=false`).
 
     Raises:
@@ -144,7 +147,7 @@ def load_detector_weights(
 
 
 def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> UserError:
-    """Say what a file is, and whether its backbone is of use."""
+    """Return the error for a file that is no detector, with advice if its backbone can be used."""
     advice = f"; only its backbone can be loaded, by model.backbone.weights={path}"
     try:
         backbone_names(state, path=path)
@@ -157,16 +160,16 @@ def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> Us
 
 
 def _check_rows(state: Mapping[str, Tensor], path: Path | str) -> int:
-    """Return how many outputs a file of torchvision's has, after comparing what it has of each.
+    """Return the number of outputs in a torchvision file, after checking the rows of each layer.
 
     Raises:
-        UserError: one is missing, or has other rows.
+        UserError: a layer is missing or has a different number of rows.
     """
     for name in (LOGITS[0] + "bias", DELTAS[0] + "bias"):
         if name not in state or state[name].ndim != 1:
             raise UserError(f"{path}: {name}: expected a number for each output of {TORCHVISION}")
     num_outputs = len(state[LOGITS[0] + "bias"])
-    # where detectron2's names are torchvision's, its boxes have no row for the background
+    # detectron2 uses some of the same names, but its boxes have no rows for background
     for prefix, rows in ((LOGITS, num_outputs), (DELTAS, 4 * num_outputs), (MASKS, num_outputs)):
         _require_rows(state, prefix[0], rows, path)
     return num_outputs
@@ -185,7 +188,7 @@ def _order_by_name(
     class_names: Sequence[str],
     path: Path | str,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Bring the class-wise rows of our file into the model's order; returns notes beside."""
+    """Reorder the class-wise rows of our file to the model's classes; return state and notes."""
     if "class_names" not in metadata:
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
     in_file = list(read_class_names(metadata, source=path))
@@ -197,13 +200,13 @@ def _order_by_name(
         )
     if in_file == list(class_names):
         return state, []
-    order = [in_file.index(name) for name in class_names]
+    order = [in_file.index(name) for name in class_names]  # row in the file of each of our labels
     for prefix, rows in ((LOGITS, 1 + len(order)), (DELTAS, 4 * len(order)), (MASKS, len(order))):
         _require_rows(state, prefix[1], rows, path)
     state = dict(state)
     for name, tensor in state.items():
-        if LOGITS[1] in name:  # of the later stages too
-            state[name] = tensor[[*order, len(order)]]
+        if LOGITS[1] in name:  # `in`, not startswith: names of later stages have a prefix
+            state[name] = tensor[[*order, len(order)]]  # background stays last
         elif name.startswith(MASKS[1]):
             state[name] = tensor[order]
         elif DELTAS[1] in name:
@@ -212,7 +215,7 @@ def _order_by_name(
 
 
 def _take_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
-    """Pick from rows that are four a class."""
+    """Return the rows of `classes` from a tensor with four rows per class, (4 K, ...)."""
     return tensor.reshape(-1, 4, *tensor.shape[1:])[list(classes)].flatten(0, 1)
 
 
@@ -225,4 +228,4 @@ def _rename(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
     for old, new in prefixes:
         if name.startswith(old):
             return new + name.removeprefix(old)
-    return name  # of no use to the model; loading it says so
+    return name  # unknown name: load_strictly reports it

@@ -1,1 +1,1 @@
-"""Operators with a fast and a reference body (engine.kernels): convolution, mean, norm."""
+"""Convolution, mean and group norm with a fast and a reference implementation (engine.kernels)."""

@@ -1,4 +1,4 @@
-"""Group norm (Wu and He 2018), with a backward pass written for the CPU.
+"""Group norm (Wu and He 2018) with a fast backward pass on CPUs.
 
 B images, C channels, H x W cells, G groups of C / G channels.
 """
@@ -18,7 +18,7 @@ def group_norm(
 ) -> Tensor:
     """Return group norm of x, (B, C, H, W).
 
-    The fast body runs on a CPU: torch's own backward pass takes 5 times as long there for a
+    The fast implementation is for CPUs: torch's own backward pass takes 5 times as long for a
     channels-last bfloat16 map (docs/LOG.md, torch 2.15).
 
     Args:
@@ -36,7 +36,7 @@ def group_norm(
 
 
 class _GroupNorm(torch.autograd.Function):
-    """torch's forward, and a backward that reads the map three times."""
+    """torch's forward pass, and a backward pass that reads the map three times."""
 
     @staticmethod
     def forward(
@@ -45,7 +45,7 @@ class _GroupNorm(torch.autograd.Function):
         """Return group norm of x (B, C, H, W); weight and bias are (C,)."""
         sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], groups)
         if not x.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous()  # torch 2.11 refuses other layouts, such as every second cell
+            x = x.contiguous()  # torch 2.11 rejects other layouts, such as strided slices
         out: Tensor
         out, mean, rstd = torch.native_group_norm(
             x, weight.to(x.dtype), bias.to(x.dtype), *sizes, eps
@@ -62,12 +62,15 @@ class _GroupNorm(torch.autograd.Function):
         per_group = x.shape[1] // groups
         group_size = per_group * x.shape[2] * x.shape[3]
         wide = torch.promote_types(x.dtype, torch.float32)
-        mean = mean.to(wide).repeat_interleave(per_group, 1)  # (B, C), as all below
+        # From here statistics and sums are (B, C): one value for each image and channel.
+        mean = mean.to(wide).repeat_interleave(per_group, 1)
         rstd = rstd.to(wide).repeat_interleave(per_group, 1)
         grad_bias = grad.sum((2, 3), dtype=wide)
+        # sum of grad * normed, with normed = (x - mean) * rstd, without making the map `normed`
         grad_weight = ((grad * x).sum((2, 3), dtype=wide) - mean * grad_bias) * rstd
 
         def group_mean(values: Tensor) -> Tensor:
+            # mean over a group's channels and cells, from sums over cells; (B, C) to (B, C)
             sums: Tensor = values.unflatten(1, (groups, per_group)).sum(2)
             means: Tensor = sums.repeat_interleave(per_group, 1) / group_size
             return means
@@ -75,7 +78,9 @@ class _GroupNorm(torch.autograd.Function):
         # With normed = (x - mean) * rstd:
         # grad_x = rstd * (weight * grad - group_mean(weight * grad)
         #                  - normed * group_mean(weight * grad * normed))
-        # which is linear in grad and x, with factors and a constant for each channel.
+        # This is linear in grad and x: grad_x = of_grad * grad + of_x * x + constant, with one
+        # factor per image and channel. The sums over cells of grad and of grad * normed are
+        # grad_bias and grad_weight.
         of_grad = rstd * weight
         of_x = -rstd * rstd * group_mean(weight * grad_weight)
         constant = -rstd * group_mean(weight * grad_bias) - of_x * mean
@@ -83,4 +88,4 @@ class _GroupNorm(torch.autograd.Function):
             v.to(x.dtype)[..., None, None] for v in (of_grad, of_x, constant)
         )
         grad_x = torch.addcmul(torch.addcmul(constant, x, of_x), grad, of_grad)
-        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
+        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None  # summed over images

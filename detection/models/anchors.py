@@ -1,6 +1,6 @@
-"""Anchors: the boxes of fixed size and shape from which the region proposal network starts.
+"""Anchor generator: the reference boxes of fixed size and shape of a region proposal network.
 
-B images, A anchors a cell, N = sum of H*W*A over the levels. Frame: network-input pixels.
+B images, A anchors per cell, N = sum of H*W*A over the levels. Frame: network-input pixels.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ FeatureShapes = Sequence[tuple[int, int]]
 
 
 class AnchorGenerator(nn.Module):
-    """Places the same few boxes on every cell of every level.
+    """Places the same A boxes on every cell of a level.
 
-    Order everywhere: level, row, column, then within a cell ratio by ratio, size by size
-    (torchvision's, so its RPN weights fit). An anchor is centred on its cell's top left corner.
+    Anchors are always ordered by level, row, column, ratio, size. This is torchvision's order, so
+    its RPN weights can be loaded. An anchor is centred on the top left corner of its cell.
 
     Args:
-        sizes: for each level, square roots of the anchor areas in pixels; as many on every level,
-            since the levels share one RPN head.
-        ratios: heights over widths.
+        sizes: for each level, square roots of the anchor areas in pixels. Every level has the same
+            number of sizes, because the levels share one RPN head.
+        ratios: height / width.
         strides: for each level, pixels per cell.
     """
 
@@ -34,44 +34,58 @@ class AnchorGenerator(nn.Module):
         assert len(sizes) == len(strides), f"{len(sizes)} levels of sizes, {len(strides)} strides"
         self.strides = tuple(strides)
         scales = torch.tensor(sizes, dtype=torch.float32)  # (levels, sizes)
-        heights_per_width = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
-        heights = (heights_per_width * scales[:, None]).flatten(1)
-        widths = (1 / heights_per_width * scales[:, None]).flatten(1)
-        # Rounded to whole pixels, as in torchvision: published weights were trained so.
+        # height = size * sqrt(ratio) and width = size / sqrt(ratio), so the area is size**2.
+        # (ratios, 1) * (levels, 1, sizes) -> (levels, ratios, sizes) -> (levels, A)
+        sqrt_ratios = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
+        heights = (sqrt_ratios * scales[:, None]).flatten(1)
+        widths = (1 / sqrt_ratios * scales[:, None]).flatten(1)
+        # (levels, A, 4): boxes around the origin. Rounded to whole pixels as in torchvision, whose
+        # published weights were trained with rounded anchors.
         cell_anchors = (torch.stack([-widths, -heights, widths, heights], dim=2) / 2).round()
         self.register_buffer("cell_anchors", cell_anchors, persistent=False)
 
     @property
     def num_anchors(self) -> int:
-        """Anchors on one cell."""
+        """A, the number of anchors per cell."""
         return self.cell_anchors.shape[1]
 
     def forward(self, feature_shapes: FeatureShapes) -> Tensor:
-        """Return (N, 4) xyxy. Not cached: cheaper than keeping one copy for each padded shape."""
+        """Return the anchors (N, 4) xyxy.
+
+        They are not cached: recomputing them is cheaper than one copy for each padded shape.
+        """
         corners = zip(self._cell_corners(feature_shapes), self.cell_anchors, strict=True)
+        # Each level: (H*W, 1, 4) as x, y, x, y + (A, 4) -> (H*W, A, 4) -> (H*W*A, 4)
         return torch.cat(
             [(corner.repeat(1, 2)[:, None] + cell).flatten(0, 1) for corner, cell in corners]
         )
 
     def valid(self, feature_shapes: FeatureShapes, sizes: Tensor, *, size_divisor: int) -> Tensor:
-        """Tell which anchors an image has, whatever it was padded to beside larger ones.
+        """Return which anchors each image would have if it were in a batch alone.
+
+        An image is padded to the size of the largest in its batch. Anchors on that extra padding
+        are not valid, so that an image's result does not depend on its neighbours.
 
         Args:
             feature_shapes: as for `forward`.
             sizes: (B, 2) height and width of the images before padding, in pixels.
-            size_divisor: multiple to which an image would be padded on its own.
+            size_divisor: multiple to which an image alone would be padded.
 
         Returns:
-            (B, N) bool: the anchor's cell starts inside the image's own padded frame.
+            (B, N) bool: the anchor's cell starts inside the image padded alone.
         """
-        frames = (sizes + size_divisor - 1) // size_divisor * size_divisor
+        # (B, 2) height and width, rounded up to a multiple of size_divisor
+        padded_sizes = (sizes + size_divisor - 1) // size_divisor * size_divisor
         corners = torch.cat(self._cell_corners(feature_shapes))
-        inside = (corners < frames.flip(1)[:, None]).all(dim=2)
+        # (cells, 2) < (B, 1, 2), both as x, y -> (B, cells)
+        inside = (corners < padded_sizes.flip(1)[:, None]).all(dim=2)
+        # All A anchors of a cell are valid or none is.
         return inside.repeat_interleave(self.num_anchors, dim=1)
 
     def _cell_corners(self, feature_shapes: FeatureShapes) -> list[Tensor]:
         """Return for each level (H*W, 2): x, y of the cells' top left corners, row by row."""
         device = self.cell_anchors.device
+        # The product runs over rows first, so it gives (y, x); flipped to (x, y).
         return [
             torch.cartesian_prod(
                 torch.arange(height, device=device, dtype=torch.float32) * stride,

@@ -1,6 +1,7 @@
-"""The region head: from pooled RoIs to class logits and deltas, and from those to detections.
+"""Box head of Faster R-CNN: class logits and box deltas of pooled RoIs, and their detections.
 
-B images, R RoIs an image, K classes, M = candidates (RoI, class) that enter NMS, D detections.
+B images, R RoIs per image, N = B * R RoIs of a batch, K classes, M candidates (pairs of RoI and
+class) that enter NMS, D detections per image.
 """
 
 from typing import NamedTuple
@@ -17,11 +18,11 @@ from detection.ops.masks import paste_mask
 from detection.ops.nms import nms_keep
 from detection.structures import Detections, ImageBatch, Proposals, RunLengthMasks
 
-MIN_SIDE = 1e-2  # pixels; smaller detections go, as in torchvision
+MIN_SIDE = 1e-2  # pixels; detections with a shorter side are dropped, as in torchvision
 
 
 class C4BoxHead(nn.Module):
-    """Global average pooling of conv5's output on each RoI; conv5 itself stays in the backbone."""
+    """Global average pooling of conv5's output on each RoI; conv5 is part of the backbone."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return (N, C) from (N, C, h, w)."""
@@ -29,7 +30,7 @@ class C4BoxHead(nn.Module):
 
 
 class FPNBoxHead(nn.Module):
-    """Two hidden layers on each pooled RoI (FPN, section 4.2)."""
+    """Two fully connected layers on each pooled RoI (FPN, section 4.2)."""
 
     def __init__(self, in_channels: int, *, resolution: int, hidden_dim: int) -> None:
         super().__init__()
@@ -42,13 +43,13 @@ class FPNBoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """The two output layers: classes, background last, and a box for each class."""
+    """The two output layers: class logits (background last) and a box for each class."""
 
     def __init__(self, in_dim: int, *, num_classes: int) -> None:
         super().__init__()
         self.class_logits = nn.Linear(in_dim, num_classes + 1)
         self.deltas = nn.Linear(in_dim, num_classes * 4)
-        # Small, so that the first boxes are the proposals themselves (Fast R-CNN, section 2.3).
+        # Small weights: before training the boxes are the proposals (Fast R-CNN, section 2.3).
         for layer, std in ((self.class_logits, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -57,11 +58,12 @@ class BoxPredictor(nn.Module):
         """Return class logits (N, K+1) and deltas (N, K, 4) from (N, in_dim), float32."""
         class_logits: Tensor = self.class_logits(hidden)
         deltas: Tensor = self.deltas(hidden)
+        # (N, K * 4) -> (N, K, 4): the four deltas of a class are adjacent outputs
         return class_logits.float(), deltas.unflatten(1, (-1, 4)).float()
 
 
 class BoxStage(nn.Module):
-    """A box head and its two output layers: one more stage, on the boxes of the one before."""
+    """One stage of the region head: a box head and its two output layers."""
 
     def __init__(self, box_head: C4BoxHead | FPNBoxHead, box_predictor: BoxPredictor) -> None:
         super().__init__()
@@ -75,9 +77,10 @@ class BoxStage(nn.Module):
 
 
 class Selection(NamedTuple):
-    """The detections of a batch while they are on the device, by falling score.
+    """The detections of a batch on its device, by falling score.
 
-    boxes: (B, D, 4) network-input pixels. scores: (B, D), -1 where there is none. labels: (B, D).
+    boxes: (B, D, 4) network-input pixels. scores: (B, D), -1 for rows without a detection.
+    labels: (B, D).
     """
 
     boxes: Tensor
@@ -94,18 +97,19 @@ def refine_boxes(
     *,
     box_weights: BoxWeights,
 ) -> Tensor:
-    """Return each RoI moved as its best class asks, for the next stage.
+    """Return the RoIs of the next stage: each RoI moved by the deltas of its best class.
 
     Args:
-        class_logits: (B, R, K+1), background last; which is passed over.
-        deltas: (B, R, K, 4) from the RoIs.
+        class_logits: (B, R, K+1), background last. Background is never the best class.
+        deltas: (B, R, K, 4) relative to the RoIs.
         boxes: (B, R, 4) the RoIs, network-input pixels.
         sizes: (B, 2) height and width of the images before padding.
         box_weights: scale of the deltas.
     """
     labels = class_logits[..., :-1].argmax(dim=2)
-    own = torch.take_along_dim(deltas, labels[..., None, None], dim=2)[:, :, 0]
-    return clip_boxes(decode_boxes(own, boxes, weights=box_weights), sizes)
+    # (B, R, K, 4) indexed by (B, R, 1, 1) -> (B, R, 1, 4) -> (B, R, 4)
+    best_deltas = torch.take_along_dim(deltas, labels[..., None, None], dim=2)[:, :, 0]
+    return clip_boxes(decode_boxes(best_deltas, boxes, weights=box_weights), sizes)
 
 
 @torch.no_grad()
@@ -118,42 +122,45 @@ def select_detections(
     box_weights: BoxWeights,
     config: RoIConfig,
 ) -> Selection:
-    """Choose the detections of each image from the head's output, each class by itself.
+    """Select the detections of each image from the head's output, with NMS for each class.
 
     Args:
         class_logits: (B, R, K+1), background last.
-        deltas: (B, R, K, 4) from the proposals.
-        proposals: the RoIs; those not valid give nothing.
-        images: for their sizes.
+        deltas: (B, R, K, 4) relative to the proposals.
+        proposals: the RoIs; those not valid give no detection.
+        images: only their sizes are used.
         box_weights: scale of the deltas.
-        config: which candidates to keep; scores at or below `score_thresh` go.
+        config: which candidates to keep; scores at or below `score_thresh` are dropped.
     """
     num_rois, num_classes = deltas.shape[1:3]
-    scores = class_logits.softmax(dim=2)[..., :-1]
+    scores = class_logits.softmax(dim=2)[..., :-1]  # (B, R, K), without background
     wanted = (scores > config.score_thresh) & proposals.valid[..., None]
-    # The scores of a RoI sum to 1, so at most 1 / score_thresh of its classes pass: this top-k
-    # shortens what follows and never drops a candidate.
+    # The scores of a RoI sum to 1, so at most 1 / score_thresh of its classes pass. This top-k
+    # saves work below and never drops a candidate.
     per_roi = num_classes
     if config.score_thresh > 0:
         per_roi = min(num_classes, int(1 / config.score_thresh))
+    # (B, R, K) -> (B, R * K) -> (B, M); -1 is below every score, so unwanted pairs come last
     scores, idxs = scores.masked_fill(~wanted, -1.0).flatten(1).topk(num_rois * per_roi, dim=1)
 
+    # A flat index is roi * K + class.
     labels, rois = idxs % num_classes, idxs // num_classes  # (B, M)
-    deltas = torch.take_along_dim(deltas.flatten(1, 2), idxs[..., None], dim=1)
-    roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)
+    deltas = torch.take_along_dim(deltas.flatten(1, 2), idxs[..., None], dim=1)  # (B, M, 4)
+    roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, roi_boxes, weights=box_weights), images.sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
-    most = config.max_detections
+    max_detections = config.max_detections
     keep = nms_keep(
         boxes,
         scores,
         labels,
         (scores >= 0) & large,
         iou_thresh=config.nms_thresh,
-        max_kept=most,
+        max_kept=max_detections,
     )
+    # Moves the kept candidates to the front. The sort is stable, so equal scores stay in order.
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :most], order[:, :most]
+    scores, order = scores[:, :max_detections], order[:, :max_detections]  # (B, D)
     boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
     return Selection(boxes, scores, labels.gather(1, order))
 
@@ -162,26 +169,30 @@ def select_detections(
 def to_detections(
     selection: Selection, images: ImageBatch, *, masks: Tensor | None = None, aligned: bool = True
 ) -> list[Detections]:
-    """Return each image's detections in original pixels, on the CPU; maybe none.
+    """Return each image's detections (possibly none) in original pixels, on the CPU.
 
     Args:
         selection: detections in network-input pixels.
-        images: for their sizes.
-        masks: (B, up to D, M, M) float32 probabilities over the boxes; at least one a detection.
+        images: only their sizes are used.
+        masks: (B, at most D, cells, cells) float32 probabilities over the boxes; at least as many
+            rows as any image has detections.
         aligned: see `paste_mask`.
     """
-    scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)  # (B, 4): w, h, w, h
+    # (height, width) ratios -> (B, 4) factors of x1, y1, x2, y2
+    scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
     boxes = clip_boxes(selection.boxes * scale[:, None], images.original_sizes)
     columns = [boxes, selection.scores[..., None], selection.labels[..., None]]
-    packed = torch.cat(columns, dim=2).cpu()  # one transfer; a float32 holds any label exactly
+    # (B, D, 6) in one transfer from the device; a float32 holds every label exactly
+    packed = torch.cat(columns, dim=2).cpu()
     cells = None if masks is None else masks.cpu().numpy()
     detections = []
     for row, (image, (height, width)) in enumerate(
         zip(packed, images.original_sizes.tolist(), strict=True)
     ):
-        rows = image[image[:, 4] >= 0]
+        rows = image[image[:, 4] >= 0]  # column 4 is the score; -1 marks an empty row
         pasted = None
         if cells is not None:
+            # not strict: `cells` has the rows of the image with the most detections
             codes = [
                 paste_mask(mask, box, (height, width), aligned=aligned)
                 for mask, box in zip(cells[row], rows[:, :4].numpy(), strict=False)

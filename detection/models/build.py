@@ -1,4 +1,4 @@
-"""Build Faster or Mask R-CNN, with random weights, from its config."""
+"""Build Faster R-CNN or Mask R-CNN from its config, with random weights."""
 
 from backbones.fpn import FPN
 from backbones.resnet import ResNet, build_resnet
@@ -16,7 +16,7 @@ from detection.models.rpn import RPNHead
 
 
 def build_backbone(config: BackboneConfig) -> ResNet:
-    """Build a residual network with random weights and without `fc`; its frozen stages are."""
+    """Build a residual network without `fc`, with random weights; freeze its first stages."""
     backbone = build_resnet(
         config.kind,
         norm=config.norm,
@@ -28,7 +28,7 @@ def build_backbone(config: BackboneConfig) -> ResNet:
 
 
 def build_detector(config: DetectionConfig, num_classes: int) -> FasterRCNN:
-    """Build the network of a run's config with random weights; see `build_faster_rcnn`."""
+    """Build the detector of a run's config; see `build_faster_rcnn`."""
     return build_faster_rcnn(
         config.model,
         num_classes=num_classes,
@@ -40,13 +40,13 @@ def build_detector(config: DetectionConfig, num_classes: int) -> FasterRCNN:
 def build_faster_rcnn(
     config: ModelConfig, *, num_classes: int, size_divisor: int, with_masks: bool = False
 ) -> FasterRCNN:
-    """Build a detector with random weights; its frozen stages are frozen.
+    """Build a detector with random weights; freeze the first stages of its backbone.
 
     Args:
-        config: the network's part of a run's config.
+        config: the `model` section of a run's config.
         num_classes: K, background not counted.
         size_divisor: multiple to which images are padded.
-        with_masks: build Mask R-CNN.
+        with_masks: build Mask R-CNN instead of Faster R-CNN.
     """
     backbone = build_backbone(config.backbone)
     specs, rpn, roi, mask = backbone.feature_specs, config.rpn, config.roi, config.mask
@@ -55,16 +55,17 @@ def build_faster_rcnn(
         neck = FPN(specs, channels=config.neck.channels, norm=config.neck.norm)
         head_dim, rpn_dim, mask_dim = roi.hidden_dim, config.neck.channels, config.neck.channels
         num_convs = mask.num_convs
-        sizes = [[size] for size in rpn.anchor_sizes]
+        sizes = [[size] for size in rpn.anchor_sizes]  # one size for each level
         strides = [spec.stride for spec in neck.feature_specs.values()]
     else:
+        # The RPN works on c4. The box and mask heads get RoIs after conv5, so c5's channels.
         head_dim, rpn_dim, mask_dim = (
             specs["c5"].channels,
             specs["c4"].channels,
             specs["c5"].channels,
         )
-        num_convs = 0
-        sizes, strides = [list(rpn.anchor_sizes)], [specs["c4"].stride]
+        num_convs = 0  # conv5 takes the place of the mask head's convolutions
+        sizes, strides = [list(rpn.anchor_sizes)], [specs["c4"].stride]  # all sizes on one level
     anchors = AnchorGenerator(sizes, ratios=rpn.anchor_ratios, strides=strides)
     box_heads: list[C4BoxHead | FPNBoxHead] = [
         C4BoxHead()

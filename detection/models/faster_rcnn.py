@@ -1,7 +1,8 @@
-"""Faster and Mask R-CNN on a residual network: on c4 as in the paper, or on a feature pyramid.
+"""Faster R-CNN and Mask R-CNN on a residual network: on c4 as in the paper, or on a pyramid (FPN).
 
-B images, R RoIs an image, K classes, M cells along a mask's side. Frame: network-input pixels,
-detections excepted. The model knows neither targets nor losses; a task calls its parts in order.
+B images, R RoIs per image, K classes, C channels, M cells along a mask's side. Boxes are in
+network-input pixels; detections are in original pixels. The model knows neither targets nor losses;
+a task calls its parts in order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,29 +30,29 @@ from detection.ops.roi_pool import pool_rois
 from detection.structures import Detections, ImageBatch
 
 MASK_RESOLUTION = 14
-"""Side of the map that is pooled from the pyramid for a mask, which has twice as many cells."""
+"""Side of the map pooled for a mask from the pyramid; the mask itself has twice this side."""
 
 
 class FasterRCNN(PixelNormalizedNetwork):
-    """The detector's parts, called in order: `features`, `rpn`, `region_features`, `box_outputs`.
+    """Faster R-CNN. Parts in order: `features`, `rpn`, `region_features`, `box_outputs`.
 
-    Between them stand functions without parameters: `make_proposals`, `refine_boxes` and
+    Functions without parameters connect them: `make_proposals`, `refine_boxes` and
     `select_detections`.
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
-    pooling on p2..p5. Each of `box_stages` but the first classifies and moves the boxes of the one
-    before it (Cai and Vasconcelos 2018); classes, boxes and masks are the last one's.
+    pooling on p2..p5. The second and third of `box_stages` classify and move the boxes of the stage
+    before (Cai and Vasconcelos 2018). Detections come from the last stage.
 
     Args:
         backbone: the residual network, without `fc`.
-        neck: the feature pyramid, or none.
-        anchor_generator: anchors on the levels that the RPN sees.
+        neck: the feature pyramid; None: the heads work on c4.
+        anchor_generator: anchors on the levels that the RPN works on.
         rpn_head: the RPN's layers.
         box_stages: the region head's stages, at least one.
         config: how RoIs are pooled, proposals made and detections selected.
         size_divisor: multiple to which an image is padded.
-        mask_head: of Mask R-CNN.
+        mask_head: the mask head; None: Faster R-CNN.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class FasterRCNN(PixelNormalizedNetwork):
         self.fpn = neck
         self.anchor_generator = anchor_generator
         self.rpn_head = rpn_head
+        # Two attributes, not a list: state dict keys stay those of a detector with one stage.
         self.box_head = box_stages[0].box_head
         self.box_predictor = box_stages[0].box_predictor
         self.later_stages = nn.ModuleList(box_stages[1:])
@@ -98,6 +100,7 @@ class FasterRCNN(PixelNormalizedNetwork):
             regions = self.region_features(features, proposals.boxes)
             class_logits, deltas = self.box_outputs(regions, stage=stage)
             weights = config.roi.box_weights_of(stage)
+            # The last stage's boxes are decoded by select_detections, for every class.
             if stage < self.num_stages - 1:
                 boxes = refine_boxes(
                     class_logits, deltas, proposals.boxes, sizes, box_weights=weights
@@ -118,10 +121,10 @@ class FasterRCNN(PixelNormalizedNetwork):
         return pyramid
 
     def rpn(self, features: Mapping[str, Tensor], images: ImageBatch) -> RPNOutput:
-        """Score every anchor, and say how to move it."""
+        """Return the objectness logit and the deltas of every anchor."""
         levels = [features[level] for level in self.rpn_levels]
         objectness_logits, deltas = self.rpn_head(levels)
-        shapes = [(level.shape[2], level.shape[3]) for level in levels]
+        shapes = [(level.shape[2], level.shape[3]) for level in levels]  # (height, width)
         return RPNOutput(
             objectness_logits=objectness_logits,
             deltas=deltas,
@@ -133,16 +136,17 @@ class FasterRCNN(PixelNormalizedNetwork):
         )
 
     def rpn_at(self, features: Mapping[str, Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objectness logits (B, S) and deltas (B, S, 4) of anchors (B, S) alone."""
+        """Return objectness logits (B, S) and deltas (B, S, 4) of anchors `idxs` (B, S) only."""
         levels = [features[level] for level in self.rpn_levels]
         logits, deltas = self.rpn_head.at(levels, idxs)
         return logits, deltas
 
     def region_features(self, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
-        """Return what the heads look at, (B, R, C, h, w): pooled RoIs, on c4 after conv5."""
+        """Return the heads' input (B, R, C, h, w): pooled RoIs; without a neck, conv5 of them."""
         resolution = self.roi_resolution
         if self.fpn is None and self.config.roi.pool == "roi_align":
-
+            # RoIAlign is linear, so it commutes with conv5's first 1x1 convolutions. They run once
+            # on the map instead of on every RoI.
             def pool(feature: Tensor, stride: int) -> Tensor:
                 return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
 
@@ -151,21 +155,21 @@ class FasterRCNN(PixelNormalizedNetwork):
             pooled = self._pool(features, boxes, resolution=resolution)
             if self.fpn is None:
                 pooled = self.backbone.stage(pooled, 5)
-        regions: Tensor = pooled.unflatten(0, boxes.shape[:2])
+        regions: Tensor = pooled.unflatten(0, boxes.shape[:2])  # (B * R, ...) -> (B, R, ...)
         return regions
 
     def box_outputs(self, regions: Tensor, *, stage: int = 0) -> tuple[Tensor, Tensor]:
-        """Return class logits and deltas of one of the head's stages.
+        """Return class logits and deltas of one stage of the region head.
 
         Args:
-            regions: (B, R, C, h, w), `region_features` of boxes.
-            stage: from 0 on.
+            regions: (B, R, C, h, w), the `region_features` of some boxes.
+            stage: 0 is the first.
 
         Returns:
-            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) from the boxes,
-            scaled by the stage's `box_weights_of`.
+            class logits (B, R, K+1), background last, and deltas (B, R, K, 4) relative to the
+            boxes, scaled by the stage's `box_weights_of`.
         """
-        pooled = regions.flatten(0, 1)
+        pooled = regions.flatten(0, 1)  # the head takes one batch of B * R RoIs
         if stage == 0:
             class_logits, deltas = self.box_predictor(self.box_head(pooled))
         else:
@@ -176,11 +180,12 @@ class FasterRCNN(PixelNormalizedNetwork):
     def mask_logits(
         self, features: Mapping[str, Tensor], boxes: Tensor, *, regions: Tensor | None = None
     ) -> Tensor:
-        """Return mask logits of every class over boxes (B, R, 4): (B, R, K, M, M).
+        """Return mask logits (B, R, K, M, M) of every class over `boxes` (B, R, 4).
 
-        On c4 the masks share `region_features` with the boxes: `regions`, where they are at hand.
+        Without a neck, masks use the same `region_features` as the boxes. Pass them as `regions`
+        if they are computed already.
         """
-        assert self.mask_head is not None, "a detector without a mask head"
+        assert self.mask_head is not None, "this detector has no mask head"
         if self.fpn is not None:
             pooled = self._pool(features, boxes, resolution=MASK_RESOLUTION)
         else:
@@ -190,8 +195,8 @@ class FasterRCNN(PixelNormalizedNetwork):
         return logits
 
     def _masks(self, features: Mapping[str, Tensor], found: Selection) -> Tensor:
-        """Return mask probabilities (B, d, M, M) of the d detections that any image has."""
-        count = int((found.scores >= 0).sum(dim=1).max())
+        """Return mask probabilities (B, d, M, M) for the first d detections; no image has more."""
+        count = int((found.scores >= 0).sum(dim=1).max())  # detections come first in every row
         logits = self.mask_logits(features, found.boxes[:, :count])
         return masks_of_labels(logits, found.labels[:, :count]).float().sigmoid()
 
@@ -216,11 +221,12 @@ class FasterRCNN(PixelNormalizedNetwork):
         )
 
     def _masked_pixels(self, images: ImageBatch) -> Tensor:
-        """Return float pixels (B, 3, H, W), normalised; padding is zero, as convolutions pad."""
+        """Return normalised float pixels (B, 3, H, W); padding is 0, as in a padded convolution."""
         height, width = images.pixels.shape[2:]
         sizes = images.sizes[:, :, None, None]  # (B, 2, 1, 1)
-        rows = torch.arange(height, device=sizes.device)[:, None] < sizes[:, :1]
-        columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
+        rows = torch.arange(height, device=sizes.device)[:, None] < sizes[:, :1]  # (B, 1, H, 1)
+        columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]  # (B, 1, 1, W)
         pixels = self.normalize(images.pixels)
-        # not masked_fill, which would lose the memory layout of `pixels`
+        # Set to 0 after normalisation, which turns black into a negative number. Not by
+        # masked_fill, which would lose the memory layout of `pixels`.
         return torch.where(rows & columns, pixels, 0.0)

@@ -1,6 +1,6 @@
-"""The mask head (Mask R-CNN, He et al. 2017): a small mask of every class for each RoI.
+"""Mask head of Mask R-CNN (He et al. 2017): a small mask of every class for each RoI.
 
-N RoIs of a batch, C channels, K classes, M cells along a mask's side.
+N RoIs of a batch, C channels, h x w cells of a pooled RoI, K classes, M cells along a mask's side.
 """
 
 from collections import OrderedDict
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class MaskHead(nn.Module):
     """3x3 convolutions, a deconvolution that doubles the side, and a 1x1 convolution to classes.
 
-    Four convolutions on the pyramid's pooled RoIs; none on conv5's output, which is deep already
-    (figure 4 of the paper).
+    There are four 3x3 convolutions on RoIs pooled from a pyramid, and none on conv5's output, which
+    is deep enough (figure 4 of the paper).
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class MaskHead(nn.Module):
             layers[f"relu{number + 1}"] = nn.ReLU(inplace=True)
             in_channels = hidden_dim
         self.convs = nn.Sequential(layers)
+        # kernel 2, stride 2: every input cell makes 2x2 output cells, without overlap
         self.deconv = nn.ConvTranspose2d(in_channels, hidden_dim, 2, stride=2)
         self.logits = nn.Conv2d(hidden_dim, num_classes, 1)
         for module in self.modules():
@@ -34,7 +35,8 @@ class MaskHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.logits.weight, std=0.001)  # as detectron2: first masks are all 0.5
+        # As in detectron2: logits near 0, so before training all masks are about 0.5.
+        nn.init.normal_(self.logits.weight, std=0.001)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return logits (N, K, 2h, 2w) from (N, C, h, w)."""
@@ -43,7 +45,8 @@ class MaskHead(nn.Module):
 
 
 def masks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """Pick each RoI's own class: (..., K, M, M) and labels (...) -> (..., M, M)."""
+    """Return the mask of each RoI's class: (..., K, M, M) and labels (...) -> (..., M, M)."""
     side = logits.shape[-1]
+    # gather does not broadcast: the index is expanded to (..., 1, M, M), without a copy
     idxs = labels[..., None, None, None].expand(*labels.shape, 1, side, side)
     return torch.gather(logits, -3, idxs).squeeze(-3)

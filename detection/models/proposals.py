@@ -1,6 +1,6 @@
-"""Proposals from the RPN's output: best anchors of each level, decoded, clipped, NMS.
+"""Proposals from the RPN's output: the best anchors of each level, decoded, clipped, after NMS.
 
-B images, N anchors, M = candidates that enter NMS, P proposals.
+B images, N anchors, M candidates that enter NMS, P proposals.
 """
 
 from itertools import accumulate
@@ -25,26 +25,29 @@ def make_proposals(
     Args:
         rpn: the RPN's output.
         sizes: (B, 2) height and width of the images before padding, in pixels.
-        config: how many, and which.
-        training: take the counts for training, not those for test.
+        config: how many proposals to make, and the thresholds.
+        training: use the counts for training instead of those for test.
 
     Returns:
-        P = min(post_nms_topk, M) proposals an image, detached, in network-input pixels, by falling
-        score; rows of zeros, not valid, where NMS left fewer (or none).
+        P = min(post_nms_topk, M) proposals per image, detached, in network-input pixels, by falling
+        score. Where NMS keeps fewer (or none), the last rows are zeros and not valid.
     """
     pre_nms_topk = config.pre_nms_topk_train if training else config.pre_nms_topk_test
     post_nms_topk = config.post_nms_topk_train if training else config.post_nms_topk_test
 
+    # Anchors on padding come last in the top-k of their level.
     logits = rpn.objectness_logits.masked_fill(~rpn.anchor_valid, -torch.inf)
+    # First index of each level in N. The sum of all sizes ends the series, so zip is not strict.
     starts = accumulate(rpn.level_sizes, initial=0)
-    best = [
+    best = [  # for each level (B, min(pre_nms_topk, level size)), indices in N
         level.topk(min(pre_nms_topk, level.shape[1]), dim=1).indices + start
         for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False)
     ]
+    # NMS compares only boxes of the same level.
     level_idxs = torch.cat([torch.full_like(idxs, level) for level, idxs in enumerate(best)], dim=1)
     idxs = torch.cat(best, dim=1)  # (B, M)
 
-    deltas = torch.take_along_dim(rpn.deltas, idxs[..., None], dim=1)
+    deltas = torch.take_along_dim(rpn.deltas, idxs[..., None], dim=1)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
     scores = logits.gather(1, idxs).sigmoid()
@@ -57,21 +60,23 @@ def make_proposals(
 def thin_out(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, nms_thresh: float, topk: int
 ) -> Proposals:
-    """Keep the best of M boxes of each image that do not overlap too much.
+    """Run NMS on M boxes of each image and return the best survivors.
 
     Args:
         boxes: (B, M, 4) xyxy.
         scores: (B, M).
-        groups: (B, M) int64; boxes of two groups do not meet.
+        groups: (B, M) int64; boxes of different groups are not compared.
         valid: (B, M) bool.
-        nms_thresh: IoU above which the lower-scored one goes.
-        topk: boxes kept, at most.
+        nms_thresh: a box is dropped if its IoU with a better one is above this.
+        topk: largest number of boxes to keep.
 
     Returns:
-        P = min(topk, M) an image, by falling score; rows of zeros, not valid, where fewer are left.
+        P = min(topk, M) boxes per image, by falling score. Where fewer survive, the last rows are
+        zeros and not valid.
     """
     keep = nms_keep(boxes, scores, groups, valid, iou_thresh=nms_thresh, max_kept=topk)
-    # a stable sort, not a top-k, whose order of equal scores is anything
+    # Dropped boxes get -1, below every score, and come last. A stable sort instead of a top-k,
+    # which does not define the order of equal scores.
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :topk], order[:, :topk]
     valid = scores >= 0

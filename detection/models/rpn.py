@@ -1,6 +1,6 @@
-"""Region proposal network: is there an object at this anchor, and where exactly.
+"""Region proposal network (RPN): an objectness logit and box deltas for every anchor.
 
-B images, A anchors a cell, N = sum of H*W*A over the levels, S samples of each image.
+B images, C channels, A anchors per cell, N = sum of H*W*A over the levels, S samples per image.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from detection.ops.kernels.neighbours import pick_neighbours
 
 @dataclass(frozen=True)
 class RPNOutput:
-    """What the region proposal network says of one batch.
+    """Output of the region proposal network for one batch.
 
-    objectness_logits: (B, N) float32. deltas: (B, N, 4) float32 (dx, dy, dw, dh) from `anchors`.
-    anchors: (N, 4) xyxy, network-input pixels, the same for every image. anchor_valid: (B, N)
-    bool, which of them the image has (others lie on padding). level_sizes: anchors of each level,
-    in order; they sum to N.
+    objectness_logits: (B, N) float32. deltas: (B, N, 4) float32 (dx, dy, dw, dh) relative to
+    `anchors`. anchors: (N, 4) xyxy, network-input pixels, the same for every image. anchor_valid:
+    (B, N) bool, False for anchors on padding. level_sizes: number of anchors on each level, in
+    order; they sum to N.
     """
 
     objectness_logits: Tensor
@@ -32,9 +32,9 @@ class RPNOutput:
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then two sibling 1x1 convolutions; shared by all levels.
+    """A 3x3 convolution, then two sibling 1x1 convolutions; all levels share them.
 
-    Not all are called as modules, so hooks of theirs may see nothing.
+    Some of them are not called as modules, so their forward hooks may not run.
     """
 
     def __init__(self, in_channels: int, num_anchors: int) -> None:
@@ -54,33 +54,38 @@ class RPNHead(nn.Module):
             features: for each level (B, C, H, W).
 
         Returns:
-            float32 even under autocast: box arithmetic needs it.
+            float32 even under autocast, because box arithmetic needs it.
         """
         weight, bias = self.conv.weight, self.conv.bias
         hidden = [conv_relu(level, weight, bias, padding=(1, 1)) for level in features]
+        # (B, A, H, W) -> (B, H, W, A) -> (B, H*W*A): the order of AnchorGenerator. The same for
+        # (B, A*4, H, W); the four deltas of an anchor stay adjacent.
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         deltas = [self.deltas(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
         return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float()
 
     def at(self, features: Sequence[Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (B, S) and deltas (B, S, 4) of some anchors: those of `forward`.
+        """Return the logits (B, S) and deltas (B, S, 4) that `forward` gives for some anchors.
 
-        Losses ask for a few hundred anchors of each image. Their gradients from here cost as much
-        as those few; from `forward` they would go, zeros nearly all, through the convolution of
-        every level: a seventh of a training step of R50-FPN (docs/LOG.md).
+        The losses use a few hundred anchors of each image. With this method the backward pass costs
+        only as much as these anchors. With `forward`, gradients that are nearly all zero go through
+        the convolution of every level, which takes a seventh of a training step of R50-FPN
+        (docs/LOG.md).
 
         Args:
-            features: as of `forward`.
+            features: as for `forward`.
             idxs: (B, S) int64 into N.
 
         Returns:
             float32 even under autocast.
         """
+        # An anchor's index is cell * A + its number within the cell.
         num_anchors = self.objectness.out_channels
         around = pick_neighbours(features, idxs // num_anchors).flatten(2)  # (B, S, 9 C)
-        hidden = F.relu(_conv_at(around, self.conv))
+        hidden = F.relu(_conv_at(around, self.conv))  # (B, S, C)
+        # (B, S, A) and (B, S, A*4): all anchors of the sampled cells, of which one is taken
         logits, deltas = _conv_at(hidden, self.objectness), _conv_at(hidden, self.deltas)
-        anchor = (idxs % num_anchors)[..., None]
+        anchor = (idxs % num_anchors)[..., None]  # (B, S, 1)
         logits = logits.gather(2, anchor).squeeze(2)
         deltas = deltas.unflatten(2, (num_anchors, 4))
         deltas = deltas.gather(2, anchor[..., None].expand(-1, -1, -1, 4)).squeeze(2)
@@ -88,10 +93,11 @@ class RPNHead(nn.Module):
 
 
 def _conv_at(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Return the convolution's outputs (..., D) at one place from all cells that it sees there.
+    """Return the convolution's output (..., D) at one position, given the cells under its kernel.
 
     Args:
-        x: (..., kernel height * kernel width * C), row by row.
-        conv: of C channels.
+        x: (..., kernel height * kernel width * C), the cells row by row.
+        conv: convolution from C to D channels.
     """
+    # (D, C, kh, kw) -> (D, kh, kw, C) -> (D, kh * kw * C): the order of `x`
     return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

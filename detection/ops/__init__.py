@@ -1,1 +1,4 @@
-"""Pure, batched tensor functions without parameters; `torchvision.ops` is used here alone."""
+"""Box, mask and RoI operators: pure, batched tensor functions without parameters.
+
+`torchvision.ops` is used only here.
+"""

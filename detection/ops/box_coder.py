@@ -1,6 +1,7 @@
-"""Boxes as offsets from anchors (Girshick et al. 2014, appendix C), in float32 or wider.
+"""Box coder: boxes as offsets from anchors (Girshick et al. 2014, appendix C).
 
-Boxes are (..., 4) xyxy pixels; deltas are (..., 4): dx, dy, dw, dh.
+Boxes are (..., 4) xyxy pixels; deltas are (..., 4): dx, dy, dw, dh. All arithmetic is in float32 or
+wider.
 """
 
 import math
@@ -12,9 +13,9 @@ from detection.ops.precision import at_least_float32
 
 BoxWeights = tuple[float, float, float, float]
 
-# sides are taken as at least this, so that the padding rows of a batch encode to finite numbers
+# Sides are clamped to this, so that empty boxes (padding rows of a batch) have finite deltas.
 _MIN_SIDE = 1e-6
-# a decoded side is at most 62.5 times its anchor's, so that exp() does not overflow (Detectron)
+# A decoded side is at most 62.5 times its anchor's, so that exp() does not overflow (Detectron).
 _MAX_LOG_SCALE = math.log(1000 / 16)
 
 
@@ -24,14 +25,15 @@ def encode_boxes(gt: Tensor, anchors: Tensor, *, weights: BoxWeights = (1, 1, 1,
     Args:
         gt: (..., 4), in the frame of the anchors; leading dimensions broadcast.
         anchors: (..., 4).
-        weights: factors of dx, dy, dw, dh, which bring the targets to about unit variance.
+        weights: factors of dx, dy, dw, dh, which give the targets about unit variance.
 
     Returns:
-        (..., 4) float32 (float64 when an input is), finite for finite boxes, empty ones too.
+        (..., 4) float32 (float64 if an input is), finite for all finite boxes, also empty ones.
     """
     gt_centers, gt_sizes = _centers_and_sizes(gt)
     centers, sizes = _centers_and_sizes(anchors)
     gt_sizes, sizes = gt_sizes.clamp(min=_MIN_SIDE), sizes.clamp(min=_MIN_SIDE)
+    # shift of the center in units of the anchor's sides; logarithm of the ratio of the sides
     dx, dy = ((gt_centers - centers) / sizes).unbind(-1)
     dw, dh = torch.log(gt_sizes / sizes).unbind(-1)
     wx, wy, ww, wh = weights
@@ -45,16 +47,16 @@ def decode_boxes(
     weights: BoxWeights = (1, 1, 1, 1),
     max_log_scale: float = _MAX_LOG_SCALE,
 ) -> Tensor:
-    """Return the boxes that `deltas` make of `anchors`: the inverse of `encode_boxes`.
+    """Return `anchors` moved and scaled by `deltas`: the inverse of `encode_boxes`.
 
     Args:
         deltas: (..., 4), as predicted; bfloat16 is widened to float32.
         anchors: (..., 4); leading dimensions broadcast.
-        weights: the factors that the targets were encoded with.
-        max_log_scale: cap on dw and dh after division by their weights.
+        weights: the factors with which the targets were encoded.
+        max_log_scale: largest dw and dh after division by their weights.
 
     Returns:
-        (..., 4) xyxy float32 (float64 when an input is) in the frame of the anchors, not clipped.
+        (..., 4) xyxy float32 (float64 if an input is) in the frame of the anchors, not clipped.
     """
     centers, sizes = _centers_and_sizes(anchors)
     dx, dy, dw, dh = (
@@ -67,6 +69,7 @@ def decode_boxes(
 
 
 def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x, y) of the centers and (width, height) of boxes (..., 4), (..., 2) each."""
     boxes = at_least_float32(boxes)
     sizes = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * sizes, sizes

@@ -1,6 +1,6 @@
-"""Areas, overlaps and conversions of boxes.
+"""Areas, IoU, clipping and format conversions of boxes.
 
-Boxes are (..., 4) xyxy in pixels of one frame, width = x2 - x1. B images, G ground truth, N boxes.
+Boxes are (..., 4) xyxy in pixels, width = x2 - x1. B images, G ground-truth boxes, N boxes.
 A box with x2 <= x1 or y2 <= y1 is empty: its area and every overlap with it are 0, never NaN.
 """
 
@@ -20,13 +20,14 @@ def box_iou(a: Tensor, b: Tensor, *, is_crowd: Tensor | None = None) -> Tensor:
     Args:
         a: (..., G, 4); G may be 0.
         b: (..., N, 4); N may be 0. Leading dimensions broadcast with those of `a`.
-        is_crowd: (..., G) bool: rows of `a` that stand for a crowd, in which a box of `b` is to lie
-            and not to fill it: intersection over the area of `b` (COCO's rule).
+        is_crowd: (..., G) bool: rows of `a` that are crowd regions. For them the intersection is
+            divided by the area of `b` alone (COCO's rule): the share of `b` inside the crowd.
 
     Returns:
-        (..., G, N) in [0, 1]; 0 where the denominator is.
+        (..., G, N) in [0, 1]; 0 where the denominator is 0.
     """
-    # one contiguous row per coordinate: with the coordinates interleaved a CPU cannot vectorise
+    # Each coordinate is (..., G, 1) for `a` and (..., 1, N) for `b`, so they broadcast to
+    # (..., G, N). One contiguous row per coordinate: a CPU cannot vectorise interleaved ones.
     ax1, ay1, ax2, ay2 = a.movedim(-1, 0).contiguous()[..., :, None].unbind()
     bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous()[..., None, :].unbind()
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
@@ -36,22 +37,25 @@ def box_iou(a: Tensor, b: Tensor, *, is_crowd: Tensor | None = None) -> Tensor:
     total = box_area(a)[..., :, None] + b_area - intersection
     if is_crowd is not None:
         total = torch.where(is_crowd[..., :, None], b_area, total)
+    # the smallest positive float: empty boxes give 0 / tiny = 0 instead of 0 / 0 = NaN
     return intersection / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the generalized IoU of each box of `a` with the one of `b` in its place.
+    """Return the generalized IoU of each box of `a` with the box of `b` at the same index.
 
-    Rezatofighi et al. 2019: IoU, less the share that neither box fills of the smallest box around
-    both. Unlike IoU it has a gradient where the boxes do not touch.
+    Rezatofighi et al. 2019: IoU minus the share of the enclosing box that neither box covers.
+    Unlike IoU it has a gradient where the boxes do not touch.
 
     Args:
         a: (..., 4).
         b: (..., 4).
 
     Returns:
-        (...,) in [-1, 1]; 0 where both boxes are empty and in one place.
+        (...,) in [-1, 1]; 0 where both boxes are empty and at the same point.
     """
+    # Corners of the intersection and of the smallest enclosing box. box_area is 0 for an
+    # intersection with x2 < x1 or y2 < y1.
     overlap = torch.cat([torch.maximum(a, b)[..., :2], torch.minimum(a, b)[..., 2:]], dim=-1)
     around = torch.cat([torch.minimum(a, b)[..., :2], torch.maximum(a, b)[..., 2:]], dim=-1)
     intersection, hull = box_area(overlap), box_area(around)
@@ -61,7 +65,8 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Return `boxes` (B, N, 4) cut to their images: `sizes` (B, 2), (height, width)."""
+    """Return `boxes` (B, N, 4) clipped to their images of `sizes` (B, 2), (height, width)."""
+    # (height, width) -> (B, 1, 4): width, height, width, height
     limits = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limits)
 
@@ -69,6 +74,7 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
 def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
     """Mirror boxes (..., 4) xyxy left to right in an image of `width` pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
+    # the right side becomes the left one, so x1 stays at most x2
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 

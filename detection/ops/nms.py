@@ -1,6 +1,6 @@
-"""Non-maximum suppression of a whole batch.
+"""Non-maximum suppression (NMS) of a batch, within each image and group.
 
-B images, P boxes in each.
+B images, P boxes per image.
 """
 
 import functools
@@ -24,26 +24,27 @@ def nms_keep(
 ) -> Tensor:
     """Return which boxes survive greedy suppression within their own image and group.
 
-    They are the boxes that torchvision keeps, by its arithmetic. The threshold is rounded to the
-    boxes' type, as in torchvision's CUDA kernel; its CPU kernel compares a float32 IoU with a
-    float64 threshold, where 3 / 10 is above 0.3.
+    The same boxes as torchvision's, with its arithmetic. The threshold is rounded to the boxes'
+    dtype, as in torchvision's CUDA kernel. (Its CPU kernel compares a float32 IoU with a float64
+    threshold, so that an IoU of 3 / 10 is above 0.3.)
 
-    The fast body on a CPU is `nms_blocks`, on a CUDA device `nms_triton`, for which the host does
-    not wait.
+    The fast implementation is `nms_blocks` on a CPU, and `nms_triton` on a CUDA device, where the
+    host does not wait.
 
     Args:
         boxes: (B, P, 4) xyxy, float32 on a CUDA device; x1 <= x2 and y1 <= y2. P may be 0.
-        scores: (B, P); of equal ones the lower index goes first.
-        groups: (B, P) int64, 0 to 2**24: level or class. Boxes of two groups are not compared.
-        valid: (B, P) bool; the others neither survive nor suppress.
-        iou_thresh: a box is dropped when its IoU with a surviving one is above this.
-        max_kept: most survivors of an image over all its groups, by score; None: no limit.
+        scores: (B, P); of equal scores the lower index comes first.
+        groups: (B, P) int64, 0 to 2**24: level or class. Boxes of different groups are not
+            compared.
+        valid: (B, P) bool; other boxes neither survive nor suppress.
+        iou_thresh: a box is dropped if its IoU with a surviving one is above this.
+        max_kept: largest number of survivors per image over all groups, by score; None: no limit.
 
     Returns:
         keep (B, P) bool.
     """
     if torch.compiler.is_compiling():
-        # Not otherwise: calling an operator imports the compiler, which takes a second.
+        # Only while compiling: calling an operator imports the compiler, which takes a second.
         settings = {"iou_thresh": iou_thresh, "max_kept": max_kept}
         keep: Tensor = nms_operator(boxes, scores, groups, valid, **settings)
         return keep
@@ -58,7 +59,7 @@ nms_operator.register_fake(lambda boxes, scores, groups, valid, **_: torch.empty
 
 
 def _body_for(device: torch.device) -> Callable[..., Tensor]:
-    """Return the function that does what `nms_keep` does, with max_kept of 0 to P."""
+    """Return the implementation of `nms_keep` for a device; it takes a max_kept in 0..P."""
     body = None
     if kernels_kind() == "fast" and device.type == "cpu":
         body = _keep_in_blocks
@@ -76,10 +77,10 @@ def _keep_by_torchvision(
     iou_thresh: float,
     max_kept: int,
 ) -> Tensor:
-    """The reference: torchvision's NMS, each image and group by itself."""
-    import torchvision  # not at import: it takes a second
+    """Reference implementation: torchvision's NMS for each image and group."""
+    import torchvision  # not at the top: importing it takes a second
 
-    # in the boxes' type, and back to the float64 that torchvision compares with on a CPU
+    # rounded to the boxes' dtype, then back to the float64 that torchvision compares with on a CPU
     iou_thresh = torch.tensor(iou_thresh, dtype=boxes.dtype).item()
     keep = torch.zeros_like(valid)
     for image, exists in enumerate(valid):
@@ -87,6 +88,7 @@ def _keep_by_torchvision(
             idxs = (exists & (groups[image] == group)).nonzero()[:, 0]
             kept = torchvision.ops.nms(boxes[image, idxs], scores[image, idxs], iou_thresh)
             keep[image, idxs[kept]] = True
+    # Of the survivors of all groups, only the best max_kept stay.
     order = scores.masked_fill(~keep, -torch.inf).sort(descending=True, stable=True).indices
     return keep.scatter(1, order[:, max_kept:], False)
 
@@ -100,12 +102,14 @@ def _keep_in_blocks(
     iou_thresh: float,
     max_kept: int,
 ) -> Tensor:
-    """The fast body on a CPU."""
+    """Fast implementation on a CPU."""
     keep = torch.zeros_like(valid)
     for image, exists in enumerate(valid):
         idxs = exists.nonzero()[:, 0]
+        # by falling score; stable, so of equal scores the lower index comes first
         idxs = idxs[scores[image, idxs].sort(descending=True, stable=True).indices]
         columns = [*boxes[image, idxs].unbind(1), groups[image, idxs]]
+        # (5, n): x1, y1, x2, y2, group; stack promotes the integer groups to the boxes' dtype
         rows = torch.stack(columns).numpy()
         keep[image, idxs[suppress(rows, iou_thresh=iou_thresh, max_kept=max_kept)]] = True
     return keep
@@ -113,7 +117,7 @@ def _keep_in_blocks(
 
 @functools.cache
 def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """Return the fast body on a CUDA device; None, with a warning, where Triton cannot compile it.
+    """Return the Triton kernel of a CUDA device; None, with a warning, if it cannot be compiled.
 
     Triton needs a C compiler and Python's headers, which not every machine has.
 
@@ -121,14 +125,15 @@ def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
         torch.OutOfMemoryError: the device is full.
     """
     try:
-        # not at import: it takes most of a second, and a CPU does not need it
+        # not at the top: importing Triton takes most of a second, and a CPU does not need it
         from detection.ops.kernels.nms_triton import keep_on_device
 
+        # Running it on one box compiles it.
         box, one = torch.ones(1, 1, 4, device=device), torch.ones(1, 1, device=device)
         keep_on_device(box, one, one.long(), one.bool(), iou_thresh=0.5, max_kept=1)
-    except torch.OutOfMemoryError:  # says nothing of Triton
+    except torch.OutOfMemoryError:  # no fault of Triton
         raise
-    except Exception as error:  # it asserts, and its own errors derive from this alone
+    except Exception as error:  # Triton also fails by assertions; its errors have no narrower base
         reason = f"for which {device} has to wait: no Triton kernel ({error!r})"
         warn_of_fallback("NMS", reason)
         return None

@@ -1,6 +1,7 @@
-"""COCO's run-length code of masks, as its compressed strings.
+"""COCO's run-length encoding (RLE) of masks: encode, decode and check its compressed strings.
 
-A mask is read column by column; its runs of zeros and ones alternate, zeros first. H, W pixels.
+A mask is read column by column; runs of zeros and ones alternate, zeros first. H, W: height and
+width in pixels.
 """
 
 from collections.abc import Sequence
@@ -11,27 +12,32 @@ from pycocotools import mask as coco_mask
 
 
 def encode_window(window: np.ndarray, *, top: int, left: int, size: tuple[int, int]) -> bytes:
-    """Encode a mask that is zero outside a window of its image; only the window is looked at.
+    """Encode a mask that is zero outside a window of its image; the cost is that of the window.
 
     Args:
         window: (h, w) bool; h or w may be 0.
         top: row of the image where the window begins.
         left: column where it begins.
-        size: (height, width) of the image, which holds the window.
+        size: (height, width) of the image, which contains the window.
     """
     height, width = size
+    # Transposed, with a zero above and below every column: each run has a begin and an end.
     columns = np.zeros((window.shape[1], window.shape[0] + 2), np.int8)
     columns[:, 1:-1] = window.T
-    steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run begins, -1 behind its end
+    steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run begins, -1 after its end
+    # Position of each step in the column-wise image: column * height + row.
     origin = (left + np.arange(window.shape[1]))[:, None] * height + top
     places = origin + np.arange(window.shape[0] + 1)
     begins, ends = places[steps == 1], places[steps == -1]
-    # a run that ends at the foot of a column goes on where one begins at the head of the next
+    # A run that ends at the bottom of a column and one that begins at the top of the next are one
+    # run. apart[i]: run i is not joined to run i + 1. Such runs keep their end, and the run after
+    # them keeps its begin; roll moves the last True to the first run, which keeps its begin too.
     apart = np.append(begins[1:] != ends[:-1], True) if len(begins) else np.zeros(0, np.bool_)
     begins, ends = begins[np.roll(apart, 1)], ends[apart]
+    # 0, begin, end, begin, end, ..., H * W: the differences are the runs of zeros and ones in turn
     bounds = np.concatenate([[0], np.column_stack([begins, ends]).ravel(), [height * width]])
     counts = np.diff(bounds)
-    if counts[-1] == 0:
+    if counts[-1] == 0:  # COCO writes no empty last run
         counts = counts[:-1]
     code: bytes = coco_mask.frPyObjects({"counts": counts.tolist(), "size": list(size)}, *size)[
         "counts"
@@ -47,22 +53,23 @@ def decode(code: bytes, size: tuple[int, int]) -> np.ndarray:
         size: (height, width) of the image.
 
     Raises:
-        ValueError: the runs do not fill the image, or the string is none of COCO's.
+        ValueError: the runs do not fill the image, or the string is not COCO's RLE.
     """
     counts = _counts_of(code, size)
-    values = np.arange(len(counts)) % 2 == 1
+    values = np.arange(len(counts)) % 2 == 1  # every second run is of ones
+    # (H * W,) column by column -> (W, H) -> (H, W)
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
 def code_of(value: Any, size: Sequence[int]) -> bytes:
-    """Return the compressed string of an RLE object, whose runs are sure to fill its image.
+    """Return the compressed string of an RLE object, after checking that its runs fill the image.
 
     Args:
-        value: of a COCO file: {"size": [height, width], "counts": a compressed string or runs}.
+        value: from a COCO file: {"size": [height, width], "counts": a compressed string or runs}.
         size: (height, width) of its image.
 
     Raises:
-        ValueError: it is no such object, or not one of such an image.
+        ValueError: it is not an RLE object, or not one of this size.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an RLE, got {value!r:.60}")
@@ -82,23 +89,34 @@ def code_of(value: Any, size: Sequence[int]) -> bytes:
 
 
 def _counts_of(code: bytes, size: Sequence[int]) -> np.ndarray:
-    """Read the runs: five bits a character, low ones first; from the fourth on, differences."""
-    groups = np.frombuffer(code, np.uint8).astype(np.int64) - 48  # "0"
-    strange = (groups < 0) | (groups > 63)
-    if strange.any():
-        raise ValueError(f"expected run lengths, got the character {code[strange.argmax()]}")
+    """Return the run lengths of a compressed string, as maskApi.c of COCO decodes it.
+
+    A character minus 48 ("0") is six bits: five bits of a number, lowest first, and bit 32, which
+    says that more characters follow. Bit 16 of the last character is the sign. From the fourth
+    number on, the string holds differences to the number two before (runs of the same value).
+    """
+    groups = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    invalid = (groups < 0) | (groups > 63)
+    if invalid.any():
+        raise ValueError(f"expected run lengths, got the character {code[invalid.argmax()]}")
     is_last = groups & 32 == 0
     if not is_last[-1:].all():
         raise ValueError("expected run lengths, got a string that was cut short")
+    # first and last character of each number, and how many it has
     lasts = np.flatnonzero(is_last)
     starts = np.append(0, lasts + 1)[:-1]
     lengths = lasts + 1 - starts
+    # the n-th character of a number holds its bits from 5 * n on
     shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, lengths))
     values = (groups & 31) << shifts
     counts: np.ndarray = np.add.reduceat(values, starts) if len(starts) else values
+    # two's complement: a number of n characters with its sign bit set means minus 2**(5 * n)
     counts -= (groups[lasts] & 16) >> 4 << 5 * lengths
+    # Undo the differences, separately for runs of ones and of zeros. counts[0] is in neither chain:
+    # numbers 1 and 2 are stored as they are.
     for chain in (counts[1::2], counts[2::2]):
         chain[:] = np.cumsum(chain)
+    # Seven characters are 35 bits, more than any image needs; longer numbers could overflow.
     if counts.sum() != size[0] * size[1] or counts.min(initial=0) < 0 or lengths.max(initial=0) > 7:
         raise ValueError(f"expected runs of {size[0]} x {size[1]} pixels, got {counts.sum()}")
     return counts

@@ -1,6 +1,6 @@
-"""Pooling of RoIs to maps of one size: RoIAlign (He et al. 2017), RoIPool (Girshick 2015).
+"""RoI pooling: RoIAlign (He et al. 2017) and RoIPool (Girshick 2015), also from a pyramid.
 
-B images, R RoIs in each, M = B * R RoIs, L pyramid levels, C channels.
+B images, R RoIs per image, M = B * R RoIs, L pyramid levels, C channels.
 Boxes are xyxy pixels of the network input; a cell of a level covers stride x stride pixels.
 """
 
@@ -23,22 +23,23 @@ def assign_levels(
     canonical_level: int = 4,
     min_level: int = 2,
 ) -> Tensor:
-    """Return each box's pyramid level, by its size (Lin et al. 2017, feature pyramids, eq. 1).
+    """Return each box's pyramid level by its size (Lin et al. 2017, feature pyramids, eq. 1).
 
     Args:
-        boxes: (..., 4) xyxy; empty boxes go to the finest level.
-        num_levels: how many levels there are.
+        boxes: (..., 4) xyxy; empty boxes get the finest level.
+        num_levels: number of levels.
         canonical_size: side in pixels from which a box belongs to `canonical_level`.
-        canonical_level: the 4 of p4.
-        min_level: the 2 of p2, the finest level.
+        canonical_level: 4 for p4.
+        min_level: 2 for p2, the finest level.
 
     Returns:
-        (...,) int64 in 0..num_levels-1, 0 the finest; 0 of a box with NaN.
+        (...,) int64 in 0..num_levels-1, 0 is the finest; 0 for a box with NaN.
     """
-    # 1e-6: a side of exactly 224 stays on its level where the logarithm rounds down (Detectron)
+    # 1e-6: a side of exactly 224 keeps its level even if the logarithm rounds down (Detectron).
     level = canonical_level + torch.log2(box_area(boxes).sqrt() / canonical_size) + 1e-6
+    # An empty box has log2(0) = -inf, which the clamp turns into the finest level.
     level = level.floor().clamp(min_level, min_level + num_levels - 1) - min_level
-    return level.to(torch.int64).clamp(min=0)  # once more: a NaN may be any integer
+    return level.to(torch.int64).clamp(min=0)  # again: NaN may become any integer
 
 
 def pool_rois(
@@ -52,24 +53,24 @@ def pool_rois(
     aligned: bool = True,
     bin_stride: int = 1,
 ) -> Tensor:
-    """Pool every box from the pyramid level of its size, or from the only level.
+    """Pool every box from the pyramid level for its size, or from the only level.
 
-    The fast body is `align_rois`, for RoIAlign with a fixed number of samples.
+    The fast implementation is `align_rois`, for RoIAlign with a fixed number of samples.
 
     Args:
-        features: L tensors (B, C, H_l, W_l), the finest first; p2 is the first when L > 1.
+        features: L tensors (B, C, H_l, W_l), the finest first; p2 is the first if L > 1.
         strides: L strides in pixels.
-        boxes: (B, R, 4); R may be 0. No gradient flows to them.
-        kind: roi_align averages bilinear samples, which are 0 where they lie a cell or more outside
-            the map; roi_pool takes the largest cell of a bin.
+        boxes: (B, R, 4); R may be 0. They get no gradient.
+        kind: roi_align averages bilinear samples, which are 0 if they are more than a cell outside
+            the map; roi_pool takes the maximum over the cells of a bin.
         resolution: bins along a side.
         sampling_ratio: roi_align: samples along a bin's side; 0 takes about one for each cell.
         aligned: roi_align: cell centres are at half-integer coordinates. False is half a cell off,
-            as torchvision's detectors were trained.
-        bin_stride: take every bin_stride-th bin along each side alone, from the first on.
+            as in the training of torchvision's detectors.
+        bin_stride: compute only every bin_stride-th bin along each side, starting with the first.
 
     Returns:
-        (M, C, r, r) of the features' type; r is resolution / bin_stride, rounded up. NaN for a box
+        (M, C, r, r) in the features' dtype; r is resolution / bin_stride, rounded up. NaN for a box
         that is not finite.
     """
     boxes = boxes.detach().to(torch.promote_types(features[0].dtype, torch.float32))
@@ -88,16 +89,18 @@ def pool_rois(
             bin_stride=bin_stride,
         )
 
-    from torchvision.ops import roi_align, roi_pool  # not at import: it takes a second
+    from torchvision.ops import roi_align, roi_pool  # not at the top: importing it takes a second
 
-    # torchvision's kernels would read outside the map for a box that is not finite
+    # For a box that is not finite, torchvision's kernels would read outside the map.
     finite = boxes.isfinite().all(dim=2, keepdim=True)
     images = torch.arange(len(boxes), device=boxes.device)[:, None, None].expand_as(finite)
+    # (M, 5): index of the image, then the box
     rois = torch.cat([images.to(boxes.dtype), boxes.where(finite, 0.0)], dim=2).flatten(0, 1)
     levels, finite = (each.flatten()[:, None, None, None] for each in (levels, finite))
     size = (resolution, resolution)
     pooled = boxes.new_full((), torch.nan)
-    # Every level pools every RoI, so that no shape depends on values; the right level's is taken.
+    # Every level pools every RoI, and the result of the right level is selected. So no shape
+    # depends on values.
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         feature = feature.to(boxes.dtype)
         if kind == "roi_pool":

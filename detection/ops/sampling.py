@@ -1,6 +1,6 @@
-"""Random choice of the candidates that enter a loss, by random keys and top-k.
+"""Random sampling of foreground and background candidates for a loss, by random keys and top-k.
 
-B images, N candidates, S samples.
+B images, N candidates, S samples per image.
 """
 
 import torch
@@ -10,24 +10,27 @@ from torch import Tensor
 def sample_matches(
     match_labels: Tensor, keys: Tensor, *, num_samples: int, fg_fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose a fixed number of candidates for each image: foreground first, background after it.
+    """Sample a fixed number of candidates for each image: foreground first, then background.
 
     Args:
-        match_labels: (B, N) int64: 1 foreground, 0 background, -1 not to be chosen; N may be 0.
-        keys: (B, N) int64 in [0, 2**31); of each kind the largest are taken.
-        num_samples: candidates wanted for each image.
+        match_labels: (B, N) int64: 1 foreground, 0 background, -1 never sampled; N may be 0.
+        keys: (B, N) int64 random numbers in [0, 2**31); the candidates with the largest keys are
+            taken, separately for foreground and background.
+        num_samples: number of samples per image.
         fg_fraction: largest share of `num_samples` that is foreground; background fills the rest.
 
     Returns:
         idxs (B, S) int64 into N, is_fg (B, S) bool and valid (B, S) bool, S = min(num_samples, N).
-        Rows that are not valid come last and hold some index.
+        Samples that are not valid come last; their index is arbitrary but within N.
     """
     size = match_labels.shape[1]
     num_out = min(num_samples, size)
     positions = torch.arange(size, device=keys.device)
-    unique_keys = (keys << 32) + positions  # no ties, so every device chooses the same
+    # Key in the high bits, position in the low bits: no ties, so every device samples the same.
+    unique_keys = (keys << 32) + positions
 
     def draw(label: int, count: int) -> tuple[Tensor, Tensor]:
+        # Other labels get -1, below every key. Values of -1 are the places left empty.
         values, idxs = torch.where(match_labels == label, unique_keys, -1).topk(count, dim=1)
         return idxs, (values >= 0).sum(dim=1, keepdim=True)
 
@@ -35,7 +38,8 @@ def sample_matches(
     bg_idxs, num_bg = draw(0, num_out)
     slots = torch.arange(num_out, device=keys.device).expand(len(keys), -1)
     is_fg = slots < num_fg
-    # slot s is foreground s, or background s - num_fg: one gather from both lists side by side
+    # Slot s is foreground number s, or background number s - num_fg. Both lists are concatenated,
+    # so one gather with these positions fills all slots.
     source = torch.where(is_fg, slots, slots - num_fg + fg_idxs.shape[1])
     idxs = torch.cat([fg_idxs, bg_idxs], dim=1).gather(1, source)
     return idxs, is_fg, slots < num_fg + num_bg

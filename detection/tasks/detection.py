@@ -1,6 +1,8 @@
-"""Faster R-CNN, read like the paper's figure: features, proposals, regions, classes and boxes.
+"""Detection task: training, prediction and data of Faster R-CNN.
 
-B images, G ground-truth boxes, A anchors, P proposals, S samples an image, K classes.
+The losses follow the paper's figure: features, proposals, regions, classes and boxes.
+
+B images, G ground-truth boxes, A anchors, P proposals, S samples per image, K classes.
 """
 
 import json
@@ -36,15 +38,15 @@ from detection.weights import load_detector_weights
 from engine.errors import UserError
 from engine.paths import resolved, status_of
 
-# Streams of the per-image random numbers: anchors and regions must not share draws.
+# Random streams of each image's seed: anchors and regions must not use the same random numbers.
 _ANCHOR_STREAM, _ROI_STREAM = 0, 1
 
 
 class Regions(NamedTuple):
-    """What the last stage of the region head saw in training.
+    """Inputs of the region head's last stage in training.
 
-    features: of the images, by level. samples: its boxes, foreground first. pooled: (B, S, C, h,
-    w), `region_features` of them.
+    features: feature maps of the images, by level. samples: the boxes, foreground first. pooled:
+    (B, S, C, h, w), the `region_features` of these boxes.
     """
 
     features: dict[str, Tensor]
@@ -59,7 +61,7 @@ class DetectionTask(nn.Module):
 
     def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
         super().__init__()
-        choose_engine(config.evaluation.engine, final=True)  # one not installed should show now
+        choose_engine(config.evaluation.engine, final=True)  # fails now if it is not installed
         self.config = config
         self.model = model
         self.classes = classes
@@ -70,10 +72,10 @@ class DetectionTask(nn.Module):
 
     @classmethod
     def for_training(cls, config: DetectionConfig) -> Self:
-        """Read the training annotations, make the network they ask for, load pretrained weights.
+        """Read the annotations, build the network for their classes and load pretrained weights.
 
         Raises:
-            UserError: bad annotations or weights, or what cannot train.
+            UserError: bad annotations or weights, or a config that cannot be trained.
         """
         check_detector(config)
         make_demo_if_asked(config)
@@ -89,7 +91,7 @@ class DetectionTask(nn.Module):
         model = build_detector(config, len(data.classes))
         task = cls(config, model, data.classes)
         task._train_data = data
-        found = task.val_data().annotations  # a mistake should show now, not after hours
+        found = task.val_data().annotations  # read now, to report mistakes before training
         check_any(len(found.boxes), "to score against", found.path)
         task._loaded += load_configured_weights(task.model.backbone, config.model.backbone)
         if config.model.weights is not None:
@@ -105,15 +107,17 @@ class DetectionTask(nn.Module):
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Return `rpn_objectness`, `rpn_box`, `roi_class` and `roi_box` of a batch.
 
-        Those of the second and third stage of the region head have `_2` and `_3` behind them.
+        The losses of the region head's second and third stage are named `roi_class_2` and so on.
         """
         return self.box_losses(batch)[0]
 
     def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], Regions]:
-        """Return the losses, and the last stage's samples for other heads."""
+        """Return the losses, and the last stage's samples for other heads (masks)."""
         model, sizes = self.model, batch.images.sizes
         features = model.features(batch.images)
-        with torch.no_grad():  # nothing flows through proposals; the losses ask for few anchors
+        # Without gradients: proposals are constants, and the losses recompute the few anchors that
+        # they use.
+        with torch.no_grad():
             rpn = model.rpn(features, batch.images)
         losses = self._rpn_losses(features, self.sample_anchors(rpn, batch))
         proposals = make_proposals(rpn, sizes, config=self.config.model.rpn, training=True)
@@ -124,6 +128,7 @@ class DetectionTask(nn.Module):
         for stage in range(1, model.num_stages):
             weights = self.config.model.roi.box_weights_of(stage - 1)
             boxes = refine_boxes(class_logits, deltas, rois.boxes, sizes, box_weights=weights)
+            # the moved boxes of this stage are the samples of the next: (B, S, 4) throughout
             rois = self._match_again(boxes, rois.valid, batch, stage=stage)
             regions = model.region_features(features, rois.boxes)
             class_logits, deltas = model.box_outputs(regions, stage=stage)
@@ -147,6 +152,7 @@ class DetectionTask(nn.Module):
         self, class_logits: Tensor, deltas: Tensor, rois: Samples, batch: DetectionBatch
     ) -> dict[str, Tensor]:
         config = self.config.model.roi
+        # (B, S) labels: that of the matched ground truth if foreground, otherwise K
         background = torch.full_like(rois.gt_idxs, len(self.class_names))
         gt_labels = batch.targets.labels.gather(1, rois.gt_idxs)
         losses = roi_loss(
@@ -165,7 +171,7 @@ class DetectionTask(nn.Module):
         return self.model.predict(batch.images)
 
     def sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
-        """Return the anchors on which the region proposal network's losses are taken."""
+        """Sample the anchors for the losses of the region proposal network."""
         config = self.config.model.rpn
         settings = SampleSettings(
             fg_thresh=config.fg_iou_thresh,
@@ -185,7 +191,7 @@ class DetectionTask(nn.Module):
         )
 
     def sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
-        """Sample the regions for the head's losses; ground-truth boxes are among them."""
+        """Sample the regions for the losses of the region head from proposals and ground truth."""
         targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
         return draw_samples(
             targets,
@@ -198,7 +204,9 @@ class DetectionTask(nn.Module):
     def _match_again(
         self, boxes: Tensor, exists: Tensor, batch: DetectionBatch, *, stage: int
     ) -> Samples:
-        """Return all boxes that the stage before moved, as samples of this one."""
+        """Return all boxes moved by the stage before, matched again, as samples of this stage."""
+        # There are as many samples as boxes and no limit on foreground, so only boxes in crowd
+        # regions are dropped.
         settings = self._roi_settings(stage=stage, fg_fraction=1.0)
         seeds = batch.images.seeds
         return draw_samples(
@@ -234,8 +242,8 @@ class DetectionTask(nn.Module):
     def val_data(self) -> CocoDetection:
         """Return the validation images; their classes must be the training classes.
 
-        The JSON is read here and never again, so that all evaluations score against the same
-        annotations, whatever becomes of the file.
+        The JSON file is read only once, so that all evaluations use the same annotations even if
+        the file changes later.
         """
         if self._val_data is None:
             make_demo_if_asked(self.config)
@@ -253,8 +261,8 @@ class DetectionTask(nn.Module):
             finally:
                 if _state_of(path) != before:
                     raise UserError(
-                        f"{path}: expected a file that stays as it is, got one that was changed "
-                        "while it was read; start again"
+                        f"{path}: expected an unchanged file, got one that was changed while it "
+                        "was read; start again"
                     )
             self._val_data = found
         return self._val_data
@@ -273,7 +281,7 @@ class DetectionTask(nn.Module):
         )
 
     def metadata(self) -> dict[str, str]:
-        """Return class names, category ids, config, and where pretrained weights came from."""
+        """Return class names, category ids, config and the origin of pretrained weights."""
         origin = [
             {"path": report.path, "sha256": report.sha256, "source": report.source}
             for report in self._loaded
@@ -287,30 +295,32 @@ class DetectionTask(nn.Module):
         }
 
     def notes(self) -> list[str]:
-        """Return what was loaded, and what the data filters removed or filled in."""
+        """Return lines on the loaded weights, and on what the data filters removed or filled in."""
         notes = [line for report in self._loaded for line in report.lines()]
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
             notes += data.notes(name)
         return notes
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:
-        """Draw ground truth and predictions side by side, at the size that the network saw."""
+        """Draw ground truth and predictions side by side, at the network's input size."""
         images, targets = batch.images, batch.targets
         drawn = []
         for row, found in enumerate(predictions):
             height, width = images.sizes[row].tolist()
+            # detections are in original pixels: (4,) factors of x1, y1, x2, y2 to network input
             scale = (images.sizes[row].flip(0) / images.original_sizes[row].flip(0)).repeat(2)
-            real = targets.valid[row]
+            gt_valid = targets.valid[row]
             gt_masks = None
             if targets.masks is not None:
-                bits = unpack_bits(targets.masks[row][real], width=images.pixels.shape[3])
+                # (G, H, W) of the padded batch, cut to the image
+                bits = unpack_bits(targets.masks[row][gt_valid], width=images.pixels.shape[3])
                 gt_masks = bits[:, :height, :width].bool().cpu().numpy()
             drawn.append(
                 draw_comparison(
                     images.pixels[row, :, :height, :width].permute(1, 2, 0).cpu().numpy(),
                     replace(found, boxes=found.boxes * scale.cpu()),
-                    gt_boxes=targets.boxes[row][real].cpu(),
-                    gt_labels=targets.labels[row][real].cpu(),
+                    gt_boxes=targets.boxes[row][gt_valid].cpu(),
+                    gt_labels=targets.labels[row][gt_valid].cpu(),
                     gt_masks=gt_masks,
                     class_names=self.class_names,
                     score_thresh=self.config.evaluation.draw_score_thresh,
@@ -320,13 +330,13 @@ class DetectionTask(nn.Module):
 
 
 def _state_of(path: str) -> tuple[int, ...] | None:
-    """Return what changes with a file's content; None: there is no file."""
+    """Return inode, size and time of a file, which change with its content; None if missing."""
     status = status_of(path)
     return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def make_demo_if_asked(config: DetectionConfig) -> None:
-    """Make the demo's images when the config names them and a split lies among them."""
+    """Generate the demo images if the config has a demo and a split lies in its folder."""
     demo = config.data.demo
     if demo is None:
         return

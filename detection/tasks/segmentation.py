@@ -1,6 +1,7 @@
-"""Mask R-CNN, read like the paper's figure: a detector, and a mask for each of its boxes.
+"""Instance segmentation task: training, prediction and data of Mask R-CNN.
 
-B images, S samples an image of which F may be foreground, M cells along a mask's side.
+B images, S samples per image, of which at most F are foreground, K classes, M cells along a mask's
+side.
 """
 
 from collections.abc import Sequence
@@ -24,15 +25,15 @@ class SegmentationTask(DetectionTask):
     with_masks: ClassVar[bool] = True
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return the detector's losses and `mask`, of the last stage's foreground."""
+        """Return the detector's losses and `mask`, on the last stage's foreground samples."""
         losses, (features, rois, pooled) = self.box_losses(batch)
         config, targets = self.config.model, batch.targets
-        assert targets.masks is not None, "the data set was made without masks"
-        # Foreground comes first: what lies behind its largest number has no mask to learn.
-        foreground = slice(most_foreground(rois.is_fg, self._most_masks()))
+        assert targets.masks is not None, "the data set was created without masks"
+        # Foreground comes first, so only the first F samples of each image can have a mask.
+        foreground = slice(most_foreground(rois.is_fg, self._max_foreground()))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]
         logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground])
-        wanted = cut_masks(
+        target_masks = cut_masks(
             targets.masks,
             gt_idxs,
             boxes,
@@ -40,21 +41,23 @@ class SegmentationTask(DetectionTask):
             resolution=logits.shape[-1],
             aligned=config.mask.aligned,
         )
-        own = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
+        # (B, F, K, M, M) -> (B, F, M, M): the masks of the true classes
+        true_logits = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
         is_fg = rois.is_fg[:, foreground]
-        masks = mask_loss(own, wanted, is_fg, count=batch.mask_count)
+        masks = mask_loss(true_logits, target_masks, is_fg, count=batch.mask_count)
         return losses | {name: value * config.mask.weight for name, value in masks.items()}
 
     def with_counts(self, parts: Sequence[DetectionBatch]) -> list[DetectionBatch]:
         """Return the parts of a step with their mean number of foreground samples.
 
-        It is known after the sampling alone: a pass without gradients and without the mask head.
+        The number is known only after sampling. So the parts run once without the mask head; the
+        caller disables gradients.
         """
         samples = [self.box_losses(part)[1].samples for part in parts]
-        counts = [rois.is_fg[:, : self._most_masks()].sum() for rois in samples]
+        counts = [rois.is_fg[:, : self._max_foreground()].sum() for rois in samples]
         mean = torch.stack(counts).float().mean()
         return [replace(part, mask_count=mean) for part in parts]
 
-    def _most_masks(self) -> int:
-        """Return how many samples of an image may be foreground."""
+    def _max_foreground(self) -> int:
+        """Return the largest number of foreground samples of an image."""
         return int(self.config.model.roi.num_samples * self.config.model.roi.fg_fraction)

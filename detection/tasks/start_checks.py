@@ -1,17 +1,18 @@
-"""What cannot train, said before data is read: norms of a single value."""
+"""Checks of a detector's config before data is read: batch norms over a single value."""
 
 from backbones.start_checks import check_batch_norm_size
 from detection.config import DetectionConfig
 
 
 def check_detector(config: DetectionConfig) -> None:
-    """Raise UserError where a norm of a detector would get a single value."""
+    """Raise UserError if a batch norm of the detector would normalise a single value."""
     model, backbone = config.model, config.model.backbone
     augment, divisor = config.data.augment, config.data.size_divisor
     shortest = min(*augment.short_sides, augment.max_side)
-    padded = -(-shortest // divisor) * divisor
+    padded = -(-shortest // divisor) * divisor  # rounded up to a multiple
     source = f"data.augment.short_sides={shortest}"
-    # Of c4 networks the fifth stage sees regions: hundreds of values.
+    # The deepest stage on the whole image has the smallest map. In c4 networks the fifth stage runs
+    # on RoIs, which have hundreds of values per channel.
     last = 5 if model.neck.kind == "fpn" else 4
     if backbone.norm == "batch" and backbone.frozen_stages < last:
         key = "model.backbone.norm"

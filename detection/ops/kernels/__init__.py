@@ -1,1 +1,1 @@
-"""Fast bodies of the operators of detection.ops."""
+"""Fast implementations of the operators in detection.ops."""

@@ -1,10 +1,11 @@
-"""Weighted sums of rows picked from tables, with the tables' gradient: a sparse matrix product.
+"""Weighted sums of table rows (embedding bags over several tables), with the tables' gradient.
 
-M groups, each of K bags of J rows of one of L tables; C columns, P_l rows of table l.
+A bag is a weighted sum of J rows of one table. A group is K bags that read the same table.
+M groups, L tables, C columns, P_l rows in table l.
 
-The fast body runs as custom operators: on a CPU the host looks which groups read which table, and a
-compiled graph would break there. Without a compiler and a gradient the function itself is called:
-calling an operator imports the compiler, which takes a second of a prediction.
+The fast implementation is a custom operator, because on a CPU it reads values (which groups use
+which table), and that would break a compiled graph. Without a compiler and a gradient the plain
+function is called: calling an operator imports the compiler, which costs a prediction a second.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ from engine.kernels import kernels_kind
 def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted sums (M, K, C) of the rows of each bag.
 
-    Sums and gradients are added in float32 at least, and always in the same order.
+    Sums and gradients are accumulated in float32 or wider, and always in the same order.
 
     Args:
-        tables: L tensors (P_l, C) of one type, the only ones that get a gradient.
+        tables: L tensors (P_l, C) of one dtype. Only they get a gradient.
         table_of: (M,) int64, the table that a group reads.
         idxs: (M, K, J) int32, rows of that table.
-        weights: (M, K, J) of the tables' type.
+        weights: (M, K, J) of the tables' dtype.
     """
     if kernels_kind() == "reference":
         return _sum_picked(tables, table_of, idxs, weights)
@@ -39,7 +40,7 @@ def sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: 
 def _sum_picked(
     tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor
 ) -> Tensor:
-    """The reference: all rows of all bags (M, K, J, C), weighted and summed."""
+    """Reference implementation: picks all rows of all bags, (M, K, J, C), and sums them."""
     wide = torch.promote_types(tables[0].dtype, torch.float32)
     idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
     rows = torch.cat(list(tables)).to(wide)[idxs]
@@ -49,7 +50,7 @@ def _sum_picked(
 def _sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor) -> Tensor:
     if len(tables) == 1 or tables[0].is_cuda:
         return sum_at_once(tables, table_of, idxs, weights)
-    # Concatenating the tables would take longer than the sums.
+    # On a CPU one table at a time: concatenating the tables would take longer than the sums.
     sums = tables[0].new_empty(*idxs.shape[:2], tables[0].shape[1])
     for groups, table in zip(_readers(table_of, len(tables)), tables, strict=True):
         found = _sum(idxs[groups], weights[groups], table)
@@ -58,7 +59,7 @@ def _sum_bags(tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights:
 
 
 sum_bags_operator = torch.library.custom_op("resdet::sum_bags", _sum_bags, mutates_args=())
-"""The fast body with its gradient."""
+"""The fast implementation as an operator, with its gradient."""
 
 
 @sum_bags_operator.register_fake
@@ -72,7 +73,7 @@ def _gradient(
 ) -> list[Tensor]:
     """Return the tables' gradients, L tensors (P_l, C), for `grad` (M, K, C); `lengths` are P_l.
 
-    embedding_bag's own gradient would add bfloat16 in bfloat16.
+    embedding_bag's own gradient is not used, because it sums bfloat16 in bfloat16.
     """
     if len(lengths) == 1 or grad.is_cuda:
         return gradient_at_once(grad, table_of, idxs, weights, lengths)
@@ -105,7 +106,7 @@ sum_bags_operator.register_autograd(_backward, setup_context=_save)
 def sum_at_once(
     tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor
 ) -> Tensor:
-    """Do what `sum_bags` does with one bag over all tables, so that the host reads no value."""
+    """Implement `sum_bags` on the concatenated tables, so that the host reads no value."""
     idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
     return _sum(idxs, weights, torch.cat(list(tables)) if len(tables) > 1 else tables[0])
 
@@ -113,16 +114,17 @@ def sum_at_once(
 def gradient_at_once(
     grad: Tensor, table_of: Tensor, idxs: Tensor, weights: Tensor, lengths: Sequence[int]
 ) -> list[Tensor]:
-    """Return the tables' gradients for `grad` in the same way."""
+    """Return the tables' gradients for `grad`, computed on the concatenated tables."""
     idxs = _in_one_table(idxs, table_of, lengths)
     whole = _transposed_sum(idxs, weights, grad, sum(lengths))
     if len(lengths) == 1:
         return [whole]
-    return [part.clone() for part in whole.split(list(lengths))]  # outputs share no memory
+    # cloned, because the outputs of a custom operator must not share memory
+    return [part.clone() for part in whole.split(list(lengths))]
 
 
 def pick(values: Sequence[int], idxs: Tensor) -> Tensor:
-    """Return `values[idxs]` without a copy from the host, for which the device would wait."""
+    """Return `values[idxs]` without copying `values` to the device, which would synchronise it."""
     found = torch.full_like(idxs, values[0])
     for idx, value in enumerate(values[1:], start=1):
         found = torch.where(idxs == idx, value, found)
@@ -135,16 +137,17 @@ def _readers(table_of: Tensor, num_tables: int) -> list[Tensor]:
 
 
 def _in_one_table(idxs: Tensor, table_of: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return `idxs` into the concatenated tables."""
+    """Return the indices into the concatenated tables for `idxs` (M, K, J) into single tables."""
     if len(lengths) == 1:
         return idxs
+    # the first row of each table; [:-1] removes the number of all rows
     starts = list(accumulate(lengths, initial=0))[:-1]
     return idxs + pick(starts, table_of).to(idxs.dtype)[:, None, None]
 
 
 def _sum(idxs: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """Return (M, K, C) from `idxs` and `weights` (M, K, J) and `rows` (P, C)."""
-    sums = F.embedding_bag(
+    sums = F.embedding_bag(  # (M * K, J) indices: every row is a bag, so no offsets
         idxs.flatten(0, 1),
         rows.contiguous(),
         mode="sum",
@@ -154,16 +157,22 @@ def _sum(idxs: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def _transposed_sum(idxs: Tensor, weights: Tensor, grad: Tensor, num_rows: int) -> Tensor:
-    """Return (P, C), the sums of the bags (M, K, C) that read each row."""
-    # Sorting by row makes the transposed matrix: for each row, one bag of the bags that read it.
-    users, order = idxs.flatten().sort(stable=True)
-    first_user = torch.searchsorted(
-        users, torch.arange(num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True
+    """Return (P, C): for each table row the weighted sum of `grad` (M, K, C) over its bags.
+
+    This is a product with the transposed matrix, again as embedding bags: one bag for each row.
+    """
+    # Sorting the matrix entries by table row brings the entries of a row together. The sort is
+    # stable, so they are always added in the same order.
+    entry_rows, order = idxs.flatten().sort(stable=True)  # (M * K * J,)
+    # position of each row's first entry; a row that no bag reads gets an empty range
+    first_entry = torch.searchsorted(
+        entry_rows, torch.arange(num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True
     )
     return F.embedding_bag(
+        # entry m * K * J + k * J + j belongs to bag m * K + k
         (order // idxs.shape[2]).to(idxs.dtype),
         grad.flatten(0, 1).contiguous(),
-        first_user,
+        first_entry,
         mode="sum",
         per_sample_weights=weights.flatten()[order],
     )
