@@ -121,7 +121,7 @@ def test_bad_masks_in_the_truth_are_one_line(tmp_path: Path, value: Any) -> None
         score_file(write(tmp_path / "results.json", [MASK_RESULT]), truth)
     assert str(caught.value) == (
         f"{truth}: annotations[5]: segmentation: expected polygons or an RLE of its image's size,"
-        " got neither; so in 1 of 40 annotations"
+        " got neither (1 of 40 annotations)"
     )
 
 
