@@ -125,9 +125,7 @@ def _renew(copy: Path, path: Path, stamp: Mapping[str, str], old: Mapping[str, s
         tables, _ = _read_copy(copy, path, old, exact=True)
         _write_copy(copy, tables, stamp)
     except UserError as error:
-        return (
-            f", hashed at every start because its new times cannot be saved: {error}"
-        )
+        return f", hashed at every start because its new times cannot be saved: {error}"
     return ", updated with the file's new times"
 
 

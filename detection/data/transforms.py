@@ -30,8 +30,8 @@ def resize(
     height, width = pixels.shape[:2]
     resized = resize_pixels(pixels, size)
     scale = np.array([size[1] / width, size[0] / height])
-    # Rounding of the size gives both axes slightly different factors. Clip x2, y2 first, then x1, y1,
-    # so that every box stays inside the image with sides of at least MIN_SIDE.
+    # Rounding of the size gives the axes slightly different factors. Clip x2, y2 first, then x1,
+    # y1, so that every box stays inside the image with sides of at least MIN_SIDE.
     far = np.clip(boxes[:, 2:] * scale, MIN_SIDE, size[::-1])
     near = np.clip(boxes[:, :2] * scale, 0, far - MIN_SIDE)
     return resized, np.concatenate([near, far], axis=1).astype(np.float32)

@@ -139,7 +139,7 @@ def test_a_crowd_without_a_mask_covers_nothing(
     truth = write(tmp_path / "truth.json", document)
     document["annotations"][0]["segmentation"] = value
     score = score_file(results, write(truth, document), engine=engine).scores[0]
-    assert "1 crowd regions have no mask that can be read, and cover nothing" in score.note
+    assert "1 crowd regions have no readable mask and are treated as empty" in score.note
     del document["annotations"][0]
     expected = score_file(results, write(truth, document), engine=engine).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
