@@ -76,8 +76,9 @@ def predict_files(
             reason = _draw(detector, paths[index], found, drawings[index])
             not_drawn += [reason] if reason else []
             done += 1
-            if request.requested:
+            if request.requested:  # leaving the `with` block writes the results
                 break
+    # a request during the last images changes nothing
     if request.requested and done + len(skipped) < len(paths):
         raise InterruptedRunError(
             f"interrupted after {done} of {len(paths)} images; their results: {output / RESULTS}"
@@ -120,7 +121,7 @@ class _ResultsWriter:
         self.entries += new
         try:
             self._file.writelines(f"{json.dumps(entry)}\n" for entry in new)
-            self._file.flush()
+            self._file.flush()  # the results of this image survive a kill
         except OSError as error:
             raise self._write_error(error) from error
 
@@ -139,6 +140,8 @@ class _ResultsWriter:
                 raise
 
     def _finish(self) -> None:
+        # Images are processed in batches of one shape, not in order. sorted() is stable, so the
+        # detections of an image keep their order.
         ordered = sorted(self.entries, key=lambda entry: entry["image_id"])
         lines = ",\n".join(json.dumps(entry) for entry in ordered)
         write_file(self._path, f"[{lines}]\n")

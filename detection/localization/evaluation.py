@@ -98,10 +98,11 @@ class LocalizationEvaluator:
         """Add one batch with a `Localization` per image, in the order of the batch."""
         images, targets = batch.images.to(torch.device("cpu")), batch.targets
         sides = images.original_sizes.flip(1).repeat(1, 2)  # (B, 4) width, height, width, height
+        # from network-input to original pixels
         scale = sides / images.sizes.flip(1).repeat(1, 2)
         for row, found in enumerate(predictions):
             gt_boxes = targets.boxes[row][targets.valid[row]].cpu() * scale[row]
-            label = int(targets.labels[row, 0])
+            label = int(targets.labels[row, 0])  # all boxes of an image have the same class
             predicted = found.predicted
             is_correct = best_iou(gt_boxes, predicted.boxes) >= IOU_THRESH
             is_correct &= predicted.labels == label
