@@ -32,7 +32,7 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
     number = 0
     while sum(map(len, lines.values())) < count:
         scene = draw_scene(np.random.default_rng([*seed, number]))
-        number += 1
+        number += 1  # scenes without objects are skipped, so numbers have gaps
         objects = [row for row in scene.annotations() if not row["iscrowd"]]
         if not objects:
             continue

@@ -135,6 +135,7 @@ class LocalizationEvaluator:
             UserError: there are no images.
         """
         unsorted = (result for state in states for result in state)
+        # sorted, so that sums and files do not depend on the number of processes
         results = sorted(unsorted, key=lambda result: result.image_id)
         if not results:
             raise UserError("evaluation: expected at least one validation image, got none")
@@ -152,7 +153,7 @@ class LocalizationEvaluator:
             "baseline_mean_iou": float(baseline.mean()),
             "num_images": len(results),
         }
-        if results[0].is_correct:
+        if results[0].is_correct:  # with a classifier: predicted classes by falling probability
             top5_accuracy = float(np.mean([any(result.is_correct) for result in results]))
             top1_accuracy = float(np.mean([result.is_correct[0] for result in results]))
             metrics["top5_localization_error"] = 1 - top5_accuracy

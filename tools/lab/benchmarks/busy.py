@@ -72,7 +72,9 @@ def busy(settings: Settings) -> list[Row]:
 
 def _rows(count: str | None, alone: Rates, beside: Rates, *, is_chosen: bool) -> list[Row]:
     cores = len(os.sched_getaffinity(0))
+    # NUM_BUSY processes and one thread per core share the cores equally
     fair = statistics.median(alone[None]) * cores / (cores + NUM_BUSY)
+    # step by step, because the machine's speed drifts
     ratios = [ours / own for ours, own in zip(alone[count], alone[None], strict=True)]
     # the standard error of a median is about 1.25 times that of a mean
     error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))
@@ -103,6 +105,7 @@ def _summary(rates: Sequence[float]) -> str:
 @contextmanager
 def _training(count: str | None, settings: Settings) -> Iterator["subprocess.Popen[str]"]:
     """Start a training process; it trains for the number of seconds in each line of its input."""
+    # a count of the user's environment must not reach the process
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     if count is not None:
         environment["GOMP_SPINCOUNT"] = count
