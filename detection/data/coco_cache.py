@@ -138,22 +138,22 @@ def _read_copy(
         _UnusableError: the copy is damaged or of another version of the file.
     """
     try:
-        about, arrays = _open(copy)
-        if any(about.get(key) != stamp[key] for key in ("format", "size")):
+        header, arrays = _open(copy)
+        if any(header.get(key) != stamp[key] for key in ("format", "size")):
             raise _UnusableError("of another version of the file")
-        if about["times"] != stamp["times"] and about["sha256"] != _digest_of(path):
+        if header["times"] != stamp["times"] and header["sha256"] != _digest_of(path):
             raise _UnusableError("of another version of the file")
-        if json.loads(about["sums"]) != _sums_of(arrays, about):
+        if json.loads(header["sums"]) != _sums_of(arrays, header):
             raise _UnusableError("damaged")
         # Computing the sums has loaded all pages of `arrays` into memory. Open the copy again for
         # the arrays that are kept after `read_coco`; the pages of the first mapping are freed with
         # it, and only used ones are loaded again.
         _, kept = _open(copy)
         columns = kept if exact else arrays
-        numbers: dict[str, Any] = json.loads(about["counts"])
+        numbers: dict[str, Any] = json.loads(header["counts"])
         numbers |= {name: columns[f"annotation.{name}"] for name in COLUMNS}
         tables = Tables(
-            categories=[(key, name) for key, name in json.loads(about["categories"])],
+            categories=[(key, name) for key, name in json.loads(header["categories"])],
             images=ImageTable(
                 ids=kept["image.ids"],
                 names=ByteStrings(kept["image.names"], kept["image.name_offsets"]),
@@ -171,7 +171,7 @@ def _read_copy(
                 ),
             ),
         )
-        return tables, about
+        return tables, header
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise _UnusableError("damaged") from error
 
@@ -192,12 +192,12 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
         "segmentation.run_length_offsets": segmentations.run_lengths.offsets,
         **{f"annotation.{name}": getattr(annotations, name) for name in COLUMNS},
     }
-    about = {
+    header = {
         **stamp,
         "categories": json.dumps(tables.categories),
         "counts": json.dumps({name: getattr(annotations, name) for name in COUNTS}),
     }
-    about["sums"] = json.dumps(_sums_of(arrays, about))
+    header["sums"] = json.dumps(_sums_of(arrays, header))
     # A killed process leaves a large partial file with a unique name, which nothing else removes.
     for name in paths.names_in(copy.parent, f"{glob.escape(copy.name)}.*.partial"):
         partial = copy.with_name(name)
@@ -205,7 +205,7 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
             status = paths.status_of(partial)
             if status is not None and time.time() - status.st_mtime > _ABANDONED_AFTER_S:
                 partial.unlink()
-    write_atomically(copy, lambda file: file.write(save(arrays, about)), many_writers=True)
+    write_atomically(copy, lambda file: file.write(save(arrays, header)), many_writers=True)
 
 
 def _open(copy: Path) -> tuple[dict[str, str], Arrays]:
@@ -215,10 +215,10 @@ def _open(copy: Path) -> tuple[dict[str, str], Arrays]:
         return file.metadata() or {}, {name: file.get_tensor(name).numpy() for name in names}
 
 
-def _sums_of(arrays: Arrays, about: Mapping[str, str]) -> dict[str, int]:
+def _sums_of(arrays: Arrays, header: Mapping[str, str]) -> dict[str, int]:
     # dtype and shape are included: the same bytes could be read as other arrays
     sums = {
         name: zlib.crc32(array.data, zlib.crc32(f"{array.dtype} {array.shape}".encode()))
         for name, array in arrays.items()
     }
-    return sums | {key: zlib.crc32(about[key].encode()) for key in ("categories", "counts")}
+    return sums | {key: zlib.crc32(header[key].encode()) for key in ("categories", "counts")}

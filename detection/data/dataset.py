@@ -97,9 +97,9 @@ class CocoDetection:
             )
             if not config.keep_empty:
                 rows = rows[_has_objects(found)]
-        self._keep(rows)
+        self._select_rows(rows)
 
-    def _keep(self, rows: np.ndarray) -> None:
+    def _select_rows(self, rows: np.ndarray) -> None:
         """Restrict the data set to these rows of the file."""
         self._rows = rows
         sizes = self.annotations.sizes[rows]
@@ -262,7 +262,7 @@ class CocoDetection:
         places = list(reasons)
         self._missing = frozenset(self._rows[places].tolist())
         if self._augment is not None:
-            self._keep(np.delete(self._rows, places))
+            self._select_rows(np.delete(self._rows, places))
 
     def _path_of(self, row: int) -> Path:
         return image_path(self._folder, self.annotations.file_name(row))

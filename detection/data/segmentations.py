@@ -90,7 +90,7 @@ class Segmentations:
         return there
 
 
-def _part_of(polygon: Any) -> "array[float] | None":
+def _polygon_of(polygon: Any) -> "array[float] | None":
     """Return the coordinates of a polygon of at least three points, None if it is not one.
 
     pycocotools would read a part of four numbers as a box.
@@ -172,7 +172,7 @@ class SegmentationsBuilder:
         self._object_offsets.append(len(self._part_offsets) - 1)
 
     def _add_polygons(self, polygons: list[list[float]]) -> None:
-        parts = [_part_of(polygon) for polygon in polygons]
+        parts = [_polygon_of(polygon) for polygon in polygons]
         good = [part for part in parts if part is not None]
         if parts and not good:
             raise ValueError("no part is a polygon")  # counted by `add`

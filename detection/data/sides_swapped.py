@@ -87,6 +87,6 @@ def describe_fit(
     if own < count:
         result = f"of {count} boxes {many} {own} fit {annotated} and {turned} {real}"
     return (
-        f"{result if count else 'it has no boxes'}, so their orientation is unknown;"
+        f"{result if count else 'it has no boxes'}, so the orientation is unknown;"
         f" look at some: if they were drawn on the image as displayed, {swap}; if not, {strip}"
     )

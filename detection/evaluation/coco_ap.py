@@ -163,8 +163,8 @@ def score_file(
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
     # Masks are required if the results have only masks. If they have boxes as well, annotations
     # without masks are fine: then boxes are scored alone.
-    boxes_too: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
-    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and boxes_too)
+    need_masks: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
+    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and need_masks)
     matches = match_results(results, ground_truth, source=str(path))
     named = set(matches.image_ids.tolist())
     # if the file has no detections, score all images: the result is 0 instead of an error

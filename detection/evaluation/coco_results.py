@@ -110,7 +110,7 @@ def _match_images(
     contradicted = [
         index
         for index, (result, named) in enumerate(zip(results, found, strict=True))
-        if named is not None and not _agree(result.get("image_id"), named, ground_truth)
+        if named is not None and not _id_fits(result.get("image_id"), named, ground_truth)
     ]
     path = ground_truth.path
     # Names decide for all, or a contradiction that names cannot decide is an error, or ids decide.
@@ -133,7 +133,7 @@ def _match_images(
     ], []
 
 
-def _agree(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bool:
+def _id_fits(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bool:
     """Return whether an id belongs to an image with that name, or to one without a name."""
     if type(image_id) is not int:
         return False

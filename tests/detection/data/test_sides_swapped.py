@@ -33,12 +33,12 @@ TURNED: dict[str, tuple[list[float], list[float], str]] = {
     "either": (
         [5, 5, 20, 20],
         [0, 0, 10, 10],
-        "all 2 boxes of this image fit both 40x60 and 60x40, so their orientation is unknown",
+        "all 2 boxes of this image fit both 40x60 and 60x40, so the orientation is unknown",
     ),
     "some of each": (
         [35, 0, 22, 30],
         [5, 30, 20, 29],
-        "of 2 boxes of this image 1 fit 40x60 and 1 60x40, so their",
+        "of 2 boxes of this image 1 fit 40x60 and 1 60x40, so the orientation",
     ),
 }
 
