@@ -104,7 +104,7 @@ def _default_of(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple):  # YAML has lists, no tuples
         return str([list(each) if isinstance(each, tuple) else each for each in value])
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

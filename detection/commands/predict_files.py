@@ -66,6 +66,7 @@ def predict_files(
     stream = detector.stream(paths, on_bad=skipped.append)
     with stop_requests(after="this batch") as request, _ResultsWriter(output) as results:
         for index, found in log.progress(stream, len(paths), "predicting"):
+            # category ids are those of the training data; names let eval.py match other annotations
             names = [detector.class_names[label] for label in found.labels.tolist()]
             results.add(
                 {"file_name": str(paths[index]), "category_name": name, **entry}
@@ -131,6 +132,7 @@ class _ResultsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # closing may fail on a full disk; the entries are in memory and are written below
         with suppress(OSError):
             self._file.close()
         try:

@@ -181,6 +181,7 @@ class AnnotationsBuilder:
                 self.record_problem(
                     f"{name} ({self._coordinates(row)})", f"boxes dropped ({reason})"
                 )
+        # an image name per clipped box, so the number of names is the number of boxes
         for row in np.flatnonzero(checked.clipped).tolist():
             self.record_problem(self._name(int(image_idxs[row])), CLIPPED)
         boxes = checked.boxes[good]

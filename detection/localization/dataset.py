@@ -95,7 +95,7 @@ class LocalizationDataset:
             raise error_for(error, self._on_bad_image) from error
         boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
-        is_partial = np.zeros(len(boxes), dtype=np.bool_)
+        is_partial = np.zeros(len(boxes), dtype=np.bool_)  # none in evaluation: no crop
         if self._crop is not None:
             pixels, boxes, is_partial = self._crop(pixels, boxes, seed=seed)
         else:

@@ -139,6 +139,7 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             boxes (B, P, 4) and scores (B, P), the softmax probability of the class.
         """
         class_logits, deltas = self.model(pixels, regions)
+        # All K classes are predicted; only the outputs of the requested one are used.
         # (B, P, 1) index of the class; deltas are (B, P, K, 4)
         own = label[:, None, None].expand(-1, deltas.shape[1], 1)
         own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]

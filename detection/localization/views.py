@@ -125,9 +125,11 @@ def merge_candidates(
     Returns:
         the merged box (..., 4) and the highest score (...,).
     """
+    # best: (..., 1) index of the box with the highest score
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
     if config.merge == "vote":
+        # IoU of the best box with all: (..., 1, M) without its middle dimension
         overlaps = box_iou(chosen, boxes)[..., 0, :]
         # the best box always votes: the IoU of an empty box is 0 even with itself
         votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
@@ -150,6 +152,7 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
                 f"evaluation.crop: expected at most the images' sides ({height} x {width}), "
                 f"got {crop}"
             )
+        # the central crop; its corner converts boxes back to the image
         top, left = (height - crop) // 2, (width - crop) // 2
         center = pixels[:, :, top : top + crop, left : left + crop]
         yield _View(center, (left, top), (height, width))
@@ -161,10 +164,11 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
 
 def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Convert boxes (B, T, M, 4) from a view's pixels to fractions of the image's sides."""
-    if mirrored:
+    if mirrored:  # first undo the flip, in the view's own pixels
         boxes = mirror_boxes(boxes, view.pixels.shape[3])
     left, top = view.corner
     height, width = view.size
     # Python numbers, not a tensor: copying a tensor to the GPU would make the host wait
     x, y = (boxes[..., 0::2] + left) / width, (boxes[..., 1::2] + top) / height
+    # x and y are (B, T, M, 2) of both corners: interleave them to x1, y1, x2, y2
     return torch.stack([x, y], dim=-1).flatten(-2)

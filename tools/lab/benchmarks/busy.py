@@ -48,7 +48,7 @@ def busy(settings: Settings) -> list[Row]:
     processes it is compared with the fair share: a training with one thread per core should keep
     cores / (cores + NUM_BUSY) of its speed alone.
     """
-    chosen = str(SPIN_COUNT)
+    chosen = str(SPIN_COUNT)  # the count that the commands set
     counts = list(dict.fromkeys((None, chosen) if settings.small else (*COUNTS, chosen)))
     steps, seconds = (2, 0.2) if settings.small else (ALONE_STEPS, SECONDS)
     alone: Rates = {count: [] for count in counts}
@@ -188,6 +188,7 @@ def train_on_request() -> None:
     trained(1.0)  # warm-up
     sys.stdout.write(READY)
     sys.stdout.flush()
+    # one request per line, answered by one line; ends when the parent closes the pipe or kills it
     for line in sys.stdin:
         sys.stdout.write(f"{trained(float(line))}\n")
         sys.stdout.flush()

@@ -121,15 +121,17 @@ def _check_gradients() -> None:
     def step() -> object:
         return training_step(losses_of, optimizer, [batch], clip_grad_norm=10.0, stop=False)
 
+    # one step fills the gradients
     step()
     named = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
     lacking = [name for name, p in named if p.grad is None]
     zero = [name for name, p in named if p.grad is not None and not bool(p.grad.any())]
+    # a gradient with other strides than its parameter makes the optimizer copy
     strides = [name for name, p in named if p.grad is not None and p.grad.stride() != p.stride()]
     save("smoke", without_gradient=lacking, zero_gradient=zero[:8], other_strides=len(strides))
     if DEVICE.type == "cuda":
         step()  # the first call initialised libraries
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")  # any wait for the GPU raises an error
         try:
             step()
             save("smoke", waits="none")

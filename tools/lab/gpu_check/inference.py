@@ -46,7 +46,7 @@ def _compare(name: str, count: int) -> None:
         ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
         theirs = prediction(partial(peers[0], inputs))
         like_ours = prediction(partial(peers[1], inputs), autocast(DEVICE, PRECISION))
-        for warm in (ours, theirs, like_ours):
+        for warm in (ours, theirs, like_ours):  # one uncounted call each
             warm()
         ms, tf32, fair = (median_ms(each, calls=10) for each in (ours, theirs, like_ours))
     key = f"{name}_batch_{count}"

@@ -117,6 +117,7 @@ def profile_of(work: Callable[[], object], title: str, *, limit: int = 45) -> An
         wait_for_device()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     kind = "CUDA" if on_gpu else "CPU"
+    # only kernels: the rows of operators and annotations contain the same time again
     rows = [
         each
         for each in trace.key_averages()

@@ -79,7 +79,7 @@ def time_steps(name: str) -> None:
 def _eager(stage: str, name: str) -> None:
     _, step, _ = make_step(name, COUNT)
     taken = times_of(step)
-    rate = round(COUNT / taken["ms"] * 1e3, 1)
+    rate = round(COUNT / taken["ms"] * 1e3, 1)  # images per second
     save(stage, eager=taken, images_s=rate, gib=peak_gib())
     trace, busy, count = profile_of(step, stage)
     save(stage, busy_ms=busy, kernels=count)
@@ -98,6 +98,7 @@ def _with_cudnn_benchmark(stage: str, name: str) -> None:
         start = time.perf_counter()
         step()
         wait_for_device()
+        # the first call tries all convolution algorithms of each layer
         first = round(time.perf_counter() - start, 1)
         save(stage, cudnn_benchmark=times_of(step), cudnn_benchmark_first_s=first)
     finally:
@@ -112,6 +113,7 @@ def _as_graph(stage: str, name: str) -> None:
     def work() -> object:
         with autocast(DEVICE, PRECISION):
             losses = task.losses(batch)
+        # returns gradients instead of adding to .grad, so each replay does the same work
         return torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
     # PyTorch requires warm-up calls on a side stream before a capture.

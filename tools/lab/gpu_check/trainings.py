@@ -53,9 +53,11 @@ def train(stage: str, words: list[str], *, limit: int, script: str = "train_det"
     start = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        # the end of the output has the error; the log of all trainings stays readable
         code, text = str(done.returncode), done.stdout[-3000:] + done.stderr[-1500:]
     except subprocess.TimeoutExpired as error:
         code, text = "timeout", str(error.stdout or b"")[-2000:]
+    # read the log even after a timeout or a failure: it has the steps until then
     path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rates = [
@@ -81,6 +83,7 @@ def coco_overrides(name: str) -> list[str]:
     """
     from backbones.resnet import build_resnet
 
+    # a file per stage, because stages may run at the same time
     kind = "resnet18" if DRY else "resnet101"
     weights = SCRATCH / f"{kind}_{name}.pth"
     torch.save(build_resnet(kind, num_classes=1000, norm="frozen").state_dict(), weights)
@@ -198,6 +201,7 @@ def time_loader() -> None:
         for _ in range(2 if DRY else 2 * workers + 1):  # batches that were requested all at once
             next(batches)
         wait_for_device()
+        # enough batches that the prefetched ones do not dominate
         timed, start = 4 if DRY else 2 * workers + 40, time.perf_counter()
         for _ in range(timed):
             next(batches)
