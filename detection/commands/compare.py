@@ -26,6 +26,7 @@ def main() -> None:
     from engine.scores import read_scores
 
     runs = {folder: read_scores(folder, SCORES) for folder in folders}
+    # columns: only metrics that a run has, in the order of SCORES
     names = [name for name in SCORES if any(name in run.scores for run in runs.values())]
     table = Table("run", "steps", "scored at", *names)
     for folder, run in runs.items():

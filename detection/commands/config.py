@@ -62,6 +62,7 @@ def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
     """Yield (key, type, default, meaning) of every key; keys of a sub-config follow its own row."""
     for name, field in schema.model_fields.items():
         meaning = " ".join((field.description or "").split())
+        # sub-configs have no type or default of their own: their keys follow
         parts = _models_in(field.annotation)
         default = "" if parts and field.default is not None else _default_of(field)
         yield f"{prefix}{name}", "" if parts else _type_name(field.annotation), default, meaning
@@ -83,17 +84,19 @@ def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return "null"
-    if origin is Literal:
+    if origin is Literal:  # the values themselves
         return " | ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " | ".join(_type_name(member) for member in arguments)
     if origin is tuple:
+        # tuple[int, ...] becomes [int, ...]
         members = [_type_name(member) for member in arguments if member is not Ellipsis]
         return f"[{', '.join(members)}{', ...' if Ellipsis in arguments else ''}]"
     if origin is dict:
         return f"{{{': '.join(_type_name(member) for member in arguments)}}}"
     if hasattr(annotation, "__metadata__"):  # a type with limits, such as PositiveInt
         return _type_name(annotation.__origin__)
+    # int, bool, Path ...; other forms as Python prints them
     return getattr(annotation, "__name__", str(annotation))
 
 
@@ -101,7 +104,7 @@ def _default_of(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple):  # YAML has lists, no tuples
         return str([list(each) if isinstance(each, tuple) else each for each in value])
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

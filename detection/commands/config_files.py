@@ -14,7 +14,7 @@ def find_config(path: Path) -> Path:
     So `configs/detection/demo.yaml` names the demo's config in any working directory. A file of the
     user at that path takes precedence.
     """
-    shipped = CONFIGS.joinpath(*path.parts[1:])
+    shipped = CONFIGS.joinpath(*path.parts[1:])  # without the leading "configs"
     if path.parts[:1] == ("configs",) and not is_file(path) and is_file(shipped):
         return shipped
     return path

@@ -35,6 +35,7 @@ def make_parser() -> CommandParser:
         "--names", type=Path, required=True, help="map_det.txt, or a file of WNIDs and names"
     )
     ilsvrc.add_argument("--wnids", type=Path, help="file of the WNIDs to use (default: all)")
+    # options of both conversions; ILSVRC's box convention is known, VOC-like data sets differ
     for command, boxes in ((voc, None), (ilsvrc, "corners")):
         command.add_argument("root", type=Path, help="folder to which file names are relative")
         example = "image sets, such as " + ("val" if command is ilsvrc else "VOC2007/trainval")
@@ -63,6 +64,7 @@ def main() -> None:
     """Parse the command line, then download or convert."""
     arguments = make_parser().parse_args()
 
+    # imported here, so that --help and mistakes in the command line answer at once
     from engine.log import RunLog, make_console
 
     if arguments.command == "download":
@@ -79,6 +81,7 @@ def main() -> None:
     quiet_opencv()
     refuse_existing(arguments.output, force=arguments.force)
     root, names = arguments.root, arguments.names
+    # VOC's layout has VOC's classes by default; None takes all that occur
     classes = voc.number_classes(voc.VOC_CLASSES) if arguments.sets else None
     if arguments.command == "ilsvrc-to-coco":
         sets = [ilsvrc.ilsvrc_set(root, name) for name in arguments.sets]

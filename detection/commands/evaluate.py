@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
     runs, overrides = split_arguments(arguments.words)
+    # the two flags belong to --results
     flagged = arguments.named_images or arguments.all_images
+    # either runs or --results: both or neither is an error
     if bool(runs) == (arguments.results is not None) or (runs and flagged):
         raise UserError(
             "command line: expected RUN_OR_CHECKPOINT or --results FILE.json [--named-images]"

@@ -38,6 +38,7 @@ def main() -> None:
         return
     if name not in COMMANDS:
         raise UserError(f"resdet: expected one of {', '.join(COMMANDS)}, got {name}")
+    # each command parses sys.argv itself; the first entry is the program name in its messages
     sys.argv = [f"resdet {name}", *rest]
     import_module(COMMANDS[name][0]).main()
 

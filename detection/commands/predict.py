@@ -47,6 +47,7 @@ def main() -> None:
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
     if arguments.score is not None and not 0 <= arguments.score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {arguments.score}")
+    # --score is a short form of two overrides
     keys = ("model.roi.score_thresh", "evaluation.draw_score_thresh")
     overrides += [] if arguments.score is None else [f"{key}={arguments.score}" for key in keys]
 
@@ -62,6 +63,7 @@ def main() -> None:
     if pick_device(arguments.device).type == "cpu":
         keep_freed_memory()
     detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
+    # the output folder may be inside an input folder: do not predict on earlier drawings
     found = find_images(inputs[1:], apart_from=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)

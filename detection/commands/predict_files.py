@@ -66,6 +66,7 @@ def predict_files(
     stream = detector.stream(paths, on_bad=skipped.append)
     with stop_requests(after="this batch") as request, _ResultsWriter(output) as results:
         for index, found in log.progress(stream, len(paths), "predicting"):
+            # category ids are those of the training data; names let eval.py match other annotations
             names = [detector.class_names[label] for label in found.labels.tolist()]
             results.add(
                 {"file_name": str(paths[index]), "category_name": name, **entry}
@@ -76,8 +77,9 @@ def predict_files(
             reason = _draw(detector, paths[index], found, drawings[index])
             not_drawn += [reason] if reason else []
             done += 1
-            if request.requested:
+            if request.requested:  # leaving the `with` block writes the results
                 break
+    # a request during the last images changes nothing
     if request.requested and done + len(skipped) < len(paths):
         raise InterruptedRunError(
             f"interrupted after {done} of {len(paths)} images; their results: {output / RESULTS}"
@@ -120,7 +122,7 @@ class _ResultsWriter:
         self.entries += new
         try:
             self._file.writelines(f"{json.dumps(entry)}\n" for entry in new)
-            self._file.flush()
+            self._file.flush()  # the results of this image survive a kill
         except OSError as error:
             raise self._write_error(error) from error
 
@@ -130,6 +132,7 @@ class _ResultsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # closing may fail on a full disk; the entries are in memory and are written below
         with suppress(OSError):
             self._file.close()
         try:
@@ -139,6 +142,8 @@ class _ResultsWriter:
                 raise
 
     def _finish(self) -> None:
+        # Images are processed in batches of one shape, not in order. sorted() is stable, so the
+        # detections of an image keep their order.
         ordered = sorted(self.entries, key=lambda entry: entry["image_id"])
         lines = ",\n".join(json.dumps(entry) for entry in ordered)
         write_file(self._path, f"[{lines}]\n")

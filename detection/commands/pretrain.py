@@ -32,6 +32,7 @@ def main() -> None:
     check_weights(config)
     task = build_task(config)
     metrics = train(task, config, arguments)
+    # only one process of a distributed training writes the backbone
     if arguments.is_main:
         export_backbone(arguments.output, metrics=metrics, device=arguments.device)
         following = f"{command_line('eval', 'eval')} {arguments.output}"

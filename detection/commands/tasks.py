@@ -77,6 +77,7 @@ def load_task(
         UserError: a file is missing, damaged or not one of this project's, an override is wrong, or
             the run uses the images of a demo that does not exist.
     """
+    # the metadata of a file names its task, which decides what to import
     metadata = read_trained_weights(paths[0])[2]
     kind = metadata.get("task", "")
     if kind != "classification" and len(paths) > 1:

@@ -30,6 +30,7 @@ def main() -> None:
     check_weights(config)
     task = build_task(config)
     train(task, config, arguments)
+    # the command to try next: predict.py needs a detector
     if arguments.is_main:
         if isinstance(config, DetectionConfig):
             following = f"{command_line('predict', 'predict')} {arguments.output} IMAGE ..."

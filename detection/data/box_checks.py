@@ -1,4 +1,4 @@
-"""What can be wrong with the boxes of an annotation file. M boxes, all checked at once."""
+"""Checks of the boxes of an annotation file, vectorised over all M boxes."""
 
 import functools
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ import numpy as np
 MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
 CLIP_TOLERANCE = 1e-3
-"""Pixels that a box may stick out uncounted: rounding of x + width in the file."""
+"""Pixels that a box may reach outside without being counted: rounding of x + width in the file."""
 FIT_TOLERANCE = 0.01
-"""Share of an image's side, and one pixel more, by which a box that fits may stick out."""
+"""Fraction of the image's side that a fitting box may reach outside, in addition to one pixel."""
 NOT_FINITE, NO_SIZE, OUTSIDE = "not finite", "no width or height", "outside its image"
 
-_BLOCK = 1 << 14  # boxes that are checked at once
+_BLOCK = 1 << 14  # boxes per block, see check_boxes
 
 
 @dataclass(frozen=True)
 class CheckedBoxes:
     """Boxes after the checks.
 
-    boxes: (M, 4) float32 xyxy, cut to their images; of no meaning where bad. clipped: (M,) bool,
-    good boxes that stuck out. fits: (M,) bool, inside its image but for the annotator's slips.
-    fits_turned: the same in an image whose width and height are swapped; of no meaning where all
-    fit. bad: for each reason (M,) bool; a box has one reason at most.
+    boxes: (M, 4) float32 xyxy, clipped to their images; undefined for bad boxes. clipped: (M,)
+    bool, good boxes that reached outside. fits: (M,) bool, inside the image up to small mistakes of
+    the annotator (`FIT_TOLERANCE`). fits_turned: the same for the image with width and height
+    swapped; undefined if all boxes fit. bad: (M,) bool by reason; a box has at most one reason.
     """
 
     boxes: np.ndarray
@@ -36,7 +36,7 @@ class CheckedBoxes:
 
 def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     """Check `xywh` (M, 4) float64 as in the file, on images of `sizes` (M, 2); M may be 0."""
-    # in blocks, whose temporary arrays stay in the processor's cache and leave no memory behind
+    # In blocks: their temporary arrays stay in the CPU's cache, and add little to the peak memory.
     blocks = [
         _check_block(xywh[first : first + _BLOCK], sizes[first : first + _BLOCK])
         for first in range(0, max(1, len(xywh)), _BLOCK)
@@ -46,6 +46,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         boxes=np.concatenate([block.boxes for block in blocks]),
         clipped=np.concatenate([block.clipped for block in blocks]),
         fits=fits,
+        # sizes[:, ::-1] swaps height and width; computed only if needed
         fits_turned=fits if fits.all() else fit(corners_of(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
@@ -56,19 +57,24 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 
 def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     finite = _in_all_columns(np.isfinite(xywh))
-    xywh = np.where(finite[:, None], xywh, 0.0)
+    xywh = np.where(finite[:, None], xywh, 0.0)  # no NaN in the arithmetic below
     raw = corners_of(xywh)
+    # upper limits per box: width, height, width, height
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
     excess = np.abs(raw - boxes)
+    # `fit` tolerates at least 1 pixel, so it is skipped if no box of the block reaches out further
     fits = fit(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
     sized = _in_all_columns(xywh[:, 2:] >= MIN_SIDE)
+    # Outside means that clipping leaves nothing. Half of MIN_SIDE, because x + width - x may
+    # round to less than width.
     inside = _in_all_columns(boxes[:, 2:] - boxes[:, :2] >= 0.5 * MIN_SIDE)
     good = finite & sized & inside
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
         fits=fits,
-        fits_turned=fits,
+        fits_turned=fits,  # a placeholder; check_boxes computes it for all blocks
         clipped=good & ~_in_all_columns(excess <= CLIP_TOLERANCE),
+        # disjoint: each mask excludes the earlier reasons
         bad={
             NOT_FINITE: ~finite,
             NO_SIZE: finite & ~sized,
@@ -78,26 +84,30 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 
 
 def corners_of(xywh: np.ndarray) -> np.ndarray:
-    """Return boxes (M, 4) xyxy from xywh as in COCO's files."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told elsewhere
+    """Convert boxes (M, 4) from COCO's xywh to xyxy."""
+    with np.errstate(over="ignore", invalid="ignore"):  # reported elsewhere
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (M,) bool: boxes xyxy are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
+    """Return (M,) bool: xyxy boxes are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
+    # (M, 4): width, height, width, height
     sides = np.tile(sizes[:, ::-1], 2)
     slack = 1 + FIT_TOLERANCE * sides
     return _in_all_columns((raw >= -slack) & (raw <= sides + slack))
 
 
 def _in_all_columns(mask: np.ndarray) -> np.ndarray:
-    """Return (M,) bool of `mask` (M, columns): `mask.all(axis=1)` is ten times as slow."""
+    """Return `mask.all(axis=1)` of `mask` (M, columns), in a tenth of the time.
+
+    numpy reduces short rows one by one, but combines whole columns with vector instructions.
+    """
     columns: np.ndarray = functools.reduce(np.logical_and, mask.T)
     return columns
 
 
 def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> str:
-    """Return expected and got for one bad box."""
+    """Describe one bad box for an error message: the expected and the actual values."""
     if reason == NO_SIZE:
         name, side = ("width", xywh[2]) if xywh[2] < MIN_SIDE else ("height", xywh[3])
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
@@ -110,36 +120,39 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
 
 
 def shape(size: Any) -> str:
-    """Return (height, width) as people read it."""
+    """Format (height, width) for messages."""
     return f"{size[1]}x{size[0]} (width x height)"
 
 
 def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return why the boxes as a whole cannot be COCO's, None where they can.
+    """Return the reason why the boxes as a whole are not in COCO's format, None if they may be.
 
-    A handful of odd boxes is left to `check_boxes`: the limits ask for more than chance gives.
+    Finds systematic mistakes: fractions, corners in place of sizes, swapped sides. The limits are
+    far above what a few bad boxes reach; those are found by `check_boxes`.
 
     Args:
-        xywh: (M, 4) float64 as in the file.
+        xywh: (M, 4) float64, unchanged from the file.
         sizes: (M, 2) height and width of their images.
     """
     finite = _in_all_columns(np.isfinite(xywh))
     if not finite.all():
         xywh, sizes = xywh[finite], sizes[finite]
-    if len(xywh) < 5:
+    if len(xywh) < 5:  # too few for statistics
         return None
     with np.errstate(over="ignore"):
-        return _doubt(xywh, sizes)
+        return _systematic_fault(xywh, sizes)
 
 
-def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
+def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     x, y, width, height = xywh.T
     image_height, image_width = sizes.T
     if xywh.max() <= 1.0:
         return "every number in the boxes is at most 1; expected pixels, got fractions of the image"
+    # a tolerance of one pixel: some tools count pixels from 1
     outside = np.mean((x + width > image_width + 1) | (y + height > image_height + 1))
     if outside <= 0.3:
         return None
+    # Corners read as sizes: x2 > x1 and y2 > y1, inside the image.
     as_corners = (width > x) & (height > y)
     as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
     if np.mean(as_corners) > 0.99:
@@ -150,10 +163,11 @@ def _doubt(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     raw = corners_of(xywh)
     if np.mean(fit(raw, sizes)) < 0.7 and np.mean(fit(raw, sizes[:, ::-1])) > 0.99:
         return (
-            f"{outside:.0%} of the boxes reach outside their images, and hardly one would with"
+            f"{outside:.0%} of the boxes reach outside their images, and almost none would with"
             " `width` and `height` of the images swapped; expected the size after EXIF rotation,"
-            " got the one before it?"
+            " got the size before it?"
         )
+    # no known mistake explains it; so many boxes outside are still no accident
     if outside > 0.5 and len(x) >= 20:
         return (
             f"{outside:.0%} of the boxes reach outside their images; expected [x, y, width, height]"

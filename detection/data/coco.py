@@ -1,7 +1,7 @@
-"""Read a COCO JSON into arrays; the only place where category ids become labels and back.
+"""Reader of COCO JSON files, and conversion between category ids and labels.
 
-N images, M annotations, K classes. Every fault of a file is one line that names the file, the
-annotation and the image.
+N images, M annotations, K classes. Category ids become labels here and nowhere else. Error messages
+are one line that names the file, the annotation and the image.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ BAD_AREA, NO_MASK = "area not finite or negative", "no readable mask"
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The classes of a data set, by rising category id: label `i` is `names[i]`."""
+    """The classes of a data set in ascending order of category id: label `i` is `names[i]`."""
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -50,19 +50,19 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Annotations:
-    """One COCO file. The objects of image `i` are rows `offsets[i]` to `offsets[i + 1]`.
+    """One COCO file. The objects of image `i` are rows `offsets[i]:offsets[i + 1]`.
 
-    image_ids: (N,) int64, in the order of the file. file_names: N, UTF-8. sizes: (N, 2) int64.
-    offsets: (N + 1,) int64. boxes: (M, 4) float32 in original pixels, clipped to the image.
-    labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's mark on what is
-    hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_turned: (M,) bool, whether
-    the box as it is in the file lies inside its image, and whether one that does not would with the
-    image's width and height swapped. areas: (M,) float32, of the mask where there is one.
-    rows_in_file: (M,) int64, where each object is in the file's own order, which `segmentations`
-    and `table` have. segmentations: polygons in float64 where there is a table, else in float32.
-    table: the file's annotations as they are in it, dropped ones too; None unless the file was
-    read for scoring. cache_note: what was done about a cached copy of the file, None where nothing
-    was.
+    image_ids: (N,) int64, in file order. file_names: N, UTF-8. sizes: (N, 2) int64, height and
+    width. offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy in original pixels, clipped to the
+    image. labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's flag for
+    objects that are hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_turned:
+    (M,) bool, whether the unclipped box of the file is inside its image, and whether it would be
+    with the image's width and height swapped. areas: (M,) float32, from the file, else of the box.
+    rows_in_file: (M,) int64, the position of each object in the file, which indexes
+    `segmentations` and `table`. segmentations: polygons in float64 if there is a table, else in
+    float32. table: all annotations, unchanged and including dropped ones; None unless the file was
+    read for scoring. cache_note: a log line about the cached copy of the file, None if no copy is
+    kept.
     """
 
     path: Path
@@ -94,12 +94,13 @@ class Annotations:
         return self.file_names[row].decode()
 
     def row_of(self, objects: np.ndarray) -> np.ndarray:
-        """Return the rows of the images of some objects, (n,) int64."""
+        """Return the image row of each of `objects` (n,): (n,) int64."""
+        # the last offset that is <= the object's row; images without objects are skipped
         rows: np.ndarray = np.searchsorted(self.offsets, objects, side="right") - 1
         return rows
 
     def is_plain(self, objects: slice = slice(None)) -> np.ndarray:
-        """Return bool by object: one to learn from, no crowd region, not difficult or ignored."""
+        """Return bool per object: it is a training object, not crowd, difficult or ignored."""
         plain: np.ndarray = ~(
             self.is_crowd[objects] | self.is_difficult[objects] | self.is_ignored[objects]
         )
@@ -124,19 +125,19 @@ def read_coco(
 
     Args:
         path: the file.
-        classes: what its categories must be; None takes them from the file.
-        on_bad_box: what a box that is not finite, has no size or lies outside its image does, or
-            an area that no object can have: stop, or get dropped and counted. A box partly outside
-            is clipped and counted.
-        need_boxes: whether a file without a single box to learn from is an error.
-        need_masks: whether an object without a readable mask is bad as well, crowd regions apart.
-        for_scoring: whether the table of the file's own values is kept, from which ground truth is
-            made; a training set of COCO's size would hold 0.2 GB for nothing.
-        cache_from: size in bytes from which a cached copy is kept beside the file, see coco_cache;
-            None keeps none. What is returned is the same.
+        classes: the expected categories; None takes them from the file.
+        on_bad_box: what to do with an object whose box is not finite, has no size or is outside its
+            image, or whose area is negative or not finite: stop, or drop and count it. A box partly
+            outside its image is clipped and counted.
+        need_boxes: whether a file without any training object is an error.
+        need_masks: whether an object without a readable mask is bad too, except crowd regions.
+        for_scoring: whether to keep the table of the file's unchanged values, which ground truth is
+            made from. For a training set of COCO's size it would take 0.2 GB and not be used.
+        cache_from: minimum size of the file in bytes for a cached copy beside it, see coco_cache;
+            None keeps no copy. The result is the same.
 
     Raises:
-        UserError: the file is missing, broken or contradicts itself or `classes`.
+        UserError: the file is missing, broken or inconsistent, or its categories are not `classes`.
     """
     path = Path(path)
     cached = None if cache_from is None else read_cached(path, cache_from, exact=for_scoring)
@@ -149,14 +150,17 @@ def read_coco(
     if classes is not None:
         _check_same_classes(found, classes, path)
     image_rows, labels = _resolve(columns, images, found, path)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # areas too large for float32 are bad, see _check_objects
         areas = columns.areas.astype(np.float32)
     checked = _check_objects(
         columns, images, image_rows, path, stop=on_bad_box == "error", need_masks=need_masks
     )
+    # rows: positions in the file of the objects that are kept
     rows = np.flatnonzero(~np.any(list(checked.bad.values()), axis=0))
     if need_boxes:
         _check_any_plain(columns, rows, path)
+    # Group objects by image, so that one pair of offsets per image is enough. The stable sort keeps
+    # the file's order within an image.
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
     per_image = np.bincount(image_rows[rows], minlength=len(images.ids))
     per_class = np.bincount(labels[rows], minlength=len(found))
@@ -204,7 +208,7 @@ def read_coco(
 def detections_to_coco(
     image_id: int, detections: Detections, classes: ClassMap
 ) -> list[dict[str, Any]]:
-    """Return one image's entries of a COCO results file, with the data set's category ids."""
+    """Return the entries of one image for a COCO results file, with the original category ids."""
     boxes = xyxy_to_xywh(detections.boxes).tolist()
     columns = zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=True)
     entries: list[dict[str, Any]] = [
@@ -224,7 +228,8 @@ def detections_to_coco(
 
 
 def _check_same_classes(found: ClassMap, expected: ClassMap, path: Path) -> None:
-    """Raise UserError where one class is missing, added, renamed or has another id."""
+    """Raise UserError if a class is missing, added, renamed or has another id."""
+    # compare pairs: a renamed class shows on both sides of the message
     got = set(zip(found.category_ids, found.names, strict=True))
     want = set(zip(expected.category_ids, expected.names, strict=True))
     if got == want:
@@ -241,6 +246,7 @@ def _resolve(
     columns: AnnotationTable, images: ImageTable, classes: ClassMap, path: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the image row (M,) and label (M,) of every annotation."""
+    # _find needs ascending ids; `order` maps a position in them back to the image's row in the file
     order = np.argsort(images.ids)
     image_at, known = _find(columns.image_ids, images.ids[order])
     if not known.all():
@@ -248,6 +254,7 @@ def _resolve(
         where = f"{path}: annotation {columns.ids[first]}"
         raise UserError(f"{where}: image_id: no image has the id {columns.image_ids[first]}")
     image_rows = order[image_at]
+    # category ids are ascending already, so the position is the label
     labels, known = _find(columns.category_ids, np.array(classes.category_ids))
     if not known.all():
         first = int(np.flatnonzero(~known)[0])
@@ -259,7 +266,8 @@ def _resolve(
 
 
 def _find(values: np.ndarray, ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in `ascending` each of `values` is, and whether it is there at all."""
+    """Return the position of each of `values` in `ascending`, and whether it is contained."""
+    # searchsorted returns an insertion point, which is len(ascending) for values above all others
     at = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
     return at, ascending[at] == values
 
@@ -273,19 +281,21 @@ def _check_objects(
     stop: bool,
     need_masks: bool,
 ) -> CheckedBoxes:
-    """Check all objects; with `stop` the first bad one in the file raises UserError."""
+    """Check all objects; if `stop`, raise UserError for the first bad one in the file."""
     sizes = images.sizes[image_rows]
-    doubt = doubt_about_all(columns.xywh, sizes)
-    if doubt is not None:
-        raise UserError(f"{path}: {doubt}")
+    fault = doubt_about_all(columns.xywh, sizes)
+    if fault is not None:
+        raise UserError(f"{path}: {fault}")
     checked = check_boxes(columns.xywh, sizes)
     bad = dict(checked.bad)
-    # what float32 does not hold counts as infinite
+    # an area above float32's range counts as infinite; a NaN fails both comparisons
     faults = {BAD_AREA: ~((columns.areas >= 0) & (columns.areas <= np.finfo(np.float32).max))}
     if need_masks:
         faults[NO_MASK] = ~columns.segmentations.are_there & ~columns.is_crowd
+    # an object gets only the first reason that applies, so that counts add up
     for reason, mask in faults.items():
         bad[reason] = mask & ~np.any(list(bad.values()), axis=0)
+    # argmax of a bool array is its first True
     firsts = [(int(mask.argmax()), reason) for reason, mask in bad.items() if mask.any()]
     if stop and firsts:
         row, reason = min(firsts)
@@ -301,23 +311,25 @@ def _check_objects(
 def _describe(
     columns: AnnotationTable, row: int, size: tuple[int, int], reason: str, path: Path
 ) -> str:
-    """Return expected and got for one bad object; for a mask the file is read once more."""
+    """Describe one bad object for an error message; for a mask, read the file again."""
     if reason == BAD_AREA:
         with np.errstate(over="ignore"):
             area = np.float32(columns.areas[row])
         return f"area: expected a finite number of 0 or more, got {area:g}"
     if reason == NO_MASK:
+        # unreadable masks are not kept in the arrays
         value = parse_coco(path)["annotations"][row].get("segmentation")
         return f"segmentation: {mask_fault(value, size)}"
     return describe_bad_box(columns.xywh[row].tolist(), size, reason)
 
 
 def _check_any_plain(columns: AnnotationTable, rows: np.ndarray, path: Path) -> None:
-    """Raise UserError where `rows` hold no object to learn from, and say what they hold."""
+    """Raise UserError if `rows` contain no training object; the message counts the others."""
     crowd, difficult = columns.is_crowd[rows], columns.is_difficult[rows]
     ignored = columns.is_ignored[rows]
     if (~(crowd | difficult | ignored)).any():
         return
+    # disjoint kinds, so that the counts add up to len(rows)
     kinds = {
         "crowd regions": crowd,
         "difficult objects": difficult & ~crowd,
@@ -335,7 +347,7 @@ def _check_any_plain(columns: AnnotationTable, rows: np.ndarray, path: Path) -> 
 def _count_dropped(
     bad: Mapping[str, np.ndarray], labels: np.ndarray, classes: ClassMap
 ) -> dict[tuple[str, str], int]:
-    """Return the number of bad boxes for each (reason, class name) that has any."""
+    """Return the number of bad boxes by (reason, class name), without zeros."""
     counts = {reason: np.bincount(labels[mask]) for reason, mask in bad.items()}
     return {
         (reason, classes.names[label]): int(count[label])

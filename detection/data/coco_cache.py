@@ -1,14 +1,13 @@
-"""A cached copy beside a large COCO JSON, which loads in a fraction of the time.
+"""Binary cache of a large COCO JSON, which loads in a fraction of the time of parsing.
 
-It is a safetensors file of what `coco_json.read_tables` returns, and all processes of one machine
-share its pages.
+The cached copy is a safetensors file beside the JSON with the result of `coco_json.read_tables`.
+All processes of a machine share its memory pages.
 
-The copy is taken to be of the JSON as it is where the JSON has the size and the times of its last
-change (mtime and ctime, to the nanosecond) that it had when it was packed. Where only the times
-differ (it was touched, moved, restored), its SHA-256 decides, and the copy is written again with
-the new times. So an edit goes unnoticed only where it keeps the size, and the clock was set back or
-the file system's times are too coarse to tell it from the last. The copy's own bytes, class names
-and counts among them, are held against check sums.
+The copy is valid if the JSON has the same size and the same times of its last change (mtime and
+ctime, in nanoseconds) as when the copy was made. If only the times differ (the file was touched,
+moved or restored), its SHA-256 decides, and the copy is written again with the new times. So an
+edit is missed only if it keeps the size, and the clock was set back or the file system's times are
+too coarse. The bytes of the copy, including class names and counts, are checked with CRC-32 sums.
 """
 
 import contextlib
@@ -34,11 +33,11 @@ from engine.errors import UserError
 from engine.files import write_atomically
 
 SUFFIX = ".resdet-cache"
-"""Of the copy, after the JSON's own name."""
+"""Suffix of the copy, after the full name of the JSON."""
 FORMAT = "4"
-"""Another one where anything changes in what is stored or in what `read_tables` checks."""
+"""Version of the copy; change it with what is stored or what `read_tables` checks."""
 CACHED_BYTES = 20_000_000
-"""Size from which a JSON has a copy; a smaller one is parsed in less than half a second."""
+"""Minimum size of a JSON for a copy; smaller ones are parsed in less than half a second."""
 
 _ABANDONED_AFTER_S = 3600
 
@@ -47,29 +46,29 @@ COLUMNS = (
     *("is_crowd", "is_difficult", "is_ignored", "lacks_area", "lacks_iscrowd"),
 )
 COUNTS = ("unreadable_masks", "dropped_mask_parts")
-"""Of `AnnotationTable`."""
+"""Fields of `AnnotationTable` that are arrays (COLUMNS) or numbers (COUNTS)."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 class _UnusableError(Exception):
-    """A copy is there and cannot be used; says why."""
+    """A copy exists and cannot be used; the message is the reason."""
 
 
 def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, str] | None:
-    """Return what `read_tables` does, from the cached copy; make the copy where there is none.
+    """Return the tables of `read_tables` from the cached copy; make the copy if there is none.
 
-    A copy that is damaged or of another state of the file is made anew; one that cannot be written
-    is left out.
+    A copy that is damaged or of another version of the file is made again. If it cannot be written,
+    the file is parsed without one.
 
     Args:
         path: the JSON.
-        cache_from: its size in bytes from which it has a copy.
-        exact: whether polygons are taken in float64; from a copy they come in float32 if not. The
-            copy has both.
+        cache_from: minimum size of the JSON in bytes for a copy.
+        exact: whether to read polygons in float64; else they are float32 if they come from a copy.
+            The copy has both.
 
     Returns:
-        The tables, and what was done. None: the file is smaller, or cannot be read.
+        The tables, and a log line. None if the file is smaller, or cannot be read.
 
     Raises:
         UserError: the file is wrong.
@@ -88,19 +87,19 @@ def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, st
                 note += _renew(copy, path, stamp | {"sha256": old["sha256"]}, old)
             return tables, note
     except _UnusableError as reason:
-        verb = f"made anew (it was {reason})"
-    # Before the file is parsed, so that a change in between is noticed the next time.
+        verb = f"made again (it was {reason})"
+    # Hashed before parsing: if the file changes in between, the next start notices it.
     stamp["sha256"] = _digest_of(path)
     tables = read_tables(path)
     try:
         _write_copy(copy, tables, stamp)
     except UserError as error:
-        return tables, f"parsed, and will be again, without a cached copy: {error}"
+        return tables, f"parsed at every start, because the cached copy cannot be kept: {error}"
     return tables, f"cached copy {copy} {verb}"
 
 
 def _is_file(copy: Path) -> bool:
-    """Whether a copy is there; the JSON's name may be too long for one."""
+    """Return whether the copy exists; its name may be too long for the file system."""
     with contextlib.suppress(UserError):
         return paths.is_file(copy)
     return False
@@ -120,39 +119,41 @@ def _digest_of(path: Path) -> str:
 
 
 def _renew(copy: Path, path: Path, stamp: Mapping[str, str], old: Mapping[str, str]) -> str:
-    """Write the copy again, or each start would hash the file; return what to add to the note."""
+    """Write the copy with the new times, or each start would hash the file; extend the note."""
     try:
+        # the copy contains the float64 polygons, so all of them must be read to write it again
         tables, _ = _read_copy(copy, path, old, exact=True)
         _write_copy(copy, tables, stamp)
     except UserError as error:
-        return f", hashed because its times are new, and will be again: {error}"
-    return ", which has the file's new times now"
+        return f", hashed at every start because its new times cannot be saved: {error}"
+    return ", updated with the file's new times"
 
 
 def _read_copy(
     copy: Path, path: Path, stamp: Mapping[str, str], *, exact: bool
 ) -> tuple[Tables, Mapping[str, str]]:
-    """Return the tables of `path`, and the copy's header, which may be of other times.
+    """Return the tables of `path`, and the copy's header, in which the times may differ.
 
     Raises:
-        _UnusableError: the copy does not have them.
+        _UnusableError: the copy is damaged or of another version of the file.
     """
     try:
-        about, arrays = _open(copy)
-        if any(about.get(key) != stamp[key] for key in ("format", "size")):
-            raise _UnusableError("of another state of the file")
-        if about["times"] != stamp["times"] and about["sha256"] != _digest_of(path):
-            raise _UnusableError("of another state of the file")
-        if json.loads(about["sums"]) != _sums_of(arrays, about):
+        header, arrays = _open(copy)
+        if any(header.get(key) != stamp[key] for key in ("format", "size")):
+            raise _UnusableError("of another version of the file")
+        if header["times"] != stamp["times"] and header["sha256"] != _digest_of(path):
+            raise _UnusableError("of another version of the file")
+        if json.loads(header["sums"]) != _sums_of(arrays, header):
             raise _UnusableError("damaged")
-        # What outlives the checks of `read_coco` gets a mapping of its own, so that the pages of
-        # the rest, and those that the sums have touched, leave memory with this one.
+        # Computing the sums has loaded all pages of `arrays` into memory. Open the copy again for
+        # the arrays that are kept after `read_coco`; the pages of the first mapping are freed with
+        # it, and only used ones are loaded again.
         _, kept = _open(copy)
         columns = kept if exact else arrays
-        numbers: dict[str, Any] = json.loads(about["counts"])
+        numbers: dict[str, Any] = json.loads(header["counts"])
         numbers |= {name: columns[f"annotation.{name}"] for name in COLUMNS}
         tables = Tables(
-            categories=[(key, name) for key, name in json.loads(about["categories"])],
+            categories=[(key, name) for key, name in json.loads(header["categories"])],
             images=ImageTable(
                 ids=kept["image.ids"],
                 names=ByteStrings(kept["image.names"], kept["image.name_offsets"]),
@@ -170,7 +171,7 @@ def _read_copy(
                 ),
             ),
         )
-        return tables, about
+        return tables, header
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise _UnusableError("damaged") from error
 
@@ -191,32 +192,33 @@ def _write_copy(copy: Path, tables: Tables, stamp: Mapping[str, str]) -> None:
         "segmentation.run_length_offsets": segmentations.run_lengths.offsets,
         **{f"annotation.{name}": getattr(annotations, name) for name in COLUMNS},
     }
-    about = {
+    header = {
         **stamp,
         "categories": json.dumps(tables.categories),
         "counts": json.dumps({name: getattr(annotations, name) for name in COUNTS}),
     }
-    about["sums"] = json.dumps(_sums_of(arrays, about))
-    # A kill in the middle leaves a large file of a name that no one will write again.
+    header["sums"] = json.dumps(_sums_of(arrays, header))
+    # A killed process leaves a large partial file with a unique name, which nothing else removes.
     for name in paths.names_in(copy.parent, f"{glob.escape(copy.name)}.*.partial"):
-        left = copy.with_name(name)
+        partial = copy.with_name(name)
         with contextlib.suppress(OSError):
-            status = paths.status_of(left)
+            status = paths.status_of(partial)
             if status is not None and time.time() - status.st_mtime > _ABANDONED_AFTER_S:
-                left.unlink()
-    write_atomically(copy, lambda file: file.write(save(arrays, about)), many_writers=True)
+                partial.unlink()
+    write_atomically(copy, lambda file: file.write(save(arrays, header)), many_writers=True)
 
 
 def _open(copy: Path) -> tuple[dict[str, str], Arrays]:
-    """Return what the copy says about itself, and views of its arrays, of which none is read."""
+    """Return the header of the copy and memory-mapped arrays, which are read on first use."""
     with safetensors.safe_open(copy, framework="pt") as file:
         names = list(file.keys())
         return file.metadata() or {}, {name: file.get_tensor(name).numpy() for name in names}
 
 
-def _sums_of(arrays: Arrays, about: Mapping[str, str]) -> dict[str, int]:
+def _sums_of(arrays: Arrays, header: Mapping[str, str]) -> dict[str, int]:
+    # dtype and shape are included: the same bytes could be read as other arrays
     sums = {
         name: zlib.crc32(array.data, zlib.crc32(f"{array.dtype} {array.shape}".encode()))
         for name, array in arrays.items()
     }
-    return sums | {key: zlib.crc32(about[key].encode()) for key in ("categories", "counts")}
+    return sums | {key: zlib.crc32(header[key].encode()) for key in ("categories", "counts")}

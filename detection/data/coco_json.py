@@ -1,6 +1,6 @@
-"""Parse a COCO JSON: check it key by key and put it into columns.
+"""Parser of COCO JSON files: checks each key and returns the values as arrays.
 
-N images, M annotations. Whether the columns agree with each other is coco.py's to check.
+N images, M annotations. coco.py checks that the arrays are consistent with each other.
 """
 
 import contextlib
@@ -21,12 +21,15 @@ from engine import paths
 from engine.errors import UserError
 
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
-"""Of an image: OpenCV decodes no larger one."""
+"""Maximum side and number of pixels of an image: OpenCV does not decode larger ones."""
 
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Generator[None]:
-    """Parse twice as fast: millions of young objects are not looked through for cycles."""
+    """Disable garbage collection, which halves the time of parsing.
+
+    It would search millions of new objects for reference cycles, which JSON does not have.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -37,9 +40,12 @@ def without_garbage_collection() -> Generator[None]:
 
 
 def parse_coco(path: Path) -> dict[str, Any]:
-    """Return the file's object, whose three COCO keys hold lists of objects; else UserError.
+    """Return the file's object and check that its three COCO keys contain lists of objects.
 
-    COCO's files of images without annotations lack that key: the list is empty then.
+    COCO's files of images without annotations lack that key; the list is then empty.
+
+    Raises:
+        UserError: the file cannot be read, or is not of this form.
     """
     document = parse_json(path)
     keys = ("images", "annotations", "categories")
@@ -60,10 +66,10 @@ def parse_coco(path: Path) -> dict[str, Any]:
 
 @without_garbage_collection()
 def parse_json(path: Path) -> Any:
-    """Return what the JSON at `path` holds; UserError: it cannot be read, or is no JSON."""
+    """Return the content of a JSON file; raise UserError if it cannot be read or is not JSON."""
     data = paths.read_bytes(path)
-    # A fourth of json's time where there are many decimals. What it refuses is json's: NaN and byte
-    # order marks are taken there, and of a mistake it says in which line it is.
+    # msgspec takes a quarter of json's time for files with many decimals. What msgspec refuses goes
+    # to json, which accepts NaN and byte order marks, and reports the line of a mistake.
     try:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             return msgspec.json.decode(data)
@@ -73,15 +79,16 @@ def parse_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid JSON: not UTF-8 text") from error
-    except ValueError as error:  # of more digits than Python reads
-        raise UserError(f"{path}: not valid JSON: a number of too many digits") from error
+    except ValueError as error:  # more digits than int() accepts
+        raise UserError(f"{path}: not valid JSON: a number with too many digits") from error
     except RecursionError as error:
         raise UserError(f"{path}: not valid JSON: lists or objects nested too deep") from error
 
 
 def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = False) -> int:
-    """Return the integer under `key`; UserError begins with `where`."""
+    """Return the integer under `key`; the message of a UserError begins with `where`."""
     value = entry.get(key)
+    # `type`, not isinstance: True and False are instances of int. Arrays hold 64-bit integers.
     if type(value) is not int or abs(value) >= 2**63 or (positive and value < 1):
         expected = "a positive integer" if positive else "an integer"
         got = f"{value!r:.60}" if key in entry else "nothing"
@@ -90,7 +97,7 @@ def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = Fals
 
 
 def name_of(entry: dict[str, Any], key: str, where: str) -> str:
-    """Return the string under `key`, not empty; UserError begins with `where`."""
+    """Return the non-empty string under `key`; the message of a UserError begins with `where`."""
     value = entry.get(key)
     if not isinstance(value, str) or not _is_text(value):
         got = f"{value!r:.60}" if key in entry else "nothing"
@@ -99,21 +106,21 @@ def name_of(entry: dict[str, Any], key: str, where: str) -> str:
 
 
 def size_of(entry: dict[str, Any], where: str) -> tuple[int, int]:
-    """Return an image's (height, width); UserError begins with `where`."""
+    """Return an image's (height, width); the message of a UserError begins with `where`."""
     height, width = (int_of(entry, key, where, positive=True) for key in ("height", "width"))
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
         raise UserError(
-            f"{where}: expected a side of at most {MAX_SIDE} pixels and {MAX_PIXELS} in all,"
+            f"{where}: expected a side of at most {MAX_SIDE} pixels and {MAX_PIXELS} in total,"
             f" got {width}x{height} (width x height)"
         )
     return height, width
 
 
 def class_name_of(entry: dict[str, Any], where: str) -> str:
-    """Return the class name under `name`; UserError begins with `where`.
+    """Return the class name under `name`; the message of a UserError begins with `where`.
 
-    It is printed, drawn and written to files, so that it has neither line breaks nor codes that
-    steer a terminal.
+    Names are printed, drawn and written to files, so line breaks and terminal control codes are
+    refused.
     """
     name = name_of(entry, "name", where)
     if has_control_characters(name):
@@ -122,30 +129,31 @@ def class_name_of(entry: dict[str, Any], where: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Return whether a text has line breaks, or codes that steer a terminal."""
+    """Return whether a text contains line breaks or terminal control codes."""
     kinds = {unicodedata.category(character) for character in text if not character.isprintable()}
+    # Unicode categories: control, surrogate, line separator, paragraph separator
     return bool(kinds & {"Cc", "Cs", "Zl", "Zp"})
 
 
 def shown(name: str) -> str:
-    """Return a name for a message: as it is, or with its control characters escaped."""
+    """Return a name for a message, with control characters escaped."""
     return repr(name)[1:-1] if has_control_characters(name) else name
 
 
 def _is_text(value: str) -> bool:
     try:
         return bool(value.encode())
-    except UnicodeEncodeError:  # half of a character: JSON can escape it, and nothing print it
+    except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return False
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value of JSON is a number that arrays hold, NaN and infinities included."""
+    """Return whether a JSON value is a number that fits an array; NaN and infinities do."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def box_of(entry: dict[str, Any], where: str) -> list[float]:
-    """Return the four numbers under `bbox`, finite or not; UserError begins with `where`."""
+    """Return the four numbers under `bbox`, finite or not; a UserError begins with `where`."""
     box = entry.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         got = f"{box!r:.60}" if "bbox" in entry else "nothing"
@@ -154,7 +162,7 @@ def box_of(entry: dict[str, Any], where: str) -> list[float]:
 
 
 def check_unique(values: np.ndarray, what: str, path: Path) -> None:
-    """Raise UserError where one of `values` (count,) comes twice."""
+    """Raise UserError if a value of `values` (count,) is repeated."""
     unique, counts = np.unique(values, return_counts=True)
     if len(unique) != len(values):
         twice = unique[counts > 1][0]
@@ -162,17 +170,17 @@ def check_unique(values: np.ndarray, what: str, path: Path) -> None:
 
 
 def check_any(count: int, purpose: str, path: Path) -> None:
-    """Raise UserError where no annotation is left for a purpose."""
+    """Raise UserError if no annotation is left for a purpose."""
     if not count:
         raise UserError(f"{path}: annotations: expected at least one {purpose}, got none")
 
 
 def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int, str]]:
-    """Check `categories` and return (id, name) by rising id; UserError names what is wrong."""
+    """Check `categories` and return (id, name) pairs in ascending order of id."""
     pairs = sorted(
         (int_of(entry, "id", where), class_name_of(entry, where))
         for position, entry in enumerate(entries)
-        for where in [f"{path}: categories[{position}]"]
+        for where in [f"{path}: categories[{position}]"]  # binds a name in the comprehension
     )
     if not pairs:
         raise UserError(f"{path}: categories: expected at least one, got none")
@@ -185,7 +193,7 @@ def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int
 class ImageTable:
     """The `images` of a file: ids (N,) int64, names N in UTF-8, sizes (N, 2) (height, width).
 
-    Where names or sizes were not asked for, an image may lack a name (empty), and has size (0, 0).
+    If names or sizes were not requested, an image may have an empty name, or has size (0, 0).
     """
 
     ids: np.ndarray
@@ -196,14 +204,16 @@ class ImageTable:
 def read_images(
     entries: list[dict[str, Any]], path: Path, *, need_names: bool = True, need_sizes: bool = True
 ) -> ImageTable:
-    """Check `images` and put them into arrays; UserError names the first bad entry.
+    """Check `images` and return them as arrays; a UserError names the first bad entry.
 
     Args:
-        entries: of the file.
-        path: the file.
-        need_names: whether each image must have a `file_name`; messages call it by its id if not.
-        need_sizes: whether sizes are read.
+        entries: the images of the file.
+        path: the file, for messages.
+        need_names: whether each image must have a `file_name`; if not, messages give its id.
+        need_sizes: whether to read sizes.
     """
+    # typed arrays ("q": int64) in place of lists take 8 bytes per number and become numpy arrays
+    # without a copy
     ids, sizes, names = array("q"), array("q"), []
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
@@ -228,10 +238,11 @@ def read_images(
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """The `annotations` of a file in its order: (M,) arrays, xywh (M, 4) float64.
+    """The `annotations` of a file in file order: (M,) arrays, xywh (M, 4) float64.
 
-    areas: float64; that of the box where the file has none, as `lacks_area` says. is_crowd: False
-    where the file does not say, as `lacks_iscrowd` says.
+    areas: float64; the box's area if the file has none (`lacks_area`). is_crowd: False if the file
+    has no value (`lacks_iscrowd`). unreadable_masks, dropped_mask_parts: counts of `segmentation`
+    values, and of parts of polygon lists, that were dropped.
     """
 
     ids: np.ndarray
@@ -252,13 +263,14 @@ class AnnotationTable:
 def read_annotations(
     entries: list[dict[str, Any]], path: Path, *, sizes: Mapping[int, Sequence[int]]
 ) -> AnnotationTable:
-    """Check and pack `annotations`; UserError names the first bad entry. There may be none.
+    """Check `annotations` and return them as arrays; a UserError names the first bad entry.
 
     Args:
-        entries: of the file.
-        path: the file.
-        sizes: (height, width) by image id; an RLE of an image without one is unreadable.
+        entries: the annotations of the file; may be empty.
+        path: the file, for messages.
+        sizes: (height, width) by image id; an RLE of an image without a size is unreadable.
     """
+    # "q" int64, "d" float64, "b" one byte per flag, which numpy reads as bool below
     ids, image_ids, category_ids = array("q"), array("q"), array("q")
     xywh, areas = array("d"), array("d")
     is_crowd, is_difficult, is_ignored = array("b"), array("b"), array("b")
@@ -302,7 +314,7 @@ def read_annotations(
 
 @dataclass(frozen=True)
 class Tables:
-    """All of a file that is used. categories: (id, name), by rising id."""
+    """The content of a COCO file. categories: (id, name) in ascending order of id."""
 
     categories: list[tuple[int, str]]
     images: ImageTable
@@ -311,12 +323,12 @@ class Tables:
 
 @without_garbage_collection()
 def read_tables(path: Path, *, need_names: bool = True, need_sizes: bool = True) -> Tables:
-    """Parse and check the file at `path`; UserError says what is wrong, and where.
+    """Parse and check a COCO file; a UserError gives the place and the problem.
 
     Args:
         path: the file.
         need_names: as for `read_images`.
-        need_sizes: as for `read_images`; without sizes, run lengths count as unreadable.
+        need_sizes: as for `read_images`; without sizes, RLE masks count as unreadable.
     """
     document = parse_coco(path)
     categories = read_categories(document["categories"], path)
@@ -326,7 +338,8 @@ def read_tables(path: Path, *, need_names: bool = True, need_sizes: bool = True)
 
 
 def _flag_of(entry: dict[str, Any], key: str, where: str) -> int | None:
-    """Return the 0 or 1 under `key`; None: it is not there."""
+    """Return the 0 or 1 under `key`, None if the key is missing or null."""
+    # true and false pass as well: they equal 1 and 0
     value = entry.get(key)
     if value not in (0, 1, None):
         raise UserError(f"{where}: {key}: expected 0 or 1, got {value!r:.60}")

@@ -1,4 +1,4 @@
-"""Samples of different sizes into one batch of fixed shape.
+"""Collation of samples of different sizes into one padded batch.
 
 B images, G ground-truth boxes (padded), N boxes of one image.
 """
@@ -15,12 +15,12 @@ from detection.structures import DetectionBatch, ImageBatch, Targets
 
 @dataclass(frozen=True)
 class Sample:
-    """One image ready for the network.
+    """One image, transformed for the network.
 
     pixels: (H, W, 3) uint8 RGB. boxes: (N, 4) float32 xyxy in these pixels; N may be 0. labels:
-    (N,) int64. is_crowd: (N,) bool, regions to be ignored. original_size: (height, width) of the
-    file, EXIF applied. seed: the image's own draw, from which the network's random choices for it
-    come too. masks: (N, H, W) bool, zero for crowd regions; None where nothing asks for masks.
+    (N,) int64. is_crowd: (N,) bool, regions to ignore. original_size: (height, width) of the file
+    after its EXIF rotation. seed: the image's random seed, also used by the network's sampling.
+    masks: (N, H, W) bool, zero for crowd regions; None if masks are not needed.
     """
 
     pixels: np.ndarray
@@ -40,19 +40,20 @@ def collate_detection(
     batch_shape: tuple[int, int] = (1, 1),
     gt_multiple: int = 8,
 ) -> DetectionBatch:
-    """Pad at least one sample right and bottom with zeros to one shape.
+    """Pad one or more samples with zeros, at the right and the bottom, to one shape.
 
-    The shape holds every sample and `batch_shape`, (height, width), which the other parts of the
-    same global batch ask for. Height and width are rounded up to `size_divisor` and G to
-    `gt_multiple` (at least that), so that a compiled network meets few shapes. Pixels lie channels
-    last, as they were decoded.
+    The shape contains every sample and `batch_shape` (height, width), which is common to all parts
+    of a global batch. Height and width are rounded up to multiples of `size_divisor`, and G to a
+    multiple of `gt_multiple` (at least one), so that a compiled network gets few different shapes.
+    Pixels are in channels-last memory format, as they were decoded.
     """
-    assert samples, "a batch holds at least one sample"
+    assert samples, "expected at least one sample in a batch"
     sizes = torch.tensor([sample.pixels.shape[:2] for sample in samples])
     largest = torch.cat([sizes, torch.tensor([batch_shape])]).amax(dim=0)
     height, width = (round_up(int(side), size_divisor) for side in largest)
     count = round_up(max(1, *(len(sample.labels) for sample in samples)), gt_multiple)
     batch = len(samples)
+    # not zeroed: the loop writes every pixel, the image and then the padding right of and below it
     pixels = torch.empty(batch, height, width, 3, dtype=torch.uint8)
     boxes = torch.zeros(batch, count, 4)
     labels = torch.zeros(batch, count, dtype=torch.int64)
@@ -69,7 +70,7 @@ def collate_detection(
         is_crowd[i, :n] = torch.from_numpy(sample.is_crowd)
         valid[i, :n] = True
     images = ImageBatch(
-        pixels=pixels.permute(0, 3, 1, 2),
+        pixels=pixels.permute(0, 3, 1, 2),  # a view: NCHW shape, NHWC memory
         sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
@@ -85,11 +86,14 @@ def collate_detection(
 
 
 def _collate_masks(samples: Sequence[Sample], shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """Return the packed masks (B, G, H, ceil(W / 8)) uint8 of all samples."""
+    """Return the masks of all samples, (B, G, H, ceil(W / 8)) uint8 with one pixel per bit."""
     batch, count, height, width = shape
+    # -(-a // b) is a / b rounded up
     packed = torch.zeros(batch, count, height, -(-width // 8), dtype=torch.uint8)
     for i, sample in enumerate(samples):
-        assert sample.masks is not None, "all samples of a batch have masks, or none has"
+        assert sample.masks is not None, "expected masks in all samples of a batch or in none"
+        # The bits of a row start at its left edge, so padding adds zero bytes at the right and rows
+        # at the bottom, and zero bits within the last byte of a row.
         bits = torch.from_numpy(pack_bits(sample.masks))
         packed[i, : bits.shape[0], : bits.shape[1], : bits.shape[2]] = bits
     return packed

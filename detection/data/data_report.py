@@ -1,4 +1,4 @@
-"""Report on a COCO file: counts of what it holds, was filled in, was dropped, or looks odd.
+"""Report on a COCO file: counts of its contents and of filled-in, dropped and suspicious values.
 
 N images, M boxes.
 """
@@ -14,16 +14,17 @@ from backbones.weights import listing
 from detection.data.segmentations import ByteStrings
 
 LARGEST_LINE = 1.0
-"""Area from which an object is more than the placeholder that some tools write."""
+"""Areas up to this one may be a placeholder that some tools write (0 or 1)."""
 SMALLEST_BOX = 16.0
-"""Area from which a box must hold more than a pixel of its object."""
+"""Boxes with at least this area must contain more than one pixel of their object."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was read, filled in, dropped, or looks odd.
+    """Counts of what was read, filled in or dropped, or is suspicious.
 
-    dropped: objects by (reason, class name). missing: a word on each image that cannot be read.
+    dropped: number of objects by (reason, class name). missing: file name and reason of each image
+    that cannot be read.
     """
 
     images: int
@@ -45,26 +46,26 @@ class DataReport:
     missing: Sequence[str] = ()
 
     def rows(self) -> list[tuple[str, int]]:
-        """Return (what, count) for the console; what did not happen is left out."""
+        """Return (what, count) for the console, without zero counts."""
         boxes = sum(self.boxes_by_class.values())
         unused = [name for name, count in self.boxes_by_class.items() if boxes and not count]
         rows = [
             ("images", self.images),
             ("images without boxes", self.images_without_boxes),
-            ("images whose file is another's too", self.shared_files),
+            ("images with the file of another image", self.shared_files),
             ("images whose boxes fit only with width and height swapped", self.turned_images),
             (f"images skipped: {listing(self.missing)}", len(self.missing)),
             ("boxes", boxes),
             ("crowd regions among them", self.crowds),
             ("difficult objects among them", self.difficult),
             ("objects marked `ignore` among them", self.ignored),
-            ("boxes there twice (image, class and box)", self.repeated_boxes),
+            ("repeated boxes (same image, class and box)", self.repeated_boxes),
             ("boxes clipped to their image", self.clipped_boxes),
             ("areas that do not fit their boxes", self.misfit_areas),
             ("areas filled in", self.filled_areas),
             ("iscrowd filled in", self.filled_iscrowds),
             ("unreadable masks", self.unreadable_masks),
-            ("mask parts dropped (no polygons)", self.dropped_mask_parts),
+            ("mask parts dropped (not polygons)", self.dropped_mask_parts),
             (f"classes without boxes: {listing(unused)}", len(unused)),
             *((f"boxes dropped, {why}: {name}", n) for (why, name), n in self.dropped.items()),
         ]
@@ -72,47 +73,53 @@ class DataReport:
 
 
 def count_shared_files(names: ByteStrings) -> int:
-    """Return how many images name a file that an earlier one names, in whatever spelling."""
+    """Count images with the file of an earlier image, even if the path is spelled differently."""
     data, offsets = names.data.tobytes(), names.offsets.tolist()
     files = {data[a:b] for a, b in pairwise(offsets)}
-    starts = names.data[names.offsets[:-1]]  # no name is empty
+    # Normalising a million names takes seconds, so first check whether any could have another
+    # spelling: "./", "//" or a backslash anywhere, or a leading slash.
+    starts = names.data[names.offsets[:-1]]  # first bytes; no name is empty
     if any(odd in data for odd in (b"./", b"//", b"\\")) or (starts == ord("/")).any():
         files = {posixpath.normpath(each.replace(b"\\", b"/").lstrip(b"/")) for each in files}
     return len(names) - len(files)
 
 
 def count_repeated_boxes(image_rows: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> int:
-    """Return how many boxes (M, 4) float32 are there before, of the same image and class."""
-    # Sums of the columns, each times an odd number of 64 random bits, are equal for equal rows, and
-    # for others once in 2 ** 63; to sort the rows themselves would take ten times as long.
+    """Count boxes (M, 4) float32 that repeat an earlier box of the same image and class."""
+    # Hash each row (image, label, four coordinates) to 64 bits and count equal hashes; sorting the
+    # rows themselves would take ten times as long. The hash is the sum of the columns, each times a
+    # random odd factor, modulo 2 ** 64. Different rows have equal hashes once in 2 ** 63. Float32
+    # coordinates are hashed as their bits.
     columns = [image_rows, labels, *np.ascontiguousarray(boxes.T).view(np.uint32)]
     factors = np.random.default_rng(0).integers(2**63, size=len(columns), dtype=np.uint64) * 2 + 1
     keys = np.zeros(len(labels), np.uint64)
     for column, factor in zip(columns, factors, strict=True):
         keys += column.astype(np.uint64) * factor
-    keys.sort()
+    keys.sort()  # equal keys are now neighbours
     return int(np.count_nonzero(keys[1:] == keys[:-1]))
 
 
 def count_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> int:
-    """Return how many areas (M,) are larger than their boxes (M, 4), or next to nothing in them.
+    """Count areas (M,) that are larger than their boxes (M, 4), or almost 0 in a large box.
 
-    A mask covers each pixel that it touches, so that a pixel a side is not held against it.
+    A mask includes each pixel that it touches, so it may exceed its box by one pixel per side.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # huge boxes overflow to infinity, which no area exceeds
         most = (xywh[:, 2] + 1) * (xywh[:, 3] + 1)
     too_small = (areas <= LARGEST_LINE) & (xywh[:, 2] * xywh[:, 3] >= SMALLEST_BOX)
+    # 1 % of tolerance for rounding in the file
     return int(np.count_nonzero((areas > 1.01 * most) | too_small))
 
 
 def count_turned_images(image_rows: np.ndarray, fits: np.ndarray, fits_turned: np.ndarray) -> int:
-    """Return how many images have boxes outside, all of which fit with its sides swapped.
+    """Count images with boxes that reach outside but all fit with the image's sides swapped.
 
     Args:
-        image_rows: (M,) int64, the image of each box.
+        image_rows: (M,) int64, the image row of each box.
         fits: (M,) bool, as in `CheckedBoxes`.
-        fits_turned: (M,) bool.
+        fits_turned: (M,) bool, as in `CheckedBoxes`.
     """
     if fits.all():
         return 0
+    # images with a box outside, minus images with a box that does not fit swapped sides either
     return len(np.setdiff1d(image_rows[~fits], image_rows[~fits_turned]))

@@ -1,4 +1,4 @@
-"""The data set of a detection run: images of one folder, annotations of one COCO file."""
+"""Data set of a detection run: images in one folder, annotations in one COCO file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +30,10 @@ from engine.errors import SkippedSampleError, UserError
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What all parts of a global training batch agree on.
+    """The common shape of all parts of a global training batch.
 
-    short_side: of its images after their resize. size: (height, width) that holds them all.
+    short_side: shorter side of its images after the resize. size: (height, width) that contains
+    all resized images.
     """
 
     short_side: int
@@ -45,14 +46,15 @@ class CocoDetection:
     Args:
         split: folder and JSON file.
         config: policies, sizes and augmentation.
-        training: with random changes, grouped by aspect ratio; else resized alone, grouped by
-            padded shape so that an image's result does not depend on its neighbours.
-        classes: what the file's categories must be; None takes them from the file.
-        with_masks: samples have the masks of their objects, which all but crowd regions must have.
+        training: if True, images are augmented at random and grouped by aspect ratio. If False,
+            they are only resized, and grouped by padded shape so that the result of an image does
+            not depend on the other images of its batch.
+        classes: the expected categories; None takes them from the file.
+        with_masks: whether samples have masks; all objects except crowd regions must have one.
         batch_size: images in a training batch, see `aspect_groups`.
 
     Raises:
-        UserError: folder or file is missing, or the file is wrong.
+        UserError: the folder or the file is missing, or the file is wrong.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class CocoDetection:
         self._with_masks = with_masks
         self._config = config
         self._augment: Augment | None = None
-        self._missing: frozenset[int] = frozenset()  # rows that are skipped without a look
+        self._missing: frozenset[int] = frozenset()  # rows that are skipped without a try
         self._batch_size = batch_size
         rows = np.arange(len(found))
         if training:
@@ -95,10 +97,10 @@ class CocoDetection:
             )
             if not config.keep_empty:
                 rows = rows[_has_objects(found)]
-        self._keep(rows)
+        self._select_rows(rows)
 
-    def _keep(self, rows: np.ndarray) -> None:
-        """Hold the images of these rows of the file, and no others."""
+    def _select_rows(self, rows: np.ndarray) -> None:
+        """Restrict the data set to these rows of the file."""
         self._rows = rows
         sizes = self.annotations.sizes[rows]
         self.groups: np.ndarray = (
@@ -112,11 +114,11 @@ class CocoDetection:
 
     @property
     def report(self) -> DataReport:
-        """What reading the file counted, and `check_images`."""
+        """The counts of reading the file and of `check_images`."""
         return self.annotations.report
 
     def notes(self, name: str) -> list[str]:
-        """Return lines on the data for the log; `name` is that of the split."""
+        """Return log lines about the data; `name` is the name of the split."""
         counts = ", ".join(f"{count} {what}" for what, count in self.report.rows())
         notes = [f"{name} data: {counts}"]
         if self.annotations.cache_note is not None:
@@ -124,16 +126,16 @@ class CocoDetection:
         if len(self.annotations.boxes) and self.annotations.is_crowd.all():
             notes.append(
                 f"{name} data: all {len(self.annotations.boxes)} boxes are crowd regions, which"
-                " are not scored: AP and AR will not exist"
+                " are not scored: there will be no AP and AR"
             )
-        if self._augment is not None:  # said of training; validation is most likely alike
+        if self._augment is not None:  # once per run: validation images usually have the same depth
             depth = bit_depth_note(map(self._path_of, self._rows.tolist()))
             notes += [depth] if depth else []
         return notes
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of the annotations as they were read, kept for training or not."""
+        """Checksum of all annotations of the file, including images without a training object."""
         found = self.annotations
         parts = [found.image_ids, found.sizes, found.offsets, found.boxes, found.labels]
         parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
@@ -146,30 +148,31 @@ class CocoDetection:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(N,) int64 ids of the images that `load` reads, by its index."""
+        """(N,) int64 image ids, in the order of `load`'s index."""
         ids: np.ndarray = self.annotations.image_ids[self._rows]
         return ids
 
     def __len__(self) -> int:
-        """Return the number of images, after empty ones were left out where that is asked."""
+        """Return the number of images, without the empty ones if the config drops them."""
         return len(self._rows)
 
     def load(self, index: int, seed: int, batch_shape: BatchShape | None = None) -> Sample:
-        """Read image `index`, in training at the size of its batch.
+        """Read and transform image `index`.
 
         Args:
             index: in 0..N-1.
-            seed: of mirrors and colours, and of the size of a training image without `batch_shape`.
-            batch_shape: that of its training batch.
+            seed: determines flips and colours, and the size of a training image if `batch_shape` is
+                None.
+            batch_shape: the shape of its training batch.
 
         Raises:
-            UserError: the image is missing, or bad and `on_bad_image` is error.
-            SkippedSampleError: the image is bad, or was missing when `check_images` looked, and
-                `on_bad_image` is skip.
+            UserError: the image is missing, or bad and `on_bad_image` is "error".
+            SkippedSampleError: the image is bad, or was missing in `check_images`, and
+                `on_bad_image` is "skip".
         """
         row = int(self._rows[index])
         if row in self._missing:
-            raise SkippedSampleError(f"{self._path_of(row)}: no such image at the start of the run")
+            raise SkippedSampleError(f"{self._path_of(row)}: missing at the start of the run")
         try:
             pixels = self._read(row)
         except BadImageError as error:
@@ -177,13 +180,15 @@ class CocoDetection:
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
-        # as crowds are difficult and ignored objects: neither foreground nor background
+        # Difficult and ignored objects are treated like crowd regions: neither foreground nor
+        # background.
         is_ignored = ~self.annotations.is_plain(objects)
         if self._augment is not None:
             short_side = (
                 batch_shape.short_side if batch_shape else self._augment.draw_short_side(seed)
             )
             size = resized_size(original_size, short_side, self._config.augment.max_side)
+            # masks are drawn at the final size; pixels and boxes are still in original pixels
             masks = self._draw_masks(row, size)
             pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed, size=size)
         else:
@@ -202,19 +207,22 @@ class CocoDetection:
         )
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> BatchShape:
-        """Draw the short side of a global training batch; return the batch shape that holds it.
+        """Sample the short side of a global training batch, and return the shape of the batch.
 
-        One short side for all: were each image to draw its own, batches of 8 would be padded by
-        a quarter instead of a twentieth.
+        All its images get the same short side. If each image had its own, a quarter of a batch of
+        8 would be padding, instead of a twentieth.
 
         Args:
-            sample_keys: (index, seed) of its images; no file is read.
+            sample_keys: (index, seed) of its images. The sizes come from the annotations; no image
+                is read.
         """
-        assert self._augment is not None, "evaluation batches have one padded shape anyway"
+        assert self._augment is not None, "evaluation batches have one padded shape already"
+        # every process gets all keys of the global batch, so all use the first image's seed
         short_side = self._augment.draw_short_side(sample_keys[0][1])
         sizes = [
             resized_size((height, width), short_side, self._config.augment.max_side)
             for index, _ in sample_keys
+            # a list of one element, to unpack the row
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
@@ -223,20 +231,20 @@ class CocoDetection:
     def collate(
         self, samples: Sequence[Sample], batch_shape: BatchShape | None = None
     ) -> DetectionBatch:
-        """Make one batch of at least one sample, padded to the size of the batch shape or more."""
+        """Collate one or more samples, padded to at least the size of the batch shape."""
         divisor = self._config.size_divisor
         return collate_detection(
             samples, size_divisor=divisor, batch_shape=batch_shape.size if batch_shape else (1, 1)
         )
 
     def check_images(self) -> None:
-        """Look whether all images are there that will be read; none is opened.
+        """Check that all images exist, without opening them.
 
-        Where `on_bad_image` is skip, those that are not are skipped, counted and named: training
-        goes on without them, and in validation they count as images without detections.
+        If `on_bad_image` is "skip", missing images are counted and named. Training drops them; in
+        validation they count as images without detections.
 
         Raises:
-            UserError: some are not there and `on_bad_image` is error, or none is.
+            UserError: images are missing and `on_bad_image` is "error", or all are missing.
         """
         names = [self.annotations.file_name(row) for row in self._rows.tolist()]
         reasons = unreadable_images(self._folder, names)
@@ -254,19 +262,20 @@ class CocoDetection:
         places = list(reasons)
         self._missing = frozenset(self._rows[places].tolist())
         if self._augment is not None:
-            self._keep(np.delete(self._rows, places))
+            self._select_rows(np.delete(self._rows, places))
 
     def _path_of(self, row: int) -> Path:
         return image_path(self._folder, self.annotations.file_name(row))
 
     def _read(self, row: int) -> np.ndarray:
-        """Return the image of `row`, of the size that the file gives it."""
+        """Return the image of `row`, and check that it has the annotated size."""
         path = self._path_of(row)
         pixels = read_image(path)
         expected = tuple(self.annotations.sizes[row].tolist())
         if pixels.shape[:2] == expected:
             return pixels
         message = f"{path}: expected {shape(expected)} as annotated, got {shape(pixels.shape)}"
+        # shape[1::-1] is (width, height): the sides are swapped, usually by an EXIF rotation
         if pixels.shape[1::-1] == expected:
             is_turned = read_image(path, rotate=False).shape[:2] == expected
             message += " after its EXIF rotation" if is_turned else ""
@@ -274,11 +283,12 @@ class CocoDetection:
         raise BadImageError(message)
 
     def _draw_masks(self, row: int, resized: tuple[int, int]) -> np.ndarray:
-        """Return the masks (N, *resized) bool of the objects of `row`; none unless asked for."""
+        """Return the masks (N, *resized) bool of the objects of `row`; (0, ...) without masks."""
         if not self._with_masks:
             return np.zeros((0, *resized), np.bool_)
         annotations = self.annotations
         objects = annotations.objects_of(row)
+        # segmentations are in file order, not grouped by image like the other arrays
         rows = annotations.rows_in_file[objects].tolist()
         crowds = annotations.is_crowd[objects].tolist()
         height, width = annotations.sizes[row].tolist()
@@ -293,7 +303,7 @@ class CocoDetection:
         return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
 
     def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
-        """Return (N,) int64, see `aspect_groups`."""
+        """Return the aspect ratio group of each image, (N,) int64; see `aspect_groups`."""
         augment = self._config.augment
         return aspect_groups(
             sizes,
@@ -304,18 +314,21 @@ class CocoDetection:
         )
 
     def _shape_groups(self, sizes: np.ndarray) -> np.ndarray:
-        """Return (N,) int64, one number for each padded shape at evaluation."""
+        """Return (N,) int64, a group number per padded shape at evaluation."""
         divisor = self._config.size_divisor
         shapes = [
             tuple(round_up(side, divisor) for side in self._eval_size((height, width)))
             for height, width in sizes.tolist()
         ]
+        # the inverse indices number the distinct (height, width) pairs
         groups: np.ndarray = np.unique(shapes, axis=0, return_inverse=True)[1]
         return groups
 
 
 def _has_objects(annotations: Annotations) -> np.ndarray:
-    """Return (N,) bool: the image has an object to learn from."""
+    """Return (N,) bool: the image has a training object."""
+    # Prefix sum: single[i] training objects precede object i. The difference between an image's two
+    # offsets is its own count. np.add.reduceat is wrong for images without objects.
     single = np.concatenate([[0], np.cumsum(annotations.is_plain())])
     has: np.ndarray = np.diff(single[annotations.offsets]) > 0
     return has

@@ -1,4 +1,4 @@
-"""Where the image of a `file_name` lies: one rule for the check at the start and for reading."""
+"""Path of the image of a `file_name`; one rule for the check at the start and for reading."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,44 +12,46 @@ def image_path(
 ) -> Path:
     """Return the path of an image.
 
-    A name is relative to the folder. So is one with a leading slash, which some tools write; it is
-    an absolute path only where the folder has no such file. A backslash is Windows' slash where no
-    file has it in its name.
+    Names are relative to the folder. Some tools write a leading slash: such a name is relative too,
+    and absolute only if the folder has no such file. A backslash is taken for a Windows path
+    separator if no file has it in its name.
 
     Args:
-        folder: of the images.
-        name: `file_name` of a COCO JSON, or what another format has for it.
-        is_file: says whether a path is one; asked only where a name can be read in several ways.
+        folder: folder of the images.
+        name: `file_name` of a COCO JSON, or its counterpart in another format.
+        is_file: checks whether a path is a file; called only if the name is ambiguous.
 
     Returns:
-        The first reading that is a file; the first of all where none is.
+        The first candidate path that is a file, or the first candidate if none is.
 
     Raises:
-        UserError: the system gives no answer, as for a name of over 255 bytes.
+        UserError: the system cannot check the path, as for a name of over 255 bytes.
     """
-    readings = _readings(str(folder), name)
-    if len(readings) == 1:
-        return Path(readings[0])
-    return Path(next((reading for reading in readings if is_file(reading)), readings[0]))
+    candidates = _candidates(str(folder), name)
+    if len(candidates) == 1:
+        return Path(candidates[0])
+    return Path(next((candidate for candidate in candidates if is_file(candidate)), candidates[0]))
 
 
-def _readings(folder: str, name: str) -> list[str]:
+def _candidates(folder: str, name: str) -> list[str]:
+    """Return the paths that a name can mean, in order of preference."""
     names = [name, name.replace("\\", "/")] if "\\" in name else [name]
-    readings = []
+    candidates = []
     for each in names:
-        readings.append(f"{folder}/{each.lstrip('/')}")
+        candidates.append(f"{folder}/{each.lstrip('/')}")
         if each.startswith("/"):
-            readings.append(each)
-    return readings
+            candidates.append(each)
+    return candidates
 
 
 def unreadable_images(folder: str | Path, names: Iterable[str]) -> dict[int, str]:
-    """Return why images cannot be read, by their places in `names`; the others are left out.
+    """Return the reason for each image that cannot be read, by its index in `names`.
 
-    Folders are listed; no file is opened but those about which the listing says nothing good.
+    Folders are listed, which is faster than checking each file. Only files that are not in the
+    listing are opened.
 
     Args:
-        folder: of the images.
+        folder: folder of the images.
         names: as for `image_path`.
     """
     listings: dict[str, set[str]] = {}
@@ -58,21 +60,21 @@ def unreadable_images(folder: str | Path, names: Iterable[str]) -> dict[int, str
         parent, _, last = str(path).rpartition("/")
         if parent not in listings:
             listings[parent] = _files_in(parent)
-        # a file system may take other spellings than it lists
+        # Not listed, but it may exist: some file systems ignore case or normalise Unicode.
         return last in listings[parent] or _is_file(path)
 
     found = {}
     for place, name in enumerate(names):
-        readings = _readings(str(folder), name)
-        if not any(is_file(reading) for reading in readings):
-            found[place] = _reason(Path(readings[0]))
+        candidates = _candidates(str(folder), name)
+        if not any(is_file(candidate) for candidate in candidates):
+            found[place] = _reason(Path(candidates[0]))
     return found
 
 
 def _files_in(folder: str) -> set[str]:
     try:
         return paths.files_in(f"{folder}/")
-    except UserError:  # each file in it is asked for, and says so
+    except UserError:  # each of its files is then checked on its own, and gives the reason
         return set()
 
 
@@ -86,6 +88,6 @@ def _is_file(path: str | Path) -> bool:
 def _reason(path: Path) -> str:
     try:
         with paths.open_file(path):
-            return "changes while it is looked at"
+            return "changed while it was checked"
     except UserError as error:
-        return str(error).rpartition(": ")[2]
+        return str(error).rpartition(": ")[2]  # without the path, which the caller names

@@ -1,8 +1,8 @@
-"""Segmentations of a COCO file (polygons and RLE), and byte strings, in a few flat arrays.
+"""Segmentations of a COCO file (polygons and RLE) and byte strings, stored in flat arrays.
 
-Worker processes share the pages of an array for as long as nobody writes to them, while each look
-at a Python object writes its reference count and so copies its page: lists of a million small
-objects make the memory of workers grow over an epoch.
+Forked worker processes share memory pages until one of them writes. Reading a Python object writes
+its reference count and so copies its page: with lists of a million small objects, the memory of the
+workers grows over an epoch. Arrays have one reference count each, so their pages stay shared.
 """
 
 import math
@@ -19,19 +19,22 @@ from detection.ops.rle import code_of
 from engine.errors import UserError
 
 FARTHEST = 2.0**24
-"""Pixels from the corner to a polygon; beyond, float32 does not hold every pixel."""
+"""Maximum norm of a polygon's coordinates: up to here, float32 represents every integer."""
 
 
 @dataclass(frozen=True)
 class ByteStrings:
-    """Byte strings, end to end: data (total,) uint8, offsets (count + 1,) int64 into it."""
+    """Concatenated byte strings: string i is `data[offsets[i]:offsets[i + 1]]`.
+
+    data: (total,) uint8. offsets: (count + 1,) int64, from 0 to the total length.
+    """
 
     data: np.ndarray
     offsets: np.ndarray
 
     @classmethod
     def of(cls, strings: Iterable[bytes]) -> "ByteStrings":
-        """Pack `strings`; there may be none."""
+        """Concatenate `strings`, which may be empty."""
         data, offsets = bytearray(), array("q", [0])
         for string in strings:
             data += string
@@ -49,12 +52,14 @@ class ByteStrings:
 
 @dataclass(frozen=True)
 class Segmentations:
-    """COCO's `segmentation` values in the order of the file: polygons, run lengths, or nothing.
+    """COCO's `segmentation` values in file order: polygons, run lengths, or nothing.
+
+    Two levels of offsets: object i has the polygons object_offsets[i] to object_offsets[i + 1] - 1,
+    and polygon j is coordinates[part_offsets[j]:part_offsets[j + 1]].
 
     coordinates: (total,) x y x y ..., original pixels; float64 as in the file, or float32, which
-    takes half the memory. part_offsets: (parts + 1,) int64,
-    where each polygon starts in them. object_offsets: (M + 1,) int64, where each object's polygons
-    start in `part_offsets`. run_lengths: M of COCO's compressed counts, empty for polygons.
+    takes half the memory. part_offsets: (parts + 1,) int64. object_offsets: (M + 1,) int64.
+    run_lengths: M strings, COCO's compressed `counts`; empty for polygons.
     """
 
     coordinates: np.ndarray
@@ -68,37 +73,39 @@ class Segmentations:
 
     def polygons(self, index: int) -> list[np.ndarray]:
         """Return the polygons of object `index`, each (2 * points,); none for an RLE."""
+        # one more offset than polygons: the end of the last one
         first, last = self.object_offsets[index : index + 2]
         bounds = self.part_offsets[first : last + 1]
         return [self.coordinates[a:b] for a, b in pairwise(bounds)]
 
     def in_float32(self) -> "Segmentations":
-        """Return the same with coordinates in float32."""
+        """Return a copy with coordinates in float32; no copy if they already are."""
         return replace(self, coordinates=self.coordinates.astype(np.float32, copy=False))
 
     @property
     def are_there(self) -> np.ndarray:
-        """(M,) bool: the object has a mask."""
+        """(M,) bool, whether each object has a mask."""
+        # number of polygons + length of the RLE string
         there: np.ndarray = np.diff(self.object_offsets) + np.diff(self.run_lengths.offsets) > 0
         return there
 
 
-def _part_of(polygon: Any) -> "array[float] | None":
-    """Return the coordinates of a polygon of three points or more; None: it is none.
+def _polygon_of(polygon: Any) -> "array[float] | None":
+    """Return the coordinates of a polygon of at least three points, None if it is not one.
 
-    pycocotools would take a part of four numbers for a box.
+    pycocotools would read a part of four numbers as a box.
     """
     try:
         part = array("d", polygon)
     except (TypeError, OverflowError):
         return None
-    # NaN is never less
+    # a NaN or an infinity fails the comparison too
     is_good = len(part) >= 6 and len(part) % 2 == 0 and math.hypot(*part) < FARTHEST
     return part if is_good else None
 
 
 def mask_fault(value: Any, size: Sequence[int]) -> str:
-    """Return what is wrong with an unreadable `segmentation` value, for a message."""
+    """Describe an unreadable `segmentation` value for an error message."""
     if isinstance(value, dict):
         try:
             code_of(value, size)
@@ -114,41 +121,42 @@ def mask_fault(value: Any, size: Sequence[int]) -> str:
 def check_masks(
     segmentations: Segmentations, rows: np.ndarray, is_crowd: np.ndarray, *, path: Path
 ) -> None:
-    """Raise UserError where an object that is no crowd region has no mask.
+    """Raise UserError if an object other than a crowd region has no mask.
 
     Args:
-        segmentations: of the whole file.
-        rows: (N,) int64, the objects' places in the file.
+        segmentations: segmentations of the whole file.
+        rows: (N,) int64, positions of the objects in the file.
         is_crowd: (N,) bool of these objects.
-        path: the file.
+        path: the file, for the message.
     """
     missing = rows[~segmentations.are_there[rows] & ~is_crowd]
     if len(missing):
         raise UserError(
             f"{path}: annotations[{missing.min()}]: segmentation: expected polygons or an RLE of "
-            f"its image's size, got neither; so in {len(missing)} of {len(rows)} annotations"
+            f"its image's size, got neither ({len(missing)} of {len(rows)} annotations)"
         )
 
 
 class SegmentationsBuilder:
-    """Gathers `segmentation` values one by one."""
+    """Collects `segmentation` values one by one and builds `Segmentations`."""
 
     def __init__(self) -> None:
         self.num_unreadable = 0
         self.num_dropped_parts = 0
+        # typed arrays: "d" float64, "q" int64; offsets start with the 0 before the first entry
         self._coordinates = array("d")
         self._part_offsets = array("q", [0])
         self._object_offsets = array("q", [0])
         self._run_lengths: list[bytes] = []
 
     def add(self, value: Any, size: Sequence[int]) -> None:
-        """Take one object's value; what is neither polygons nor RLE is counted and left empty.
+        """Add the value of one object; one that is neither polygons nor RLE is counted as empty.
 
-        Of several polygons those that are none are dropped and counted.
+        Parts of a list that are not polygons are dropped and counted, if at least one is.
 
         Args:
-            value: of the file.
-            size: (height, width) of the image, which an RLE must fill.
+            value: `segmentation` of the file.
+            size: (height, width) of the image, which must be the size of an RLE.
         """
         run_lengths = b""
         try:
@@ -158,21 +166,23 @@ class SegmentationsBuilder:
                 self._add_polygons(value or [])
         except (TypeError, ValueError):
             self.num_unreadable += 1
+        # Every object gets an entry in both, so that rows stay aligned with the file's annotations.
+        # len(part_offsets) - 1 is the number of polygons so far.
         self._run_lengths.append(run_lengths)
         self._object_offsets.append(len(self._part_offsets) - 1)
 
     def _add_polygons(self, polygons: list[list[float]]) -> None:
-        parts = [_part_of(polygon) for polygon in polygons]
+        parts = [_polygon_of(polygon) for polygon in polygons]
         good = [part for part in parts if part is not None]
         if parts and not good:
-            raise ValueError("no part is a polygon")
+            raise ValueError("no part is a polygon")  # counted by `add`
         self.num_dropped_parts += len(parts) - len(good)
         for part in good:
             self._coordinates += part
             self._part_offsets.append(len(self._coordinates))
 
     def pack(self) -> Segmentations:
-        """Return what was added."""
+        """Return the segmentations added so far."""
         return Segmentations(
             coordinates=np.frombuffer(self._coordinates, np.float64),
             part_offsets=np.frombuffer(self._part_offsets, np.int64),

@@ -1,8 +1,8 @@
-"""Which of two frames boxes were drawn in, where an image's width and height are swapped.
+"""Diagnosis of images whose annotated width and height are swapped: which frame the boxes are in.
 
-Some tools export the width and height of a file as it is stored, and boxes of the image as it is
-shown, after its EXIF rotation; others draw the boxes without the rotation as well. Rotations by 180
-degrees and mirrors swap no sides, nor does any rotation of a square image: those are not noticed.
+Some tools export the width and height of the stored file, but draw boxes on the displayed image,
+after its EXIF rotation. Others also draw the boxes on the stored, unrotated image. Rotations by
+180 degrees, mirroring, and rotations of square images do not swap sides, so they are not noticed.
 """
 
 from collections.abc import Callable
@@ -17,30 +17,32 @@ from detection.data.coco import Annotations
 from engine.errors import UserError
 
 LOOKED_AT = 50
-"""Images of the file whose sizes are read, for more boxes to judge by."""
+"""Number of other images whose sizes are read, to find more boxes for the diagnosis."""
 
 
 def describe_swapped_sides(
     annotations: Annotations, row: int, path_of: Callable[[int], Path]
 ) -> str:
-    """Say which frame the boxes fit, how many of them, and what to do about it.
+    """Return a message: which frame the boxes fit, how many do, and what to do.
 
     Args:
-        annotations: of all images.
-        row: an image whose sides are the annotated ones, swapped.
-        path_of: the path of the image of a row.
+        annotations: annotations of all images.
+        row: row of an image whose sides are swapped in the annotations.
+        path_of: function from a row to the path of its image.
     """
     rows = {row}
     for other in range(min(len(annotations), LOOKED_AT)):
         with suppress(UserError):
             if other != row and _is_swapped(annotations, other, path_of):
                 rows.add(other)
+    # rows of the objects of all these images
     objects = np.concatenate(
         [np.arange(annotations.offsets[each], annotations.offsets[each + 1]) for each in rows]
     )
     height, width = annotations.sizes[row].tolist()
     fits, rows_of = annotations.fits[objects], annotations.row_of(objects)
-    # those that fit are not clipped, and can be held against another size
+    # Boxes that fit were not clipped, so they can be checked against the swapped size here. For the
+    # others, `fits_turned` was computed from the unclipped box.
     inside = fit(annotations.boxes[objects], annotations.sizes[rows_of][:, ::-1])
     return describe_fit(
         fits,
@@ -58,13 +60,13 @@ def _is_swapped(annotations: Annotations, row: int, path_of: Callable[[int], Pat
 def describe_fit(
     fits: np.ndarray, fits_turned: np.ndarray, *, names: tuple[str, str], images: int
 ) -> str:
-    """Return what boxes say about their frame.
+    """Return the message for boxes that fit one, both or neither of the two frames.
 
     Args:
         fits: (M,) bool, inside the annotated size.
-        fits_turned: (M,) bool, inside the size with its sides swapped, that of the images.
-        names: of the annotated size and of the images', of one image.
-        images: with these boxes.
+        fits_turned: (M,) bool, inside the size with swapped sides, which the image files have.
+        names: the annotated and the actual size of one image, as text.
+        images: number of images with these boxes.
     """
     count, own, turned = len(fits), int(fits.sum()), int(fits_turned.sum())
     annotated, real = names
@@ -74,17 +76,17 @@ def describe_fit(
     if turned == count > own:
         return (
             f"{count} of {count} boxes {many} fit {real}, and {count - own} do not fit {annotated}:"
-            f" they are of the image as it is shown; {swap}"
+            f" they were drawn on the image as displayed; {swap}"
         )
     if own == count > turned:
         return (
             f"{count} of {count} boxes {many} fit {annotated}, and {count - turned} do not fit"
             f" {real}: they were drawn on the image unrotated; {strip}"
         )
-    said = f"all {count} boxes {many} fit both {annotated} and {real}"
+    result = f"all {count} boxes {many} fit both {annotated} and {real}"
     if own < count:
-        said = f"of {count} boxes {many} {own} fit {annotated} and {turned} {real}"
+        result = f"of {count} boxes {many} {own} fit {annotated} and {turned} {real}"
     return (
-        f"{said if count else 'it has no boxes'}, so that in which they were drawn cannot be told;"
-        f" look at some: if they were drawn on the image as it is shown, {swap}; if not, {strip}"
+        f"{result if count else 'it has no boxes'}, so the orientation is unknown;"
+        f" look at some: if they were drawn on the image as displayed, {swap}; if not, {strip}"
     )

@@ -238,12 +238,12 @@ def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     along = x * np.cos(angle) + y * np.sin(angle)  # pixels in the direction of `angle`
     kind = rng.integers(3)
     if kind == 0:
-        weight = (along - along.min()) / np.ptp(along)
+        weight = (along - along.min()) / np.ptp(along)  # gradient from 0 to 1
     elif kind == 1:
         weight = 0.5 + 0.35 * np.sin(along * (2 * np.pi / rng.uniform(12, 60)))
     else:
         coarse = rng.random(size=tuple(rng.integers(4, 14, size=2)), dtype=np.float32)
-        weight = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        weight = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)  # blotches
     image = first + (second - first) * weight[..., None]
     image += rng.normal(0, rng.uniform(2, 14), size=(height, width, 1))
     pixels: np.ndarray = image.clip(0, 255).astype(np.uint8)
@@ -270,6 +270,7 @@ def _add_object(scene: Scene, rng: np.random.Generator, *, tries: int = 12) -> N
     category_id = int(rng.choice(list(CATEGORIES)))
     low, high = DIAMETER_RANGE
     for _ in range(tries):
+        # log-uniform: as many objects from 20 to 40 pixels as from 60 to 120
         diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         # Up to a fifth of the diameter may lie outside the image.
         center = rng.uniform(0.3 * diameter, np.array([width, height]) - 0.3 * diameter)
@@ -300,7 +301,7 @@ def _all_visible(object_ids: np.ndarray, drawn_areas: list[int]) -> bool:
 def _star(radii: tuple[float, ...], points: int) -> np.ndarray:
     """Return (points, 2) vertices at equal angles, with distances from the center from `radii`."""
     angles = np.arange(points) * (2 * np.pi / points)
-    radius = np.resize(radii, points)
+    radius = np.resize(radii, points)  # repeats the radii: a star alternates between two
     return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
 
 
@@ -342,7 +343,7 @@ def _rasterise(outline: list[np.ndarray], height: int, width: int) -> np.ndarray
     encoded = coco_mask.frPyObjects([part.tolist() for part in outline], height, width)
     with warnings.catch_warnings():  # pycocotools does not know numpy 2's `copy` keyword
         warnings.simplefilter("ignore", DeprecationWarning)
-        planes = coco_mask.decode(encoded).astype(bool)
+        planes = coco_mask.decode(encoded).astype(bool)  # (height, width, polygons)
     inside: np.ndarray = planes[..., 0] & ~planes[..., 1:].any(axis=-1)
     return inside
 
@@ -350,6 +351,7 @@ def _rasterise(outline: list[np.ndarray], height: int, width: int) -> np.ndarray
 def _contrasting(pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a random RGB colour (3,) that differs from the mean colour under `mask`."""
     colours = rng.uniform(0, 255, size=(16, 3))
+    # the first of 16 colours that differs by more than 90 in a channel; argmax finds the first True
     far = np.abs(colours - pixels[mask].mean(axis=0)).max(axis=1) > 90
     chosen: np.ndarray = colours[int(far.argmax())]
     return chosen
@@ -361,6 +363,7 @@ def _paint(
     """Fill a non-empty `mask` of `pixels` in place with a shaded `colour` and a darker rim."""
     rows, columns = np.nonzero(mask)
     slope = rng.uniform(-0.2, 0.2, size=2)
+    # brightness changes linearly across the object, relative to its size
     offsets = np.stack([rows - rows.mean(), columns - columns.mean()], axis=1)
     shade = 1 + offsets @ slope / np.sqrt(len(rows))
     rim = ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)[rows, columns]
@@ -377,6 +380,8 @@ def _bounding_box(mask: np.ndarray) -> list[int]:
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """Return COCO's uncompressed RLE: lengths of runs down the columns, first a run of zeros."""
+    # order="F" reads down the columns. A run begins where the value changes; the False before the
+    # first pixel makes the first run one of zeros, of length 0 if that pixel is set.
     changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
     counts = np.diff(changes, prepend=0, append=mask.size)
     return {"size": list(mask.shape), "counts": counts.tolist()}

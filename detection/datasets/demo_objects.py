@@ -38,6 +38,7 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
         (root / split / name).mkdir(parents=True)
     names = []
     for number, (class_name, pixels) in zip(range(1, count + 1), _objects(seed), strict=False):
+        # OpenCV expects BGR
         done, encoded = cv2.imencode(".png", pixels[..., ::-1])
         assert done
         names.append(f"{split}/{class_name}/{number:06d}.png")
@@ -49,6 +50,7 @@ def _objects(seed: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (class name, image of one object) endlessly."""
     number = 0
     while True:
+        # one generator per scene: image k does not depend on how many images are drawn
         rng = np.random.default_rng([*seed, number])
         number += 1
         scene = draw_scene(rng)
@@ -61,12 +63,14 @@ def _crop(scene: Scene, bbox: list[int], rng: np.random.Generator) -> np.ndarray
     """Return (SIDE, SIDE, 3) uint8: a square crop around the box [x, y, width, height]."""
     x, y, width, height = bbox
     side = round(max(width, height) * rng.uniform(*MARGIN_RANGE))
+    # top left corner in the padded scene, in which all coordinates are larger by PADDING
     left = PADDING + round(x + width / 2 - side / 2)
     top = PADDING + round(y + height / 2 - side / 2)
     padded = cv2.copyMakeBorder(
         scene.pixels, PADDING, PADDING, PADDING, PADDING, cv2.BORDER_REFLECT
     )
     square = padded[top : top + side, left : left + side]
+    # averages pixels if the crop shrinks, interpolates if it grows
     method = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
     pixels: np.ndarray = cv2.resize(square, (SIDE, SIDE), interpolation=method)
     return pixels

@@ -149,6 +149,7 @@ def _check_disk(archives: Sequence[Archive], root: Path) -> None:
     need = 0
     for archive in archives:
         downloaded = _size(root / archive.name) + _size(_partial(root / archive.name))
+        # an archive is kept, so both it and its contents need space
         need += archive.unpacked_size + max(archive.size - downloaded, 0)
     free = shutil.disk_usage(root).free
     if need > free:
@@ -174,12 +175,13 @@ def _download(archive: Archive, path: Path, log: RunLog) -> None:
         previous_size = _size(partial)
         try:
             _download_rest(archive, partial, log)
-        except UserError:
+        except UserError:  # UserError is a ValueError, so it must not reach the last clause
             raise
         except urllib.error.HTTPError as error:
             error.close()
             raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
+            # after progress, try again: the loop resumes with the bytes so far
             if _size(partial) == previous_size:
                 raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
     if _size(partial) < archive.size:
@@ -218,10 +220,12 @@ def _download_rest(archive: Archive, partial: Path, log: RunLog) -> None:
     start = _size(partial)
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        # 206: the server sends the requested range; 200: it sends the whole file
         is_partial = response.status == http.HTTPStatus.PARTIAL_CONTENT
         sent = response.headers.get("Content-Range", f"bytes {start}-")
         if is_partial and not sent.startswith(f"bytes {start}-"):
             raise UserError(f"{archive.url}: expected bytes from {start} on, got {sent!r}")
+        # bytes that are still expected
         rest = archive.size - start if is_partial else archive.size
         what = f"downloading {archive.name}"
         with partial.open("ab" if is_partial else "wb") as file:
@@ -239,6 +243,7 @@ def _chunks(source: BinaryIO) -> Iterator[bytes]:
 
 def _with_progress(chunks: Iterator[bytes], size: int, what: str, log: RunLog) -> Iterator[bytes]:
     """Yield chunks of `size` bytes in total, and show the MB done and the time left."""
+    # number of chunks, rounded up; a chunk is 1 MB
     return log.progress(chunks, -(-size // CHUNK_BYTES), f"{what}, MB")
 
 
@@ -252,8 +257,10 @@ def _unpack(archive: Archive, path: Path, root: Path, log: RunLog) -> None:
                     packed.extract(name, root)
         else:
             with tarfile.open(path) as packed_tar:
+                # approximate: the list of a tar file is known only at its end
                 count = sum(archive.contents.values())
                 for member in log.progress(packed_tar, count, what):
+                    # filter "data" refuses paths outside `root`, links and devices
                     packed_tar.extract(member, root, filter="data")
     except (OSError, ValueError, EOFError, zlib.error, tarfile.TarError, *_ZIP_ERRORS) as error:
         raise UserError(f"{path}: cannot be unpacked: {error}") from error

@@ -25,6 +25,7 @@ def ilsvrc_set(root: Path, name: str) -> ImageSet:
     split = re.match("train|val|test", name)
     if split is None:
         raise UserError(f"{name}: expected a set whose name begins with train, val or test")
+    # lists such as train_17 or val1 use the folders of train and val
     xml, images = f"Annotations/DET/{split[0]}", f"Data/DET/{split[0]}"
     listed = root / "ImageSets" / "DET" / f"{name}.txt"
     if paths.is_file(listed):
@@ -50,19 +51,21 @@ def read_synsets(names: Path, wnids: Path | None = None) -> dict[str, Category]:
         if match is None:
             expected = "expected a WNID, an optional number, and a name"
             raise UserError(f"{names}: entry {position}: {expected}, got {line!r:.60}")
+        # WNID -> (number or None, first name)
         synsets[match[1]] = (match[2], match[3].split(",")[0].strip())
+    # dict.fromkeys removes repeated WNIDs and keeps their order
     chosen = list(synsets) if wnids is None else list(dict.fromkeys(read_names(wnids)))
     for wnid in chosen:
         if wnid not in synsets:
             raise UserError(f"{names}: expected a name for {wnid}, got none")
     numbers = [synsets[wnid][0] for wnid in chosen]
-    if None in numbers:
+    if None in numbers:  # number all of them, or ids could be repeated
         numbers = [str(number) for number in range(1, len(chosen) + 1)]
     classes = {
         wnid: Category(int(number or 0), synsets[wnid][1])
         for wnid, number in zip(chosen, numbers, strict=True)
     }
-    for field in Category._fields:
+    for field in Category._fields:  # neither ids nor names may be repeated
         counts = Counter(getattr(category, field) for category in classes.values())
         value, count = counts.most_common(1)[0]
         if count > 1:

@@ -60,6 +60,7 @@ def voc_set(root: Path, name: str) -> ImageSet:
     Raises:
         UserError: its list cannot be read.
     """
+    # VOC2007/trainval: the folder of the year, then the name of the list
     path = PurePosixPath(name)
     names = read_names(root / path.parent / "ImageSets" / "Main" / f"{path.name}.txt")
     return ImageSet(str(path.parent / "Annotations"), str(path.parent / "JPEGImages"), names)
@@ -121,6 +122,7 @@ def _xml_below(folder: Path) -> Iterator[PurePosixPath]:
     Each folder is read once, even if symbolic links lead to it. Hidden files are skipped, because
     macOS writes one beside each file on foreign disks.
     """
+    # depth first, with an explicit stack; `seen` has resolved paths, so link cycles end
     seen: set[Path] = set()
     pending = [""]
     while pending:

@@ -144,6 +144,7 @@ def convert(
         raise UserError(f"{root}: expected images to convert, got none")
     if classes is None:
         classes = number_classes(sorted({each.found.name for each in contents.objects}))
+    # (M, 4) corners as in the files, (M, 2) sizes of the objects' images
     corners = np.array([each.found.corners for each in contents.objects], float).reshape(-1, 4)
     sides = [(each.image["height"], each.image["width"]) for each in contents.objects]
     sizes = np.array(sides).reshape(-1, 2)
@@ -158,6 +159,7 @@ def convert(
     faults = [shown(bad[row][1]) for row in sorted(bad)]
     if on_bad_box == "error":
         _refuse(faults, "objects", "--on-bad-box")
+    # ids are assigned after dropping, so they are consecutive
     kept = [row for row in range(len(xywh)) if row not in bad]
     annotations = [
         {"id": number, **_annotation(contents.objects[row], xywh[row].tolist(), classes)}
@@ -217,6 +219,7 @@ def _read_sets(root: Path, sets: Sequence[ImageSet], contents: _Contents, log: R
     seen = set()
     files = [(image_set, name) for image_set in sets for name in image_set.names]
     for image_set, name in log.progress(files, len(files), "reading annotations"):
+        # path of the image without its suffix; identifies the image across sets
         stem = str(PurePosixPath(image_set.images) / name)
         contents.num_repeated += stem in seen
         if stem in seen:
@@ -267,8 +270,9 @@ def detect_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConven
     Returns:
         the convention, and the reason as a clause for the console.
     """
+    # ends: width and height, the largest possible x2 and y2
     near, far, ends = corners[:, :2], corners[:, 2:], sizes[:, ::-1]
-    # numbers of boxes with such a coordinate
+    # Numbers of boxes with such a coordinate, in x or in y. A NaN compares as False.
     from_0, from_1, to_end, before_end, fractional = (
         int(mask.any(axis=1).sum())
         for mask in (
@@ -279,6 +283,7 @@ def detect_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConven
             np.isfinite(corners) & (corners != np.floor(corners)),
         )
     )
+    # A few zeros among many ones are mistakes of the annotators.
     if fractional or from_0 * ONES_PER_ZERO > from_1:
         what = f"{from_0} begin at 0" if from_0 else f"{fractional} have fractions of pixels"
         reason = f"of {len(corners)} boxes {what}, which pixels counted from 1 cannot have"
@@ -299,6 +304,8 @@ def detect_convention(corners: np.ndarray, sizes: np.ndarray) -> tuple[BoxConven
 
 def _to_xywh(corners: np.ndarray, convention: BoxConvention) -> np.ndarray:
     """Return (M, 4) float64 xywh in COCO's coordinates."""
+    # "pixels": the first pixel is counted from 1, so its left edge is at xmin - 1; the right edge
+    # of the last pixel is at xmax.
     near = corners[:, :2] - (1 if convention == "pixels" else 0)
     return np.concatenate([near, corners[:, 2:] - near], axis=1)
 
@@ -329,6 +336,7 @@ def _bad_objects(
             size = objects[row].image["height"], objects[row].image["width"]
             problem = describe_bad_box(xywh[row].tolist(), size, reason)
             bad[row] = (reason, f"{objects[row].where}: {problem}")
+    # an unknown class replaces a problem of the box
     for row, (found, _, where) in enumerate(objects):
         if found.name not in classes:
             known = ", ".join(list(classes)[:CLASSES_SHOWN])

@@ -70,7 +70,9 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _size_of(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
+    # a missing or empty element counts as 0
     sides = [(root.findtext(f"size/{key}") or "0").strip() for key in ("height", "width")]
+    # isdecimal is False for signs, fractions and empty text
     if not all(side.isdecimal() for side in sides):
         shown = [f"{side:.60}" for side in sides]
         raise BadXmlError(f"{path}: size: expected height and width in whole pixels, got {shown}")
@@ -89,6 +91,7 @@ def _object_of(node: ElementTree.Element, where: str) -> XmlObject:
         raise BadXmlError(f"{where}: name: expected a class, got nothing")
     if has_control_characters(name):
         raise BadXmlError(f"{where}: name: expected no control characters, got {name!r:.60}")
+    # cut to 60 characters for the message; a missing value becomes text that float() refuses
     texts = [f"{node.findtext(f'bndbox/{side}') or 'nothing':.60}" for side in SIDES]
     try:
         left, top, right, bottom = map(float, texts)

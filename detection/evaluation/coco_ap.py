@@ -1,6 +1,6 @@
-"""COCO average precision: what is scored, its numbers, table and files. The engines do the rest.
+"""COCO average precision of boxes and masks, with its table and files.
 
-K categories, T=10 IoU thresholds, R=101 recall thresholds.
+coco_engines.py does the matching. K categories, T=10 IoU thresholds, R=101 recall thresholds.
 """
 
 import json
@@ -38,22 +38,24 @@ from detection.structures import DetectionBatch, Detections
 from engine.errors import UserError
 from engine.files import write_file
 
-# COCOeval.summarize's order
+# in the order of COCOeval.summarize
 SUMMARY = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
+# indices into the last two axes of `Accumulated.precision`: all areas; up to 100 detections
 _ALL_AREAS, _MOST_DETECTIONS = 0, 2
 
 
 @dataclass(frozen=True)
 class CocoScore:
-    """The outcome of one scoring.
+    """The scores of boxes or of masks.
 
-    metrics: `SUMMARY`'s twelve numbers and `ap/<class>` in [0, 1], NaN where there is no such
-    object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) over
-    all areas with 100 detections an image, NaN for a class without objects. class_names: by rising
-    category id. engine: who computed it. note: what was scored, for the reader of the table.
+    metrics: the twelve numbers of `SUMMARY` and `ap/<class>` in [0, 1], NaN if there is no such
+    object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) for all
+    areas and up to 100 detections per image, NaN for a class without objects. class_names: in
+    ascending order of category id. engine: the package that computed them. note: lines on what was
+    scored, shown with the table.
     """
 
     metrics: dict[str, float]
@@ -65,7 +67,7 @@ class CocoScore:
 
     @property
     def has_objects(self) -> bool:
-        """Whether there was something to find: no number of AP exists without."""
+        """Whether there are ground-truth objects; without any, AP is undefined."""
         return not np.isnan(self.precision).all()
 
     def table(self) -> Group:
@@ -76,21 +78,24 @@ class CocoScore:
         summary = _table(
             f"COCO AP and AR of {kind}, in percent, by {self.engine}", SUMMARY, self.metrics
         )
+        # "voc07_map", but not "voc07_ap/<class>" of a class with such a name
         others = [key for key in self.metrics if key.endswith("_map") and "/" not in key]
-        more = [_table("mAP by other rules, in percent", others, self.metrics)] if others else []
+        more = (
+            [_table("mAP by other protocols, in percent", others, self.metrics)] if others else []
+        )
         keys = [f"ap/{name}" for name in self.class_names]
         return Group(summary, *more, self.note, _table("AP by class", keys, self.metrics))
 
 
 @dataclass(frozen=True)
 class CocoReport:
-    """The score of boxes, of masks, or of both; the names of the second's numbers have `mask_`."""
+    """The scores of boxes, of masks, or of both; then masks' metrics have the prefix `mask_`."""
 
     scores: tuple[CocoScore, ...]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All numbers by name; see `CocoScore`."""
+        """All metrics by name; see `CocoScore`."""
         first, *others = self.scores
         return first.metrics | {
             f"mask_{name}": value
@@ -104,14 +109,16 @@ class CocoReport:
         return Group(*(score.table() for score in self.scores))
 
     def write(self, directory: Path) -> None:
-        """Write metrics.json (null where a number does not exist), pr_curves.png, and masks'.
+        """Write metrics.json, pr_curves.png, and mask_pr_curves.png if both were scored.
 
-        `engine` in metrics.json is the name of the package that computed COCO's numbers.
+        Undefined numbers are null in metrics.json. Its `engine` is the package that computed COCO's
+        numbers.
         """
         numbers = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         metrics = {**numbers, "engine": self.scores[0].engine}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
+        # not strict: there may be only one score
         for score, prefix in zip(self.scores, ("", "mask_"), strict=False):
             path = directory / f"{prefix}pr_curves.png"
             write_pr_curves(path, score.precision, score.class_names)
@@ -134,41 +141,43 @@ def score_file(
     engine: EngineChoice = "auto",
     protocols: Sequence[Protocol] = (),
 ) -> CocoReport:
-    """Score a COCO results file: boxes, masks or both, whichever it has.
+    """Score the boxes and masks of a COCO results file.
 
     Args:
         path: the results.
-        annotations: the COCO JSON that they belong to.
-        named_images: score only the images that the results name. COCO's rule is to score all that
-            are annotated; those without a result then count as images without detections.
-        engine: who computes COCO's numbers; `auto`, as for all that is to be reported, pycocotools.
-        protocols: further rules to score boxes by.
+        annotations: the COCO JSON with their ground truth.
+        named_images: score only images with results. By COCO's rule all annotated images are
+            scored, and those without results count as images without detections.
+        engine: the package that computes COCO's numbers; `auto` is pycocotools here, because the
+            numbers may be published.
+        protocols: other protocols for boxes.
 
     Raises:
-        UserError: a file cannot be read; a result is malformed, or of an image or category that
-            the annotations lack; protocols without boxes; an engine that is not installed.
+        UserError: a file cannot be read; a result is malformed, or its image or category is not
+            annotated; there are protocols but no boxes; the engine is not installed.
     """
     chosen = choose_engine(engine, final=True)
     results = read_results(path)
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
-    boxes_too: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
-    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and boxes_too)
+    # Masks are required if the results have only masks. If they have boxes as well, annotations
+    # without masks are fine: then boxes are scored alone.
+    need_masks: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
+    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and need_masks)
     matches = match_results(results, ground_truth, source=str(path))
     named = set(matches.image_ids.tolist())
-    # a file without detections scores 0, not nothing
+    # if the file has no detections, score all images: the result is 0 instead of an error
     if named_images and named:
         ground_truth = ground_truth.within(named)
     lines = [*matches.notes]
     if unnamed := len(ground_truth.image_ids) - len(named):
         lines.append(
-            f"{unnamed} annotated images that the results do not name are scored as images without "
-            "detections"
+            f"{unnamed} annotated images without results are scored as images without detections"
         )
     if "segm" in iou_types and not ground_truth.with_masks:
         iou_types = ("bbox",)
-        lines.append("masks of the results are not scored: the annotations have none")
+        lines.append("masks of the results are not scored: the annotations have no masks")
     scores = []
     for iou_type in iou_types:
         found, notes = table_of_results(
@@ -195,17 +204,18 @@ def _score(
     engine: Engine,
     notes: Sequence[str] = (),
 ) -> CocoScore:
-    """Score the images of `ground_truth`; detections in others do not count."""
+    """Score the detections in the images of `ground_truth`; other detections are ignored."""
     found = found.within(ground_truth.image_ids)
     accumulated = accumulate(found, ground_truth, iou_type=iou_type, engine=engine)
     precision = accumulated.precision[..., _ALL_AREAS, _MOST_DETECTIONS]
+    # pycocotools writes -1 for undefined values
     precision = np.where(precision < 0, np.nan, precision)
     names = tuple(ground_truth.names.values())
     metrics: dict[str, float] = {
         name: float(value) if value >= 0 else math.nan
         for name, value in zip(SUMMARY, summarize(accumulated, iou_type), strict=True)
     }
-    # a class is absent as a whole or not at all, so that a plain mean keeps its NaN
+    # A class is NaN at all thresholds or at none, so a plain mean is right.
     per_class = precision.mean(axis=(0, 1))
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
     metrics |= {"num_images": len(ground_truth.image_ids), "num_detections": len(found.scores)}
@@ -216,20 +226,20 @@ def _score(
 
 
 def _note(found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType) -> list[str]:
-    """Return lines on what was scored, and what of it was not as COCO's files have it."""
+    """Return lines on what was scored, and on deviations from COCO's own files."""
     table, rows, num_images = ground_truth.table, ground_truth.rows, len(ground_truth.image_ids)
     num_named = len(np.unique(found.image_ids))
     lines = [f"{len(found.scores)} detections in {num_named} of {num_images} images"]
     if unscored := len(ground_truth.images.ids) - num_images:
-        lines.append(f"{unscored} annotated images that the results do not name are not scored")
-    if table.is_crowd[rows].all():
-        got = f"{len(rows)} crowd regions alone" if len(rows) else "no annotations"
+        lines.append(f"{unscored} annotated images without results are not scored")
+    if table.is_crowd[rows].all():  # also if there are no rows
+        got = f"only {len(rows)} crowd regions" if len(rows) else "no annotations"
         lines.append(f"nothing to score: {ground_truth.path} has {got} in these images")
     for name, is_missing in (("area", table.lacks_area), ("iscrowd", table.lacks_iscrowd)):
         if count := int(is_missing[rows].sum()):
-            lines.append(f"{name} was missing, and filled in, for {count} objects")
+            lines.append(f"{name} was missing for {count} objects and filled in")
     if iou_type == "segm" and (empty := int((~table.segmentations.are_there[rows]).sum())):
-        lines.append(f"{empty} crowd regions have no mask that can be read, and cover nothing")
+        lines.append(f"{empty} crowd regions have no readable mask and are treated as empty")
     if difficult := int(table.is_difficult[rows].sum()):
         lines.append(f"{difficult} difficult objects count like any other in COCO's numbers")
     if ignored := int(table.is_ignored[rows].sum()):
@@ -238,17 +248,17 @@ def _note(found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType
 
 
 class CocoEvaluator:
-    """Gathers detections of a validation set, in any order and over any number of processes.
+    """Collects detections of a validation set, in any order and from any number of processes.
 
     Args:
-        ground_truth: of the validation set.
+        ground_truth: ground truth of the validation set.
         classes: the map between labels and category ids.
-        image_ids: the images of which `compute` expects detections, each once.
-        allow_missing: images may be missing (skipped by a stated policy); they then count as
+        image_ids: the images that `compute` expects, each exactly once.
+        allow_missing: whether images may be missing, because bad images are skipped; they count as
             images without detections.
-        protocols: further rules to score boxes by.
-        with_masks: score masks too, and take their AP for the main metric.
-        engine: who computes COCO's numbers.
+        protocols: other protocols for boxes.
+        with_masks: whether to score masks too; mask AP is then the main metric.
+        engine: the package that computes COCO's numbers.
     """
 
     def __init__(
@@ -273,19 +283,21 @@ class CocoEvaluator:
         self._report: CocoReport | None = None
 
     def update(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> None:
-        """Add one batch: a `Detections` for each of its images, in order."""
+        """Add one batch with a `Detections` per image, in the order of the batch."""
         for image_id, found in zip(batch.image_ids.tolist(), predictions, strict=True):
+            # one array (N, 6) per image, which is cheap to pickle; float32 holds labels exactly
             columns = [found.boxes, found.scores[:, None], found.labels[:, None].float()]
             rows = torch.cat(columns, dim=1).cpu().numpy()
             self._gathered.append(DetectionRows(image_id, rows, found.masks))
 
     def state(self) -> list[DetectionRows]:
-        """Return what this process has gathered."""
+        """Return the detections of this process."""
         return self._gathered
 
     def compute(self, states: Sequence[list[DetectionRows]]) -> dict[str, float]:
-        """Score the union of the states; see `CocoScore.metrics`."""
+        """Score the union of the states of all processes; see `CocoScore.metrics`."""
         gathered = [row for state in states for row in state]
+        # sorted by image, so that results do not depend on the number of processes
         self._gathered = sorted(gathered, key=lambda row: row[0])
         self._check_images([image_id for image_id, *_ in self._gathered])
         scores = [
@@ -314,7 +326,7 @@ class CocoEvaluator:
         return self._reported().table()
 
     def _reported(self) -> CocoReport:
-        assert self._report is not None, "compute() comes first"
+        assert self._report is not None, "call compute() first"
         return self._report
 
     def _results(self) -> Iterator[dict[str, Any]]:
@@ -324,9 +336,9 @@ class CocoEvaluator:
             yield from detections_to_coco(image_id, detections, self._classes)
 
     def _check_images(self, got: list[int]) -> None:
-        """Each expected image is there once, or the numbers would mean something else."""
+        """Check that each expected image occurs once; else the numbers would be wrong."""
         expected = set(self._ground_truth.image_ids.tolist())
         images = f"expected {len(expected)} images, each once, got {len(got)}"
-        assert len(got) == len(set(got)), f"{images}: some more than once"
-        assert set(got) <= expected, f"{images}: some that nobody asked for"
+        assert len(got) == len(set(got)), f"{images}: some are repeated"
+        assert set(got) <= expected, f"{images}: some are unexpected"
         assert self._allow_missing or len(got) == len(expected), f"{images}: some are missing"

@@ -1,10 +1,10 @@
-"""Who matches detections with objects by COCO's rules: pycocotools, the judge, or hotcoco.
+"""Matching of detections and objects by COCO's rules, with pycocotools or hotcoco.
 
-hotcoco is an optional package that leaves the same numbers, many times sooner. Either returns
-what pycocotools' `accumulate` does, and pycocotools summarises it.
+pycocotools is the reference. hotcoco is an optional package that gives the same numbers many times
+faster. Both return the arrays of pycocotools' `accumulate`, which pycocotools then summarises.
 
 K categories, T=10 IoU thresholds, R=101 recall thresholds, A=4 ranges of area, D=3 limits on the
-detections of an image.
+number of detections per image.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ Engine = Literal["pycocotools", "hotcoco"]
 
 
 class Accumulated(NamedTuple):
-    """precision (T, R, K, A, D) and recall (T, K, A, D) in [0, 1], -1 where there is no object."""
+    """precision (T, R, K, A, D) and recall (T, K, A, D) in [0, 1], -1 if there are no objects."""
 
     precision: np.ndarray
     recall: np.ndarray
 
 
 def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
-    """Return the engine of one scoring.
+    """Return the engine to use.
 
     Args:
         wanted: `evaluation.engine`.
-        final: whether the numbers are to be reported. `auto` gives those to pycocotools, and the
-            others to hotcoco where it is installed.
+        final: whether these are final numbers. `auto` uses pycocotools for them, and for others
+            hotcoco if it is installed.
 
     Raises:
         UserError: hotcoco is wanted and not installed.
@@ -49,7 +49,7 @@ def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
     if wanted == "hotcoco" and not installed:
         raise UserError(
             "evaluation.engine: expected hotcoco to be installed (pip install hotcoco), got none; "
-            "evaluation.engine=pycocotools needs nothing more"
+            "evaluation.engine=pycocotools is always available"
         )
     return "hotcoco" if installed else "pycocotools"
 
@@ -57,41 +57,42 @@ def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
 def accumulate(
     found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType, engine: Engine
 ) -> Accumulated:
-    """Match detections with the objects of some images, and take precision over recall.
+    """Match detections with objects, and return precision over recall.
 
     Args:
-        found: detections, of the scored images alone.
-        ground_truth: of the scored images, see `GroundTruth.within`.
-        iou_type: compare boxes or masks.
-        engine: who does it.
+        found: detections in the scored images only.
+        ground_truth: ground truth of the scored images, see `GroundTruth.within`.
+        iou_type: whether to compare boxes or masks.
+        engine: the package to use.
     """
     if engine == "hotcoco":
         return _by_hotcoco(found, ground_truth, iou_type=iou_type)
-    # One category at a time: they do not touch each other in COCO's rules, so the numbers are those
-    # of a single call, and memory holds one category's matches instead of all.
+    # One category at a time: COCO's rules never compare categories, so the numbers are the same as
+    # from a single call, and memory holds the matches of only one category.
     with _silence():
         parts = [
             _match_category(ground_truth, category_id, found, iou_type=iou_type)
             for category_id in ground_truth.names
         ]
-    return Accumulated(
+    return Accumulated(  # the category axes of the two arrays
         np.concatenate([part.precision for part in parts], axis=2),
         np.concatenate([part.recall for part in parts], axis=1),
     )
 
 
 def summarize(accumulated: Accumulated, iou_type: IoUType) -> np.ndarray:
-    """Return pycocotools' twelve numbers, -1 where there is no such object."""
-    judge = COCOeval(iouType=iou_type)
-    judge.eval = accumulated._asdict()
+    """Return pycocotools' twelve numbers, -1 if there is no such object."""
+    # no ground truth is needed: summarize reads only `eval` and the default parameters
+    evaluator = COCOeval(iouType=iou_type)
+    evaluator.eval = accumulated._asdict()
     with _silence():
-        judge.summarize()
-    numbers: np.ndarray = judge.stats
+        evaluator.summarize()
+    numbers: np.ndarray = evaluator.stats
     return numbers
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    return contextlib.redirect_stdout(io.StringIO())  # pycocotools prints as it goes
+    return contextlib.redirect_stdout(io.StringIO())  # pycocotools prints its progress
 
 
 def _match_category(
@@ -99,7 +100,7 @@ def _match_category(
 ) -> Accumulated:
     objects = ground_truth.of_category(category_id, with_masks=iou_type == "segm")
     detections = found.of_category(category_id)
-    # the images without this category change nothing
+    # images with neither objects nor detections of the category do not change its numbers
     image_ids = {each["image_id"] for each in (*objects, *detections)}
     images = [
         {"id": image_id, "height": height, "width": width}
@@ -107,14 +108,14 @@ def _match_category(
         for height, width in [ground_truth.size_of(image_id)]
     ]
     shared = {"images": images, "categories": [{"id": category_id}]}
-    judge = COCOeval(_indexed(shared, objects), _indexed(shared, detections), iou_type)
-    judge.evaluate()
-    judge.accumulate()
-    return Accumulated(judge.eval["precision"], judge.eval["recall"])
+    evaluator = COCOeval(_indexed(shared, objects), _indexed(shared, detections), iou_type)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return Accumulated(evaluator.eval["precision"], evaluator.eval["recall"])
 
 
 def _indexed(shared: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
+    coco = COCO()  # without a path it reads nothing
     coco.dataset = {**shared, "annotations": annotations}
     coco.createIndex()
     return coco
@@ -125,8 +126,8 @@ def _by_hotcoco(
 ) -> Accumulated:
     import hotcoco  # optional
 
-    # Ids are handed over as places in ascending order: results are an array of floating-point
-    # numbers, which do not hold every id.
+    # hotcoco takes results as one float64 array, which cannot represent all int64 ids. So image and
+    # category ids are replaced by their positions in the ascending lists, found by searchsorted.
     images, categories = ground_truth.image_ids, np.array(list(ground_truth.names))
     table, rows = ground_truth.table, ground_truth.rows
     masks = iou_type == "segm"
@@ -140,13 +141,14 @@ def _by_hotcoco(
         np.searchsorted(images, table.image_ids[rows]),
         np.searchsorted(categories, table.category_ids[rows]),
         table.xywh[rows],
-        ids=rows + 1,
+        ids=rows + 1,  # from 1, see `GroundTruth.of_category`
         area=table.areas[rows],
         iscrowd=table.is_crowd[rows].astype(np.int64),
         segmentation=[ground_truth.segmentation_of(row) for row in rows.tolist()]
         if masks
         else None,
     )
+    # columns of COCO's array form: image, x, y, width, height, score, category
     results = np.column_stack(
         [
             np.searchsorted(images, found.image_ids),
@@ -156,11 +158,11 @@ def _by_hotcoco(
         ]
     )
     detections = coco.load_res(results, segmentation=[*found.masks] if masks else None)
-    if found.masks:  # whose area counts, not that of the boxes beside them
-        ids = np.arange(1, len(found.masks) + 1)  # load_res counts from 1
+    if found.masks:  # areas of masks; load_res takes those of the boxes
+        ids = np.arange(1, len(found.masks) + 1)  # load_res numbers results from 1
         detections.update_anns(ids=ids, area=found.areas)
-    judge = hotcoco.COCOeval(coco, detections, iou_type)
-    judge.evaluate()
-    judge.accumulate()
-    assert judge.eval is not None
-    return Accumulated(judge.eval["precision"], judge.eval["recall"])
+    evaluator = hotcoco.COCOeval(coco, detections, iou_type)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    assert evaluator.eval is not None
+    return Accumulated(evaluator.eval["precision"], evaluator.eval["recall"])

@@ -1,7 +1,7 @@
-"""Detections of a COCO results file: matched with annotated images and classes, made a table.
+"""Reader of COCO results files: matches detections with annotated images and classes.
 
-M detections. A file scores as by pycocotools (`COCO.loadRes`, then `COCOeval`): boxes beside an
-empty `segmentation`, masks beside an empty `bbox`, polygons, run lengths that are not compressed.
+M detections. A file gets the score of pycocotools (`COCO.loadRes`, then `COCOeval`) in all forms:
+boxes with empty `segmentation`, masks with empty `bbox`, polygons, uncompressed run lengths.
 """
 
 import math
@@ -31,10 +31,10 @@ Result = dict[str, Any]
 
 
 def read_results(path: Path | str) -> list[Result]:
-    """Read a file of detections in COCO's results format; of its entries only the kind is checked.
+    """Read a COCO results file, and check only that it is a list of objects.
 
     Raises:
-        UserError: the file cannot be read, or holds no JSON list of objects.
+        UserError: the file cannot be read, or is not a JSON list of objects.
     """
     results = parse_json(Path(path))
     if not isinstance(results, list):
@@ -47,7 +47,7 @@ def read_results(path: Path | str) -> list[Result]:
 
 
 def iou_types_of(results: Sequence[Result]) -> tuple[IoUType, ...]:
-    """Return what can be scored of results: boxes, masks or both, where at least one has them."""
+    """Return whether boxes, masks or both can be scored: those that at least one result has."""
     boxes, masks = (any(_has(each, key) for each in results) for key in ("bbox", "segmentation"))
     if not masks:
         return ("bbox",)
@@ -55,17 +55,17 @@ def iou_types_of(results: Sequence[Result]) -> tuple[IoUType, ...]:
 
 
 def _has(result: Result, key: str) -> bool:
-    """Whether there is a value: SAHI and others write `[]` or null for what they do not have."""
+    """Return whether a result has a value; SAHI and others write `[]` or null for a missing one."""
     value = result.get(key)
     return value is not None and value != [] and value != {}
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Which image and class of the annotations each result is of.
+    """The annotated image and class of each result.
 
-    image_ids, category_ids: (M,) int64, those of the annotations. notes: lines on how they were
-    found, where it was not by the ids of the file alone.
+    image_ids, category_ids: (M,) int64 ids of the annotations. notes: lines on how they were found,
+    if not by the ids of the results alone.
     """
 
     image_ids: np.ndarray
@@ -76,18 +76,18 @@ class Matches:
 def match_results(results: Sequence[Result], ground_truth: GroundTruth, *, source: str) -> Matches:
     """Find the annotated image and class of each result: by its ids, or by its names.
 
-    tools/predict.py numbers images by itself, and categories as the detector's own data set does,
-    and writes `file_name` and `category_name` beside them. Where every result has a name and some
-    id is another image's (another class's), the names decide for all.
+    tools/predict.py assigns its own image ids, uses the category ids of the detector's training
+    data, and adds `file_name` and `category_name`. If every result has a name and at least one id
+    contradicts its name, then names decide for all results.
 
     Args:
-        results: of `read_results`.
-        ground_truth: of the annotations.
-        source: the results' name in messages.
+        results: the results, from `read_results`.
+        ground_truth: ground truth of the annotations.
+        source: name of the results in messages.
 
     Raises:
-        UserError: an id or a name is malformed, unknown to the annotations or not of one image
-            alone, or an id and a name contradict each other where not every result has a name.
+        UserError: an id or a name is malformed, not annotated or ambiguous; or an id contradicts
+            its name and not every result has a name.
     """
     image_ids, image_notes = _match_images(results, ground_truth, source)
     category_ids, category_notes = _match_categories(results, ground_truth, source)
@@ -104,24 +104,28 @@ def _match_images(
     names = [
         _name_of(each, "file_name", f"{source}: detection {i}") for i, each in enumerate(results)
     ]
+    # for each result, the ids of all images that its name fits; None without a name
     finder = _ImageFinder(ground_truth)
     found = [None if name is None else finder.find(name) for name in names]
     contradicted = [
         index
         for index, (result, named) in enumerate(zip(results, found, strict=True))
-        if named is not None and not _agree(result.get("image_id"), named, ground_truth)
+        if named is not None and not _id_fits(result.get("image_id"), named, ground_truth)
     ]
     path = ground_truth.path
+    # Names decide for all, or a contradiction that names cannot decide is an error, or ids decide.
     if contradicted and None not in names:
-        return [_only(*each, path, source) for each in enumerate(zip(names, found, strict=True))], [
-            f"images are matched by file_name: {len(contradicted)} of {len(results)} image_ids are "
-            "not those of the annotations"
+        return [
+            _single_id(*each, path, source) for each in enumerate(zip(names, found, strict=True))
+        ], [
+            f"images are matched by file_name: {len(contradicted)} of {len(results)} image_ids "
+            "differ from the annotations"
         ]
-    for index in contradicted[:1]:
+    for index in contradicted[:1]:  # report the first one
         where = f"{source}: detection {index}"
         image_id = known_id(results[index], "image_id", ground_truth.places, path, where)
         expected = ground_truth.file_name_of(image_id)
-        got = f"got {names[index]!r:.200} (names decide where every detection has one)"
+        got = f"got {names[index]!r:.200} (names decide if every detection has one)"
         raise UserError(f"{where}: file_name: expected {expected!r}, of image {image_id}, {got}")
     return [
         known_id(result, "image_id", ground_truth.places, path, f"{source}: detection {index}")
@@ -129,8 +133,8 @@ def _match_images(
     ], []
 
 
-def _agree(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bool:
-    """Whether an id is of an image with that name, or of one without any name to compare."""
+def _id_fits(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bool:
+    """Return whether an id belongs to an image with that name, or to one without a name."""
     if type(image_id) is not int:
         return False
     return image_id in named or (
@@ -138,7 +142,8 @@ def _agree(image_id: Any, named: Sequence[int], ground_truth: GroundTruth) -> bo
     )
 
 
-def _only(index: int, named: tuple[Any, Any], path: Path, source: str) -> int:
+def _single_id(index: int, named: tuple[Any, Any], path: Path, source: str) -> int:
+    """Return the only image id of `named` (a name, the ids that it fits), or raise UserError."""
     name, image_ids = named
     if len(image_ids) == 1:
         return int(image_ids[0])
@@ -146,13 +151,14 @@ def _only(index: int, named: tuple[Any, Any], path: Path, source: str) -> int:
     if image_ids:
         got = f"got {name!r:.200}, which fits the images {', '.join(map(str, image_ids[:5]))}"
         raise UserError(f"{where}: expected the name of one image of {path}, {got}")
-    raise UserError(f"{where}: expected that of an image of {path}, got {name!r:.200}")
+    raise UserError(f"{where}: expected the name of an image of {path}, got {name!r:.200}")
 
 
 class _ImageFinder:
-    """Finds annotated images by file name, with or without the folders above."""
+    """Lookup of annotated images by file name, with or without parent folders."""
 
     def __init__(self, ground_truth: GroundTruth) -> None:
+        # ids by all parts of the path, and by the last part; names may be repeated
         self._by_path: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._by_name: dict[str, list[int]] = defaultdict(list)
         self._known: dict[str, tuple[int, ...]] = {}
@@ -162,13 +168,14 @@ class _ImageFinder:
                 self._by_name[parts[-1]].append(image_id)
 
     def find(self, name: str) -> tuple[int, ...]:
-        """Return the ids of the images that a name fits best: none, one or several.
+        """Return the ids of the images that fit a name best: none, one or several.
 
-        It fits an image's whole file name, behind folders that the annotations do not have; else
-        the last part of it.
+        A name fits an image if it ends with the image's whole annotated path. If no image fits in
+        this way, those with the same last part of the path fit.
         """
-        if name not in self._known:
+        if name not in self._known:  # an image has many detections, so keep its result
             parts = _parts_of(name)
+            # the longest tail first: a/b/c.jpg, b/c.jpg, c.jpg
             tails = (parts[start:] for start in range(len(parts)))
             fitting = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
             if fitting is None:
@@ -195,7 +202,7 @@ def _match_categories(
         for index, (result, category_id) in enumerate(zip(results, named, strict=True))
         if category_id is not None and not _is_id(result.get("category_id"), category_id)
     ]
-    strangers = Counter(
+    unknown = Counter(  # names that are not annotated, None for results without a name
         name for name, category_id in zip(names, named, strict=True) if category_id is None
     )
     if not contradicted:
@@ -209,28 +216,28 @@ def _match_categories(
             )
             for i, each in enumerate(results)
         ]
-        del strangers[None]
-        first = next(iter(strangers), None)
+        del unknown[None]  # results without a name need no note; no error if there are none
+        first = next(iter(unknown), None)
         return known, [] if first is None else [
-            f"category_id decides in {strangers.total()} detections whose category_name is none of "
-            f"the annotations', such as {first!r:.60}"
+            f"{unknown.total()} detections are matched by category_id, because the annotations "
+            f"lack their category_name, such as {first!r:.60}"
         ]
-    if strangers:
+    if unknown:  # names may decide only if all are known
         index, other = contradicted[0], named.index(None)
         raise UserError(
             f"{source}: detection {index}: category_id: expected {named[index]}, that of "
             f"{names[index]!r:.60} in {ground_truth.path}, got "
-            f"{results[index].get('category_id')!r:.60}; names would decide if all were known, "
-            f"but that of detection {other} is {names[other]!r:.60}"
+            f"{results[index].get('category_id')!r:.60}; names decide only if all are known, "
+            f"and that of detection {other} is {names[other]!r:.60}"
         )
     return [each for each in named if each is not None], [
         f"classes are matched by category_name: {len(contradicted)} of {len(results)} category_ids "
-        "are not those of the annotations"
+        "differ from the annotations"
     ]
 
 
 def _is_id(value: Any, expected: int) -> bool:
-    return type(value) is int and value == expected
+    return type(value) is int and value == expected  # neither True nor 1.0
 
 
 def _name_of(result: Result, key: str, where: str) -> str | None:
@@ -248,17 +255,17 @@ def table_of_results(
     iou_type: IoUType,
     source: str,
 ) -> tuple[DetectionTable, list[str]]:
-    """Check the boxes or masks of results and put them into a table.
+    """Check the boxes or masks of results and return them as a table.
 
-    A result without the one that is scored gets it from the other, as in pycocotools: a mask that
-    is its box, or the box around its mask.
+    As in pycocotools, a result without a mask gets the mask of its box, and one without a box gets
+    the box around its mask.
 
     Args:
         results: each with `score`, and `bbox` or `segmentation` (RLE or polygons).
-        matches: of `match_results`.
-        ground_truth: of the annotations; where masks are read, with the sizes of its images.
+        matches: result of `match_results`.
+        ground_truth: ground truth of the annotations; with image sizes if there are masks.
         iou_type: whether boxes or masks are scored.
-        source: the results' name in messages.
+        source: name of the results in messages.
 
     Returns:
         The detections, and lines on what was filled in or dropped.
@@ -296,10 +303,11 @@ class _Shapes(NamedTuple):
 
 
 def _boxes_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Shapes:
-    values, from_masks = array("d"), 0
+    """Return the boxes of results, or the boxes around their masks; sizes: [height, width] each."""
+    values, from_masks = array("d"), 0  # x y width height x y ...
     for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
         where = f"{source}: detection {index}"
-        if _has(result, "bbox") or not _has(result, "segmentation"):
+        if _has(result, "bbox") or not _has(result, "segmentation"):  # neither: box_of raises
             values.extend(box_of(result, where))
             continue
         mask = _mask_of(result, size, where)
@@ -308,11 +316,12 @@ def _boxes_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str
         values.extend(mask_codec.toBbox({"size": size, "counts": mask.code}).tolist())
         from_masks += 1
     boxes = np.frombuffer(values, np.float64).reshape(-1, 4)
-    note = f"{from_masks} detections have no bbox: the box around their mask is scored"
+    note = f"{from_masks} detections have no bbox: the box around the mask is scored"
     return _Shapes(boxes, [], areas_of(boxes, []), [note] if from_masks else [])
 
 
 def _masks_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str) -> _Shapes:
+    """Return the masks of results, or their boxes as masks; sizes: [height, width] each."""
     masks: list[dict[str, Any]] = []
     box_areas: dict[int, float] = {}
     from_boxes = dropped = 0
@@ -324,30 +333,29 @@ def _masks_of(results: Sequence[Result], sizes: Sequence[list[Any]], source: str
         if code is None and not has_box:
             got = f"{result.get('segmentation')!r:.60}" if "segmentation" in result else "nothing"
             raise UserError(f"{where}: segmentation: expected an RLE or polygons, got {got}")
-        # loadRes takes the box's area for the mask's where there is a box. For run lengths that is
-        # not done here, nor by those who take the boxes out before (detectron2): a run's own masks
-        # have their own area.
+        # loadRes takes a box's area (small, medium or large?) in place of the mask's, and so does
+        # this code for polygons. RLEs have their own area, as in detectron2, which drops the boxes.
         if has_box and not mask.is_run_length:
             x, y, width, height = _finite_box(result, where)
             box_areas[index] = width * height
             if code is None:
                 corners = [x, y, x, y + height, x + width, y + height, x + width, y]
-                code = _drawn([corners], size, where)
+                code = _rasterise([corners], size, where)
                 from_boxes += 1
         assert code is not None
         masks.append({"size": size, "counts": code})
     areas = areas_of(np.zeros((0, 4)), masks)
     areas[list(box_areas)] = list(box_areas.values())
     counts = {
-        "detections have no mask: their box stands for it": from_boxes,
-        "parts of masks dropped, of fewer than three points": dropped,
+        "detections have no mask: their box is used as the mask": from_boxes,
+        "parts of masks with fewer than three points were dropped": dropped,
     }
     notes = [f"{count} {what}" for what, count in counts.items() if count]
     return _Shapes(np.zeros((len(masks), 4)), masks, areas, notes)
 
 
 class _Mask(NamedTuple):
-    """code: COCO's compressed string; None where a result has no mask."""
+    """One mask. code: COCO's compressed string, None if a result has no mask."""
 
     code: bytes | None
     is_run_length: bool
@@ -355,7 +363,7 @@ class _Mask(NamedTuple):
 
 
 def _mask_of(result: Result, size: Sequence[int], where: str) -> _Mask:
-    """Read `segmentation`: nothing, an RLE, or polygons, of which degenerate ones are dropped."""
+    """Read `segmentation`: nothing, an RLE, or polygons; degenerate polygons are dropped."""
     value: Any = result.get("segmentation")
     if not _has(result, "segmentation"):
         return _Mask(None, is_run_length=False, num_dropped=0)
@@ -370,14 +378,14 @@ def _mask_of(result: Result, size: Sequence[int], where: str) -> _Mask:
                 f"{where}: segmentation: expected polygons [[x1, y1, x2, y2, ...], ...], got a "
                 f"part {part!r:.60}"
             )
-    parts = [part for part in value if len(part) >= 6]
-    code = _drawn(parts, size, where) if parts else None
+    parts = [part for part in value if len(part) >= 6]  # three points or more
+    code = _rasterise(parts, size, where) if parts else None
     return _Mask(code, is_run_length=False, num_dropped=len(value) - len(parts))
 
 
-def _drawn(polygons: list[list[float]], size: Sequence[int], where: str) -> bytes:
-    """Return the compressed string of what polygons cover, by pycocotools' own drawing."""
-    if not all(math.hypot(*part) < FARTHEST for part in polygons):  # nor where one is NaN
+def _rasterise(polygons: list[list[float]], size: Sequence[int], where: str) -> bytes:
+    """Return the compressed RLE of the union of polygons, rasterised by pycocotools."""
+    if not all(math.hypot(*part) < FARTHEST for part in polygons):  # false for NaN too
         raise UserError(f"{where}: expected coordinates near the image, got {polygons!r:.60}")
     code: bytes = mask_codec.merge(mask_codec.frPyObjects(polygons, *size))["counts"]
     return code

@@ -1,6 +1,7 @@
-"""Ground truth of a COCO file for scoring: the values of the file that training reads its boxes of.
+"""Ground truth for scoring, with the unchanged values of a COCO file.
 
-N images, M annotations. Boxes are xywh here, as in the file, and ids are the file's own.
+N images, M annotations. Boxes are xywh and ids are the original ones, as in the file. Training uses
+the clipped float32 boxes of `Annotations` instead.
 """
 
 from collections.abc import Container, Iterable
@@ -20,12 +21,12 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The objects of a COCO file, as far as scoring needs them.
+    """The objects of a COCO file that are scored.
 
-    path: of the file. names: by rising category id. images: all of the file. table: all annotations
-    of the file. rows: (m,) int64, places in `table` of the objects that are scored, rising.
-    image_ids: (n,) int64, the images that are scored, rising. with_masks: whether all objects have
-    masks; a crowd region without one then has an empty one.
+    path: the file. names: class names by category id, in ascending order. images: all images of the
+    file. table: all annotations of the file. rows: (m,) int64, ascending rows of `table`: the
+    scored objects. image_ids: (n,) int64, the scored images, ascending. with_masks: whether all
+    objects have masks; a crowd region without one gets an empty one.
     """
 
     path: Path
@@ -38,34 +39,34 @@ class GroundTruth:
 
     @cached_property
     def places(self) -> dict[int, int]:
-        """Place in `images` of each image of the file, by its id."""
+        """Row in `images` by image id."""
         return {image_id: place for place, image_id in enumerate(self.images.ids.tolist())}
 
     def size_of(self, image_id: int) -> list[int]:
-        """Return [height, width] of an image; zeros where sizes were not read."""
+        """Return [height, width] of an image; zeros if sizes were not read."""
         size: list[int] = self.images.sizes[self.places[image_id]].tolist()
         return size
 
     def file_name_of(self, image_id: int) -> str:
-        """Return the file name of an image; empty where it has none."""
+        """Return the file name of an image; empty if it has none."""
         return self.images.names[self.places[image_id]].decode()
 
     def within(self, image_ids: Iterable[int]) -> "GroundTruth":
-        """Return the objects in some of the images, which alone are scored."""
+        """Return the ground truth restricted to some images."""
         wanted = np.unique(np.array(list(image_ids), np.int64))
         rows = self.rows[np.isin(self.table.image_ids[self.rows], wanted)]
         return replace(self, rows=rows, image_ids=wanted)
 
     def rows_of(self, category_id: int) -> np.ndarray:
-        """Return the places in `table` of one category's objects, in the order of the file."""
+        """Return the rows in `table` of one category's scored objects, in file order."""
         rows: np.ndarray = self.rows[self.table.category_ids[self.rows] == category_id]
         return rows
 
     def of_category(self, category_id: int, *, with_masks: bool) -> list[dict[str, Any]]:
-        """Return one category's objects as pycocotools wants them, new ones at each call.
+        """Return one category's objects in the form of pycocotools.
 
-        pycocotools writes into them. It takes an object with id 0 for an unmatched one, so that ids
-        count from 1.
+        Each call returns new dictionaries, because pycocotools writes into them. Ids start at 1,
+        because pycocotools stores the id of a matched object and reads 0 as "no match".
         """
         table, rows = self.table, self.rows_of(category_id)
         columns = (table.image_ids[rows], table.xywh[rows], table.areas[rows], table.is_crowd[rows])
@@ -85,35 +86,36 @@ class GroundTruth:
         ]
 
     def segmentation_of(self, row: int) -> Any:
-        """Return the mask of the object at a place in `table`, in COCO's form."""
+        """Return the mask of the object at a row of `table`, as COCO's `segmentation`."""
         segmentations = self.table.segmentations
         code = segmentations.run_lengths[row]
         polygons = [part.tolist() for part in segmentations.polygons(row)]
         if polygons:
             return polygons
         height, width = self.size_of(int(self.table.image_ids[row]))
-        if not code:
+        if not code:  # a crowd region without a mask: an RLE of zeros
             nothing = np.zeros((0, 0), np.bool_)
             code = encode_window(nothing, top=0, left=0, size=(height, width))
         return {"size": [height, width], "counts": code}
 
 
 def ground_truth_of(annotations: Annotations, *, with_masks: bool) -> GroundTruth:
-    """Return what detections are scored against, from annotations that were read for scoring.
+    """Return the ground truth of annotations that were read for scoring.
 
-    Objects that a stated policy dropped are not among them; all others have the values of the file.
+    It has no objects that `on_bad_box` dropped. All others have the unchanged values of the file.
 
     Args:
-        annotations: of `read_coco` with `for_scoring`, and with `need_masks` where masks count.
+        annotations: result of `read_coco` with `for_scoring`, and `need_masks` if masks are scored.
         with_masks: whether masks are scored.
     """
-    assert annotations.table is not None, "annotations that were not read for scoring"
+    assert annotations.table is not None, "expected annotations that were read for scoring"
     classes = annotations.classes
     return GroundTruth(
         path=annotations.path,
         names=dict(zip(classes.category_ids, classes.names, strict=True)),
         images=ImageTable(annotations.image_ids, annotations.file_names, annotations.sizes),
         table=annotations.table,
+        # back to file order: ties between objects are then resolved as for the file itself
         rows=np.sort(annotations.rows_in_file),
         image_ids=np.sort(annotations.image_ids),
         with_masks=with_masks,
@@ -123,15 +125,15 @@ def ground_truth_of(annotations: Annotations, *, with_masks: bool) -> GroundTrut
 def read_ground_truth(
     path: Path | str, *, with_masks: bool | Literal["if any"] = False
 ) -> GroundTruth:
-    """Read a COCO file to score results against; no image of it is needed, nor its name.
+    """Read a COCO file as ground truth for a results file; image names may be missing.
 
     Args:
-        path: the file, which is not changed.
-        with_masks: read masks too, which all but crowd regions must have. "if any": not where no
-            annotation has one.
+        path: the file.
+        with_masks: whether to read masks, which all objects except crowd regions must have.
+            "if any": only if at least one annotation has a mask.
 
     Raises:
-        UserError: the file cannot be read, is not of COCO's shape, or has nothing to find.
+        UserError: the file cannot be read, is not a COCO file, or has no annotations.
     """
     path = Path(path)
     tables = read_tables(path, need_names=False, need_sizes=bool(with_masks))
@@ -150,8 +152,9 @@ def read_ground_truth(
 def _check_values(
     table: AnnotationTable, image_ids: np.ndarray, category_ids: np.ndarray, path: Path
 ) -> None:
-    """Raise UserError for the first annotation that cannot be scored against."""
+    """Raise UserError for the first annotation with an unknown id or an invalid number."""
     has_area = ~table.lacks_area
+    # (4, M) bool, one row per kind of problem, in the order of `problems` below
     bad = np.stack(
         [
             ~np.isin(table.image_ids, image_ids),
@@ -162,6 +165,7 @@ def _check_values(
     )
     if not bad.any():
         return
+    # the first bad annotation, then its first problem; argmax of bool is the first True
     row = int(bad.any(axis=0).argmax())
     problems = (
         f"image_id: expected one of {path}, got {table.image_ids[row]}",
@@ -173,7 +177,10 @@ def _check_values(
 
 
 def known_id(entry: dict[str, Any], key: str, known: Container[int], path: Path, where: str) -> int:
-    """Return the id under `key`, one of those that `path` knows; UserError begins with `where`."""
+    """Return the id under `key`, checked to be in `known`, the ids of the file `path`.
+
+    The message of a UserError begins with `where`.
+    """
     value = int_of(entry, key, where)
     if value not in known:
         raise UserError(f"{where}: {key}: expected one of {path}, got {value}")

@@ -1,4 +1,4 @@
-"""Images of an evaluation: precision over recall for every class.
+"""Plots of an evaluation: precision over recall for every class.
 
 K classes, T=10 IoU thresholds (0.5, 0.55, ... 0.95), R=101 recall thresholds (0, 0.01, ... 1).
 """
@@ -11,21 +11,23 @@ import numpy as np
 from backbones.plots import make_panels, save_figure
 
 MAX_PANELS = 100
+# index of each drawn threshold in 0.5, 0.55, ... 0.95
 _CURVES = {"IoU 0.5": 0, "IoU 0.75": 5, "IoU 0.9": 8}
 
 
 def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str]) -> None:
-    """Draw a panel for each class, at three IoU thresholds, into a PNG.
+    """Write a PNG with a panel per class, each with curves at three IoU thresholds.
 
     Args:
-        path: the image.
-        precision: (T, R, K), NaN for a class without objects; such a class gets no panel. Of more
-            than `MAX_PANELS` classes the first are drawn.
+        path: the PNG file.
+        precision: (T, R, K), NaN for a class without objects, which gets no panel. Of more than
+            `MAX_PANELS` classes only the first are drawn.
         class_names: K names.
     """
     known = [k for k in range(len(class_names)) if not np.isnan(precision[0, 0, k])]
     drawn = known[:MAX_PANELS]
     figure, panels = make_panels(len(drawn))
+    # thick lines first: the curves often coincide, and thinner ones on top leave all visible
     for axes, k in zip(panels, drawn, strict=True):
         recall = np.linspace(0, 1, precision.shape[1])
         for width, (label, threshold) in zip((3, 2, 1), _CURVES.items(), strict=True):
@@ -45,4 +47,4 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # a pair of them would be read as a formula
+    return text.replace("$", r"\$")  # matplotlib reads text between two $ as a formula

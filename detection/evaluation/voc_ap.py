@@ -1,12 +1,12 @@
-"""Average precision of boxes as PASCAL VOC and ILSVRC take it, beside COCO's.
+"""Average precision of boxes by the rules of PASCAL VOC and ILSVRC.
 
-Boxes are xyxy with width x2 - x1, as everywhere here. The contests' own tools take a corner for the
-pixel that it lies in, and a width for xmax - xmin + 1. The two agree: a file's first and last pixel
-are read as (xmin - 1, ymin - 1, xmax, ymax) (data/voc_to_coco.py), and those boxes have just that
-width and just those overlaps. Here one more pixel would be counted twice.
+Boxes are xyxy with width x2 - x1, as everywhere in this project. The official tools take
+coordinates as pixels, and compute widths as xmax - xmin + 1. The results are the same: a file's
+first and last pixels are read as (xmin - 1, ymin - 1, xmax, ymax) (datasets/voc_to_coco.py), so
+boxes have those widths and overlaps already. Adding 1 again here would be wrong.
 
 N detections of one class by falling score, G objects of that class, P pairs of a detection and an
-object of its image.
+object of the same image.
 """
 
 import math
@@ -24,10 +24,13 @@ from detection.evaluation.ground_truth import GroundTruth
 from detection.ops.boxes import box_iou
 
 RIGHT, NEITHER, WRONG = 1, 0, -1
-"""What a detection is worth; NEITHER: it found a difficult object, and counts in nothing."""
+"""Outcome of a detection. NEITHER: it matches a difficult object and is not counted."""
 VOC_IOU_THRESH = 0.5
 ILSVRC_SLACK = 10
-"""Pixels by which small objects may be missed (ILSVRC, Russakovsky et al. 2015, section 4.3)."""
+"""Pixels added to both sides of a small object in its IoU threshold.
+
+ILSVRC, Russakovsky et al. 2015, section 4.3.
+"""
 
 
 class Boxes(NamedTuple):
@@ -39,7 +42,10 @@ class Boxes(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pairs:
-    """P pairs that overlap enough, by rising detection: rows and IoU, (P,) each."""
+    """P pairs that overlap enough, in ascending order of detection.
+
+    detections, objects: (P,) int64 rows. iou: (P,) float64.
+    """
 
     detections: np.ndarray
     objects: np.ndarray
@@ -49,7 +55,9 @@ class _Pairs:
         return _Pairs(self.detections[rows], self.objects[rows], self.iou[rows])
 
     def best(self) -> "_Pairs":
-        """Keep each detection's largest overlap; of equal ones, the first object."""
+        """Return one pair per detection: its largest IoU, and of equal ones the first object."""
+        # lexsort sorts by its last key first: detection, then falling IoU, then object. The first
+        # pair of each detection in this order is its best.
         order = np.lexsort((self.objects, -self.iou, self.detections))
         first = np.unique(self.detections[order], return_index=True)[1]
         return self.of(order[first])
@@ -58,17 +66,17 @@ class _Pairs:
 def score_protocols(
     found: DetectionTable, ground_truth: GroundTruth, *, protocols: Sequence[Protocol]
 ) -> dict[str, float]:
-    """Score boxes by the rules of other contests.
+    """Score boxes by the rules of other benchmarks than COCO.
 
     Args:
-        found: the boxes, of the scored images alone.
-        ground_truth: of the scored images. Objects that are difficult, and crowd regions, are
-            neither to be found nor wrong to find.
-        protocols: which rules; none gives no metrics.
+        found: boxes in the scored images only.
+        ground_truth: ground truth of the scored images. Difficult objects and crowd regions count
+            neither as found nor as missed, and their detections are not counted.
+        protocols: the rules; may be empty, for no metrics.
 
     Returns:
-        For each protocol `<protocol>_ap/<class>` in [0, 1], NaN for a class without an object to
-        be found, and `<protocol>_map`, the mean over the other classes.
+        For each protocol `<protocol>_ap/<class>` in [0, 1], NaN for a class without objects that
+        count, and `<protocol>_map`, the mean over the other classes.
     """
     scores: dict[str, dict[str, float]] = {protocol: {} for protocol in protocols}
     for category_id, name in ground_truth.names.items() if protocols else ():
@@ -88,11 +96,11 @@ def score_protocols(
 
 
 def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
-    """Judge detections as VOC's devkit (VOCevaldet.m) does.
+    """Match detections with objects by the rules of VOC's devkit (VOCevaldet.m).
 
-    Each detection is held against the object of its image that it overlaps most, from IoU 0.5
-    on. The first to come to an object is right and the later ones are wrong, though another object
-    may be near: here VOC differs from COCO.
+    Each detection is compared only with the object of its image that it overlaps most, if the IoU
+    is at least 0.5. The first detection of an object is right and later ones are wrong, even if
+    they overlap another object enough too; COCO would try that one.
 
     Args:
         detections: N boxes by falling score; N may be 0.
@@ -107,25 +115,28 @@ def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np
     outcome = np.full(len(detections.image_ids), WRONG, dtype=np.int8)
     outcome[best.detections[is_difficult[best.objects]]] = NEITHER
     plain = best.of(~is_difficult[best.objects])
+    # pairs are in order of falling score, so the first pair of an object has its best detection
     first = np.unique(plain.objects, return_index=True)[1]
     outcome[plain.detections[first]] = RIGHT
     return outcome
 
 
 def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
-    """Judge detections as ILSVRC's devkit (eval_detection.m) does; see `match_voc`.
+    """Match detections with objects by the rules of ILSVRC's devkit (eval_detection.m).
 
-    Each detection takes the object that it overlaps most among those of its image that are not
-    taken, from IoU min(0.5, wh / ((w + 10) (h + 10))) of an object of w x h on. A difficult object,
-    of which ILSVRC has none, is never taken. The devkit's list of images in which a class is not
-    judged (the validation blacklist) is not applied.
+    Each detection takes the object that it overlaps most among the free objects of its image. The
+    minimum IoU for an object of w x h pixels is min(0.5, wh / ((w + 10) (h + 10))). Difficult
+    objects, which ILSVRC does not have, are never taken. The devkit's blacklist of validation
+    images, in which some classes are not scored, is not applied. Arguments and result are those of
+    `match_voc`.
     """
     width, height = (objects.corners[:, 2:] - objects.corners[:, :2]).T
     slack = width * height / ((width + ILSVRC_SLACK) * (height + ILSVRC_SLACK))
     pairs = _overlapping(detections, objects, np.minimum(VOC_IOU_THRESH, slack))
     outcome = np.full(len(detections.image_ids), WRONG, dtype=np.int8)
     is_taken = np.zeros(len(is_difficult), dtype=bool)
-    # images do not touch each other: the first detections of all of them, then the second ...
+    # A detection depends on the earlier ones of its image, but images are independent. So the loop
+    # handles the first detections of all images at once, then the second ones, and so on.
     turns = _turns(detections.image_ids[pairs.detections], pairs.detections)
     for turn in range(turns.max(initial=-1) + 1):
         best = pairs.of((turns == turn) & ~is_taken[pairs.objects]).best()
@@ -135,50 +146,62 @@ def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) ->
 
 
 def eleven_point_ap(outcome: np.ndarray, num_objects: int) -> float:
-    """Return the mean over recall 0, 0.1, ... 1 of the best precision from there on (VOC 2007).
+    """Return the mean over recall 0, 0.1, ... 1 of the best precision from it on (VOC 2007).
 
     Args:
         outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.
-        num_objects: objects to be found; with none the result is NaN.
+        num_objects: number of objects that count; the result is NaN if there are none.
     """
     if not num_objects:
         return math.nan
     num_right, precision = _best_precisions(outcome)
-    # in whole numbers: 3 of 10 reach a recall of 0.3, whatever 0.3 is as a float
+    # The first detection with recall num_right / num_objects >= i / 10, compared as integers: 3 of
+    # 10 reach a recall of 0.3, whatever 0.3 is as a float. A recall that is never reached has the
+    # index N, so a precision of 0 is appended.
     reached = np.searchsorted(10 * num_right, np.arange(11) * num_objects)
     return float(np.append(precision, 0.0)[reached].mean())
 
 
 def area_ap(outcome: np.ndarray, num_objects: int) -> float:
-    """Return the area below the best precision from each recall on (VOC 2010 to 2012, ILSVRC).
+    """Return the area under the curve of the best precision from each recall on (VOC 2010, ILSVRC).
 
     Args:
         outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.
-        num_objects: objects to be found; with none the result is NaN.
+        num_objects: number of objects that count; the result is NaN if there are none.
     """
     if not num_objects:
         return math.nan
     num_right, precision = _best_precisions(outcome)
+    # recall grows by 1 / num_objects at each right detection, and nowhere else
     return float(precision[np.diff(num_right, prepend=0) > 0].sum() / num_objects)
 
 
 def _best_precisions(outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return right ones so far and the best precision from here on, for each that counts."""
+    """Return the running number of right detections and the best precision from each one on.
+
+    Both are (n,), for the n detections that count.
+    """
     counted = outcome[outcome != NEITHER]
     num_right = np.cumsum(counted == RIGHT)
     precision = num_right / np.arange(1, len(counted) + 1)
+    # running maximum from the end
     return num_right, np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _Pairs:
-    """Return the pairs within an image whose IoU is at least the object's of `thresholds` (G,)."""
+    """Return the pairs of one image whose IoU is at least the object's threshold (G,)."""
+    # Sort the objects by image. The objects of detection i are then the sorted positions starts[i]
+    # to starts[i] + counts[i] - 1.
     order = np.argsort(objects.image_ids, kind="stable")
     ascending = objects.image_ids[order]
     starts = np.searchsorted(ascending, detections.image_ids, side="left")
     counts = np.searchsorted(ascending, detections.image_ids, side="right") - starts
+    # One entry per pair. rows: its detection. within: 0, 1, ... counts[i] - 1 for detection i,
+    # which is the position among all pairs minus the position of the detection's first pair.
     rows = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     columns = order[np.repeat(starts, counts) + within]
+    # IoU of P pairs of one box each: a and b are (P, 1, 4), and the result is (P, 1, 1)
     a, b = (
         torch.from_numpy(boxes.corners[idxs])[:, None]
         for boxes, idxs in ((objects, columns), (detections, rows))
@@ -188,24 +211,26 @@ def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _
 
 
 def _turns(image_ids: np.ndarray, detections: np.ndarray) -> np.ndarray:
-    """Return (P,) the place of each pair's detection among those of its image that have pairs."""
+    """Return (P,) the rank of a pair's detection among the detections with pairs of its image."""
+    # known: the detections with pairs; firsts: the first pair of each; inverse: pair -> known
     known, firsts, inverse = np.unique(detections, return_index=True, return_inverse=True)
     images = image_ids[firsts]
     order = np.argsort(images, kind="stable")
+    # in the order sorted by image: own position minus the position of the image's first detection
     turns = np.empty(len(known), dtype=np.int64)
     turns[order] = np.arange(len(known)) - np.searchsorted(images[order], images[order])
     return turns[inverse]
 
 
 def _detections_of(found: DetectionTable, category_id: int) -> Boxes:
-    """Return one category's detections by falling score, equal ones in the order given."""
+    """Return one category's detections by falling score; equal scores keep the table's order."""
     rows = np.flatnonzero(found.category_ids == category_id)
     rows = rows[np.argsort(-found.scores[rows], kind="stable")]
     return Boxes(corners_of(found.boxes[rows]), found.image_ids[rows])
 
 
 def _objects_of(ground_truth: GroundTruth, category_id: int) -> tuple[Boxes, np.ndarray]:
-    """Return one category's objects, and (G,) bool whether they are difficult or crowds."""
+    """Return one category's objects, and (G,) bool, whether they are difficult or crowd regions."""
     table, rows = ground_truth.table, ground_truth.rows_of(category_id)
     boxes = Boxes(corners_of(table.xywh[rows]), table.image_ids[rows])
     return boxes, table.is_difficult[rows] | table.is_crowd[rows]

@@ -172,7 +172,7 @@ class AnnotationsBuilder:
         checked = check_boxes(xywh, sizes[image_idxs])
         good = ~np.any(list(checked.bad.values()), axis=0)
         if self.on_bad_box == "error" and not good.all():
-            row = int(good.argmin())
+            row = int(good.argmin())  # the first False
             reason = next(reason for reason, bad in checked.bad.items() if bad[row])
             self._raise_bad_box(row, int(image_idxs[row]), reason, count=int((~good).sum()))
         for reason, bad in checked.bad.items():
@@ -181,6 +181,7 @@ class AnnotationsBuilder:
                 self.record_problem(
                     f"{name} ({self._coordinates(row)})", f"boxes dropped ({reason})"
                 )
+        # an image name per clipped box, so the number of names is the number of boxes
         for row in np.flatnonzero(checked.clipped).tolist():
             self.record_problem(self._name(int(image_idxs[row])), CLIPPED)
         boxes = checked.boxes[good]
@@ -190,6 +191,8 @@ class AnnotationsBuilder:
         counts = np.bincount(image_idxs[good], minlength=len(sizes))
         for index in np.flatnonzero(counts == 0):
             self.record_problem(self._name(int(index)), WITHOUT_BOX)
+        # Boxes of dropped images were all bad, so `boxes` needs no further selection. It is in the
+        # order of the images, so the counts give the offsets.
         kept = counts > 0
         if not kept.any():
             raise UserError(f"{self.root}: expected images with a valid box, got none")

@@ -139,6 +139,7 @@ class LocalizationBaseTask(nn.Module, ABC):
 
         Boxes of predicted classes are scored with the probability of their class.
         """
+        # column 0: the annotated class; then the classifier's classes
         classes = batch.targets.labels[:, :1]
         probabilities = None
         if self._classifier is not None:
@@ -146,6 +147,7 @@ class LocalizationBaseTask(nn.Module, ABC):
             classes = torch.cat([classes, top_classes], dim=1)
         boxes, scores = self.locate(batch.images, classes)
         if probabilities is not None:
+            # keep the box score of the annotated class; the others are ranked by class probability
             scores = torch.cat([scores[:, :1], probabilities], dim=1)
         rows = zip(boxes.cpu(), scores.cpu(), classes.cpu(), strict=True)
         return [
@@ -206,6 +208,7 @@ class LocalizationBaseTask(nn.Module, ABC):
         descriptions = self.val_data().images.descriptions
         drawn = []
         for row, found in enumerate(predictions):
+            # (2,) width and height: from original to network-input pixels
             scale = images.sizes[row].flip(0) / images.original_sizes[row].flip(0)
             given, valid = found.given, targets.valid[row]
             drawn.append(

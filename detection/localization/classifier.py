@@ -62,6 +62,7 @@ class ImageClassifier:
             pixels = pixels[:, :, top : top + crop, left : left + crop]
         self._task.model.to(pixels.device)
         batch = ClassificationBatch(pixels, images.image_ids, images.image_ids, images.seeds)
+        # the classifier may number its classes in another order
         probabilities = torch.stack(self._task.predict(batch))[:, self._order]
         count = min(NUM_TOP_CLASSES, probabilities.shape[1])
         top_probabilities, labels = probabilities.topk(count, dim=1)

@@ -58,6 +58,7 @@ class LocalizationDataset:
         self._on_bad_image = config.data.on_bad_image
         self._crop = TrainingCrop(config.augment) if training else None
         evaluation = config.evaluation
+        # the views of a dense evaluation are all made from the image at the largest scale
         dense = evaluation.view == "dense"
         self._short_side = max(evaluation.scales) if dense else evaluation.resize
         # (N,) batches hold images of one group. Crops all have one shape; whole images are grouped
@@ -94,7 +95,7 @@ class LocalizationDataset:
             raise error_for(error, self._on_bad_image) from error
         boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
-        is_partial = np.zeros(len(boxes), dtype=np.bool_)
+        is_partial = np.zeros(len(boxes), dtype=np.bool_)  # none in evaluation: no crop
         if self._crop is not None:
             pixels, boxes, is_partial = self._crop(pixels, boxes, seed=seed)
         else:
@@ -193,13 +194,15 @@ class TrainingCrop:
         """
         rng = np.random.default_rng(seed)
         window = self._sample_window(pixels, boxes, rng)
+        # whole pixels; boxes are clipped to the same window as the image
         top, left = round(window.top), round(window.left)
         bottom, right = round(window.top + window.height), round(window.left + window.width)
         inside = crop_boxes(boxes, (left, top, right, bottom))
+        # computed before the resize, in original pixels
         is_partial = visible_fraction(boxes, (left, top, right, bottom)) < self._config.min_visible
         side = self._config.crop
         square, inside = resize(pixels[top:bottom, left:right], inside, (side, side))
-        seed = int(rng.integers(2**62))
+        seed = int(rng.integers(2**62))  # a new one: flips must not depend on the window
         square, inside, _ = self._augment(square, inside, NO_MASKS, seed=seed, size=(side, side))
         return square, inside, is_partial
 
@@ -213,6 +216,7 @@ class TrainingCrop:
             x1, y1 = round(window.left), round(window.top)
             x2, y2 = round(window.left + window.width), round(window.top + window.height)
             fractions = visible_fraction(boxes, (x1, y1, x2, y2))
+            # rounding can make a small window empty
             if min(x2 - x1, y2 - y1) > 0 and fractions.max() >= self._config.min_visible:
                 return window
         return CropWindow(0, 0, height, width)
@@ -221,6 +225,7 @@ class TrainingCrop:
 def crop_boxes(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
     """Clip boxes (n, 4) to a window x1, y1, x2, y2, and shift them to the window's coordinates."""
     x1, y1, x2, y2 = window
+    # limits of x1, y1, x2, y2 in the window's coordinates; a box outside gets zero size
     low, high = (0, 0, 0, 0), (x2 - x1, y2 - y1, x2 - x1, y2 - y1)
     moved: np.ndarray = np.clip(boxes - np.array([x1, y1, x1, y1], dtype=np.float32), low, high)
     return moved

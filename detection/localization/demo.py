@@ -32,10 +32,11 @@ def _make_split(root: Path, split: str, count: int, *, seed: tuple[int, int]) ->
     number = 0
     while sum(map(len, lines.values())) < count:
         scene = draw_scene(np.random.default_rng([*seed, number]))
-        number += 1
+        number += 1  # scenes without objects are skipped, so numbers have gaps
         objects = [row for row in scene.annotations() if not row["iscrowd"]]
         if not objects:
             continue
+        # Tiny ImageNet has one object per image; the other shapes of the scene have no box
         largest = max(objects, key=lambda row: row["bbox"][2] * row["bbox"][3])
         kind = CATEGORIES[largest["category_id"]]
         folder = f"train/{kind}" if split == "train" else split

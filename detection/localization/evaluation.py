@@ -98,10 +98,11 @@ class LocalizationEvaluator:
         """Add one batch with a `Localization` per image, in the order of the batch."""
         images, targets = batch.images.to(torch.device("cpu")), batch.targets
         sides = images.original_sizes.flip(1).repeat(1, 2)  # (B, 4) width, height, width, height
+        # from network-input to original pixels
         scale = sides / images.sizes.flip(1).repeat(1, 2)
         for row, found in enumerate(predictions):
             gt_boxes = targets.boxes[row][targets.valid[row]].cpu() * scale[row]
-            label = int(targets.labels[row, 0])
+            label = int(targets.labels[row, 0])  # all boxes of an image have the same class
             predicted = found.predicted
             is_correct = best_iou(gt_boxes, predicted.boxes) >= IOU_THRESH
             is_correct &= predicted.labels == label
@@ -134,6 +135,7 @@ class LocalizationEvaluator:
             UserError: there are no images.
         """
         unsorted = (result for state in states for result in state)
+        # sorted, so that sums and files do not depend on the number of processes
         results = sorted(unsorted, key=lambda result: result.image_id)
         if not results:
             raise UserError("evaluation: expected at least one validation image, got none")
@@ -151,7 +153,7 @@ class LocalizationEvaluator:
             "baseline_mean_iou": float(baseline.mean()),
             "num_images": len(results),
         }
-        if results[0].is_correct:
+        if results[0].is_correct:  # with a classifier: predicted classes by falling probability
             top5_accuracy = float(np.mean([any(result.is_correct) for result in results]))
             top1_accuracy = float(np.mean([result.is_correct[0] for result in results]))
             metrics["top5_localization_error"] = 1 - top5_accuracy

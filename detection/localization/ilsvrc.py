@@ -79,6 +79,7 @@ def read_ilsvrc(
             raise UserError(f"{source}: size: expected height and width, got none")
         if not annotation.objects:
             raise UserError(f"{source}: expected at least one <object>, got none")
+        # training names are WNID/NAME; validation names have no folder
         class_name = Path(name).parent.name or annotation.objects[0].name
         boxes = [list(each.corners) for each in annotation.objects if each.name == class_name]
         for each in annotation.objects:

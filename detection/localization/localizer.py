@@ -115,7 +115,7 @@ class Localizer(PixelNormalizedNetwork):
             classes: (B, T) int64 in 0..K-1; without effect if the head is class-agnostic.
         """
         features = self.backbone.features(self.normalize(pixels), upto=self._last_stage)[self.level]
-        if self.head.num_classes == 1:
+        if self.head.num_classes == 1:  # class-agnostic: the only class is 0
             classes = torch.zeros_like(classes)
         logits, deltas = self.head(features, classes)
         shape = (features.shape[2], features.shape[3])

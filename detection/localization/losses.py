@@ -42,10 +42,12 @@ def localization_loss(
         foreground samples, divided by the number of foreground and background samples.
     """
     if box_loss == "giou":
+        # (B, S): one loss per sample in both cases
         box = 1 - generalized_iou(decode_boxes(deltas, anchors), at_least_float32(gt_boxes))
     else:
         targets = encode_boxes(gt_boxes, anchors)
         box = smooth_l1(at_least_float32(deltas), targets, beta=beta).sum(dim=-1)
+    # the divisor of both losses
     count = count_samples(valid)
     return {
         "localization_class": masked_sum(objectness_loss(logits, is_fg), valid) / count,

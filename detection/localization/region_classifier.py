@@ -60,4 +60,5 @@ class RegionClassifier(PixelNormalizedNetwork):
             sampling_ratio=0,
         )
         class_logits, deltas = self.box_predictor(self.backbone(warped))
+        # pooled regions are in one dimension (B * R)
         return class_logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])

@@ -88,6 +88,8 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             fg_fraction=config.fg_fraction,
             box_weights=config.box_weights,
         )
+        # ground-truth boxes are candidates too; the two thresholds are equal, so no IoU is between
+        # foreground and background
         samples = draw_samples(
             targets,
             *with_ground_truth(proposals, targets),
@@ -96,6 +98,7 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             stream=_REGION_STREAM,
         )
         class_logits, deltas = self.model(batch.images.pixels, samples.boxes)
+        # class K, the last logit
         background = torch.full_like(samples.idxs, len(self.class_names))
         return roi_loss(
             class_logits,
@@ -117,9 +120,11 @@ class LocalizationRegionsTask(LocalizationBaseTask):
                 width = images.pixels.shape[3]
                 regions = mirror_boxes(proposals.boxes, width)
                 mirrored, mirrored_scores = self._refine(images.pixels.flip(3), regions, label)
+                # mean of both views, with the mirrored boxes flipped back
                 boxes = (boxes + mirror_boxes(mirrored, width)) / 2
                 scores = (scores + mirrored_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
+            # padding of the proposals must not win or vote
             scores = scores.masked_fill(~proposals.valid, 0.0)
             found.append(merge_candidates(boxes, scores, config=config))
         # (B, 4) from network-input to original pixels: x, y, x, y
@@ -134,6 +139,8 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             boxes (B, P, 4) and scores (B, P), the softmax probability of the class.
         """
         class_logits, deltas = self.model(pixels, regions)
+        # All K classes are predicted; only the outputs of the requested one are used.
+        # (B, P, 1) index of the class; deltas are (B, P, K, 4)
         own = label[:, None, None].expand(-1, deltas.shape[1], 1)
         own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
         boxes = decode_boxes(own_deltas, regions, weights=self.config.model.box_weights)
@@ -160,6 +167,7 @@ class LocalizationRegionsTask(LocalizationBaseTask):
         changes: dict[str, object] = {"candidates": max(views.candidates, config.num_proposals)}
         if whole:
             side = min(images.pixels.shape[2:])
+            # the crops of a batch are square, so their side is the short side: no resize
             changes |= {"view": "dense", "scales": (side,), "mirror": False}
         return propose(
             self._first[0].to(images.pixels.device),

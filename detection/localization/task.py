@@ -48,7 +48,7 @@ class LocalizationTask(LocalizationBaseTask):
         samples = draw_samples(
             targets,
             output.anchors,
-            torch.ones_like(logits, dtype=torch.bool),
+            torch.ones_like(logits, dtype=torch.bool),  # every anchor is valid
             batch.images.seeds,
             settings=settings,
             stream=_ANCHOR_STREAM,

@@ -89,6 +89,8 @@ def _read_line(
     """
     fields = line.split("\t")
     try:
+        # the last four fields are coordinates; before them the name, and a WNID if required. The
+        # unpacking fails with ValueError if there are more or fewer fields.
         name, *more = fields[:-4]
         (wnid,) = [class_name] if class_name is not None and not more else more
         return name, str(wnid), tuple(float(value) for value in fields[-4:])

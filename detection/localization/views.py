@@ -54,6 +54,7 @@ def localize(
     """
     boxes, scores = find_candidates(model, images.pixels, classes, config=config)
     best, scores = merge_candidates(boxes, scores, config=config)
+    # sizes are (height, width): flip and repeat give width, height, width, height.
     # Clip after merging: the mean of boxes that are clipped first would not reach the border.
     return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
@@ -81,6 +82,7 @@ def propose(
     boxes, scores = find_candidates(model, images.pixels, classes[:, None], config=config)
     boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
     scores = scores[:, 0]
+    # NMS compares all boxes of an image, because all are of one class
     one_group = torch.zeros_like(scores, dtype=torch.int64)
     has_area = box_area(boxes) > 0
     return thin_out(boxes, scores, one_group, has_area, nms_thresh=nms_thresh, topk=count)
@@ -101,10 +103,12 @@ def find_candidates(
             output = model(view.pixels.flip(3) if mirrored else view.pixels, classes)
             count = min(config.candidates, output.logits.shape[1])
             logits, idxs = output.logits.transpose(1, 2).topk(count, dim=2)  # (B, T, M)
+            # (B, T, N, 4), then the deltas of the chosen anchors (B, T, M, 4)
             deltas = output.deltas.transpose(1, 2)
             deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
             boxes = decode_boxes(deltas, output.anchors[idxs])
             found.append((_in_image(boxes, view, mirrored=mirrored), logits.sigmoid()))
+    # dim 2 is M: candidates of all views side by side
     return torch.cat([boxes for boxes, _ in found], 2), torch.cat([s for _, s in found], 2)
 
 
@@ -121,9 +125,11 @@ def merge_candidates(
     Returns:
         the merged box (..., 4) and the highest score (...,).
     """
+    # best: (..., 1) index of the box with the highest score
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
     if config.merge == "vote":
+        # IoU of the best box with all: (..., 1, M) without its middle dimension
         overlaps = box_iou(chosen, boxes)[..., 0, :]
         # the best box always votes: the IoU of an empty box is 0 even with itself
         votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
@@ -131,6 +137,7 @@ def merge_candidates(
         # at least `tiny`: the sum must not be 0 if all scores are
         weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) * votes
         weights = weights / weights.sum(dim=-1, keepdim=True)
+        # mean of the voting boxes, weighted by score
         chosen = (boxes * weights[..., None]).sum(dim=-2, keepdim=True)
     return chosen[..., 0, :], best_scores[..., 0]
 
@@ -145,6 +152,7 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
                 f"evaluation.crop: expected at most the images' sides ({height} x {width}), "
                 f"got {crop}"
             )
+        # the central crop; its corner converts boxes back to the image
         top, left = (height - crop) // 2, (width - crop) // 2
         center = pixels[:, :, top : top + crop, left : left + crop]
         yield _View(center, (left, top), (height, width))
@@ -156,10 +164,11 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
 
 def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Convert boxes (B, T, M, 4) from a view's pixels to fractions of the image's sides."""
-    if mirrored:
+    if mirrored:  # first undo the flip, in the view's own pixels
         boxes = mirror_boxes(boxes, view.pixels.shape[3])
     left, top = view.corner
     height, width = view.size
     # Python numbers, not a tensor: copying a tensor to the GPU would make the host wait
     x, y = (boxes[..., 0::2] + left) / width, (boxes[..., 1::2] + top) / height
+    # x and y are (B, T, M, 2) of both corners: interleave them to x1, y1, x2, y2
     return torch.stack([x, y], dim=-1).flatten(-2)

@@ -271,7 +271,7 @@ EVAL_ARGUMENTS = {
     ),
     "results with an unknown file name": (
         ["--results", "named.json", "data.val.annotations=data/val.json"],
-        ["named.json: detection 0: file_name: expected that of an image of", "got 'in/7.jpg'"],
+        ["named.json: detection 0: file_name: expected the name of an image of", "got 'in/7.jpg'"],
     ),
     "mask results but annotations without masks": (
         ["--results", "masks.json", "data.val.annotations=data/val.json"],

@@ -84,9 +84,9 @@ def test_all_annotated_images_are_scored(site: Path, call: Call, flag: tuple[str
     (site / "found.json").write_text(json.dumps([found]))
     arguments = ["--results", "found.json", "data.val.annotations=data/val.json", "--output"]
     whole = call(eval_tool, *arguments, "all", *flag)
-    assert "2 annotated images that the results do not name are scored as images" in whole.out
+    assert "2 annotated images without results are scored as images" in whole.out
     named = call(eval_tool, *arguments, "named", "--named-images")
-    assert "2 annotated images that the results do not name are not scored" in named.out
+    assert "2 annotated images without results are not scored" in named.out
     scores = [read_json(site / name / "metrics.json") for name in ("all", "named")]
     assert [each["num_images"] for each in scores] == [3, 1]
     assert [each["ap"] for each in scores] == pytest.approx([0.5, 1.0])
@@ -108,7 +108,7 @@ def test_predictions_are_matched_by_file_name(site: Path, trained: Path, call: C
     arguments = ["--results", "found/detections.json", arguments[-1], "--output", "again"]
     outcome = call(eval_tool, *arguments)
     assert outcome.code == 0, outcome.err
-    assert "images are matched by file_name: 15 of 15 image_ids are not those" in outcome.out
+    assert "images are matched by file_name: 15 of 15 image_ids differ" in outcome.out
     again = read_json(site / "again" / "metrics.json")
     assert again == read_json(site / "scores" / "metrics.json")
 

@@ -140,7 +140,7 @@ def test_an_edit_of_the_same_size_is_noticed(
     assert path.stat().st_size == before.st_size
     changed = read(path)
     assert changed.cache_note == (
-        f"cached copy {copy_of(path)} made anew (it was of another state of the file)"
+        f"cached copy {copy_of(path)} made again (it was of another version of the file)"
     )
     assert changed.areas[1] == np.float32(150.6)
     assert_same(read(path), changed)
@@ -158,7 +158,7 @@ def test_a_touched_file_keeps_its_copy(
     found = read(path)
     touch(path)
     note = f"read from its cached copy {copy_of(path)}"
-    for expected in (f"{note}, which has the file's new times now", note):
+    for expected in (f"{note}, updated with the file's new times", note):
         again = read(path)
         assert again.cache_note == expected
         assert_same(again, found)
@@ -172,11 +172,12 @@ def test_a_moved_file_whose_copy_cannot_be_renewed(
     moved = path.with_name("x" * 240)  # the copy's name fits, not that of its half-written file
     copy_of(path).rename(copy_of(moved))
     path.rename(moved)
-    note = f"read from its cached copy {copy_of(moved)}, hashed because its times are new"
+    note = f"read from its cached copy {copy_of(moved)}, hashed at every start"
     for _ in range(2):
         again = read(moved)
         assert again.cache_note == (
-            f"{note}, and will be again: {copy_of(moved)}: cannot be written: File name too long"
+            f"{note} because its new times cannot be saved: {copy_of(moved)}: cannot be written: "
+            "File name too long"
         )
         assert_same(again, found)
 
@@ -212,7 +213,7 @@ def test_a_damaged_copy_is_made_anew(
     copy.unlink()  # `first` may look at its pages still
     copy.write_bytes(damage(whole))
     again = read(path)
-    assert again.cache_note == f"cached copy {copy} made anew (it was damaged)"
+    assert again.cache_note == f"cached copy {copy} made again (it was damaged)"
     assert_same(again, first)
     assert str(read(path).cache_note).startswith("read from")
 
@@ -224,7 +225,7 @@ def test_another_format_is_made_anew(document: Document, write_coco: CocoWriter)
     content = copy.read_bytes()
     copy.unlink()
     copy.write_bytes(content.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"0"'))
-    assert "of another state" in str(read(path).cache_note)
+    assert "of another version" in str(read(path).cache_note)
 
 
 def test_a_copy_that_cannot_be_written_is_said(document: Document, write_coco: CocoWriter) -> None:
@@ -232,7 +233,7 @@ def test_a_copy_that_cannot_be_written_is_said(document: Document, write_coco: C
     copy_of(path).mkdir()  # in its place, whoever runs the test
     (copy_of(path) / "of somebody").touch()
     found = read(path)
-    note = "parsed, and will be again, without a cached copy"
+    note = "parsed at every start, because the cached copy cannot be kept"
     assert str(found.cache_note).startswith(f"{note}: {copy_of(path)}: cannot be written: ")
     assert_same(found, read_coco(path))
     assert [entry.name for entry in copy_of(path).iterdir()] == ["of somebody"]

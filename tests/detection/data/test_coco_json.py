@@ -13,7 +13,7 @@ from engine.errors import UserError
         (b'{"images": [],\n "x" 3}', "not valid JSON: line 2, column 6: Expecting ':' delimiter"),
         (b"", "not valid JSON: line 1, column 1: Expecting value"),
         (b"\xff\xfe\x00", "not valid JSON: not UTF-8 text"),
-        (b"[1%s]" % (b"0" * 5000), "not valid JSON: a number of too many digits"),
+        (b"[1%s]" % (b"0" * 5000), "not valid JSON: a number with too many digits"),
         (b"[" * 100_000, "not valid JSON: lists or objects nested too deep"),
         (b"[]", "expected a COCO object with images, annotations, categories, got a list"),
     ],

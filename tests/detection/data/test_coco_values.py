@@ -57,7 +57,7 @@ def test_a_size_that_no_memory_holds(
 ) -> None:
     got = message_of(document, write_coco, "images", 0, width=width, height=height)
     assert got == (
-        f"image b.png: expected a side of at most {2**20} pixels and {2**30} in all, got"
+        f"image b.png: expected a side of at most {2**20} pixels and {2**30} in total, got"
         f" {width}x{height} (width x height)"
     )
     with pytest.raises(UserError, match="image 70: expected a side of at most"):

@@ -31,7 +31,7 @@ def test_nothing_odd_is_not_spoken_of(document: Document, write_coco: CocoWriter
 @pytest.mark.parametrize("name", ["a.png", "./a.png", "/a.png", "x/../a.png", ".//a.png"])
 def test_a_file_of_two_images(document: Document, write_coco: CocoWriter, name: str) -> None:
     document["images"][0]["file_name"] = name
-    assert rows_of(document, write_coco)["images whose file is another's too"] == 1
+    assert rows_of(document, write_coco)["images with the file of another image"] == 1
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_boxes_there_twice(
 ) -> None:
     document["annotations"].append({**document["annotations"][0], "id": 20, **change})
     rows = rows_of(document, write_coco)
-    assert rows.get("boxes there twice (image, class and box)") == expected
+    assert rows.get("repeated boxes (same image, class and box)") == expected
 
 
 def test_many_boxes_there_twice_are_counted_exactly() -> None:

@@ -214,8 +214,8 @@ def test_validation_of_crowds_alone_says_so(document: Document, write_coco: Coco
     document["annotations"] = document["annotations"][1:2]
     notes = open_data(write_coco(document), training=False).notes("validation")
     assert notes[-1] == (
-        "validation data: all 1 boxes are crowd regions, which are not scored: AP and AR will not"
-        " exist"
+        "validation data: all 1 boxes are crowd regions, which are not scored: there will be no"
+        " AP and AR"
     )
 
 

@@ -118,7 +118,7 @@ def test_absent_images_are_all_named_or_skipped(
         assert len(data) == len(data.groups) == 1
     else:  # they count, as images without detections
         assert data.image_ids.tolist() == [70, 5, 9]
-        with pytest.raises(SkippedSampleError, match="no such image at the start of the run"):
+        with pytest.raises(SkippedSampleError, match="missing at the start of the run"):
             data.load(1, 0)
 
 

@@ -203,7 +203,7 @@ def test_a_part_that_is_no_polygon_is_dropped(tmp_path: Path, value: list[Any]) 
     masks = data.load(0, 0).masks
     assert masks is not None
     np.testing.assert_array_equal(masks[0], filled((10, 12, 50, 40)))
-    assert ("mask parts dropped (no polygons)", 1) in data.report.rows()
+    assert ("mask parts dropped (not polygons)", 1) in data.report.rows()
     ground_truth = read_ground_truth(split.annotations, with_masks=True)
     [segmentation] = [ground_truth.segmentation_of(row) for row in ground_truth.rows_of(7)]
     assert segmentation == [SQUARE]  # pycocotools takes four for a box

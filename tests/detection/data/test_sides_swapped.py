@@ -21,8 +21,8 @@ TURNED: dict[str, tuple[list[float], list[float], str]] = {
     "the image as shown": (
         [35, 0, 22, 30],
         [0, 0, 10, 10],
-        "2 of 2 boxes of this image fit 60x40, and 1 do not fit 40x60: they are of the image as it"
-        " is shown; swap `width` and `height` of these images in the JSON",
+        "2 of 2 boxes of this image fit 60x40, and 1 do not fit 40x60: they were drawn on the"
+        " image as displayed; swap `width` and `height` of these images in the JSON",
     ),
     "the image unrotated": (
         [5, 30, 20, 29],
@@ -33,13 +33,12 @@ TURNED: dict[str, tuple[list[float], list[float], str]] = {
     "either": (
         [5, 5, 20, 20],
         [0, 0, 10, 10],
-        "all 2 boxes of this image fit both 40x60 and 60x40, so that in which they were drawn"
-        " cannot be told",
+        "all 2 boxes of this image fit both 40x60 and 60x40, so the orientation is unknown",
     ),
     "some of each": (
         [35, 0, 22, 30],
         [5, 30, 20, 29],
-        "of 2 boxes of this image 1 fit 40x60 and 1 60x40, so that",
+        "of 2 boxes of this image 1 fit 40x60 and 1 60x40, so the orientation",
     ),
 }
 

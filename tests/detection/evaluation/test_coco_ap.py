@@ -126,7 +126,7 @@ def test_order_and_processes_change_nothing(tmp_path: Path, processes: int) -> N
     ("order", "message"),
     [
         ([0, 1, 2, 3, 4, 5, 6, 7], "expected 9 images, each once, got 8: some are missing"),
-        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], "got 10: some more than once"),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], "got 10: some are repeated"),
     ],
     ids=["missing", "twice"],
 )
@@ -194,12 +194,12 @@ def test_missing_fields_are_filled_in_and_counted(tmp_path: Path) -> None:
     score = score_file(results, bare).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
     assert bare.read_bytes() == before
-    assert "area was missing, and filled in, for 40 objects" in score.note
+    assert "area was missing for 40 objects and filled in" in score.note
     assert "missing" not in expected.note
     named = score_file(write(results, detections[:1]), bare, named_images=True).scores[0]
     image_id = detections[0]["image_id"]
     count = sum(each["image_id"] == image_id for each in document["annotations"])
-    assert f"area was missing, and filled in, for {count} objects" in named.note
+    assert f"area was missing for {count} objects and filled in" in named.note
 
 
 def test_object_with_id_zero_can_be_found(tmp_path: Path) -> None:

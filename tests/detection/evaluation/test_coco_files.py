@@ -121,7 +121,7 @@ def test_bad_masks_in_the_truth_are_one_line(tmp_path: Path, value: Any) -> None
         score_file(write(tmp_path / "results.json", [MASK_RESULT]), truth)
     assert str(caught.value) == (
         f"{truth}: annotations[5]: segmentation: expected polygons or an RLE of its image's size,"
-        " got neither; so in 1 of 40 annotations"
+        " got neither (1 of 40 annotations)"
     )
 
 
@@ -139,7 +139,7 @@ def test_a_crowd_without_a_mask_covers_nothing(
     truth = write(tmp_path / "truth.json", document)
     document["annotations"][0]["segmentation"] = value
     score = score_file(results, write(truth, document), engine=engine).scores[0]
-    assert "1 crowd regions have no mask that can be read, and cover nothing" in score.note
+    assert "1 crowd regions have no readable mask and are treated as empty" in score.note
     del document["annotations"][0]
     expected = score_file(results, write(truth, document), engine=engine).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)

@@ -174,13 +174,13 @@ def test_what_some_results_lack_is_filled_in_and_counted(
     for each in (boxes, masks):
         expected = by_pycocotools(truth, plain, each.iou_type)
         np.testing.assert_equal([each.metrics[name] for name in SUMMARY], expected)
-    assert f"{len(mixed[::3])} detections have no mask: their box stands for it" in masks.note
+    assert f"{len(mixed[::3])} detections have no mask: their box is used as the mask" in masks.note
     assert "stands" not in boxes.note
 
     mixed = [without("bbox", 0), *found[1:]]
     around = mask_codec.toBbox(run_length(found[0]["segmentation"])).tolist()
     report = score(tmp_path, document, mixed)
-    assert "1 detections have no bbox: the box around their mask is scored" in report.scores[0].note
+    assert "1 detections have no bbox: the box around the mask is scored" in report.scores[0].note
     expected = by_pycocotools(truth, [{**found[0], "bbox": around}, *found[1:]], "bbox")
     np.testing.assert_equal([report.scores[0].metrics[name] for name in SUMMARY], expected)
 
@@ -193,7 +193,7 @@ def test_degenerate_parts_are_dropped_and_counted(
     report = score(tmp_path, document, found)
     np.testing.assert_equal(report.metrics, expected)
     note = report.scores[1].note
-    assert "2 parts of masks dropped, of fewer than three points" in note
+    assert "2 parts of masks with fewer than three points were dropped" in note
     found[0]["segmentation"] = [[1, 2, 3, 4]]
     assert "1 detections have no mask: their box" in score(tmp_path, document, found).scores[1].note
 
@@ -202,7 +202,7 @@ def test_masks_are_not_scored_where_annotations_have_none(tmp_path: Path, found:
     report = score(tmp_path, make_document(), found)
     boxes = score(tmp_path, make_document(), changed(found, segmentation=None))
     np.testing.assert_equal(report.metrics, boxes.metrics)
-    note = "masks of the results are not scored: the annotations have none"
+    note = "masks of the results are not scored: the annotations have no masks"
     assert (note in report.scores[0].note, note in boxes.scores[0].note) == (True, False)
 
 
@@ -260,7 +260,10 @@ def test_the_same_name_twice(tmp_path: Path, document: dict[str, Any], found: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file_name": "z.jpg"}, "detection 0: file_name: expected that of an image of .*'z.jpg'"),
+        (
+            {"file_name": "z.jpg"},
+            "detection 0: file_name: expected the name of an image of .*'z.jpg'",
+        ),
         ({"file_name": None, "image_id": 9}, "detection 0: image_id: expected one of .*, got 9"),
         ({"file_name": 5}, "detection 0: file_name: expected a name, got 5"),
         ({"category_name": 5}, "detection 0: category_name: expected a name, got 5"),
@@ -297,12 +300,12 @@ def test_classes_are_matched_by_name(
     swapped = changed(named, category_id=lambda each: other[each["category_id"]])
     report = score(tmp_path, document, swapped)
     np.testing.assert_equal(report.metrics, expected.metrics)
-    count = f"{len(found)} of {len(found)} category_ids are not those"
+    count = f"{len(found)} of {len(found)} category_ids differ"
     assert f"classes are matched by category_name: {count}" in report.scores[0].note
     strange = [{**each, "category_name": "x"} for each in found]
     report = score(tmp_path, document, strange)
     np.testing.assert_equal(report.metrics, expected.metrics)
-    assert f"category_id decides in {len(found)} detections" in report.scores[0].note
+    assert f"{len(found)} detections are matched by category_id" in report.scores[0].note
     with pytest.raises(UserError, match=r"detection 0: category_id: expected .* detection 1 is"):
         score(tmp_path, document, [swapped[0], strange[1]])
 

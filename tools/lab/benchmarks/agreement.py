@@ -40,6 +40,7 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     features = model.features(batch.images)
     their_features = peer.backbone(images.tensors)
     for name, level in their_features.items():
+        # one map: c4; a pyramid: p2 to p6, in the same order on both sides
         ours = (
             features["c4"]
             if len(their_features) == 1
@@ -51,12 +52,14 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     proposals = make_proposals(rpn, batch.images.sizes, config=model.config.rpn, training=True)
     losses = task.losses(batch)
     targets = peer_targets(batch)
+    # replace the peer's random samplers, and restore them afterwards
     samplers = (peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler)
     peer.rpn.fg_bg_sampler = _sampler_of(task.sample_anchors(rpn, batch))
     peer.roi_heads.fg_bg_sampler = _sampler_of(
         _without_padding(task.sample_rois(proposals, batch), proposals)
     )
     _, rpn_losses = peer.rpn(images, their_features, targets)
+    # torchvision has a list of proposals per image, without padding
     boxes = [row[valid] for row, valid in zip(proposals.boxes, proposals.valid, strict=True)]
     _, roi_losses = peer.roi_heads(their_features, boxes, images.image_sizes, targets)
     peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler = samplers
@@ -83,6 +86,7 @@ def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch)
         # Equal scores may be ordered differently: compare each box with its nearest one of the same
         # class. torchvision's label 0 is the background.
         distances = torch.cdist(ours.boxes, theirs["boxes"], p=torch.inf)
+        # (N, N); pairs of different classes are put out of reach
         distances += 1e6 * (ours.labels[:, None] != theirs["labels"] - 1)
         for dim in (0, 1) if len(ours.boxes) else ():  # no box is missing and no box is extra
             nearest = distances.amin(dim=dim)
@@ -96,6 +100,7 @@ def _sampler_of(samples: Samples) -> Sampler:
     def sample(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         foreground = [torch.zeros_like(row).bool() for row in labels]
         background = [torch.zeros_like(row).bool() for row in labels]
+        # one mask over all candidates of an image, as torchvision's samplers return
         for row, (idxs, valid, is_fg) in enumerate(
             zip(samples.idxs, samples.valid, samples.is_fg, strict=True)
         ):
@@ -115,6 +120,7 @@ def _without_padding(samples: Samples, proposals: Proposals) -> Samples:
     """
     total = proposals.boxes.shape[1]
     missing = total - proposals.valid.sum(dim=1, keepdim=True)
+    # indices up to `total` are proposals; those that are valid come first
     return samples._replace(
         idxs=torch.where(samples.idxs < total, samples.idxs, samples.idxs - missing)
     )

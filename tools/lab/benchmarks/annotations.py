@@ -71,6 +71,7 @@ def _resident_mb(path: Path) -> tuple[float, float]:
     assert found.cache_note.startswith("read from")
     loaded = total_pss_mb() - before
     polygons = found.segmentations
+    # max() reads every page of an array
     for array in (polygons.coordinates, polygons.part_offsets, polygons.object_offsets):
         array.max()
     for packed in (polygons.run_lengths, found.file_names):
@@ -81,6 +82,7 @@ def _resident_mb(path: Path) -> tuple[float, float]:
 
 def _check_same(found: Annotations, peer: COCO) -> None:
     """Raise DisagreementError if ids, boxes, classes, crowd flags or areas differ."""
+    # the peer's annotations in our order: by image, in file order within an image
     entries = [entry for key in found.image_ids.tolist() for entry in peer.imgToAnns[key]]
     owners = np.repeat(found.image_ids, np.diff(found.offsets))
     xywh = np.array([entry["bbox"] for entry in entries])

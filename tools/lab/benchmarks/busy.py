@@ -48,7 +48,7 @@ def busy(settings: Settings) -> list[Row]:
     processes it is compared with the fair share: a training with one thread per core should keep
     cores / (cores + NUM_BUSY) of its speed alone.
     """
-    chosen = str(SPIN_COUNT)
+    chosen = str(SPIN_COUNT)  # the count that the commands set
     counts = list(dict.fromkeys((None, chosen) if settings.small else (*COUNTS, chosen)))
     steps, seconds = (2, 0.2) if settings.small else (ALONE_STEPS, SECONDS)
     alone: Rates = {count: [] for count in counts}
@@ -72,7 +72,9 @@ def busy(settings: Settings) -> list[Row]:
 
 def _rows(count: str | None, alone: Rates, beside: Rates, *, is_chosen: bool) -> list[Row]:
     cores = len(os.sched_getaffinity(0))
+    # NUM_BUSY processes and one thread per core share the cores equally
     fair = statistics.median(alone[None]) * cores / (cores + NUM_BUSY)
+    # step by step, because the machine's speed drifts
     ratios = [ours / own for ours, own in zip(alone[count], alone[None], strict=True)]
     # the standard error of a median is about 1.25 times that of a mean
     error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))
@@ -103,6 +105,7 @@ def _summary(rates: Sequence[float]) -> str:
 @contextmanager
 def _training(count: str | None, settings: Settings) -> Iterator["subprocess.Popen[str]"]:
     """Start a training process; it trains for the number of seconds in each line of its input."""
+    # a count of the user's environment must not reach the process
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     if count is not None:
         environment["GOMP_SPINCOUNT"] = count
@@ -185,6 +188,7 @@ def train_on_request() -> None:
     trained(1.0)  # warm-up
     sys.stdout.write(READY)
     sys.stdout.flush()
+    # one request per line, answered by one line; ends when the parent closes the pipe or kills it
     for line in sys.stdin:
         sys.stdout.write(f"{trained(float(line))}\n")
         sys.stdout.flush()

@@ -35,9 +35,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the tables (default: results)")
     arguments = parser.parse_args()
     on_cpu = [name for name, each in BENCHMARKS.items() if not each.on_gpu]
+    # "all" stands for the benchmarks on the CPU
     names = [n for name in arguments.names for n in (on_cpu if name == "all" else [name])]
     if arguments.rounds < 1:
         raise UserError(f"--rounds: expected at least 1, got {arguments.rounds}")
+    # check all benchmarks before the first one runs, because they take long
     for name in names:
         BENCHMARKS[name].check_options(name, model=arguments.model, precision=arguments.precision)
     for name in names:

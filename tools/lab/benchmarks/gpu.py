@@ -65,6 +65,7 @@ def gpu_train(settings: Settings) -> list[Row]:
         task = make_task(case)
         task.to(device)
         peer = make_peer(case, task, size=size).to(device)
+        # TF32 would differ by more than the tolerance, so agreement is checked in full float32
         with float32_products(exact=True):
             check_losses(task, peer, make_batch(1, size=size).to(device))
         theirs = peer_step(peer, peer_inputs(batch), peer_targets(batch))
@@ -148,7 +149,7 @@ def gpu_trace(settings: Settings) -> list[Row]:
         batch = make_batch(count, size=size).to(device)
         loop = LoopConfig(precision=precision, batch_size=count)
         step = our_step(make_task(case), loop, device=device)
-        step(batch)
+        step(batch)  # warm-up: libraries load and kernels are chosen
         operations = operations_of(partial(step, batch))
         seconds = mean_seconds(partial(step, batch), calls=1 if settings.small else TIMED_STEPS)
         activities = [ProfilerActivity.CPU]
@@ -227,6 +228,7 @@ def _loaded_rate(
         assert batch is not None
         return step(batch)
 
+    # as many batches as are prefetched before the first one is taken, and one more
     for _ in range(1 + loader.workers * loader.prefetch):
         loaded_step()
     return count / mean_seconds(loaded_step, calls=1 if settings.small else 2 * TIMED_STEPS)
@@ -237,6 +239,7 @@ def _jpegs(folder: Path, *, count: int, size: tuple[int, int]) -> CocoDetection:
     height, width = round(640 * size[0] / size[1]), 640
     batch = make_batch(1, size=(height, width))
     pixels = batch.images.pixels[0, :, :height, :width].permute(1, 2, 0)
+    # smooth images would compress better and decode faster than photographs
     noise = torch.randint(-12, 12, pixels.shape, generator=torch.Generator().manual_seed(0))
     noisy = (pixels + noise).clamp(0, 255).byte().numpy()
     for number in range(count):

@@ -90,6 +90,7 @@ def _read_ours(data: CocoDetection, indices: list[int]) -> Batch:
         [data.load(index, seed, batch_shape) for index, seed in sample_keys], batch_shape
     )
     targets = batch.targets
+    # without the rows that pad the ground truth of a batch
     boxes = [one[real] for one, real in zip(targets.boxes, targets.valid, strict=True)]
     return batch.images.pixels, boxes, [(h, w) for h, w in batch.images.sizes.tolist()]
 
@@ -109,7 +110,7 @@ def _torchvision_reader(data: CocoDetection, folder: Path) -> Reader:
             images.append(image_ops.convert_image_dtype(image_ops.pil_to_tensor(image)))
             boxes = torch.from_numpy(data.annotations.boxes[data.annotations.objects_of(index)])
             width = image.width
-            # flip the boxes as well: x -> width - x
+            # Flip the boxes as well: x becomes width - x, so the right side becomes the left one.
             targets.append(
                 {
                     "boxes": torch.stack(
@@ -154,7 +155,7 @@ def _albumentations_reader(data: CocoDetection, folder: Path) -> Reader:
             round_up(max(sizes[index][axis] for index in indices), DIVISOR) for axis in (0, 1)
         )
         batch = torch.zeros(len(images), 3, height, width)
-        for row, image in zip(batch, images, strict=True):
+        for row, image in zip(batch, images, strict=True):  # padding at the right and bottom
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch, boxes, [sizes[index] for index in indices]
 
@@ -173,14 +174,18 @@ def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int
     differences = []
     for row, index in enumerate(indices):
         size = torch.from_numpy(data.annotations.sizes[index].copy())
+        # Boxes of both sides in pixels of the file: divide by resized size / original size, flipped
+        # from (height, width) to x, y and repeated for x1, y1, x2, y2.
         boxes, found = (
             side[1][row] / (torch.tensor(side[2][row]) / size).flip(0).repeat(2)
             for side in (ours, peer)
         )
         check_close(f"boxes of image {index}", boxes, found, rtol=0, atol=0.5)
+        # both images without padding
         image, other = (
             side[0][row, :, : side[2][row][0], : side[2][row][1]].float() for side in (ours, peer)
         )
+        # undo the peer's normalisation: back to 0..1
         other = other * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
         if other.shape != image.shape:
             (other,) = F.interpolate(other[None], image.shape[1:], mode="bilinear")

@@ -100,7 +100,7 @@ def compare(
     for number in range(WARM_UPS + rounds):
         started = time.perf_counter()
         for work, keep, taken in zip((ours, peer), (True, False), times, strict=True):
-            if own_malloc:
+            if own_malloc:  # switch for this side, then refill its memory with an uncounted call
                 keep_freed_memory(keep=keep)
                 work()
             seconds = mean_seconds(work, calls=1)
@@ -162,6 +162,8 @@ def peak_flops(*, dtype: torch.dtype, device: torch.device, rounds: int = 5) -> 
     weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(
         memory_format=torch.channels_last
     )
+    # (function, operations): side^3 multiply-adds, or 9 * 256 per element of the output, which has
+    # the shape of x
     works: dict[str, tuple[Callable[[], object], float]] = {
         "matmul": (lambda: a @ b, 2.0 * side**3),
         "conv": (lambda: F.conv2d(x, weight, padding=1), 2.0 * x.numel() * 256 * 9),
@@ -201,6 +203,7 @@ def _cells(row: Row) -> list[str]:
     """Return the cells of a row, under HEADINGS."""
     limit = "at most " if row.smaller_is_better else ""
     verdict = {None: "", True: "holds", False: "MISSED"}[row.holds]
+    # "2 x" becomes "2x"
     numbers = [
         "" if value is None else f"{_number(value)} {row.unit}".replace(" x", "x")
         for value in (row.value, row.promised, row.aim)

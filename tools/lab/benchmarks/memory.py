@@ -42,6 +42,7 @@ def worker_memory(settings: Settings) -> list[Row]:
     plan = training_batches(data.groups, batch_size=batch_size, seed=0)
     epoch = (BatchPart(next(plan)) for _ in range(len(data) // batch_size))
     loader, device = LoaderConfig(workers=workers), torch.device("cpu")
+    # the memory after the first batch and after each 100 more
     batches = read_batches(data, epoch, config=loader, device=device, substitute=True)
     sizes = [total_pss_mb() for number, _ in enumerate(batches) if number % 100 == 0]
     return [
@@ -96,4 +97,5 @@ def total_pss_mb() -> float:
     own = os.getpid()
     children = read_text(f"/proc/{own}/task/{own}/children").split()
     rollups = [read_text(f"/proc/{pid}/smaps_rollup") for pid in (own, *children)]
+    # kB in the line "Pss: 1234 kB"
     return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024

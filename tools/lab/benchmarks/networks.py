@@ -145,6 +145,7 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
     else:
         backbone = nn.Sequential(OrderedDict(body=IntermediateLayerGetter(body, {"layer3": "0"})))
         backbone.out_channels = 1024  # type: ignore[assignment]
+        # C4: conv5 is the head of the RoIs, so it moves from the backbone to the box head
         conv5 = OrderedDict(layer4=body.layer4, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
         peer = PeerRCNN(
             backbone,
@@ -158,6 +159,7 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
         before, after = "backbone.body.layer4.", "roi_heads.box_head.layer4."
         state = {name.replace(before, after): tensor for name, tensor in state.items()}
     counters = [name for name in state if name.endswith("num_batches_tracked")]
+    # FrozenBatchNorm2d has no counters
     peer.load_state_dict({n: t for n, t in state.items() if n not in counters}, strict=True)
     return peer
 
@@ -171,10 +173,12 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     height, width = size
     padded = [round_up(side, 32) for side in size]
     pixels = torch.zeros(count, 3, *padded, dtype=torch.uint8)
+    # few random pixels, enlarged; the padding stays 0
     coarse = torch.rand(count, 3, 24, 40, generator=generator) * 255
     smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)
     pixels[:, :, :height, :width] = smooth.byte()
     scale = torch.tensor([width, height, width, height])
+    # fractions of the sides: centers in the middle 60 %, half sides of 4 % to 20 %
     centre = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.6 + 0.2
     half = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.16 + 0.04
     boxes = torch.cat([centre - half, centre + half], dim=2) * scale
@@ -182,6 +186,7 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     bits = None
     if masks:
         rows, columns = torch.arange(padded[0])[:, None], torch.arange(padded[1])
+        # (count, NUM_OBJECTS, 1, 1) each, which broadcast with rows and columns
         x1, y1, x2, y2 = boxes[..., None, None].unbind(2)
         drawn = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < (x1 + x2) / 2)
         bits = torch.from_numpy(pack_bits(drawn.numpy()))
@@ -189,6 +194,7 @@ def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> Det
     ids = torch.arange(count)
     labels = torch.randint(NUM_CLASSES, (count, NUM_OBJECTS), generator=generator)
     images = ImageBatch(pixels, sizes, original_sizes=sizes, image_ids=ids, seeds=ids)
+    # every box is valid, and none is a crowd region
     return DetectionBatch(images, Targets(boxes, labels, valid, ~valid, bits))
 
 

@@ -35,6 +35,7 @@ def roi_align(settings: Settings) -> list[Row]:
     peers = [feature.detach().contiguous().requires_grad_() for feature in ours]
     boxes = torch.stack([_scattered_boxes(count, generator) for _ in range(2)])
     grad = torch.randn(2 * count, channels, 7, 7, generator=generator)
+    # torchvision takes the levels by name; the names here are the strides
     pooler = torchvision.ops.MultiScaleRoIAlign([str(s) for s in STRIDES], 7, sampling_ratio=2)
     by_name = {str(stride): feature for stride, feature in zip(STRIDES, peers, strict=True)}
 
@@ -105,9 +106,11 @@ def best_proposals(count: int) -> tuple[Tensor, Tensor]:
         [(IMAGE[0] // 16, IMAGE[1] // 16)]
     )
     objects = _scattered_boxes(40, generator)
+    # per anchor: its best object
     overlap, own = box_iou(objects, anchors).max(dim=0)
     share = 0.7 * (overlap > 0.3)
     noise = 0.1 * torch.randn(len(anchors), 5, generator=generator)
+    # part of the way from the anchor to the object, plus noise; no movement below an IoU of 0.3
     deltas = share[:, None] * encode_boxes(objects[own], anchors) + noise[:, :4]
     scores, best = (overlap + noise[:, 4]).sigmoid().topk(count)
     boxes = decode_boxes(deltas[best], anchors[best])
@@ -118,6 +121,7 @@ def _scattered_boxes(count: int, generator: torch.Generator) -> Tensor:
     """Return (count, 4) boxes anywhere in an image, with log-uniform sides of 24 to 480 pixels."""
     height, width = IMAGE
     centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    # 20^u is log-uniform in 1..20
     sides = 24 * 20 ** torch.rand(count, 2, generator=generator)
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
     return clip_boxes(boxes[None], torch.tensor([IMAGE]))[0]

@@ -73,12 +73,14 @@ def _padded_share(data: CocoDetection, config: DataConfig, batch_size: int) -> f
             for key in part.sample_keys
             for height, width in [data.annotations.sizes[key.index].tolist()]
         ]
+        # as `collate` pads: up to a multiple of size_divisor
         sides = np.ceil(np.array(part.batch_shape.size) / config.size_divisor) * config.size_divisor
         pixels = torch.tensor(sides.prod() * len(sizes))
         if not shares:
             blank = data.collate([_blank(size) for size in sizes], part.batch_shape)
             made = torch.tensor(blank.images.pixels[:, 0].numel())
             check_close("pixels of a batch", pixels, made, rtol=0, atol=0)
+        # padded area of the whole batch / areas of its images
         shares.append(float(pixels) / np.array(sizes).prod(axis=1).sum())
     return float(np.mean(shares))
 

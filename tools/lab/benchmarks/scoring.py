@@ -36,6 +36,7 @@ def evaluation(settings: Settings) -> list[Row]:
     """
     num_images = 20 if settings.small else NUM_IMAGES
     objects = make_objects(num_images)
+    # object i is in image i modulo num_images, so a stride selects the objects of an image
     found = [make_detections(objects[i::num_images], seed=i) for i in range(num_images)]
     num_found = sum(map(len, found))
     settings.log(f"{len(objects)} objects, {num_found} detections in {num_images} images")
@@ -73,6 +74,7 @@ def make_objects(num_images: int) -> list[dict[str, Any]]:
     """
     rng = np.random.default_rng(0)
     count = round(num_images * OBJECTS_PER_IMAGE)
+    # log-uniform sides, anywhere inside the image
     sides = np.exp(rng.uniform(np.log(8), np.log(400), (count, 2)))
     corners = rng.uniform(0, np.array([WIDTH, HEIGHT]) - sides)
     shares = 1 / np.arange(1, len(CLASSES) + 1)
@@ -111,9 +113,10 @@ def make_detections(objects: Sequence[Mapping[str, Any]], *, seed: int) -> Detec
     if len(real):
         half = num_noise // 2
         noise_labels[:half] = real_labels[torch.arange(half) % len(real)]
+    # noise relative to the box: width, height, width, height for x, y, width, height
     real += 0.08 * real[:, 2:].repeat(1, 2) * torch.randn(real.shape, generator=generator)
     scores = torch.rand(DETECTIONS_PER_IMAGE, generator=generator)
-    scores[len(real) :] *= 0.7
+    scores[len(real) :] *= 0.7  # wrong detections have lower scores on average
     scores, order = scores.sort(descending=True, stable=True)
     boxes, labels = torch.cat([real, noise]), torch.cat([real_labels, noise_labels])
     return Detections(xywh_to_xyxy(boxes.clamp(min=1.0))[order], scores, labels[order])
@@ -142,6 +145,7 @@ def score_with_pycocotools(annotations: COCO, found: Sequence[Detections]) -> li
     The detections are passed as an array (image id, xywh, score, category id), the most
     direct form that pycocotools takes.
     """
+    # category ids are labels + 1
     counts = torch.tensor([len(each) for each in found])
     results = torch.cat(
         [

@@ -84,7 +84,7 @@ class Benchmark:
             UserError: a package, the GPU or the coco128 images are missing.
         """
         for package in self.requires:
-            if find_spec(package) is None:
+            if find_spec(package) is None:  # finds a package without importing it
                 raise UserError(
                     f"{name}: expected the package {package} to be installed; it was not found"
                 )

@@ -59,7 +59,7 @@ def seconds_until_line(start: str, command: Sequence[str], *, folder: Path) -> f
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if start and line.startswith(start):
+            if start and line.startswith(start):  # the time counts, not how the command ends
                 seconds = time.perf_counter() - begun
                 process.terminate()
                 process.communicate()

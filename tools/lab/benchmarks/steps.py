@@ -68,6 +68,7 @@ def prediction(
 
 def operations_of(work: Callable[[], object]) -> int:
     """Return the multiplications and additions of the convolutions and products in `work`."""
+    # Without an entry here an operator counts as 0 operations.
     # torch's counter does not know the oneDNN operators that our kernels call
     ours: dict[Any, Callable[..., int]] = {}
     if torch.backends.mkldnn.is_available():

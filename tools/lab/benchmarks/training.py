@@ -64,6 +64,7 @@ def _measure(
     )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peaks = peak_flops(dtype=dtype, device=CPU, rounds=settings.rounds)
+    # the fastest round, as for the peak
     rate = operations / min(comparison.ours)
     promised, aim = PROMISED[case.name, precision]
     share_at_least, share_aim = PEAK_SHARE[precision]

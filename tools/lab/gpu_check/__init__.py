@@ -1,5 +1,6 @@
-"""The prepared check for a machine with a GPU: stages, each a process with its own time limit.
+"""Timed check of the project on a machine with a GPU, in stages.
 
-`bash tools/lab/gpu_check/run.sh look1` runs them in order of value and writes every number to $OUT
-the moment it is measured. `DRY=1` runs them on a CPU at sizes that take seconds.
+Each stage is a process with a time limit. `bash tools/lab/gpu_check/run.sh look1` runs them, the
+most important ones first, and writes each number to $OUT as soon as it is measured. `DRY=1` runs
+them on a CPU with sizes that take seconds.
 """

@@ -26,7 +26,7 @@ STAGES: dict[str, Callable[[], None]] = {
 
 
 def main(name: str) -> None:
-    """Run a stage; write down how long it took, or why it failed."""
+    """Run a stage; record its duration, or the error if it fails."""
     start = time.time()
     try:
         STAGES[name]()

@@ -1,6 +1,6 @@
-"""Stage that times RoIAlign's sparse product: torch's operators against Triton kernels.
+"""Stage that times the sparse product of RoIAlign: torch operators against Triton kernels.
 
-An experiment: the kernels are not used by the project. M groups, K bags of each, J taps of a bin.
+An experiment: the project does not use the kernels. M groups of K bags with J taps.
 """
 
 from functools import partial
@@ -21,9 +21,9 @@ CASES: dict[str, tuple[list[tuple[int, int]], list[int], int, int, int]] = {
 }
 """By name: shapes and strides of the levels, resolution, stride of the bins, channels."""
 FORWARD_SIZES = ((4, 256, 4), (8, 256, 4), (4, 512, 4), (16, 256, 8), (1, 512, 2), (2, 256, 1))
-"""Bags, columns and warps of a program."""
+"""Bags, columns and warps per program."""
 BACKWARD_SIZES = ((4, 512, 4), (8, 512, 4), (16, 512, 4), (16, 256, 4), (32, 256, 4), (16, 128, 1))
-"""Users, columns and warps of a program."""
+"""Users, columns and warps per program."""
 
 
 def time_bags() -> None:
@@ -37,6 +37,7 @@ def _boxes(batch: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     limit = torch.tensor([1344.0, 800.0])
     centre = torch.rand(batch, count, 2, generator=generator) * limit
+    # log-uniform sides: exp(2.3) = 10 to exp(4.8) = 121, plus 10
     half = (torch.rand(batch, count, 2, generator=generator) * 2.5 + 2.3).exp() / 2 + 5
     boxes = torch.cat([centre - half, centre + half], 2)
     return boxes.clamp(min=0).minimum(limit.repeat(2)).to(DEVICE)
@@ -63,6 +64,8 @@ def _time_case(name: str) -> None:
     )
     dtype = torch.float32 if DRY else torch.bfloat16
     weights = weights.to(dtype)
+    # All levels as one table of rows, one row per cell. Indices are relative to their level, so the
+    # start of the level is added.
     lengths = [batch * height * width for height, width in shapes]
     starts = list(accumulate(lengths, initial=0))[:-1]
     idxs = idxs + pick(starts, levels.flatten()).to(idxs.dtype)[:, None, None]

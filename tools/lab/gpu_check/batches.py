@@ -1,4 +1,4 @@
-"""Batches of the GPU check, in the memory layout in which the loader delivers them."""
+"""Batches of the GPU check, in the memory layout of the loader's batches."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,14 @@ from detection.structures import DetectionBatch, ImageBatch, Targets
 from tools.lab.benchmarks.networks import make_batch
 
 ROWS = 8
-"""Multiple to which the loader pads the ground-truth boxes of a batch."""
+"""The loader pads the number of ground-truth boxes of a batch to a multiple of this."""
 
 
 def loader_like_batch(count: int, size: tuple[int, int], *, masks: bool = False) -> DetectionBatch:
-    """Return made-up images of `size` (height, width): pixels channels last, boxes padded."""
+    """Return synthetic images of `size` (height, width): pixels channels last, boxes padded."""
     plain = make_batch(count, size=size, masks=masks)
     images, targets = plain.images, plain.targets
+    # -n % ROWS is what is missing to the next multiple
     extra = -targets.boxes.shape[1] % ROWS
 
     def padded(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stages that come first: what the card is, and what would stop everything else."""
+"""First stages: description and limits of the GPU, and checks that all else depends on."""
 
 import importlib.metadata
 import os
@@ -18,11 +18,11 @@ PACKAGES = (
 )
 
 NMS_CASES = ((12000, 2000, 16), (8819, 2000, 16), (6000, 1000, 1), (4819, 1000, 1))
-"""Boxes, survivors and images: C4 and FPN in training and at test."""
+"""Number of boxes, kept boxes and images: C4 and FPN in training, then at test time."""
 
 
 def environment() -> None:
-    """Write down versions, the machine, and the ceilings of the card."""
+    """Record versions, the machine, and the measured memory and matmul limits of the GPU."""
     found, missing = {}, []
     for name in PACKAGES:
         try:
@@ -46,9 +46,11 @@ def environment() -> None:
     source = torch.randint(0, 100, (2**20 if DRY else 2**31,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     seconds = median_ms(lambda: target.copy_(source)) * 1e-3
+    # a copy reads and writes each byte
     save("env", copy_tb_s=round(2 * source.numel() / seconds / 1e12, 2))
     side = 256 if DRY else 8192
     a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    # a multiply-add counts as two operations
     save("env", bf16_tflops=round(2 * side**3 / (times_of(lambda: a @ b)["ms"] * 1e-3) / 1e12, 1))
 
 
@@ -60,7 +62,7 @@ def _output(*command: str) -> str:
 
 
 def smoke() -> None:
-    """Try the NMS kernel, gradients under autocast, and a step that waits for nothing."""
+    """Check the NMS kernel, gradients under autocast, and that a step never waits for the GPU."""
     if DEVICE.type == "cuda":
         attempt("smoke", "kernel", _compile_kernel)
         attempt("smoke", "nms_speed", _time_nms)
@@ -75,8 +77,8 @@ def _compile_kernel() -> None:
         start = time.perf_counter()
         found = find_kernel(DEVICE)
     seconds = round(time.perf_counter() - start, 1)
-    told = [str(each.message)[:200] for each in caught]
-    save("smoke", nms_kernel=found is not None, nms_compile_s=seconds, warned=told)
+    warned = [str(each.message)[:200] for each in caught]
+    save("smoke", nms_kernel=found is not None, nms_compile_s=seconds, warned=warned)
 
 
 def _time_nms() -> None:
@@ -101,7 +103,7 @@ def _time_nms() -> None:
 
 
 def _check_gradients() -> None:
-    """Take a bf16 step of a small detector: gradients of all parameters, and no wait."""
+    """Run bf16 steps of a small detector; record missing gradients and synchronisations."""
     from engine.distributed import World
     from engine.optim import build_optimizer
     from engine.schema import LoopConfig, OptimConfig
@@ -119,15 +121,17 @@ def _check_gradients() -> None:
     def step() -> object:
         return training_step(losses_of, optimizer, [batch], clip_grad_norm=10.0, stop=False)
 
+    # one step fills the gradients
     step()
     named = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
     lacking = [name for name, p in named if p.grad is None]
     zero = [name for name, p in named if p.grad is not None and not bool(p.grad.any())]
+    # a gradient with other strides than its parameter makes the optimizer copy
     strides = [name for name, p in named if p.grad is not None and p.grad.stride() != p.stride()]
     save("smoke", without_gradient=lacking, zero_gradient=zero[:8], other_strides=len(strides))
     if DEVICE.type == "cuda":
         step()  # the first call initialised libraries
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("error")  # any wait for the GPU raises an error
         try:
             step()
             save("smoke", waits="none")

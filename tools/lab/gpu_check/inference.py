@@ -1,4 +1,4 @@
-"""Stage that times detection of one image and of eight, ours and torchvision's."""
+"""Stage that times detection in one and in eight images, ours and torchvision's."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ from tools.lab.gpu_check.steps import case_of
 
 
 def time_inference() -> None:
-    """Time R50-FPN, R101-FPN and R101-C4 against torchvision in TF32 and as we run ours."""
+    """Time R50-FPN, R101-FPN and R101-C4 against torchvision in TF32, and in our settings."""
     for name in ("r50", "fpn", "c4"):
         for count in (1, 2 if DRY else 8):
             attempt("infer", f"{name}_{count}", partial(_compare, name, count))
@@ -32,6 +32,7 @@ def time_inference() -> None:
 def _compare(name: str, count: int) -> None:
     case = case_of(name)
     task = networks.make_task(case)
+    # one peer as its users run it (TF32), one in our precision and memory layout
     peers = [networks.make_peer(case, task, size=SIZE).to(DEVICE).eval() for _ in range(2)]
     peers[1].to(memory_format=torch.channels_last)
     task.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -45,7 +46,7 @@ def _compare(name: str, count: int) -> None:
         ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
         theirs = prediction(partial(peers[0], inputs))
         like_ours = prediction(partial(peers[1], inputs), autocast(DEVICE, PRECISION))
-        for warm in (ours, theirs, like_ours):
+        for warm in (ours, theirs, like_ours):  # one uncounted call each
             warm()
         ms, tf32, fair = (median_ms(each, calls=10) for each in (ours, theirs, like_ours))
     key = f"{name}_batch_{count}"

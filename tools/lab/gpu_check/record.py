@@ -1,4 +1,4 @@
-"""Where the stages of the GPU check write their numbers, and how they take times."""
+"""Output files and timing functions of the stages of the GPU check."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ _STARTED = time.time()
 
 
 def save(stage: str, **values: object) -> None:
-    """Merge numbers into results.json, append them to report.md and print them, at once."""
+    """Merge numbers into results.json, append them to report.md and print them, immediately."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "results.json"
@@ -51,10 +51,10 @@ def note(text: str, *, file: str = "report.md") -> None:
 
 
 def attempt(stage: str, name: str, work: Callable[[], object]) -> None:
-    """Run one measurement. A failure is written down, and the next measurement runs."""
+    """Run one measurement; record an error instead of raising it, so that the next one runs."""
     try:
         work()
-    except Exception as error:  # whatever it is, the device time is short
+    except Exception as error:  # any error: device time is limited
         save(stage, **{f"{name}_FAILED": f"{type(error).__name__}: {str(error)[:300]}"})
         note("```\n" + "\n".join(traceback.format_exc().strip().splitlines()[-14:]) + "\n```")
         if DEVICE.type == "cuda":
@@ -62,13 +62,16 @@ def attempt(stage: str, name: str, work: Callable[[], object]) -> None:
 
 
 def wait_for_device() -> None:
-    """Wait until the device has done all that was launched."""
+    """Wait until the device has finished all launched work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def times_of(step: Callable[[], object], *, warm: int = 3, calls: int = 10) -> dict[str, float]:
-    """Return milliseconds a call with full queues: of the device, and of the host alone."""
+    """Return milliseconds per call, queued without waiting: in total, and of the host alone.
+
+    If the two are equal, the host is too slow to keep the device busy.
+    """
     warm, calls = (1, 2) if DRY else (warm, calls)
     for _ in range(warm):
         step()
@@ -76,14 +79,14 @@ def times_of(step: Callable[[], object], *, warm: int = 3, calls: int = 10) -> d
     start = time.perf_counter()
     for _ in range(calls):
         step()
-    host = time.perf_counter() - start
+    host = time.perf_counter() - start  # all calls are launched, not necessarily done
     wait_for_device()
     total = time.perf_counter() - start
     return {"ms": round(total / calls * 1e3, 2), "host_ms": round(host / calls * 1e3, 2)}
 
 
 def median_ms(step: Callable[[], object], *, calls: int = 5) -> float:
-    """Return the median milliseconds of a call that is waited for."""
+    """Return the median milliseconds of a call, including the wait for its result."""
     taken = []
     for _ in range(2 if DRY else calls):
         wait_for_device()
@@ -95,12 +98,12 @@ def median_ms(step: Callable[[], object], *, calls: int = 5) -> float:
 
 
 def peak_gib() -> float:
-    """Return the most memory that the device held, in GiB."""
+    """Return the peak of allocated device memory, in GiB."""
     return round(torch.cuda.max_memory_allocated() / 2**30, 1) if DEVICE.type == "cuda" else 0.0
 
 
 def profile_of(work: Callable[[], object], title: str, *, limit: int = 45) -> Any:
-    """Profile one call; write its kernels to kernels.md; return the profile and (ms, count).
+    """Profile one call, and write its kernels to kernels.md.
 
     Returns:
         The profile, milliseconds in which kernels ran, and the number of kernels.
@@ -114,12 +117,13 @@ def profile_of(work: Callable[[], object], title: str, *, limit: int = 45) -> An
         wait_for_device()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     kind = "CUDA" if on_gpu else "CPU"
+    # only kernels: the rows of operators and annotations contain the same time again
     rows = [
         each
         for each in trace.key_averages()
         if each.device_type.name == kind and not each.is_user_annotation
     ]
-    rows.sort(key=lambda each: -getattr(each, own))
+    rows.sort(key=lambda each: -getattr(each, own))  # the slowest first; times in microseconds
     busy, count = sum(getattr(each, own) for each in rows) / 1e3, sum(each.count for each in rows)
     lines = [
         f"| {getattr(each, own) / 1e3:.3f} | {each.count} | {each.key[:130]} |"

@@ -1,4 +1,4 @@
-"""Stages that time training steps: eager, compiled, as a CUDA graph, and torchvision's."""
+"""Stages that time training steps: eager, compiled, as a CUDA graph, and torchvision's steps."""
 
 import fcntl
 import gzip
@@ -42,11 +42,11 @@ CASES = {
     "mask": networks.MASK_R50_FPN,
 }
 COUNT = 2 if DRY else 16
-"""Images of a batch."""
+"""Images in a batch."""
 LARGEST_TRACE = 15 << 20
-"""Bytes of a trace that is kept."""
+"""Maximum size of a trace that is kept, in bytes."""
 QUIET = Path(os.environ.get("GO_FILE", SCRATCH / "go"))
-"""Once this file exists nothing else runs, and compiled steps may be timed."""
+"""When this file exists, nothing else runs and compiled steps can be timed."""
 
 
 def case_of(name: str) -> networks.Case:
@@ -57,7 +57,7 @@ def case_of(name: str) -> networks.Case:
 def make_step(
     name: str, count: int, *, compiled: bool = False
 ) -> tuple[DetectionTask, Callable[[], object], DetectionBatch]:
-    """Return a task, a whole training step of it on one batch, and the batch."""
+    """Return a task, a function that runs its training step on one batch, and the batch."""
     case = case_of(name)
     task = networks.make_task(case)
     loop = LoopConfig(precision=PRECISION, batch_size=count, compile=compiled)
@@ -67,7 +67,7 @@ def make_step(
 
 
 def time_steps(name: str) -> None:
-    """Time a training step in several ways, and write down where its time goes."""
+    """Time a training step in several ways, and record its profile."""
     stage = f"step_{name}"
     attempt(stage, "eager", lambda: _eager(stage, name))
     attempt(stage, "cudnn_benchmark", lambda: _with_cudnn_benchmark(stage, name))
@@ -79,7 +79,7 @@ def time_steps(name: str) -> None:
 def _eager(stage: str, name: str) -> None:
     _, step, _ = make_step(name, COUNT)
     taken = times_of(step)
-    rate = round(COUNT / taken["ms"] * 1e3, 1)
+    rate = round(COUNT / taken["ms"] * 1e3, 1)  # images per second
     save(stage, eager=taken, images_s=rate, gib=peak_gib())
     trace, busy, count = profile_of(step, stage)
     save(stage, busy_ms=busy, kernels=count)
@@ -98,6 +98,7 @@ def _with_cudnn_benchmark(stage: str, name: str) -> None:
         start = time.perf_counter()
         step()
         wait_for_device()
+        # the first call tries all convolution algorithms of each layer
         first = round(time.perf_counter() - start, 1)
         save(stage, cudnn_benchmark=times_of(step), cudnn_benchmark_first_s=first)
     finally:
@@ -105,21 +106,23 @@ def _with_cudnn_benchmark(stage: str, name: str) -> None:
 
 
 def _as_graph(stage: str, name: str) -> None:
-    """Time forward and backward of two images, what each of eight GPUs gets, as one graph."""
+    """Time forward and backward of two images (the share of one of eight GPUs) as a CUDA graph."""
     task, _, batch = make_step(name, 2)
     parameters = [each for each in task.model.parameters() if each.requires_grad]
 
     def work() -> object:
         with autocast(DEVICE, PRECISION):
             losses = task.losses(batch)
+        # returns gradients instead of adding to .grad, so each replay does the same work
         return torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    # PyTorch requires warm-up calls on a side stream before a capture.
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             work()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
@@ -127,14 +130,14 @@ def _as_graph(stage: str, name: str) -> None:
 
 
 def time_compiled(name: str) -> None:
-    """Compile a training step; time it once nothing else runs."""
+    """Compile a training step; time it when nothing else runs."""
     stage = f"compile_{name}"
     start = time.perf_counter()
     _, step, _ = make_step(name, COUNT, compiled=True)
     step()
     wait_for_device()
     save(stage, first_call_s=round(time.perf_counter() - start, 1))
-    step()
+    step()  # another warm-up call
     wait_for_device()
     waiting = time.time()
     while not QUIET.exists() and time.time() - waiting < 150 and not DRY:
@@ -150,7 +153,7 @@ def time_compiled(name: str) -> None:
 
 
 def time_peer() -> None:
-    """Time torchvision's steps as its users run them (TF32) and as we run ours (bf16)."""
+    """Time torchvision's steps as its users run them (TF32) and in our settings (bf16)."""
     for name in ("fpn", "c4"):
         case = case_of(name)
         attempt("peer", f"{name}_agree", partial(_agree, case, name))
@@ -186,7 +189,7 @@ def _peer_speed(case: networks.Case, name: str) -> None:
 
 
 def time_classifier() -> None:
-    """Time ResNet-101's training step as a classifier, 224 pixels, eager."""
+    """Time an eager training step of a ResNet-101 classifier at 224 pixels."""
     from backbones.resnet import resnet101
 
     count, side = (2, 64) if DRY else (256, 224)

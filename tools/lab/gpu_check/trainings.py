@@ -1,4 +1,4 @@
-"""Stages that run whole trainings by the project's commands, and read their logs."""
+"""Stages that run whole trainings with the project's commands, and read their logs."""
 
 import json
 import os
@@ -41,21 +41,23 @@ SMALL = {  # a dry run's network and images
 
 
 def seconds_left(default: int) -> int:
-    """Return the seconds that the stage may take, but for a margin to write its results."""
+    """Return the time limit of the stage in seconds, less a margin to write its results."""
     return int(os.environ.get("LIMIT", default)) - 5
 
 
 def train(stage: str, words: list[str], *, limit: int, script: str = "train_det") -> Path:
-    """Run a training command, save what its log says, and return its run folder."""
+    """Run a training command, save the numbers of its log, and return its run folder."""
     folder = RUNS / stage
     device = ["--device", "cpu"] if DRY else []
     command = [sys.executable, f"tools/{script}.py", *words, "--output", str(folder), *device]
     start = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        # the end of the output has the error; the log of all trainings stays readable
         code, text = str(done.returncode), done.stdout[-3000:] + done.stderr[-1500:]
     except subprocess.TimeoutExpired as error:
         code, text = "timeout", str(error.stdout or b"")[-2000:]
+    # read the log even after a timeout or a failure: it has the steps until then
     path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rates = [
@@ -77,10 +79,11 @@ def train(stage: str, words: list[str], *, limit: int, script: str = "train_det"
 def coco_overrides(name: str) -> list[str]:
     """Return overrides for COCO's configs on coco128, with a file of random weights.
 
-    The configs freeze the first stages, and what is frozen has to come from a file.
+    The configs freeze the first stages, and frozen weights must come from a file.
     """
     from backbones.resnet import build_resnet
 
+    # a file per stage, because stages may run at the same time
     kind = "resnet18" if DRY else "resnet101"
     weights = SCRATCH / f"{kind}_{name}.pth"
     torch.save(build_resnet(kind, num_classes=1000, norm="frozen").state_dict(), weights)
@@ -101,7 +104,7 @@ def _documents(root: Path) -> dict[str, Path]:
 
 
 def train_on_jpegs(name: str) -> None:
-    """Train sixty steps on coco128's JPEGs through the loader, and evaluate."""
+    """Train for sixty steps on the JPEGs of coco128 with the loader, and evaluate."""
     steps = 4 if DRY else 60
     keys: dict[str, object] = {
         "loop.max_steps": steps,
@@ -123,7 +126,7 @@ def train_on_jpegs(name: str) -> None:
 
 
 def train_demo(precision: str) -> None:
-    """Train the demo from random weights: does the GPU learn what the CPU learns?"""
+    """Train the demo from random weights, to compare its score with that on a CPU."""
     root = SCRATCH / f"demo_{precision}"
     keys: dict[str, object] = {
         "loop.precision": precision,
@@ -140,7 +143,7 @@ def train_demo(precision: str) -> None:
 
 
 def train_blood_cells() -> None:
-    """Train on BCCD by its config and score the test split."""
+    """Train on BCCD with its config, and score the test split."""
     root, stage = DATA / "bccd", "bccd"
     keys: dict[str, object] = {
         "loader.workers": 4,
@@ -158,7 +161,7 @@ def train_blood_cells() -> None:
 
 
 def train_cifar() -> None:
-    """Train ResNet-20 on CIFAR-10 by the paper's recipe, as CUDA graphs.
+    """Train ResNet-20 on CIFAR-10 with the paper's recipe, as CUDA graphs.
 
     CIFAR_ROOT holds cifar-10-batches-py; CIFAR_STEPS are 64,000 unless set.
     """
@@ -178,7 +181,7 @@ def train_cifar() -> None:
 
 
 def time_loader() -> None:
-    """Time the way from JPEG files to the device, without a network."""
+    """Time the input pipeline, from JPEG files to the device, without a network."""
     from detection.commands.schemas import SCHEMAS
     from detection.commands.tasks import build_task
     from engine.config import load_config
@@ -195,9 +198,10 @@ def time_loader() -> None:
         parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
         loader = LoaderConfig(workers=workers)
         batches = read_batches(data, parts, config=loader, device=DEVICE, substitute=True)
-        for _ in range(2 if DRY else 2 * workers + 1):  # those that were asked for all at once
+        for _ in range(2 if DRY else 2 * workers + 1):  # batches that were requested all at once
             next(batches)
         wait_for_device()
+        # enough batches that the prefetched ones do not dominate
         timed, start = 4 if DRY else 2 * workers + 40, time.perf_counter()
         for _ in range(timed):
             next(batches)

@@ -206,6 +206,7 @@ def write_report(
     """
     measured = {run.name: measure(run) for run in runs if run_status(run) == "done"}
     rows = []
+    # dict.fromkeys: each network once, in the order of the runs
     for network in dict.fromkeys(run.network for run in runs):
         own = [run for run in runs if run.network == network]
         found = tuple(measured[run.name] for run in own if run.name in measured)
@@ -227,6 +228,7 @@ def check_expectations(scale: ScaleConfig, rows: Sequence[Row]) -> tuple[Verdict
         value = by_network[expectation.network].mean(expectation.error)
         if expectation.above is not None and value is not None:
             other = by_network[expectation.above].mean(expectation.error)
+            # a difference needs both networks
             value = None if other is None else value - other
         verdicts.append(Verdict(expectation, value))
     return tuple(verdicts)

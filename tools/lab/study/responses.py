@@ -67,7 +67,7 @@ def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> dict[str
         for norm in _norms_of_3x3_layers(model)
     ]
     model.eval()
-    try:
+    try:  # hooks collect the sums; the outputs are not used
         for x in batches:
             model(x)
     finally:
@@ -106,6 +106,7 @@ def _norms_of_3x3_layers(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            # layer1.0.conv2 -> layer1.0.bn2; conv1 -> bn1, without the leading dot
             parent, _, own = name.rpartition(".")
             names.append(f"{parent}.{own.replace('conv', 'bn')}".lstrip("."))
     return names

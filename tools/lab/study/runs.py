@@ -123,6 +123,7 @@ def measure(run: Run) -> Measurement:
     trained = [record for record in records if record["kind"] == "train"]
     train_curve = _curve(path, trained, "train_error")
     test_curve = _curve(path, [each for each in records if each["kind"] == "eval"], "top1_error")
+    # at least one line
     count = math.ceil(len(train_curve) * TAIL_FRACTION)
     origin = run.folder / "origin.txt"
     return Measurement(

@@ -178,6 +178,6 @@ def _image(trial: Trial) -> np.ndarray:
         raise UserError(f"{folder}: expected drawings of a finished run, got none")
     pretrained, random = trial.scores()
     caption = f"{trial.name}: {trial.score} {100 * pretrained:.1f} (random {100 * random:.1f})"
-    drawn = read_image(folder / drawings[0])
+    drawn = read_image(folder / drawings[0])  # names_in returns names in ascending order
     # enlarged so that the caption fits
     return captioned(enlarge(drawn, drawn.shape[1], wanted=READABLE_SIDE), caption)
