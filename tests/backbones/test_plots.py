@@ -22,6 +22,7 @@ def log_something(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(text + '{"kind": "tr')
 
 
+@pytest.mark.extended
 def test_losses_and_scores_of_masks_are_plotted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -333,6 +333,7 @@ def test_pickle_from_python_2(tmp_path: Path) -> None:
     torch.testing.assert_close(state, {"conv1_b": torch.tensor([1.5, -2.0])})
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("in_file", [False, True])
 def test_bottleneck_stride_of_our_file_must_equal_the_models(tmp_path: Path, in_file: bool) -> None:
     config = {"model": {"backbone": {"kind": "resnet50", "stride_in_1x1": in_file}}}

@@ -179,6 +179,7 @@ def test_score_drops_lower_detections(site: Path, trained: Path, call: Call) -> 
     assert counts[0] > counts[1] == 0
 
 
+@pytest.mark.extended
 def test_resumed_run_uses_its_saved_config(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "run")
     (site / "tiny.yaml").unlink()
@@ -191,6 +192,7 @@ def test_resumed_run_uses_its_saved_config(site: Path, trained: Path, call: Call
     assert not (site / "run.1").exists()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("changed", "messages"),
     [
@@ -220,6 +222,7 @@ def test_a_resumed_run_reports_changed_data(
         assert f"resumed with changed data: {message}" in outcome.out
 
 
+@pytest.mark.extended
 def test_earlier_run_is_renamed(site: Path, trained: Path, call: Call) -> None:
     shutil.copytree(trained, site / "runs" / "tiny")
     (site / "runs" / "tiny.1").mkdir()
@@ -231,12 +234,14 @@ def test_earlier_run_is_renamed(site: Path, trained: Path, call: Call) -> None:
     assert (site / "runs" / "tiny" / "checkpoints" / "step_00000001.pt").exists()
 
 
+@pytest.mark.extended
 def test_overrides_may_follow_flags(site: Path, call: Call) -> None:
     arguments = ["--device", "cpu", "loop.max_steps=1", "--output", "run", "seed=3"]
     assert call(train_det, "tiny.yaml", *arguments).code == 0
     assert "seed: 3" in (site / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.extended
 def test_files_in_the_output_folder_are_kept(site: Path, call: Call) -> None:
     (site / "out").mkdir()
     (site / "out" / "notes.txt").write_text("mine")
@@ -262,6 +267,7 @@ def test_help_does_not_import_torch_and_flags_are_checked(script: str, tmp_path:
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.extended
 def test_commands_work_from_any_folder(site: Path, trained: Path) -> None:
     bad = command(TOOLS / "train_det.py", "tiny.yaml", "optim.lrr=1", cwd=site)
     assert (bad.returncode, bad.stdout) == (2, "")

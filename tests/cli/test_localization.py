@@ -22,6 +22,7 @@ def patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.extended
 def test_train_and_evaluate(patches: Path, call: Call) -> None:
     (patches / "data/train/red/red_boxes.txt").write_text(
         "red_0.png\t1\t1\t20\t20\nred_1.png\t3\t4\t3\t9\n"
@@ -46,6 +47,7 @@ def test_train_and_evaluate(patches: Path, call: Call) -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.extended
 def test_a_resumed_run_reports_changed_boxes(patches: Path, call: Call) -> None:
     arguments = ["--output", "run", "--device", "cpu"]
     assert call(train_det, "patches.yaml", "loop.max_steps=1", *arguments).code == 0
@@ -93,6 +95,7 @@ def test_a_missing_first_stage_is_reported_before_data_is_read(
     assert (done.code, done.err) == (2, f"error: {message}\n")
 
 
+@pytest.mark.extended
 def test_two_localizers_are_refused(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     done = call(eval_tool, "run", "run", "--device", "cpu")
@@ -100,6 +103,7 @@ def test_two_localizers_are_refused(patches: Path, call: Call) -> None:
     assert "expected one detector or localizer, got 2" in done.err
 
 
+@pytest.mark.extended
 def test_localization_error_is_compared(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     error = json.loads((patches / "run/metrics.json").read_text())["localization_error"]

@@ -106,6 +106,7 @@ def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Ca
     assert read_image(site / "12a.png").max() == 250
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int) -> None:
     images = ["data/0.jpg", "data/1.jpg"] * 3000

@@ -22,6 +22,7 @@ def voc(site: Path) -> Path:
     return site
 
 
+@pytest.mark.extended
 def test_voc_is_converted_trained_on_and_scored(voc: Path, call: Call) -> None:
     outcome = call(prepare_data, *VOC)
     assert outcome.code == 0, outcome.err

@@ -30,6 +30,7 @@ def classes(site: Path) -> Path:
     return site
 
 
+@pytest.mark.extended
 def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call) -> None:
     done = call(pretrain_backbone, "tiny_class.yaml", "--output", "run", "--device", "cpu")
     assert done.code == 0, done.err
@@ -67,6 +68,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert f"{100 * center['top1']:.1f}" in done.out
 
 
+@pytest.mark.extended
 def test_a_resumed_run_reports_changed_images(classes: Path, call: Call) -> None:
     arguments = ["--output", "run", "--device", "cpu"]
     assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *arguments).code == 0
@@ -78,6 +80,7 @@ def test_a_resumed_run_reports_changed_images(classes: Path, call: Call) -> None
     assert "training data differ from" not in done.out
 
 
+@pytest.mark.extended
 def test_pixel_mean_of_the_detector_must_equal_the_backbone_s(classes: Path, call: Call) -> None:
     arguments = ["tiny_class.yaml", "model.backbone.pixel_mean=[128, 128, 128]", "--output", "run"]
     assert call(pretrain_backbone, *arguments, "--device", "cpu").code == 0

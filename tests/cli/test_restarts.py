@@ -13,6 +13,7 @@ def start(call: Call, *arguments: str) -> Outcome:
     return call(train_det, "tiny.yaml", "--output", "run", "--device", "cpu", *arguments)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("arguments", "variable"),
     [
@@ -47,6 +48,7 @@ def test_a_restarted_job_is_resumed(
     assert "already finished at step 3" in again.out
 
 
+@pytest.mark.extended
 def test_without_auto_resume_a_new_run_starts(site: Path, call: Call) -> None:
     for _ in range(2):
         done = start(call)
@@ -55,6 +57,7 @@ def test_without_auto_resume_a_new_run_starts(site: Path, call: Call) -> None:
     assert (site / "run.1" / "model.safetensors").exists()
 
 
+@pytest.mark.extended
 def test_a_run_with_another_config_is_not_resumed(site: Path, call: Call) -> None:
     assert start(call).code == 0
     refused = start(call, "optim.lr=0.5", "--auto-resume")
@@ -62,6 +65,7 @@ def test_a_run_with_another_config_is_not_resumed(site: Path, call: Call) -> Non
     assert "holds a run of another config (optim.lr: 0.001 -> 0.5)" in refused.err
 
 
+@pytest.mark.extended
 def test_the_last_lines_name_the_weights_and_the_next_command(site: Path, call: Call) -> None:
     lines = start(call).out.splitlines()
     assert lines[-3].startswith("2 steps, 0:00:")

@@ -91,6 +91,7 @@ def test_repository_config_has_four_trials(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_report_is_written_and_finished_runs_are_skipped(folder: Path, call: Call) -> None:
     arguments = [
         "backbone.safetensors",

@@ -93,10 +93,12 @@ def run_with_detector(program: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.extended
 def test_a_library_call_leaves_threads_logs_and_allocator_alone(tmp_path: Path) -> None:
     run_with_detector(PREDICT, tmp_path)
 
 
+@pytest.mark.extended
 def test_imports_and_prediction_need_nothing_of_linux(tmp_path: Path) -> None:
     run_with_detector(ELSEWHERE, tmp_path)
 

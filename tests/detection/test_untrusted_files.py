@@ -78,6 +78,7 @@ def cases(trained: Files) -> list[dict[str, str]]:
     return wrong
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 @pytest.mark.parametrize(
     "read", [load_trained, lambda path: load_task([path])], ids=["predict", "eval"]

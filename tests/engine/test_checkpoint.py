@@ -77,6 +77,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.pt", "a.safetensors"]
 
 
+@pytest.mark.extended
 def test_killed_save_keeps_the_old_file(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, torch

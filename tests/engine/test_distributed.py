@@ -78,6 +78,7 @@ def torchrun(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.extended
 def test_collectives_on_two_processes(tmp_path: Path) -> None:
     done = torchrun(COLLECTIVES, tmp_path)
     assert done.returncode == 0, done.stderr

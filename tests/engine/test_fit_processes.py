@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from engine.checkpoint import read_safetensors
@@ -15,6 +16,7 @@ from tests.engine.toy import ToyTask
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.extended
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tests/engine/fit_process.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

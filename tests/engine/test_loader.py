@@ -95,6 +95,7 @@ def read(data: ToyData, *, workers: int, substitute: bool) -> list[LoadedBatch]:
     )
 
 
+@pytest.mark.extended
 def test_workers_do_not_change_batches() -> None:
     without, with_workers = (
         read(ToyData(), workers=workers, substitute=False) for workers in (0, 2)

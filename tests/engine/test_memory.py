@@ -26,6 +26,7 @@ def faults(*arguments: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_what_is_freed_is_used_again() -> None:
     usual, kept, undone = faults(), faults("keep"), faults("keep", "as usual")

@@ -91,6 +91,7 @@ def stop_all() -> None:
         os.kill(reader.pid, signal.SIGSTOP)
 
 
+@pytest.mark.extended
 def test_stopped_reader_is_one_line() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
@@ -101,6 +102,7 @@ def test_stopped_reader_is_one_line() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.extended
 def test_time_between_requests_does_not_count_for_the_timeout() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
@@ -139,6 +141,7 @@ def test_machine_errors_are_one_line(error: Exception, line: str, workers: int) 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_image_is_one_line_and_a_bug_is_a_traceback(workers: int) -> None:
     with pytest.raises(UserError, match=r"^a\.jpg: bad$"):
@@ -189,6 +192,7 @@ def run_and_end(how: str, connection: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("how", "code"), [("killed", -9), ("terminated", -15), ("exits", 3)])
 def test_no_reader_outlives_its_process(how: str, code: int) -> None:
     receiver, sender = multiprocessing.Pipe()

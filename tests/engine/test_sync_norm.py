@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.extended
 def test_two_processes_give_the_gradients_and_statistics_of_one(tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):

@@ -92,6 +92,7 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(tmp_path / str(parts)), weights(tmp_path / "1"))
 
 
+@pytest.mark.extended
 def test_compiled_losses_train_identically(tmp_path: Path) -> None:
     fit(ToyTask(), config(), output=tmp_path / "eager")
     with torch.compiler.set_stance("force_eager"):

@@ -43,6 +43,7 @@ def important_faults(reference: ReferenceRun) -> list[Fault]:
     ]
 
 
+@pytest.mark.extended
 def test_important_faults(tmp_path: Path) -> None:
     pool = Pool(tmp_path, size=1, detector=False)
     try:

@@ -25,6 +25,7 @@ def check(name: str, count: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", KINDS)
 def test_some_hostile_files(name: str, tmp_path: Path) -> None:
     check(name, "quick", tmp_path)

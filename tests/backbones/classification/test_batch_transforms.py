@@ -206,6 +206,7 @@ def test_augmentation_does_not_depend_on_other_images_in_the_batch() -> None:
     )
 
 
+@pytest.mark.extended
 def test_augmentation_compiles_into_one_graph() -> None:
     pixels, labels, seeds = noise(8, 16, 12), torch.arange(8) % 5, torch.arange(8)
     compiled = torch.compile(augment, backend="eager", fullgraph=True)

@@ -38,6 +38,7 @@ def test_images_equal_torchvisions(cifar_root: Path) -> None:
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.extended
 def test_held_out_images_are_not_in_the_training_set(cifar_root: Path) -> None:
     everything = CifarDataset.training(cifar(cifar_root))
     kept = CifarDataset.training(cifar(cifar_root, holdout=5000))
@@ -60,6 +61,7 @@ def test_missing_files_are_an_error(tmp_path: Path) -> None:
         CifarDataset.training(cifar(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.9173), (56, 0.9339)])
 def test_published_networks_reach_their_published_scores(
     cifar_root: Path, data_dir: Path, depth: int, accuracy: float

@@ -81,6 +81,7 @@ AUGMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
 def test_a_training_step_compiles_without_a_graph_break(
     folder: Path, augment: dict[str, Any]
@@ -181,6 +182,7 @@ def test_fc_stays_random_if_the_weights_have_other_classes(
     torch.testing.assert_close(ours.conv1.weight, theirs["conv1.weight"], rtol=0, atol=0)
 
 
+@pytest.mark.extended
 def test_exported_backbone_loads_into_a_detector(folder: Path, tmp_path: Path) -> None:
     config = tiny_config(
         folder, model={"backbone": {"kind": "resnet18"}}, loop={"max_steps": 1, "batch_size": 2}

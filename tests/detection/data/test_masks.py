@@ -222,6 +222,7 @@ def test_a_crowd_may_be_without_a_mask(tmp_path: Path) -> None:
     assert not masks.any()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells of its memory")
 def test_two_hundred_masks_of_a_large_image_stay_within_a_gigabyte() -> None:
     """In a process of its own: what others have freed would be taken without growing."""

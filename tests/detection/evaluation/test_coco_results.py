@@ -321,6 +321,7 @@ WRONG: list[Any] = [
 ]
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("key", ["image_id", "category_id", "bbox", "score", "segmentation"])
 def test_any_value_is_scored_or_refused_in_one_line(

@@ -35,6 +35,7 @@ def task_and_batch(
     return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
 
 
+@pytest.mark.extended
 def test_training_lowers_the_loss_and_keeps_the_first_stage(first: Path) -> None:
     config = regions_config(first)
     task, batch = task_and_batch(config)
@@ -67,6 +68,7 @@ def test_regions_are_proposals_of_the_class(first: Path) -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
+@pytest.mark.extended
 def test_mirrored_regions_are_averaged(first: Path) -> None:
     config = regions_config(first)
     mirror = config.evaluation.model_copy(update={"mirror": True})
@@ -83,6 +85,7 @@ def test_mirrored_regions_are_averaged(first: Path) -> None:
     torch.testing.assert_close(mirror_boxes(mirrored / factor, width) * factor, boxes)
 
 
+@pytest.mark.extended
 def test_loaded_run_has_the_same_score(first: Path, tmp_path: Path) -> None:
     config = regions_config(first)
     scored = fit(build_task(config), config, output=tmp_path / "run", device="cpu")
@@ -91,6 +94,7 @@ def test_loaded_run_has_the_same_score(first: Path, tmp_path: Path) -> None:
     assert evaluate(again, again.config, device="cpu")["mean_iou"] == scored["mean_iou"]
 
 
+@pytest.mark.extended
 def test_a_second_stage_is_refused_as_first_stage(first: Path, tmp_path: Path) -> None:
     config = regions_config(first)
     fit(build_task(config), config, output=tmp_path / "run", device="cpu")

@@ -36,6 +36,7 @@ def task_and_batch(config: LocalizationConfig) -> tuple[LocalizationTask, Detect
     return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
 @pytest.mark.parametrize("per_class", [True, False], ids=["per class", "agnostic"])
 def test_training_lowers_the_loss(root: Path, per_class: bool, box_loss: str) -> None:
@@ -81,6 +82,7 @@ def test_losses_depend_only_on_the_seeds(root: Path) -> None:
     assert task.losses(other)["localization_class"] != first["localization_class"]
 
 
+@pytest.mark.extended
 def test_compiles_without_a_graph_break(root: Path) -> None:
     task, batch = task_and_batch(tiny_config(root))
     task.model.eval()
@@ -88,6 +90,7 @@ def test_compiles_without_a_graph_break(root: Path) -> None:
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
 
+@pytest.mark.extended
 def test_loaded_run_has_the_same_score(root: Path, tmp_path: Path) -> None:
     config = tiny_config(root)
     first = fit(build_task(config), config, output=tmp_path / "run", device="cpu")

@@ -68,6 +68,7 @@ def test_c4_runs_conv5_on_regions_only() -> None:
     assert not torch.equal(class_logits, changed)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["roi_align", "roi_pool"])
 def test_c4_regions_are_conv5_of_pooled_regions(kind: Literal["roi_align", "roi_pool"]) -> None:
     roi = RoIConfig(pool=kind)
@@ -80,6 +81,7 @@ def test_c4_regions_are_conv5_of_pooled_regions(kind: Literal["roi_align", "roi_
         torch.testing.assert_close(model.region_features({"c4": c4}, boxes), expected)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_trainable_part_gets_a_gradient(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
@@ -109,6 +111,7 @@ def test_padding_is_zero_after_normalisation_and_the_layout_stays() -> None:
     assert normalized[1, :, :, 100:].count_nonzero() == 0
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_memory_layout_changes_no_output(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
@@ -125,6 +128,7 @@ def test_memory_layout_changes_no_output(neck: Neck) -> None:
     torch.testing.assert_close(result[0], expected[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_boxes_stay_float32_under_autocast(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
@@ -144,6 +148,7 @@ def test_boxes_stay_float32_under_autocast(neck: Neck) -> None:
     assert len(found) == 2
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("kind", ["roi_align", "roi_pool"])
 def test_predict_batch_equals_one_by_one(
@@ -171,6 +176,7 @@ def test_predict_batch_equals_one_by_one(
         torch.testing.assert_close(together[i].boxes, found.boxes, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_network_is_one_graph(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)

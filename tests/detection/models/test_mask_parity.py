@@ -111,6 +111,7 @@ def test_mask_losses_on_the_same_samples(pair: Pair) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pasted_masks(pair: Pair) -> None:
     rpn = pair.ours.rpn(pair.features, pair.batch.images)
     proposals = make_proposals(

@@ -46,6 +46,7 @@ def step(features: list[Tensor], gt: Tensor, anchors: Tensor, seeds: Tensor) -> 
     return [*losses.values(), boxes, keep]
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("kernels")
 def test_all_operations_compile_into_one_graph() -> None:
     features = [torch.randn(2, 4, 64 // s, 64 // s, requires_grad=True) for s in (4, 8)]

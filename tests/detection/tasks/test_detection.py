@@ -39,6 +39,7 @@ def gradients(task: DetectionTask, batch: DetectionBatch) -> dict[str, Tensor]:
 BOTTLENECKS = {"backbone": {"kind": "resnet50", "norm": "frozen", "frozen_stages": 2}}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("model", [{}, BOTTLENECKS], ids=["basic", "bottlenecks"])
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_trained_parameter_gets_a_gradient(
@@ -50,6 +51,7 @@ def test_every_trained_parameter_gets_a_gradient(
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
@@ -60,6 +62,7 @@ def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> No
     assert task.losses(other)["rpn_objectness"] != first["rpn_objectness"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
@@ -67,6 +70,7 @@ def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_images_without_objects_train(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
@@ -99,6 +103,7 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
         assert (inside < 0.5).all()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_predictions_do_not_depend_on_the_batch(root: Path, neck: str) -> None:
     task, _ = tiny_task(root, neck)

@@ -72,6 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("neck", NECKS)
 def test_a_training_step_calls_nothing_that_waits(
@@ -121,6 +122,7 @@ def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
     return task, data.collate([data.load(index, index) for index in range(4)])
 
 
+@pytest.mark.extended
 @with_cuda_types
 @pytest.mark.usefixtures("fast_kernels")  # torchvision's suppression waits
 @pytest.mark.parametrize(

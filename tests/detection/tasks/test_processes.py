@@ -31,6 +31,7 @@ def run(processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(root: Path, tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):
@@ -53,6 +54,7 @@ def of_one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return evaluate(root, tmp_path_factory.mktemp("one") / "1.json", processes=1, batch_size=2)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("processes", [2, 3])
 def test_evaluation_is_the_same_for_any_number_of_processes(
     root: Path, tmp_path: Path, of_one_process: dict[str, Any], processes: int
@@ -63,6 +65,7 @@ def test_evaluation_is_the_same_for_any_number_of_processes(
     assert found["num_detections"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_evaluation_is_the_same_for_any_batch_size(
     root: Path, tmp_path: Path, of_one_process: dict[str, Any], batch_size: int

@@ -42,6 +42,7 @@ def make_task(root: Path, neck: str, *, stages: int = 1) -> tuple[SegmentationTa
     return task, data.collate([data.load(index, 100 + index) for index in range(4)])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("neck", "stages"), [("fpn", 1), ("fpn", 3), ("c4", 2)])
 def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: int) -> None:
     task, batch = make_task(root, neck, stages=stages)
@@ -80,6 +81,7 @@ def mask_gradients(root: Path, accumulate: int, *, norm: str) -> dict[str, Tenso
     return found | {n: b for n, b in task.model.named_buffers() if n.endswith("batches_tracked")}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_parts_of_a_step_give_the_gradients_of_the_whole(root: Path, accumulate: int) -> None:
     whole = mask_gradients(root, 1, norm="group")
@@ -88,6 +90,7 @@ def test_parts_of_a_step_give_the_gradients_of_the_whole(root: Path, accumulate:
     )
 
 
+@pytest.mark.extended
 def test_counting_does_not_move_the_statistics(root: Path) -> None:
     found = mask_gradients(root, 2, norm="batch")
     tracked = [int(value) for name, value in found.items() if name.endswith("batches_tracked")]
@@ -95,6 +98,7 @@ def test_counting_does_not_move_the_statistics(root: Path) -> None:
     assert set(tracked) == {2}  # one for each part
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("neck", "stages"), [("fpn", 2), ("c4", 1)])
 def test_compiles_without_a_graph_break(root: Path, neck: str, stages: int) -> None:
     task, batch = make_task(root, neck, stages=stages)
@@ -102,6 +106,7 @@ def test_compiles_without_a_graph_break(root: Path, neck: str, stages: int) -> N
     torch.testing.assert_close(compiled(batch), task.losses(batch))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_masks_of_foreground_alone_give_the_same_loss(
     root: Path, neck: str, monkeypatch: pytest.MonkeyPatch
@@ -147,6 +152,7 @@ def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
     assert ((moved >= 0) & (moved <= limits)).all()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
     config = tiny_config(
@@ -195,6 +201,7 @@ def test_an_object_without_a_mask_is_named(tmp_path: Path, split: str) -> None:
         build_task(config.model_copy(update={"data": data}))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("neck", NECKS)
 def test_images_without_detections_have_no_masks(root: Path, neck: str) -> None:
     task, batch = make_task(root, neck)

@@ -7,6 +7,7 @@ from tools.lab.benchmarks.memory import worker_memory
 from tools.lab.benchmarks.settings import Settings
 
 
+@pytest.mark.extended
 def test_both_sides_agree(tmp_path: Path) -> None:
     lines: list[str] = []
     rows = annotation_loading(Settings(folder=tmp_path, log=lines.append, rounds=1, small=True))
@@ -20,6 +21,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
     assert lines == ["wrote 0 MB of annotations"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_memory_of_four_workers(tmp_path: Path) -> None:
     rows = worker_memory(Settings(folder=tmp_path, log=lambda _: None, small=True))

@@ -8,6 +8,7 @@ from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.settings import Settings
 
 
+@pytest.mark.extended
 def test_both_sides_agree(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     threads = torch.get_num_threads()

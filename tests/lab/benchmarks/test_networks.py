@@ -30,6 +30,7 @@ from tools.lab.benchmarks.steps import CPU, operations_of, our_step
 from tools.lab.benchmarks.training import train
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", [R101_C4, MASK_R50_FPN], ids=lambda case: case.name)
 def test_losses_agree_unless_a_weight_differs(case: Case) -> None:
     case = case.smaller()
@@ -42,6 +43,7 @@ def test_losses_agree_unless_a_weight_differs(case: Case) -> None:
         check_losses(task, peer, batch)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", [R101_C4, R50_FPN], ids=lambda case: case.name)
 def test_detections_agree_unless_a_weight_differs(case: Case) -> None:
     task, batch = make_task(case.smaller()), make_batch(1, size=SMALL_SIZE)
@@ -54,6 +56,7 @@ def test_detections_agree_unless_a_weight_differs(case: Case) -> None:
         check_detections(task, peer, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_kernels")
 def test_operations_of_fused_and_separate_convolutions_are_equal() -> None:
     batch = make_batch(1, size=SMALL_SIZE)
@@ -70,6 +73,7 @@ def test_operations_of_fused_and_separate_convolutions_are_equal() -> None:
     assert fused[0] > fused[1] + 20 or not torch.backends.mkldnn.is_available()
 
 
+@pytest.mark.slow
 def test_rows_of_training_and_inference(tmp_path: Path) -> None:
     settings = Settings(tmp_path, log=lambda _: None, rounds=1, small=True, model="r50_fpn")
     # emulated bf16 would take minutes
@@ -94,6 +98,7 @@ def test_unknown_models_and_precisions_are_errors(tmp_path: Path) -> None:
         BENCHMARKS["gpu-train"].check_options("gpu-train", model=None, precision="fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, each in BENCHMARKS.items() if each.on_gpu])
 def test_gpu_benchmarks_run(name: str, tmp_path: Path) -> None:
     precision = torch.get_float32_matmul_precision()

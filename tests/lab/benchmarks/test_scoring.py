@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from tools.lab.benchmarks.scoring import evaluation, make_detections, make_objects
 from tools.lab.benchmarks.settings import Settings
 
 
+@pytest.mark.extended
 def test_both_sides_give_the_same_metrics(tmp_path: Path) -> None:
     lines: list[str] = []
     (row,) = evaluation(Settings(folder=tmp_path, log=lines.append, rounds=1, small=True))

@@ -21,6 +21,7 @@ OLD_INTERPRETER = (
 )
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(OLD_INTERPRETER, reason="Triton 3.6 interprets no ranges with numpy 2.4")
 def test_interpreted_it_is_the_plain_version() -> None:
     # its own process: Triton decides when it is imported
@@ -32,6 +33,7 @@ def test_interpreted_it_is_the_plain_version() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.extended
 def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_sums_and_gradients_are_the_reference(num_tables: int, num_groups: int) 
         )
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at its copies of tables
 @pytest.mark.parametrize("num_tables", [1, 3])
 def test_operator_is_registered_as_it_behaves(num_tables: int) -> None:
