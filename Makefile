@@ -8,7 +8,7 @@ WORKERS ?= 2
 STAMP := $(VENV)/.installed
 DEMO_STEPS := loop.max_steps=600 loop.eval_every=600
 
-.PHONY: help venv demo test test-reference test-slow test-gpu check bench clean
+.PHONY: help venv demo test test-extended test-reference test-slow test-gpu check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,8 +32,12 @@ demo: $(STAMP) ## pretrain a backbone on drawn objects; train a detector with it
 	$(PY) tools/compare.py runs/demo_random runs/demo
 	@echo "mAP table: runs/demo/metrics.json; images: runs/demo/pictures/; curves: tensorboard --logdir runs"
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run the quick tests
 	$(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-extended: $(STAMP) ## run the tests that start processes, compile or train for seconds
+	$(ONE_THREAD) $(PY) -m pytest -m "extended and not slow and not gpu" --numprocesses $(WORKERS) \
+		--dist worksteal
 
 test-reference: $(STAMP) ## run the tests of models, losses, tasks and training with reference kernels
 	RESDET_KERNELS=reference $(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal \

@@ -30,12 +30,7 @@ from backbones.foreign_weights import (
 from backbones.metadata import read_numbers, read_stride_in_1x1
 from backbones.resnet import ResNet
 from backbones.weights_origin import EMPTY, MMDETECTION, UNKNOWN, origin_of
-from engine.checkpoint import (
-    is_tensor_dict,
-    load_checkpoint,
-    read_safetensors,
-    weights_of_checkpoint,
-)
+from engine import checkpoint
 from engine.checksum import checksum_note
 from engine.errors import UserError
 from engine.paths import is_folder, open_file
@@ -111,13 +106,13 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
+        state, metadata = checkpoint.read_safetensors(path)
     elif path.suffix == ".pkl":
         state, metadata = read_pickle(path)
     else:
-        payload = load_checkpoint(path)
-        state, metadata = weights_of_checkpoint(payload) or (_unwrapped(payload), {})
-    if not is_tensor_dict(state):
+        payload = checkpoint.load_checkpoint(path)
+        state, metadata = checkpoint.weights_of_checkpoint(payload) or (_unwrapped(payload), {})
+    if not checkpoint.is_tensor_dict(state):
         others = [
             f"{name!r:.40} ({type(value).__name__})"
             for name, value in state.items()

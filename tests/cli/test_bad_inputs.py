@@ -137,7 +137,10 @@ TRAIN_ARGUMENTS = {
         ["tiny.yaml", "data.val.images=."],
         ["expected the 3 images of data/val.json, got 0, without 0.jpg (no such file), 1.jpg"],
     ),
-    "weights that are a folder": (["tiny.yaml", "model.weights=data"], ["data: expected a file"]),
+    "weights that are a folder": (
+        ["tiny.yaml", "model.weights=data"],
+        ["data: expected a weights file"],
+    ),
     "task unknown": (["tiny.yaml", "task=dancing"], ["task", "detection", "dancing"]),
     "no such folder": (["tiny.yaml", "data.train.images=absent"], ["absent"]),
     "no such JSON": (["tiny.yaml", "data.val.annotations=absent.json"], ["absent.json"]),

@@ -55,7 +55,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_sigkill_at_a_random_step(
     site: Path, uninterrupted: dict[str, Tensor], workers: int
 ) -> None:

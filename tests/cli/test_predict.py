@@ -107,7 +107,14 @@ def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Ca
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int) -> None:
     images = ["data/0.jpg", "data/1.jpg"] * 3000
     process = subprocess.Popen(

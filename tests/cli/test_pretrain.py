@@ -43,7 +43,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     done = call(pretrain_backbone, *arguments)
     assert (done.code, done.err) == (0, "")
     assert "already finished at step 2" in done.out
-    assert "run/backbone.safetensors: made from these weights already" in done.out
+    assert "run/backbone.safetensors: already made from these weights" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
     assert "statistics computed anew" in call(pretrain_backbone, *arguments).out
 

@@ -55,7 +55,7 @@ def of_one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_evaluation_is_the_same_for_any_number_of_processes(
     root: Path, tmp_path: Path, of_one_process: dict[str, Any], processes: int
 ) -> None:

@@ -153,7 +153,7 @@ def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
     config = tiny_config(
         tmp_path / "demo",
