@@ -216,6 +216,7 @@ def test_a_failing_command_does_not_rename_the_earlier_run(
     assert not (site / "run.1").exists()
 
 
+@pytest.mark.extended
 def test_a_foreign_config_is_not_overwritten(site: Path, trained: Path, call: Call) -> None:
     (site / "mine").mkdir()
     (site / "mine" / "config.yaml").write_text("mine")

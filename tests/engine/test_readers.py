@@ -41,6 +41,7 @@ def test_answers_come_in_order_and_no_reader_remains(workers: int) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_readers_ignore_stop_signals(number: signal.Signals) -> None:
     answers = rows()
@@ -51,6 +52,7 @@ def test_readers_ignore_stop_signals(number: signal.Signals) -> None:
     assert [int(next(answers)[0]) for _ in range(20)] == list(range(1, 21))
 
 
+@pytest.mark.extended
 def test_readers_ignore_stop_signals_while_they_start() -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     done = threading.Event()
@@ -71,6 +73,7 @@ def test_readers_ignore_stop_signals_while_they_start() -> None:
     assert values == list(range(16))
 
 
+@pytest.mark.extended
 def test_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     answers = rows()

@@ -22,6 +22,7 @@ def cifar(root: Path, **changes: Any) -> DataConfig:
     return DataConfig(kind="cifar10", root=str(root), **changes)
 
 
+@pytest.mark.extended
 def test_images_equal_torchvisions(cifar_root: Path) -> None:
     ours = CifarDataset.validation(cifar(cifar_root))
     theirs = CIFAR10(cifar_root, train=False)

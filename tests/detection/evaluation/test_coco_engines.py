@@ -156,6 +156,7 @@ def check_same(fast: CocoScore, judge: CocoScore) -> None:
     np.testing.assert_array_equal(fast.precision, judge.precision)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_hotcoco_equals_pycocotools_on_real_results(data_dir: Path, iou_type: str) -> None:
     folder = data_dir / "coco128"

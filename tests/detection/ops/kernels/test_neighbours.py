@@ -42,6 +42,7 @@ def test_a_cell_may_come_twice_and_none_at_all() -> None:
     assert pick_neighbours(maps, torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 9, 3)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_gradient(name: str) -> None:
     maps, cells = make_maps(name, dtype=torch.float64), all_cells(name)[:, :7]
