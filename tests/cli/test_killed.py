@@ -54,8 +54,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]
     return read_safetensors(folder / "run" / "model.safetensors")[0]
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_sigkill_at_a_random_step(
     site: Path, uninterrupted: dict[str, Tensor], workers: int
 ) -> None:
@@ -77,7 +77,13 @@ def test_sigkill_at_a_random_step(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),
+    ],
+)
 def test_sigint_and_sigterm_write_a_checkpoint(site: Path, number: signal.Signals) -> None:
     process = start(site, "run", "loop.max_steps=10000", "loop.checkpoint_every=10000")
     wait_for_step(process, 2)

@@ -45,7 +45,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert "already finished at step 2" in done.out
     assert "run/backbone.safetensors: already made from these weights" in done.out
     (classes / "run" / "model.safetensors").touch()  # as if a longer run had written it
-    assert "statistics computed anew" in call(pretrain_backbone, *arguments).out
+    assert "statistics recomputed" in call(pretrain_backbone, *arguments).out
 
     again = call(eval_tool, "run", "--device", "cpu")
     assert again.code == 0, again.err

@@ -17,11 +17,10 @@ def start(call: Call, *arguments: str) -> Outcome:
 @pytest.mark.parametrize(
     ("arguments", "variable"),
     [
-        (["--auto-resume"], None),
-        ([], "TORCHELASTIC_RESTART_COUNT"),
-        ([], "SLURM_RESTART_COUNT"),
+        pytest.param(["--auto-resume"], None, id="flag", marks=pytest.mark.slow),
+        pytest.param([], "TORCHELASTIC_RESTART_COUNT", id="torchrun"),
+        pytest.param([], "SLURM_RESTART_COUNT", id="slurm", marks=pytest.mark.slow),
     ],
-    ids=["flag", "torchrun", "slurm"],
 )
 def test_a_restarted_job_is_resumed(
     site: Path,

@@ -129,7 +129,7 @@ def test_memory_layout_changes_no_output(neck: Neck) -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_boxes_stay_float32_under_autocast(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
     batch = images()
@@ -177,7 +177,7 @@ def test_predict_batch_equals_one_by_one(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_network_is_one_graph(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
     batch = images()

@@ -41,7 +41,7 @@ BOTTLENECKS = {"backbone": {"kind": "resnet50", "norm": "frozen", "frozen_stages
 
 @pytest.mark.extended
 @pytest.mark.parametrize("model", [{}, BOTTLENECKS], ids=["basic", "bottlenecks"])
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_every_trained_parameter_gets_a_gradient(
     root: Path, neck: str, model: dict[str, Any]
 ) -> None:
@@ -52,7 +52,7 @@ def test_every_trained_parameter_gets_a_gradient(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
     first = task.losses(batch)
@@ -63,7 +63,7 @@ def test_losses_repeat_and_depend_on_the_draw_alone(root: Path, neck: str) -> No
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_compiles_without_a_graph_break(root: Path, neck: str) -> None:
     task, batch = tiny_task(root, neck)
     compiled = torch.compile(task.losses, backend="eager", fullgraph=True)

@@ -74,7 +74,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
 def test_a_training_step_calls_nothing_that_waits(
     root: Path, neck: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
