@@ -44,7 +44,12 @@ def make_task(root: Path, neck: str, *, stages: int = 1) -> tuple[SegmentationTa
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
-    ("neck", "stages"), [("fpn", 1), ("fpn", 3), pytest.param("c4", 2, marks=pytest.mark.slow)]
+    ("neck", "stages"),
+    [
+        ("fpn", 1),
+        ("fpn", 3),
+        pytest.param("c4", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_every_trained_parameter_gets_a_gradient(root: Path, neck: str, stages: int) -> None:
     task, batch = make_task(root, neck, stages=stages)
@@ -102,7 +107,11 @@ def test_counting_does_not_move_the_statistics(root: Path) -> None:
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
-    ("neck", "stages"), [("fpn", 2), pytest.param("c4", 1, marks=pytest.mark.slow)]
+    ("neck", "stages"),
+    [
+        ("fpn", 2),
+        pytest.param("c4", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_a_graph_break(root: Path, neck: str, stages: int) -> None:
     task, batch = make_task(root, neck, stages=stages)
