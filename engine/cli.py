@@ -156,7 +156,7 @@ def parse_training(description: str, *, default: Path) -> TrainingArguments:
     """
     parser = CommandParser(description=description)
     parser.add_argument(
-        "arguments",
+        "positional",
         nargs="*",
         metavar="CONFIG | key=value",
         help="a YAML file (default: the demo's), and overrides such as optim.lr=0.01",

@@ -25,12 +25,12 @@ def main() -> None:
         "values of a CONFIG."
     )
     parser.add_argument(
-        "words",
+        "positional",
         nargs="*",
         metavar="CONFIG | TASK | key=value",
         help=f"a YAML file or one of {', '.join(ALL_SCHEMAS)} (default: detection), then overrides",
     )
-    names, overrides = split_arguments(parser.parse_intermixed_args().words)
+    names, overrides = split_arguments(parser.parse_intermixed_args().positional)
     if len(names) > 1:
         raise UserError(f"command line: expected one CONFIG or TASK, got {names[0]} and {names[1]}")
     name = names[0] if names else Path("detection")

@@ -14,7 +14,7 @@ def main() -> None:
     """Parse the command line, then evaluate runs or a results file."""
     parser = CommandParser(description="Print a table of scores and write metrics.json.")
     parser.add_argument(
-        "words",
+        "positional",
         nargs="*",
         metavar="RUN_OR_CHECKPOINT | key=value",
         help="run folder, checkpoint or .safetensors file (several classifiers form an ensemble), "
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    runs, overrides = split_arguments(arguments.words)
+    runs, overrides = split_arguments(arguments.positional)
     # the two flags belong to --results
     flagged = arguments.named_images or arguments.all_images
     # either runs or --results: both or neither is an error

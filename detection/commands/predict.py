@@ -15,7 +15,7 @@ def main() -> None:
     """Parse the command line, predict, draw, and list the images that failed."""
     parser = CommandParser(description="Detect objects; write detections.json and drawings.")
     parser.add_argument(
-        "words",
+        "positional",
         nargs="+",
         metavar="RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... | key=value",
         help="a run folder, checkpoint or .safetensors file, then image files and folders; "
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
-    inputs, overrides = split_arguments(arguments.words)
+    inputs, overrides = split_arguments(arguments.positional)
 
     from engine.checkpoint import prepare_output
     from engine.errors import UserError

@@ -45,11 +45,11 @@ def seconds_left(default: int) -> int:
     return int(os.environ.get("LIMIT", default)) - 5
 
 
-def train(stage: str, words: list[str], *, limit: int, script: str = "train_det") -> Path:
+def train(stage: str, arguments: list[str], *, limit: int, script: str = "train_det") -> Path:
     """Run a training command, save the numbers of its log, and return its run folder."""
     folder = RUNS / stage
     device = ["--device", "cpu"] if DRY else []
-    command = [sys.executable, f"tools/{script}.py", *words, "--output", str(folder), *device]
+    command = [sys.executable, f"tools/{script}.py", *arguments, "--output", str(folder), *device]
     start = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -121,8 +121,8 @@ def train_on_jpegs(name: str) -> None:
         **(SMALL if DRY else {}),
     }
     config = f"configs/detection/faster_rcnn_r101_{name}_coco.yaml"
-    words = [config, *coco_overrides(name), *overrides_of(keys)]
-    train(f"train_{name}", words, limit=seconds_left(90))
+    arguments = [config, *coco_overrides(name), *overrides_of(keys)]
+    train(f"train_{name}", arguments, limit=seconds_left(90))
 
 
 def train_demo(precision: str) -> None:
@@ -138,8 +138,8 @@ def train_demo(precision: str) -> None:
         **split_overrides({split: root / split for split in SPLITS}, _documents(root)),
         **({"data.demo.num_train": 12, "data.demo.num_val": 6} if DRY else {}),
     }
-    words = ["configs/detection/demo.yaml", *overrides_of(keys)]
-    train(f"demo_{precision}", words, limit=seconds_left(150))
+    arguments = ["configs/detection/demo.yaml", *overrides_of(keys)]
+    train(f"demo_{precision}", arguments, limit=seconds_left(150))
 
 
 def train_blood_cells() -> None:
@@ -151,11 +151,11 @@ def train_blood_cells() -> None:
     }
     if DRY:
         keys |= {"loop.max_steps": 4, "loop.eval_every": 0, "loop.batch_size": 2}
-    words = ["configs/detection/bccd.yaml", *overrides_of(keys)]
-    run = train(stage, words, limit=seconds_left(150))
+    arguments = ["configs/detection/bccd.yaml", *overrides_of(keys)]
+    run = train(stage, arguments, limit=seconds_left(150))
     test, output = f"data.val.annotations={root}/annotations/test.json", RUNS / "bccd_test"
-    words = [str(run), test, "--output", str(output), *(["--device", "cpu"] if DRY else [])]
-    subprocess.run([sys.executable, "tools/eval.py", *words], capture_output=True, check=False)
+    arguments = [str(run), test, "--output", str(output), *(["--device", "cpu"] if DRY else [])]
+    subprocess.run([sys.executable, "tools/eval.py", *arguments], capture_output=True, check=False)
     scores = output / "metrics.json"
     save(stage, test=json.loads(scores.read_text()) if scores.exists() else "no scores")
 
@@ -176,8 +176,8 @@ def train_cifar() -> None:
     }
     if not DRY:
         keys |= {"loop.compile": "true", "loop.compile_mode": "reduce-overhead"}
-    words = ["configs/backbones/resnet20_cifar10.yaml", *overrides_of(keys)]
-    train("cifar", words, limit=seconds_left(600), script="pretrain_backbone")
+    arguments = ["configs/backbones/resnet20_cifar10.yaml", *overrides_of(keys)]
+    train("cifar", arguments, limit=seconds_left(600), script="pretrain_backbone")
 
 
 def time_loader() -> None:

@@ -18,7 +18,7 @@ def main() -> None:
     """Parse the command line, plan and train the runs, and print the table."""
     parser = CommandParser(description="Compare a backbone with random weights on all four tasks.")
     parser.add_argument(
-        "words",
+        "positional",
         nargs="+",
         metavar="BACKBONE | key=value",
         help="a weights file, then overrides of all configs, or of one: detection.loop.max_steps=9",
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_intermixed_args()
-    files, overrides = split_arguments(arguments.words)
+    files, overrides = split_arguments(arguments.positional)
     if len(files) != 1:
         raise UserError(f"command line: expected one BACKBONE, got {len(files)}")
 
