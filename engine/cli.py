@@ -171,7 +171,7 @@ def parse_training(description: str, *, default: Path) -> TrainingArguments:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parsed = parser.parse_intermixed_args()
-    files, overrides = split_arguments(parsed.arguments)
+    files, overrides = split_arguments(parsed.positional)
     if len(files) > 1:
         raise UserError(f"command line: expected one config, got {files[0]} and {files[1]}")
     config = files[0] if files else default
