@@ -41,9 +41,8 @@ test-extended: $(STAMP) ## run the tests that start processes, compile or train 
 
 test-reference: $(STAMP) ## run the tests of models, losses, tasks and training with reference kernels
 	RESDET_KERNELS=reference $(ONE_THREAD) $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal \
-		tests/backbones/kernels tests/backbones/test_norm.py tests/backbones/test_resnet.py \
-		tests/backbones/classification/test_task.py tests/detection/models tests/detection/tasks \
-		tests/detection/localization tests/detection/ops tests/detection/test_losses.py \
+		tests/backbones/test_resnet.py tests/backbones/classification/test_task.py \
+		tests/detection/models tests/detection/tasks tests/detection/test_losses.py \
 		tests/engine/test_trainer.py
 
 test-slow: $(STAMP) ## run the tests that train

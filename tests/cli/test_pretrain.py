@@ -68,7 +68,7 @@ def test_pretrain_evaluate_and_train_a_detector_on_it(classes: Path, call: Call)
     assert f"{100 * center['top1']:.1f}" in done.out
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_a_resumed_run_reports_changed_images(classes: Path, call: Call) -> None:
     arguments = ["--output", "run", "--device", "cpu"]
     assert call(pretrain_backbone, "tiny_class.yaml", "loop.max_steps=1", *arguments).code == 0

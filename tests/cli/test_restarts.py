@@ -47,7 +47,7 @@ def test_a_restarted_job_is_resumed(
     assert "already finished at step 3" in again.out
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_without_auto_resume_a_new_run_starts(site: Path, call: Call) -> None:
     for _ in range(2):
         done = start(call)

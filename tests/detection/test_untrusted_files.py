@@ -79,7 +79,7 @@ def cases(trained: Files) -> list[dict[str, str]]:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("pt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "read", [load_trained, lambda path: load_task([path])], ids=["predict", "eval"]
 )

@@ -35,7 +35,7 @@ def task_and_batch(
     return task, data.collate([data.load(index, 100 + index) for index in range(len(data))])
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_keeps_the_first_stage(first: Path) -> None:
     config = regions_config(first)
     task, batch = task_and_batch(config)

@@ -176,8 +176,8 @@ def test_predict_batch_equals_one_by_one(
         torch.testing.assert_close(together[i].boxes, found.boxes, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("neck", NECKS)
 def test_network_is_one_graph(neck: Neck) -> None:
     model = make_detector(neck, rpn=FEW)
     batch = images()

@@ -54,8 +54,8 @@ def of_one_process(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return evaluate(root, tmp_path_factory.mktemp("one") / "1.json", processes=1, batch_size=2)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_evaluation_is_the_same_for_any_number_of_processes(
     root: Path, tmp_path: Path, of_one_process: dict[str, Any], processes: int
 ) -> None:

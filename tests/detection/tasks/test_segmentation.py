@@ -165,8 +165,8 @@ def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
     assert ((moved >= 0) & (moved <= limits)).all()
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("neck", NECKS)
 def test_from_json_to_mask_ap(tmp_path: Path, neck: str) -> None:
     config = tiny_config(
         tmp_path / "demo",

@@ -31,7 +31,11 @@ from tools.lab.benchmarks.training import train
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("case", [R101_C4, MASK_R50_FPN], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(R101_C4, marks=pytest.mark.slow), MASK_R50_FPN],
+    ids=lambda case: case.name,
+)
 def test_losses_agree_unless_a_weight_differs(case: Case) -> None:
     case = case.smaller()
     task, batch = make_task(case), make_batch(1, size=SMALL_SIZE, masks=case.masks)
@@ -44,7 +48,9 @@ def test_losses_agree_unless_a_weight_differs(case: Case) -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("case", [R101_C4, R50_FPN], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(R101_C4, marks=pytest.mark.slow), R50_FPN], ids=lambda case: case.name
+)
 def test_detections_agree_unless_a_weight_differs(case: Case) -> None:
     task, batch = make_task(case.smaller()), make_batch(1, size=SMALL_SIZE)
     peer = make_peer(case.smaller(), task, size=SMALL_SIZE).eval()
