@@ -29,6 +29,8 @@ from tools.lab.benchmarks.settings import Settings
 from tools.lab.benchmarks.steps import CPU, operations_of, our_step
 from tools.lab.benchmarks.training import train
 
+C4 = pytest.param(R101_C4, marks=pytest.mark.slow)  # several seconds in each test
+
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
