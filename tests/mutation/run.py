@@ -26,7 +26,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
 WORKERS = 2
 TESTS = {
-    "engine/step.py": "engine/test_written_out.py engine/test_step.py engine/test_trainer.py",
+    "engine/step.py": "engine/test_written_out.py engine/test_step.py engine/test_trainer.py "
+    "detection/tasks/test_segmentation.py",
     "engine/optim.py": "engine/test_optim.py engine/test_written_out.py",
     "detection/losses.py": "detection/test_losses.py detection/test_mean_count.py "
     "detection/tasks/test_loss_weights.py",
@@ -37,7 +38,7 @@ TESTS = {
     "detection/models/proposals.py": "detection/models/test_proposals.py "
     "detection/models/test_proposal_sides.py",
     "detection/data/coco.py": "detection/data/test_coco.py detection/data/test_coco_values.py "
-    "detection/data/test_data_report.py fuzz/test_properties_coco.py",
+    "detection/data/test_data_report.py detection/data/test_masks.py fuzz/test_properties_coco.py",
 }
 
 
