@@ -8,7 +8,7 @@
 # $OUT (default gpu_out) at once, in at most eight files. .gpu/ holds coco128/, bccd/ and wheels/:
 # see prepare.sh.
 look=${1:-look1}; : "${OUT:=gpu_out}"; export OUT; mkdir -p "$OUT"
-export SCRATCH=${SCRATCH:-/tmp/gpu_check}; mkdir -p "$SCRATCH"
+export SCRATCH=${SCRATCH:-${TMPDIR:-$HOME/.cache}/gpu_check}; mkdir -p "$SCRATCH"
 export GPU_CHECK_DATA=${GPU_CHECK_DATA:-$PWD/.gpu} GO_FILE=$SCRATCH/go PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR=$SCRATCH/inductor TRITON_CACHE_DIR=$SCRATCH/triton
 end=$((SECONDS + ${TOTAL:-390})); py=${PYTHON:-python3}; log=$OUT/stages.log; report=$OUT/report.md
