@@ -135,7 +135,7 @@ def normalized(images: ImageBatch) -> ImageList:
 
 @pytest.fixture(
     scope="module",
-    params=["drawn", pytest.param("coco128", marks=(pytest.mark.data, pytest.mark.slow))],
+    params=["drawn", pytest.param("coco128", marks=(pytest.mark.data, pytest.mark.extended))],
 )
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     torch.manual_seed(0)
