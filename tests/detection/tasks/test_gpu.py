@@ -12,6 +12,7 @@ from engine.checkpoint import read_safetensors
 from engine.distributed import process_group
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_config, tiny_task
+from tools.lab.cuda_graph import captured
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -70,15 +71,7 @@ def test_forward_and_backward_replay_as_a_cuda_graph(root: Path, neck: str, kind
         losses = task.losses(static)
         return losses, torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            losses_and_gradients()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = losses_and_gradients()
+    graph, replayed = captured(losses_and_gradients)
     static.images.pixels.copy_(255 - batch.images.pixels)
     static.images.seeds.copy_(batch.images.seeds + 1)
     graph.replay()

@@ -10,6 +10,7 @@ import warnings
 import torch
 
 from tools.lab.gpu_check.record import DEVICE, DRY, attempt, median_ms, save, times_of
+from tools.lab.provenance import current_commit
 
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "opencv-python-headless", "albumentations"),
@@ -35,7 +36,7 @@ def environment() -> None:
         "env",
         cores=os.cpu_count(),
         shm_gib=round(shared.f_frsize * shared.f_bavail / 2**30, 1),
-        commit=_output("git", "rev-parse", "--short", "HEAD"),
+        commit=current_commit(),
     )
     if DEVICE.type == "cuda":
         query = "name,memory.total,driver_version,clocks.sm,temperature.gpu"

@@ -19,6 +19,7 @@ from tools.lab.benchmarks import networks
 from tools.lab.benchmarks.agreement import check_losses
 from tools.lab.benchmarks.gpu import float32_products
 from tools.lab.benchmarks.steps import our_step, peer_step
+from tools.lab.cuda_graph import captured
 from tools.lab.gpu_check.batches import loader_like_batch
 from tools.lab.gpu_check.record import (
     DEVICE,
@@ -117,15 +118,7 @@ def _as_graph(stage: str, name: str) -> None:
         return torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
     # PyTorch requires warm-up calls on a side stream before a capture.
-    side_stream = torch.cuda.Stream()
-    side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side_stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(side_stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    graph, _ = captured(work)
     save(stage, graph_batch_2=times_of(graph.replay), eager_batch_2=times_of(work))
 
 
