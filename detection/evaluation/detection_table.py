@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pycocotools import mask as mask_codec
 
 from detection.data.coco import ClassMap
@@ -104,9 +103,7 @@ def table_of_detections(
     source = "detections"
     counts = [len(rows) for _, rows, _ in gathered]
     # (M, 6), all images concatenated; the empty first array allows no images at all
-    rows = torch.from_numpy(
-        np.concatenate([np.zeros((0, 6), np.float32), *(rows for _, rows, _ in gathered)])
-    )
+    rows = np.concatenate([np.zeros((0, 6), np.float32), *(rows for _, rows, _ in gathered)])
     masks: list[dict[str, Any]] = []
     for image_id, _, coded in gathered if iou_type == "segm" else ():
         assert coded is not None, "expected a network with masks"
@@ -117,12 +114,12 @@ def table_of_detections(
         masks += [{"size": size, "counts": code} for code in coded.codes]
     # converted to xywh in float32, like the boxes of a results file, so that the file has the same
     # score
-    boxes = xyxy_to_xywh(rows[:, :4]).double().numpy()
+    boxes = xyxy_to_xywh(rows[:, :4]).astype(np.float64)
     found = DetectionTable(
         # image ids, one per detection, in the order of `rows`
         np.repeat(np.array([image_id for image_id, *_ in gathered], dtype=np.int64), counts),
-        np.array(classes.category_ids)[rows[:, 5].long().numpy()],
-        rows[:, 4].double().numpy(),
+        np.array(classes.category_ids)[rows[:, 5].astype(np.int64)],
+        rows[:, 4].astype(np.float64),
         boxes,
         masks,
         areas_of(boxes, masks),

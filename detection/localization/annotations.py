@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from backbones.weights import listing
 from detection.data.box_checks import NO_SIZE, check_boxes, shape
@@ -168,7 +167,7 @@ class AnnotationsBuilder:
         sizes = np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
         # Check widths and heights before the last pixel is added below: a box from x to x in the
         # file is degenerate (tiny_imagenet.py), and would have a width of 1 afterwards.
-        xywh = xyxy_to_xywh(torch.from_numpy(raw)).numpy()
+        xywh = xyxy_to_xywh(raw)
         checked = check_boxes(xywh, sizes[image_idxs])
         good = ~np.any(list(checked.bad.values()), axis=0)
         if self.on_bad_box == "error" and not good.all():

@@ -4,8 +4,13 @@ Boxes are (..., 4) xyxy in pixels, width = x2 - x1. B images, G ground-truth box
 A box with x2 <= x1 or y2 <= y1 is empty: its area and every overlap with it are 0, never NaN.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Boxes = TypeVar("Boxes", Tensor, np.ndarray)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -83,6 +88,9 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
 
 
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+def xyxy_to_xywh(boxes: Boxes) -> Boxes:
     """Return (..., 4) left, top, width, height (COCO's order) from `boxes` (..., 4) xyxy."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
+    if isinstance(boxes, Tensor):
+        return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # callers report what is not finite
+        return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
