@@ -108,13 +108,9 @@ class NeckConfig(Config):
     """fpn: norm after each convolution."""
 
 
-class RPNConfig(Config):
-    """Region proposal network."""
+class AnchorLossConfig(Config):
+    """Sampling and losses of a network that classifies anchors and moves them."""
 
-    anchor_sizes: PositiveFloats = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """Square roots of anchor areas. c4: all on c4; fpn: one per level, p2 first."""
-    anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
-    """Height over width."""
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are foreground too."""
     bg_iou_thresh: Fraction = 0.3
@@ -123,6 +119,17 @@ class RPNConfig(Config):
     """Anchors sampled for the loss, per image."""
     fg_fraction: Fraction = 0.5
     """Largest share of foreground among them."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Error at which smooth L1 becomes linear; 0 is L1."""
+
+
+class RPNConfig(AnchorLossConfig):
+    """Region proposal network."""
+
+    anchor_sizes: PositiveFloats = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Square roots of anchor areas. c4: all on c4; fpn: one per level, p2 first."""
+    anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
+    """Height over width."""
     pre_nms_topk_train: PositiveInt = 12000
     """Best anchors per level that enter NMS in training."""
     pre_nms_topk_test: PositiveInt = 6000
@@ -135,8 +142,6 @@ class RPNConfig(Config):
     """IoU above which the lower-scored proposal is dropped."""
     min_size: NonNegativeFloat = 1e-3
     """Proposals with a shorter side are dropped."""
-    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Error at which smooth L1 becomes linear; 0 is L1."""
     objectness_weight: NonNegativeFloat = 1.0
     """Weight of `rpn_objectness`."""
     box_weight: NonNegativeFloat = 1.0
@@ -197,9 +202,18 @@ class RoIConfig(RegionLossConfig):
         """Return the side of the pooled map with a neck of this kind."""
         return self.resolution or {"c4": 14, "fpn": 7}[neck]
 
-    def fg_thresh_of(self, stage: int) -> float:
-        """Return the IoU from which a box is foreground in a stage; stage 0 is the first."""
-        return (self.fg_iou_thresh, *self.later_fg_iou_thresh)[stage]
+    def loss_of(self, stage: int) -> RegionLossConfig:
+        """Return how a stage samples its boxes and computes its losses; stage 0 is the first.
+
+        A later stage takes all boxes that the stage before moved, without a limit on foreground.
+        """
+        return RegionLossConfig(
+            fg_iou_thresh=(self.fg_iou_thresh, *self.later_fg_iou_thresh)[stage],
+            num_samples=self.num_samples,
+            fg_fraction=self.fg_fraction if stage == 0 else 1.0,
+            box_weights=self.box_weights_of(stage),
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
 
     def box_weights_of(self, stage: int) -> tuple[float, float, float, float]:
         """Return the scale of a stage's targets; stage 0 is the first."""

@@ -119,6 +119,11 @@ def mask_loss(
     return {"mask": masked_sum(error, valid) / samples}
 
 
+def weighted(losses: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
+    """Return every loss times the weight of the same name."""
+    return {name: value * weights[name] for name, value in losses.items()}
+
+
 def objectness_loss(logits: Tensor, is_fg: Tensor) -> Tensor:
     """Return the binary cross entropy of each of `logits` (B, S)."""
     logits = at_least_float32(logits)

@@ -1,19 +1,19 @@
-"""Training samples: match anchors or proposals to ground-truth boxes, and sample some for a loss.
+"""Training samples: match anchors or RoIs to ground-truth boxes, and sample some for a loss.
 
-B images, G ground-truth boxes, N candidates, P proposals, S samples per image. Boxes are xyxy in
-network-input pixels.
+B images, G ground-truth boxes, N candidates, P proposals, S samples per image, K classes. Boxes are
+xyxy in network-input pixels.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from detection.config import AnchorLossConfig, RegionLossConfig
 from detection.ops.box_coder import BoxWeights, encode_boxes
 from detection.ops.matching import match_boxes
 from detection.ops.sampling import sample_matches
-from detection.structures import Proposals, Targets
+from detection.structures import DetectionBatch, Proposals, Targets
 from engine.random_keys import random_keys
 
 
@@ -34,66 +34,75 @@ class Samples(NamedTuple):
     valid: Tensor
 
 
-@dataclass(frozen=True)
-class SampleSettings:
-    """How candidates are matched and sampled; see `match_boxes` and `sample_matches`.
-
-    box_weights: scale of the target deltas.
-    """
-
-    fg_thresh: float
-    bg_thresh: float
-    allow_low_quality: bool
-    crowd_ioa_thresh: float
-    num_samples: int
-    fg_fraction: float
-    box_weights: BoxWeights = (1.0, 1.0, 1.0, 1.0)
-
-
 @torch.no_grad()
-def draw_samples(
-    targets: Targets,
-    candidates: Tensor,
+def sample_anchors(
+    anchors: Tensor,
     exists: Tensor,
-    seeds: Tensor,
+    batch: DetectionBatch,
     *,
-    settings: SampleSettings,
-    stream: int,
+    config: AnchorLossConfig,
+    crowd_ioa_thresh: float,
 ) -> Samples:
-    """Match candidates to the ground truth and sample some of them for a loss.
+    """Match anchors to the ground truth and sample some of them for a loss.
 
     Args:
-        targets: the ground truth.
-        candidates: (N, 4), the same for every image, or (B, N, 4).
-        exists: (B, N) bool, which candidates an image has; others are neither matched nor sampled.
-        seeds: (B,) int64, one random seed per image.
-        settings: thresholds and numbers.
-        stream: number of the random stream; every use of the same seed has its own.
+        anchors: (N, 4), the same for every image.
+        exists: (B, N) bool, which anchors an image has; others are neither matched nor sampled.
+        batch: ground truth, and a random seed per image.
+        config: thresholds and numbers.
+        crowd_ioa_thresh: share of a background anchor in a crowd region from which it is ignored.
     """
-    # (B, N, 4). Candidates that do not exist become empty boxes: otherwise one of them could be an
-    # object's best match.
-    candidates = torch.where(exists[..., None], candidates, 0.0)
-    matched_idxs, labels = match_boxes(
+    targets, anchors = batch.targets, _existing(anchors, exists)
+    matches = match_boxes(
         targets.boxes,
         targets.valid,
         targets.is_crowd,
-        candidates,
-        fg_thresh=settings.fg_thresh,
-        bg_thresh=settings.bg_thresh,
-        allow_low_quality=settings.allow_low_quality,
-        crowd_ioa_thresh=settings.crowd_ioa_thresh,
+        anchors,
+        fg_thresh=config.fg_iou_thresh,
+        bg_thresh=config.bg_iou_thresh,
+        allow_low_quality=True,
+        crowd_ioa_thresh=crowd_ioa_thresh,
     )
-    labels = labels.masked_fill(~exists, -1)
-    idxs, is_fg, valid = sample_matches(
-        labels,
-        random_keys(seeds, labels.shape[1], stream=stream),
-        num_samples=settings.num_samples,
-        fg_fraction=settings.fg_fraction,
+    unscaled = (1.0, 1.0, 1.0, 1.0)
+    return _draw(anchors, exists, batch, matches, config=config, box_weights=unscaled, stream=0)
+
+
+@torch.no_grad()
+def sample_rois(
+    boxes: Tensor,
+    exists: Tensor,
+    batch: DetectionBatch,
+    *,
+    config: RegionLossConfig,
+    crowd_ioa_thresh: float,
+    stage: int = 0,
+) -> Samples:
+    """Match RoIs to the ground truth and sample some of them for the losses of a region head.
+
+    Args:
+        boxes: (B, N, 4).
+        exists: (B, N) bool, which RoIs an image has; others are neither matched nor sampled.
+        batch: ground truth, and a random seed per image.
+        config: threshold, numbers, and scale of the target deltas.
+        crowd_ioa_thresh: share of a background RoI in a crowd region from which it is ignored.
+        stage: of the region head, 0 the first; each has its own random numbers.
+    """
+    targets, boxes = batch.targets, _existing(boxes, exists)
+    matches = match_boxes(
+        targets.boxes,
+        targets.valid,
+        targets.is_crowd,
+        boxes,
+        # one threshold, so no RoI is between foreground and background
+        fg_thresh=config.fg_iou_thresh,
+        bg_thresh=config.fg_iou_thresh,
+        allow_low_quality=False,
+        crowd_ioa_thresh=crowd_ioa_thresh,
     )
-    boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
-    gt_boxes = _take_boxes(targets.boxes, gt_idxs)
-    deltas = encode_boxes(gt_boxes, boxes, weights=settings.box_weights)
-    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
+    box_weights, stream = config.box_weights, 1 + stage  # stream 0 is that of the anchors
+    return _draw(
+        boxes, exists, batch, matches, config=config, box_weights=box_weights, stream=stream
+    )
 
 
 def most_foreground(is_fg: Tensor, limit: int) -> int:
@@ -116,6 +125,44 @@ def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, T
     # Padding rows and crowd regions of the ground truth are not candidates.
     boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
     return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
+
+
+def class_labels(samples: Samples, targets: Targets, *, num_classes: int) -> Tensor:
+    """Return the true classes (B, S) of samples: of the matched box if foreground, otherwise K."""
+    background = torch.full_like(samples.gt_idxs, num_classes)
+    return torch.where(samples.is_fg, targets.labels.gather(1, samples.gt_idxs), background)
+
+
+def _existing(candidates: Tensor, exists: Tensor) -> Tensor:
+    """Return candidates (B, N, 4) in which those that do not exist are empty boxes.
+
+    Otherwise one of them could be an object's best match.
+    """
+    return torch.where(exists[..., None], candidates, 0.0)
+
+
+def _draw(
+    candidates: Tensor,
+    exists: Tensor,
+    batch: DetectionBatch,
+    matches: tuple[Tensor, Tensor],
+    *,
+    config: AnchorLossConfig | RegionLossConfig,
+    box_weights: BoxWeights,
+    stream: int,
+) -> Samples:
+    """Sample some of the matched candidates, and encode their ground-truth boxes as targets."""
+    matched_idxs, labels = matches
+    idxs, is_fg, valid = sample_matches(
+        labels.masked_fill(~exists, -1),
+        random_keys(batch.images.seeds, labels.shape[1], stream=stream),
+        num_samples=config.num_samples,
+        fg_fraction=config.fg_fraction,
+    )
+    boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
+    gt_boxes = _take_boxes(batch.targets.boxes, gt_idxs)
+    deltas = encode_boxes(gt_boxes, boxes, weights=box_weights)
+    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
 
 
 def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig
-from detection.config import BackboneConfig, RegionLossConfig
+from detection.config import AnchorLossConfig, BackboneConfig, RegionLossConfig
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveFloats, RunConfig
 
 Level = Literal["c2", "c3", "c4", "c5"]
@@ -48,7 +48,7 @@ class LocalizationBaseModelConfig(Config):
     """Residual network."""
 
 
-class LocalizerConfig(LocalizationBaseModelConfig):
+class LocalizerConfig(LocalizationBaseModelConfig, AnchorLossConfig):
     """A region proposal network with per-class outputs, on a classification network."""
 
     level: Level = "c5"
@@ -59,18 +59,10 @@ class LocalizerConfig(LocalizationBaseModelConfig):
     """Square roots of anchor areas."""
     anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
-    fg_iou_thresh: Fraction = 0.7
-    """Minimum IoU of a foreground anchor; each object's best anchors are foreground too."""
-    bg_iou_thresh: Fraction = 0.3
-    """IoU below which an anchor is background."""
     num_samples: PositiveInt = 8
-    """Anchors sampled per image for the loss."""
-    fg_fraction: Fraction = 0.5
-    """Maximum fraction of foreground among them."""
+    """Anchors sampled for the loss, per image."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     """smooth_l1: of the deltas (the paper). giou: 1 - generalized IoU of the decoded boxes."""
-    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
-    """Difference at which smooth L1 turns linear; 0 is L1."""
     class_weight: NonNegativeFloat = 1.0
     """Weight of `localization_class`."""
     box_weight: NonNegativeFloat = 1.0

@@ -14,18 +14,17 @@ from backbones.weights import listing
 from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_region_classifier
 from detection.localization.config import LocalizationBaseConfig, LocalizationRegionsConfig
+from detection.localization.dataset import CROWD_IOA_THRESH
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.task import LocalizationTask
 from detection.localization.views import merge_candidates, propose
 from detection.losses import roi_loss
 from detection.ops.box_coder import decode_boxes
 from detection.ops.boxes import clip_boxes, mirror_boxes
-from detection.samples import SampleSettings, draw_samples, with_ground_truth
+from detection.samples import class_labels, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_weights_file
 from engine.errors import UserError
-
-_REGION_STREAM = 1  # stream of the per-image random numbers
 
 
 class LocalizationRegionsTask(LocalizationBaseTask):
@@ -79,31 +78,16 @@ class LocalizationRegionsTask(LocalizationBaseTask):
         config, targets = self.config.model, batch.targets
         own_class = targets.labels[:, 0]  # all boxes of an image have the same class
         proposals = self._propose(batch.images, own_class, whole=True)
-        settings = SampleSettings(
-            fg_thresh=config.fg_iou_thresh,
-            bg_thresh=config.fg_iou_thresh,
-            allow_low_quality=False,
-            crowd_ioa_thresh=0.5,
-            num_samples=config.num_samples,
-            fg_fraction=config.fg_fraction,
-            box_weights=config.box_weights,
-        )
-        # ground-truth boxes are candidates too; the two thresholds are equal, so no IoU is between
-        # foreground and background
-        samples = draw_samples(
-            targets,
-            *with_ground_truth(proposals, targets),
-            batch.images.seeds,
-            settings=settings,
-            stream=_REGION_STREAM,
+        # ground-truth boxes are candidates too
+        candidates, exist = with_ground_truth(proposals, targets)
+        samples = sample_rois(
+            candidates, exist, batch, config=config, crowd_ioa_thresh=CROWD_IOA_THRESH
         )
         class_logits, deltas = self.model(batch.images.pixels, samples.boxes)
-        # class K, the last logit
-        background = torch.full_like(samples.idxs, len(self.class_names))
         return roi_loss(
             class_logits,
             deltas,
-            torch.where(samples.is_fg, own_class[:, None], background),
+            class_labels(samples, targets, num_classes=len(self.class_names)),
             samples.target_deltas,
             samples.valid,
             beta=config.smooth_l1_beta,

@@ -9,13 +9,13 @@ from torch import Tensor
 from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_localizer
 from detection.localization.config import LocalizationConfig
+from detection.localization.dataset import CROWD_IOA_THRESH
 from detection.localization.localizer import Localizer
 from detection.localization.losses import localization_loss
 from detection.localization.views import localize
-from detection.samples import SampleSettings, draw_samples
+from detection.losses import weighted
+from detection.samples import sample_anchors
 from detection.structures import DetectionBatch, ImageBatch
-
-_ANCHOR_STREAM = 0  # stream of the per-image random numbers
 
 
 class LocalizationTask(LocalizationBaseTask):
@@ -37,21 +37,12 @@ class LocalizationTask(LocalizationBaseTask):
         output = self.model(batch.images.pixels, own_class)
         # T is 1 here: (B, N) and (B, N, 4)
         logits, deltas = output.logits[..., 0], output.deltas[:, :, 0]
-        settings = SampleSettings(
-            fg_thresh=config.fg_iou_thresh,
-            bg_thresh=config.bg_iou_thresh,
-            allow_low_quality=True,
-            crowd_ioa_thresh=0.5,
-            num_samples=config.num_samples,
-            fg_fraction=config.fg_fraction,
-        )
-        samples = draw_samples(
-            targets,
+        samples = sample_anchors(
             output.anchors,
             torch.ones_like(logits, dtype=torch.bool),  # every anchor is valid
-            batch.images.seeds,
-            settings=settings,
-            stream=_ANCHOR_STREAM,
+            batch,
+            config=config,
+            crowd_ioa_thresh=CROWD_IOA_THRESH,
         )
         losses = localization_loss(
             logits.gather(1, samples.idxs),
@@ -67,7 +58,7 @@ class LocalizationTask(LocalizationBaseTask):
             "localization_class": config.class_weight,
             "localization_box": config.box_weight,
         }
-        return {name: value * weights[name] for name, value in losses.items()}
+        return weighted(losses, weights)
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Find one box for each of `classes` (B, T); see the base class."""

@@ -23,23 +23,25 @@ from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_engines import choose_engine
 from detection.evaluation.ground_truth import ground_truth_of
-from detection.losses import roi_loss, rpn_loss
+from detection.losses import roi_loss, rpn_loss, weighted
 from detection.models.box_head import refine_boxes
 from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
-from detection.models.rpn import RPNOutput
 from detection.ops.masks import unpack_bits
-from detection.samples import Samples, SampleSettings, draw_samples, with_ground_truth
-from detection.structures import DetectionBatch, Detections, Proposals
+from detection.samples import (
+    Samples,
+    class_labels,
+    sample_anchors,
+    sample_rois,
+    with_ground_truth,
+)
+from detection.structures import DetectionBatch, Detections
 from detection.tasks.start_checks import check_detector
 from detection.visualize import draw_comparison
 from detection.weights import load_detector_weights
 from engine.errors import UserError
 from engine.paths import resolved, status_of
-
-# Random streams of each image's seed: anchors and regions must not use the same random numbers.
-_ANCHOR_STREAM, _ROI_STREAM = 0, 1
 
 
 class Regions(NamedTuple):
@@ -66,6 +68,8 @@ class DetectionTask(nn.Module):
         self.model = model
         self.classes = classes
         self.class_names = classes.names
+        roi = config.model.roi
+        self._stage_losses = tuple(roi.loss_of(stage) for stage in range(roi.stages))
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
         self._loaded: list[WeightsReport] = []
@@ -113,117 +117,82 @@ class DetectionTask(nn.Module):
 
     def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], Regions]:
         """Return the losses, and the last stage's samples for other heads (masks)."""
-        model, sizes = self.model, batch.images.sizes
-        features = model.features(batch.images)
+        model, images, targets = self.model, batch.images, batch.targets
+        config, crowd_ioa_thresh = self.config.model, self.config.model.crowd_ioa_thresh
+        features = model.features(images)
         # Without gradients: proposals are constants, and the losses recompute the few anchors that
         # they use.
         with torch.no_grad():
-            rpn = model.rpn(features, batch.images)
-        losses = self._rpn_losses(features, self.sample_anchors(rpn, batch))
-        proposals = make_proposals(rpn, sizes, config=self.config.model.rpn, training=True)
-        rois = self.sample_rois(proposals, batch)
-        regions = model.region_features(features, rois.boxes)
-        class_logits, deltas = model.box_outputs(regions)
-        losses |= self._roi_losses(class_logits, deltas, rois, batch)
-        for stage in range(1, model.num_stages):
-            weights = self.config.model.roi.box_weights_of(stage - 1)
-            boxes = refine_boxes(class_logits, deltas, rois.boxes, sizes, box_weights=weights)
-            # the moved boxes of this stage are the samples of the next: (B, S, 4) throughout
-            rois = self._match_again(boxes, rois.valid, batch, stage=stage)
+            rpn = model.rpn(features, images)
+        anchors = sample_anchors(
+            rpn.anchors,
+            rpn.anchor_valid,
+            batch,
+            config=config.rpn,
+            crowd_ioa_thresh=crowd_ioa_thresh,
+        )
+        losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
+        proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
+        boxes, exist = with_ground_truth(proposals, targets)
+        for stage, loss_config in enumerate(self._stage_losses):
+            rois = sample_rois(
+                boxes,
+                exist,
+                batch,
+                config=loss_config,
+                crowd_ioa_thresh=crowd_ioa_thresh,
+                stage=stage,
+            )
             regions = model.region_features(features, rois.boxes)
             class_logits, deltas = model.box_outputs(regions, stage=stage)
-            later = self._roi_losses(class_logits, deltas, rois, batch)
-            losses |= {f"{name}_{stage + 1}": value for name, value in later.items()}
+            labels = class_labels(rois, targets, num_classes=len(self.class_names))
+            losses |= self._roi_losses(class_logits, deltas, rois, labels, stage=stage)
+            if stage < model.num_stages - 1:
+                # this stage's samples, moved by it, are the next one's candidates: (B, S, 4)
+                boxes = refine_boxes(
+                    class_logits,
+                    deltas,
+                    rois.boxes,
+                    images.sizes,
+                    box_weights=loss_config.box_weights,
+                )
+                exist = rois.valid
         return losses, Regions(features, rois, regions)
 
-    def _rpn_losses(self, features: dict[str, Tensor], anchors: Samples) -> dict[str, Tensor]:
+    def _rpn_losses(
+        self, objectness_logits: Tensor, deltas: Tensor, anchors: Samples
+    ) -> dict[str, Tensor]:
         config = self.config.model.rpn
         losses = rpn_loss(
-            *self.model.rpn_at(features, anchors.idxs),
+            objectness_logits,
+            deltas,
             anchors.target_deltas,
             anchors.is_fg,
             anchors.valid,
             beta=config.smooth_l1_beta,
         )
         weights = {"rpn_objectness": config.objectness_weight, "rpn_box": config.box_weight}
-        return {name: value * weights[name] for name, value in losses.items()}
+        return weighted(losses, weights)
 
     def _roi_losses(
-        self, class_logits: Tensor, deltas: Tensor, rois: Samples, batch: DetectionBatch
+        self, class_logits: Tensor, deltas: Tensor, rois: Samples, labels: Tensor, *, stage: int
     ) -> dict[str, Tensor]:
         config = self.config.model.roi
-        # (B, S) labels: that of the matched ground truth if foreground, otherwise K
-        background = torch.full_like(rois.gt_idxs, len(self.class_names))
-        gt_labels = batch.targets.labels.gather(1, rois.gt_idxs)
         losses = roi_loss(
             class_logits,
             deltas,
-            torch.where(rois.is_fg, gt_labels, background),
+            labels,
             rois.target_deltas,
             rois.valid,
             beta=config.smooth_l1_beta,
         )
         weights = {"roi_class": config.class_weight, "roi_box": config.box_weight}
-        return {name: value * weights[name] for name, value in losses.items()}
+        suffix = "" if stage == 0 else f"_{stage + 1}"
+        return {f"{name}{suffix}": loss for name, loss in weighted(losses, weights).items()}
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
         """Return the objects found in each image, in the pixels of its file."""
         return self.model.predict(batch.images)
-
-    def sample_anchors(self, rpn: RPNOutput, batch: DetectionBatch) -> Samples:
-        """Sample the anchors for the losses of the region proposal network."""
-        config = self.config.model.rpn
-        settings = SampleSettings(
-            fg_thresh=config.fg_iou_thresh,
-            bg_thresh=config.bg_iou_thresh,
-            allow_low_quality=True,
-            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
-            num_samples=config.num_samples,
-            fg_fraction=config.fg_fraction,
-        )
-        return draw_samples(
-            batch.targets,
-            rpn.anchors,
-            rpn.anchor_valid,
-            batch.images.seeds,
-            settings=settings,
-            stream=_ANCHOR_STREAM,
-        )
-
-    def sample_rois(self, proposals: Proposals, batch: DetectionBatch) -> Samples:
-        """Sample the regions for the losses of the region head from proposals and ground truth."""
-        targets, fg_fraction = batch.targets, self.config.model.roi.fg_fraction
-        return draw_samples(
-            targets,
-            *with_ground_truth(proposals, targets),
-            batch.images.seeds,
-            settings=self._roi_settings(stage=0, fg_fraction=fg_fraction),
-            stream=_ROI_STREAM,
-        )
-
-    def _match_again(
-        self, boxes: Tensor, exists: Tensor, batch: DetectionBatch, *, stage: int
-    ) -> Samples:
-        """Return all boxes moved by the stage before, matched again, as samples of this stage."""
-        # There are as many samples as boxes and no limit on foreground, so only boxes in crowd
-        # regions are dropped.
-        settings = self._roi_settings(stage=stage, fg_fraction=1.0)
-        seeds = batch.images.seeds
-        return draw_samples(
-            batch.targets, boxes, exists, seeds, settings=settings, stream=_ROI_STREAM + stage
-        )
-
-    def _roi_settings(self, *, stage: int, fg_fraction: float) -> SampleSettings:
-        config = self.config.model.roi
-        return SampleSettings(
-            fg_thresh=config.fg_thresh_of(stage),
-            bg_thresh=config.fg_thresh_of(stage),
-            allow_low_quality=False,
-            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
-            num_samples=config.num_samples,
-            fg_fraction=fg_fraction,
-            box_weights=config.box_weights_of(stage),
-        )
 
     def train_data(self) -> CocoDetection:
         """Return the training images."""

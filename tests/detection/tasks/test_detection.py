@@ -15,6 +15,7 @@ from detection.commands.tasks import build_task
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.dataset import CocoDetection
 from detection.models.proposals import make_proposals
+from detection.samples import sample_anchors, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
 from engine.errors import UserError
@@ -93,9 +94,14 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
     batch = replace(batch, targets=crowd)
     features = task.model.features(batch.images)
     rpn = task.model.rpn(features, batch.images)
-    anchors = task.sample_anchors(rpn, batch)
-    proposals = make_proposals(rpn, batch.images.sizes, config=task.model.config.rpn, training=True)
-    for samples in (anchors, task.sample_rois(proposals, batch)):
+    config, thresh = task.model.config, task.model.config.crowd_ioa_thresh
+    anchors = sample_anchors(
+        rpn.anchors, rpn.anchor_valid, batch, config=config.rpn, crowd_ioa_thresh=thresh
+    )
+    proposals = make_proposals(rpn, batch.images.sizes, config=config.rpn, training=True)
+    boxes, exist = with_ground_truth(proposals, batch.targets)
+    rois = sample_rois(boxes, exist, batch, config=config.roi, crowd_ioa_thresh=thresh)
+    for samples in (anchors, rois):
         assert samples.valid.any()
         assert not samples.is_fg.any()
         x1, _, x2, _ = samples.boxes[samples.valid].unbind(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from detection.models.proposals import make_proposals
-from detection.samples import Samples
+from detection.samples import Samples, sample_anchors, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
 from tools.lab.benchmarks.errors import DisagreementError
@@ -54,10 +54,14 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     targets = peer_targets(batch)
     # replace the peer's random samplers, and restore them afterwards
     samplers = (peer.rpn.fg_bg_sampler, peer.roi_heads.fg_bg_sampler)
-    peer.rpn.fg_bg_sampler = _sampler_of(task.sample_anchors(rpn, batch))
-    peer.roi_heads.fg_bg_sampler = _sampler_of(
-        _without_padding(task.sample_rois(proposals, batch), proposals)
+    config, thresh = model.config, model.config.crowd_ioa_thresh
+    anchors = sample_anchors(
+        rpn.anchors, rpn.anchor_valid, batch, config=config.rpn, crowd_ioa_thresh=thresh
     )
+    candidates, exist = with_ground_truth(proposals, batch.targets)
+    rois = sample_rois(candidates, exist, batch, config=config.roi, crowd_ioa_thresh=thresh)
+    peer.rpn.fg_bg_sampler = _sampler_of(anchors)
+    peer.roi_heads.fg_bg_sampler = _sampler_of(_without_padding(rois, proposals))
     _, rpn_losses = peer.rpn(images, their_features, targets)
     # torchvision has a list of proposals per image, without padding
     boxes = [row[valid] for row, valid in zip(proposals.boxes, proposals.valid, strict=True)]
