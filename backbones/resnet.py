@@ -54,6 +54,7 @@ class ResNet(nn.Module):
         def new_norm(channels: int) -> nn.Module:
             return make_norm(norm, channels, eps=norm_eps)
 
+        # convolutions have no bias: the norms that follow have a shift of their own
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = nn.Conv2d(3, widths[0], kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = new_norm(widths[0])
@@ -71,6 +72,7 @@ class ResNet(nn.Module):
                     block(channels, width, stride=stride, shortcut=shortcut, norm=new_norm)
                 )
                 channels = width * block.expansion
+            # attributes layer1 to layer4, for torchvision's state dict keys
             setattr(self, f"layer{index + 1}", blocks)
             spec = FeatureSpec(channels, STEM_STRIDES[stem] * 2**index)
             self.feature_specs[f"c{index + 2}"] = spec
@@ -115,6 +117,7 @@ class ResNet(nn.Module):
         A bottleneck begins with a 1x1 convolution, which commutes with a linear pooling. A basic
         block begins with a 3x3 convolution, which does not; it gains no speed.
         """
+        # only the first block sees the pooling
         first, *rest = getattr(self, f"layer{number - 1}")
         x = first.forward_pooled(x, pool) if isinstance(first, Bottleneck) else first(pool(x, 1))
         for block in rest:
@@ -172,6 +175,7 @@ def build_resnet(
     stride_in_1x1: bottlenecks stride on the 1x1 convolution, as in the paper. No effect on the
     basic blocks of ResNet-18 and ResNet-34, which have no 1x1.
     """
+    # Table 1: two 3x3 convolutions a block up to 34 layers, bottlenecks of three from 50 on
     block: type[BasicBlock | Bottleneck] = BasicBlock
     if kind not in ("resnet18", "resnet34"):
         block = PaperBottleneck if stride_in_1x1 else Bottleneck
@@ -297,7 +301,7 @@ def cifar_resnet(
         raise UserError(f"depth: expected 6n+2 (20, 32, 44, 56, 110, ...), got {depth}")
     return ResNet(
         BasicBlock,
-        [depth // 6] * 3,
+        [depth // 6] * 3,  # n blocks of two layers in each of three stages, stem and classifier
         num_classes=num_classes,
         norm=norm,
         norm_eps=norm_eps,

@@ -153,12 +153,14 @@ def _draw(
 ) -> Samples:
     """Sample some of the matched candidates, and encode their ground-truth boxes as targets."""
     matched_idxs, labels = matches
+    # -1 is never sampled; the random numbers of an image depend on its seed alone
     idxs, is_fg, valid = sample_matches(
         labels.masked_fill(~exists, -1),
         random_keys(batch.images.seeds, labels.shape[1], stream=stream),
         num_samples=config.num_samples,
         fg_fraction=config.fg_fraction,
     )
+    # (B, N) -> (B, S): everything about the candidates, at the sampled places
     boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
     gt_boxes = _take_boxes(batch.targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=box_weights)

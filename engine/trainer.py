@@ -146,6 +146,7 @@ class _Run:
             if progress.evaluation_due:
                 self._check_end()
                 self._evaluate(stop)
+            # the batches are endless and start at the resumed step; the loop decides when to stop
             while progress.step < loop.max_steps and not progress.is_out_of_patience(loop):
                 self._one_step(self._next(loaded_batches), stop)
             return self._finish(stop, started=started)
@@ -159,6 +160,7 @@ class _Run:
         set_lr(self.state.optimizer, factor)
         self._update(step, loaded_batches, stop=stop.requested)
         progress.step = step + 1
+        # on a GPU of an earlier step: reading this one's status would wait for the device
         stop_asked = self.statuses.read(progress, self.state.optimizer)
         self.log.advance(progress.step, loop.max_steps)
         if progress.step % loop.log_every == 0:
@@ -166,6 +168,7 @@ class _Run:
         is_last = progress.step == loop.max_steps
         progress.evaluation_due = is_last or self._is_scheduled()
         self._check_end()
+        # before the evaluation, so that a run killed during it resumes with it
         if stop_asked or progress.evaluation_due or progress.step % loop.checkpoint_every == 0:
             self._save(in_bad_streak=stop_asked or is_last)
         if stop_asked:
@@ -189,6 +192,7 @@ class _Run:
     def _loaded_batches(self) -> Iterator[list[LoadedBatch]]:
         """Yield the loaded parts of each step's batch, and measure the time spent waiting."""
         loop = self.config.loop
+        # every process plans the same global batches and takes its own share of each
         plan = split_batches(
             self.data,
             training_batches(
@@ -241,7 +245,7 @@ class _Run:
     def _log_step(self) -> None:
         """Log means since the last log line, and start new ones."""
         lr = max(group["lr"] for group in self.state.optimizer.param_groups)
-        values = self.state.meter.means()
+        values = self.state.meter.means()  # waits for the device, so the time below is complete
         seconds = self.state.meter.seconds()
         speed = self.state.meter.timed_steps * self.config.loop.batch_size / seconds
         values["data_wait"] = self.state.meter.data_seconds / seconds

@@ -150,6 +150,7 @@ class ClassificationEvaluator:
         expected = (len(batch), len(self._class_names))
         assert probabilities.shape == expected, f"expected {expected}, got {probabilities.shape}"
         labels = batch.labels.cpu().numpy()
+        # stable sort of the negative: ties keep the lower label first
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :_BEST]
         of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
         # an underflowed probability of 0 would make the mean loss infinite
@@ -180,7 +181,7 @@ class ClassificationEvaluator:
         cells = records.labels * num_classes + records.best[:, 0]
         counts = np.bincount(cells, minlength=num_classes**2)
         confusion = counts.reshape(num_classes, num_classes)
-        hits = records.best == records.labels[:, None]
+        hits = records.best == records.labels[:, None]  # (N, T), at most one True in a row
         top1, top5 = float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
         metrics: dict[str, float] = {
             "top1": top1,
@@ -223,6 +224,7 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins:
         correct: (N,) bool, whether the predicted label is the true one.
         num_bins: M, at least 1.
     """
+    # inner edges; side="left" puts a confidence equal to an edge into the bin below, ((m-1)/M, m/M]
     edges = np.arange(1, num_bins) / num_bins
     bins = np.searchsorted(edges, confidences.astype(np.float64), side="left")
     # the bin's count cancels: count / N * |sum of correct / count - sum of confidence / count|

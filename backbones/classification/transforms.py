@@ -88,11 +88,13 @@ def sample_area_crop(
     for _ in range(AREA_TRIES):
         target = height * width * rng.uniform(*area)
         ratio = exp(rng.uniform(log(aspect[0]), log(aspect[1])))
+        # height * width is the target area, width / height the ratio
         crop_height, crop_width = round(sqrt(target / ratio)), round(sqrt(target * ratio))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return CropWindow(top, left, crop_height, crop_width)
+    # the nearest allowed aspect; then one side of the rectangle is the image's
     ratio = min(max(width / height, aspect[0]), aspect[1])
     crop_height = max(1, min(height, round(width / ratio)))
     crop_width = max(1, min(width, round(height * ratio)))
@@ -136,6 +138,7 @@ def crop_and_resize(
 
 def shift_colors(pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Return the image with `shift` (3,) float added to R, G and B, rounded and clipped."""
+    # (256, 3): a table of the new values of each colour, since a pixel has only 256 old ones
     table = np.rint(np.arange(256)[:, None] + shift).clip(0, 255).astype(np.uint8)
     shifted: np.ndarray = cv2.LUT(pixels, table[:, None])
     return shifted
@@ -347,7 +350,7 @@ def _sharpness(value: float) -> A.Lambda:
     """
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     kernel = -value * smooth
-    kernel[1, 1] += 1 + value
+    kernel[1, 1] += 1 + value  # the image itself: a kernel of 1 at the centre
 
     def sharpen(pixels: np.ndarray, **_: Any) -> np.ndarray:
         sharpened: np.ndarray = cv2.filter2D(pixels, -1, kernel)
@@ -357,7 +360,7 @@ def _sharpness(value: float) -> A.Lambda:
 
 
 def _posterize(value: float) -> A.BasicTransform:
-    dropped = round(abs(value))
+    dropped = round(abs(value))  # low bits set to 0
     return A.Posterize(num_bits=8 - dropped, p=1.0) if dropped else A.NoOp(p=1.0)
 
 

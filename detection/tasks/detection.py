@@ -91,7 +91,7 @@ class DetectionTask(nn.Module):
             batch_size=config.loop.batch_size,
         )
         data.check_images()
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # of the random weights
         model = build_detector(config, len(data.classes))
         task = cls(config, model, data.classes)
         task._train_data = data
@@ -133,7 +133,7 @@ class DetectionTask(nn.Module):
         )
         losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
         proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
-        boxes, exist = with_ground_truth(proposals, targets)
+        boxes, exist = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
         for stage, loss_config in enumerate(self._stage_losses):
             rois = sample_rois(
                 boxes,
@@ -143,7 +143,7 @@ class DetectionTask(nn.Module):
                 crowd_ioa_thresh=crowd_ioa_thresh,
                 stage=stage,
             )
-            regions = model.region_features(features, rois.boxes)
+            regions = model.region_features(features, rois.boxes)  # (B, S, C, h, w)
             class_logits, deltas = model.box_outputs(regions, stage=stage)
             labels = class_labels(rois, targets, num_classes=len(self.class_names))
             losses |= self._roi_losses(class_logits, deltas, rois, labels, stage=stage)
