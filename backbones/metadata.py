@@ -59,7 +59,7 @@ def read_saved_config(
         raise UserError(f"{source}: config: nested too deeply") from error
     if not isinstance(config, kind):
         got = values.get("task")
-        raise UserError(f"{source}: config: expected a config of another task, got task {got}")
+        raise UserError(f"{source}: config: expected a {kind.__name__}, got one of task {got}")
     return config
 
 

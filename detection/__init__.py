@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Detections", "Detector", "load_detector"]
 
-_ROOMS = {"Detections": "structures", "Detector": "predict", "load_detector": "predict"}
+_MODULE_OF = {"Detections": "structures", "Detector": "predict", "load_detector": "predict"}
 
 
 def __getattr__(name: str) -> Any:
     """Import an exported name on its first use: the network's modules take seconds to import."""
-    if name not in _ROOMS:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -133,7 +133,7 @@ def run_evaluation(
         seconds = time.perf_counter() - started
         reasons = [reason for _, some, *_ in states for reason in some]
         for reason in reasons:
-            log.note(f"skipped, counted as without detections: {reason}")
+            log.note(f"validation image skipped: {reason}")
         try:
             metrics = evaluator.compute([state for state, *_ in states])
             if output is not None:

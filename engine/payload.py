@@ -47,8 +47,9 @@ def load_average(
     for name, value in average.items():
         if name not in saved or saved[name].shape != value.shape:
             shape = tuple(value.shape)
+            got = tuple(saved[name].shape) if name in saved else "none"
             raise UserError(
-                f"{source}: expected averaged weights {name} of shape {shape}, got none"
+                f"{source}: expected averaged weights {name} of shape {shape}, got {got}"
             )
         value.copy_(saved[name])
 

@@ -157,7 +157,7 @@ def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
     if np.mean(as_corners) > 0.99:
         return (
-            f"{outside:.0%} of the boxes reach outside their images, and none would as"
+            f"{outside:.0%} of the boxes reach outside their images, and almost none as"
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
     raw = corners_of(xywh)

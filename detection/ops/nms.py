@@ -134,7 +134,7 @@ def find_kernel(device: torch.device) -> Callable[..., Tensor] | None:
     except torch.OutOfMemoryError:  # no fault of Triton
         raise
     except Exception as error:  # Triton also fails by assertions; its errors have no narrower base
-        reason = f"for which {device} has to wait: no Triton kernel ({error!r})"
+        reason = f"and the host waits for {device}: no Triton kernel ({error!r})"
         warn_of_fallback("NMS", reason)
         return None
     return keep_on_device

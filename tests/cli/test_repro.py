@@ -145,6 +145,6 @@ def test_interrupted_study_is_resumed(tmp_path: Path, cifar_root: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
-        assert "cifar_plain20-seed0 interrupted; the same command goes on" in err
+        assert "cifar_plain20-seed0 was interrupted; run the same command again" in err
     run = tmp_path / "runs" / "repro" / "cifar-degradation-quick" / "cifar_plain20-seed0"
     assert len(list(run.glob("checkpoints/step_*.pt"))) == 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tools.lab.gpu_check import bags, card, inference, steps, trainings
-from tools.lab.gpu_check.record import save
+from tools.lab.gpu_check.record import SCRATCH, save
 
 STAGES: dict[str, Callable[[], None]] = {
     "env": card.environment,
@@ -28,6 +28,7 @@ STAGES: dict[str, Callable[[], None]] = {
 def main(name: str) -> None:
     """Run a stage; record its duration, or the error if it fails."""
     start = time.time()
+    SCRATCH.mkdir(parents=True, exist_ok=True)  # stages keep weights, runs and locks in it
     try:
         STAGES[name]()
     except BaseException as error:

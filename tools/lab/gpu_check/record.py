@@ -32,7 +32,6 @@ _STARTED = time.time()
 
 def save(stage: str, **values: object) -> None:
     """Merge numbers into results.json, append them to report.md and print them, immediately."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / "results.json"
     with (SCRATCH / "lock").open("w") as lock:  # stages may run side by side

@@ -60,7 +60,7 @@ def clear_caches() -> None:
 def test_it_warns_where_triton_cannot_compile() -> None:
     clear_caches()
     with pytest.warns(
-        UserWarning, match="NMS: the reference kernel runs, for which cpu has to wait"
+        UserWarning, match="NMS: the reference kernel runs, and the host waits for cpu"
     ):
         assert find_kernel(torch.device("cpu")) is None
 
