@@ -23,9 +23,9 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TrainedRun(Generic[C, M]):
-    """What a run left.
+    """A trained run, read from its folder or a weights file.
 
-    path: of the file that was read. metadata: the text beside its weights. config: with the
+    path: of the file that was read. metadata: of the weights file. config: with the
     changes; `without_writes` before data are read by it. class_names: by label. model: in eval
     mode, on the CPU.
     """
@@ -51,13 +51,13 @@ def read_run(
     """Read a run folder (its model.safetensors), a checkpoint or a .safetensors file.
 
     Args:
-        path: the folder or file. Of a checkpoint with averaged weights these are taken.
+        path: the folder or file. A checkpoint's averaged weights are used if it has them.
         overrides: `a.b.c=value`, changes to the config that the file holds.
         schemas: the config's schema for each task that the run may be of.
-        kind: what the config must be.
+        kind: the expected class of the config.
         build: makes the network of a config and a number of classes, with random weights.
-        what: what the run is of, for messages.
-        needed: what must be beside the weights, other than config and class names.
+        what: kind of model, for messages.
+        needed: metadata that must exist besides config and class names.
         task: the only task that the run may be of; None: any of `schemas`.
 
     Raises:

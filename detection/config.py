@@ -62,7 +62,7 @@ class DataConfig(Config):
     val: SplitConfig = SplitConfig()
     """Validation images."""
     demo: DemoConfig | None = None
-    """If set, demo images are generated under `demo.root` if a split lies there and is missing."""
+    """If set, and a split lies in `demo.root`, missing demo images are generated there."""
     cache: bool = True
     """Keep a cached copy next to a JSON file of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
@@ -80,7 +80,7 @@ class DataConfig(Config):
     eval_max_side: PositiveInt = 1333
     """Cap on the longer side at evaluation and prediction."""
     aspect_groups: PositiveInt = 8
-    """The most aspect-ratio groups from which training batches are drawn; 1 mixes all."""
+    """Maximum number of aspect-ratio groups; a training batch is of one group. 1: no grouping."""
     size_divisor: PositiveInt = 32
     """Batches are padded to multiples of this."""
 
@@ -109,7 +109,7 @@ class NeckConfig(Config):
 
 
 class AnchorLossConfig(Config):
-    """Sampling and losses of a network that classifies anchors and moves them."""
+    """Sampling and losses of a network that classifies anchors and regresses their boxes."""
 
     fg_iou_thresh: Fraction = 0.7
     """IoU from which an anchor is foreground; each object's best anchors are foreground too."""
@@ -141,7 +141,7 @@ class RPNConfig(AnchorLossConfig):
     nms_thresh: Fraction = 0.7
     """IoU above which the lower-scored proposal is dropped."""
     min_size: NonNegativeFloat = 1e-3
-    """Proposals with a shorter side are dropped."""
+    """Minimum side of a proposal; smaller ones are dropped."""
     objectness_weight: NonNegativeFloat = 1.0
     """Weight of `rpn_objectness`."""
     box_weight: NonNegativeFloat = 1.0
@@ -149,7 +149,7 @@ class RPNConfig(AnchorLossConfig):
 
 
 class RegionLossConfig(Config):
-    """Sampling and losses of a network that classifies regions and moves their boxes."""
+    """Sampling and losses of a network that classifies regions and regresses their boxes."""
 
     fg_iou_thresh: Fraction = 0.5
     """IoU from which a proposal is foreground; below this it is background."""

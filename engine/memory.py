@@ -2,8 +2,8 @@
 
 import ctypes
 
-# Constants of malloc.h: free memory that the heap keeps at its end; least size and largest number
-# of the blocks that are mappings of their own.
+# Constants of malloc.h: free memory that the heap keeps at its end; minimum size and
+# maximum number of the blocks that are mapped separately.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _KEEP = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0}
 # where glibc's own thresholds are after a few large blocks were freed
@@ -11,7 +11,7 @@ _USUAL = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20, _M_MMAP_MAX:
 
 
 def c_library() -> ctypes.CDLL | None:
-    """Return the C library of this process; None on Windows, where it cannot be had this way."""
+    """Return the C library of this process; None on Windows, where it cannot be loaded this way."""
     try:
         return ctypes.CDLL(None)
     except (OSError, TypeError):
@@ -19,7 +19,7 @@ def c_library() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory(*, keep: bool = True) -> None:
-    """Tell glibc to keep freed memory for the next request, or to do as usual again.
+    """Tell glibc to keep freed memory for the next request, or restore its default.
 
     By default each tensor of 32 MiB or more is a mapping of its own: it returns to the system when
     it is freed, and the next one costs a page fault for each of its pages. On a CPU that is up to a

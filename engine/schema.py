@@ -55,7 +55,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 BadInputPolicy = Literal["error", "skip"]
-"""What bad data do: stop the run with one line that names them, or get skipped and counted."""
+"""For bad data: `error` stops the run with a one-line message, `skip` skips and counts them."""
 Precision = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["fp32", "bf16", "auto"]
 
@@ -80,7 +80,7 @@ class OptimConfig(Config):
     momentum: Fraction = 0.9
     """SGD momentum."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW averaging factors."""
+    """AdamW decay rates of the gradient's first and second moment."""
     weight_decay: NonNegativeFloat = 1e-4
     """L2 penalty (SGD) or decoupled decay (AdamW)."""
     decay_norm_and_bias: bool = True
@@ -105,7 +105,7 @@ class ScheduleConfig(Config):
     milestones: tuple[PositiveFloat, ...] = ()
     """`steps`: when the rate drops: steps, or fractions of `loop.max_steps` if all are < 1."""
     gamma: Fraction = 0.1
-    """Factor of the rate at each milestone (`steps`) or drop (`plateau`)."""
+    """Factor by which the rate is multiplied at each milestone (`steps`) or drop (`plateau`)."""
     plateau_evaluations: PositiveInt = 5
     """`plateau`: evaluations without a better main metric after which the rate drops."""
     final_factor: Fraction = 0.0
@@ -139,14 +139,14 @@ class LoopConfig(Config):
     """Precision of the forward pass. bf16 uses autocast, weights stay float32; `auto` is bf16 if
     the device supports it in hardware, otherwise fp32."""
     channels_last: bool = True
-    """Memory layout of images and convolution weights."""
+    """Whether images and convolution weights have the channels-last (NHWC) memory layout."""
     compile: bool = False
     """Compile the loss module with `torch.compile`."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for small networks. It and
     `max-autotune` require `accumulate=1`."""
     sync_batch_norm: bool = True
-    """Whether batch norm takes its statistics over all processes, or each over its own share."""
+    """true: batch norm statistics over all processes; false: each process over its own share."""
     ema_decay: Fraction | None = None
     """If set, an exponential moving average of the weights with this decay is kept, evaluated and
     exported."""

@@ -160,7 +160,7 @@ class _Run:
         set_lr(self.state.optimizer, factor)
         self._update(step, loaded_batches, stop=stop.requested)
         progress.step = step + 1
-        # on a GPU of an earlier step: reading this one's status would wait for the device
+        # on a GPU this is an earlier step's: reading this one's would wait for the device
         stop_asked = self.statuses.read(progress, self.state.optimizer)
         self.log.advance(progress.step, loop.max_steps)
         if progress.step % loop.log_every == 0:
@@ -182,7 +182,7 @@ class _Run:
             return next(loaded_batches)
         except UserError as error:
             step = self.progress.step
-            # a checkpoint is a collective; the other processes are in that of the step
+            # saving is a collective operation, but the other processes are in that of the step
             if step == 0 or self.world.size > 1:
                 raise
             self._save(in_bad_streak=True)

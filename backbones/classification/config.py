@@ -86,7 +86,7 @@ class BackboneConfig(NetworkConfig):
     """Architecture and depth."""
     shortcut: Literal["A", "B", "C"] | None = None
     """The paper's shortcuts: A zero padding where dimensions grow; B projection where dimensions
-    grow; C projection everywhere; none: A for CIFAR networks, B for the others.
+    grow; C projection everywhere; null: A for CIFAR networks, B for the others.
 
     The paper uses A for CIFAR. torchvision uses B.
     """

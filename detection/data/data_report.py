@@ -52,7 +52,7 @@ class DataReport:
         rows = [
             ("images", self.images),
             ("images without boxes", self.images_without_boxes),
-            ("images with the file of another image", self.shared_files),
+            ("images that share a file with another image", self.shared_files),
             ("images whose boxes fit only with width and height swapped", self.turned_images),
             (f"images skipped: {listing(self.missing)}", len(self.missing)),
             ("boxes", boxes),

@@ -10,7 +10,7 @@ from detection.data.transforms import resized_size
 ASPECT_STEP = 0.01
 """Rounding step of log(width / height): 1 % of the aspect ratio."""
 MIN_GROUP = 32
-"""Minimum number of images in a group: in a smaller one, the same images would always meet."""
+"""Minimum number of images in a group: those of a smaller one would always share a batch."""
 
 
 def aspect_groups(
@@ -18,10 +18,10 @@ def aspect_groups(
 ) -> np.ndarray:
     """Return the group of each image, (N,) int64 from 0 on, in ascending order of width / height.
 
-    Two groups are portrait and landscape, of any number of images. More groups are chosen for the
-    least padding, with each group padded to a size that contains all of its images; they may be
-    fewer than `count`. Each such group has at least MIN_GROUP images and two batches. With too few
-    images for two such groups, the groups are portrait and landscape.
+    With `count` 2 the groups are portrait and landscape, whatever their number of images. More
+    groups are chosen for the least padding, with each group padded to a size that contains all of
+    its images; they may be fewer than `count`. Each such group has at least MIN_GROUP images and
+    two batches. With too few images for two such groups, the groups are portrait and landscape.
 
     Args:
         sizes: (N, 2) height and width; N may be 0.

@@ -146,7 +146,7 @@ def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) ->
 
 
 def eleven_point_ap(outcome: np.ndarray, num_objects: int) -> float:
-    """Return the mean over recall 0, 0.1, ... 1 of the best precision from it on (VOC 2007).
+    """Return the mean over r = 0, 0.1, ... 1 of the best precision at recall >= r (VOC 2007).
 
     Args:
         outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.
@@ -163,7 +163,7 @@ def eleven_point_ap(outcome: np.ndarray, num_objects: int) -> float:
 
 
 def area_ap(outcome: np.ndarray, num_objects: int) -> float:
-    """Return the area under the curve of the best precision from each recall on (VOC 2010, ILSVRC).
+    """Return the area under the interpolated precision-recall curve (VOC 2010, ILSVRC).
 
     Args:
         outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.

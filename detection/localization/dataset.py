@@ -26,7 +26,7 @@ from engine.checksum import digest_of
 from engine.errors import UserError
 
 CROWD_IOA_THRESH = 0.5
-"""Share of a candidate inside a barely visible box from which it is no background."""
+"""A candidate with at least this share of its area in a barely visible box is ignored."""
 CROP_ATTEMPTS = 10
 """Crops sampled before the whole image is used, as many as in torchvision's RandomResizedCrop."""
 

@@ -31,7 +31,7 @@ def test_nothing_odd_is_not_spoken_of(document: Document, write_coco: CocoWriter
 @pytest.mark.parametrize("name", ["a.png", "./a.png", "/a.png", "x/../a.png", ".//a.png"])
 def test_a_file_of_two_images(document: Document, write_coco: CocoWriter, name: str) -> None:
     document["images"][0]["file_name"] = name
-    assert rows_of(document, write_coco)["images with the file of another image"] == 1
+    assert rows_of(document, write_coco)["images that share a file with another image"] == 1
 
 
 @pytest.mark.parametrize(
