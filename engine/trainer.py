@@ -146,7 +146,6 @@ class _Run:
             if progress.evaluation_due:
                 self._check_end()
                 self._evaluate(stop)
-            # the batches are endless and start at the resumed step; the loop decides when to stop
             while progress.step < loop.max_steps and not progress.is_out_of_patience(loop):
                 self._one_step(self._next(loaded_batches), stop)
             return self._finish(stop, started=started)
@@ -168,7 +167,6 @@ class _Run:
         is_last = progress.step == loop.max_steps
         progress.evaluation_due = is_last or self._is_scheduled()
         self._check_end()
-        # before the evaluation, so that a run killed during it resumes with it
         if stop_asked or progress.evaluation_due or progress.step % loop.checkpoint_every == 0:
             self._save(in_bad_streak=stop_asked or is_last)
         if stop_asked:

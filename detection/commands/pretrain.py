@@ -20,9 +20,10 @@ def main() -> None:
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    config = load_config(find_config(arguments.config), arguments.overrides, schemas=SCHEMAS)
+    path = find_config(arguments.config)
+    config = load_config(path, arguments.overrides, schemas=SCHEMAS)
     if arguments.is_main:
-        make_console().print(describe_config(arguments.config, arguments.overrides))
+        make_console().print(describe_config(path, arguments.overrides))
     assert isinstance(config, ClassificationConfig)
 
     from backbones.classification.load_and_export import export_backbone

@@ -58,6 +58,17 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert find_config(DEMO) == DEMO
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("train", "detection/demo.yaml"), ("pretrain", "backbones/demo_objects.yaml")],
+)
+def test_a_training_uses_an_installed_config(command: str, name: str, tmp_path: Path) -> None:
+    found = resdet(command, f"configs/{name}", "model.backbone.weights=no", folder=tmp_path)
+    assert found.out.startswith("config: ")
+    assert name in found.out
+    assert "no: no such file" in found.err.replace("\n", " ")
+
+
 def test_suggested_commands_use_the_form_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["tools/train_det.py"])
     assert command_line("eval", "eval") == "python tools/eval.py"
