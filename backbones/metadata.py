@@ -58,8 +58,9 @@ def read_saved_config(
     except RecursionError as error:
         raise UserError(f"{source}: config: nested too deeply") from error
     if not isinstance(config, kind):
+        expected = " or ".join(task for task, each in schemas.items() if issubclass(each, kind))
         got = values.get("task")
-        raise UserError(f"{source}: config: expected a {kind.__name__}, got one of task {got}")
+        raise UserError(f"{source}: config: expected task {expected}, got {got}")
     return config
 
 

@@ -37,7 +37,7 @@ class Samples(NamedTuple):
 @torch.no_grad()
 def sample_anchors(
     anchors: Tensor,
-    exists: Tensor,
+    valid: Tensor,
     batch: DetectionBatch,
     *,
     config: AnchorLossConfig,
@@ -47,30 +47,27 @@ def sample_anchors(
 
     Args:
         anchors: (N, 4), the same for every image.
-        exists: (B, N) bool, which anchors an image has; others are neither matched nor sampled.
+        valid: (B, N) bool, which anchors an image has; others are neither matched nor sampled.
         batch: ground truth, and a random seed per image.
         config: thresholds and numbers.
-        crowd_ioa_thresh: share of a background anchor in a crowd region from which it is ignored.
+        crowd_ioa_thresh: see `match_boxes`.
     """
-    targets, anchors = batch.targets, _existing(anchors, exists)
-    matches = match_boxes(
-        targets.boxes,
-        targets.valid,
-        targets.is_crowd,
+    return _sample(
         anchors,
-        fg_thresh=config.fg_iou_thresh,
+        valid,
+        batch,
+        config=config,
         bg_thresh=config.bg_iou_thresh,
-        allow_low_quality=True,
         crowd_ioa_thresh=crowd_ioa_thresh,
+        box_weights=(1.0, 1.0, 1.0, 1.0),
+        stage=None,
     )
-    unscaled = (1.0, 1.0, 1.0, 1.0)
-    return _draw(anchors, exists, batch, matches, config=config, box_weights=unscaled, stream=0)
 
 
 @torch.no_grad()
 def sample_rois(
     boxes: Tensor,
-    exists: Tensor,
+    valid: Tensor,
     batch: DetectionBatch,
     *,
     config: RegionLossConfig,
@@ -81,27 +78,21 @@ def sample_rois(
 
     Args:
         boxes: (B, N, 4).
-        exists: (B, N) bool, which RoIs an image has; others are neither matched nor sampled.
+        valid: (B, N) bool, which RoIs an image has; others are neither matched nor sampled.
         batch: ground truth, and a random seed per image.
         config: threshold, numbers, and scale of the target deltas.
-        crowd_ioa_thresh: share of a background RoI in a crowd region from which it is ignored.
+        crowd_ioa_thresh: see `match_boxes`.
         stage: of the region head, 0 the first; each has its own random numbers.
     """
-    targets, boxes = batch.targets, _existing(boxes, exists)
-    matches = match_boxes(
-        targets.boxes,
-        targets.valid,
-        targets.is_crowd,
+    return _sample(
         boxes,
-        # one threshold, so no RoI is between foreground and background
-        fg_thresh=config.fg_iou_thresh,
-        bg_thresh=config.fg_iou_thresh,
-        allow_low_quality=False,
+        valid,
+        batch,
+        config=config,
+        bg_thresh=config.fg_iou_thresh,  # no RoI is between foreground and background
         crowd_ioa_thresh=crowd_ioa_thresh,
-    )
-    box_weights, stream = config.box_weights, 1 + stage  # stream 0 is that of the anchors
-    return _draw(
-        boxes, exists, batch, matches, config=config, box_weights=box_weights, stream=stream
+        box_weights=config.box_weights,
+        stage=stage,
     )
 
 
@@ -118,7 +109,7 @@ def most_foreground(is_fg: Tensor, limit: int) -> int:
 
 
 def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Return the candidates of a region head (B, P + G, 4), and which of them exist (B, P + G).
+    """Return the candidates of a region head (B, P + G, 4), and which of them are valid (B, P + G).
 
     Ground-truth boxes are added to the proposals, so that there are good boxes from the first step.
     """
@@ -133,38 +124,48 @@ def class_labels(samples: Samples, targets: Targets, *, num_classes: int) -> Ten
     return torch.where(samples.is_fg, targets.labels.gather(1, samples.gt_idxs), background)
 
 
-def _existing(candidates: Tensor, exists: Tensor) -> Tensor:
-    """Return candidates (B, N, 4) in which those that do not exist are empty boxes.
-
-    Otherwise one of them could be an object's best match.
-    """
-    return torch.where(exists[..., None], candidates, 0.0)
-
-
-def _draw(
+def _sample(
     candidates: Tensor,
-    exists: Tensor,
+    valid: Tensor,
     batch: DetectionBatch,
-    matches: tuple[Tensor, Tensor],
     *,
     config: AnchorLossConfig | RegionLossConfig,
+    bg_thresh: float,
+    crowd_ioa_thresh: float,
     box_weights: BoxWeights,
-    stream: int,
+    stage: int | None,
 ) -> Samples:
-    """Sample some of the matched candidates, and encode their ground-truth boxes as targets."""
-    matched_idxs, labels = matches
-    # -1 is never sampled; the random numbers of an image depend on its seed alone
-    idxs, is_fg, valid = sample_matches(
-        labels.masked_fill(~exists, -1),
+    """Match candidates, sample some of them, and encode their ground-truth boxes as targets.
+
+    stage: of the region head; None: the candidates are anchors.
+    """
+    targets = batch.targets
+    # (B, N, 4). Invalid candidates become empty boxes: otherwise one of them could be an object's
+    # best match.
+    candidates = torch.where(valid[..., None], candidates, 0.0)
+    matched_idxs, labels = match_boxes(
+        targets.boxes,
+        targets.valid,
+        targets.is_crowd,
+        candidates,
+        fg_thresh=config.fg_iou_thresh,
+        bg_thresh=bg_thresh,
+        allow_low_quality=stage is None,
+        crowd_ioa_thresh=crowd_ioa_thresh,
+    )
+    # anchors and each stage use different random numbers of an image's seed
+    stream = 0 if stage is None else 1 + stage
+    idxs, is_fg, is_sample = sample_matches(
+        labels.masked_fill(~valid, -1),  # -1 is never sampled
         random_keys(batch.images.seeds, labels.shape[1], stream=stream),
         num_samples=config.num_samples,
         fg_fraction=config.fg_fraction,
     )
     # (B, N) -> (B, S): everything about the candidates, at the sampled places
     boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
-    gt_boxes = _take_boxes(batch.targets.boxes, gt_idxs)
+    gt_boxes = _take_boxes(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=box_weights)
-    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, valid)
+    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, is_sample)
 
 
 def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ class LocalizationRegionsTask(LocalizationBaseTask):
         own_class = targets.labels[:, 0]  # all boxes of an image have the same class
         proposals = self._propose(batch.images, own_class, whole=True)
         # ground-truth boxes are candidates too
-        candidates, exist = with_ground_truth(proposals, targets)
+        candidates, valid = with_ground_truth(proposals, targets)
         samples = sample_rois(
-            candidates, exist, batch, config=config, crowd_ioa_thresh=CROWD_IOA_THRESH
+            candidates, valid, batch, config=config, crowd_ioa_thresh=CROWD_IOA_THRESH
         )
         class_logits, deltas = self.model(batch.images.pixels, samples.boxes)
         return roi_loss(

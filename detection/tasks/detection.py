@@ -133,11 +133,11 @@ class DetectionTask(nn.Module):
         )
         losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
         proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
-        boxes, exist = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
+        boxes, valid = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
         for stage, loss_config in enumerate(self._stage_losses):
             rois = sample_rois(
                 boxes,
-                exist,
+                valid,
                 batch,
                 config=loss_config,
                 crowd_ioa_thresh=crowd_ioa_thresh,
@@ -156,7 +156,7 @@ class DetectionTask(nn.Module):
                     images.sizes,
                     box_weights=loss_config.box_weights,
                 )
-                exist = rois.valid
+                valid = rois.valid
         return losses, Regions(features, rois, regions)
 
     def _rpn_losses(

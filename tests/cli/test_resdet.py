@@ -63,10 +63,12 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     [("train", "detection/demo.yaml"), ("pretrain", "backbones/demo_objects.yaml")],
 )
 def test_a_training_uses_an_installed_config(command: str, name: str, tmp_path: Path) -> None:
-    found = resdet(command, f"configs/{name}", "model.backbone.weights=no", folder=tmp_path)
+    # frozen random weights stop the command after its first line, before it draws the demo
+    found = resdet(command, f"configs/{name}", "model.backbone.norm=frozen", folder=tmp_path)
+    assert found.code == 2
     assert found.out.startswith("config: ")
     assert name in found.out
-    assert "no: no such file" in found.err.replace("\n", " ")
+    assert "no such file" not in found.err
 
 
 def test_suggested_commands_use_the_form_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,8 @@ def test_nothing_in_a_crowd_is_sampled(root: Path, neck: str) -> None:
         rpn.anchors, rpn.anchor_valid, batch, config=config.rpn, crowd_ioa_thresh=thresh
     )
     proposals = make_proposals(rpn, batch.images.sizes, config=config.rpn, training=True)
-    boxes, exist = with_ground_truth(proposals, batch.targets)
-    rois = sample_rois(boxes, exist, batch, config=config.roi, crowd_ioa_thresh=thresh)
+    boxes, valid = with_ground_truth(proposals, batch.targets)
+    rois = sample_rois(boxes, valid, batch, config=config.roi, crowd_ioa_thresh=thresh)
     for samples in (anchors, rois):
         assert samples.valid.any()
         assert not samples.is_fg.any()

@@ -58,8 +58,8 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
     anchors = sample_anchors(
         rpn.anchors, rpn.anchor_valid, batch, config=config.rpn, crowd_ioa_thresh=thresh
     )
-    candidates, exist = with_ground_truth(proposals, batch.targets)
-    rois = sample_rois(candidates, exist, batch, config=config.roi, crowd_ioa_thresh=thresh)
+    candidates, valid = with_ground_truth(proposals, batch.targets)
+    rois = sample_rois(candidates, valid, batch, config=config.roi, crowd_ioa_thresh=thresh)
     peer.rpn.fg_bg_sampler = _sampler_of(anchors)
     peer.roi_heads.fg_bg_sampler = _sampler_of(_without_padding(rois, proposals))
     _, rpn_losses = peer.rpn(images, their_features, targets)
