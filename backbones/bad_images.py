@@ -1,6 +1,7 @@
 """Bad images of a data set: stop the run, or skip them and count them, as `data.on_bad_image` says.
 
-The data sets of all tasks raise what `error_for` returns; the loader counts what is skipped.
+The data sets of all tasks raise what `error_for` returns; the loader replaces or drops the
+image, and its caller counts it.
 """
 
 from engine.errors import SkippedSampleError, UserError
