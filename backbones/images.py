@@ -54,17 +54,17 @@ def quiet_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def images_in(folder: Path, *, apart_from: Path | None = None) -> tuple[list[str], int]:
+def images_in(folder: Path, *, skip_folder: Path | None = None) -> tuple[list[str], int]:
     """Return the sorted relative paths of images in `folder` at any depth; the number of others.
 
     Args:
         folder: hidden files and folders in it are skipped.
-        apart_from: a folder that is skipped too.
+        skip_folder: a folder that is skipped too.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    apart = resolved(apart_from) if apart_from else None
+    apart = resolved(skip_folder) if skip_folder else None
     images: list[str] = []
     num_others = 0
     waiting = [""]

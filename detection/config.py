@@ -27,7 +27,7 @@ from engine.schema import (
 
 BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
-EngineChoice = Literal["auto", "pycocotools", "hotcoco"]
+BackendChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
 class SplitConfig(Config):
@@ -276,7 +276,7 @@ class EvaluationConfig(Config):
     protocols: tuple[Protocol, ...] = ()
     """Metrics in addition to COCO's: VOC's 11-point (voc07) or area (voc12) AP at IoU 0.5, or the
     AP of ILSVRC detection."""
-    engine: EngineChoice = "auto"
+    backend: BackendChoice = "auto"
     """Package that computes COCO's metrics. auto: during training hotcoco if it is installed, which
     is fast and gives the same numbers; pycocotools after the last step and in tools/eval.py."""
 

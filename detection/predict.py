@@ -37,7 +37,7 @@ ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDetector:
     """A trained detector: config, classes, and the network in eval mode on the CPU."""
 
     config: DetectionConfig
@@ -45,7 +45,7 @@ class Trained:
     model: FasterRCNN
 
 
-def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
+def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> TrainedDetector:
     """Read a run folder (its model.safetensors), a checkpoint or a .safetensors file.
 
     Args:
@@ -66,13 +66,13 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> Trained:
     )
     names = run.class_names
     ids = read_category_ids(run.metadata, count=len(names), source=run.path)
-    return Trained(run.config, ClassMap(names, ids), run.model)
+    return TrainedDetector(run.config, ClassMap(names, ids), run.model)
 
 
 class Detector:
     """Detects objects in images with the same sizes, padding and arithmetic as evaluation."""
 
-    def __init__(self, trained: Trained, *, device: torch.device) -> None:
+    def __init__(self, trained: TrainedDetector, *, device: torch.device) -> None:
         self.class_names = trained.classes.names
         self.category_ids = trained.classes.category_ids
         self.config = trained.config
@@ -261,12 +261,12 @@ class FoundImages:
     num_others: int
 
 
-def find_images(inputs: Iterable[Path], *, apart_from: Path) -> FoundImages:
+def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     """Return the given files, and the images in the given folders at any depth, sorted by name.
 
     Args:
         inputs: files and folders. Hidden files and folders inside them are skipped.
-        apart_from: a folder to skip, such as the output folder.
+        skip_folder: a folder to skip, such as the output folder.
 
     Raises:
         UserError: no input gives an image; the message is that of the first input.
@@ -276,7 +276,7 @@ def find_images(inputs: Iterable[Path], *, apart_from: Path) -> FoundImages:
     num_others = 0
     for path in inputs:
         try:
-            inside, others = _images_of(path, apart_from=apart_from)
+            inside, others = _images_of(path, skip_folder=skip_folder)
             found += inside
             num_others += others
         except UserError as error:
@@ -286,16 +286,16 @@ def find_images(inputs: Iterable[Path], *, apart_from: Path) -> FoundImages:
     return FoundImages(found, problems, num_others)
 
 
-def _images_of(path: Path, *, apart_from: Path) -> tuple[list[Path], int]:
+def _images_of(path: Path, *, skip_folder: Path) -> tuple[list[Path], int]:
     """Return the images of one input and how many other files it has."""
     if not exists(path):
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):
         return [path], 0
-    inside, others = images_in(path, apart_from=apart_from)
+    inside, others = images_in(path, skip_folder=skip_folder)
     if not inside:
         raise UserError(
-            f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {apart_from}, "
+            f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {skip_folder}, "
             "got none"
         )
     return [path / name for name in inside], others

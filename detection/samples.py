@@ -17,7 +17,7 @@ from detection.structures import DetectionBatch, Proposals, Targets
 from engine.random_keys import random_keys
 
 
-class Samples(NamedTuple):
+class SampledBoxes(NamedTuple):
     """Candidates sampled for a loss, foreground first.
 
     boxes: (B, S, 4) the candidates. idxs: (B, S) their indices among all candidates. gt_idxs:
@@ -42,7 +42,7 @@ def sample_anchors(
     *,
     config: AnchorLossConfig,
     crowd_ioa_thresh: float,
-) -> Samples:
+) -> SampledBoxes:
     """Match anchors to the ground truth and sample some of them for a loss.
 
     Args:
@@ -73,7 +73,7 @@ def sample_rois(
     config: RegionLossConfig,
     crowd_ioa_thresh: float,
     stage: int = 0,
-) -> Samples:
+) -> SampledBoxes:
     """Match RoIs to the ground truth and sample some of them for the losses of a region head.
 
     Args:
@@ -118,7 +118,7 @@ def with_ground_truth(proposals: Proposals, targets: Targets) -> tuple[Tensor, T
     return boxes, torch.cat([proposals.valid, targets.valid & ~targets.is_crowd], dim=1)
 
 
-def class_labels(samples: Samples, targets: Targets, *, num_classes: int) -> Tensor:
+def class_labels(samples: SampledBoxes, targets: Targets, *, num_classes: int) -> Tensor:
     """Return the true classes (B, S) of samples: of the matched box if foreground, otherwise K."""
     background = torch.full_like(samples.gt_idxs, num_classes)
     return torch.where(samples.is_fg, targets.labels.gather(1, samples.gt_idxs), background)
@@ -134,7 +134,7 @@ def _sample(
     crowd_ioa_thresh: float,
     box_weights: BoxWeights,
     stage: int | None,
-) -> Samples:
+) -> SampledBoxes:
     """Match candidates, sample some of them, and encode their ground-truth boxes as targets.
 
     stage: of the region head; None: the candidates are anchors.
@@ -165,7 +165,7 @@ def _sample(
     boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
     gt_boxes = _take_boxes(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=box_weights)
-    return Samples(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, is_sample)
+    return SampledBoxes(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, is_sample)
 
 
 def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:

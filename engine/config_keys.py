@@ -52,6 +52,7 @@ KEYS_ELSEWHERE = {
 RENAMED = {
     "loop.drawn_pictures": "loop.drawn_images",
     "export.num_pictures": "export.num_images",
+    "evaluation.engine": "evaluation.backend",
 }
 """Keys of earlier versions, which are still accepted, and their current names."""
 _KEY_HERE = {name: here for here, names in KEYS_ELSEWHERE.items() for name in names.split()}

@@ -12,7 +12,7 @@ class EvaluationError(UserError):
 
 
 class ReadingError(UserError):
-    """Images cannot be read: no memory, /dev/shm full, too many open files, or a reader killed.
+    """Images cannot be read: no memory, /dev/shm full, too many open files, or a worker killed.
 
     The cause is the machine, not the data: the state trained so far is valid and can be resumed.
     """

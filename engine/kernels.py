@@ -1,9 +1,9 @@
-"""Which bodies of the operators run: RESDET_KERNELS=fast, the default, or reference.
+"""Which kernels run: RESDET_KERNELS=fast, the default, or reference.
 
-An operator with a fast body (a private operator of torch, a Triton kernel, a gradient written by
-hand) has a reference body beside it: a few lines of torch's and torchvision's public operators.
+An operator with a fast kernel (a private operator of torch, a Triton kernel, a gradient written by
+hand) has a reference kernel beside it: a few lines of torch's and torchvision's public operators.
 Both obey one contract. The environment variable is read at each call; a compiled graph keeps the
-bodies that it was compiled with.
+kernels that it was compiled with.
 """
 
 import functools
@@ -17,7 +17,7 @@ VARIABLE = "RESDET_KERNELS"
 
 
 def kernels_kind() -> Literal["fast", "reference"]:
-    """Return which bodies run.
+    """Return which kernels run.
 
     Raises:
         UserError: the variable has another value.
@@ -37,5 +37,5 @@ def kernels_note() -> str:
 
 @functools.cache
 def warn_of_fallback(operator: str, reason: str) -> None:
-    """Warn, once per process, that a fast body cannot run here and the reference runs instead."""
+    """Warn, once per process, that a fast kernel cannot run here, so the reference runs."""
     warnings.warn(f"{operator}: the reference kernel runs, {reason}", stacklevel=2)

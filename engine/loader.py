@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from engine.errors import SkippedSampleError, UserError
-from engine.readers import read_ahead
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
+from engine.workers import read_ahead
 
 _MAX_SUBSTITUTES = 20  # bad images in a row after which training fails even if it may skip
 
@@ -136,7 +136,7 @@ def evaluation_batches(groups: np.ndarray, *, batch_size: int) -> list[BatchPart
     return batches
 
 
-class _Reader:
+class _BatchLoader:
     """Reads and collates one part of a batch."""
 
     def __init__(self, data: DataSet, *, substitute: bool) -> None:
@@ -192,8 +192,8 @@ def read_batches(
         UserError: an image is bad and the policy is to stop.
         ReadingError: out of memory or other resources, or a worker was killed or does not answer.
     """
-    reader = _Reader(data, substitute=substitute)
-    for loaded in read_ahead(reader, plan, config):
+    load = _BatchLoader(data, substitute=substitute)
+    for loaded in read_ahead(load, plan, config):
         batch = loaded.batch
         if batch is not None:
             if device.type == "cuda":  # only copies from pinned memory are asynchronous

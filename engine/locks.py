@@ -71,7 +71,7 @@ class FolderLock:
 
 
 @contextmanager
-def waited_for(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the lock at `path`, as soon as no other process or thread holds it.
 
     Raises:

@@ -80,12 +80,12 @@ def _fixed_seeds() -> None:
 
 @pytest.fixture(params=["fast", "reference"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with each body of the operators; see engine.kernels."""
+    """Run a test with each kind of kernels; see engine.kernels."""
     monkeypatch.setenv("RESDET_KERNELS", request.param)
     return str(request.param)
 
 
 @pytest.fixture
 def fast_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of a fast body alone, in a run with RESDET_KERNELS=reference."""
+    """For a test of a fast kernel alone, in a run with RESDET_KERNELS=reference."""
     monkeypatch.setenv("RESDET_KERNELS", "fast")

@@ -1,1 +1,1 @@
-"""Scripts for the commands: each parses its arguments, loads a config and calls one function."""
+"""The commands as scripts: each calls one function of `detection.commands` or `tools.lab`."""

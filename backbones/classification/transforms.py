@@ -163,9 +163,9 @@ class TrainingTransform:
 
     def __init__(self, config: AugmentConfig) -> None:
         self._config = config
-        self._auto: AutoAugment | None = None
+        self._auto: RandomOperations | None = None
         if config.auto != "none":
-            self._auto = AutoAugment(
+            self._auto = RandomOperations(
                 operation_ranges(config.auto, side=config.crop),
                 num_ops=1 if config.auto == "trivial" else config.auto_ops,
                 strength=None if config.auto == "trivial" else config.auto_magnitude,
@@ -277,7 +277,7 @@ def operation_ranges(kind: str, *, side: int) -> OperationRanges:
     return OperationRanges(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
 
 
-class AutoAugment:
+class RandomOperations:
     """Applies random operations from `OPERATIONS`, all with equal probability.
 
     Args:

@@ -1,1 +1,1 @@
-"""The bodies of the command line tools, one module per command."""
+"""The command line tools, one module per command."""

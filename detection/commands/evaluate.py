@@ -72,7 +72,7 @@ def _score_file(path: Path, overrides: Sequence[str], output: Path | None, named
     from engine.log import make_console
 
     score = score_file(
-        path, annotations, named_images=named, engine=rules.engine, protocols=rules.protocols
+        path, annotations, named_images=named, backend=rules.backend, protocols=rules.protocols
     )
     make_console().print(score.table(), soft_wrap=False)
     if output is not None:

@@ -64,7 +64,7 @@ def main() -> None:
         keep_freed_memory()
     detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
     # the output folder may be inside an input folder: do not predict on earlier drawings
-    found = find_images(inputs[1:], apart_from=arguments.output)
+    found = find_images(inputs[1:], skip_folder=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
     log.note(kernels_note())

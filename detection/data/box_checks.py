@@ -23,14 +23,14 @@ class CheckedBoxes:
 
     boxes: (M, 4) float32 xyxy, clipped to their images; undefined for bad boxes. clipped: (M,)
     bool, good boxes that reached outside. fits: (M,) bool, inside the image up to small mistakes of
-    the annotator (`FIT_TOLERANCE`). fits_turned: the same for the image with width and height
+    the annotator (`FIT_TOLERANCE`). fits_swapped: the same for the image with width and height
     swapped; undefined if all boxes fit. bad: (M,) bool by reason; a box has at most one reason.
     """
 
     boxes: np.ndarray
     clipped: np.ndarray
     fits: np.ndarray
-    fits_turned: np.ndarray
+    fits_swapped: np.ndarray
     bad: dict[str, np.ndarray]
 
 
@@ -47,7 +47,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         clipped=np.concatenate([block.clipped for block in blocks]),
         fits=fits,
         # sizes[:, ::-1] swaps height and width; computed only if needed
-        fits_turned=fits if fits.all() else fit(corners_of(xywh), sizes[:, ::-1]),
+        fits_swapped=fits if fits.all() else lie_inside(corners_of(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -62,8 +62,8 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     # upper limits per box: width, height, width, height
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
     excess = np.abs(raw - boxes)
-    # `fit` tolerates at least 1 pixel, so it is skipped if no box of the block reaches out further
-    fits = fit(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
+    # `lie_inside` tolerates at least 1 pixel: skipped if no box of the block reaches out further
+    fits = lie_inside(raw, sizes) if excess.max(initial=0) > 1 else np.ones(len(raw), np.bool_)
     sized = _in_all_columns(xywh[:, 2:] >= MIN_SIDE)
     # Outside means that clipping leaves nothing. Half of MIN_SIDE, because x + width - x may
     # round to less than width.
@@ -72,7 +72,7 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     return CheckedBoxes(
         boxes=boxes.astype(np.float32),
         fits=fits,
-        fits_turned=fits,  # a placeholder; check_boxes computes it for all blocks
+        fits_swapped=fits,  # a placeholder; check_boxes computes it for all blocks
         clipped=good & ~_in_all_columns(excess <= CLIP_TOLERANCE),
         # disjoint: each mask excludes the earlier reasons
         bad={
@@ -89,7 +89,7 @@ def corners_of(xywh: np.ndarray) -> np.ndarray:
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
-def fit(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def lie_inside(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return (M,) bool: xyxy boxes are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
     # (M, 4): width, height, width, height
     sides = np.tile(sizes[:, ::-1], 2)
@@ -113,18 +113,19 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        turned = fit(corners_of(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
-        hint = " (which it would with width and height swapped)" if turned else ""
-        return f"bbox: expected a box that overlaps its image of {shape(size)}, got {shown}{hint}"
+        swapped = lie_inside(corners_of(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
+        hint = " (which it would with width and height swapped)" if swapped else ""
+        image = format_size(size)
+        return f"bbox: expected a box that overlaps its image of {image}, got {shown}{hint}"
     return f"bbox: expected finite numbers, got {shown}"
 
 
-def shape(size: Any) -> str:
+def format_size(size: Any) -> str:
     """Format (height, width) for messages."""
     return f"{size[1]}x{size[0]} (width x height)"
 
 
-def doubt_about_all(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
+def find_systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     """Return the reason why the boxes as a whole are not in COCO's format, None if they may be.
 
     Finds systematic mistakes: fractions, corners in place of sizes, swapped sides. The limits are
@@ -161,7 +162,7 @@ def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
             " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
     raw = corners_of(xywh)
-    if np.mean(fit(raw, sizes)) < 0.7 and np.mean(fit(raw, sizes[:, ::-1])) > 0.99:
+    if np.mean(lie_inside(raw, sizes)) < 0.7 and np.mean(lie_inside(raw, sizes[:, ::-1])) > 0.99:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and almost none would with"
             " `width` and `height` of the images swapped; expected the size after EXIF rotation,"

@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box, doubt_about_all
+from detection.data.box_checks import (
+    CheckedBoxes,
+    check_boxes,
+    describe_bad_box,
+    find_systematic_fault,
+)
 from detection.data.coco_cache import read_cached
 from detection.data.coco_json import (
     AnnotationTable,
@@ -25,7 +30,7 @@ from detection.data.data_report import (
     count_misfit_areas,
     count_repeated_boxes,
     count_shared_files,
-    count_turned_images,
+    count_swapped_images,
 )
 from detection.data.segmentations import ByteStrings, Segmentations, mask_fault
 from detection.ops.boxes import xyxy_to_xywh
@@ -55,7 +60,7 @@ class Annotations:
     image_ids: (N,) int64, in file order. file_names: N, UTF-8. sizes: (N, 2) int64, height and
     width. offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy in original pixels, clipped to the
     image. labels: (M,) int64. is_crowd: (M,) bool. is_difficult: (M,) bool, PASCAL VOC's flag for
-    objects that are hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_turned:
+    objects that are hard to recognise. is_ignored: (M,) bool, marked `ignore`. fits, fits_swapped:
     (M,) bool, whether the unclipped box of the file is inside its image, and whether it would be
     with the image's width and height swapped. areas: (M,) float32, from the file, else of the box.
     rows_in_file: (M,) int64, the position of each object in the file, which indexes
@@ -78,7 +83,7 @@ class Annotations:
     is_difficult: np.ndarray
     is_ignored: np.ndarray
     fits: np.ndarray
-    fits_turned: np.ndarray
+    fits_swapped: np.ndarray
     areas: np.ndarray
     rows_in_file: np.ndarray
     segmentations: Segmentations
@@ -177,7 +182,7 @@ def read_coco(
         dropped_mask_parts=columns.dropped_mask_parts,
         clipped_boxes=int(checked.clipped.sum()),
         shared_files=count_shared_files(images.names),
-        turned_images=count_turned_images(image_rows, checked.fits, checked.fits_turned),
+        swapped_images=count_swapped_images(image_rows, checked.fits, checked.fits_swapped),
         repeated_boxes=count_repeated_boxes(image_rows[rows], labels[rows], checked.boxes[rows]),
         misfit_areas=count_misfit_areas(areas[rows], columns.xywh[rows]),
         dropped=_count_dropped(checked.bad, labels, found),
@@ -196,7 +201,7 @@ def read_coco(
         is_difficult=columns.is_difficult[rows],
         is_ignored=columns.is_ignored[rows],
         fits=checked.fits[rows],
-        fits_turned=checked.fits_turned[rows],
+        fits_swapped=checked.fits_swapped[rows],
         areas=areas[rows],
         rows_in_file=rows,
         segmentations=columns.segmentations,
@@ -283,7 +288,7 @@ def _check_objects(
 ) -> CheckedBoxes:
     """Check all objects; if `stop`, raise UserError for the first bad one in the file."""
     sizes = images.sizes[image_rows]
-    fault = doubt_about_all(columns.xywh, sizes)
+    fault = find_systematic_fault(columns.xywh, sizes)
     if fault is not None:
         raise UserError(f"{path}: {fault}")
     checked = check_boxes(columns.xywh, sizes)

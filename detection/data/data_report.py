@@ -39,7 +39,7 @@ class DataReport:
     dropped_mask_parts: int
     clipped_boxes: int
     shared_files: int
-    turned_images: int
+    swapped_images: int
     repeated_boxes: int
     misfit_areas: int
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class DataReport:
             ("images", self.images),
             ("images without boxes", self.images_without_boxes),
             ("images that share a file with another image", self.shared_files),
-            ("images whose boxes fit only with width and height swapped", self.turned_images),
+            ("images whose boxes fit only with width and height swapped", self.swapped_images),
             (f"images skipped: {listing(self.missing)}", len(self.missing)),
             ("boxes", boxes),
             ("crowd regions among them", self.crowds),
@@ -111,15 +111,15 @@ def count_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> int:
     return int(np.count_nonzero((areas > 1.01 * most) | too_small))
 
 
-def count_turned_images(image_rows: np.ndarray, fits: np.ndarray, fits_turned: np.ndarray) -> int:
+def count_swapped_images(image_rows: np.ndarray, fits: np.ndarray, fits_swapped: np.ndarray) -> int:
     """Count images with boxes that reach outside but all fit with the image's sides swapped.
 
     Args:
         image_rows: (M,) int64, the image row of each box.
         fits: (M,) bool, as in `CheckedBoxes`.
-        fits_turned: (M,) bool, as in `CheckedBoxes`.
+        fits_swapped: (M,) bool, as in `CheckedBoxes`.
     """
     if fits.all():
         return 0
     # images with a box outside, minus images with a box that does not fit swapped sides either
-    return len(np.setdiff1d(image_rows[~fits], image_rows[~fits_turned]))
+    return len(np.setdiff1d(image_rows[~fits], image_rows[~fits_swapped]))

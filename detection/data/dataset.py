@@ -11,7 +11,7 @@ from backbones.bad_images import error_for
 from backbones.images import BadImageError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
-from detection.data.box_checks import shape
+from detection.data.box_checks import format_size
 from detection.data.coco import Annotations, ClassMap, read_coco
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.coco_json import shown
@@ -274,11 +274,12 @@ class CocoDetection:
         expected = tuple(self.annotations.sizes[row].tolist())
         if pixels.shape[:2] == expected:
             return pixels
-        message = f"{path}: expected {shape(expected)} as annotated, got {shape(pixels.shape)}"
+        got = format_size(pixels.shape)
+        message = f"{path}: expected {format_size(expected)} as annotated, got {got}"
         # shape[1::-1] is (width, height): the sides are swapped, usually by an EXIF rotation
         if pixels.shape[1::-1] == expected:
-            is_turned = read_image(path, rotate=False).shape[:2] == expected
-            message += " after its EXIF rotation" if is_turned else ""
+            is_unrotated = read_image(path, rotate=False).shape[:2] == expected
+            message += " after its EXIF rotation" if is_unrotated else ""
             message += f"; {describe_swapped_sides(self.annotations, row, self._path_of)}"
         raise BadImageError(message)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.images import read_size
-from detection.data.box_checks import fit
+from detection.data.box_checks import lie_inside
 from detection.data.coco import Annotations
 from engine.errors import UserError
 
@@ -42,11 +42,11 @@ def describe_swapped_sides(
     height, width = annotations.sizes[row].tolist()
     fits, rows_of = annotations.fits[objects], annotations.row_of(objects)
     # Boxes that fit were not clipped, so they can be checked against the swapped size here. For the
-    # others, `fits_turned` was computed from the unclipped box.
-    inside = fit(annotations.boxes[objects], annotations.sizes[rows_of][:, ::-1])
+    # others, `fits_swapped` was computed from the unclipped box.
+    inside = lie_inside(annotations.boxes[objects], annotations.sizes[rows_of][:, ::-1])
     return describe_fit(
         fits,
-        np.where(fits, inside, annotations.fits_turned[objects]),
+        np.where(fits, inside, annotations.fits_swapped[objects]),
         names=(f"{width}x{height}", f"{height}x{width}"),
         images=len(rows),
     )
@@ -58,34 +58,34 @@ def _is_swapped(annotations: Annotations, row: int, path_of: Callable[[int], Pat
 
 
 def describe_fit(
-    fits: np.ndarray, fits_turned: np.ndarray, *, names: tuple[str, str], images: int
+    fits: np.ndarray, fits_swapped: np.ndarray, *, names: tuple[str, str], images: int
 ) -> str:
     """Return the message for boxes that fit one, both or neither of the two frames.
 
     Args:
         fits: (M,) bool, inside the annotated size.
-        fits_turned: (M,) bool, inside the size with swapped sides, which the image files have.
+        fits_swapped: (M,) bool, inside the size with swapped sides, which the image files have.
         names: the annotated and the actual size of one image, as text.
         images: number of images with these boxes.
     """
-    count, own, turned = len(fits), int(fits.sum()), int(fits_turned.sum())
+    count, own, swapped = len(fits), int(fits.sum()), int(fits_swapped.sum())
     annotated, real = names
     swap = "swap `width` and `height` of these images in the JSON"
     strip = "remove the EXIF orientation from copies of the images"
     many = "of this image" if images == 1 else f"of {images} such images"
-    if turned == count > own:
+    if swapped == count > own:
         return (
             f"{count} of {count} boxes {many} fit {real}, and {count - own} do not fit {annotated}:"
             f" they were drawn on the image as displayed; {swap}"
         )
-    if own == count > turned:
+    if own == count > swapped:
         return (
-            f"{count} of {count} boxes {many} fit {annotated}, and {count - turned} do not fit"
+            f"{count} of {count} boxes {many} fit {annotated}, and {count - swapped} do not fit"
             f" {real}: they were drawn on the image unrotated; {strip}"
         )
     result = f"all {count} boxes {many} fit both {annotated} and {real}"
     if own < count:
-        result = f"of {count} boxes {many} {own} fit {annotated} and {turned} {real}"
+        result = f"of {count} boxes {many} {own} fit {annotated} and {swapped} {real}"
     return (
         f"{result if count else 'it has no boxes'}, so the orientation is unknown;"
         f" look at some: if they were drawn on the image as displayed, {swap}; if not, {strip}"

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 
 from backbones.config import DemoConfig
 from engine.errors import UserError
-from engine.locks import waited_for
+from engine.locks import exclusive_lock
 from engine.paths import exists, is_file, is_folder, read_bytes
 
 # With gaps, like COCO's own ids, so that code that confuses ids and labels fails here too.
@@ -91,7 +91,7 @@ def draw_once(config: DemoConfig, make_split: SplitMaker, *, streams: tuple[int,
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with waited_for(root.with_name(f".{root.name}.resdet-lock")):
+        with exclusive_lock(root.with_name(f".{root.name}.resdet-lock")):
             if not _is_drawn(root, parameters):  # another process may have drawn meanwhile
                 _check_replaceable(root)
                 _draw_beside(root, parameters, draw)

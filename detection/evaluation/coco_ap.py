@@ -1,6 +1,6 @@
 """COCO average precision of boxes and masks, with its table and files.
 
-coco_engines.py does the matching. K categories, T=10 IoU thresholds, R=101 recall thresholds.
+coco_backends.py does the matching. K categories, T=10 IoU thresholds, R=101 recall thresholds.
 """
 
 import json
@@ -16,9 +16,9 @@ from rich.console import Group
 from rich.table import Table
 
 from backbones.score_tables import pairs_table
-from detection.config import EngineChoice, Protocol
+from detection.config import BackendChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
-from detection.evaluation.coco_engines import Engine, accumulate, choose_engine, summarize
+from detection.evaluation.coco_backends import Backend, accumulate, choose_backend, summarize
 from detection.evaluation.coco_results import (
     iou_types_of,
     match_results,
@@ -54,7 +54,7 @@ class CocoScore:
     metrics: the twelve numbers of `SUMMARY` and `ap/<class>` in [0, 1], NaN if there is no such
     object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) for all
     areas and up to 100 detections per image, NaN for a class without objects. class_names: in
-    ascending order of category id. engine: the package that computed them. note: lines on what was
+    ascending order of category id. backend: the package that computed them. note: lines on what was
     scored, shown with the table.
     """
 
@@ -62,7 +62,7 @@ class CocoScore:
     precision: np.ndarray
     class_names: tuple[str, ...]
     iou_type: IoUType
-    engine: Engine
+    backend: Backend
     note: str
 
     @property
@@ -76,7 +76,7 @@ class CocoScore:
             return Group(self.note)
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         summary = _table(
-            f"COCO AP and AR of {kind}, in percent, by {self.engine}", SUMMARY, self.metrics
+            f"COCO AP and AR of {kind}, in percent, by {self.backend}", SUMMARY, self.metrics
         )
         # "voc07_map", but not "voc07_ap/<class>" of a class with such a name
         others = [key for key in self.metrics if key.endswith("_map") and "/" not in key]
@@ -115,7 +115,7 @@ class CocoReport:
         numbers.
         """
         numbers = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
-        metrics = {**numbers, "engine": self.scores[0].engine}
+        metrics = {**numbers, "engine": self.scores[0].backend}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         write_file(directory / "metrics.json", f"{text}\n")
         # not strict: there may be only one score
@@ -138,7 +138,7 @@ def score_file(
     annotations: Path | str,
     *,
     named_images: bool = False,
-    engine: EngineChoice = "auto",
+    backend: BackendChoice = "auto",
     protocols: Sequence[Protocol] = (),
 ) -> CocoReport:
     """Score the boxes and masks of a COCO results file.
@@ -148,15 +148,15 @@ def score_file(
         annotations: the COCO JSON with their ground truth.
         named_images: score only images with results. By COCO's rule all annotated images are
             scored, and those without results count as images without detections.
-        engine: the package that computes COCO's numbers; `auto` is pycocotools here, because the
+        backend: the package that computes COCO's numbers; `auto` is pycocotools here, because the
             numbers may be published.
         protocols: other protocols for boxes.
 
     Raises:
         UserError: a file cannot be read; a result is malformed, or its image or category is not
-            annotated; there are protocols but no boxes; the engine is not installed.
+            annotated; there are protocols but no boxes; the backend is not installed.
     """
-    chosen = choose_engine(engine, final=True)
+    chosen = choose_backend(backend, final=True)
     results = read_results(path)
     iou_types = iou_types_of(results)
     if "bbox" not in iou_types and protocols:
@@ -188,7 +188,7 @@ def score_file(
             ground_truth,
             iou_type=iou_type,
             protocols=protocols if iou_type == "bbox" else (),
-            engine=chosen,
+            backend=chosen,
             notes=[*lines, *notes],
         )
         scores.append(score)
@@ -201,12 +201,12 @@ def _score(
     *,
     iou_type: IoUType,
     protocols: Sequence[Protocol],
-    engine: Engine,
+    backend: Backend,
     notes: Sequence[str] = (),
 ) -> CocoScore:
     """Score the detections in the images of `ground_truth`; other detections are ignored."""
     found = found.within(ground_truth.image_ids)
-    accumulated = accumulate(found, ground_truth, iou_type=iou_type, engine=engine)
+    accumulated = accumulate(found, ground_truth, iou_type=iou_type, backend=backend)
     precision = accumulated.precision[..., _ALL_AREAS, _MOST_DETECTIONS]
     # pycocotools writes -1 for undefined values
     precision = np.where(precision < 0, np.nan, precision)
@@ -222,7 +222,7 @@ def _score(
     metrics |= score_protocols(found, ground_truth, protocols=protocols)
     lines = _note(found, ground_truth, iou_type=iou_type)
     note = "\n".join([*lines, *notes])
-    return CocoScore(metrics, precision, names, iou_type, engine, note)
+    return CocoScore(metrics, precision, names, iou_type, backend, note)
 
 
 def _note(found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType) -> list[str]:
@@ -258,7 +258,7 @@ class CocoEvaluator:
             images without detections.
         protocols: other protocols for boxes.
         with_masks: whether to score masks too; mask AP is then the main metric.
-        engine: the package that computes COCO's numbers.
+        backend: the package that computes COCO's numbers.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class CocoEvaluator:
         allow_missing: bool = False,
         protocols: Sequence[Protocol] = (),
         with_masks: bool = False,
-        engine: Engine = "pycocotools",
+        backend: Backend = "pycocotools",
     ) -> None:
         self.main_metric = "mask_ap" if with_masks else "ap"
         self._iou_types: tuple[IoUType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
@@ -278,7 +278,7 @@ class CocoEvaluator:
         self._classes = classes
         self._allow_missing = allow_missing
         self._protocols = protocols
-        self._engine = engine
+        self._backend = backend
         self._gathered: list[DetectionRows] = []
         self._report: CocoReport | None = None
 
@@ -308,7 +308,7 @@ class CocoEvaluator:
                 self._ground_truth,
                 iou_type=iou_type,
                 protocols=self._protocols if iou_type == "bbox" else (),
-                engine=self._engine,
+                backend=self._backend,
             )
             for iou_type in self._iou_types
         ]

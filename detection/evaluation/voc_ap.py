@@ -23,8 +23,8 @@ from detection.evaluation.detection_table import DetectionTable
 from detection.evaluation.ground_truth import GroundTruth
 from detection.ops.boxes import box_iou
 
-RIGHT, NEITHER, WRONG = 1, 0, -1
-"""Outcome of a detection. NEITHER: it matches a difficult object and is not counted."""
+TRUE_POSITIVE, NOT_COUNTED, FALSE_POSITIVE = 1, 0, -1
+"""Outcome of a detection. NOT_COUNTED: it matches a difficult object and is not counted."""
 VOC_IOU_THRESH = 0.5
 ILSVRC_SLACK = 10
 """Pixels added to both sides of a small object in its IoU threshold.
@@ -108,16 +108,16 @@ def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np
         is_difficult: (G,) bool.
 
     Returns:
-        (N,) int8 of RIGHT, NEITHER and WRONG.
+        (N,) int8 of TRUE_POSITIVE, NOT_COUNTED and FALSE_POSITIVE.
     """
     thresholds = np.full(len(is_difficult), VOC_IOU_THRESH)
     best = _overlapping(detections, objects, thresholds).best()
-    outcome = np.full(len(detections.image_ids), WRONG, dtype=np.int8)
-    outcome[best.detections[is_difficult[best.objects]]] = NEITHER
+    outcome = np.full(len(detections.image_ids), FALSE_POSITIVE, dtype=np.int8)
+    outcome[best.detections[is_difficult[best.objects]]] = NOT_COUNTED
     plain = best.of(~is_difficult[best.objects])
     # pairs are in order of falling score, so the first pair of an object has its best detection
     first = np.unique(plain.objects, return_index=True)[1]
-    outcome[plain.detections[first]] = RIGHT
+    outcome[plain.detections[first]] = TRUE_POSITIVE
     return outcome
 
 
@@ -133,14 +133,14 @@ def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) ->
     width, height = (objects.corners[:, 2:] - objects.corners[:, :2]).T
     slack = width * height / ((width + ILSVRC_SLACK) * (height + ILSVRC_SLACK))
     pairs = _overlapping(detections, objects, np.minimum(VOC_IOU_THRESH, slack))
-    outcome = np.full(len(detections.image_ids), WRONG, dtype=np.int8)
+    outcome = np.full(len(detections.image_ids), FALSE_POSITIVE, dtype=np.int8)
     is_taken = np.zeros(len(is_difficult), dtype=bool)
     # A detection depends on the earlier ones of its image, but images are independent. So the loop
     # handles the first detections of all images at once, then the second ones, and so on.
     turns = _turns(detections.image_ids[pairs.detections], pairs.detections)
     for turn in range(turns.max(initial=-1) + 1):
         best = pairs.of((turns == turn) & ~is_taken[pairs.objects]).best()
-        outcome[best.detections] = np.where(is_difficult[best.objects], NEITHER, RIGHT)
+        outcome[best.detections] = np.where(is_difficult[best.objects], NOT_COUNTED, TRUE_POSITIVE)
         is_taken[best.objects] = ~is_difficult[best.objects]
     return outcome
 
@@ -149,16 +149,16 @@ def eleven_point_ap(outcome: np.ndarray, num_objects: int) -> float:
     """Return the mean over r = 0, 0.1, ... 1 of the best precision at recall >= r (VOC 2007).
 
     Args:
-        outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.
+        outcome: (N,) of TRUE_POSITIVE, NOT_COUNTED and FALSE_POSITIVE by falling score.
         num_objects: number of objects that count; the result is NaN if there are none.
     """
     if not num_objects:
         return math.nan
-    num_right, precision = _best_precisions(outcome)
-    # The first detection with recall num_right / num_objects >= i / 10, compared as integers: 3 of
+    num_true, precision = _best_precisions(outcome)
+    # The first detection with recall num_true / num_objects >= i / 10, compared as integers: 3 of
     # 10 reach a recall of 0.3, whatever 0.3 is as a float. A recall that is never reached has the
     # index N, so a precision of 0 is appended.
-    reached = np.searchsorted(10 * num_right, np.arange(11) * num_objects)
+    reached = np.searchsorted(10 * num_true, np.arange(11) * num_objects)
     return float(np.append(precision, 0.0)[reached].mean())
 
 
@@ -166,14 +166,14 @@ def area_ap(outcome: np.ndarray, num_objects: int) -> float:
     """Return the area under the interpolated precision-recall curve (VOC 2010, ILSVRC).
 
     Args:
-        outcome: (N,) of RIGHT, NEITHER and WRONG by falling score.
+        outcome: (N,) of TRUE_POSITIVE, NOT_COUNTED and FALSE_POSITIVE by falling score.
         num_objects: number of objects that count; the result is NaN if there are none.
     """
     if not num_objects:
         return math.nan
-    num_right, precision = _best_precisions(outcome)
+    num_true, precision = _best_precisions(outcome)
     # recall grows by 1 / num_objects at each right detection, and nowhere else
-    return float(precision[np.diff(num_right, prepend=0) > 0].sum() / num_objects)
+    return float(precision[np.diff(num_true, prepend=0) > 0].sum() / num_objects)
 
 
 def _best_precisions(outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,11 +181,11 @@ def _best_precisions(outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Both are (n,), for the n detections that count.
     """
-    counted = outcome[outcome != NEITHER]
-    num_right = np.cumsum(counted == RIGHT)
-    precision = num_right / np.arange(1, len(counted) + 1)
+    counted = outcome[outcome != NOT_COUNTED]
+    num_true = np.cumsum(counted == TRUE_POSITIVE)
+    precision = num_true / np.arange(1, len(counted) + 1)
     # running maximum from the end
-    return num_right, np.maximum.accumulate(precision[::-1])[::-1]
+    return num_true, np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _Pairs:

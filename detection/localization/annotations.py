@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.weights import listing
-from detection.data.box_checks import NO_SIZE, check_boxes, shape
+from detection.data.box_checks import NO_SIZE, check_boxes, format_size
 from detection.ops.boxes import xyxy_to_xywh
 from engine import paths
 from engine.errors import UserError
@@ -211,8 +211,8 @@ class AnnotationsBuilder:
         rule = "x1 < x2 and y1 < y2" if reason == NO_SIZE else "finite numbers inside"
         raise UserError(
             f"{self.root / self._paths[index]}: expected a box with {rule} in an image of "
-            f"{shape(self._sizes[index])}, got {self._coordinates(row)} ({count} bad in total;"
-            " data.on_bad_box=skip drops them)"
+            f"{format_size(self._sizes[index])}, got {self._coordinates(row)} ({count} bad in "
+            "total; data.on_bad_box=skip drops them)"
         )
 
     def _coordinates(self, row: int) -> str:

@@ -71,7 +71,10 @@ class LocalizerConfig(LocalizationBaseModelConfig, AnchorLossConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.bg_iou_thresh > self.fg_iou_thresh:
-            raise ValueError("bg_iou_thresh: expected at most fg_iou_thresh")
+            raise ValueError(
+                f"bg_iou_thresh: expected at most fg_iou_thresh={self.fg_iou_thresh:g},"
+                f" got {self.bg_iou_thresh:g}"
+            )
         last_stage = int(self.level[1:])
         if self.backbone.frozen_stages > last_stage:
             raise ValueError(
@@ -87,7 +90,7 @@ class EvaluationConfig(EvaluationViewConfig):
     view: Literal["center", "dense"] = "center"
     """center: the center crop. dense: the whole image, fully convolutional, at all of `scales`."""
     mirror: bool = False
-    """Whether to evaluate mirrored views (or regions, in the second stage) as well."""
+    """Whether to evaluate horizontally flipped views (in the second stage: regions) as well."""
     merge: Literal["best", "vote"] = "best"
     """best: the box with the highest score. vote: the score-weighted mean of the boxes that overlap
     it."""

@@ -12,7 +12,7 @@ import numpy as np
 from backbones.bad_images import error_for
 from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
 from backbones.images import BadImageError, read_image
-from detection.data.box_checks import shape
+from detection.data.box_checks import format_size
 from detection.data.collate import Sample, collate_detection
 from detection.data.transforms import NO_MASKS, Augment, resize
 from detection.localization.annotations import LocalizationAnnotations
@@ -124,8 +124,8 @@ class LocalizationDataset:
         pixels = read_image(path)
         expected = tuple(self.images.sizes[index].tolist())
         if pixels.shape[:2] != expected:
-            got = shape(pixels.shape)
-            raise BadImageError(f"{path}: expected {shape(expected)} as annotated, got {got}")
+            got = format_size(pixels.shape)
+            raise BadImageError(f"{path}: expected {format_size(expected)} as annotated, got {got}")
         return pixels
 
     def _evaluation_size(self, size: tuple[int, int]) -> tuple[int, int]:

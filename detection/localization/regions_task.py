@@ -20,7 +20,7 @@ from detection.localization.task import LocalizationTask
 from detection.localization.views import merge_candidates, propose
 from detection.losses import roi_loss
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import clip_boxes, mirror_boxes
+from detection.ops.boxes import clip_boxes, flip_boxes
 from detection.samples import class_labels, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_weights_file
@@ -102,10 +102,10 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             boxes, scores = self._refine(images.pixels, proposals.boxes, label)
             if config.mirror:
                 width = images.pixels.shape[3]
-                regions = mirror_boxes(proposals.boxes, width)
+                regions = flip_boxes(proposals.boxes, width)
                 mirrored, mirrored_scores = self._refine(images.pixels.flip(3), regions, label)
                 # mean of both views, with the mirrored boxes flipped back
-                boxes = (boxes + mirror_boxes(mirrored, width)) / 2
+                boxes = (boxes + flip_boxes(mirrored, width)) / 2
                 scores = (scores + mirrored_scores) / 2
             boxes = clip_boxes(boxes, images.sizes)
             # padding of the proposals must not win or vote

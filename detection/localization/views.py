@@ -14,9 +14,9 @@ from torch import Tensor
 from backbones.classification.views import resize_short_side
 from detection.localization.config import EvaluationConfig
 from detection.localization.localizer import Localizer
-from detection.models.proposals import thin_out
+from detection.models.proposals import select_by_nms
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_area, box_iou, mirror_boxes
+from detection.ops.boxes import box_area, box_iou, flip_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
 
@@ -85,7 +85,7 @@ def propose(
     # NMS compares all boxes of an image, because all are of one class
     one_group = torch.zeros_like(scores, dtype=torch.int64)
     has_area = box_area(boxes) > 0
-    return thin_out(boxes, scores, one_group, has_area, nms_thresh=nms_thresh, topk=count)
+    return select_by_nms(boxes, scores, one_group, has_area, nms_thresh=nms_thresh, topk=count)
 
 
 def find_candidates(
@@ -165,7 +165,7 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
 def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
     """Convert boxes (B, T, M, 4) from a view's pixels to fractions of the image's sides."""
     if mirrored:  # first undo the flip, in the view's own pixels
-        boxes = mirror_boxes(boxes, view.pixels.shape[3])
+        boxes = flip_boxes(boxes, view.pixels.shape[3])
     left, top = view.corner
     height, width = view.size
     # Python numbers, not a tensor: copying a tensor to the GPU would make the host wait

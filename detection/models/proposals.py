@@ -52,12 +52,12 @@ def make_proposals(
     large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
     scores = logits.gather(1, idxs).sigmoid()
     valid = rpn.anchor_valid.gather(1, idxs) & large
-    return thin_out(
+    return select_by_nms(
         boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=post_nms_topk
     )
 
 
-def thin_out(
+def select_by_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, nms_thresh: float, topk: int
 ) -> Proposals:
     """Run NMS on M boxes of each image and return the best survivors.

@@ -76,8 +76,8 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Mirror boxes (..., 4) xyxy left to right in an image of `width` pixels."""
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Flip boxes (..., 4) xyxy left to right in an image of `width` pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     # the right side becomes the left one, so x1 stays at most x2
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

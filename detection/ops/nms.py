@@ -49,8 +49,8 @@ def nms_keep(
         keep: Tensor = nms_operator(boxes, scores, groups, valid, **settings)
         return keep
     limit = boxes.shape[1] if max_kept is None else min(max_kept, boxes.shape[1])
-    body = _body_for(boxes.device)
-    return body(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
+    kernel = _kernel_for(boxes.device)
+    return kernel(boxes, scores, groups, valid, iou_thresh=iou_thresh, max_kept=limit)
 
 
 nms_operator = torch.library.custom_op("resdet::nms_keep", nms_keep, mutates_args=())
@@ -58,14 +58,14 @@ nms_operator = torch.library.custom_op("resdet::nms_keep", nms_keep, mutates_arg
 nms_operator.register_fake(lambda boxes, scores, groups, valid, **_: torch.empty_like(valid))
 
 
-def _body_for(device: torch.device) -> Callable[..., Tensor]:
+def _kernel_for(device: torch.device) -> Callable[..., Tensor]:
     """Return the implementation of `nms_keep` for a device; it takes a max_kept in 0..P."""
-    body = None
+    kernel = None
     if kernels_kind() == "fast" and device.type == "cpu":
-        body = _keep_in_blocks
+        kernel = _keep_in_blocks
     elif kernels_kind() == "fast" and device.type == "cuda":
-        body = find_kernel(device)
-    return body or _keep_by_torchvision
+        kernel = find_kernel(device)
+    return kernel or _keep_by_torchvision
 
 
 def _keep_by_torchvision(

@@ -21,7 +21,7 @@ from detection.data.coco_json import check_any
 from detection.data.dataset import CocoDetection
 from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
-from detection.evaluation.coco_engines import choose_engine
+from detection.evaluation.coco_backends import choose_backend
 from detection.evaluation.ground_truth import ground_truth_of
 from detection.losses import roi_loss, rpn_loss, weighted
 from detection.models.box_head import refine_boxes
@@ -30,7 +30,7 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
 from detection.ops.masks import unpack_bits
 from detection.samples import (
-    Samples,
+    SampledBoxes,
     class_labels,
     sample_anchors,
     sample_rois,
@@ -52,7 +52,7 @@ class Regions(NamedTuple):
     """
 
     features: dict[str, Tensor]
-    samples: Samples
+    samples: SampledBoxes
     pooled: Tensor
 
 
@@ -63,7 +63,7 @@ class DetectionTask(nn.Module):
 
     def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
         super().__init__()
-        choose_engine(config.evaluation.engine, final=True)  # fails now if it is not installed
+        choose_backend(config.evaluation.backend, final=True)  # fails now if it is not installed
         self.config = config
         self.model = model
         self.classes = classes
@@ -160,7 +160,7 @@ class DetectionTask(nn.Module):
         return losses, Regions(features, rois, regions)
 
     def _rpn_losses(
-        self, objectness_logits: Tensor, deltas: Tensor, anchors: Samples
+        self, objectness_logits: Tensor, deltas: Tensor, anchors: SampledBoxes
     ) -> dict[str, Tensor]:
         config = self.config.model.rpn
         losses = rpn_loss(
@@ -175,7 +175,13 @@ class DetectionTask(nn.Module):
         return weighted(losses, weights)
 
     def _roi_losses(
-        self, class_logits: Tensor, deltas: Tensor, rois: Samples, labels: Tensor, *, stage: int
+        self,
+        class_logits: Tensor,
+        deltas: Tensor,
+        rois: SampledBoxes,
+        labels: Tensor,
+        *,
+        stage: int,
     ) -> dict[str, Tensor]:
         config = self.config.model.roi
         losses = roi_loss(
@@ -237,7 +243,7 @@ class DetectionTask(nn.Module):
         return self._val_data
 
     def evaluator(self, *, final: bool = True) -> CocoEvaluator:
-        """Return a COCO evaluator of the validation images; see `choose_engine`."""
+        """Return a COCO evaluator of the validation images; see `choose_backend`."""
         data = self.val_data()
         return CocoEvaluator(
             ground_truth_of(data.annotations, with_masks=self.with_masks),
@@ -246,7 +252,7 @@ class DetectionTask(nn.Module):
             allow_missing=self.config.data.on_bad_image == "skip",
             protocols=self.config.evaluation.protocols,
             with_masks=self.with_masks,
-            engine=choose_engine(self.config.evaluation.engine, final=final),
+            backend=choose_backend(self.config.evaluation.backend, final=final),
         )
 
     def metadata(self) -> dict[str, str]:

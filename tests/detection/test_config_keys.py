@@ -4,7 +4,7 @@ import pytest
 
 from detection.commands.schemas import ALL_SCHEMAS
 from engine.config import parse_config
-from engine.config_keys import KEYS_ELSEWHERE, key_paths
+from engine.config_keys import KEYS_ELSEWHERE, RENAMED, key_paths
 from engine.errors import UserError
 
 NAMES = {
@@ -66,3 +66,13 @@ def test_ours_are_keys_of_a_schema_and_no_name_is_given_twice() -> None:
         if not here.startswith(("no ", "the ")):
             plain = here.split(" (")[0].replace(" and ", "; ").replace(", ", "; ")
             assert set(plain.split("; ")) <= known
+
+
+def test_keys_of_earlier_versions_have_current_names_in_a_schema() -> None:
+    known = {path for schema in ALL_SCHEMAS.values() for path in key_paths(schema)}
+    assert set(RENAMED.values()) <= known
+    assert not set(RENAMED) & known
+    config = parse_config(
+        {}, ["evaluation.engine=hotcoco"], schemas=ALL_SCHEMAS, source="test"
+    ).model_dump()
+    assert config["evaluation"]["backend"] == "hotcoco"

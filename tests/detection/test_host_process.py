@@ -65,14 +65,14 @@ found = load_detector(sys.argv[1], device="cpu").predict([sys.argv[2]])
 assert len(found) == 1
 
 from pathlib import Path
-from engine.locks import FolderLock, waited_for
+from engine.locks import FolderLock, exclusive_lock
 from engine.memory import keep_freed_memory
 
 folder = Path(sys.argv[1]).parent
 lock = FolderLock(folder)
 assert "no file locks" in lock.note, lock.note
 lock.release(folder)
-with waited_for(folder / ".waits"):
+with exclusive_lock(folder / ".waits"):
     keep_freed_memory()
 """
 

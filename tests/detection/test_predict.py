@@ -266,15 +266,15 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     inputs = [tmp_path, tmp_path / "notes.txt"]
-    found = find_images([*inputs, tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+    found = find_images([*inputs, tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
     names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
     assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
     assert found.num_others == 2
     assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
     with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
-        find_images([tmp_path / "out"], apart_from=tmp_path / "out")
+        find_images([tmp_path / "out"], skip_folder=tmp_path / "out")
     with pytest.raises(UserError, match="no such image or folder"):
-        find_images([tmp_path / "absent.jpg"], apart_from=tmp_path / "out")
+        find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
 
 
 def test_importing_the_package_is_quick() -> None:

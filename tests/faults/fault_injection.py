@@ -43,7 +43,7 @@ class Fault:
         `full` (one ENOSPC), `filled` (ENOSPC from this point on).
     point: number of the point before which it is injected, from 1.
     channel: `main` counts points of the main thread, `events` writes of TensorBoard's file, `train`
-        and `val` the samples that the first reader process loads.
+        and `val` the samples that the first worker process loads.
     rank: the process in which it is injected.
     group: whether the signal is sent to the whole process group.
     again: points after which the signal is sent a second time; 0 is never. At the very next point
@@ -72,7 +72,7 @@ class Point:
 
 
 class Points:
-    """Counts the points of this process and its readers, and injects the fault."""
+    """Counts the points of this process and its workers, and injects the fault."""
 
     def __init__(self, output: Path, fault: Fault | None, logs_folder: Path) -> None:
         """Watch the folder `output`; write the injected point to `logs_folder`/injected.json."""
@@ -115,9 +115,9 @@ class Points:
         return self._count(channel, point)
 
     def loaded(self, channel: str) -> None:
-        """Count a sample in a reader process; only the first of several readers counts."""
+        """Count a sample in a worker process; only the first of several workers counts."""
         info = torch.utils.data.get_worker_info()
-        # each evaluation starts new readers; only one of them gets the fault
+        # each evaluation starts new workers; only one of them gets the fault
         if info is not None and info.id == 0 and not (self.logs_folder / "injected.json").exists():
             self._count(channel, Point("load", "", -1))
 

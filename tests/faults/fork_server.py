@@ -30,7 +30,7 @@ PEER_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 12.0
 """Seconds from that SIGTERM to SIGKILL."""
 ORPHAN_TIMEOUT_S = 9.0
-"""Seconds that reader processes may outlive their run: they check for it every 5."""
+"""Seconds that worker processes may outlive their run: they check for it every 5."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Case:
 
     loop: changes to `LOOP`.
     detector: the tiny detector instead of the toy.
-    workers: reader processes.
+    workers: worker processes.
     plateau: evaluations without a better score after which the rate drops; 0 never drops.
     salt: changes the scores, so that another step is the best.
     """
@@ -49,9 +49,9 @@ CASES = {
     "late": Case({"checkpoint_every": 3, "eval_every": 5, "patience": 2}, salt=5),
     # the last step's evaluation is the best, so best.pt and the export happen at the same step
     "last": Case({"checkpoint_every": 3, "eval_every": 2, "patience": 3}, salt=3),
-    "readers": Case({"checkpoint_every": 3, "eval_every": 2, "patience": 3}, workers=2, salt=3),
+    "workers": Case({"checkpoint_every": 3, "eval_every": 2, "patience": 3}, workers=2, salt=3),
     "detector": Case({"checkpoint_every": 4, "eval_every": 3, "patience": 2}, detector=True),
-    "detector_readers": Case(
+    "detector_workers": Case(
         {"checkpoint_every": 4, "eval_every": 4, "patience": 9}, detector=True, workers=1
     ),
 }

@@ -21,7 +21,7 @@ from tests.faults.fork_server import Server
 from tests.faults.trials import ReferenceRun, Trial, TrialRunner, writes
 
 SERVERS = 3
-"""Concurrent runs; more than cores, because runs often wait for readers to end."""
+"""Concurrent runs; more than cores, because runs often wait for workers to end."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def signals(
     return faults
 
 
-def in_readers(reference: ReferenceRun) -> list[Fault]:
-    """Kill a reader, and signal the group from it, during training and evaluation."""
+def in_workers(reference: ReferenceRun) -> list[Fault]:
+    """Kill a worker, and signal the group from it, during training and evaluation."""
     del reference
     places = [("train", n) for n in (1, 5, 10, 15)] + [("val", n) for n in (1, 3, 5)]
     kills = [Fault("kill", number, channel) for channel, number in places]
@@ -125,7 +125,7 @@ GROUPS = {
     "kill-apart": Group("SIGKILL at every write", "apart", 1, at_writes("kill")),
     "kill-late": Group("SIGKILL at writes", "late", 1, at_writes("kill", 30)),
     "kill-last": Group("SIGKILL at every write after the last step", "last", 1, at_the_end),
-    "kill-readers": Group("SIGKILL at writes", "readers", 1, at_writes("kill", 12)),
+    "kill-workers": Group("SIGKILL at writes", "workers", 1, at_writes("kill", 12)),
     "kill-chain": Group("SIGKILL, and again of each resumed run", "apart", 1, chained, chain=True),
     "torn-apart": Group("SIGKILL in the middle of a write", "apart", 1, at_writes("torn", 20)),
     "full-apart": Group("ENOSPC once, at every write", "apart", 1, at_writes("full")),
@@ -134,16 +134,16 @@ GROUPS = {
     "signals-equal": Group("signals to process, group", "equal", 1, signals(count=16)),
     "signals-last": Group("signals to process, group", "last", 1, signals(count=24)),
     "signals-late": Group("signals to process, group", "late", 1, signals(count=16)),
-    "signals-readers": Group("signals to process, group", "readers", 1, signals(count=24)),
+    "signals-workers": Group("signals to process, group", "workers", 1, signals(count=24)),
     "twice-apart": Group("two signals", "apart", 1, signals(count=18, again=1)),
-    "in-readers": Group("SIGKILL of a reader, signals to the group", "readers", 1, in_readers),
+    "in-workers": Group("SIGKILL of a worker, signals to the group", "workers", 1, in_workers),
     "kill-two": Group("SIGKILL of process 0 at writes", "apart", 2, at_writes("kill", 12)),
     "kill-peer": Group("SIGKILL of process 1", "apart", 2, killed_peer),
     "full-two": Group("ENOSPC once", "apart", 2, at_writes("full", 8)),
     "signals-two": Group("signals to 0, 1, group", "late", 2, signals(count=16, ranks=(0, 1))),
     "kill-detector": Group("SIGKILL at writes", "detector", 1, at_writes("kill", 12)),
     "full-detector": Group("ENOSPC once", "detector", 1, at_writes("full", 8)),
-    "signals-detector": Group("signals", "detector_readers", 1, signals(count=8)),
+    "signals-detector": Group("signals", "detector_workers", 1, signals(count=8)),
     "detector-two": Group("SIGKILL of process 0", "detector", 2, at_writes("kill", 4)),
 }
 

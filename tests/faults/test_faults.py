@@ -12,7 +12,7 @@ from tests.faults.trials import ReferenceRun, Trial
 
 @pytest.mark.parametrize(
     "name",
-    ["apart:1:kill@57", "late:2:term-group+3@40", "readers:1:kill@5/train", "late:2:int@7:rank1"],
+    ["apart:1:kill@57", "late:2:term-group+3@40", "workers:1:kill@5/train", "late:2:int@7:rank1"],
 )
 def test_names_of_trials_are_parsed(name: str) -> None:
     assert str(Trial.parse(name)) == name

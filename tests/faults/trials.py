@@ -46,7 +46,7 @@ class Trial:
 
     @classmethod
     def parse(cls, name: str) -> "Trial":
-        """Parse a name such as `apart:1:kill@57`, `readers:2:term-group+3@40/train:rank1`."""
+        """Parse a name such as `apart:1:kill@57`, `workers:2:term-group+3@40/train:rank1`."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{name}: expected a name such as apart:1:kill@57")
@@ -201,7 +201,7 @@ class TrialRunner:
                 "evaluation" if _injected_point(folder / "interrupted").path in RESULTS else "logs"
             )
         if outcome.codes[0] == 0 and each.fault.do == "kill":
-            lost = "evaluation"  # a reader was killed during an evaluation
+            lost = "evaluation"  # a worker was killed during an evaluation
         try:
             return differences(
                 reference.output, folder / "run", history=reference.history, lost=lost
@@ -231,12 +231,12 @@ def exit_problems_of_interrupted(
     if outcome.hung:
         found.append(f"hangs: {outcome.hung}")
     text = outcome.errs[fault.rank]
-    of_reader = fault.channel in ("train", "val") and not fault.group
+    of_worker = fault.channel in ("train", "val") and not fault.group
     others = [err for rank, err in enumerate(outcome.errs) if rank != fault.rank]
     found += [f"another process: {line}" for err in others for line in _tracebacks(err)]
-    found += _tracebacks(text) if of_reader or fault.do not in ("kill", "torn") else []
+    found += _tracebacks(text) if of_worker or fault.do not in ("kill", "torn") else []
     code = outcome.codes[fault.rank]
-    if of_reader:
+    if of_worker:
         allowed = (2,) if fault.channel == "train" else (0, 2)
         return found + _exit_code_problems(code, allowed, text)
     if fault.do in ("kill", "torn"):

@@ -20,7 +20,7 @@ from backbones.images import read_image, read_size
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, Trained
+from detection.predict import Detector, TrainedDetector
 from engine.config import parse_config
 from tests.fuzz.harness import Call, Case, FaultError
 from tests.fuzz.mutations import NAMES, mutate_bytes, replace_file
@@ -257,7 +257,7 @@ class ImageFiles:
         model = build_faster_rcnn(config.model, num_classes=2, size_divisor=32, with_masks=False)
         classes = ClassMap(("ant", "cow"), (1, 2))
         self._detector = Detector(
-            Trained(config, classes, model.eval()), device=torch.device("cpu")
+            TrainedDetector(config, classes, model.eval()), device=torch.device("cpu")
         )
 
     def make(self, rng: random.Random, index: int, case: Path) -> Case:

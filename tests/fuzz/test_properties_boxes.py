@@ -12,8 +12,8 @@ from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import (
     box_iou,
     clip_boxes,
+    flip_boxes,
     generalized_iou,
-    mirror_boxes,
     xywh_to_xyxy,
     xyxy_to_xywh,
 )
@@ -66,8 +66,8 @@ def test_clipped_boxes_lie_inside_and_stay(rows: list[Box], height: float, width
 @given(st.lists(boxes, min_size=1, max_size=5), st.integers(12, 40))
 def test_mirror_and_xywh_there_and_back(rows: list[Box], width: int) -> None:
     found = tensor(rows)
-    mirrored = mirror_boxes(found, width)
-    torch.testing.assert_close(mirror_boxes(mirrored, width), found, rtol=0, atol=0)
+    mirrored = flip_boxes(found, width)
+    torch.testing.assert_close(flip_boxes(mirrored, width), found, rtol=0, atol=0)
     torch.testing.assert_close(box_iou(mirrored, mirrored), box_iou(found, found))
     assert (mirrored[:, 0] + found[:, 2] == width).all()
     xywh = xyxy_to_xywh(found)

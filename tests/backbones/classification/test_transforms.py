@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.classification.transforms import (
     OPERATIONS,
-    AutoAugment,
     CropWindow,
     EvaluationTransform,
+    RandomOperations,
     TrainingTransform,
     apply_operation,
     crop_and_resize,
@@ -283,7 +283,7 @@ def test_operations_have_equal_probability() -> None:
         for sign in (1, -1)
     }
     assert len(by_result) == 9 * 2 + 5  # nine operations have two directions
-    auto = AutoAugment(ranges, num_ops=1, strength=0.5)
+    auto = RandomOperations(ranges, num_ops=1, strength=0.5)
     rng = np.random.default_rng(0)
     counts = Counter(by_result[auto(image, rng).tobytes()] for _ in range(1400))
     assert set(counts) == set(OPERATIONS)

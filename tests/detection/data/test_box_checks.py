@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detection.data.box_checks import _BLOCK, check_boxes, describe_bad_box, doubt_about_all
+from detection.data.box_checks import _BLOCK, check_boxes, describe_bad_box, find_systematic_fault
 
 SIZE = (50, 100)
 
@@ -44,7 +44,7 @@ def test_no_boxes() -> None:
     checked = check_boxes(empty, sizes)
     assert checked.boxes.shape == (0, 4)
     assert checked.clipped.shape == (0,)
-    assert doubt_about_all(empty, sizes) is None
+    assert find_systematic_fault(empty, sizes) is None
 
 
 def random_corners(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,18 +78,18 @@ def test_many_boxes_are_checked_as_each_alone() -> None:
 def test_good_boxes_leave_no_doubt() -> None:
     corners, sizes = random_corners(200)
     corners[:, 2:] -= corners[:, :2]
-    assert doubt_about_all(corners, sizes) is None
+    assert find_systematic_fault(corners, sizes) is None
 
 
 def test_corners_in_place_of_sizes_are_recognised() -> None:
-    doubt = doubt_about_all(*random_corners(200))
+    doubt = find_systematic_fault(*random_corners(200))
     assert doubt is not None
     assert "as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]" in doubt
 
 
 def test_fractions_are_recognised() -> None:
     corners, sizes = random_corners(20)
-    doubt = doubt_about_all(corners / 100, sizes)
+    doubt = find_systematic_fault(corners / 100, sizes)
     assert doubt is not None
     assert "got fractions of the image" in doubt
 
@@ -97,11 +97,11 @@ def test_fractions_are_recognised() -> None:
 def test_boxes_of_a_larger_image_are_recognised() -> None:
     corners, sizes = random_corners(200)
     corners[:, 2:] -= corners[:, :2]
-    doubt = doubt_about_all(corners * 3, sizes)
+    doubt = find_systematic_fault(corners * 3, sizes)
     assert doubt is not None
     assert "images as large as their entries say" in doubt
 
 
 def test_a_few_odd_boxes_leave_no_doubt() -> None:
     xywh = np.array([[50.0, 25.0, 100.0, 50.0]] * 4)
-    assert doubt_about_all(xywh, np.tile(SIZE, (4, 1))) is None
+    assert find_systematic_fault(xywh, np.tile(SIZE, (4, 1))) is None

@@ -95,6 +95,6 @@ def test_classes_without_boxes_are_named(document: Document, write_coco: CocoWri
 )
 def test_real_files_are_hardly_odd(data_dir: Path, file: str) -> None:
     report = read_coco(data_dir / file).report
-    assert (report.shared_files, report.turned_images) == (0, 0)
+    assert (report.shared_files, report.swapped_images) == (0, 0)
     assert report.misfit_areas <= 2
     assert report.repeated_boxes <= 2

@@ -95,5 +95,5 @@ def test_boxes_of_the_other_frame_are_counted(document: Document, write_coco: Co
     document["annotations"] = document["annotations"][:2]
     document["annotations"][0]["bbox"] = [20, 5, 28, 20]  # in an image of 30x50
     report = open_data(write_coco(document)).report
-    assert report.turned_images == 1
+    assert report.swapped_images == 1
     assert ("images whose boxes fit only with width and height swapped", 1) in report.rows()

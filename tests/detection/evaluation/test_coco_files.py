@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_codec
 
-from detection.config import EngineChoice
+from detection.config import BackendChoice
 from detection.evaluation.coco_ap import score_file
 from engine.errors import UserError
 from tests.detection.evaluation.coco_documents import (
@@ -125,10 +125,10 @@ def test_bad_masks_in_the_truth_are_one_line(tmp_path: Path, value: Any) -> None
     )
 
 
-@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
 @pytest.mark.parametrize("value", [None, 3, {**MASK, "size": [1, 2]}], ids=["none", "3", "size"])
 def test_a_crowd_without_a_mask_covers_nothing(
-    tmp_path: Path, value: Any, engine: EngineChoice
+    tmp_path: Path, value: Any, backend: BackendChoice
 ) -> None:
     document = mask_document()
     found = [
@@ -138,10 +138,10 @@ def test_a_crowd_without_a_mask_covers_nothing(
     results = write(tmp_path / "results.json", found)
     truth = write(tmp_path / "truth.json", document)
     document["annotations"][0]["segmentation"] = value
-    score = score_file(results, write(truth, document), engine=engine).scores[0]
+    score = score_file(results, write(truth, document), backend=backend).scores[0]
     assert "1 crowd regions have no readable mask and are treated as empty" in score.note
     del document["annotations"][0]
-    expected = score_file(results, write(truth, document), engine=engine).scores[0]
+    expected = score_file(results, write(truth, document), backend=backend).scores[0]
     np.testing.assert_equal(score.metrics, expected.metrics)
     assert 0.1 < score.metrics["ap"] < 1
     assert "crowd" not in expected.note
@@ -168,8 +168,8 @@ def test_bad_masks_in_results_are_one_line(tmp_path: Path, value: Any, message: 
         score_file(results, truth)
 
 
-@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
-def test_runs_score_as_their_compressed_string(tmp_path: Path, engine: EngineChoice) -> None:
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_runs_score_as_their_compressed_string(tmp_path: Path, backend: BackendChoice) -> None:
     document = mask_document()
     polygon = document["annotations"][1]
     result = {key: polygon[key] for key in ("image_id", "category_id")} | {"score": 1}
@@ -179,7 +179,7 @@ def test_runs_score_as_their_compressed_string(tmp_path: Path, engine: EngineCho
     polygon["segmentation"] = runs
     truth = write(tmp_path / "truth.json", document)
     metrics = [
-        score_file(write(tmp_path / "results.json", [found]), truth, engine=engine).metrics
+        score_file(write(tmp_path / "results.json", [found]), truth, backend=backend).metrics
         for counts in (runs["counts"], code)
         for found in [{**result, "segmentation": {**runs, "counts": counts}}]
     ]

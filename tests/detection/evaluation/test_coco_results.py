@@ -15,7 +15,7 @@ from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.config import EngineChoice
+from detection.config import BackendChoice
 from detection.evaluation.coco_ap import SUMMARY, CocoReport, score_file
 from engine.errors import UserError
 from tests.detection.evaluation.coco_documents import CATEGORIES, make_document, write
@@ -111,7 +111,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
 @pytest.mark.parametrize(("values", "iou_types"), FORMS.values(), ids=FORMS)
 def test_forms_of_others_score_as_by_pycocotools(
     tmp_path: Path,
@@ -119,10 +119,10 @@ def test_forms_of_others_score_as_by_pycocotools(
     found: Results,
     values: dict[str, Any],
     iou_types: list[str],
-    engine: EngineChoice,
+    backend: BackendChoice,
 ) -> None:
     truth, results = write(tmp_path / "truth.json", document), changed(found, **values)
-    report = score_file(write(tmp_path / "results.json", results), truth, engine=engine)
+    report = score_file(write(tmp_path / "results.json", results), truth, backend=backend)
     assert [score.iou_type for score in report.scores] == iou_types
     for score in report.scores:
         expected = by_pycocotools(truth, results, score.iou_type)

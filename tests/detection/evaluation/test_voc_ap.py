@@ -11,9 +11,9 @@ from rich.console import Console
 from detection.config import Protocol
 from detection.evaluation.coco_ap import CocoScore, score_file
 from detection.evaluation.voc_ap import (
-    NEITHER,
-    RIGHT,
-    WRONG,
+    FALSE_POSITIVE,
+    NOT_COUNTED,
+    TRUE_POSITIVE,
     Boxes,
     area_ap,
     eleven_point_ap,
@@ -24,7 +24,7 @@ from engine.errors import UserError
 from tests.reference import voc_ap as reference
 
 ALL: tuple[Protocol, ...] = ("voc07", "voc12", "ilsvrc")
-VALUES = {"right": RIGHT, "neither": NEITHER, "wrong": WRONG}
+VALUES = {"right": TRUE_POSITIVE, "neither": NOT_COUNTED, "wrong": FALSE_POSITIVE}
 Rows = Sequence[tuple[int, Sequence[float]]]
 
 
@@ -66,7 +66,7 @@ def test_equals_the_obvious_reference(seed: int) -> None:
     ):
         outcome = match(found, truth, is_difficult)
         assert outcome.tolist() == [VALUES[each] for each in expected]
-        assert {RIGHT, NEITHER, WRONG} == set(outcome.tolist())
+        assert {TRUE_POSITIVE, NOT_COUNTED, FALSE_POSITIVE} == set(outcome.tolist())
         eleven = reference.voc07_ap(expected, num_objects)
         assert eleven_point_ap(outcome, num_objects) == pytest.approx(eleven)
         area = reference.voc12_ap(expected, num_objects)
@@ -77,46 +77,52 @@ A, B, FAR = (0, 0, 20, 20), (0, 4, 20, 24), (50, 50, 60, 60)
 NEAR_A, HALF_A = (0, 1, 20, 21), (0, 0, 20, 10)
 MATCHES: dict[str, tuple[Rows, Rows, list[bool], list[int], list[int]]] = {
     "no detection": ([], [(0, A)], [False], [], []),
-    "no object": ([(0, A)], [], [], [WRONG], [WRONG]),
-    "another image": ([(1, A)], [(0, A)], [False], [WRONG], [WRONG]),
-    "half of it is enough": ([(0, HALF_A)], [(0, A)], [False], [RIGHT], [RIGHT]),
-    "less than half": ([(0, (0, 0, 20, 9))], [(0, A)], [False], [WRONG], [RIGHT]),
-    "twice": ([(0, A), (0, A)], [(0, A)], [False], [RIGHT, WRONG], [RIGHT, WRONG]),
+    "no object": ([(0, A)], [], [], [FALSE_POSITIVE], [FALSE_POSITIVE]),
+    "another image": ([(1, A)], [(0, A)], [False], [FALSE_POSITIVE], [FALSE_POSITIVE]),
+    "half of it is enough": ([(0, HALF_A)], [(0, A)], [False], [TRUE_POSITIVE], [TRUE_POSITIVE]),
+    "less than half": ([(0, (0, 0, 20, 9))], [(0, A)], [False], [FALSE_POSITIVE], [TRUE_POSITIVE]),
+    "twice": (
+        [(0, A), (0, A)],
+        [(0, A)],
+        [False],
+        [TRUE_POSITIVE, FALSE_POSITIVE],
+        [TRUE_POSITIVE, FALSE_POSITIVE],
+    ),
     "the second goes to a neighbour": (
         [(0, A), (0, NEAR_A)],
         [(0, A), (0, B)],
         [False, False],
-        [RIGHT, WRONG],
-        [RIGHT, RIGHT],
+        [TRUE_POSITIVE, FALSE_POSITIVE],
+        [TRUE_POSITIVE, TRUE_POSITIVE],
     ),
     "difficult, many times": (
         [(0, A), (0, NEAR_A), (0, FAR)],
         [(0, A)],
         [True],
-        [NEITHER, NEITHER, WRONG],
-        [NEITHER, NEITHER, WRONG],
+        [NOT_COUNTED, NOT_COUNTED, FALSE_POSITIVE],
+        [NOT_COUNTED, NOT_COUNTED, FALSE_POSITIVE],
     ),
     "difficult beside a plain one": (
         [(0, A), (0, B)],
         [(0, A), (0, B)],
         [True, False],
-        [NEITHER, RIGHT],
-        [NEITHER, RIGHT],
+        [NOT_COUNTED, TRUE_POSITIVE],
+        [NOT_COUNTED, TRUE_POSITIVE],
     ),
     "equal overlaps go to the first": (
         [(0, A), (0, A)],
         [(0, A), (0, A)],
         [False, False],
-        [RIGHT, WRONG],
-        [RIGHT, RIGHT],
+        [TRUE_POSITIVE, FALSE_POSITIVE],
+        [TRUE_POSITIVE, TRUE_POSITIVE],
     ),
     # 10 x 10: from 0.25 on for ILSVRC
     "small": (
         [(0, (50, 50, 60, 53)), (0, (50, 50, 60, 52))],
         [(0, FAR)],
         [False],
-        [WRONG, WRONG],
-        [RIGHT, WRONG],
+        [FALSE_POSITIVE, FALSE_POSITIVE],
+        [TRUE_POSITIVE, FALSE_POSITIVE],
     ),
 }
 
@@ -136,13 +142,13 @@ def test_by_hand(
     ("outcome", "num_objects", "eleven", "area"),
     [
         ([], 3, 0, 0),
-        ([RIGHT], 1, 1, 1),
-        ([WRONG, RIGHT], 1, 1 / 2, 1 / 2),
+        ([TRUE_POSITIVE], 1, 1, 1),
+        ([FALSE_POSITIVE, TRUE_POSITIVE], 1, 1 / 2, 1 / 2),
         # found: 1 of 2 at precision 1, then 2 of 2 at 2/3
-        ([RIGHT, WRONG, RIGHT], 2, (6 + 5 * 2 / 3) / 11, (1 + 2 / 3) / 2),
-        ([NEITHER, RIGHT, NEITHER], 2, 6 / 11, 1 / 2),
+        ([TRUE_POSITIVE, FALSE_POSITIVE, TRUE_POSITIVE], 2, (6 + 5 * 2 / 3) / 11, (1 + 2 / 3) / 2),
+        ([NOT_COUNTED, TRUE_POSITIVE, NOT_COUNTED], 2, 6 / 11, 1 / 2),
         # a recall of exactly 0.3 reaches the fourth of the eleven points
-        ([RIGHT, RIGHT, RIGHT], 10, 4 / 11, 3 / 10),
+        ([TRUE_POSITIVE, TRUE_POSITIVE, TRUE_POSITIVE], 10, 4 / 11, 3 / 10),
     ],
     ids=["nothing", "all", "late", "half", "neither", "three of ten"],
 )
@@ -154,8 +160,8 @@ def test_precision_by_hand(
 
 
 def test_without_objects_there_is_no_number() -> None:
-    assert math.isnan(eleven_point_ap(np.array([WRONG]), 0))
-    assert math.isnan(area_ap(np.array([WRONG]), 0))
+    assert math.isnan(eleven_point_ap(np.array([FALSE_POSITIVE]), 0))
+    assert math.isnan(area_ap(np.array([FALSE_POSITIVE]), 0))
 
 
 def document() -> dict[str, Any]:

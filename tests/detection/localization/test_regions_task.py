@@ -9,7 +9,7 @@ import torch
 from detection.commands.tasks import build_task, load_task
 from detection.localization.config import LocalizationRegionsConfig
 from detection.localization.regions_task import LocalizationRegionsTask
-from detection.ops.boxes import mirror_boxes
+from detection.ops.boxes import flip_boxes
 from detection.structures import DetectionBatch
 from engine.errors import UserError
 from engine.evaluate import evaluate
@@ -82,7 +82,7 @@ def test_mirrored_regions_are_averaged(first: Path) -> None:
     torch.testing.assert_close(mirrored_scores, scores, rtol=1e-4, atol=1e-5)
     width = batch.images.pixels.shape[3]
     factor = (batch.images.original_sizes[:, 1] / width)[:, None, None]
-    torch.testing.assert_close(mirror_boxes(mirrored / factor, width) * factor, boxes)
+    torch.testing.assert_close(flip_boxes(mirrored / factor, width) * factor, boxes)
 
 
 @pytest.mark.extended

@@ -140,15 +140,15 @@ def test_drawn_images_have_the_network_input_size(root: Path, neck: str) -> None
     assert image.shape[0] >= int(batch.images.sizes[0, 0])
 
 
-@pytest.mark.parametrize(("final", "engine"), [(True, "pycocotools"), (False, "hotcoco")])
+@pytest.mark.parametrize(("final", "backend"), [(True, "pycocotools"), (False, "hotcoco")])
 def test_reported_numbers_are_those_of_pycocotools(
-    root: Path, tmp_path: Path, final: bool, engine: str
+    root: Path, tmp_path: Path, final: bool, backend: str
 ) -> None:
     task = DetectionTask.for_training(tiny_config(root, data={"on_bad_image": "skip"}))
     evaluator = task.evaluator(final=final)
     evaluator.compute([])  # all images skipped
     evaluator.write(tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text())["engine"] == engine
+    assert json.loads((tmp_path / "metrics.json").read_text())["engine"] == backend
 
 
 def split_of(root: Path, tmp_path: Path, change: dict[str, Any]) -> dict[str, Any]:
@@ -211,8 +211,8 @@ def test_a_missing_engine_shows_before_training(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # so that importing it fails
-    with pytest.raises(UserError, match=r"evaluation.engine: expected hotcoco to be installed"):
-        DetectionTask.for_training(tiny_config(root, evaluation={"engine": "hotcoco"}))
+    with pytest.raises(UserError, match=r"evaluation.backend: expected hotcoco to be installed"):
+        DetectionTask.for_training(tiny_config(root, evaluation={"backend": "hotcoco"}))
 
 
 def test_notes_say_what_was_done_about_packed_copies(root: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from detection.models.proposals import make_proposals
-from detection.samples import Samples, sample_anchors, sample_rois, with_ground_truth
+from detection.samples import SampledBoxes, sample_anchors, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, Proposals
 from detection.tasks.detection import DetectionTask
 from tools.lab.benchmarks.errors import DisagreementError
@@ -98,7 +98,7 @@ def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch)
     return sum(len(each.boxes) for each in found)
 
 
-def _sampler_of(samples: Samples) -> Sampler:
+def _sampler_of(samples: SampledBoxes) -> Sampler:
     """Return a sampler for torchvision that returns the samples that ours has chosen."""
 
     def sample(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -115,7 +115,7 @@ def _sampler_of(samples: Samples) -> Sampler:
     return sample
 
 
-def _without_padding(samples: Samples, proposals: Proposals) -> Samples:
+def _without_padding(samples: SampledBoxes, proposals: Proposals) -> SampledBoxes:
     """Renumber samples for a list of candidates without padding.
 
     Our candidates are the proposals, padded to the same number in every image, then the ground

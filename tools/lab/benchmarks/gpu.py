@@ -51,7 +51,7 @@ IMAGES_PER_SECOND = {  # promised, aim
     "r101_fpn": (60, 120),
     "r101_c4": (35, 70),
 }
-NUM_JPEGS, NUM_READERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
+NUM_JPEGS, NUM_WORKERS, WARM_UP_STEPS, TIMED_STEPS = 256, 14, 5, 20
 
 
 def gpu_train(settings: Settings) -> list[Row]:
@@ -220,7 +220,7 @@ def _loaded_rate(
     data = _jpegs(settings.folder, count=count if settings.small else NUM_JPEGS, size=size)
     plan = training_batches(data.groups, batch_size=count, seed=0)
     parts = split_batches(data, plan, rank=0, world_size=1, accumulate=1)
-    loader = LoaderConfig(workers=0 if settings.small else NUM_READERS)
+    loader = LoaderConfig(workers=0 if settings.small else NUM_WORKERS)
     loaded_batches = read_batches(data, parts, config=loader, device=device, substitute=True)
 
     def loaded_step() -> object:

@@ -51,7 +51,7 @@ def evaluation(settings: Settings) -> list[Row]:
     image_ids = batch.image_ids.tolist()
 
     def ours() -> list[float]:
-        evaluator = CocoEvaluator(truth, CLASSES, image_ids, engine="hotcoco")
+        evaluator = CocoEvaluator(truth, CLASSES, image_ids, backend="hotcoco")
         evaluator.update(batch, found)
         metrics = evaluator.compute([evaluator.state()])
         return [metrics[name] for name in SUMMARY]

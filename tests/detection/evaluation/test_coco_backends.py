@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_codec
 
-from detection.config import EngineChoice
+from detection.config import BackendChoice
 from detection.data.coco import ClassMap
 from detection.evaluation.coco_ap import (
     SUMMARY,
@@ -19,7 +19,7 @@ from detection.evaluation.coco_ap import (
     CocoScore,
     score_file,
 )
-from detection.evaluation.coco_engines import Engine, choose_engine
+from detection.evaluation.coco_backends import Backend, choose_backend
 from detection.evaluation.ground_truth import GroundTruth, read_ground_truth
 from detection.ops.boxes import xywh_to_xyxy
 from detection.structures import Detections, RunLengthMasks
@@ -128,8 +128,8 @@ def score_both(
     for path, content in zip(paths, (results, document), strict=True):
         path.write_text(json.dumps(content))
     fast, judge = (
-        score_file(*paths, named_images=named_images, engine=engine).scores
-        for engine in ("hotcoco", "pycocotools")
+        score_file(*paths, named_images=named_images, backend=backend).scores
+        for backend in ("hotcoco", "pycocotools")
     )
     return zip(fast, judge, strict=True)
 
@@ -151,7 +151,7 @@ def detections_of(results: list[dict[str, Any]], image_id: int) -> Detections:
 
 def check_same(fast: CocoScore, judge: CocoScore) -> None:
     """To the last digit: the numbers, by class too, and the whole of the curves."""
-    assert (fast.engine, judge.engine) == ("hotcoco", "pycocotools")
+    assert (fast.backend, judge.backend) == ("hotcoco", "pycocotools")
     np.testing.assert_equal(fast.metrics, judge.metrics)
     np.testing.assert_array_equal(fast.precision, judge.precision)
 
@@ -164,8 +164,8 @@ def test_hotcoco_equals_pycocotools_on_real_results(data_dir: Path, iou_type: st
     truth = folder / "annotations" / "instances_train2017.json"
     for named_images in (False, True):
         fast, judge = (
-            score_file(results, truth, named_images=named_images, engine=engine).scores[0]
-            for engine in ("hotcoco", "pycocotools")
+            score_file(results, truth, named_images=named_images, backend=backend).scores[0]
+            for backend in ("hotcoco", "pycocotools")
         )
         check_same(fast, judge)
 
@@ -201,10 +201,10 @@ def test_evaluators_agree_with_each_other_and_with_the_file_they_write(tmp_path:
     batch, found = batch_of(len(IMAGE_IDS)), [detections_of(results, i) for i in IMAGE_IDS]
     batch = replace(batch, images=replace(batch.images, image_ids=torch.tensor(IMAGE_IDS)))
     metrics = {}
-    for engine in ("pycocotools", "hotcoco"):
-        evaluator = CocoEvaluator(truth, CLASSES, IMAGE_IDS, with_masks=True, engine=engine)
+    for backend in ("pycocotools", "hotcoco"):
+        evaluator = CocoEvaluator(truth, CLASSES, IMAGE_IDS, with_masks=True, backend=backend)
         evaluator.update(batch, found)
-        metrics[engine] = evaluator.compute([evaluator.state()])
+        metrics[backend] = evaluator.compute([evaluator.state()])
     np.testing.assert_equal(metrics["hotcoco"], metrics["pycocotools"])
     assert 0 < metrics["hotcoco"]["mask_ap"] != metrics["hotcoco"]["ap"] > 0
     evaluator.write(tmp_path)
@@ -225,7 +225,7 @@ def test_impossible_detections_are_one_line(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     truth = read(random_truth(np.random.default_rng(0)), tmp_path)
-    evaluator = CocoEvaluator(truth, CLASSES, [0], with_masks=True, engine="hotcoco")
+    evaluator = CocoEvaluator(truth, CLASSES, [0], with_masks=True, backend="hotcoco")
     code = mask_of([5, 5, 20, 20], counts="compressed")["counts"].encode()
     good = {
         "boxes": torch.tensor([[5.0, 5.0, 25.0, 25.0]] * 2),
@@ -238,9 +238,9 @@ def test_impossible_detections_are_one_line(
         evaluator.compute([evaluator.state()])
 
 
-@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
 @pytest.mark.parametrize("size", [{}, {"height": None, "width": "?"}], ids=["no size", "no number"])
-def test_boxes_need_no_size(tmp_path: Path, size: dict[str, Any], engine: Engine) -> None:
+def test_boxes_need_no_size(tmp_path: Path, size: dict[str, Any], backend: Backend) -> None:
     rng = np.random.default_rng(0)
     document = random_truth(rng)
     results, truth = tmp_path / "results.json", tmp_path / "truth.json"
@@ -249,9 +249,9 @@ def test_boxes_need_no_size(tmp_path: Path, size: dict[str, Any], engine: Engine
         del each["segmentation"]
     results.write_text(json.dumps(boxes))
     truth.write_text(json.dumps(document))
-    expected = score_file(results, truth, engine=engine).metrics
+    expected = score_file(results, truth, backend=backend).metrics
     truth.write_text(json.dumps({**document, "images": [{"id": i, **size} for i in IMAGE_IDS]}))
-    np.testing.assert_equal(score_file(results, truth, engine=engine).metrics, expected)
+    np.testing.assert_equal(score_file(results, truth, backend=backend).metrics, expected)
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_boxes_need_no_size(tmp_path: Path, size: dict[str, Any], engine: Engine
     ],
     ids=["auto at the end", "auto on the way", "the judge", "the fast one"],
 )
-def test_choice_of_engine(wanted: EngineChoice, final: bool, expected: Engine) -> None:
-    assert choose_engine(wanted, final=final) == expected
+def test_choice_of_backend(wanted: BackendChoice, final: bool, expected: Backend) -> None:
+    assert choose_backend(wanted, final=final) == expected
 
 
 def test_without_hotcoco(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # so that importing it fails
-    assert choose_engine("auto", final=False) == "pycocotools"
-    with pytest.raises(UserError, match=r"evaluation.engine: expected hotcoco to be .*, got none"):
-        choose_engine("hotcoco", final=False)
+    assert choose_backend("auto", final=False) == "pycocotools"
+    with pytest.raises(UserError, match=r"evaluation.backend: expected hotcoco to be .*, got none"):
+        choose_backend("hotcoco", final=False)

@@ -17,12 +17,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.config import EngineChoice
+from detection.config import BackendChoice
 from detection.evaluation.detection_table import DetectionTable, IoUType
 from detection.evaluation.ground_truth import GroundTruth
 from engine.errors import UserError
 
-Engine = Literal["pycocotools", "hotcoco"]
+Backend = Literal["pycocotools", "hotcoco"]
 
 
 class Accumulated(NamedTuple):
@@ -32,11 +32,11 @@ class Accumulated(NamedTuple):
     recall: np.ndarray
 
 
-def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
-    """Return the engine to use.
+def choose_backend(wanted: BackendChoice, *, final: bool) -> Backend:
+    """Return the backend to use.
 
     Args:
-        wanted: `evaluation.engine`.
+        wanted: `evaluation.backend`.
         final: whether these are final numbers. `auto` uses pycocotools for them, and for others
             hotcoco if it is installed.
 
@@ -48,14 +48,14 @@ def choose_engine(wanted: EngineChoice, *, final: bool) -> Engine:
     installed = find_spec("hotcoco") is not None
     if wanted == "hotcoco" and not installed:
         raise UserError(
-            "evaluation.engine: expected hotcoco to be installed (pip install hotcoco), got none; "
-            "evaluation.engine=pycocotools is always available"
+            "evaluation.backend: expected hotcoco to be installed (pip install hotcoco), got none; "
+            "evaluation.backend=pycocotools is always available"
         )
     return "hotcoco" if installed else "pycocotools"
 
 
 def accumulate(
-    found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType, engine: Engine
+    found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType, backend: Backend
 ) -> Accumulated:
     """Match detections with objects, and return precision over recall.
 
@@ -63,9 +63,9 @@ def accumulate(
         found: detections in the scored images only.
         ground_truth: ground truth of the scored images, see `GroundTruth.within`.
         iou_type: whether to compare boxes or masks.
-        engine: the package to use.
+        backend: the package to use.
     """
-    if engine == "hotcoco":
+    if backend == "hotcoco":
         return _by_hotcoco(found, ground_truth, iou_type=iou_type)
     # One category at a time: COCO's rules never compare categories, so the numbers are the same as
     # from a single call, and memory holds the matches of only one category.

@@ -1,4 +1,4 @@
-"""Reader processes under signals, faults and full shared memory."""
+"""Worker processes under signals, faults and full shared memory."""
 
 import errno
 import itertools
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ReadingError, UserError
-from engine.readers import check_shared_memory, read_ahead
 from engine.schema import LoaderConfig
+from engine.workers import check_shared_memory, read_ahead
 
 MB = 10**6
 
@@ -33,7 +33,7 @@ def rows(read: Callable[[int], Tensor] = row, **settings: int) -> Iterator[Tenso
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_answers_come_in_order_and_no_reader_remains(workers: int) -> None:
+def test_answers_come_in_order_and_no_worker_remains(workers: int) -> None:
     answers = rows(workers=workers)
     assert [int(next(answers)[0]) for _ in range(10)] == list(range(10))
     assert len(multiprocessing.active_children()) == workers
@@ -43,17 +43,17 @@ def test_answers_come_in_order_and_no_reader_remains(workers: int) -> None:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_readers_ignore_stop_signals(number: signal.Signals) -> None:
+def test_workers_ignore_stop_signals(number: signal.Signals) -> None:
     answers = rows()
     next(answers)
-    for reader in multiprocessing.active_children():
-        assert reader.pid is not None
-        os.kill(reader.pid, number)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
     assert [int(next(answers)[0]) for _ in range(20)] == list(range(1, 21))
 
 
 @pytest.mark.extended
-def test_readers_ignore_stop_signals_while_they_start() -> None:
+def test_workers_ignore_stop_signals_while_they_start() -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     done = threading.Event()
 
@@ -74,28 +74,28 @@ def test_readers_ignore_stop_signals_while_they_start() -> None:
 
 
 @pytest.mark.extended
-def test_killed_reader_is_one_line_and_raises_nowhere_else() -> None:
+def test_killed_worker_is_one_line_and_raises_nowhere_else() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     answers = rows()
     next(answers)
     assert signal.getsignal(signal.SIGCHLD) is handler
-    for reader in multiprocessing.active_children():
-        reader.kill()
-        reader.join()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
     time.sleep(0.01)  # torch's own SIGCHLD handler would raise here
-    with pytest.raises(ReadingError, match=r"reader process \d+ was killed by SIGKILL.*memory"):
+    with pytest.raises(ReadingError, match=r"worker process \d+ was killed by SIGKILL.*memory"):
         list(itertools.islice(answers, 20))
     assert not multiprocessing.active_children()
 
 
 def stop_all() -> None:
-    for reader in multiprocessing.active_children():
-        assert reader.pid is not None
-        os.kill(reader.pid, signal.SIGSTOP)
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
 
 
 @pytest.mark.extended
-def test_stopped_reader_is_one_line() -> None:
+def test_stopped_worker_is_one_line() -> None:
     answers = rows(read_timeout_s=1)
     next(answers)
     time.sleep(0.1)  # so that batches are announced but their memory is not sent yet
@@ -185,11 +185,11 @@ def run_and_end(how: str, connection: Connection) -> None:
     """Read in processes, stop one of them, and end without closing the iterator."""
     answers = rows()
     next(answers)
-    readers = multiprocessing.active_children()
-    connection.send([reader.pid for reader in readers])
+    workers = multiprocessing.active_children()
+    connection.send([worker.pid for worker in workers])
     time.sleep(0.1)
-    assert readers[0].pid is not None
-    os.kill(readers[0].pid, signal.SIGSTOP)
+    assert workers[0].pid is not None
+    os.kill(workers[0].pid, signal.SIGSTOP)
     if how == "exits":
         sys.exit(3)
     os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
@@ -197,7 +197,7 @@ def run_and_end(how: str, connection: Connection) -> None:
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("how", "code"), [("killed", -9), ("terminated", -15), ("exits", 3)])
-def test_no_reader_outlives_its_process(how: str, code: int) -> None:
+def test_no_worker_outlives_its_process(how: str, code: int) -> None:
     receiver, sender = multiprocessing.Pipe()
     parent = multiprocessing.Process(target=run_and_end, args=(how, sender))
     parent.start()

@@ -1,10 +1,10 @@
-"""Reader processes: torch's DataLoader, hardened so that no signal or fault makes a run hang.
+"""Worker processes: torch's DataLoader, hardened so that no signal or fault makes a run hang.
 
-Three problems of the DataLoader are solved here. A signal to the process group ends the readers
-before their parent can stop in order. A dying reader raises in the parent at an arbitrary point of
-its code. And the parent waits forever for a reader that is stopped or finds /dev/shm full.
+Three problems of the DataLoader are solved here. A signal to the process group ends the workers
+before their parent can stop in order. A dying worker raises in the parent at an arbitrary point of
+its code. And the parent waits forever for a worker that is stopped or finds /dev/shm full.
 
-Reader processes need Linux or macOS. On Windows use loader.workers=0.
+Worker processes need Linux or macOS. On Windows use loader.workers=0.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 SHARED_MEMORY = "/dev/shm"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TICK_S = 0.5
-_SHUTDOWN_S = 5.0  # time for readers to finish at the end; then they are killed
+_SHUTDOWN_S = 5.0  # time for workers to finish at the end; then they are killed
 _READ_LESS = "lower loader.workers or loader.prefetch"
 _MORE_SHARED = (
     "give the container more (docker run --shm-size=8g), or "
@@ -48,16 +48,16 @@ _MORE_SHARED = (
 def read_ahead(
     read: Callable[[Request], Answer], requests: Iterable[Request], config: LoaderConfig
 ) -> Iterator[Answer]:
-    """Yield `read(request)` for each request, in order, read ahead in reader processes.
+    """Yield `read(request)` for each request, in order, read ahead in worker processes.
 
     Args:
-        read: called in a reader process, or in this process if `config.workers` is 0.
+        read: called in a worker process, or in this process if `config.workers` is 0.
         requests: arguments of `read`.
         config: number of processes, prefetched results per process, and the timeout.
 
     Raises:
         UserError: raised by `read`.
-        ReadingError: out of memory or other resources, or a reader was killed or does not answer.
+        ReadingError: out of memory or other resources, or a worker was killed or does not answer.
     """
     if config.workers:
         yield from _read_in_processes(read, requests, config)
@@ -77,16 +77,16 @@ def _read_in_processes(
         num_workers=config.workers,
         prefetch_factor=config.prefetch,
         collate_fn=_identity,
-        worker_init_fn=_start_reader,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise it would advance the run's own generator
     )
-    free = free_shared_memory()  # before the readers take any
-    others = set(multiprocessing.active_children())  # processes that are not our readers
-    gc.collect()  # free the readers of a failed evaluation here, not in the new readers
+    free = free_shared_memory()  # before the workers take any
+    others = set(multiprocessing.active_children())  # processes that are not our workers
+    gc.collect()  # free the workers of a failed evaluation here, not in the new workers
     with _signals_blocked(), _as_reading_error():
         messages = iter(loader)
     watchdog = _Watchdog([each for each in multiprocessing.active_children() if each not in others])
-    # In case this iterator is never closed: at exit, Python would wait for the readers, which
+    # In case this iterator is never closed: at exit, Python would wait for the workers, which
     # ignore SIGTERM.
     kill_at_exit = Finalize(None, watchdog.kill, exitpriority=1)
     watchdog.start()
@@ -113,13 +113,13 @@ def _read_in_processes(
             yield answer
     finally:
         watchdog.left_s = _SHUTDOWN_S
-        del messages  # stops the readers; the watchdog kills those that do not stop in time
+        del messages  # stops the workers; the watchdog kills those that do not stop in time
         kill_at_exit()
         watchdog.done.set()
 
 
 class _Requests(torch.utils.data.Dataset[Any]):
-    """The data set that runs in a reader; it returns errors as values, without a traceback."""
+    """The data set that runs in a worker; it returns errors as values, without a traceback."""
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
         self.read = read
@@ -159,8 +159,8 @@ def _identity(message: Any) -> Any:
     return message
 
 
-def _start_reader(_number: int) -> None:
-    """Set up a reader: ignore signals, and end with the parent, even if this process is stopped."""
+def _start_worker(_number: int) -> None:
+    """Set up a worker: ignore signals, and end with the parent, even if this process is stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _blocked())  # see _signals_blocked
@@ -170,21 +170,21 @@ def _start_reader(_number: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it ended before prctl was called
         os._exit(1)
-    keep_freed_memory(keep=False)  # many readers with images of many sizes would keep too much
+    keep_freed_memory(keep=False)  # many workers with images of many sizes would keep too much
 
 
 def _blocked() -> set[signal.Signals]:
-    """Return the signals that are blocked while readers start; Windows lacks SIGCHLD."""
+    """Return the signals that are blocked while workers start; Windows lacks SIGCHLD."""
     return {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block signals while readers start; the readers inherit this until they ignore the signals.
+    """Block signals while workers start; the workers inherit this until they ignore the signals.
 
-    Also restore the handler of SIGCHLD that torch replaces. When a reader dies, torch's handler
+    Also restore the handler of SIGCHLD that torch replaces. When a worker dies, torch's handler
     raises wherever the main process is, such as in a step or while it writes a checkpoint. Dead
-    readers are found by `_reading_error` instead.
+    workers are found by `_reading_error` instead.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _blocked())
     handler = signal.getsignal(signal.SIGCHLD)
@@ -197,22 +197,22 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class _Watchdog(threading.Thread):
-    """Thread that kills the readers after a timeout, which ends every wait for them.
+    """Thread that kills the workers after a timeout, which ends every wait for them.
 
-    The DataLoader's own timeout does not cover a reader that stops between announcing a batch and
+    The DataLoader's own timeout does not cover a worker that stops between announcing a batch and
     sending it. Time is counted in ticks, so it does not advance while all processes are suspended
     (Ctrl-Z).
     """
 
-    def __init__(self, readers: list[BaseProcess]) -> None:
-        super().__init__(name="reader-watchdog", daemon=True)
-        self.readers = readers
+    def __init__(self, workers: list[BaseProcess]) -> None:
+        super().__init__(name="worker-watchdog", daemon=True)
+        self.workers = workers
         self.left_s = float("inf")
         self.expired = False
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Count down `left_s`; kill the readers when it is below 0."""
+        """Count down `left_s`; kill the workers when it is below 0."""
         while not self.done.wait(_TICK_S):
             self.left_s -= _TICK_S
             if self.left_s < 0:
@@ -221,9 +221,9 @@ class _Watchdog(threading.Thread):
                 return
 
     def kill(self) -> None:
-        """Kill the readers."""
-        for reader in self.readers:
-            reader.kill()
+        """Kill the workers."""
+        for worker in self.workers:
+            worker.kill()
 
 
 def _reading_error(
@@ -233,17 +233,17 @@ def _reading_error(
     if watchdog.expired:
         return ReadingError(
             f"no batch of images within loader.read_timeout_s={config.read_timeout_s}: expected "
-            "an answer of the readers; check whether the disk with the images responds, and "
-            "whether the readers were stopped "
-            f"(processes {', '.join(str(reader.pid) for reader in watchdog.readers)})"
+            "an answer of the workers; check whether the disk with the images responds, and "
+            "whether the workers were stopped "
+            f"(processes {', '.join(str(worker.pid) for worker in watchdog.workers)})"
         )
     if not isinstance(error, RuntimeError | OSError | EOFError):
         return None
     if isinstance(error, OSError | EOFError):  # a connection closes shortly before its process ends
-        multiprocessing.connection.wait([reader.sentinel for reader in watchdog.readers], timeout=1)
-    for reader in watchdog.readers:
-        if reader.exitcode:
-            return ReadingError(f"reader process {reader.pid} {_exit_description(reader.exitcode)}")
+        multiprocessing.connection.wait([worker.sentinel for worker in watchdog.workers], timeout=1)
+    for worker in watchdog.workers:
+        if worker.exitcode:
+            return ReadingError(f"worker process {worker.pid} {_exit_description(worker.exitcode)}")
     line = _machine_error_message(error)
     return None if line is None else ReadingError(line)
 
@@ -306,7 +306,7 @@ def check_shared_memory(batch: int, free: int | None, config: LoaderConfig) -> N
 
     Args:
         batch: bytes of one batch.
-        free: free bytes before the readers started; None skips the check.
+        free: free bytes before the workers started; None skips the check.
         config: number of workers and of prefetched batches.
 
     Raises:
@@ -314,7 +314,7 @@ def check_shared_memory(batch: int, free: int | None, config: LoaderConfig) -> N
     """
     processes = int(
         os.environ.get("LOCAL_WORLD_SIZE", "1")
-    )  # set by torchrun; each process has its own readers
+    )  # set by torchrun; each process has its own workers
     count = processes * config.workers * config.prefetch
     if free is not None and count * batch > free:
         raise ReadingError(
