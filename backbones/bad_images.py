@@ -1,6 +1,6 @@
 """Bad images of a data set: stop the run, or skip them and count them, as `data.on_bad_image` says.
 
-The data sets of all tasks raise what `error_for` returns; the loader replaces or drops the
+The data sets of all tasks raise what `bad_image_error` returns; the loader replaces or drops the
 image, and its caller counts it.
 """
 
@@ -8,7 +8,7 @@ from engine.errors import SkippedSampleError, UserError
 from engine.schema import BadInputPolicy
 
 
-def error_for(error: UserError, policy: BadInputPolicy) -> Exception:
+def bad_image_error(error: UserError, policy: BadInputPolicy) -> Exception:
     """Return what `load` raises for an image that cannot be used.
 
     Args:

@@ -56,6 +56,6 @@ def build_within_limit(
             return build()
     except _TooLargeError as error:
         raise UserError(
-            f"{path}: config: expected a network with about as many numbers as the file "
+            f"{path}: config: expected a network with about as many parameters as the file "
             f"({num_in_file}), got a far larger one"
         ) from error

@@ -16,9 +16,9 @@ from backbones.norm import make_norm
 class FPN(nn.Module):
     """Feature pyramid: 1x1 lateral convolutions, top-down sums, and a 3x3 convolution per level.
 
-    The module names `inner` (lateral) and `layer` (output) are torchvision's. specs: input
-    features, finest first. channels: output channels of every level. norm: norm layer after each
-    convolution; the convolutions then have no bias.
+    The modules `inner` (lateral) and `layer` (output) are torchvision's `inner_blocks` and
+    `layer_blocks`. specs: input features, finest first. channels: output channels of every level.
+    norm: norm layer after each convolution; the convolutions then have no bias.
     """
 
     def __init__(

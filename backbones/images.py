@@ -46,9 +46,9 @@ class BadImageError(UserError):
 def quiet_opencv() -> None:
     """Stop OpenCV's threads and its log in this process; commands call it before they read images.
 
-    Images are read by one process for each core, and an error says in one line what is wrong with
-    one. It is called before processes are forked: a forked process that stopped OpenCV's threads
-    would wait for ever for those that only its parent has.
+    One process per core reads images, so OpenCV needs no threads; what is wrong with an image is
+    said in one line. Call it before processes are forked: a child that stops OpenCV's threads would
+    wait forever for threads that only its parent has.
     """
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -171,7 +171,8 @@ def _decode_deep(data: bytes, path: str | Path, flags: int) -> np.ndarray:
         raise BadImageError(f"{path}: expected at most {MAX_PIXELS} pixels, got {got}")
     pixels, message = _imdecode(data, path, flags if is_jpeg else flags | cv2.IMREAD_ANYDEPTH)
     if pixels is not None and pixels.dtype.itemsize == 2 and not data.startswith(PNG_START):
-        # OpenCV 5 gives colour TIFF files of 16 bits as RGB three times their red
+        # OpenCV 5 returns colour TIFF files of 16 bits with the red channel three times if asked
+        # for RGB
         deep = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
         pixels, message = _imdecode(data, path, deep)
         pixels = None if pixels is None else pixels[..., ::-1]

@@ -272,7 +272,8 @@ def load_backbone_weights(
             'weights from "caffe" configs need model.backbone.pixels=bgr'
         )
     if new_classes and not isinstance(model.fc, nn.Identity):
-        tensors, notes = _keep_own_fc(tensors, model.fc)
+        tensors, fc_notes = _keep_own_fc(tensors, model.fc)
+        notes += fc_notes
     theirs = pixel_format_of_file(
         state, metadata, source=source, setting=pixels, ours=ours, path=path
     )

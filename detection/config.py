@@ -202,7 +202,7 @@ class RoIConfig(RegionLossConfig):
         """Return the side of the pooled map with a neck of this kind."""
         return self.resolution or {"c4": 14, "fpn": 7}[neck]
 
-    def loss_of(self, stage: int) -> RegionLossConfig:
+    def stage_config(self, stage: int) -> RegionLossConfig:
         """Return how a stage samples its boxes and computes its losses; stage 0 is the first.
 
         A later stage takes all boxes that the stage before moved, without a limit on foreground.

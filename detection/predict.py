@@ -117,7 +117,7 @@ class Detector:
             UserError: as for `predict`.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}")
+            raise UserError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
         waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
         for index, image in enumerate(_check_iterable(images)):
             try:

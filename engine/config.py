@@ -146,7 +146,7 @@ def _read_layers(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path}: base: {error}") from error
         chain = " -> ".join([*layers, str(path)])
         if resolved(path) in seen:
-            raise UserError(f"{chain}: base: expected a chain of files, got a circle")
+            raise UserError(f"{chain}: base: expected a chain of files, got a cycle")
         if len(layers) > MAX_BASES:
             raise UserError(f"{chain}: base: expected at most {MAX_BASES} base files")
 

@@ -59,7 +59,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise UserError if `path` exists, unless `force` allows to replace it."""
+    """Raise UserError if `path` exists, unless `force` allows replacing it."""
     if exists(path) and not force:
         raise UserError(f"{path}: expected no such file yet, got one; --force replaces it")
 

@@ -30,13 +30,15 @@ class FolderLock:
         self._file = -1
         fcntl = _fcntl()
         if fcntl is None:
-            self.note = f"{directory}: this system has no file locks: start one run in it alone"
+            self.note = (
+                f"{directory}: this system has no file locks: do not start a second run in it"
+            )
             return
         while self._file < 0:
             try:
                 file = _open(path)
             except OSError as error:
-                raise UserError(f"{path}: cannot be made: {error.strerror}") from error
+                raise UserError(f"{path}: cannot be created: {error.strerror}") from error
             try:
                 # of the process, not of the file: reading processes do not inherit it
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +50,9 @@ class FolderLock:
                         f"{directory}: expected a folder that no run writes to, got one in use by "
                         f"{holder or 'another run'}; stop that, or choose another --output"
                     ) from error
-                self.note = f"{directory}: the file system has no locks: start one run in it alone"
+                self.note = (
+                    f"{directory}: the file system has no locks: do not start a second run in it"
+                )
             if _lies_at(file, path):
                 self._file = file
             else:

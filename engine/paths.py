@@ -103,7 +103,7 @@ def files_in(folder: Path | str) -> set[str]:
             return set()
         with entries:
             for entry in entries:
-                with suppress(OSError):  # a circle of links
+                with suppress(OSError):  # a cycle of links
                     if entry.is_file():
                         found.add(entry.name)
     return found
@@ -113,13 +113,13 @@ def resolved(path: Path | str) -> Path:
     """Return the absolute path with all links resolved; the path need not exist.
 
     Raises:
-        UserError: as for `status_of`, or the links form a circle.
+        UserError: as for `status_of`, or the links form a cycle.
     """
     with _as_user_error(path):
         try:
             return Path(path).resolve()
-        except RuntimeError as error:  # Python 3.12 and before: a circle of links
-            raise UserError(f"{path}: the links form a circle") from error
+        except RuntimeError as error:  # Python 3.12 and before: a cycle of links
+            raise UserError(f"{path}: the links form a cycle") from error
 
 
 @contextmanager

@@ -148,8 +148,8 @@ class LoopConfig(Config):
     sync_batch_norm: bool = True
     """true: batch norm statistics over all processes; false: each process over its own share."""
     ema_decay: Fraction | None = None
-    """If set, an exponential moving average of the weights with this decay is kept, evaluated and
-    exported."""
+    """If set, an exponential moving average of the weights is kept, evaluated and exported. This is
+    the final decay; after update n (from 0) it is at most (1 + n) / (10 + n)."""
     eval_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_batch_size: PositiveInt = 4

@@ -18,7 +18,7 @@ from engine.optim import clip_gradients, step_if_finite
 from engine.precision import autocast, chosen_precision
 from engine.schema import LoopConfig, PrecisionSetting
 from engine.sync_norm import synchronise_norms
-from engine.task import Batch, CountsParts, Task
+from engine.task import Batch, SharesLossCounts, Task
 
 
 def memory_layout(config: LoopConfig) -> torch.memory_format:
@@ -43,8 +43,8 @@ class LossModule(nn.Module):
             return self.task.losses(batch)
 
     def with_counts(self, parts: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the parts of a step with the loss counts that they share (see CountsParts)."""
-        if len(parts) == 1 or not isinstance(self.task, CountsParts):
+        """Return the parts of a step with their shared loss counts; see `SharesLossCounts`."""
+        if len(parts) == 1 or not isinstance(self.task, SharesLossCounts):
             return parts
         with torch.no_grad(), autocast(*self._autocast):
             return self.task.with_counts(parts)
@@ -211,7 +211,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int, skipped: Tensor) -> None:
         """Update the average after update `step` (from 0); unchanged if `skipped` (0-dim bool)."""
-        # The decay starts low, so that the average of a short run forgets the initial weights.
+        # The decay starts low, so that the average of a short run forgets the initial weights: the
+        # warm-up of TensorFlow's ExponentialMovingAverage(num_updates=step).
         decay = min(self.decay, (1 + step) / (10 + step))
         weight = (1 - decay) * (~skipped).float()  # 0 keeps the average
         state = model.state_dict()

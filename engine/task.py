@@ -126,7 +126,7 @@ class HasDigest(Protocol):
 
 
 @runtime_checkable
-class CountsParts(Protocol):
+class SharesLossCounts(Protocol):
     """A task whose losses are divided by a count that is known only after sampling.
 
     With `loop.accumulate` above 1, each part of a step would otherwise divide by its own count,

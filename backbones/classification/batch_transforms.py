@@ -69,6 +69,8 @@ def random_erase(x: Tensor, seeds: Tensor, *, prob: float) -> Tensor:
     uniform, area, aspect = random_uniforms(seeds, 3, stream=_ERASE).unbind(dim=1)
     area = _ERASED_AREA[0] + area * (_ERASED_AREA[1] - _ERASED_AREA[0])
     # Limit the aspect so that the rectangle fits: sampling again until it fits would need a loop.
+    # columns = sqrt(area H W / aspect) <= W: aspect >= area H / W
+    # rows = sqrt(area H W aspect) <= H: aspect <= H / (W area)
     lowest = (area * height / width).log().clamp(min=math.log(_ERASED_ASPECT[0]))
     highest = (height / width / area).log().clamp(max=math.log(_ERASED_ASPECT[1]))
     aspect = torch.lerp(lowest, highest, aspect).exp()
@@ -168,6 +170,8 @@ def _symmetric_beta(seeds: Tensor, alpha: float, *, stream: int) -> Tensor:
     generation in one line of code*). The code is arranged so that u**(1/alpha) may underflow.
     """
     u, v = random_uniforms(seeds, 2, stream=stream).unbind(dim=1)
+    # With w = u**(1/alpha): t**2 / (2 alpha + t**2) = (1 - w) cos**2 / (w + (1 - w) cos**2).
+    # power is log w, scaled is (1 - w) cos**2.
     power = u.log() / alpha
     cosine = torch.cos(2 * math.pi * v)  # never 0: no float32 is an exact zero of the cosine
     scaled = -torch.expm1(power) * cosine**2

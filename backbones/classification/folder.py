@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from backbones.bad_images import error_for
+from backbones.bad_images import bad_image_error
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import EvaluationTransform, TrainingTransform
@@ -171,7 +171,7 @@ class FolderDataset:
         try:
             pixels = self._transform(read_file(path), path, seed=seed)
         except BadImageError as error:
-            raise error_for(error, self._on_bad_image) from error
+            raise bad_image_error(error, self._on_bad_image) from error
         return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:

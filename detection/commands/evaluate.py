@@ -26,7 +26,11 @@ def main() -> None:
     choice.add_argument("--named-images", action="store_true", help=named)
     all_images = "with --results: score all annotated images (the default)"
     choice.add_argument("--all-images", action="store_true", help=all_images)
-    parser.add_argument("--output", type=Path, help="folder for the files (default: RUN/eval)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for the files (default: RUN/eval; with --results none is written)",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
     arguments = parser.parse_intermixed_args()
     runs, overrides = split_arguments(arguments.positional)

@@ -158,8 +158,8 @@ def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
     if np.mean(as_corners) > 0.99:
         return (
-            f"{outside:.0%} of the boxes reach outside their images, and almost none as"
-            " [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
+            f"{outside:.0%} of the boxes reach outside their images, but almost none do if"
+            " read as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
     raw = corners_of(xywh)
     if np.mean(lie_inside(raw, sizes)) < 0.7 and np.mean(lie_inside(raw, sizes[:, ::-1])) > 0.99:

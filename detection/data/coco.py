@@ -38,7 +38,7 @@ from detection.structures import Detections
 from engine.errors import UserError
 from engine.schema import BadInputPolicy
 
-BAD_AREA, NO_MASK = "area not finite or negative", "no readable mask"
+BAD_AREA, NO_MASK = "area negative or not finite", "no readable mask"
 
 
 @dataclass(frozen=True)

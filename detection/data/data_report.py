@@ -13,9 +13,9 @@ import numpy as np
 from backbones.weights import listing
 from detection.data.segmentations import ByteStrings
 
-LARGEST_LINE = 1.0
+MAX_PLACEHOLDER_AREA = 1.0
 """Areas up to this one may be a placeholder that some tools write (0 or 1)."""
-SMALLEST_BOX = 16.0
+MIN_CHECKED_BOX_AREA = 16.0
 """Boxes with at least this area must contain more than one pixel of their object."""
 
 
@@ -106,7 +106,7 @@ def count_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> int:
     """
     with np.errstate(over="ignore"):  # huge boxes overflow to infinity, which no area exceeds
         most = (xywh[:, 2] + 1) * (xywh[:, 3] + 1)
-    too_small = (areas <= LARGEST_LINE) & (xywh[:, 2] * xywh[:, 3] >= SMALLEST_BOX)
+    too_small = (areas <= MAX_PLACEHOLDER_AREA) & (xywh[:, 2] * xywh[:, 3] >= MIN_CHECKED_BOX_AREA)
     # 1 % of tolerance for rounding in the file
     return int(np.count_nonzero((areas > 1.01 * most) | too_small))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.bad_images import error_for
+from backbones.bad_images import bad_image_error
 from backbones.images import BadImageError, bit_depth_note, read_image
 from backbones.weights import listing
 from detection.config import DataConfig, SplitConfig
@@ -176,7 +176,7 @@ class CocoDetection:
         try:
             pixels = self._read(row)
         except BadImageError as error:
-            raise error_for(error, self._config.on_bad_image) from error
+            raise bad_image_error(error, self._config.on_bad_image) from error
         objects = self.annotations.objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
@@ -185,7 +185,7 @@ class CocoDetection:
         is_ignored = ~self.annotations.is_plain(objects)
         if self._augment is not None:
             short_side = (
-                batch_shape.short_side if batch_shape else self._augment.draw_short_side(seed)
+                batch_shape.short_side if batch_shape else self._augment.sample_short_side(seed)
             )
             size = resized_size(original_size, short_side, self._config.augment.max_side)
             # masks are drawn at the final size; pixels and boxes are still in original pixels
@@ -218,7 +218,7 @@ class CocoDetection:
         """
         assert self._augment is not None, "evaluation batches have one padded shape already"
         # every process gets all keys of the global batch, so all use the first image's seed
-        short_side = self._augment.draw_short_side(sample_keys[0][1])
+        short_side = self._augment.sample_short_side(sample_keys[0][1])
         sizes = [
             resized_size((height, width), short_side, self._config.augment.max_side)
             for index, _ in sample_keys

@@ -95,14 +95,14 @@ class Augment:
             size: (height, width) of the result.
         """
         rng = np.random.default_rng(seed)
-        self._draw_short_side(rng)  # skip the number that draw_short_side uses
+        self._draw_short_side(rng)  # skip the number that sample_short_side uses
         # Augment before or after the resize, whichever has fewer pixels.
         if size[0] < pixels.shape[0]:
             return self._change(*resize(pixels, boxes, size), masks, rng)
         pixels, boxes, masks = self._change(pixels, boxes, masks, rng)
         return *resize(pixels, boxes, size), masks
 
-    def draw_short_side(self, seed: int) -> int:
+    def sample_short_side(self, seed: int) -> int:
         """Return the short side of a batch; `seed` is the seed of its first image."""
         return self._draw_short_side(np.random.default_rng(seed))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.bad_images import error_for
+from backbones.bad_images import bad_image_error
 from backbones.classification.transforms import CropWindow, sample_crop_window, size_for_short_side
 from backbones.images import BadImageError, read_image
 from detection.data.box_checks import format_size
@@ -94,7 +94,7 @@ class LocalizationDataset:
         try:
             pixels = self._read(index)
         except BadImageError as error:
-            raise error_for(error, self._on_bad_image) from error
+            raise bad_image_error(error, self._on_bad_image) from error
         boxes = self.images.boxes_of(index)
         size = (pixels.shape[0], pixels.shape[1])
         is_partial = np.zeros(len(boxes), dtype=np.bool_)  # none in evaluation: no crop

@@ -35,7 +35,7 @@ def unpack_bits(packed: Tensor, *, width: int) -> Tensor:
     return bits.flatten(-2)[..., :width]
 
 
-def cut_masks(
+def crop_masks(
     masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
 ) -> Tensor:
     """Return the part of a mask inside each box, resampled to M x M cells: RoIAlign of the mask.

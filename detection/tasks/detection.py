@@ -69,7 +69,7 @@ class DetectionTask(nn.Module):
         self.classes = classes
         self.class_names = classes.names
         roi = config.model.roi
-        self._stage_losses = tuple(roi.loss_of(stage) for stage in range(roi.stages))
+        self._stage_configs = tuple(roi.stage_config(stage) for stage in range(roi.stages))
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
         self._loaded: list[WeightsReport] = []
@@ -134,7 +134,7 @@ class DetectionTask(nn.Module):
         losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
         proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
         boxes, valid = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
-        for stage, loss_config in enumerate(self._stage_losses):
+        for stage, loss_config in enumerate(self._stage_configs):
             rois = sample_rois(
                 boxes,
                 valid,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detection.losses import mask_loss
 from detection.models.mask_head import masks_of_labels
-from detection.ops.masks import cut_masks
+from detection.ops.masks import crop_masks
 from detection.samples import most_foreground
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
@@ -25,7 +25,10 @@ class SegmentationTask(DetectionTask):
     with_masks: ClassVar[bool] = True
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return the detector's losses and `mask`, on the last stage's foreground samples."""
+        """Return the detector's losses and `mask`, on the last stage's foreground samples.
+
+        Of these, each image gives at most as many as its first stage may have, to bound the cost.
+        """
         losses, (features, rois, pooled) = self.box_losses(batch)
         config, targets = self.config.model, batch.targets
         assert targets.masks is not None, "the data set was created without masks"
@@ -33,7 +36,7 @@ class SegmentationTask(DetectionTask):
         foreground = slice(most_foreground(rois.is_fg, self._max_foreground()))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]
         logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground])
-        target_masks = cut_masks(
+        target_masks = crop_masks(
             targets.masks,
             gt_idxs,
             boxes,
@@ -59,5 +62,5 @@ class SegmentationTask(DetectionTask):
         return [replace(part, mask_count=mean) for part in parts]
 
     def _max_foreground(self) -> int:
-        """Return the largest number of foreground samples of an image."""
+        """Return the largest number of samples of an image in the mask loss."""
         return int(self.config.model.roi.num_samples * self.config.model.roi.fg_fraction)

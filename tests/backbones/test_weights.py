@@ -345,3 +345,14 @@ def test_bottleneck_stride_of_our_file_must_equal_the_models(tmp_path: Path, in_
     expected = f"expected model.backbone.stride_in_1x1={str(in_file).lower()}"
     with pytest.raises(UserError, match=expected):
         load(build_resnet("resnet50", stride_in_1x1=not in_file), path)
+
+
+def test_file_of_another_project_and_new_classes_are_both_noted(tmp_path: Path) -> None:
+    path = tmp_path / "mmdetection.pth"
+    state = {f"backbone.{name}": tensor for name, tensor in to_torchvision(trained()).items()}
+    state = {name: tensor for name, tensor in state.items() if ".fc." not in name}
+    torch.save(state | {"roi_head.bbox_head.fc_cls.weight": torch.zeros(2, 4)}, path)
+    report = load_backbone_weights(tiny(), path, pixel_mean=MEAN, pixel_std=STD, new_classes=True)
+    first, second = report.notes
+    assert first.startswith("an mmdetection file does not specify its pixel format")
+    assert second.startswith("fc is missing in the file: starts from random weights")

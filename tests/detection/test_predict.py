@@ -206,7 +206,7 @@ def test_one_image_is_no_list(run: Path, images: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
 def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
-    with pytest.raises(UserError, match="batch_size: expected a whole number from 1 on"):
+    with pytest.raises(UserError, match="batch_size: expected an integer of at least 1"):
         load_detector(run, device="cpu").predict([], batch_size=batch_size)
 
 

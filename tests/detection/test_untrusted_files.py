@@ -197,7 +197,7 @@ def test_a_network_beyond_all_memory_is_not_built(tmp_path: Path, trained: Files
     config["model"]["roi"]["hidden_dim"] = 10**12
     path = tmp_path / "a.safetensors"
     write_safetensors(path, state, {**metadata, "config": json.dumps(config)})
-    with pytest.raises(UserError, match=r"as many numbers as the file .\d+., got a far"):
+    with pytest.raises(UserError, match=r"as many parameters as the file .\d+., got a far"):
         load_trained(path)
 
 

@@ -241,7 +241,7 @@ def test_base_file_may_have_a_base(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
-        (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a circle"),
+        (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a cycle"),
         (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected a chain"),
         (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
         (["~/gone.yaml"], "c.yaml: base: home/gone.yaml: no such file"),

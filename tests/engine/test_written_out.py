@@ -45,7 +45,7 @@ class RecordingTask(ToyTask):
         return super().losses(batch)
 
 
-def loss_of(task: ToyTask, batch: ToyBatch) -> Tensor:
+def stage_config(task: ToyTask, batch: ToyBatch) -> Tensor:
     return torch.stack(list(task.losses(batch).values())).sum()
 
 
@@ -75,6 +75,6 @@ def test_weights_are_those_of_the_loop_written_out(
     steps = [trained.seen[first : first + parts] for first in range(0, len(trained.seen), parts)]
     task = ToyTask()
     rules = Rules(rates, momentum=0.8, weight_decay=0.01, clip=clip, decay=decay)
-    expected = train(task.model, lambda batch: loss_of(task, batch), steps, rules)
+    expected = train(task.model, lambda batch: stage_config(task, batch), steps, rules)
     found = read_safetensors(tmp_path / "model.safetensors")[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

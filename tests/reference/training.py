@@ -24,7 +24,7 @@ class Rules:
 
 def train(
     model: nn.Module,
-    loss_of: Callable[[Any], Tensor],
+    stage_config: Callable[[Any], Tensor],
     steps: Sequence[Sequence[Any]],
     rules: Rules,
 ) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def train(
     speed = {name: torch.zeros_like(value) for name, value in parameters.items()}
     average = {name: value.detach().clone() for name, value in parameters.items()}
     for number, (parts, rate) in enumerate(zip(steps, rules.rates, strict=True)):
-        loss = sum((loss_of(part) for part in parts), torch.zeros(())) / len(parts)
+        loss = sum((stage_config(part) for part in parts), torch.zeros(())) / len(parts)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         norm = sum(float((gradient**2).sum()) for gradient in gradients) ** 0.5
         scale = 1.0 if rules.clip is None else min(1.0, rules.clip / (norm + 1e-6))

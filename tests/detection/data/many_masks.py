@@ -10,7 +10,7 @@ from detection.data.collate import Sample, collate_detection
 from detection.data.masks import draw_masks
 from detection.data.segmentations import SegmentationsBuilder
 from detection.data.transforms import Augment
-from detection.ops.masks import cut_masks
+from detection.ops.masks import crop_masks
 
 SIZE, COUNT = (800, 1333), 200
 
@@ -39,7 +39,7 @@ def main() -> None:
     )
     targets = collate_detection([sample], size_divisor=32).targets
     assert targets.masks is not None
-    cut = cut_masks(
+    cut = crop_masks(
         targets.masks,
         torch.arange(COUNT)[None],
         targets.boxes,

@@ -17,7 +17,7 @@ from detection.losses import mask_loss
 from detection.models import FasterRCNN, MaskHead
 from detection.models.mask_head import masks_of_labels
 from detection.models.proposals import make_proposals
-from detection.ops.masks import cut_masks, unpack_bits
+from detection.ops.masks import crop_masks, unpack_bits
 from detection.structures import DetectionBatch
 from detection.weights import from_torchvision_fasterrcnn, to_torchvision_fasterrcnn
 from tests.detection.models.detectors import make_like_torchvisions
@@ -90,7 +90,7 @@ def test_mask_losses_on_the_same_samples(pair: Pair) -> None:
     width = images.pixels.shape[3]
 
     logits = pair.ours.mask_logits(pair.features, boxes)
-    wanted = cut_masks(targets.masks, gt_idxs, boxes, width=width, resolution=28, aligned=False)
+    wanted = crop_masks(targets.masks, gt_idxs, boxes, width=width, resolution=28, aligned=False)
     loss = mask_loss(masks_of_labels(logits, targets.labels), wanted, valid)["mask"]
 
     heads = pair.theirs.roi_heads

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from detection.ops.masks import cut_masks, pack_bits, paste_mask, unpack_bits
+from detection.ops.masks import crop_masks, pack_bits, paste_mask, unpack_bits
 from detection.ops.rle import decode, encode_window
 from tests.reference.masks import paste_mask as paste_reference
 
@@ -54,7 +54,7 @@ def test_cut_is_torchvisions_roi_align(aligned: bool, resolution: int) -> None:
     masks = blobs(6).reshape(2, 3, *SIZE)
     boxes = torch.stack([random_boxes(20, seed=1), random_boxes(20, seed=2)])
     idxs = torch.randint(0, 3, (2, 20), generator=torch.Generator().manual_seed(3))
-    found = cut_masks(
+    found = crop_masks(
         packed(masks), idxs, boxes, width=SIZE[1], resolution=resolution, aligned=aligned
     )
     rows = (idxs + torch.tensor([[0], [3]])).flatten()
@@ -68,9 +68,9 @@ def test_cut_of_empty_boxes_and_of_none_is_finite() -> None:
     masks = packed(np.ones((1, 1, *SIZE), np.bool_))
     boxes = torch.tensor([[[5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]]])
     idxs = torch.zeros(1, 2, dtype=torch.int64)
-    found = cut_masks(masks, idxs, boxes, width=SIZE[1], resolution=4, aligned=True)
+    found = crop_masks(masks, idxs, boxes, width=SIZE[1], resolution=4, aligned=True)
     assert found.isfinite().all()
-    none = cut_masks(masks, idxs[:, :0], boxes[:, :0], width=SIZE[1], resolution=4, aligned=True)
+    none = crop_masks(masks, idxs[:, :0], boxes[:, :0], width=SIZE[1], resolution=4, aligned=True)
     assert none.shape == (1, 0, 4, 4)
 
 
@@ -142,7 +142,7 @@ def test_to_target_and_back_within_half_a_pixel(name: str) -> None:
     mask = SHAPES[name]
     y, x = np.nonzero(mask)
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float32)
-    cells = cut_masks(
+    cells = crop_masks(
         packed(mask[None, None]),
         torch.zeros(1, 1, dtype=torch.int64),
         torch.from_numpy(box)[None, None],
@@ -162,7 +162,7 @@ def test_two_hundred_in_a_large_image_take_little_memory() -> None:
     masks = torch.from_numpy(one).expand(1, 200, *one.shape)
     assert masks.numel() < 30e6
     boxes = torch.tensor([300.0, 100.0, 900.0, 700.0]).expand(1, 200, 4)
-    found = cut_masks(
+    found = crop_masks(
         masks, torch.arange(200)[None], boxes, width=size[1], resolution=28, aligned=True
     )
     share = found.mean(dim=(2, 3))

@@ -1,7 +1,7 @@
 """Benchmarks: speed and memory of this project against other libraries ("the peer").
 
-Every benchmark first checks that both sides give the same result. With `small` it runs at sizes
-that take about a second; this only checks that the sides agree, and its times mean nothing.
+Every benchmark with a peer first checks that both sides give the same result. With `small` a
+benchmark runs at sizes that take about a second; its times then mean nothing.
 """
 
 from tools.lab.benchmarks.settings import Benchmark

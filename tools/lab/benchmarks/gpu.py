@@ -123,11 +123,11 @@ def gpu_classify(settings: Settings) -> list[Row]:
     pixels = pixels.to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (count,), device=device)
 
-    def loss_of(pixels: torch.Tensor) -> torch.Tensor:
+    def stage_config(pixels: torch.Tensor) -> torch.Tensor:
         with autocast(device, precision):
             return nn.functional.cross_entropy(model(pixels).float(), labels)
 
-    compiled = loss_of if settings.small else torch.compile(loss_of)
+    compiled = stage_config if settings.small else torch.compile(stage_config)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
