@@ -57,7 +57,7 @@ def test_lock_does_not_follow_a_link_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / FolderLock.name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"\.lock: cannot be made"):
+    with pytest.raises(UserError, match=r"\.lock: cannot be created"):
         FolderLock(tmp_path / "run")
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
