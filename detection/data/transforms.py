@@ -95,7 +95,7 @@ class Augment:
             size: (height, width) of the result.
         """
         rng = np.random.default_rng(seed)
-        self._draw_short_side(rng)  # skip the number that sample_short_side uses
+        self._sample_short_side(rng)  # skip the number that sample_short_side uses
         # Augment before or after the resize, whichever has fewer pixels.
         if size[0] < pixels.shape[0]:
             return self._change(*resize(pixels, boxes, size), masks, rng)
@@ -104,9 +104,9 @@ class Augment:
 
     def sample_short_side(self, seed: int) -> int:
         """Return the short side of a batch; `seed` is the seed of its first image."""
-        return self._draw_short_side(np.random.default_rng(seed))
+        return self._sample_short_side(np.random.default_rng(seed))
 
-    def _draw_short_side(self, rng: np.random.Generator) -> int:
+    def _sample_short_side(self, rng: np.random.Generator) -> int:
         return int(rng.choice(self._short_sides))
 
     def _change(
