@@ -27,7 +27,7 @@ from engine.paths import is_file, is_folder, names_in, open_file, status_of
 
 CHUNK_BYTES = 10**6
 TIMEOUT_S = 60.0
-# Errors of zipfile: BadZipFile for a damaged file; RuntimeError for a password, and its subclass for
+# Errors of zipfile: BadZipFile for a damaged file; RuntimeError for a password, or its subclass for
 # an unknown compression method.
 _ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError)
 GB = 10**9
