@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from detection.ops.boxes import xywh_to_xyxy
+
 MIN_SIDE = 0.01
 """Shortest side of a box, in pixels; float32 cannot tell much less apart at x = 60000."""
 CLIP_TOLERANCE = 1e-3
@@ -47,7 +49,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
         clipped=np.concatenate([block.clipped for block in blocks]),
         fits=fits,
         # sizes[:, ::-1] swaps height and width; computed only if needed
-        fits_swapped=fits if fits.all() else lie_inside(corners_of(xywh), sizes[:, ::-1]),
+        fits_swapped=fits if fits.all() else lie_inside(xywh_to_xyxy(xywh), sizes[:, ::-1]),
         bad={
             reason: np.concatenate([block.bad[reason] for block in blocks])
             for reason in (NOT_FINITE, NO_SIZE, OUTSIDE)
@@ -58,7 +60,7 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
 def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     finite = _in_all_columns(np.isfinite(xywh))
     xywh = np.where(finite[:, None], xywh, 0.0)  # no NaN in the arithmetic below
-    raw = corners_of(xywh)
+    raw = xywh_to_xyxy(xywh)
     # upper limits per box: width, height, width, height
     boxes = np.clip(raw, 0, np.tile(sizes[:, ::-1], 2))
     excess = np.abs(raw - boxes)
@@ -81,12 +83,6 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
             OUTSIDE: finite & sized & ~inside,
         },
     )
-
-
-def corners_of(xywh: np.ndarray) -> np.ndarray:
-    """Convert boxes (M, 4) from COCO's xywh to xyxy."""
-    with np.errstate(over="ignore", invalid="ignore"):  # reported elsewhere
-        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def lie_inside(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -113,7 +109,7 @@ def describe_bad_box(xywh: list[float], size: tuple[int, int], reason: str) -> s
         return f"bbox {name}: expected at least {MIN_SIDE} pixels, got {side:g}"
     shown = [round(value, 2) for value in xywh]
     if reason == OUTSIDE:
-        swapped = lie_inside(corners_of(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
+        swapped = lie_inside(xywh_to_xyxy(np.array([xywh], np.float64)), np.array([size[::-1]]))[0]
         hint = " (which it would with width and height swapped)" if swapped else ""
         image = format_size(size)
         return f"bbox: expected a box that overlaps its image of {image}, got {shown}{hint}"
@@ -161,7 +157,7 @@ def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
             f"{outside:.0%} of the boxes reach outside their images, but almost none do if"
             " read as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
         )
-    raw = corners_of(xywh)
+    raw = xywh_to_xyxy(xywh)
     if np.mean(lie_inside(raw, sizes)) < 0.7 and np.mean(lie_inside(raw, sizes[:, ::-1])) > 0.99:
         return (
             f"{outside:.0%} of the boxes reach outside their images, and almost none would with"

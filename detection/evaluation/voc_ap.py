@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from detection.config import Protocol
-from detection.data.box_checks import corners_of
 from detection.evaluation.detection_table import DetectionTable
 from detection.evaluation.ground_truth import GroundTruth
-from detection.ops.boxes import box_iou
+from detection.ops.boxes import box_iou, xywh_to_xyxy
 
 TRUE_POSITIVE, NOT_COUNTED, FALSE_POSITIVE = 1, 0, -1
 """Outcome of a detection. NOT_COUNTED: it matches a difficult object and is not counted."""
@@ -33,7 +32,7 @@ ILSVRC, Russakovsky et al. 2015, section 4.3.
 """
 
 
-class Boxes(NamedTuple):
+class ClassBoxes(NamedTuple):
     """Boxes of one class in many images: corners (N, 4) float64 xyxy, image_ids (N,) int64."""
 
     corners: np.ndarray
@@ -95,7 +94,7 @@ def score_protocols(
     return metrics
 
 
-def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
+def match_voc(detections: ClassBoxes, objects: ClassBoxes, is_difficult: np.ndarray) -> np.ndarray:
     """Match detections with objects by the rules of VOC's devkit (VOCevaldet.m).
 
     Each detection is compared only with the object of its image that it overlaps most, if the IoU
@@ -121,7 +120,9 @@ def match_voc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np
     return outcome
 
 
-def match_ilsvrc(detections: Boxes, objects: Boxes, is_difficult: np.ndarray) -> np.ndarray:
+def match_ilsvrc(
+    detections: ClassBoxes, objects: ClassBoxes, is_difficult: np.ndarray
+) -> np.ndarray:
     """Match detections with objects by the rules of ILSVRC's devkit (eval_detection.m).
 
     Each detection takes the object that it overlaps most among the free objects of its image. The
@@ -188,7 +189,7 @@ def _best_precisions(outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return num_true, np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _overlapping(detections: Boxes, objects: Boxes, thresholds: np.ndarray) -> _Pairs:
+def _overlapping(detections: ClassBoxes, objects: ClassBoxes, thresholds: np.ndarray) -> _Pairs:
     """Return the pairs of one image whose IoU is at least the object's threshold (G,)."""
     # Sort the objects by image. The objects of detection i are then the sorted positions starts[i]
     # to starts[i] + counts[i] - 1.
@@ -222,15 +223,15 @@ def _turns(image_ids: np.ndarray, detections: np.ndarray) -> np.ndarray:
     return turns[inverse]
 
 
-def _detections_of(found: DetectionTable, category_id: int) -> Boxes:
+def _detections_of(found: DetectionTable, category_id: int) -> ClassBoxes:
     """Return one category's detections by falling score; equal scores keep the table's order."""
     rows = np.flatnonzero(found.category_ids == category_id)
     rows = rows[np.argsort(-found.scores[rows], kind="stable")]
-    return Boxes(corners_of(found.boxes[rows]), found.image_ids[rows])
+    return ClassBoxes(xywh_to_xyxy(found.boxes[rows]), found.image_ids[rows])
 
 
-def _objects_of(ground_truth: GroundTruth, category_id: int) -> tuple[Boxes, np.ndarray]:
+def _objects_of(ground_truth: GroundTruth, category_id: int) -> tuple[ClassBoxes, np.ndarray]:
     """Return one category's objects, and (G,) bool, whether they are difficult or crowd regions."""
     table, rows = ground_truth.table, ground_truth.rows_of(category_id)
-    boxes = Boxes(corners_of(table.xywh[rows]), table.image_ids[rows])
+    boxes = ClassBoxes(xywh_to_xyxy(table.xywh[rows]), table.image_ids[rows])
     return boxes, table.is_difficult[rows] | table.is_crowd[rows]

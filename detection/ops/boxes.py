@@ -83,9 +83,12 @@ def flip_boxes(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+def xywh_to_xyxy(boxes: Boxes) -> Boxes:
     """Return (..., 4) xyxy from `boxes` (..., 4) as left, top, width, height (COCO's order)."""
-    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+    if isinstance(boxes, Tensor):
+        return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # callers report what is not finite
+        return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:

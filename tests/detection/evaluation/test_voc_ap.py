@@ -14,7 +14,7 @@ from detection.evaluation.voc_ap import (
     FALSE_POSITIVE,
     NOT_COUNTED,
     TRUE_POSITIVE,
-    Boxes,
+    ClassBoxes,
     area_ap,
     eleven_point_ap,
     match_ilsvrc,
@@ -28,8 +28,8 @@ VALUES = {"right": TRUE_POSITIVE, "neither": NOT_COUNTED, "wrong": FALSE_POSITIV
 Rows = Sequence[tuple[int, Sequence[float]]]
 
 
-def boxes(rows: Rows) -> Boxes:
-    return Boxes(
+def boxes(rows: Rows) -> ClassBoxes:
+    return ClassBoxes(
         np.array([box for _, box in rows], dtype=float).reshape(-1, 4),
         np.array([image for image, _ in rows], dtype=np.int64),
     )
