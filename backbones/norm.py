@@ -4,6 +4,7 @@ B images, C channels, H x W cells.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -100,15 +101,15 @@ def conv_norm_of_pooled(
 
     Args:
         x: (B, C, H, W).
-        conv: 1x1, without bias; its hooks are not called.
+        conv: 1x1, without bias, unless `fold_norms` gave it one; its hooks are not called.
         norm: the norm after the convolution.
         pool: takes a map (B, C', H, W) and a stride, and returns a new tensor (M, C', h, w), linear
             in the map: every stride-th cell along each side of the result at stride 1.
     """
     assert conv.kernel_size == (1, 1), f"expected a 1x1 convolution, got {conv.kernel_size}"
-    assert conv.bias is None, "expected a convolution without bias"
     folded = _folded(conv, norm)
     if folded is None:
+        assert conv.bias is None, "expected a convolution without bias"
         normed: Tensor = norm(pool(F.conv2d(x, conv.weight), conv.stride[0]))
         return normed
     weight, shift = folded
@@ -126,6 +127,8 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     None if the norm depends on the map or has no weights, if the convolution has a bias, dilation,
     groups or a padding other than zeros, or if one of the two has a forward hook.
     """
+    if isinstance(norm, nn.Identity) and conv.bias is not None:  # `fold_norms` has folded it
+        return conv.weight, conv.bias
     plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
     padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     if not plain or not padded or any(_has_forward_hooks(each) for each in (conv, norm)):
@@ -140,6 +143,25 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     dtype = conv.weight.dtype
     # scale * (weight * x) + shift = (scale * weight) * x + shift; one scale per output channel
     return (conv.weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold each fixed norm into the convolution before it, in place, for prediction alone.
+
+    `conv_norm` folds at each call, because in training the weights change. A norm is fixed if it is
+    frozen or in evaluation mode; an identity takes its place, and the convolution gets a bias.
+
+    Args:
+        network: its norms follow their convolutions in the order of a module's children.
+    """
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in pairwise(children):
+            folded = _folded(conv, norm) if isinstance(conv, nn.Conv2d) else None
+            if folded is None:
+                continue
+            conv.weight, conv.bias = (nn.Parameter(each, requires_grad=False) for each in folded)
+            setattr(parent, name, nn.Identity())
 
 
 def _has_forward_hooks(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backbones.images import SUFFIXES, BadImageError, images_in, read_image
 from backbones.metadata import read_category_ids
+from backbones.prediction import prepare_for_prediction
 from backbones.trained_runs import read_run
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
@@ -22,6 +23,7 @@ from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.transforms import resize, resized_size
 from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
+from detection.models.graphed import GraphedDetector
 from detection.structures import Detections
 from engine.distributed import pick_device
 from engine.errors import UserError
@@ -72,12 +74,17 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> TrainedDete
 class Detector:
     """Detects objects in images with the same sizes, padding and arithmetic as evaluation."""
 
-    def __init__(self, trained: TrainedDetector, *, device: torch.device) -> None:
+    def __init__(
+        self, trained: TrainedDetector, *, device: torch.device, cuda_graphs: bool = False
+    ) -> None:
         self.class_names = trained.classes.names
         self.category_ids = trained.classes.category_ids
         self.config = trained.config
-        self._model = trained.model.to(device)
+        self._model = trained.model
         self._device = device
+        precision = self.config.loop.precision
+        prepare_for_prediction(self._model, device=device, precision=precision)
+        self._graphs = GraphedDetector(self._model) if cuda_graphs else None
 
     def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
         """Return the objects detected in each image, in its own pixels, on the CPU.
@@ -161,7 +168,7 @@ class Detector:
         batch = collate_detection(samples, size_divisor=self.config.data.size_divisor)
         images = batch.images.to(self._device)
         with torch.inference_mode(), autocast(self._device, self.config.loop.precision):
-            found = self._model.predict(images)
+            found = (self._graphs or self._model).predict(images)
         yield from zip((sample.image_id for sample in samples), found, strict=True)
 
 
@@ -226,6 +233,7 @@ def load_detector(
     *,
     device: str | torch.device | None = None,
     overrides: Sequence[str] = (),
+    cuda_graphs: bool = False,
 ) -> Detector:
     """Load a detector from a run folder, a checkpoint or a .safetensors file.
 
@@ -235,9 +243,12 @@ def load_detector(
         path: as for `load_trained`.
         device: `cpu`, `cuda` or `cuda:N`; None uses a GPU if there is one.
         overrides: as for `load_trained`.
+        cuda_graphs: on a GPU, launch the work of a batch at once, as one CUDA graph for each batch
+            shape: faster for small batches, if the shapes are few.
 
     Raises:
-        UserError: bad file, device or override, or RESDET_KERNELS is neither fast nor reference.
+        UserError: bad file, device or override, CUDA graphs on a CPU, or RESDET_KERNELS is neither
+            fast nor reference.
     """
     kernels_kind()  # raises early if RESDET_KERNELS is wrong
     if not isinstance(path, str | Path):
@@ -245,7 +256,9 @@ def load_detector(
     if isinstance(overrides, str):
         raise UserError(f"overrides: expected a list of key=value, got the text {overrides!r}")
     chosen = pick_device(None if device is None else str(device))
-    return Detector(load_trained(path, overrides), device=chosen)
+    if cuda_graphs and chosen.type != "cuda":
+        raise UserError(f"cuda_graphs: expected a GPU, got the device {chosen}")
+    return Detector(load_trained(path, overrides), device=chosen, cuda_graphs=cuda_graphs)
 
 
 @dataclass(frozen=True)

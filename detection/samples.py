@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detection.config import AnchorLossConfig, RegionLossConfig
 from detection.ops.box_coder import BoxWeights, encode_boxes
+from detection.ops.boxes import take_boxes
 from detection.ops.matching import match_boxes
 from detection.ops.sampling import sample_matches
 from detection.structures import DetectionBatch, Proposals, Targets
@@ -162,12 +163,7 @@ def _sample(
         fg_fraction=config.fg_fraction,
     )
     # (B, N) -> (B, S): everything about the candidates, at the sampled places
-    boxes, gt_idxs = _take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
-    gt_boxes = _take_boxes(targets.boxes, gt_idxs)
+    boxes, gt_idxs = take_boxes(candidates, idxs), matched_idxs.gather(1, idxs)
+    gt_boxes = take_boxes(targets.boxes, gt_idxs)
     deltas = encode_boxes(gt_boxes, boxes, weights=box_weights)
     return SampledBoxes(boxes, idxs, gt_idxs, gt_boxes, deltas, is_fg, is_sample)
-
-
-def _take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:
-    """Return the boxes (B, S, 4) at indices (B, S) of `boxes` (B, N, 4)."""
-    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))

@@ -7,32 +7,50 @@ import atexit
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import PeerError, UserError
 from engine.memory import keep_freed_memory
+from engine.watchdog import ProgressWatchdog
+
+_NCCL_MARGIN_S = 60
+"""Seconds that torch waits longer than our watchdog, so that the watchdog's line comes first."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The rank of this process (0..size-1), the number of processes, and this process's device."""
+    """The rank of this process (0..size-1), the number of processes, and this process's device.
+
+    watchdog: ends this process if it waits for another one on a GPU for too long; None on a CPU,
+    and with one process.
+    """
 
     rank: int
     size: int
     device: torch.device
+    watchdog: ProgressWatchdog | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, the process that writes files and log lines."""
         return self.rank == 0
+
+    def report_progress(self, what: str) -> None:
+        """Tell the watchdog, if there is one, what was reached, such as `step 120`."""
+        if self.watchdog is not None:
+            self.watchdog.report(what)
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Return a context in which the watchdog, if there is one, counts no time."""
+        return nullcontext() if self.watchdog is None else self.watchdog.paused()
 
 
 @contextmanager
@@ -45,7 +63,10 @@ def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[
         device: `cpu`, `cuda` or `cuda:N`; None takes `cuda` if available. With several processes
             each takes the GPU of its local rank.
         timeout_s: longest wait for the other processes, in seconds. After it the waiting call
-            raises (NCCL ends the process instead). A note on each exception names the rank.
+            raises. A wait on a GPU cannot raise: after `timeout_s` without a call of
+            `World.report_progress` the process ends with one line and the exit code of a PeerError.
+            Without any such call torch ends it, a minute later. A note on each exception names the
+            rank.
 
     Raises:
         UserError: the device does not exist.
@@ -64,28 +85,39 @@ def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[
     # argument, so they would keep the group alive forever. DistributedDataParallel imports it too.
     import_module("torch.distributed.nn")
     where = f"process {rank} of 0..{size - 1}"
-    try:
-        dist.init_process_group(
-            # on GPUs gloo transfers pickled objects, so that results never pass through the GPU
-            "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl",
-            timeout=timedelta(seconds=timeout_s),
-            device_id=own_device if own_device.type == "cuda" else None,
-        )
-        yield World(rank, size, own_device)
-    except BaseException as error:
-        # No destroy_process_group: it may wait for processes that are waiting for this one.
-        if _is_peer_failure(error):
-            raise PeerError(
-                f"{where}: another process ended or did not answer within {timeout_s} s; its own "
-                f"error says why ({' '.join(str(error).split())})"
-            ) from error
-        error.add_note(f"in {where}")
-        raise
-    dist.destroy_process_group()
+    limit_s = timeout_s + (_NCCL_MARGIN_S if own_device.type == "cuda" else 0)
+    with _watchdog(own_device, where, timeout_s=timeout_s) as watchdog:
+        try:
+            dist.init_process_group(
+                # on GPUs gloo transfers pickled objects, so that results never pass through the GPU
+                "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl",
+                timeout=timedelta(seconds=limit_s),
+                device_id=own_device if own_device.type == "cuda" else None,
+            )
+            yield World(rank, size, own_device, watchdog)
+        except BaseException as error:
+            # No destroy_process_group: it may wait for processes that are waiting for this one.
+            if _is_peer_failure(error):
+                raise PeerError(
+                    f"{where}: another process ended or did not answer within {limit_s} s; its own "
+                    f"error says why ({' '.join(str(error).split())})"
+                ) from error
+            error.add_note(f"in {where}")
+            raise
+        dist.destroy_process_group()
     # DistributedDataParallel still references the group in a cycle that only the garbage collector
     # frees; then gloo's threads are joined. A gloo thread that is still working while Python shuts
     # down aborts the process, so collect at exit.
     atexit.register(gc.collect)
+
+
+def _watchdog(
+    device: torch.device, process: str, *, timeout_s: int
+) -> AbstractContextManager[ProgressWatchdog | None]:
+    """Return a watchdog on a GPU, as a context that closes it; None on a CPU, where gloo raises."""
+    if device.type == "cpu":
+        return nullcontext()
+    return closing(ProgressWatchdog(process, timeout_s=timeout_s))
 
 
 def _is_peer_failure(error: BaseException) -> bool:
@@ -125,18 +157,6 @@ def any_over_ranks(flag: Tensor) -> Tensor:
     highest = flag.to(torch.int32)
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
     return highest.bool()
-
-
-def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the main process's buffers, such as running statistics of batch norm, to all others.
-
-    Without synchronised batch norm each process has its own statistics. The main process's are the
-    ones that are saved and that DistributedDataParallel broadcasts at the next step, so they are
-    also the ones to evaluate.
-    """
-    if rank_and_size()[1] > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
 
 
 def gather_objects(item: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,10 +11,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from engine.backend_settings import backend_settings
 from engine.checkpoint import prepare_output
 from engine.distributed import (
     World,
-    broadcast_buffers,
     broadcast_object,
     gather_objects,
     process_group,
@@ -25,7 +26,7 @@ from engine.loader import LoadedBatch, evaluation_batches, read_batches
 from engine.log import RunLog
 from engine.precision import autocast
 from engine.schema import RunConfig
-from engine.step import memory_layout
+from engine.step import move_task
 from engine.task import Evaluator, Task
 
 
@@ -59,12 +60,15 @@ def evaluate(
     Raises:
         UserError: bad input, or `output` cannot be written.
     """
-    with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
+    with (
+        process_group(device, timeout_s=config.loop.collective_timeout_s) as world,
+        backend_settings(config.loop, world.device),
+    ):
         if output is not None and world.is_main:
             prepare_output(output)
         log = RunLog(None, is_main=world.is_main)
         log.note(kernels_note())
-        task.model.to(world.device, memory_format=memory_layout(config.loop))  # type: ignore[call-overload]
+        move_task(task, config.loop, world.device)
         try:
             result = run_evaluation(task, config, world, log, output=output)
         except EvaluationError as error:
@@ -100,7 +104,6 @@ def run_evaluation(
         EvaluationError: on every process, if one of them failed to read or score its images.
         InterruptedRunError: on every process, if one of them was asked to stop.
     """
-    broadcast_buffers(task.model)  # otherwise scores would depend on the number of processes
     data = task.val_data()
     batches = evaluation_batches(data.groups, batch_size=config.loop.eval_batch_size)
     # round robin: spreads the batches of each group over all processes
@@ -113,39 +116,48 @@ def run_evaluation(
     was_training = task.model.training
     task.model.eval()
     try:
-        with torch.inference_mode(), autocast(world.device, config.loop.precision):
-            loaded_batches = read_batches(
-                data, own_batches, config=config.loader, device=world.device, substitute=False
-            )
+        with (
+            torch.inference_mode(),
+            autocast(world.device, config.loop.precision),
+            closing(
+                read_batches(
+                    data, own_batches, config=config.loader, device=world.device, substitute=False
+                )
+            ) as loaded_batches,
+        ):
             with_progress = log.progress(loaded_batches, len(own_batches), "evaluating")
-            skipped += _predict_all(task, with_progress, result, config.loop.drawn_images, stop)
+            skipped += _predict_all(
+                task, with_progress, result, config.loop.drawn_images, stop, world=world
+            )
     except Exception as error:  # any failure must reach the other processes
         failures.append(error)
     finally:
         task.model.train(was_training)
     stop_asked = stop is not None and stop.requested
-    # One gather for predictions, skipped images, failures and stop flags: a process that failed
-    # still takes part, so the others do not wait for it.
-    states = gather_objects((evaluator.state(), skipped, _failure_text(failures), stop_asked))
-    failure = "".join(text for *_, text, _ in states)
-    stopped = any(asked for *_, asked in states)
-    if world.is_main and not failure and not stopped:
-        seconds = time.perf_counter() - started
-        reasons = [reason for _, some, *_ in states for reason in some]
-        for reason in reasons:
-            log.note(f"validation image skipped: {reason}")
-        try:
-            metrics = evaluator.compute([state for state, *_ in states])
-            if output is not None:
-                evaluator.write(output)
-        except Exception as error:
-            failures.append(error)
-            failure = _failure_text(failures)
-        else:
-            speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
-            result.metrics = {**metrics, **speed}
-    # All processes raise or return together.
-    result.metrics, failure, stopped = broadcast_object((result.metrics, failure, stopped))
+    # gloo has a timeout of its own, and the main process may score for minutes
+    with world.unwatched():
+        # One gather for predictions, skipped images, failures and stop flags: a process that failed
+        # still takes part, so the others do not wait for it.
+        states = gather_objects((evaluator.state(), skipped, _failure_text(failures), stop_asked))
+        failure = "".join(text for *_, text, _ in states)
+        stopped = any(asked for *_, asked in states)
+        if world.is_main and not failure and not stopped:
+            seconds = time.perf_counter() - started
+            reasons = [reason for _, some, *_ in states for reason in some]
+            for reason in reasons:
+                log.note(f"validation image skipped: {reason}")
+            try:
+                metrics = evaluator.compute([state for state, *_ in states])
+                if output is not None:
+                    evaluator.write(output)
+            except Exception as error:
+                failures.append(error)
+                failure = _failure_text(failures)
+            else:
+                speed = {"num_skipped": len(reasons), "images_per_second": len(data) / seconds}
+                result.metrics = {**metrics, **speed}
+        # All processes raise or return together.
+        result.metrics, failure, stopped = broadcast_object((result.metrics, failure, stopped))
     if stopped:
         raise InterruptedRunError("interrupted during an evaluation")
     if failure:
@@ -175,9 +187,11 @@ def _predict_all(
     result: EvaluationResult,
     drawn: int,
     stop: StopRequest | None,
+    *,
+    world: World,
 ) -> list[str]:
     skipped: list[str] = []
-    for loaded in loaded_batches:
+    for number, loaded in enumerate(loaded_batches, start=1):
         if stop is not None and stop.requested:
             break
         skipped += loaded.skipped
@@ -189,4 +203,5 @@ def _predict_all(
         if len(result.images) < drawn:
             missing = drawn - len(result.images)
             result.images += task.draw(batch, predictions)[:missing]
+        world.report_progress(f"batch {number} of the evaluation")
     return skipped

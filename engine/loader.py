@@ -6,13 +6,15 @@ resumed run continues with exactly the next sample, and N processes see the same
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine.device_copies import copied_ahead
 from engine.errors import SkippedSampleError, UserError
 from engine.schema import LoaderConfig
 from engine.task import Batch, DataSet
@@ -177,14 +179,17 @@ def read_batches(
     config: LoaderConfig,
     device: torch.device,
     substitute: bool,
-) -> Iterator[LoadedBatch]:
+) -> Generator[LoadedBatch, None, None]:
     """Read planned batches in worker processes, in order, and move them to the device.
+
+    Close it to stop the workers, unless it is at its end.
 
     Args:
         data: the images.
         plan: batches to read.
         config: number of workers, prefetched batches per worker, and the timeout.
-        device: where batches are moved; the copy to a GPU is asynchronous.
+        device: where batches are moved. To a GPU they are copied one batch ahead, in a thread;
+            they must be dataclasses of tensors, or of such dataclasses.
         substitute: True replaces a skipped image by the next one (training); False drops it
             (evaluation).
 
@@ -192,11 +197,19 @@ def read_batches(
         UserError: an image is bad and the policy is to stop.
         ReadingError: out of memory or other resources, or a worker was killed or does not answer.
     """
-    load = _BatchLoader(data, substitute=substitute)
-    for loaded in read_ahead(load, plan, config):
-        batch = loaded.batch
-        if batch is not None:
-            if device.type == "cuda":  # only copies from pinned memory are asynchronous
-                batch = batch.pin_memory()
-            batch = batch.to(device, non_blocking=True)
-        yield LoadedBatch(batch, loaded.skipped)
+    loaded_batches = read_ahead(_BatchLoader(data, substitute=substitute), plan, config)
+    move = partial(_moved, device=device)
+    if device.type == "cuda":
+        yield from copied_ahead(loaded_batches, move, device=device)
+    else:
+        yield from map(move, loaded_batches)
+
+
+def _moved(loaded: LoadedBatch, *, device: torch.device) -> LoadedBatch:
+    """Return the batch on `device`; the copy to a GPU is asynchronous, on the current stream."""
+    batch = loaded.batch
+    if batch is not None:
+        if device.type == "cuda":  # only copies from pinned memory are asynchronous
+            batch = batch.pin_memory()
+        batch = batch.to(device, non_blocking=True)
+    return LoadedBatch(batch, loaded.skipped)

@@ -1,11 +1,11 @@
-"""Start and end of a training run: whether to resume, log lines, and export of the weights."""
+"""Start and end of a training run: checks, whether to resume, log lines, export of the weights."""
 
 from datetime import timedelta
 from pathlib import Path
 
 from engine.checkpoint import CheckpointFolder, load_checkpoint, write_safetensors
 from engine.checksum import checksum_note
-from engine.distributed import broadcast_object
+from engine.distributed import World, broadcast_object
 from engine.errors import UserError
 from engine.kernels import kernels_note
 from engine.log import RunLog
@@ -14,6 +14,17 @@ from engine.payload import check_payload
 from engine.precision import precision_note
 from engine.run_folder import WEIGHTS_FILE, finished_metrics
 from engine.run_state import RunState
+from engine.schema import RunConfig
+
+
+def check_batch_size(config: RunConfig, world: World) -> None:
+    """Raise UserError unless `loop.batch_size` splits evenly over processes and their parts."""
+    loop = config.loop
+    if loop.batch_size % (world.size * loop.accumulate):
+        raise UserError(
+            f"loop.batch_size: expected a multiple of processes x loop.accumulate = "
+            f"{world.size} x {loop.accumulate}, got {loop.batch_size}"
+        )
 
 
 def start_notes(state: RunState) -> list[str]:
@@ -28,7 +39,10 @@ def start_notes(state: RunState) -> list[str]:
     )
     rate = rate_note(config.optim, config.loop.batch_size)
     precision = precision_note(world.device, config.loop.precision)
-    optional = (note for note in (rate, precision) if note is not None)
+    graphs = None
+    if config.loop.compile:
+        graphs = "loop.compile: 1 graph, compiled in the first step, which takes minutes"
+    optional = (note for note in (rate, precision, graphs) if note is not None)
     return [first, kernels_note(), *task.notes(), *optional]
 
 

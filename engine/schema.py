@@ -140,8 +140,14 @@ class LoopConfig(Config):
     the device supports it in hardware, otherwise fp32."""
     channels_last: bool = True
     """Whether images and convolution weights have the channels-last (NHWC) memory layout."""
+    tf32: bool = True
+    """On a GPU: compute float32 convolutions and matrix products in TF32, several times as fast,
+    with 10 bits of mantissa. false: in full float32."""
+    cudnn_benchmark: bool = False
+    """On a GPU: try all algorithms for each new shape of a convolution and keep the fastest."""
     compile: bool = False
-    """Compile the loss module with `torch.compile`."""
+    """Compile the loss module with `torch.compile`: one graph, whatever the sizes of the images and
+    the numbers of objects."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for small networks. It and
     `max-autotune` require `accumulate=1`."""

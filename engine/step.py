@@ -4,6 +4,7 @@ Nothing in it waits for the device.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.distributed import World, any_over_ranks
+from engine.distributed import World, any_over_ranks, mean_over_ranks, rank_and_size
 from engine.optim import clip_gradients, step_if_finite
 from engine.precision import autocast, chosen_precision
 from engine.schema import LoopConfig, PrecisionSetting
-from engine.sync_norm import synchronise_norms
-from engine.task import Batch, SharesLossCounts, Task
+from engine.sync_norm import has_synchronised_norms, synchronise_norms
+from engine.task import Batch, SharesLossCounts, Task, VariesInSize
 
 
 def memory_layout(config: LoopConfig) -> torch.memory_format:
     """Return the memory format of images and convolution weights."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def move_task(task: Task, config: LoopConfig, device: torch.device) -> None:
+    """Move all networks of a task to the device, in the memory format of `config`."""
+    # not task.model alone: an ensemble has more networks
+    assert isinstance(task, nn.Module), f"expected a task that is a module, got {type(task)}"
+    task.to(device, memory_format=memory_layout(config))  # type: ignore[call-overload]
 
 
 class LossModule(nn.Module):
@@ -32,10 +40,8 @@ class LossModule(nn.Module):
     def __init__(self, task: Task, *, device: torch.device, precision: PrecisionSetting) -> None:
         super().__init__()
         self.task = task
-        self._autocast = (
-            device,
-            chosen_precision(device, precision),
-        )  # chosen outside of compilation
+        # chosen outside of compilation
+        self._autocast = device, chosen_precision(device, precision)
 
     def forward(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return named scalar losses (see Task.losses)."""
@@ -50,17 +56,54 @@ class LossModule(nn.Module):
             return self.task.with_counts(parts)
 
 
+class CompiledLosses(nn.Module):
+    """A loss module compiled by `torch.compile`: one graph for all sizes of a task's batches."""
+
+    def __init__(self, losses: LossModule, *, config: LoopConfig) -> None:
+        super().__init__()
+        self.losses = losses
+        options = torch._inductor.list_mode_options(config.compile_mode)
+        if config.channels_last:
+            # torch decides the layout for itself only if no size varies. Undecided, torch 2.14
+            # makes a constant of each map's size in the backward pass.
+            options["force_layout_optimization"] = True
+        self._compiled = torch.compile(losses.forward, options=options)
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return named scalar losses (see Task.losses)."""
+        task = self.losses.task
+        if isinstance(task, VariesInSize):
+            # Otherwise the first sizes become constants of the graph, and others compile new ones.
+            # Raises if the task's code makes a constant of such a size all the same.
+            for tensor, dim in task.varying_dims(batch):
+                torch._dynamo.mark_dynamic(tensor, dim)
+        losses: Mapping[str, Tensor] = self._compiled(batch)
+        return losses
+
+
+# Arguments of DistributedDataParallel: do not broadcast all buffers at each forward pass. They are
+# equal on all processes, see `_shared`, and most of them are frozen. Renamed in torch 2.13.
+_WITHOUT_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+
+
 def wrap_losses(task: Task, config: LoopConfig, world: World) -> nn.Module:
     """Build the loss module: synchronised norms, compiled and wrapped in DDP, as configured."""
     if config.sync_batch_norm:
         synchronise_norms(task.model, world)
-    module: nn.Module = LossModule(task, device=world.device, precision=config.precision)
-    if config.compile:
-        module = torch.compile(module, mode=config.compile_mode)  # type: ignore[assignment]
-    if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        module = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-    return module
+    losses = LossModule(task, device=world.device, precision=config.precision)
+    module = CompiledLosses(losses, config=config) if config.compile else losses
+    if world.size == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **_WITHOUT_BUFFERS,
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +200,8 @@ def training_step(
     step_if_finite(optimizer, ~status[0])
     # where() on the device instead of an `if` on the host, which would wait
     pairs = zip(statistics, before, strict=True)
-    _restore(statistics, [torch.where(status[0], old, _flat(values)) for values, old in pairs])
+    after = [torch.where(status[0], old, _flat(values)) for values, old in pairs]
+    _restore(statistics, _shared(after, losses_of))
     ids = [part.image_ids for part in parts]
     return StepResult(totals, measured, grad_norm, status, ids)
 
@@ -173,6 +217,18 @@ def _running_statistics(module: nn.Module) -> list[list[Tensor]]:
         [v for v in buffers if v.is_floating_point() == floating] for floating in (True, False)
     ]
     return [kind for kind in kinds if kind]
+
+
+def _shared(statistics: Sequence[Tensor], module: nn.Module) -> Sequence[Tensor]:
+    """Return running statistics that are equal on all processes, given those of this process.
+
+    Synchronised norms have equal ones already. Otherwise each process has seen its own share of the
+    batch, and the statistics are averaged, so that evaluations and checkpoints do not depend on the
+    process. Batch counters are equal.
+    """
+    if rank_and_size()[1] == 1 or has_synchronised_norms(module):
+        return statistics
+    return [mean_over_ranks(v) if v.is_floating_point() else v for v in statistics]
 
 
 def _flat(values: Sequence[Tensor]) -> Tensor:
@@ -215,9 +271,11 @@ class WeightAverage:
         # warm-up of TensorFlow's ExponentialMovingAverage(num_updates=step).
         decay = min(self.decay, (1 + step) / (10 + step))
         weight = (1 - decay) * (~skipped).float()  # 0 keeps the average
-        state = model.state_dict()
-        for name, value in self.values.items():
-            value.lerp_(state[name], weight.to(value.dtype))
+        state, values = model.state_dict(), list(self.values.values())
+        # values += weight * (new - values), in three launches for all tensors together
+        steps = torch._foreach_sub([state[name] for name in self.values], values)
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(values, steps)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -233,5 +291,4 @@ class WeightAverage:
 
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name, value in source.items():
-        target[name].copy_(value)
+    torch._foreach_copy_([target[name] for name in source], list(source.values()))

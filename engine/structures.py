@@ -1,7 +1,7 @@
-"""Base class for dataclasses of tensors that move between devices, and a check of tensor shapes."""
+"""Dataclasses of tensors: a base class that moves between devices, their tensors, shape checks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -20,6 +20,10 @@ class Movable:
         """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def clone(self) -> Self:
+        """Return a copy with memory of its own for every tensor."""
+        return self._map(lambda tensor: tensor.clone())
+
     def _map(self, function: Callable[[Any], Any]) -> Self:
         changes = {
             field.name: function(value) if isinstance(value, Tensor | Movable) else value
@@ -27,6 +31,18 @@ class Movable:
             for value in [getattr(self, field.name)]
         }
         return replace(self, **changes)
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of a dataclass and of the dataclasses among its fields, in their order.
+
+    value: a dataclass or a tensor, which is yielded itself; any other value has no tensors.
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
 
 
 def check_tensor(

@@ -29,6 +29,12 @@ def synchronise_norms(module: nn.Module, world: World) -> None:
                 setattr(parent, name, GlobalBatchNorm2d.over(child))
 
 
+def has_synchronised_norms(module: nn.Module) -> bool:
+    """Return whether `synchronise_norms` has replaced the batch norms of `module`."""
+    kinds = (nn.SyncBatchNorm, GlobalBatchNorm2d)
+    return any(isinstance(each, kinds) for each in module.modules())
+
+
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d over all processes in plain operations; torch's SyncBatchNorm needs a GPU."""
 

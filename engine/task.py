@@ -3,7 +3,7 @@
 B images in a batch, N images in a data set. The engine knows tasks only through these protocols.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -137,6 +137,18 @@ class SharesLossCounts(Protocol):
         """Return the parts of a step, each with the count that its losses are divided by.
 
         Called without gradients.
+        """
+        ...
+
+
+@runtime_checkable
+class VariesInSize(Protocol):
+    """A task whose batches differ in size from step to step, for `loop.compile`."""
+
+    def varying_dims(self, batch: Any) -> Iterable[tuple[Tensor, int]]:
+        """Return the tensors of a batch and their dimensions that differ between batches.
+
+        One compiled graph serves all their sizes.
         """
         ...
 

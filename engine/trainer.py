@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
+from engine.backend_settings import backend_settings
 from engine.checkpoint import CheckpointFolder
 from engine.config import dump_config
 from engine.distributed import World, barrier, broadcast_object, process_group
@@ -29,6 +28,7 @@ from engine.progress import Progress
 from engine.run_folder import locked_run_folder
 from engine.run_lifecycle import (
     can_resume,
+    check_batch_size,
     divergence_advice,
     export_weights,
     load_weights_to_export,
@@ -39,7 +39,7 @@ from engine.run_lifecycle import (
 )
 from engine.run_state import RunState
 from engine.schema import RunConfig
-from engine.step import WeightAverage, memory_layout, training_step, wrap_losses
+from engine.step import WeightAverage, move_task, training_step, wrap_losses
 from engine.step_status import StepStatuses
 from engine.task import Batch, Task
 
@@ -74,8 +74,11 @@ def fit(
         DivergedError: too many non-finite steps in a row, or non-finite weights.
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    with process_group(device, timeout_s=config.loop.collective_timeout_s) as world:
-        _check_batch_size(config, world)
+    with (
+        process_group(device, timeout_s=config.loop.collective_timeout_s) as world,
+        backend_settings(config.loop, world.device),
+    ):
+        check_batch_size(config, world)
         log = RunLog(output, is_main=world.is_main)
         run = _Run(task, config, output, world, log)
         with contextlib.ExitStack() as stack:
@@ -96,12 +99,10 @@ class _Run:
     def __init__(
         self, task: Task, config: RunConfig, output: Path, world: World, log: RunLog
     ) -> None:
-        torch.use_deterministic_algorithms(config.loop.deterministic)
         self.task, self.config, self.output, self.world, self.log = task, config, output, world, log
         self.data = task.train_data()
-        layout = memory_layout(config.loop)
         # before the optimiser is built: its state follows the parameters' device and layout
-        task.model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+        move_task(task, config.loop, world.device)
         task.model.train()
         self.losses_of = wrap_losses(task, config.loop, world)
         decay = config.loop.ema_decay
@@ -161,6 +162,8 @@ class _Run:
         progress.step = step + 1
         # on a GPU this is an earlier step's: reading this one's would wait for the device
         stop_asked = self.statuses.read(progress, self.state.optimizer)
+        # launched, and on a GPU the step before it is complete
+        self.world.report_progress(f"step {progress.step}")
         self.log.advance(progress.step, loop.max_steps)
         if progress.step % loop.log_every == 0:
             self._log_step()
@@ -363,6 +366,7 @@ class _Run:
         payload = self.state.payload()
         if self.world.is_main:
             self.checkpoints.save(self.progress.step, payload)
+        self.world.report_progress(f"the checkpoint of step {self.progress.step}")
         self.state.meter.paused += time.perf_counter() - started
 
     def _check_end(self) -> None:
@@ -389,12 +393,3 @@ class _Run:
         self.state.load(payload, source=self.checkpoints.directory)
         self.log.note(resume_note(self.progress.step, self.checkpoints))
         return changed
-
-
-def _check_batch_size(config: RunConfig, world: World) -> None:
-    loop = config.loop
-    if loop.batch_size % (world.size * loop.accumulate):
-        raise UserError(
-            f"loop.batch_size: expected a multiple of processes x loop.accumulate = "
-            f"{world.size} x {loop.accumulate}, got {loop.batch_size}"
-        )

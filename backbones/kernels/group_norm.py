@@ -30,7 +30,10 @@ def group_norm(
     """
     plain = kernels_kind() == "reference" or torch.compiler.is_compiling()
     if plain or x.device.type != "cpu":
-        return F.group_norm(x, num_groups, weight, bias, eps)
+        # Under autocast a CUDA device would return float32, whatever the dtype of x. The statistics
+        # are computed in float32 here too.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, num_groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     normed: Tensor = _GroupNorm.apply(x, weight, bias, num_groups, eps)
     return normed
 

@@ -34,6 +34,11 @@ def main() -> None:
         help="exit with 0 even if images cannot be read or drawn; they are skipped in any case",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if available)")
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="on a GPU: launch each batch as one CUDA graph per shape; for images of few sizes",
+    )
     arguments = parser.parse_intermixed_args()
     inputs, overrides = split_arguments(arguments.positional)
 
@@ -62,7 +67,12 @@ def main() -> None:
     quiet_opencv()
     if pick_device(arguments.device).type == "cpu":
         keep_freed_memory()
-    detector = load_detector(inputs[0], device=arguments.device, overrides=overrides)
+    detector = load_detector(
+        inputs[0],
+        device=arguments.device,
+        overrides=overrides,
+        cuda_graphs=arguments.cuda_graphs,
+    )
     # the output folder may be inside an input folder: do not predict on earlier drawings
     found = find_images(inputs[1:], skip_folder=arguments.output)
     prepare_output(arguments.output)

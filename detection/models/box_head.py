@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from backbones.kernels.pooling import mean_over_cells
 from detection.config import RoIConfig
 from detection.ops.box_coder import BoxWeights, decode_boxes
-from detection.ops.boxes import clip_boxes
+from detection.ops.boxes import clip_boxes, take_boxes
 from detection.ops.masks import paste_mask
 from detection.ops.nms import nms_keep
 from detection.structures import Detections, ImageBatch, Proposals, RunLengthMasks
@@ -87,6 +87,11 @@ class Selection(NamedTuple):
     scores: Tensor
     labels: Tensor
 
+    def without_empty_rows(self) -> "Selection":
+        """Return the first rows, as many as the image with the most detections has."""
+        count = int((self.scores >= 0).sum(dim=1).max())  # detections come first in every row
+        return Selection(*(values[:, :count] for values in self))
+
 
 @torch.no_grad()
 def refine_boxes(
@@ -145,8 +150,8 @@ def select_detections(
 
     # A flat index is roi * K + class.
     labels, rois = idxs % num_classes, idxs // num_classes  # (B, M)
-    deltas = torch.take_along_dim(deltas.flatten(1, 2), idxs[..., None], dim=1)  # (B, M, 4)
-    roi_boxes = torch.take_along_dim(proposals.boxes, rois[..., None], dim=1)  # (B, M, 4)
+    deltas = take_boxes(deltas.flatten(1, 2), idxs)  # (B, M, 4)
+    roi_boxes = take_boxes(proposals.boxes, rois)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, roi_boxes, weights=box_weights), images.sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
     max_detections = config.max_detections
@@ -161,7 +166,7 @@ def select_detections(
     # Moves the kept candidates to the front. The sort is stable, so equal scores stay in order.
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :max_detections], order[:, :max_detections]  # (B, D)
-    boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
+    boxes = take_boxes(boxes, order)
     return Selection(boxes, scores, labels.gather(1, order))
 
 

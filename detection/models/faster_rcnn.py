@@ -92,6 +92,25 @@ class FasterRCNN(PixelNormalizedNetwork):
     @torch.no_grad()
     def predict(self, images: ImageBatch) -> list[Detections]:
         """Return the objects found in each image, in original pixels, on the CPU."""
+        found, masks = self.select(images)
+        return to_detections(found, images, masks=masks, aligned=self.config.mask.aligned)
+
+    @torch.no_grad()
+    def select(
+        self, images: ImageBatch, *, all_masks: bool = False
+    ) -> tuple[Selection, Tensor | None]:
+        """Return the detections of each image and their masks, all on the device.
+
+        Args:
+            images: the batch.
+            all_masks: compute masks for every row of the selection. Then no shape depends on what
+                is detected, and the host waits for nothing. By default only as many rows get a mask
+                as the image with the most detections has.
+
+        Returns:
+            the detections, and (B, d, M, M) float32 mask probabilities of their first d rows, no
+            image having more; None without a mask head.
+        """
         features = self.features(images)
         rpn = self.rpn(features, images)
         config, sizes = self.config, images.sizes
@@ -109,8 +128,11 @@ class FasterRCNN(PixelNormalizedNetwork):
         found = select_detections(
             class_logits, deltas, proposals, images, box_weights=weights, config=config.roi
         )
-        masks = None if self.mask_head is None else self._masks(features, found)
-        return to_detections(found, images, masks=masks, aligned=config.mask.aligned)
+        if self.mask_head is None:
+            return found, None
+        rows = found if all_masks else found.without_empty_rows()
+        logits = masks_of_labels(self.mask_logits(features, rows.boxes), rows.labels)
+        return found, logits.float().sigmoid()
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
@@ -193,12 +215,6 @@ class FasterRCNN(PixelNormalizedNetwork):
             pooled = shared.flatten(0, 1)
         logits: Tensor = self.mask_head(pooled).unflatten(0, boxes.shape[:2])
         return logits
-
-    def _masks(self, features: Mapping[str, Tensor], found: Selection) -> Tensor:
-        """Return mask probabilities (B, d, M, M) for the first d detections; no image has more."""
-        count = int((found.scores >= 0).sum(dim=1).max())  # detections come first in every row
-        logits = self.mask_logits(features, found.boxes[:, :count])
-        return masks_of_labels(logits, found.labels[:, :count]).float().sigmoid()
 
     def _pool(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from detection.config import RPNConfig
 from detection.models.rpn import RPNOutput
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import clip_boxes
+from detection.ops.boxes import clip_boxes, take_boxes
 from detection.ops.nms import nms_keep
 from detection.structures import Proposals
 
@@ -29,8 +29,9 @@ def make_proposals(
         training: use the counts for training instead of those for test.
 
     Returns:
-        P = min(post_nms_topk, M) proposals per image, detached, in network-input pixels, by falling
-        score. Where NMS keeps fewer (or none), the last rows are zeros and not valid.
+        P = min(post_nms_topk, M, N) proposals per image, detached, in network-input pixels, by
+        falling score; M is pre_nms_topk for each level. Where NMS keeps fewer (or none), the last
+        rows are zeros and not valid.
     """
     pre_nms_topk = config.pre_nms_topk_train if training else config.pre_nms_topk_test
     post_nms_topk = config.post_nms_topk_train if training else config.post_nms_topk_test
@@ -39,22 +40,43 @@ def make_proposals(
     logits = rpn.objectness_logits.masked_fill(~rpn.anchor_valid, -torch.inf)
     # First index of each level in N. The sum of all sizes ends the series, so zip is not strict.
     starts = accumulate(rpn.level_sizes, initial=0)
-    best = [  # for each level (B, min(pre_nms_topk, level size)), indices in N
-        level.topk(min(pre_nms_topk, level.shape[1]), dim=1).indices + start
-        for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False)
-    ]
+    best, exists = zip(  # for each level (B, pre_nms_topk): indices in N, and whether they exist
+        *(
+            _best_of_level(level, pre_nms_topk, start=start)
+            for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False)
+        ),
+        strict=True,
+    )
     # NMS compares only boxes of the same level.
     level_idxs = torch.cat([torch.full_like(idxs, level) for level, idxs in enumerate(best)], dim=1)
     idxs = torch.cat(best, dim=1)  # (B, M)
 
-    deltas = torch.take_along_dim(rpn.deltas, idxs[..., None], dim=1)  # (B, M, 4)
+    deltas = take_boxes(rpn.deltas, idxs)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
     scores = logits.gather(1, idxs).sigmoid()
-    valid = rpn.anchor_valid.gather(1, idxs) & large
-    return select_by_nms(
-        boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=post_nms_topk
-    )
+    valid = rpn.anchor_valid.gather(1, idxs) & torch.cat(exists, dim=1) & large
+    # not min(), whose result would be a symbol in a compiled graph with a varying N
+    num_anchors = rpn.anchors.shape[0]
+    topk = post_nms_topk if num_anchors >= post_nms_topk else num_anchors
+    return select_by_nms(boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=topk)
+
+
+def _best_of_level(logits: Tensor, topk: int, *, start: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the best `topk` anchors of a level, (B, topk), and which exist.
+
+    A small level has fewer anchors; the rest of its indices are arbitrary but within the level. A
+    `topk` that depended on the level's size would need a compiled graph for each size.
+
+    Args:
+        logits: (B, n), of the level's anchors.
+        topk: number of anchors.
+        start: added to the indices.
+    """
+    size = logits.shape[1]
+    missing = logits.new_full((logits.shape[0], topk), -torch.inf)
+    idxs = torch.cat([logits, missing], dim=1).topk(topk, dim=1).indices
+    return idxs.clamp(max=size - 1) + start, idxs < size
 
 
 def select_by_nms(
@@ -80,7 +102,7 @@ def select_by_nms(
     scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :topk], order[:, :topk]
     valid = scores >= 0
-    boxes = torch.take_along_dim(boxes, order[..., None], dim=1)
+    boxes = take_boxes(boxes, order)
     return Proposals(
         boxes=boxes.masked_fill(~valid[..., None], 0.0), scores=scores.clamp(min=0), valid=valid
     )

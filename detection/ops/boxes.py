@@ -19,6 +19,12 @@ def box_area(boxes: Tensor) -> Tensor:
     return sizes[..., 0] * sizes[..., 1]
 
 
+def take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """Return the boxes, or deltas, (B, M, 4) at indices (B, M) of `boxes` (B, N, 4)."""
+    # not take_along_dim, which needs a compiled graph for each N
+    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))
+
+
 def box_iou(a: Tensor, b: Tensor, *, is_crowd: Tensor | None = None) -> Tensor:
     """Return intersection over union of every box of `a` with every box of `b`.
 

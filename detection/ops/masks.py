@@ -4,8 +4,8 @@ B images, G ground-truth masks, S boxes per image, M cells along a mask's side, 
 axis, H, W height and width. Boxes are xyxy pixels.
 
 Masks are stored as bits, eight pixels of a row in a byte: 200 masks in an image of 800 x 1333 take
-27 MB. Bilinear sampling is separable: along one axis, then along the other. So cropping and pasting
-are two small matrix products each.
+27 MB. Bilinear sampling is separable: along one axis, then along the other. So pasting, and on a
+CPU cropping, are two small matrix products each.
 """
 
 import math
@@ -17,8 +17,10 @@ from torch import Tensor
 from detection.ops.bilinear import bilinear_taps
 from detection.ops.precision import at_least_float32
 from detection.ops.rle import encode_window
+from engine.kernels import kernels_kind
 
-_CHUNK_BYTES = 1 << 26  # 64 MiB of unpacked float32 masks at a time
+_CPU_CHUNK_BYTES = 1 << 26  # 64 MiB of unpacked float32 masks at a time
+_CHUNK_BYTES = 1 << 30  # 1 GiB; on a GPU each chunk costs a few launches
 _THRESHOLD = 0.5
 
 
@@ -41,6 +43,7 @@ def crop_masks(
     """Return the part of a mask inside each box, resampled to M x M cells: RoIAlign of the mask.
 
     A cell is the mean of bilinear samples, about one for each pixel that it covers along an axis.
+    The fast implementation is for CPUs.
 
     Args:
         masks: (B, G, H, ceil(W / 8)) uint8 from `pack_bits`, in network-input pixels.
@@ -54,6 +57,62 @@ def crop_masks(
     Returns:
         (B, S, M, M) float32 in [0, 1], the share of each cell that the mask covers.
     """
+    # One operator of a compiled graph: the number of chunks depends on the size of the images.
+    crop = crop_masks_operator if torch.compiler.is_compiling() else _crop_masks
+    cropped: Tensor = crop(masks, idxs, boxes, width=width, resolution=resolution, aligned=aligned)
+    return cropped
+
+
+def _crop_masks(
+    masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
+) -> Tensor:
+    is_fast = kernels_kind() == "fast" and masks.device.type == "cpu"
+    crop = _crop_by_products if is_fast else _crop_by_torchvision
+    return crop(masks, idxs, boxes, width=width, resolution=resolution, aligned=aligned)
+
+
+crop_masks_operator = torch.library.custom_op("resdet::crop_masks", _crop_masks, mutates_args=())
+"""`crop_masks` as one operator of a compiled graph."""
+
+
+@crop_masks_operator.register_fake
+def _(
+    masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
+) -> Tensor:
+    shape = (*idxs.shape, resolution, resolution)
+    return torch.empty(shape, dtype=torch.float32, device=idxs.device)
+
+
+def _crop_by_torchvision(
+    masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
+) -> Tensor:
+    """Reference implementation: torchvision's RoIAlign of the unpacked masks."""
+    from torchvision.ops import roi_align  # not at the top: importing it takes a second
+
+    batch, num_masks, height = masks.shape[:3]
+    size = max(1, _CHUNK_BYTES // (4 * num_masks * height * width))  # images per chunk
+    # number of each box's mask within its chunk (B, S)
+    places = torch.arange(batch, device=idxs.device)[:, None] % size * num_masks + idxs
+    # For a box that is not finite torchvision's kernels would read outside the mask.
+    finite = boxes.isfinite().all(dim=2, keepdim=True)
+    # (B, S, 5): the mask's number, then the box
+    rois = torch.cat([places[..., None].to(boxes.dtype), boxes.where(finite, 0.0)], dim=2)
+    cropped = [
+        roi_align(  # (n * G, 1, H, W) and (n * S, 5) -> (n * S, 1, M, M)
+            unpack_bits(some_masks, width=width).float().flatten(0, 1)[:, None],
+            some_rois.flatten(0, 1),
+            resolution,
+            aligned=aligned,
+        )
+        for some_masks, some_rois in zip(masks.split(size), rois.split(size), strict=True)
+    ]
+    return torch.cat(cropped).view(*idxs.shape, resolution, resolution)
+
+
+def _crop_by_products(
+    masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
+) -> Tensor:
+    """Fast implementation on a CPU: products with the sampling weights of the rows and columns."""
     height = masks.shape[2]
     batch, count = idxs.shape
     images = torch.arange(batch, device=idxs.device)[:, None].expand_as(idxs)
@@ -63,7 +122,7 @@ def crop_masks(
         _sampling_weights(boxes[..., axis::2].flatten(0, 1), length, resolution, aligned=aligned)
         for axis, length in ((1, height), (0, width))
     )
-    size = max(1, _CHUNK_BYTES // (4 * height * width))  # masks per chunk, 4 bytes a pixel
+    size = max(1, _CPU_CHUNK_BYTES // (4 * height * width))  # masks per chunk, 4 bytes a pixel
     chosen = zip(
         images.flatten().split(size),
         idxs.flatten().split(size),

@@ -56,8 +56,10 @@ def match_boxes(
     if candidates.shape[1] == 0:
         return matched_idxs, matched_idxs.clone()
 
-    for start in range(0, num_gt, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    # A compiled graph takes all of them at once, so that one graph serves every G.
+    compiling = torch.compiler.is_compiling()
+    for start in (0,) if compiling else range(0, num_gt, _CHUNK):
+        chunk = slice(None) if compiling else slice(start, start + _CHUNK)
         crowd = is_crowd[:, chunk]
         # (B, chunk, N): IoU with objects, share of the candidate's area in crowd regions
         overlap = box_iou(gt_boxes[:, chunk], candidates, is_crowd=crowd)

@@ -24,7 +24,8 @@ def sample_matches(
         Samples that are not valid come last; their index is arbitrary but within N.
     """
     size = match_labels.shape[1]
-    num_out = min(num_samples, size)
+    # not min(), whose result would be a symbol in a compiled graph with a varying `size`
+    num_out = num_samples if size >= num_samples else size
     positions = torch.arange(size, device=keys.device)
     # Key in the high bits, position in the low bits: no ties, so every device samples the same.
     unique_keys = (keys << 32) + positions

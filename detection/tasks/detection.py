@@ -196,6 +196,15 @@ class DetectionTask(nn.Module):
         suffix = "" if stage == 0 else f"_{stage + 1}"
         return {f"{name}{suffix}": loss for name, loss in weighted(losses, weights).items()}
 
+    def varying_dims(self, batch: DetectionBatch) -> list[tuple[Tensor, int]]:
+        """Return the dimensions of images and targets that differ between batches: H, W and G."""
+        pixels, targets = batch.images.pixels, batch.targets
+        dims = [(pixels, 2), (pixels, 3)]
+        dims += [(x, 1) for x in (targets.boxes, targets.labels, targets.valid, targets.is_crowd)]
+        if targets.masks is not None:  # (B, G, H, bytes of a row)
+            dims += [(targets.masks, dim) for dim in (1, 2, 3)]
+        return dims
+
     def predict(self, batch: DetectionBatch) -> list[Detections]:
         """Return the objects found in each image, in the pixels of its file."""
         return self.model.predict(batch.images)

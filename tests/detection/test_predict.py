@@ -113,6 +113,11 @@ def test_paths_give_what_arrays_give(run: Path, images: list[np.ndarray], tmp_pa
     assert_same(detector.predict([path, str(path)]), expected)
 
 
+def test_cuda_graphs_need_a_gpu(run: Path) -> None:
+    with pytest.raises(UserError, match="cuda_graphs: expected a GPU, got the device cpu"):
+        load_detector(run, device="cpu", cuda_graphs=True)
+
+
 def test_no_images_give_no_detections(run: Path) -> None:
     assert load_detector(run, device="cpu").predict([]) == []
 

@@ -97,7 +97,7 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
 def test_compiled_losses_train_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **_options: Any) -> Any:
         graphs.append(graph)
         return graph.forward  # run as traced: a C++ compiler is not needed
 

@@ -11,11 +11,10 @@ import pytest
 from tools.lab.gpu_check.__main__ import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SLOW = ("compile_fpn", "compile_c4")  # a compiler for the CPU, minutes each
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [name for name in STAGES if name not in SLOW])
+@pytest.mark.parametrize("stage", STAGES)
 def test_stage_runs_on_a_cpu(
     stage: str, data_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

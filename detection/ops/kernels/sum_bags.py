@@ -42,7 +42,7 @@ def _sum_picked(
 ) -> Tensor:
     """Reference implementation: picks all rows of all bags, (M, K, J, C), and sums them."""
     wide = torch.promote_types(tables[0].dtype, torch.float32)
-    idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
+    idxs = _in_one_table(idxs, table_of, [table.shape[0] for table in tables])
     rows = torch.cat(list(tables)).to(wide)[idxs]
     return (weights[..., None].to(wide) * rows).sum(2).to(tables[0].dtype)
 
@@ -93,7 +93,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tables, *matrix = inputs
     ctx.save_for_backward(*matrix)
-    ctx.lengths = [len(table) for table in tables]
+    ctx.lengths = [table.shape[0] for table in tables]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None]:
@@ -107,7 +107,7 @@ def sum_at_once(
     tables: Sequence[Tensor], table_of: Tensor, idxs: Tensor, weights: Tensor
 ) -> Tensor:
     """Implement `sum_bags` on the concatenated tables, so that the host reads no value."""
-    idxs = _in_one_table(idxs, table_of, [len(table) for table in tables])
+    idxs = _in_one_table(idxs, table_of, [table.shape[0] for table in tables])
     return _sum(idxs, weights, torch.cat(list(tables)) if len(tables) > 1 else tables[0])
 
 

@@ -1,5 +1,6 @@
 """Training on a GPU: the CPU's numbers; no wait; in bfloat16, compiled, as graphs, resumed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from detection.models.graphed import GraphedDetector
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
+from engine.cuda_graph import captured
 from engine.distributed import process_group
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_config, tiny_task
-from tools.lab.cuda_graph import captured
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -91,3 +93,19 @@ def test_bf16_run_resumes(root: Path, tmp_path: Path, neck: str, loop: dict[str,
     run(4, resume=True)
     weights, _ = read_safetensors(tmp_path / "run" / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("neck", NECKS)
+def test_graphs_predict_what_the_network_does(root: Path, neck: str, kind: str) -> None:
+    task, batch = tiny_task(root, neck, task=kind)
+    model = task.model.eval().to(CUDA)
+    graphs = GraphedDetector(model)
+    images = batch.images.to(CUDA)
+    darker = replace(images, pixels=images.pixels // 2)
+    wider = replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 32)))
+    with torch.inference_mode():
+        for each in (images, darker, wider, images):  # the second and the last replay
+            for found, expected in zip(graphs.predict(each), model.predict(each), strict=True):
+                torch.testing.assert_close(found.scores, expected.scores, rtol=1e-2, atol=1e-3)
+                torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-2, atol=0.5)

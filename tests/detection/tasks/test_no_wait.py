@@ -4,7 +4,7 @@ Seen from the CPU: which operators a step calls, and, by tensors that have shape
 no values, what a CUDA device would refuse. `test_gpu.py` has CUDA itself watch.
 """
 
-import dataclasses
+import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from backbones.classification.task import ClassificationTask, build_classifier
+from backbones.norm import NormKind, make_norm
+from backbones.prediction import prepare_for_prediction
 from detection.commands.tasks import build_task
 from detection.ops.nms import nms_operator
 from engine.distributed import process_group
+from engine.step import move_task
+from tests.backbones.classification import tiny as classification
+from tests.backbones.classification.tiny import write_folder
 from tests.detection.localization.tiny_localizer import (
     regions_config,
     tiny_config,
@@ -25,46 +30,16 @@ from tests.detection.localization.tiny_localizer import (
     write_tiny_imagenet,
 )
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
+from tests.fake_device import (
+    TO_THE_HOST,
+    WaitSpotter,
+    fake_cuda,
+    move_to_fake_device,
+    to_fake_device,
+    with_cuda_types,
+)
 
 KINDS = ("detection", "segmentation")
-with_cuda_types = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(), reason="torch is built without CUDA"
-)
-WAITING = {
-    "_local_scalar_dense",  # item, tolist, bool, int, float
-    "_unique2",
-    "bincount",
-    "equal",
-    "lift_fresh",  # a tensor made from Python values: a copy from memory that is not page-locked
-    "masked_select",
-    "nonzero",
-    "repeat_interleave",  # by a tensor of repeats
-    "unique_consecutive",
-    "unique_dim",
-}
-"""Operators that on a CUDA device wait for it."""
-
-
-class WaitSpotter(TorchDispatchMode):
-    """Notes operators that would wait for a CUDA device; inside the project's own it sees none."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[str] = []
-        self.calls = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.calls += 1
-        name = func.overloadpacket.__name__
-        masks = name.startswith("index") and any(
-            isinstance(idxs, Tensor) and idxs.dtype == torch.bool
-            for idxs in (args[1] if isinstance(args[1], list | tuple) else ())
-        )
-        if name in WAITING or masks:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -90,31 +65,17 @@ def test_a_training_step_calls_nothing_that_waits(
     assert spotter.calls > 1000
 
 
-def to_fake_device(values: Any) -> Any:
-    """Return a tensor without values on a CUDA device for each one of a batch."""
-    if isinstance(values, Tensor):
-        return torch.empty(values.shape, dtype=values.dtype, device="cuda")
-    if not dataclasses.is_dataclass(values):
-        return values
-    fields = [field.name for field in dataclasses.fields(values)]
-    changes = {name: to_fake_device(getattr(values, name)) for name in fields}
-    return dataclasses.replace(values, **changes)  # type: ignore[type-var]
-
-
-def move_to_fake_device(model: nn.Module) -> None:
-    """Do what `.to` cannot with such tensors; what is neither parameter nor buffer stays."""
-    for module in model.modules():
-        for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(to_fake_device(value), value.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, to_fake_device(buffer))
-
-
-def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
+def make_case(root: Path, kind: str, neck: str = "fpn") -> tuple[Any, Any]:
     """Return a task and a training batch."""
     if kind in KINDS:
         return tiny_task(root, neck, task=kind)
-    if kind == "localization":
+    if kind.startswith("class"):
+        config = classification.tiny_config(write_folder(root))
+        task: Any = ClassificationTask.for_training(config)
+        if kind == "classification ensemble":
+            others = [build_classifier(config, num_classes=2) for _ in range(2)]
+            task = ClassificationTask(config, task.model, task.class_names, ensemble=others)
+    elif kind == "localization":
         task = build_task(tiny_config(write_tiny_imagenet(root)))
     else:
         task = build_task(regions_config(train_first_stage(root)))
@@ -122,31 +83,132 @@ def make_case(root: Path, kind: str, neck: str) -> tuple[Any, Any]:
     return task, data.collate([data.load(index, index) for index in range(4)])
 
 
-@pytest.mark.extended
-@with_cuda_types
-@pytest.mark.usefixtures("fast_kernels")  # torchvision's suppression waits
-@pytest.mark.parametrize(
-    ("kind", "neck"),
-    [*product(KINDS, NECKS), ("localization", ""), ("localization_regions", "")],
-)
-def test_losses_need_nothing_from_the_host(
-    tmp_path: Path, kind: str, neck: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fake_kernels(monkeypatch: pytest.MonkeyPatch, fast_kernels: None) -> None:
+    """Replace what needs values or a GPU; torchvision's suppression waits, so kernels are fast."""
+
     def keep(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, **_: Any) -> Tensor:
         return torch.empty_like(valid)
 
     monkeypatch.setattr("detection.ops.nms.find_kernel", lambda _: keep)
+    # torch 2.14 stumbles over tensors without values, which are where they should be
+    monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)
+
+
+def on_fake_device(task: Any, batch: Any) -> Any:
+    """Move all networks of a task, and return the batch."""
+    for model in (task, *getattr(task, "_first", ())):
+        move_to_fake_device(model)
+    return to_fake_device(batch)
+
+
+@pytest.mark.extended
+@with_cuda_types
+@pytest.mark.usefixtures("fake_kernels")
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "neck"),
+    [
+        *product(KINDS, NECKS),
+        ("classification", ""),
+        ("localization", ""),
+        ("localization_regions", ""),
+    ],
+)
+def test_losses_need_nothing_from_the_host(
+    tmp_path: Path, kind: str, neck: str, bf16: bool
+) -> None:
     task, batch = make_case(tmp_path, kind, neck)
-    # torch 2.14 stumbles over such tensors, which are where they should be
-    monkeypatch.setattr(nn.Module, "to", lambda module, _: module)
-    with FakeTensorMode():
-        for model in (task.model, *getattr(task, "_first", ())):
-            move_to_fake_device(model)
-        on_device = to_fake_device(batch)
+    with fake_cuda(bf16=bf16):
+        batch = on_fake_device(task, batch)
         with WaitSpotter() as spotter:
-            losses = task.losses(on_device)
+            losses = task.losses(batch)
     assert spotter.found == []
     assert {(value.device.type, value.shape) for value in losses.values()} == {("cuda", ())}
+
+
+PREDICTIONS = {
+    "classification": ["probabilities"],
+    "classification ensemble": ["probabilities"],
+    "localization": ["boxes", "scores", "classes"],
+    "localization_regions": ["boxes", "scores", "classes"],
+}
+"""What a prediction copies to the host."""
+
+
+@pytest.mark.extended
+@with_cuda_types
+@pytest.mark.usefixtures("fake_kernels")
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_a_prediction_asks_for_its_result_alone(tmp_path: Path, kind: str) -> None:
+    task, batch = make_case(tmp_path, kind)
+    task.eval()
+    with fake_cuda(bf16=True):
+        batch = on_fake_device(task, batch)
+        with WaitSpotter() as spotter:
+            assert len(task.predict(batch)) == len(batch)
+    assert spotter.found == [TO_THE_HOST] * len(PREDICTIONS[kind])
+
+
+@pytest.mark.extended
+@with_cuda_types
+@pytest.mark.usefixtures("fake_kernels")
+@pytest.mark.parametrize("prepared", [False, True], ids=["as trained", "prepared"])
+@pytest.mark.parametrize(("kind", "neck"), [*product(KINDS, NECKS)])
+def test_a_detector_asks_for_its_detections_alone(
+    tmp_path: Path, kind: str, neck: str, prepared: bool
+) -> None:
+    task, batch = make_case(tmp_path, kind, neck)
+    task.eval()
+    if prepared:
+        prepare_for_prediction(task.model, device=torch.device("cpu"), precision="bf16")
+    with fake_cuda(bf16=True), torch.no_grad():
+        batch = on_fake_device(task, batch)
+        with WaitSpotter() as spotter:
+            found, masks = task.model.select(batch.images, all_masks=True)
+        assert spotter.found == []
+        assert found.boxes.is_cuda
+        assert (masks is not None) == (kind == "segmentation")
+        # the first value asked for: the number of masks, or, of all detections at once, the sizes
+        with WaitSpotter() as spotter, pytest.raises(DataDependentOutputException):
+            task.predict(batch)
+        before = [] if kind == "segmentation" else [TO_THE_HOST]
+        assert spotter.found == [*before, "_local_scalar_dense"]
+
+
+@with_cuda_types
+@pytest.mark.usefixtures("fake_kernels")
+def test_a_prepared_detector_launches_less(tmp_path: Path) -> None:
+    task, batch = tiny_task(tmp_path, "fpn", model={"backbone": {"kind": "resnet18"}})
+    task.eval()
+    calls = []
+    for prepared in (False, True):
+        if prepared:
+            prepare_for_prediction(task.model, device=torch.device("cpu"), precision="bf16")
+        model = copy.deepcopy(task.model)  # moved below
+        with fake_cuda(bf16=True), torch.no_grad():
+            move_to_fake_device(model)
+            with WaitSpotter() as spotter:
+                model.select(to_fake_device(batch).images)
+        calls.append(spotter.calls)
+    assert calls[1] < 0.7 * calls[0]
+
+
+@with_cuda_types
+@pytest.mark.parametrize("kind", ["group", "batch", "frozen"])
+def test_norms_keep_the_dtype_under_autocast(kind: NormKind) -> None:
+    norm = make_norm(kind, 32).eval()
+    with fake_cuda(bf16=True):
+        move_to_fake_device(norm)
+        x = torch.empty(2, 32, 4, 4, dtype=torch.bfloat16, device="cuda")
+        assert norm(x).dtype == torch.bfloat16
+
+
+def test_all_networks_of_an_ensemble_are_moved(tmp_path: Path) -> None:
+    task, _ = make_case(tmp_path, "classification ensemble")
+    move_task(task, task.config.loop, torch.device("meta"))
+    assert len({id(each) for each in task.parameters()}) == 3 * len([*task.model.parameters()])
+    assert {each.device.type for each in (*task.parameters(), *task.buffers())} == {"meta"}
 
 
 @with_cuda_types

@@ -28,7 +28,10 @@ def test_both_sides_are_called_in_turn_after_a_warm_up() -> None:
     assert "".join(calls) == "op" * 3
     assert len(found.ours) == len(found.peer) == 2
     calls.clear()
-    compare(ours, peer, rounds=1, own_malloc=True)
+    compare(ours, peer, rounds=1, freed_memory="kept")
+    assert "".join(calls) == "op" * 2
+    calls.clear()
+    compare(ours, peer, rounds=1, freed_memory="kept by ours")
     assert "".join(calls) == "oopp" * 2
 
 

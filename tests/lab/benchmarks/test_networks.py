@@ -86,12 +86,20 @@ def test_rows_of_training_and_inference(tmp_path: Path) -> None:
     settings = Settings(tmp_path, log=lambda _: None, rounds=1, small=True, model="r50_fpn")
     # emulated bf16 would take minutes
     precision = chosen_precision(CPU, "auto")
-    expected = {"bf16": [("x", 2.8), ("%", 50)], "fp32": [("x", 1.4), ("%", 65)]}
+    expected = {"bf16": [1.5, 2.8, 50], "fp32": [None, 1.4, 65]}
     rows = train(replace(settings, precision=precision))
-    assert [(row.unit, row.promised) for row in rows] == expected[precision]
-    rows += inference(replace(settings, precision="fp32"))
-    assert rows[2].promised == 1.25
-    assert rows[1].value < 100
+    assert [(row.work, row.unit) for row in rows] == [
+        (f"r50_fpn step, {precision}, like for like", "x"),
+        (f"r50_fpn step, {precision}, peer as its users run it", "x"),
+        (f"r50_fpn share of conv peak, {precision}", "%"),
+    ]
+    assert [row.promised for row in rows] == expected[precision]
+    assert rows[2].value < 100
+    rows = inference(replace(settings, precision="fp32"))
+    assert [(row.work, row.promised) for row in rows] == [
+        ("r50_fpn one image, fp32, like for like", None),
+        ("r50_fpn one image, fp32, peer as its users run it", 1.25),
+    ]
 
 
 def test_unknown_models_and_precisions_are_errors(tmp_path: Path) -> None:

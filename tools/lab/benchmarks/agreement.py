@@ -3,7 +3,7 @@
 The times of the two are comparable only if they do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from detection.models.proposals import make_proposals
 from detection.samples import SampledBoxes, sample_anchors, sample_rois, with_ground_truth
-from detection.structures import DetectionBatch, Proposals
+from detection.structures import DetectionBatch, Detections, Proposals
 from detection.tasks.detection import DetectionTask
 from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import check_close
@@ -80,22 +80,28 @@ def check_losses(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> 
 def check_detections(task: DetectionTask, peer: PeerRCNN, batch: DetectionBatch) -> int:
     """Return the number of detections; raise DisagreementError if the two sides' differ."""
     found = task.predict(batch)
-    expected = peer(peer_inputs(batch))
-    for ours, theirs in zip(found, expected, strict=True):
-        if len(ours.boxes) != len(theirs["boxes"]):
-            raise DisagreementError(
-                f"detections: expected {len(theirs['boxes'])}, got {len(ours.boxes)}"
-            )
-        check_close("scores", ours.scores, theirs["scores"], rtol=0, atol=1e-4)
-        # Equal scores may be ordered differently: compare each box with its nearest one of the same
-        # class. torchvision's label 0 is the background.
-        distances = torch.cdist(ours.boxes, theirs["boxes"], p=torch.inf)
-        # (N, N); pairs of different classes are put out of reach
-        distances += 1e6 * (ours.labels[:, None] != theirs["labels"] - 1)
-        for dim in (0, 1) if len(ours.boxes) else ():  # no box is missing and no box is extra
-            nearest = distances.amin(dim=dim)
-            check_close("boxes", nearest, torch.zeros_like(nearest), rtol=0, atol=0.05)
+    for ours, theirs in zip(found, peer(peer_inputs(batch)), strict=True):
+        check_objects(ours, theirs)
     return sum(len(each.boxes) for each in found)
+
+
+def check_objects(ours: Detections, peer: Mapping[str, Tensor]) -> None:
+    """Raise DisagreementError if the two sides' detections in one image differ.
+
+    Ours are on the CPU, the peer's on the device of its network.
+    """
+    boxes, scores, labels = (peer[name].cpu() for name in ("boxes", "scores", "labels"))
+    if len(ours) != len(boxes):
+        raise DisagreementError(f"detections: expected {len(boxes)}, got {len(ours)}")
+    check_close("scores", ours.scores, scores, rtol=0, atol=1e-4)
+    # Equal scores may be ordered differently: compare each box with its nearest one of the same
+    # class. torchvision's label 0 is the background.
+    distances = torch.cdist(ours.boxes, boxes, p=torch.inf)
+    # (N, N); pairs of different classes are put out of reach
+    distances += 1e6 * (ours.labels[:, None] != labels - 1)
+    for dim in (0, 1) if len(ours) else ():  # no box is missing and no box is extra
+        nearest = distances.amin(dim=dim)
+        check_close("boxes", nearest, torch.zeros_like(nearest), rtol=0, atol=0.05)
 
 
 def _sampler_of(samples: SampledBoxes) -> Sampler:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from rich.table import Table
@@ -25,6 +26,9 @@ WARM_UPS = 1
 LONG_ROUND_S = 5.0
 """Seconds; the end of a round that takes longer is logged."""
 HEADINGS = ("work", "measured", "promised", "aim", "", "detail")
+FreedMemory = Literal["as set", "kept", "kept by ours"]
+"""What malloc does with freed memory (`engine.memory`). as set: what this process has set before.
+kept: both sides keep it. kept by ours: the peer has malloc's default, as its users have it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def compare(
     peer: Callable[[], object],
     *,
     rounds: int,
-    own_malloc: bool = False,
+    freed_memory: FreedMemory = "as set",
     log: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Time both in turn, `rounds` times each, after a warm-up round that is not counted.
@@ -91,16 +95,17 @@ def compare(
         ours: this project's implementation.
         peer: the implementation that it is compared with.
         rounds: pairs of measurements.
-        own_malloc: run each side with the malloc settings of its users: ours keeps freed memory
-            (`engine.memory`), the peer has the default. After each switch an uncounted call refills
-            the kept memory.
+        freed_memory: which side keeps it. If only ours does, malloc is switched before each call,
+            and an uncounted call refills the kept memory. Unless "as set", it stays kept.
         log: is called after each long round; see `log_round`.
     """
     times: tuple[list[float], list[float]] = ([], [])
+    if freed_memory == "kept":
+        keep_freed_memory()
     for number in range(WARM_UPS + rounds):
         started = time.perf_counter()
         for work, keep, taken in zip((ours, peer), (True, False), times, strict=True):
-            if own_malloc:  # switch for this side, then refill its memory with an uncounted call
+            if freed_memory == "kept by ours":  # switch for this side, then refill its memory
                 keep_freed_memory(keep=keep)
                 work()
             seconds = mean_seconds(work, calls=1)
@@ -108,7 +113,7 @@ def compare(
                 taken.append(seconds)
         if log is not None:
             log_round(number - WARM_UPS + 1, rounds, time.perf_counter() - started, log)
-    if own_malloc:
+    if freed_memory == "kept by ours":
         keep_freed_memory()
     return Comparison(tuple(times[0]), tuple(times[1]))
 
@@ -134,10 +139,13 @@ def mean_seconds(work: Callable[[], object], *, calls: int) -> float:
 
 
 def check_close(what: str, ours: Tensor, peer: Tensor, *, rtol: float, atol: float) -> None:
-    """Raise DisagreementError if two results differ by more than atol + rtol * |peer|."""
+    """Raise DisagreementError if two results differ by more than atol + rtol * |peer|.
+
+    The results may be on different devices: ours predicts on the CPU, the peer on the GPU.
+    """
     if ours.shape != peer.shape:
         raise DisagreementError(f"{what}: shape {tuple(ours.shape)} against {tuple(peer.shape)}")
-    ours, peer = ours.detach().double(), peer.detach().double()
+    ours, peer = (values.detach().cpu().double() for values in (ours, peer))
     excess = (ours - peer).abs() - rtol * peer.abs()
     if ours.numel() and not bool((excess <= atol).all()):
         worst = float((ours - peer).abs().max())

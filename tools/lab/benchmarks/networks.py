@@ -31,10 +31,10 @@ from detection.config import (
     RPNConfig,
 )
 from detection.data.coco import ClassMap
-from detection.data.collate import round_up
+from detection.data.collate import Sample, collate_detection
 from detection.models.build import build_faster_rcnn
-from detection.ops.masks import pack_bits, unpack_bits
-from detection.structures import DetectionBatch, ImageBatch, Targets
+from detection.ops.masks import unpack_bits
+from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
 from detection.tasks.segmentation import SegmentationTask
 from detection.weights import to_torchvision_fasterrcnn
@@ -45,6 +45,8 @@ NUM_CLASSES, NUM_OBJECTS = 80, 7
 SIZE, SMALL_SIZE = (800, 1333), (128, 157)
 SIZES = (32, 64, 128, 256, 512)
 RATIOS = (0.5, 1.0, 2.0)
+SIZE_DIVISOR = 32
+"""The padded sides of images are multiples of it, for both networks."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def make_task(case: Case) -> DetectionTask:
     )
     torch.manual_seed(0)
     model = build_faster_rcnn(
-        config.model, num_classes=NUM_CLASSES, size_divisor=32, with_masks=case.masks
+        config.model, num_classes=NUM_CLASSES, size_divisor=SIZE_DIVISOR, with_masks=case.masks
     )
     # Larger weights spread the scores as in a trained network; otherwise all are nearly equal.
     with torch.no_grad():
@@ -167,54 +169,69 @@ def make_peer(case: Case, task: DetectionTask, *, size: tuple[int, int]) -> Peer
 def make_batch(count: int, *, size: tuple[int, int], masks: bool = False) -> DetectionBatch:
     """Return `count` smooth random images of `size` with NUM_OBJECTS boxes each, and their masks.
 
-    A mask is the left half of its box.
+    A mask is the left half of its box. The batch is one of the loader: the same padding and memory
+    layout, so that a step that was compiled for it takes the loader's batches as well.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = size
-    padded = [round_up(side, 32) for side in size]
-    pixels = torch.zeros(count, 3, *padded, dtype=torch.uint8)
-    # few random pixels, enlarged; the padding stays 0
+    # few random pixels, enlarged
     coarse = torch.rand(count, 3, 24, 40, generator=generator) * 255
-    smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)
-    pixels[:, :, :height, :width] = smooth.byte()
+    smooth = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255).byte()
     scale = torch.tensor([width, height, width, height])
     # fractions of the sides: centers in the middle 60 %, half sides of 4 % to 20 %
     centre = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.6 + 0.2
     half = torch.rand(count, NUM_OBJECTS, 2, generator=generator) * 0.16 + 0.04
     boxes = torch.cat([centre - half, centre + half], dim=2) * scale
-    valid = torch.ones(count, NUM_OBJECTS, dtype=torch.bool)
-    bits = None
-    if masks:
-        rows, columns = torch.arange(padded[0])[:, None], torch.arange(padded[1])
-        # (count, NUM_OBJECTS, 1, 1) each, which broadcast with rows and columns
-        x1, y1, x2, y2 = boxes[..., None, None].unbind(2)
-        drawn = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < (x1 + x2) / 2)
-        bits = torch.from_numpy(pack_bits(drawn.numpy()))
-    sizes = torch.tensor([size] * count)
-    ids = torch.arange(count)
     labels = torch.randint(NUM_CLASSES, (count, NUM_OBJECTS), generator=generator)
-    images = ImageBatch(pixels, sizes, original_sizes=sizes, image_ids=ids, seeds=ids)
-    # every box is valid, and none is a crowd region
-    return DetectionBatch(images, Targets(boxes, labels, valid, ~valid, bits))
+    samples = [
+        Sample(
+            pixels=smooth[number].permute(1, 2, 0).numpy(),
+            boxes=boxes[number].numpy(),
+            labels=labels[number].numpy(),
+            is_crowd=np.zeros(NUM_OBJECTS, np.bool_),
+            original_size=size,
+            image_id=number,
+            seed=number,
+            masks=_left_halves(boxes[number], size) if masks else None,
+        )
+        for number in range(count)
+    ]
+    return collate_detection(samples, size_divisor=SIZE_DIVISOR)
+
+
+def _left_halves(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return the masks (N, *size) bool of the left halves of some boxes (N, 4)."""
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
+    # (N, 1, 1) each, which broadcast with rows and columns
+    x1, y1, x2, y2 = boxes[..., None, None].unbind(1)
+    drawn = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < (x1 + x2) / 2)
+    return drawn.numpy()
 
 
 def peer_inputs(batch: DetectionBatch) -> list[Tensor]:
     """Return the images as torchvision takes them: (3, H, W) float in 0..1, without padding."""
     height, width = batch.images.sizes[0].tolist()
-    return list(batch.images.pixels[:, :, :height, :width].float() / 255)
+    pixels = batch.images.pixels[:, :, :height, :width].float() / 255
+    return list(pixels.contiguous())  # ours are channels last in memory
 
 
 def peer_targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
-    """Return the targets as torchvision takes them: its label 0 is the background."""
+    """Return the targets as torchvision takes them: its label 0 is the background.
+
+    They are without the rows that pad the ground truth of a batch.
+    """
     height, width = batch.images.sizes[0].tolist()
     targets = batch.targets
     dicts = [
-        {"boxes": boxes, "labels": labels + 1}
-        for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+        {"boxes": boxes[valid], "labels": labels[valid] + 1}
+        for boxes, labels, valid in zip(targets.boxes, targets.labels, targets.valid, strict=True)
     ]
     if targets.masks is not None:
         masks = unpack_bits(targets.masks, width=width)[:, :, :height]
-        dicts = [{**each, "masks": mask} for each, mask in zip(dicts, masks, strict=True)]
+        dicts = [
+            {**each, "masks": mask[valid]}
+            for each, mask, valid in zip(dicts, masks, targets.valid, strict=True)
+        ]
     return dicts
 
 

@@ -1,23 +1,19 @@
-"""The timed functions: a training step of ours or the peer's, and a prediction.
+"""The timed functions: our training step, and a prediction; the operations that a function does."""
 
-Also counts the arithmetic operations of a function.
-"""
-
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.optim import SGD
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
-from torchvision.models.detection import FasterRCNN as PeerRCNN
 
 from engine.distributed import World
 from engine.optim import build_optimizer
 from engine.schema import LoopConfig, OptimConfig
 from engine.step import memory_layout, training_step, wrap_losses
 from engine.task import Batch, Task
+
+Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
 
@@ -37,30 +33,13 @@ def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[
     )
 
 
-def peer_step(
-    peer: PeerRCNN, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
-) -> Callable[[], object]:
-    """Return a function that runs a training step as in torchvision's reference scripts."""
-    peer.train()
-    parameters = [each for each in peer.parameters() if each.requires_grad]
-    optimizer = SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        loss = torch.stack(list(peer(images, targets).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
 def prediction(
-    predict: Callable[[], object], precision: AbstractContextManager[object] | None = None
-) -> Callable[[], object]:
-    """Return a function that runs `predict` without gradients, within an `autocast` if given."""
+    predict: Callable[[], Result], precision: AbstractContextManager[object]
+) -> Callable[[], Result]:
+    """Return a function that runs `predict` without gradients, within an `autocast`."""
 
-    def run() -> object:
-        with torch.inference_mode(), precision or nullcontext():
+    def run() -> Result:
+        with torch.inference_mode(), precision:
             return predict()
 
     return run

@@ -109,15 +109,14 @@ def _check_gradients() -> None:
     from engine.optim import build_optimizer
     from engine.schema import LoopConfig, OptimConfig
     from engine.step import memory_layout, training_step, wrap_losses
-    from tools.lab.benchmarks.networks import R50_FPN, make_task
-    from tools.lab.gpu_check.batches import loader_like_batch
+    from tools.lab.benchmarks.networks import R50_FPN, SMALL_SIZE, make_batch, make_task
 
     task, loop = make_task(R50_FPN.smaller()), LoopConfig(precision="bf16", batch_size=2)
     task.model.to(DEVICE, memory_format=memory_layout(loop))  # type: ignore[call-overload]
     task.model.train()
     losses_of = wrap_losses(task, loop, World(0, 1, DEVICE))
     optimizer = build_optimizer(task.model, OptimConfig(lr=1e-6), batch_size=2)
-    batch = loader_like_batch(2, (128, 157)).to(DEVICE)
+    batch = make_batch(2, size=SMALL_SIZE).to(DEVICE)
 
     def step() -> object:
         return training_step(losses_of, optimizer, [batch], clip_grad_norm=10.0, stop=False)

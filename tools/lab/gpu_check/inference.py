@@ -7,8 +7,8 @@ import torch
 from engine.precision import autocast
 from tools.lab.benchmarks import networks
 from tools.lab.benchmarks.gpu import float32_products
+from tools.lab.benchmarks.peers import peer_prediction
 from tools.lab.benchmarks.steps import prediction
-from tools.lab.gpu_check.batches import loader_like_batch
 from tools.lab.gpu_check.record import (
     DEVICE,
     DRY,
@@ -23,7 +23,7 @@ from tools.lab.gpu_check.steps import case_of
 
 
 def time_inference() -> None:
-    """Time R50-FPN, R101-FPN and R101-C4 against torchvision in TF32, and in our settings."""
+    """Time R50-FPN, R101-FPN and R101-C4 against torchvision, in TF32 and like for like."""
     for name in ("r50", "fpn", "c4"):
         for count in (1, 2 if DRY else 8):
             attempt("infer", f"{name}_{count}", partial(_compare, name, count))
@@ -32,20 +32,16 @@ def time_inference() -> None:
 def _compare(name: str, count: int) -> None:
     case = case_of(name)
     task = networks.make_task(case)
-    # one peer as its users run it (TF32), one in our precision and memory layout
-    peers = [networks.make_peer(case, task, size=SIZE).to(DEVICE).eval() for _ in range(2)]
-    peers[1].to(memory_format=torch.channels_last)
     task.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.model.eval()
-    batch = loader_like_batch(count, SIZE).to(DEVICE)
-    inputs = networks.peer_inputs(networks.make_batch(count, size=SIZE).to(DEVICE))
+    batch = networks.make_batch(count, size=SIZE).to(DEVICE)
+    ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
+    theirs_in = partial(peer_prediction, case, task, batch, precision=PRECISION)
+    theirs, like_ours = theirs_in("peer as its users run it"), theirs_in("like for like")
     with float32_products(exact=True), torch.inference_mode():
-        found, expected = task.predict(batch), peers[0](inputs)
+        found, expected = task.predict(batch), theirs()
     numbers = [len(each.boxes) for each in found], [len(each["boxes"]) for each in expected]
     with float32_products(exact=False):
-        ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
-        theirs = prediction(partial(peers[0], inputs))
-        like_ours = prediction(partial(peers[1], inputs), autocast(DEVICE, PRECISION))
         for warm in (ours, theirs, like_ours):  # one uncounted call each
             warm()
         ms, tf32, fair = (median_ms(each, calls=10) for each in (ours, theirs, like_ours))

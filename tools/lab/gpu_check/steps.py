@@ -5,22 +5,24 @@ import gzip
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
+from engine.cuda_graph import captured
 from engine.precision import autocast
 from engine.schema import LoopConfig
 from tools.lab.benchmarks import networks
 from tools.lab.benchmarks.agreement import check_losses
 from tools.lab.benchmarks.gpu import float32_products
-from tools.lab.benchmarks.steps import our_step, peer_step
-from tools.lab.cuda_graph import captured
-from tools.lab.gpu_check.batches import loader_like_batch
+from tools.lab.benchmarks.peers import WAYS, peer_step
+from tools.lab.benchmarks.steps import our_step
 from tools.lab.gpu_check.record import (
     DEVICE,
     DRY,
@@ -63,7 +65,7 @@ def make_step(
     task = networks.make_task(case)
     loop = LoopConfig(precision=PRECISION, batch_size=count, compile=compiled)
     step = our_step(task, loop, device=DEVICE)
-    batch = loader_like_batch(count, SIZE, masks=case.masks).to(DEVICE)
+    batch = networks.make_batch(count, size=SIZE, masks=case.masks).to(DEVICE)
     return task, lambda: step(batch), batch
 
 
@@ -126,7 +128,10 @@ def time_compiled(name: str) -> None:
     """Compile a training step; time it when nothing else runs."""
     stage = f"compile_{name}"
     start = time.perf_counter()
-    _, step, _ = make_step(name, COUNT, compiled=True)
+    # torch's compiler for CPUs takes minutes: a dry run only traces the step, and runs it eagerly
+    traced_only = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    with traced_only if DRY else nullcontext():
+        _, step, _ = make_step(name, COUNT, compiled=True)
     step()
     wait_for_device()
     save(stage, first_call_s=round(time.perf_counter() - start, 1))
@@ -146,14 +151,13 @@ def time_compiled(name: str) -> None:
 
 
 def time_peer() -> None:
-    """Time torchvision's steps as its users run them (TF32) and in our settings (bf16)."""
+    """Time torchvision's steps, like for like with ours (bf16) and as its users run them (TF32)."""
     for name in ("fpn", "c4"):
         case = case_of(name)
         attempt("peer", f"{name}_agree", partial(_agree, case, name))
         attempt("peer", f"{name}_speed", partial(_peer_speed, case, name))
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
 
 def _agree(case: networks.Case, name: str) -> None:
@@ -166,19 +170,14 @@ def _agree(case: networks.Case, name: str) -> None:
 
 
 def _peer_speed(case: networks.Case, name: str) -> None:
-    batch = networks.make_batch(COUNT, size=SIZE).to(DEVICE)
-    inputs, targets = networks.peer_inputs(batch), networks.peer_targets(batch)
-    peer = networks.make_peer(case, networks.make_task(case), size=SIZE).to(DEVICE)
-    step = peer_step(peer, inputs, targets)
-    with float32_products(exact=False):
-        save("peer", **{f"{name}_tf32": times_of(step, warm=1, calls=4), f"{name}_gib": peak_gib()})
-    peer.to(memory_format=torch.channels_last)
-
-    def like_ours() -> None:
-        with autocast(DEVICE, PRECISION):
-            step()
-
-    save("peer", **{f"{name}_like_ours": times_of(like_ours, warm=1, calls=4)})
+    task, batch = networks.make_task(case), networks.make_batch(COUNT, size=SIZE).to(DEVICE)
+    for way in WAYS:
+        step = peer_step(case, task, batch, way, precision=PRECISION)
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with float32_products(exact=False):
+            taken = times_of(step, warm=1, calls=4)
+        save("peer", **{f"{name} {way}": {**taken, "gib": peak_gib()}})
 
 
 def time_classifier() -> None:

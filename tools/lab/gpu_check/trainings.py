@@ -208,4 +208,4 @@ def time_loader() -> None:
         wait_for_device()
         rate = round(timed * count / (time.perf_counter() - start))
         save("loader", **{f"workers_{workers}_images_s": rate})
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

@@ -1,55 +1,55 @@
 """The Triton kernel of NMS: interpreted on the CPU, compiled for a GPU, and run on one."""
 
-import os
 import subprocess
-import sys
 import types
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from detection.ops.nms import find_kernel, nms_keep
 from engine.kernels import warn_of_fallback
-from tests.conftest import REPOSITORY
 from tests.detection.ops.crowded_boxes import CASES, Batch, crowded
+from tests.detection.ops.kernels.compiled_kernel import CompiledKernel, compile_kernel
+from tests.detection.ops.kernels.interpreter import needs_interpreter, run_interpreted
 
 triton = pytest.importorskip("triton")
-OLD_INTERPRETER = (
-    triton.__version__.startswith("3.6") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
-)
 
 
 @pytest.mark.extended
-@pytest.mark.skipif(OLD_INTERPRETER, reason="Triton 3.6 interprets no ranges with numpy 2.4")
-def test_interpreted_it_is_the_plain_version() -> None:
-    # its own process: Triton decides when it is imported
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "1"}
-    script = REPOSITORY / "tests/detection/ops/kernels/interpreted_kernel.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+@needs_interpreter
+def test_interpreted_it_is_torchvisions_in_many_cases() -> None:
+    run_interpreted("tests.detection.ops.kernels.interpreted_nms", "200")
 
 
-@pytest.mark.extended
-def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def compiled(capability: int, **options: int) -> CompiledKernel:
     from detection.ops.kernels.nms_triton import OPTIONS, suppress
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     pointers = {"rows": "*fp32", "kept": "*fp32", "marks": "*u8"}
-    numbers = {"num_boxes": "i32", "max_kept": "i32", "iou_thresh": "fp32", "BLOCK": "constexpr"}
-    source = triton.compiler.ASTSource(
-        fn=suppress, signature=pointers | numbers, constexprs={"BLOCK": 64}
+    return compile_kernel(
+        suppress,
+        pointers | {"num_boxes": "i32", "max_kept": "i32", "iou_thresh": "fp32"},
+        constants={"BLOCK": 64},
+        options=OPTIONS | options,
+        multiples_of_16=pointers,
+        capability=capability,
     )
-    target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
-    assembly = triton.compile(source, target=target, options=OPTIONS).asm["ptx"]
-    assert "div.rn.f32" in assembly
-    assert "div.full" not in assembly
-    assert "fma.rn" not in assembly
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("capability", [80, 90])
+def test_it_compiles_for_a_gpu_to_the_cpus_arithmetic_without_spills(capability: int) -> None:
+    kernel = compiled(capability)
+    assert "div.rn.f32" in kernel.ptx
+    assert "div.full" not in kernel.ptx
+    assert "fma.rn" not in kernel.ptx
+    assert kernel.spilled_bytes == 0, kernel.registers
+
+
+@pytest.mark.extended
+def test_with_few_registers_it_would_spill() -> None:
+    kernel = compiled(90, maxnreg=64)
+    assert kernel.registers == 64
+    assert kernel.spilled_bytes > 0
 
 
 def clear_caches() -> None:

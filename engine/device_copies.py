@@ -1,0 +1,94 @@
+"""Copies of batches to a GPU in a background thread, while the main thread launches a step."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+from engine.structures import tensors_of
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_BATCHES_AHEAD = 1
+"""Batches that are copied before they are asked for. One is enough: its copy starts before the
+step on the batch before it, and has the time of that whole step."""
+
+
+def copied_ahead(
+    batches: Iterator[Item], copy: Callable[[Item], Item], *, device: torch.device
+) -> Generator[Item, None, None]:
+    """Yield copy(batch) for each batch, in order; the copies run on a CUDA stream of their own.
+
+    The current stream waits for the copy before it uses a batch. The host waits for no copy.
+
+    Args:
+        batches: dataclasses of tensors on the CPU; closed as in `ahead`.
+        copy: pins the tensors and copies them to `device` without waiting; called in a thread.
+        device: the GPU.
+    """
+    stream = torch.cuda.Stream(device)
+
+    def copy_on_stream(batch: Item) -> tuple[Item, torch.cuda.Event]:
+        torch.cuda.set_device(stream.device)  # for this thread; a new one is on GPU 0
+        with torch.cuda.stream(stream):
+            return copy(batch), stream.record_event()
+
+    for copied, arrived in ahead(batches, copy_on_stream, depth=_BATCHES_AHEAD):
+        user = torch.cuda.current_stream(stream.device)
+        user.wait_event(arrived)
+        for tensor in tensors_of(copied):
+            if tensor.is_cuda:
+                # The memory belongs to the copies' stream: without this, a later copy could
+                # overwrite it when Python has freed it but the steps still read it.
+                tensor.record_stream(user)
+        yield copied
+
+
+def ahead(
+    source: Iterator[Item], transform: Callable[[Item], Result], *, depth: int
+) -> Generator[Result, None, None]:
+    """Yield transform(item) for each item, in order, computed ahead in one background thread.
+
+    The source is advanced in the caller's thread. Images are read in worker processes
+    (engine.workers): Linux kills those when the thread that started them ends, and Ctrl-C could
+    not stop a thread that waits for them.
+
+    An error of the source or of `transform` is raised after the results before it. At the end, or
+    if this generator is closed early, the thread ends, and the source is closed if it is a
+    generator.
+
+    Args:
+        source: the items.
+        transform: called in the thread, for one item at a time.
+        depth: number of items that are taken from the source beyond the one asked for.
+    """
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+            futures = _submitted(source, transform, thread)
+            pending = deque(islice(futures, depth + 1))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(islice(futures, 1))
+    finally:
+        if isinstance(source, Generator):
+            source.close()
+
+
+def _submitted(
+    source: Iterator[Item], transform: Callable[[Item], Result], thread: ThreadPoolExecutor
+) -> Iterator[Future[Result]]:
+    """Yield the future result for each item; an error of the source becomes the last result."""
+
+    def submit(item: Item) -> Future[Result]:
+        return thread.submit(transform, item)
+
+    try:
+        yield from map(submit, source)  # a loop's variable would keep an item until the next one
+    except Exception as error:
+        failed: Future[Result] = Future()
+        failed.set_exception(error)
+        yield failed
