@@ -152,7 +152,8 @@ class LoopConfig(Config):
     """Mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for small networks. It and
     `max-autotune` require `accumulate=1`."""
     sync_batch_norm: bool = True
-    """true: batch norm statistics over all processes; false: each process over its own share."""
+    """true: batch norm statistics over all processes; false: each process over its own share, and
+    the running statistics are averaged over processes after each step."""
     ema_decay: Fraction | None = None
     """If set, an exponential moving average of the weights is kept, evaluated and exported. This is
     the final decay; after update n (from 0) it is at most (1 + n) / (10 + n)."""
@@ -177,9 +178,11 @@ class LoopConfig(Config):
     max_bad_steps: PositiveInt = 10
     """Non-finite steps in a row after which the run stops with exit code 3."""
     deterministic: bool = False
-    """Use deterministic kernels only (slower on a GPU); on a CPU runs always repeat bit for bit."""
+    """Use deterministic kernels only (slower on a GPU, and an error where there is none); on a CPU
+    runs always repeat bit for bit."""
     collective_timeout_s: PositiveInt = 1800
-    """Longest wait of one process for the others, seconds; then the run ends with a message."""
+    """Longest wait of one process for the others, seconds; then the run ends with a message. On
+    several GPUs a step, a batch of an evaluation and a checkpoint may not take longer either."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,6 +1,7 @@
 """Masks cut to boxes and pasted back, against torchvision and a pixel-by-pixel reference."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from detection.ops.masks import crop_masks, pack_bits, paste_mask, unpack_bits
+from detection.ops.masks import (
+    crop_masks,
+    crop_masks_operator,
+    pack_bits,
+    paste_mask,
+    unpack_bits,
+)
 from detection.ops.rle import decode, encode_window
 from tests.reference.masks import paste_mask as paste_reference
 
@@ -62,6 +69,29 @@ def test_cut_is_torchvisions_roi_align(aligned: bool, resolution: int) -> None:
     maps = torch.from_numpy(masks).reshape(6, 1, *SIZE).float()
     expected = torchvision.ops.roi_align(maps, rois, resolution, aligned=aligned)
     torch.testing.assert_close(found.flatten(0, 1), expected[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("chunk_bytes", [1, 3 * 4 * SIZE[0] * SIZE[1] * 2])
+def test_cut_in_chunks_is_the_same(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = packed(blobs(9).reshape(3, 3, *SIZE))
+    boxes = torch.stack([random_boxes(5, seed=seed) for seed in range(3)])
+    idxs = torch.randint(0, 3, (3, 5), generator=torch.Generator().manual_seed(3))
+    settings: dict[str, Any] = {"width": SIZE[1], "resolution": 7, "aligned": True}
+    whole = crop_masks(masks, idxs, boxes, **settings)
+    for name in ("_CHUNK_BYTES", "_CPU_CHUNK_BYTES"):
+        monkeypatch.setattr(f"detection.ops.masks.{name}", chunk_bytes)
+    torch.testing.assert_close(crop_masks(masks, idxs, boxes, **settings), whole)
+
+
+def test_cut_is_one_operator_of_a_compiled_graph() -> None:
+    masks, boxes = packed(blobs(4).reshape(2, 2, *SIZE)), torch.stack([random_boxes(3)] * 2)
+    idxs = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    settings: dict[str, Any] = {"width": SIZE[1], "resolution": 4, "aligned": True}
+    torch.library.opcheck(crop_masks_operator, (masks, idxs, boxes), settings)
+    compiled = torch.compile(crop_masks, backend="eager", fullgraph=True)
+    expected = crop_masks(masks, idxs, boxes, **settings)
+    torch.testing.assert_close(compiled(masks, idxs, boxes, **settings), expected)
 
 
 def test_cut_of_empty_boxes_and_of_none_is_finite() -> None:
