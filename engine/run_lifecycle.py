@@ -15,6 +15,7 @@ from engine.precision import precision_note
 from engine.run_folder import WEIGHTS_FILE, finished_metrics
 from engine.run_state import RunState
 from engine.schema import RunConfig
+from engine.step import num_compiled_graphs
 
 
 def check_batch_size(config: RunConfig, world: World) -> None:
@@ -148,6 +149,8 @@ def log_summary(
         scores += f", best {progress.best:.4f} at step {progress.best_step}"
     if progress.evaluations_failed:
         scores += f"; {progress.evaluations_failed} evaluations failed"
+    if state.config.loop.compile:
+        log.note(f"loop.compile: {num_compiled_graphs()} graph(s) compiled in this process")
     log.note(f"{progress.step} steps, {timedelta(seconds=round(seconds))}{scores}")
     which = "the last" if exported == progress.step else "the best; loop.export=last for the last"
     log.note(f"{output / WEIGHTS_FILE}: weights of step {exported} ({which})")

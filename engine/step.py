@@ -81,6 +81,11 @@ class CompiledLosses(nn.Module):
         return losses
 
 
+def num_compiled_graphs() -> int:
+    """Return how many graphs `torch.compile` has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 # Arguments of DistributedDataParallel: do not broadcast all buffers at each forward pass. They are
 # equal on all processes, see `_shared`, and most of them are frozen. Renamed in torch 2.13.
 _WITHOUT_BUFFERS: dict[str, Any] = (

@@ -14,7 +14,7 @@ from engine.checkpoint import CheckpointFolder, load_checkpoint, read_safetensor
 from engine.errors import DivergedError, InterruptedRunError, UserError
 from engine.evaluate import evaluate
 from engine.schema import LoaderConfig, LoopConfig, OptimConfig, RunConfig, ScheduleConfig
-from engine.step import WeightAverage
+from engine.step import WeightAverage, num_compiled_graphs
 from engine.task import Task
 from engine.trainer import fit
 from tests.engine.toy import ToyBatch, ToyData, ToyTask
@@ -94,7 +94,9 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
-def test_compiled_losses_train_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_losses_train_identically(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **_options: Any) -> Any:
@@ -103,7 +105,13 @@ def test_compiled_losses_train_identically(tmp_path: Path, monkeypatch: pytest.M
 
     fit(ToyTask(), config(), output=tmp_path / "eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     fit(ToyTask(), config(compile=True), output=tmp_path / "compiled")
+    assert num_compiled_graphs() == len(graphs)
+    said = capsys.readouterr().out
+    assert "loop.compile: 1 graph, compiled in the first step" in said
+    assert f"loop.compile: {len(graphs)} graph(s) compiled" in said
     assert len(graphs) == 1
     torch.testing.assert_close(weights(tmp_path / "eager"), weights(tmp_path / "compiled"))
 

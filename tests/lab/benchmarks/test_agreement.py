@@ -10,13 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from detection.structures import Detections
+from tests.fake_device import with_cuda_types
 from tools.lab.benchmarks.agreement import check_objects
 from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import check_close
-
-with_cuda_types = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(), reason="torch is built without CUDA"
-)
 
 
 def objects(count: int, *, device: str) -> dict[str, Tensor]:
