@@ -125,9 +125,10 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return weights and bias of one convolution that equals `conv` followed by `norm`.
 
     None if the norm depends on the map or has no weights, if the convolution has a bias, dilation,
-    groups or a padding other than zeros, or if one of the two has a forward hook.
+    groups or a padding other than zeros, or if one of the two has a forward hook. After
+    `fold_norms` the norm is an identity, and the convolution has the bias.
     """
-    if isinstance(norm, nn.Identity) and conv.bias is not None:  # `fold_norms` has folded it
+    if isinstance(norm, nn.Identity) and conv.bias is not None and not _has_forward_hooks(conv):
         return conv.weight, conv.bias
     plain = conv.bias is None and conv.dilation == (1, 1) and conv.groups == 1
     padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
@@ -152,7 +153,8 @@ def fold_norms(network: nn.Module) -> None:
     frozen or in evaluation mode; an identity takes its place, and the convolution gets a bias.
 
     Args:
-        network: its norms follow their convolutions in the order of a module's children.
+        network: among the children of each of its modules, a norm that directly follows a
+            convolution is applied to that convolution's output; this is not checked.
     """
     for parent in list(network.modules()):
         children = list(parent.named_children())

@@ -25,6 +25,7 @@ from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.graphed import GraphedDetector
 from detection.structures import Detections
+from engine.backend_settings import backend_settings
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.kernels import kernels_kind
@@ -72,7 +73,10 @@ def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> TrainedDete
 
 
 class Detector:
-    """Detects objects in images with the same sizes, padding and arithmetic as evaluation."""
+    """Detects objects in images with the same sizes, padding and arithmetic as evaluation.
+
+    It takes over the network of `trained`, which can then neither be trained nor saved.
+    """
 
     def __init__(
         self, trained: TrainedDetector, *, device: torch.device, cuda_graphs: bool = False
@@ -82,9 +86,8 @@ class Detector:
         self.config = trained.config
         self._model = trained.model
         self._device = device
-        precision = self.config.loop.precision
-        prepare_for_prediction(self._model, device=device, precision=precision)
-        self._graphs = GraphedDetector(self._model) if cuda_graphs else None
+        prepare_for_prediction(self._model, self.config.loop, device=device)
+        self._graphs = GraphedDetector(self._model, device=device) if cuda_graphs else None
 
     def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
         """Return the objects detected in each image, in its own pixels, on the CPU.
@@ -167,7 +170,12 @@ class Detector:
     def _detect(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Detections]]:
         batch = collate_detection(samples, size_divisor=self.config.data.size_divisor)
         images = batch.images.to(self._device)
-        with torch.inference_mode(), autocast(self._device, self.config.loop.precision):
+        loop, device = self.config.loop, self._device
+        with (
+            torch.inference_mode(),
+            backend_settings(loop, device),
+            autocast(device, loop.precision),
+        ):
             found = (self._graphs or self._model).predict(images)
         yield from zip((sample.image_id for sample in samples), found, strict=True)
 
@@ -244,7 +252,7 @@ def load_detector(
         device: `cpu`, `cuda` or `cuda:N`; None uses a GPU if there is one.
         overrides: as for `load_trained`.
         cuda_graphs: on a GPU, launch the work of a batch at once, as one CUDA graph for each batch
-            shape: faster for small batches, if the shapes are few.
+            shape: for small batches of few shapes, from one thread.
 
     Raises:
         UserError: bad file, device or override, CUDA graphs on a CPU, or RESDET_KERNELS is neither

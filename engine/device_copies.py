@@ -40,12 +40,16 @@ def copied_ahead(
     for copied, arrived in ahead(batches, copy_on_stream, depth=_BATCHES_AHEAD):
         user = torch.cuda.current_stream(stream.device)
         user.wait_event(arrived)
-        for tensor in tensors_of(copied):
-            if tensor.is_cuda:
-                # The memory belongs to the copies' stream: without this, a later copy could
-                # overwrite it when Python has freed it but the steps still read it.
-                tensor.record_stream(user)
+        # The memory belongs to the copies' stream: without this, a later copy could overwrite it
+        # when Python has freed it but the steps still read it.
+        _record(copied, user)
         yield copied
+
+
+def _record(batch: object, user: torch.cuda.Stream) -> None:
+    for tensor in tensors_of(batch):
+        if tensor.is_cuda:
+            tensor.record_stream(user)
 
 
 def ahead(
@@ -64,7 +68,8 @@ def ahead(
     Args:
         source: the items.
         transform: called in the thread, for one item at a time.
-        depth: number of items that are taken from the source beyond the one asked for.
+        depth: number of items that are taken from the source beyond the one asked for; the caller
+            waits until the source has given them.
     """
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:

@@ -182,7 +182,7 @@ def read_batches(
 ) -> Generator[LoadedBatch, None, None]:
     """Read planned batches in worker processes, in order, and move them to the device.
 
-    Close it to stop the workers, unless it is at its end.
+    Close it to stop the workers early.
 
     Args:
         data: the images.

@@ -42,7 +42,7 @@ def start_notes(state: RunState) -> list[str]:
     precision = precision_note(world.device, config.loop.precision)
     graphs = None
     if config.loop.compile:
-        graphs = "loop.compile: 1 graph, compiled in the first step, which takes minutes"
+        graphs = "loop.compile: 1 graph, compiled in the first step, which may take minutes"
     optional = (note for note in (rate, precision, graphs) if note is not None)
     return [first, kernels_note(), *task.notes(), *optional]
 

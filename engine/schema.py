@@ -146,8 +146,9 @@ class LoopConfig(Config):
     cudnn_benchmark: bool = False
     """On a GPU: try all algorithms for each new shape of a convolution and keep the fastest."""
     compile: bool = False
-    """Compile the loss module with `torch.compile`: one graph, whatever the sizes of the images and
-    the numbers of objects."""
+    """Compile the loss module with `torch.compile`: one graph for all sizes of images and
+    numbers of objects; tiny images (fewer anchors than proposals or samples, a coarsest level of
+    one cell) need more."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of `torch.compile`; `reduce-overhead` replays CUDA graphs, for small networks. It and
     `max-autotune` require `accumulate=1`."""

@@ -63,7 +63,7 @@ class CompiledLosses(nn.Module):
         super().__init__()
         self.losses = losses
         options = torch._inductor.list_mode_options(config.compile_mode)
-        if config.channels_last:
+        if isinstance(losses.task, VariesInSize):
             # torch decides the layout for itself only if no size varies. Undecided, torch 2.14
             # makes a constant of each map's size in the backward pass.
             options["force_layout_optimization"] = True
@@ -204,9 +204,9 @@ def training_step(
     status = any_over_ranks(flags)  # all processes must skip the same steps
     step_if_finite(optimizer, ~status[0])
     # where() on the device instead of an `if` on the host, which would wait
-    pairs = zip(statistics, before, strict=True)
-    after = [torch.where(status[0], old, _flat(values)) for values, old in pairs]
-    _restore(statistics, _shared(after, losses_of))
+    after = _shared([_flat(values) for values in statistics], losses_of)
+    pairs = zip(before, after, strict=True)
+    _restore(statistics, [torch.where(status[0], old, new) for old, new in pairs])
     ids = [part.image_ids for part in parts]
     return StepResult(totals, measured, grad_norm, status, ids)
 
@@ -279,7 +279,7 @@ class WeightAverage:
         state, values = model.state_dict(), list(self.values.values())
         # values += weight * (new - values), in three launches for all tensors together
         steps = torch._foreach_sub([state[name] for name in self.values], values)
-        torch._foreach_mul_(steps, weight)
+        torch._foreach_mul_(steps, weight.to(steps[0].dtype))
         torch._foreach_add_(values, steps)
 
     @contextlib.contextmanager

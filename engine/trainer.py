@@ -207,14 +207,15 @@ class _Run:
             world_size=self.world.size,
             accumulate=loop.accumulate,
         )
-        parts = read_batches(
-            self.data, plan, config=self.config.loader, device=self.world.device, substitute=True
-        )
-        while True:
-            wait_started = time.perf_counter()
-            step_parts = [next(parts) for _ in range(loop.accumulate)]
-            self.state.meter.data_seconds += time.perf_counter() - wait_started
-            yield step_parts
+        loader, device = self.config.loader, self.world.device
+        with contextlib.closing(
+            read_batches(self.data, plan, config=loader, device=device, substitute=True)
+        ) as parts:
+            while True:
+                wait_started = time.perf_counter()
+                step_parts = [next(parts) for _ in range(loop.accumulate)]
+                self.state.meter.data_seconds += time.perf_counter() - wait_started
+                yield step_parts
 
     def _update(self, step: int, loaded_batches: list[LoadedBatch], *, stop: bool) -> None:
         for reason in (reason for loaded in loaded_batches for reason in loaded.skipped):
@@ -363,10 +364,10 @@ class _Run:
         if self.progress.bad_in_a_row and not in_bad_streak:
             self.log.note(f"no checkpoint at step {self.progress.step}: the step was not finite")
             return
-        payload = self.state.payload()
-        if self.world.is_main:
-            self.checkpoints.save(self.progress.step, payload)
-        self.world.report_progress(f"the checkpoint of step {self.progress.step}")
+        with self.world.unwatched():  # a slow disk is no dead process
+            payload = self.state.payload()
+            if self.world.is_main:
+                self.checkpoints.save(self.progress.step, payload)
         self.state.meter.paused += time.perf_counter() - started
 
     def _check_end(self) -> None:

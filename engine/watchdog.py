@@ -73,8 +73,8 @@ class ProgressWatchdog:
     def _end_process(self, what: str) -> None:
         """Write a line to stderr and end the process with the exit code of a PeerError."""
         line = (
-            f"error: {self._process}: no progress for {self._timeout_s:g} s since {what}: another "
-            "process ended or does not answer; if a step may take that long, raise "
+            f"error: {self._process}: no progress for {self._timeout_s:g} s since {what}: probably "
+            "another process ended or does not answer; if a step may take that long, raise "
             "loop.collective_timeout_s"
         )
         start = "\n" if os.isatty(2) else ""  # the cursor may be behind a progress bar

@@ -28,12 +28,14 @@ def group_norm(
         bias: (C,).
         eps: added to the variance.
     """
-    plain = kernels_kind() == "reference" or torch.compiler.is_compiling()
-    if plain or x.device.type != "cpu":
-        # Under autocast a CUDA device would return float32, whatever the dtype of x. The statistics
-        # are computed in float32 here too.
-        with torch.autocast(x.device.type, enabled=False):
+    if x.device.type == "cuda":
+        # Under autocast the device would return float32, whatever the dtype of x. The statistics
+        # are computed in float32 here too; like the weights of convolutions, weight and bias are
+        # rounded to the dtype of x, and so are their gradients.
+        with torch.autocast("cuda", enabled=False):
             return F.group_norm(x, num_groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    if kernels_kind() == "reference" or torch.compiler.is_compiling():
+        return F.group_norm(x, num_groups, weight, bias, eps)
     normed: Tensor = _GroupNorm.apply(x, weight, bias, num_groups, eps)
     return normed
 

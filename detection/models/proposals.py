@@ -30,8 +30,8 @@ def make_proposals(
 
     Returns:
         P = min(post_nms_topk, M, N) proposals per image, detached, in network-input pixels, by
-        falling score; M is pre_nms_topk for each level. Where NMS keeps fewer (or none), the last
-        rows are zeros and not valid.
+        falling score; M = pre_nms_topk x number of levels. Where NMS keeps fewer (or none), the
+        last rows are zeros and not valid.
     """
     pre_nms_topk = config.pre_nms_topk_train if training else config.pre_nms_topk_test
     post_nms_topk = config.post_nms_topk_train if training else config.post_nms_topk_test
@@ -40,13 +40,11 @@ def make_proposals(
     logits = rpn.objectness_logits.masked_fill(~rpn.anchor_valid, -torch.inf)
     # First index of each level in N. The sum of all sizes ends the series, so zip is not strict.
     starts = accumulate(rpn.level_sizes, initial=0)
-    best, exists = zip(  # for each level (B, pre_nms_topk): indices in N, and whether they exist
-        *(
-            _best_of_level(level, pre_nms_topk, start=start)
-            for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False)
-        ),
-        strict=True,
-    )
+    best, exists = [], []  # for each level (B, pre_nms_topk): indices in N, whether they exist
+    for level, start in zip(logits.split(rpn.level_sizes, dim=1), starts, strict=False):
+        level_best, level_exists = _best_of_level(level, pre_nms_topk)
+        best.append(level_best + start)
+        exists.append(level_exists)
     # NMS compares only boxes of the same level.
     level_idxs = torch.cat([torch.full_like(idxs, level) for level, idxs in enumerate(best)], dim=1)
     idxs = torch.cat(best, dim=1)  # (B, M)
@@ -62,7 +60,7 @@ def make_proposals(
     return select_by_nms(boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=topk)
 
 
-def _best_of_level(logits: Tensor, topk: int, *, start: int) -> tuple[Tensor, Tensor]:
+def _best_of_level(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """Return the indices of the best `topk` anchors of a level, (B, topk), and which exist.
 
     A small level has fewer anchors; the rest of its indices are arbitrary but within the level. A
@@ -71,12 +69,11 @@ def _best_of_level(logits: Tensor, topk: int, *, start: int) -> tuple[Tensor, Te
     Args:
         logits: (B, n), of the level's anchors.
         topk: number of anchors.
-        start: added to the indices.
     """
     size = logits.shape[1]
     missing = logits.new_full((logits.shape[0], topk), -torch.inf)
     idxs = torch.cat([logits, missing], dim=1).topk(topk, dim=1).indices
-    return idxs.clamp(max=size - 1) + start, idxs < size
+    return idxs.clamp(max=size - 1), idxs < size
 
 
 def select_by_nms(

@@ -43,7 +43,7 @@ def crop_masks(
     """Return the part of a mask inside each box, resampled to M x M cells: RoIAlign of the mask.
 
     A cell is the mean of bilinear samples, about one for each pixel that it covers along an axis.
-    The fast implementation is for CPUs.
+    The fast implementation is for CPUs, and for deterministic runs.
 
     Args:
         masks: (B, G, H, ceil(W / 8)) uint8 from `pack_bits`, in network-input pixels.
@@ -66,7 +66,9 @@ def crop_masks(
 def _crop_masks(
     masks: Tensor, idxs: Tensor, boxes: Tensor, *, width: int, resolution: int, aligned: bool
 ) -> Tensor:
-    is_fast = kernels_kind() == "fast" and masks.device.type == "cpu"
+    # torchvision's deterministic RoIAlign needs the memory of all samples of all boxes
+    by_products = masks.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    is_fast = kernels_kind() == "fast" and by_products
     crop = _crop_by_products if is_fast else _crop_by_torchvision
     return crop(masks, idxs, boxes, width=width, resolution=resolution, aligned=aligned)
 

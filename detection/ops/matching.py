@@ -8,7 +8,8 @@ from torch import Tensor
 
 from detection.ops.boxes import box_iou
 
-# Ground-truth boxes compared at a time. Memory is B * _CHUNK * N, even in crowded images.
+# Ground-truth boxes compared at a time. Memory is B * _CHUNK * N, even in crowded images; in a
+# compiled graph it is up to B * G * N.
 _CHUNK = 4
 
 

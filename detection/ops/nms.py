@@ -68,6 +68,11 @@ def _kernel_for(device: torch.device) -> Callable[..., Tensor]:
     return kernel or _keep_by_torchvision
 
 
+def waits_on(device: torch.device) -> bool:
+    """Return whether the host waits for `device` during `nms_keep`."""
+    return _kernel_for(device) is _keep_by_torchvision
+
+
 def _keep_by_torchvision(
     boxes: Tensor,
     scores: Tensor,

@@ -35,9 +35,11 @@ def test_they_hold_inside_and_are_restored(
     loop: dict[str, bool], expected: tuple[object, ...]
 ) -> None:
     before = settings()
-    with backend_settings(LoopConfig(**loop), CPU):
+    with backend_settings(LoopConfig(**loop), CUDA):
         assert settings() == expected
     assert settings() == before
+    with backend_settings(LoopConfig(**loop), CPU):  # on a CPU TF32 and cuDNN stay as they are
+        assert settings() == (expected[0], *before[1:])
 
 
 @pytest.mark.parametrize("given", [None, ":16:8"])

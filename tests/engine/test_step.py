@@ -1,7 +1,6 @@
 """Parts of a training step: copies to the host, the average of weights, several processes."""
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +86,22 @@ def test_one_graph_serves_all_sizes(kind: type[ToyTask], monkeypatch: pytest.Mon
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    given: list[dict[str, Any]] = []
+
+    def compile_with(function: Any, *, options: dict[str, Any]) -> Any:
+        given.append(options)
+        return original(function, backend=backend)
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_with)
     torch.compiler.reset()
     task = kind()
     world = World(0, 1, torch.device("cpu"))
-    losses_of = wrap_losses(task, LoopConfig(compile=True), world)
+    loop = LoopConfig(compile=True, compile_mode="reduce-overhead")
+    losses_of = wrap_losses(task, loop, world)
     assert isinstance(losses_of, CompiledLosses)
+    layout = {"force_layout_optimization": True} if kind is VaryingTask else {}
+    assert given == [{"triton.cudagraphs": True, **layout}]
     for rows in (4, 4, 7, 9):
         batch = task.data.collate([task.data.load(index, index) for index in range(rows)])
         torch.testing.assert_close(losses_of(batch), task.losses(batch))

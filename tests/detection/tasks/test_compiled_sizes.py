@@ -27,7 +27,7 @@ def coco_task(root: Path, data_dir: Path, *, neck: str, kind: str) -> DetectionT
         "images": str(data_dir / "coco128/train2017"),
         "annotations": str(data_dir / "coco128/annotations/instances_train2017.json"),
     }
-    augment = {"short_sides": [64, 96, 128], "max_side": 224}
+    augment = {"short_sides": [96, 128, 160], "max_side": 256}
     data = {"train": split, "val": split, "on_bad_box": "skip", "augment": augment, "cache": False}
     model = {"roi": {"num_samples": 8, "hidden_dim": 32}}  # conv5 of more RoIs takes minutes on c4
     task = build_task(tiny_config(root, neck=neck, task=kind, data=data, model=model))

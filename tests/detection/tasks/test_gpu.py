@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from backbones.prediction import prepare_for_prediction
 from detection.models.graphed import GraphedDetector
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
 from engine.cuda_graph import captured
 from engine.distributed import process_group
+from engine.precision import autocast
+from engine.schema import LoopConfig
 from engine.trainer import fit
 from tests.detection.tasks.tiny import NECKS, make_step, tiny_config, tiny_task
 
@@ -73,7 +76,7 @@ def test_forward_and_backward_replay_as_a_cuda_graph(root: Path, neck: str, kind
         losses = task.losses(static)
         return losses, torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
-    graph, replayed = captured(losses_and_gradients)
+    graph, replayed = captured(losses_and_gradients, device=CUDA)
     static.images.pixels.copy_(255 - batch.images.pixels)
     static.images.seeds.copy_(batch.images.seeds + 1)
     graph.replay()
@@ -99,13 +102,21 @@ def test_bf16_run_resumes(root: Path, tmp_path: Path, neck: str, loop: dict[str,
 @pytest.mark.parametrize("neck", NECKS)
 def test_graphs_predict_what_the_network_does(root: Path, neck: str, kind: str) -> None:
     task, batch = tiny_task(root, neck, task=kind)
-    model = task.model.eval().to(CUDA)
-    graphs = GraphedDetector(model)
+    model = task.model.eval()
+    prepare_for_prediction(model, LoopConfig(precision="bf16"), device=CUDA)
+    graphs = GraphedDetector(model, device=CUDA)
     images = batch.images.to(CUDA)
     darker = replace(images, pixels=images.pixels // 2)
     wider = replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 32)))
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(CUDA, "bf16"):
         for each in (images, darker, wider, images):  # the second and the last replay
             for found, expected in zip(graphs.predict(each), model.predict(each), strict=True):
+                assert len(expected) > 0
                 torch.testing.assert_close(found.scores, expected.scores, rtol=1e-2, atol=1e-3)
                 torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-2, atol=0.5)
+                assert (found.labels == expected.labels).float().mean() > 0.9
+                if kind == "segmentation":
+                    assert found.masks is not None
+                    assert expected.masks is not None
+                    pairs = zip(found.masks, expected.masks, strict=True)
+                    assert min((ours == theirs).mean() for ours, theirs in pairs) > 0.98

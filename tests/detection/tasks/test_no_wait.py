@@ -20,6 +20,7 @@ from backbones.prediction import prepare_for_prediction
 from detection.commands.tasks import build_task
 from detection.ops.nms import nms_operator
 from engine.distributed import process_group
+from engine.schema import LoopConfig
 from engine.step import move_task
 from tests.backbones.classification import tiny as classification
 from tests.backbones.classification.tiny import write_folder
@@ -40,6 +41,7 @@ from tests.fake_device import (
 )
 
 KINDS = ("detection", "segmentation")
+BF16 = LoopConfig(precision="bf16")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_a_detector_asks_for_its_detections_alone(
     task, batch = make_case(tmp_path, kind, neck)
     task.eval()
     if prepared:
-        prepare_for_prediction(task.model, device=torch.device("cpu"), precision="bf16")
+        prepare_for_prediction(task.model, BF16, device=torch.device("cpu"))
     with fake_cuda(bf16=True), torch.no_grad():
         batch = on_fake_device(task, batch)
         with WaitSpotter() as spotter:
@@ -183,7 +185,7 @@ def test_a_prepared_detector_launches_less(tmp_path: Path) -> None:
     calls = []
     for prepared in (False, True):
         if prepared:
-            prepare_for_prediction(task.model, device=torch.device("cpu"), precision="bf16")
+            prepare_for_prediction(task.model, BF16, device=torch.device("cpu"))
         model = copy.deepcopy(task.model)  # moved below
         with fake_cuda(bf16=True), torch.no_grad():
             move_to_fake_device(model)

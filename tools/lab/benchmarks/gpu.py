@@ -49,7 +49,7 @@ from tools.lab.benchmarks.peers import (
     speed_rows,
 )
 from tools.lab.benchmarks.settings import Settings
-from tools.lab.benchmarks.steps import operations_of, our_step, prediction
+from tools.lab.benchmarks.steps import operations_of, our_prediction, our_step
 
 SIZE = (800, 1344)
 TRAIN_BATCH, CLASSIFY_BATCH = 16, 256
@@ -109,7 +109,7 @@ def gpu_inference(settings: Settings) -> list[Row]:
             batch = make_batch(count, size=size).to(device)
             with float32_products(exact=True):
                 check_detections(task, peer, batch)
-            ours = prediction(partial(task.predict, batch), autocast(device, precision))
+            ours = our_prediction(task, batch, precision=precision)
             theirs = partial(peer_prediction, case, task, batch, precision=precision)
             with float32_products(exact=False):
                 comparisons = compare_both_ways(ours, theirs, settings, device=device)
@@ -119,6 +119,12 @@ def gpu_inference(settings: Settings) -> list[Row]:
             seconds = [taken for each in comparisons.values() for taken in each.ours]
             each = statistics.median(seconds) / count * 1e3
             rows.append(Row(f"{work}, an image", each, "ms", limit, smaller_is_better=True))
+            if device.type == "cuda":
+                graphs = our_prediction(task, batch, precision=precision, cuda_graphs=True)
+                graphs()  # captures
+                each = mean_seconds(graphs, calls=TIMED_STEPS) / count * 1e3
+                work = f"{work}, an image, CUDA graphs"
+                rows.append(Row(work, each, "ms", limit, smaller_is_better=True))
     return rows
 
 

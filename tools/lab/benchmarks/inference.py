@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 
-from engine.precision import autocast
 from engine.schema import Precision
 from tools.lab.benchmarks.agreement import check_detections
 from tools.lab.benchmarks.measure import Row
@@ -27,7 +26,7 @@ from tools.lab.benchmarks.peers import (
     speed_rows,
 )
 from tools.lab.benchmarks.settings import Settings
-from tools.lab.benchmarks.steps import CPU, prediction
+from tools.lab.benchmarks.steps import CPU, our_prediction
 
 PROMISED: dict[Way, dict[tuple[str, Precision], Target]] = {  # times as fast as the peer
     "like for like": {
@@ -58,7 +57,7 @@ def inference(settings: Settings) -> list[Row]:
         count = check_detections(task, peer, batch)
         settings.log(f"{case.name}: the same {count} objects as torchvision's parts")
         for precision in settings.precisions():
-            ours = prediction(partial(task.predict, batch), autocast(CPU, precision))
+            ours = our_prediction(task, batch, precision=precision)
             theirs = partial(peer_prediction, case, task, batch, precision=precision)
             comparisons = compare_both_ways(ours, theirs, settings, device=CPU)
             targets = {way: PROMISED[way][case.name, precision] for way in WAYS}

@@ -1,16 +1,23 @@
 """The timed functions: our training step, and a prediction; the operations that a function does."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from backbones.prediction import prepare_for_prediction
+from detection.models.graphed import GraphedDetector
+from detection.structures import DetectionBatch
+from detection.tasks.detection import DetectionTask
 from engine.distributed import World
 from engine.optim import build_optimizer
-from engine.schema import LoopConfig, OptimConfig
-from engine.step import memory_layout, training_step, wrap_losses
+from engine.precision import autocast
+from engine.schema import LoopConfig, OptimConfig, PrecisionSetting
+from engine.step import move_task, training_step, wrap_losses
 from engine.task import Batch, Task
 
 Result = TypeVar("Result")
@@ -23,7 +30,7 @@ LEARNING_RATE = 1e-6
 
 def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[[Batch], object]:
     """Move the network to the device; return a function that runs one complete training step."""
-    task.model.to(device, memory_format=memory_layout(loop))  # type: ignore[call-overload]
+    move_task(task, loop, device)
     task.model.train()
     losses_of = wrap_losses(task, loop, World(rank=0, size=1, device=device))
     config = OptimConfig(lr=LEARNING_RATE)
@@ -31,6 +38,24 @@ def our_step(task: Task, loop: LoopConfig, *, device: torch.device) -> Callable[
     return lambda batch: training_step(
         losses_of, optimizer, [batch], clip_grad_norm=None, stop=False
     )
+
+
+def our_prediction(
+    task: DetectionTask,
+    batch: DetectionBatch,
+    *,
+    precision: PrecisionSetting,
+    cuda_graphs: bool = False,
+) -> Callable[[], object]:
+    """Return a function that detects the objects of each image, as `load_detector` would.
+
+    `task` keeps its network; a copy on the device of `batch` is prepared for prediction.
+    """
+    device = batch.images.pixels.device
+    model = copy.deepcopy(task.model).eval()
+    prepare_for_prediction(model, LoopConfig(precision=precision), device=device)
+    detector = GraphedDetector(model, device=device) if cuda_graphs else model
+    return prediction(partial(detector.predict, batch.images), autocast(device, precision))
 
 
 def prediction(

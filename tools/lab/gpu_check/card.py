@@ -108,11 +108,11 @@ def _check_gradients() -> None:
     from engine.distributed import World
     from engine.optim import build_optimizer
     from engine.schema import LoopConfig, OptimConfig
-    from engine.step import memory_layout, training_step, wrap_losses
+    from engine.step import move_task, training_step, wrap_losses
     from tools.lab.benchmarks.networks import R50_FPN, SMALL_SIZE, make_batch, make_task
 
     task, loop = make_task(R50_FPN.smaller()), LoopConfig(precision="bf16", batch_size=2)
-    task.model.to(DEVICE, memory_format=memory_layout(loop))  # type: ignore[call-overload]
+    move_task(task, loop, DEVICE)
     task.model.train()
     losses_of = wrap_losses(task, loop, World(0, 1, DEVICE))
     optimizer = build_optimizer(task.model, OptimConfig(lr=1e-6), batch_size=2)

@@ -4,11 +4,10 @@ from functools import partial
 
 import torch
 
-from engine.precision import autocast
 from tools.lab.benchmarks import networks
 from tools.lab.benchmarks.gpu import float32_products
 from tools.lab.benchmarks.peers import peer_prediction
-from tools.lab.benchmarks.steps import prediction
+from tools.lab.benchmarks.steps import our_prediction
 from tools.lab.gpu_check.record import (
     DEVICE,
     DRY,
@@ -35,7 +34,7 @@ def _compare(name: str, count: int) -> None:
     task.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.model.eval()
     batch = networks.make_batch(count, size=SIZE).to(DEVICE)
-    ours = prediction(partial(task.predict, batch), autocast(DEVICE, PRECISION))
+    ours = our_prediction(task, batch, precision=PRECISION)
     theirs_in = partial(peer_prediction, case, task, batch, precision=PRECISION)
     theirs, like_ours = theirs_in("peer as its users run it"), theirs_in("like for like")
     with float32_products(exact=True), torch.inference_mode():
@@ -55,5 +54,9 @@ def _compare(name: str, count: int) -> None:
         "objects": numbers,
     }
     save("infer", **{key: values})
+    if DEVICE.type == "cuda":
+        graphs = our_prediction(task, batch, precision=PRECISION, cuda_graphs=True)
+        graphs()  # captures
+        save("infer", **{f"{key}_graphs_ms": median_ms(graphs, calls=10)})
     _, busy, kernels = profile_of(ours, f"infer {key}", limit=30)
     save("infer", **{f"{key}_busy_ms": busy, f"{key}_kernels": kernels})

@@ -120,7 +120,7 @@ def _as_graph(stage: str, name: str) -> None:
         return torch.autograd.grad(torch.stack(list(losses.values())).sum(), parameters)
 
     # PyTorch requires warm-up calls on a side stream before a capture.
-    graph, _ = captured(work)
+    graph, _ = captured(work, device=DEVICE)
     save(stage, graph_batch_2=times_of(graph.replay), eager_batch_2=times_of(work))
 
 
