@@ -7,8 +7,8 @@ benchmarks need a CUDA device; with `small` they also run on a CPU, as a check o
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from backbones.resnet import resnet101
 from detection.config import AugmentConfig, DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
 from detection.ops.boxes import xyxy_to_xywh
+from engine.backend_settings import backend_settings
 from engine.errors import UserError
 from engine.loader import read_batches, split_batches, training_batches
 from engine.precision import autocast
@@ -206,18 +207,9 @@ def _device(settings: Settings) -> torch.device:
     raise UserError("benchmark.py gpu-...: expected a CUDA device, got none (--small needs none)")
 
 
-@contextmanager
-def float32_products(*, exact: bool) -> Iterator[None]:
-    """Multiply float32 matrices exactly, or in TF32, as users of the peer would."""
-    matmul = torch.get_float32_matmul_precision()
-    convolution = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution
+def float32_products(*, exact: bool) -> AbstractContextManager[None]:
+    """Return a context that multiplies float32 matrices on a GPU exactly, or in TF32."""
+    return backend_settings(LoopConfig(tf32=not exact), torch.device("cuda"))
 
 
 def _loaded_rate(
