@@ -138,6 +138,15 @@ def test_interrupt_while_the_source_is_read_is_raised_at_once() -> None:
     assert no_thread_is_left()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt; a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_while_the_thread_works_is_raised_when_it_is_done() -> None:
     def interrupt_at_one(number: int) -> int:
         if number == 1:
