@@ -76,8 +76,9 @@ def test_tool_command_is_valid(command: str) -> None:
     found = re.search(r"^from (\S+) import main$", script, flags=re.MULTILINE)
     assert found, tool
     module = REPOSITORY / f"{found[1].replace('.', '/')}.py"
-    source = module.read_text(encoding="utf-8")
-    source += (REPOSITORY / "engine" / "cli.py").read_text(encoding="utf-8")
+    # the module, its subcommands (data_NAME.py beside data.py), and the shared parser
+    modules = [*module.parent.glob(f"{module.stem}*.py"), REPOSITORY / "engine" / "cli.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in modules)
     assert [flag for flag in flags if f'"{flag}"' not in source] == []
     classifiers = {f"runs/{path.stem}" for path in CONFIGS if path.parent.name == "backbones"}
     localizers = {run_of(path) for path in CONFIGS if path.parent.name == "localization"}
