@@ -5,10 +5,11 @@ training draws its first one seconds or days after its start.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.errors import UserError
 from engine.log import METRICS_FILE, RunLog, read_metrics
@@ -117,8 +118,15 @@ def make_panels(
     return figure, panels
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG."""
+def save_figure(figure: "Figure", file: Path | BinaryIO) -> None:
+    """Write a figure as PNG. Characters that matplotlib's font lacks become boxes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).print_figure(path, dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_figure(file, dpi=100)
+
+
+def plain_text(text: str) -> str:
+    """Return text that matplotlib draws as it is: between two $ it would read a formula."""
+    return text.replace("$", r"\$")

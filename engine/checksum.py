@@ -59,6 +59,12 @@ def digest_of(arrays: Iterable[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 (hex) of the bytes of a file; UserError as for `open_file`."""
+    with open_file(path) as file:
+        return str(_hash_of(file, os.fstat(file.fileno()).st_size).hexdigest())
+
+
 def write_with_checksum(file: BinaryIO, write: Callable[[Any], object]) -> None:
     """Call `write` to write a whole file, then append the checksum line.
 

@@ -8,6 +8,10 @@ import sys
 from detection.commands.subcommands import run_subcommand
 
 COMMANDS = {
+    "stats": ("detection.commands.data_stats", "print and plot what a COCO JSON contains"),
+    "show": ("detection.commands.data_show", "draw annotations, and contact sheets by class"),
+    "split": ("detection.commands.data_split", "divide a COCO JSON, stratified and grouped"),
+    "merge": ("detection.commands.data_merge", "merge several COCO JSON files"),
     "download": ("detection.commands.data_download", "download, check and unpack a data set"),
     "voc-to-coco": (
         "detection.commands.data_voc_to_coco",

@@ -12,7 +12,6 @@ too coarse. The bytes of the copy, including class names and counts, are checked
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import stat
@@ -29,6 +28,7 @@ from safetensors.numpy import save
 from detection.data.coco_json import AnnotationTable, ImageTable, Tables, read_tables
 from detection.data.segmentations import ByteStrings, Segmentations
 from engine import paths
+from engine.checksum import file_digest
 from engine.errors import UserError
 from engine.files import write_atomically
 
@@ -89,7 +89,7 @@ def read_cached(path: Path, cache_from: int, *, exact: bool) -> tuple[Tables, st
     except _UnusableError as reason:
         verb = f"made again (it was {reason})"
     # Hashed before parsing: if the file changes in between, the next start notices it.
-    stamp["sha256"] = _digest_of(path)
+    stamp["sha256"] = file_digest(path)
     tables = read_tables(path)
     try:
         _write_copy(copy, tables, stamp)
@@ -108,14 +108,6 @@ def _is_file(copy: Path) -> bool:
 def _stamp_of(status: os.stat_result) -> dict[str, str]:
     times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
     return {"format": FORMAT, "size": str(status.st_size), "times": times}
-
-
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with paths.open_file(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _renew(copy: Path, path: Path, stamp: Mapping[str, str], old: Mapping[str, str]) -> str:
@@ -141,7 +133,7 @@ def _read_copy(
         header, arrays = _open(copy)
         if any(header.get(key) != stamp[key] for key in ("format", "size")):
             raise _UnusableError("of another version of the file")
-        if header["times"] != stamp["times"] and header["sha256"] != _digest_of(path):
+        if header["times"] != stamp["times"] and header["sha256"] != file_digest(path):
             raise _UnusableError("of another version of the file")
         if json.loads(header["sums"]) != _sums_of(arrays, header):
             raise _UnusableError("damaged")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.plots import make_panels, save_figure
+from backbones.plots import make_panels, plain_text, save_figure
 
 MAX_PANELS = 100
 # index of each drawn threshold in 0.5, 0.55, ... 0.95
@@ -33,7 +33,7 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
         for width, (label, threshold) in zip((3, 2, 1), _CURVES.items(), strict=True):
             axes.plot(recall, precision[threshold, :, k], label=label, linewidth=width)
         title = f"{class_names[k]}  AP {100 * precision[..., k].mean():.1f}"
-        axes.set_title(_plain(title), fontsize=9)
+        axes.set_title(plain_text(title), fontsize=9)
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
     absent = len(class_names) - len(known)
     figure.suptitle(
@@ -44,7 +44,3 @@ def write_pr_curves(path: Path, precision: np.ndarray, class_names: Sequence[str
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower right", ncols=3, fontsize=9)
     save_figure(figure, path)
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads text between two $ as a formula
