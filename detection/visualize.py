@@ -78,11 +78,11 @@ def draw_ground_truth(
     labels: Tensor,
     *,
     class_names: Sequence[str],
-    masks: np.ndarray | None = None,
+    masks: Iterable[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Draw ground truth as `draw_detections` draws detections.
 
-    boxes: (N, 4). labels: (N,). masks: (N, H, W) bool; None: no masks are drawn.
+    boxes: (N, 4). labels: (N,). masks: N masks (H, W) bool; None: no masks are drawn.
     """
     numbers = labels.tolist()
     texts = [class_names[label] for label in numbers]

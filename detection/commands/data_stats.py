@@ -43,6 +43,12 @@ def main() -> None:
     notes = [f"{count} {what}" for what, count in annotations.report.rows()]
     if arguments.images:
         notes.append(_missing_images(arguments.images, annotations))
+    if outputs:
+        plot, numbers = outputs
+        write_statistics_plot(plot, statistics, title=arguments.json.name)
+        content = statistics.numbers() | {"notes": notes}
+        write_file(numbers, json.dumps(content, indent=1) + "\n")
+        notes.append(f"numbers and plot are in {arguments.output}")
     show = make_console().print
     for table in (_summary(statistics), _classes(statistics), _sizes(statistics)):
         show(table, soft_wrap=False)
@@ -50,12 +56,6 @@ def main() -> None:
         show(_pairs(statistics), soft_wrap=False)
     for note in notes:
         show(f"{arguments.json}: {note}", highlight=False)
-    if outputs:
-        plot, numbers = outputs
-        write_statistics_plot(plot, statistics, title=arguments.json.name)
-        content = statistics.numbers() | {"notes": notes}
-        write_file(numbers, json.dumps(content, indent=1) + "\n")
-        show(f"written: {plot} and {numbers}", highlight=False)
 
 
 def _missing_images(folder: Path, annotations: "Annotations") -> str:

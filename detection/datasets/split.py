@@ -93,6 +93,14 @@ def sizes_of_fractions(fractions: Sequence[float], num_images: int) -> np.ndarra
     return sizes
 
 
+def sizes_of_counts(counts: Sequence[int]) -> np.ndarray:
+    """Return the numbers of images of the parts as an array; UserError if one is below 1."""
+    if min(counts) < 1:
+        got = " ".join(map(str, counts))
+        raise UserError(f"--counts: expected at least one image in each part, got {got}")
+    return np.array(counts, np.int64)
+
+
 def group_by_key(document: CocoDocument, key: str) -> list[str]:
     """Return the group of each image: the value that its entry has under `key`.
 

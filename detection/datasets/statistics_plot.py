@@ -29,9 +29,10 @@ def write_statistics_plot(path: Path, statistics: Statistics, *, title: str) -> 
         UserError: the file cannot be written.
     """
     figure, panels = make_panels(6, columns=3, size=5.0)
-    # inches: room for class names to the left of the bars and of the matrix
+    # inches: room for class names to the left of the bars and below the matrix
     width, height = figure.get_size_inches()
-    figure.subplots_adjust(left=1.5 / width, wspace=0.3, hspace=0.4, top=1 - 0.9 / height)
+    figure.subplots_adjust(left=1.5 / width, bottom=1.3 / height, top=1 - 0.9 / height)
+    figure.subplots_adjust(wspace=0.3, hspace=0.25)
     classes, sides, aspects, counts, sizes, matrix = panels
     _draw_classes(classes, statistics)
     _draw_log_histogram(sides, statistics.sides, "object side (square root of the box), pixels")
@@ -104,7 +105,7 @@ def _draw_image_sizes(axes: "Axes", statistics: Statistics) -> None:
     axes.set(xlim=(0, 1.1 * table[:, 0].max()), ylim=(0, 1.1 * table[:, 1].max()))
     axes.set_xlabel("width, pixels", fontsize=8)
     axes.set_ylabel("height, pixels", fontsize=8)
-    axes.set_title(f"image sizes ({len(table):,} different ones)", fontsize=10)
+    axes.set_title(f"image sizes, {len(table):,} in all", fontsize=10)
 
 
 def _draw_pairs(axes: "Axes", statistics: Statistics) -> None:
