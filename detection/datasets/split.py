@@ -218,11 +218,10 @@ def split_images(
             f"({sizes.max()}), and cannot be divided"
         )
     parts = stratify(_count_units(document, units), sizes, seed=seed, log=log)
-    found = np.bincount(parts, minlength=len(sizes))
-    if (found == 0).any():
+    if len(np.unique(parts[parts < len(wanted)])) < len(wanted):
         raise UserError(
-            f"{document.path}: expected groups enough for {len(sizes)} parts, got {len(images)} "
-            "that leave a part empty"
+            f"{document.path}: expected images in each of {len(wanted)} parts, got an empty part: "
+            f"the {len(images)} groups of images are too few or too large"
         )
     return Split(document, parts[units], tuple(names), wanted, len(images))
 

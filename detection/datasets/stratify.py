@@ -74,7 +74,7 @@ def stratify(
     shares = np.outer(sizes / sizes.sum(), counts.totals())  # (P, F)
     # 0 for counts that no unit has; at least a quarter, or a class of one object would dominate
     weights = np.where(shares > 0, 1 / np.maximum(shares, 0.25), 0.0)
-    weights[:, 0] *= 10  # the number of images matters more than any class
+    weights[:, 0] *= 100  # the number of images matters more than any class
     log = log or RunLog(None, is_main=False)
     order = log.progress(_order(counts, rng).tolist(), len(counts), "dividing")
     parts, excess = _place(counts, shares, weights, order, rng)

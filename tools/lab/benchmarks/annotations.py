@@ -1,5 +1,8 @@
 """Benchmark: loading annotations of the size of COCO's training set, against pycocotools."""
 
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ from pycocotools.coco import COCO
 
 from detection.data.coco import Annotations, read_coco
 from detection.data.coco_cache import SUFFIX
-from tools.lab.benchmarks.measure import Row, check_close, compare
+from tools.lab.benchmarks.measure import Row, check_close, compare, mean_seconds
 from tools.lab.benchmarks.memory import (
     COCO_ANNOTATIONS,
     run_in_new_process,
@@ -46,6 +49,21 @@ def annotation_loading(settings: Settings) -> list[Row]:
         Row(f"{memory}, boxes", loaded, "MB", 250, 175, smaller_is_better=True),
         Row(f"{memory}, every polygon", with_polygons, "MB", 250, 175, smaller_is_better=True),
     ]
+
+
+def annotation_statistics(settings: Settings) -> list[Row]:
+    """Measure `resdet data stats`: the whole command, start of the process included."""
+    write_json(settings.folder, annotations=1000 if settings.small else COCO_ANNOTATIONS)
+    path = settings.folder / "train.json"
+    program = "from detection.commands.main import run; run()"
+    options = ["data", "stats", str(path), "--output", str(settings.folder / "stats"), "--force"]
+    command = [sys.executable, "-c", program, *options]
+    seconds = [
+        mean_seconds(lambda: subprocess.run(command, check=True, capture_output=True), calls=1)
+        for _ in range(settings.rounds)
+    ]
+    taken = statistics.median(seconds)
+    return [Row("data stats", taken, "s", promised=20, aim=12, smaller_is_better=True)]
 
 
 def _read(path: Path) -> Annotations:
