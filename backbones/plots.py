@@ -16,7 +16,7 @@ from engine.log import METRICS_FILE, RunLog, read_metrics
 from engine.paths import status_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes  # for annotations in modules that draw panels
     from matplotlib.figure import Figure
 
 _COLUMNS = 8

@@ -191,7 +191,7 @@ def _rows_to_draw(
         chosen_classes = np.isin(annotations.labels, list(choice))
         candidates = np.unique(annotations.row_of(np.flatnonzero(chosen_classes)))
     rng = np.random.default_rng(seed)
-    return np.sort(rng.permutation(candidates)[:count]).tolist()
+    return sorted(map(int, rng.permutation(candidates)[:count]))
 
 
 def _write_drawings(reader: "ImageReader", rows: Sequence[int], folder: Path, log: "RunLog") -> int:

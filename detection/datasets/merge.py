@@ -250,18 +250,19 @@ def _join_lists(
     joined = list(known)
     by_id = {key: entry for entry in known if (key := _id_of(entry)) is not None}
     ids = [*by_id, *(key for entry in added if (key := _id_of(entry)) is not None)]
+    numbers = [key for key in ids if isinstance(key, int)]
     new_ids: dict[Any, int] = {}
     for entry in added:
         key = _id_of(entry)
         if key is None or key not in by_id:
             joined += [entry] if key is not None or entry not in known else []
         elif entry != by_id[key]:
-            if not (renumber and all(type(each) is int for each in ids)):
+            if not renumber or len(numbers) < len(ids):
                 raise UserError(
                     f"{where}: id {key!r:.60} is another entry in an earlier file, so what refers "
                     "to it would be ambiguous; give the entries different ids, or remove them"
                 )
-            new_ids[key] = max(ids) + 1 + len(new_ids)  # above the ids of both lists
+            new_ids[key] = max(numbers) + 1 + len(new_ids)  # above the ids of both lists
             joined.append({**entry, "id": new_ids[key]})
     return joined, new_ids
 

@@ -10,7 +10,7 @@ from detection.datasets.statistics import MEDIUM_AREA, SMALL_AREA, Statistics
 from engine.files import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from backbones.plots import Axes
 
 MAX_BARS = 25
 """Classes in the bar chart, those with the most objects."""
@@ -125,8 +125,8 @@ def _draw_pairs(axes: "Axes", statistics: Statistics) -> None:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(order)), names, fontsize=8)
-    for row, column in np.ndindex(shares.shape):
-        share = shares[row, column]
+    for row, column in np.ndindex(len(order), len(order)):
+        share = float(shares[row, column])
         color = "white" if share > 0.5 else "black"
         if row != column and share >= 0.005:
             axes.annotate(

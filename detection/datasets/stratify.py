@@ -9,6 +9,8 @@ in Sechidis et al., "On the stratification of multi-label data", 2011. Exchanges
 between parts then lower the cost until none of those tried does.
 """
 
+import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,8 +20,12 @@ from engine.log import RunLog
 
 _SAMPLE = 128
 """Units of each of two parts between which the best exchange is looked for."""
-_ROUNDS = 600
-"""Searches for an exchange; each takes about 1 ms."""
+_FAILURES = 15
+"""Searches in a row without an exchange, for each pair of parts, that end the search."""
+_ROUNDS = 1000
+"""Searches at most; each takes about 1 ms."""
+_STARTS, _MANY_UNITS = 5, 5000
+"""Greedy passes in different order, of which the best division is taken; one of many units."""
 _DECIMALS = 9  # of costs that are compared: the last bits differ between processors
 
 
@@ -76,10 +82,15 @@ def stratify(
     weights = np.where(shares > 0, 1 / np.maximum(shares, 0.25), 0.0)
     weights[:, 0] *= 100  # the number of images matters more than any class
     log = log or RunLog(None, is_main=False)
-    order = log.progress(_order(counts, rng).tolist(), len(counts), "dividing")
-    parts, excess = _place(counts, shares, weights, order, rng)
-    _exchange(counts, parts, excess, weights, rng)
-    return parts
+    best, lowest = np.zeros(len(counts), np.int64), math.inf
+    for _ in range(_STARTS if len(counts) < _MANY_UNITS else 1):
+        order = log.progress(_order(counts, rng).tolist(), len(counts), "dividing")
+        parts, excess = _place(counts, shares, weights, order, rng)
+        _exchange(counts, parts, excess, weights, rng)
+        cost = round(float((excess**2 * weights).sum()), _DECIMALS)
+        if cost < lowest:
+            best, lowest = parts, cost
+    return best
 
 
 def _order(counts: UnitCounts, rng: np.random.Generator) -> np.ndarray:
@@ -143,8 +154,14 @@ def _exchange(
     may_move = len(counts) < counts.totals()[0]
     nothing = np.zeros((int(may_move), counts.num_columns))
     members = [np.flatnonzero(parts == part) for part in range(len(excess))]
-    for _ in range(_ROUNDS):
-        one, other = rng.choice(len(excess), 2, replace=False).tolist()
+    pairs = list(itertools.combinations(range(len(excess)), 2))
+    # without sampling, a pair that failed once fails until one of its parts changes
+    is_sampled = max(map(len, members)) > _SAMPLE
+    patience = len(pairs) * (_FAILURES if is_sampled else 1)
+    failures = 0
+    for one, other in itertools.islice(itertools.cycle(pairs), _ROUNDS):
+        if failures == patience:
+            return
         picked = [_sample(members[part], rng) for part in (one, other)]
         # a last row of zeros: nothing comes back, so that a unit moves
         mine, theirs = (np.vstack([counts.dense(units), nothing]) for units in picked)
@@ -157,7 +174,9 @@ def _exchange(
         change = np.round(change, _DECIMALS)
         here, there = np.unravel_index(int(change.argmin()), change.shape)
         if change[here, there] >= 0:
+            failures += 1
             continue
+        failures = 0
         difference = mine[here] - theirs[there]
         excess[one] -= difference
         excess[other] += difference

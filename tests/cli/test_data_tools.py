@@ -87,6 +87,7 @@ def test_stats(data: Path, call: Call) -> None:
     numbers = read(data / "s" / "stats.json")
     assert [each["objects"] for each in numbers["classes"]] == [4, 3, 2]
     image = cv2.imread(str(data / "s" / "stats.png"))
+    assert image is not None
     assert image.std() > 10
     outcome = call(prepare_data, "stats", "own.json")
     assert outcome.code == 0, outcome.err

@@ -227,7 +227,7 @@ def test_shares_of_classes_on_real_data(
     np.testing.assert_allclose(
         (objects[frequent].T / totals[frequent]).T,
         np.tile(shares, (frequent.sum(), 1)),
-        atol=0.02,
+        atol=0.03,
     )
     # and far better than chance
     rng = np.random.default_rng(0)
@@ -257,7 +257,9 @@ def test_merged_parts_are_the_whole(tmp_path: Path, data_dir: Path) -> None:
 def by_name(content: Any) -> dict[str, Any]:
     """Return the images with their objects, by file name, and the classes, without numbers."""
     classes = {each["id"]: each["name"] for each in content["categories"]}
-    found = {each["id"]: ({**each, "id": 0}, []) for each in content["images"]}
+    found: dict[int, tuple[Any, list[str]]] = {
+        each["id"]: ({**each, "id": 0}, []) for each in content["images"]
+    }
     for each in content["annotations"]:
         numberless = {**each, "id": 0, "image_id": 0, "category_id": classes[each["category_id"]]}
         found[each["image_id"]][1].append(json.dumps(numberless, sort_keys=True))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.lab.benchmarks.annotations import annotation_loading
+from tools.lab.benchmarks.annotations import annotation_loading, annotation_statistics
 from tools.lab.benchmarks.memory import worker_memory
 from tools.lab.benchmarks.settings import Settings
 
@@ -28,3 +28,12 @@ def test_memory_of_four_workers(tmp_path: Path) -> None:
     whole, growth = (row.value for row in rows)
     assert 50 < whole < 5000
     assert 0 <= growth < whole / 2
+
+
+@pytest.mark.extended
+def test_the_whole_command_is_timed(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path, log=lambda _: None, rounds=1, small=True)
+    (row,) = annotation_statistics(settings)
+    assert (row.unit, row.promised, row.smaller_is_better) == ("s", 20, True)
+    assert row.value > 0
+    assert (tmp_path / "stats" / "stats.json").is_file()
