@@ -25,7 +25,7 @@ _FAILURES = 15
 _ROUNDS = 1000
 """Searches at most; each takes about 1 ms."""
 _STARTS, _MANY_UNITS = 5, 5000
-"""Greedy passes in different order, of which the best division is taken; one of many units."""
+"""Greedy passes in different orders, of which the best is taken; only one for that many units."""
 _DECIMALS = 9  # of costs that are compared: the last bits differ between processors
 
 
