@@ -32,7 +32,7 @@ def test_size_aspect_duplicates_and_tiny_ones_come_first(tmp_path: Path) -> None
     names = {f"{i}.jpg": ["cat"] * 10 for i in range(4)}
     content = make_content({**names, "x.jpg": ["dog", "cat"]})
     boxes: list[list[float]] = [
-        [20 * (i % 3), 15 * (i % 4), 20 + i % 3, 20 - i % 2] for i in range(10)
+        [20.0 * (i % 3), 15 * (i % 4), 20 + i % 3, 20 - i % 2] for i in range(10)
     ] * 4
     boxes[7] = [5, 5, 1.5, 2]  # tiny
     boxes[13] = [0, 20, 80, 5]  # aspect 16, side 20
