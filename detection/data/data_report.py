@@ -4,7 +4,7 @@ N images, M boxes.
 """
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -72,21 +72,22 @@ class DataReport:
         return [row for row in rows if row[1] or row[0] in ("images", "boxes")]
 
 
-def file_key(name: bytes) -> bytes:
-    """Return a file name in one spelling: names of one file have equal keys."""
-    return posixpath.normpath(name.replace(b"\\", b"/").lstrip(b"/"))
+def file_keys(names: Iterable[str]) -> list[str]:
+    """Return each file name in one spelling: names of one file have equal keys."""
+    odd = ("./", "//", "\\")  # normalising a million names takes seconds
+    return [
+        posixpath.normpath(name.replace("\\", "/").lstrip("/"))
+        if name.startswith("/") or any(each in name for each in odd)
+        else name
+        for name in names
+    ]
 
 
 def count_shared_files(names: ByteStrings) -> int:
     """Count images with the file of an earlier image, even if the path is spelled differently."""
     data, offsets = names.data.tobytes(), names.offsets.tolist()
-    files = {data[a:b] for a, b in pairwise(offsets)}
-    # Normalising a million names takes seconds, so first check whether any could have another
-    # spelling: "./", "//" or a backslash anywhere, or a leading slash.
-    starts = names.data[names.offsets[:-1]]  # first bytes; no name is empty
-    if any(odd in data for odd in (b"./", b"//", b"\\")) or (starts == ord("/")).any():
-        files = set(map(file_key, files))
-    return len(names) - len(files)
+    files = {data[a:b].decode() for a, b in pairwise(offsets)}
+    return len(names) - len(set(file_keys(files)))
 
 
 def count_repeated_boxes(image_rows: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> int:

@@ -80,7 +80,8 @@ class Document:
         for key in LISTS:
             value = content.get(key)
             if isinstance(value, msgspec.Raw):
-                value = _DECODER.decode(value) if bytes(value)[:1] != b"[" else _raw_list(value)
+                is_list = bytes(memoryview(value)[:1]) == b"["
+                value = _raw_list(value) if is_list else _DECODER.decode(value)
             if not isinstance(value, list):
                 got = type(value).__name__ if key in content else "nothing"
                 self.faults[key] = f"expected a list, got {got}"

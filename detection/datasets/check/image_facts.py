@@ -14,7 +14,7 @@ import numpy as np
 from backbones.images import BadImageError, decode, quiet_opencv, read_file
 from backbones.jpeg import JPEG_START, stored_size
 from detection.data.box_checks import format_size
-from detection.data.data_report import file_key
+from detection.data.data_report import file_keys
 from detection.data.image_files import image_path
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
@@ -127,19 +127,15 @@ def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
         findings.add_images(code, _array(at), sizes_of)
     # one file that several images name is a finding of its own
     first: dict[bytes, int] = {}
-    twins = {}
+    twins, keys = {}, file_keys(images.names)
     for at, fact in enumerate(known):
         if fact is not None and fact.digest:
             earlier = first.setdefault(fact.digest, at)
-            if _key(images.names[earlier]) != _key(images.names[at]):
+            if keys[earlier] != keys[at]:
                 twins[at] = earlier
     findings.add_images(
         "duplicate-image", _array([*twins]), lambda at: f"like {images.names[twins[at]]}"
     )
-
-
-def _key(name: str) -> bytes:
-    return file_key(name.encode())
 
 
 def _array(places: Sequence[int]) -> np.ndarray:

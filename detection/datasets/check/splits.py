@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.data.data_report import file_key
+from detection.data.data_report import file_keys
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
 from detection.datasets.check.image_facts import Facts
@@ -68,8 +68,9 @@ def find_split_faults(
 
 def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:
     """Return the other file's name for each image of the same file name, by place."""
-    theirs = {file_key(name.encode()): name for name in other.columns.images.names if name}
-    keys = [file_key(name.encode()) for name in columns.images.names]
+    names = other.columns.images.names
+    theirs = {key: name for key, name in zip(file_keys(names), names, strict=True) if name}
+    keys = file_keys(columns.images.names)
     return {at: theirs[key] for at, key in enumerate(keys) if key in theirs}
 
 

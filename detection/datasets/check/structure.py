@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from detection.data.data_report import file_key
+from detection.data.data_report import file_keys
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
 
@@ -68,7 +68,7 @@ def find_id_habits(columns: Columns, findings: FindingList) -> None:
     from_zero = [name for name, each in ids.items() if len(each) and each.min() == 0]
     findings.add("ids-from-zero", len(from_zero), from_zero)
     gaps = {
-        name: int(each.max() - each.min() + 1) - len(np.unique(each))
+        name: int(each.max() - each.min()) + 1 - (len(each) - len(repeats_of(each)))
         for name, each in ids.items()
         if len(each)
     }
@@ -113,10 +113,11 @@ def find_shares(columns: Columns, findings: FindingList) -> None:
     table, images = columns.annotations, columns.images
     crowds = np.flatnonzero(table.is_crowd)
     findings.add_annotations("crowds", crowds, lambda at: "", detail=_share(crowds, len(table.ids)))
-    empty = np.setdiff1d(np.arange(len(images.ids)), columns.image_places)
+    places = columns.image_places[columns.image_places >= 0]
+    empty = np.flatnonzero(np.bincount(places, minlength=len(images.ids)) == 0)
     share = _share(empty, len(images.ids))
     findings.add_images("images-empty", empty, lambda at: "", detail=share)
-    keys = [file_key(name.encode()) for name in images.names]
+    keys = file_keys(images.names)
     shared = [at for at in _repeats(keys) if images.names[at]]
     findings.add_images("shared-file", np.array(shared, np.int64), lambda at: "")
 
