@@ -45,10 +45,11 @@ _FAULT_CODES = {
 class BoxColumns:
     """Boxes after the checks. What a systematic fault hides is looked at as if it were mended.
 
-    boxes: (M, 4) float32 xyxy, clipped. is_good: (M,) bool, boxes that the reader takes; the others
-    are undefined. sizes: (N, 2) height and width of the images that the boxes fit.
+    xywh: (M, 4) float64. boxes: (M, 4) float32 xyxy, clipped. is_good: (M,) bool, boxes that the
+    reader takes; the others are undefined. sizes: (N, 2) height and width that the boxes fit.
     """
 
+    xywh: np.ndarray
     boxes: np.ndarray
     is_good: np.ndarray
     sizes: np.ndarray
@@ -104,7 +105,7 @@ def find_boxes(
     mended[known] = xywh
     _find_areas(columns, mended, is_good, findings)
     _find_duplicates(columns, boxes, is_good, findings)
-    return BoxColumns(boxes, is_good, sizes)
+    return BoxColumns(mended, boxes, is_good, sizes)
 
 
 def _find_systematic(

@@ -6,6 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from detection.data.segmentations import Segmentations, mask_fault
+from detection.datasets.check.boxes import BoxColumns
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
 
@@ -14,11 +15,8 @@ OUTSIDE_PIXELS, OUTSIDE_FRACTION = 2.0, 0.02
 each pixel that they touch, and tools round boxes."""
 
 
-def find_masks(columns: Columns, is_good: np.ndarray, findings: FindingList) -> None:
-    """Add masks that cannot be read, are missing, or leave their boxes.
-
-    is_good: (M,) bool, objects whose boxes are good.
-    """
+def find_masks(columns: Columns, found: BoxColumns, findings: FindingList) -> None:
+    """Add masks that cannot be read, are missing, or leave their boxes."""
     table, sizes = columns.annotations, columns.images.sizes
     masks = table.segmentations
     there = masks.are_there
@@ -46,11 +44,11 @@ def find_masks(columns: Columns, is_good: np.ndarray, findings: FindingList) -> 
     if there[plain].any():
         findings.add_annotations("mask-missing", np.flatnonzero(plain & ~there), lambda at: "")
     extents = _extents(masks, columns)
-    box = np.concatenate([table.xywh[:, :2], table.xywh[:, :2] + table.xywh[:, 2:]], axis=1)
-    slack = OUTSIDE_PIXELS + OUTSIDE_FRACTION * table.xywh[:, 2:].max(axis=1, initial=0)
-    with np.errstate(invalid="ignore"):
-        beyond = np.maximum(box[:, :2] - extents[:, :2], extents[:, 2:] - box[:, 2:]).max(axis=1)
-        leaves = np.flatnonzero(is_good & (beyond > slack))
+    with np.errstate(invalid="ignore", over="ignore"):
+        near, far = found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]
+        slack = OUTSIDE_PIXELS + OUTSIDE_FRACTION * (far - near).max(axis=1)
+        beyond = np.maximum(near - extents[:, :2], extents[:, 2:] - far).max(axis=1)
+        leaves = np.flatnonzero(found.is_good & (beyond > slack))
     findings.add_annotations("mask-outside-box", leaves, lambda at: f"by {beyond[at]:.4g} pixels")
 
 

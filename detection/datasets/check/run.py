@@ -138,7 +138,7 @@ def check_columns(columns: Columns, context: Context) -> Report:
     boxes = find_boxes(columns, _true_sizes(facts), findings)
     is_plain = boxes.is_good & ~(table.is_crowd | table.is_difficult | table.is_ignored)
     find_unusual(columns, boxes, findings)
-    find_masks(columns, boxes.is_good, findings)
+    find_masks(columns, boxes, findings)
     find_classes(columns, is_plain, findings)
     find_shares(columns, findings)
     find_id_habits(columns, findings)

@@ -25,10 +25,9 @@ def find_faults(columns: Columns, findings: FindingList) -> None:
     findings.add("missing-list", len(faults), [f"{key}: {text}" for key, text in faults.items()])
     for code, list_name in sorted(columns.faults):
         findings.add_entries(code, list_name, columns.faults[code, list_name])
-    if "images" not in faults and not len(columns.images.rows):
-        findings.add("no-images", 1)
-    if "categories" not in faults and not columns.categories:
-        findings.add("no-categories", 1)
+    for name in ("images", "categories"):
+        if name not in document.faults and not document.lists[name].rows():
+            findings.add(f"no-{name}", 1)
 
 
 def find_repeated_ids(columns: Columns, findings: FindingList) -> None:
@@ -82,6 +81,8 @@ def find_classes(columns: Columns, is_plain: np.ndarray, findings: FindingList) 
     is_plain: (M,) bool, objects to train on.
     """
     counts = counts_by_class(columns, is_plain)
+    if "no-annotations-key" in findings.found:
+        return
     if not sum(counts.values()):
         findings.add("no-training-object", 1, [f"{len(is_plain)} annotations, none to train on"])
         return
