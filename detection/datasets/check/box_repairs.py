@@ -103,6 +103,9 @@ def _swap_sides(changes: Changes, finding: Finding, columns: Columns, context: C
     rows = finding.rows if finding.list_name == "images" else columns.images.rows
     for row in rows.tolist():
         height, width = entries[row].get("height"), entries[row].get("width")
+        fact = (context.facts or {}).get(str(entries[row].get("file_name")))
+        if fact is not None and fact.size == (height, width):
+            continue  # the boxes are wrong, not the size
         changes.set("images", row, "height", width)
         changes.set("images", row, "width", height)
 

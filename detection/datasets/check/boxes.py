@@ -67,21 +67,19 @@ def find_boxes(
     """
     table, images = columns.annotations, columns.images
     sizes = images.sizes.copy()
-    # boxes of images without an entry or without a size cannot be checked
-    known = np.flatnonzero((columns.image_places >= 0) & (sizes[columns.image_places, 0] > 0))
+    known = np.flatnonzero(columns.are_sized)  # the others cannot be checked
     places = columns.image_places[known]
     xywh = _find_systematic(columns, known, sizes, findings)
     checked = check_boxes(xywh, sizes[places])
-    swapped = [
-        at
-        for at in find_swapped_images(places, checked.fits, checked.fits_swapped).tolist()
-        if true_sizes.get(images.names[at]) != tuple(sizes[at].tolist())
-    ]
-    if swapped:
-        findings.add_images(
-            "sides-swapped", np.array(swapped), lambda at: format_size(images.sizes[at])
-        )
-        sizes[swapped] = sizes[swapped][:, ::-1]
+    found = find_swapped_images(places, checked.fits, checked.fits_swapped)
+    if len(found):
+        # where the file's size is known, it decides, and another size is a finding of its own
+        known_sizes = [true_sizes.get(images.names[at]) for at in found.tolist()]
+        unknown = found[[size is None for size in known_sizes]]
+        findings.add_images("sides-swapped", unknown, lambda at: format_size(images.sizes[at]))
+        sizes[unknown] = sizes[unknown][:, ::-1]
+        for at, size in zip(found.tolist(), known_sizes, strict=True):
+            sizes[at] = sizes[at] if size is None else size
         checked = check_boxes(xywh, sizes[places])
 
     def described(at: int, reason: str) -> str:

@@ -93,6 +93,13 @@ class Columns:
     faults: Faults = field(default_factory=dict)
 
     @property
+    def are_sized(self) -> np.ndarray:
+        """(M,) bool, annotations whose image is in the file and has a possible size."""
+        are_sized = self.image_places >= 0
+        are_sized[are_sized] = self.images.sizes[self.image_places[are_sized], 0] > 0
+        return are_sized
+
+    @property
     def names(self) -> list[str]:
         """The K class names."""
         return [name for _, _, name in self.categories]

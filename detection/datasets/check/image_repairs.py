@@ -45,11 +45,11 @@ def set_size(changes: Changes, row: int, size: tuple[int, int]) -> None:
     changes.set("images", row, "width", size[1])
 
 
+SIZE_REPAIRS: Mapping[str, Repair] = {"image-name": drop_all, "image-size": _fill_size}
+"""Without a name an image cannot be used, and without a size its boxes cannot be checked."""
 IMAGE_REPAIRS: Mapping[str, Repair] = {
-    "image-name": drop_all,
     "image-missing": drop_all,
     "image-damaged": drop_all,
-    "image-size": _fill_size,
     "image-other-size": _correct_size,
     "exif-ignored": _correct_size,
 }

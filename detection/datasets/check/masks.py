@@ -20,13 +20,11 @@ def find_masks(columns: Columns, found: BoxColumns, findings: FindingList) -> No
     table, sizes = columns.annotations, columns.images.sizes
     masks = table.segmentations
     there = masks.are_there
-    # an RLE cannot be read without its image's size, which is a finding of its own
-    is_known = columns.image_places >= 0
-    is_known[is_known] = sizes[columns.image_places[is_known], 0] > 0
     if table.unreadable_masks:
+        # an RLE cannot be read without its image's size, which is a finding of its own
         faults = {
             at: mask_fault(value, sizes[columns.image_places[at]].tolist())
-            for at in np.flatnonzero(~there & is_known).tolist()
+            for at in np.flatnonzero(~there & columns.are_sized).tolist()
             if (value := _mask_of(columns, at))
         }
         findings.add_annotations(

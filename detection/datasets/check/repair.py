@@ -12,15 +12,16 @@ from detection.datasets.check.changes import Changes, Repair
 from detection.datasets.check.columns import Columns, read_columns
 from detection.datasets.check.entry_repairs import ENTRY_REPAIRS, ID_REPAIRS
 from detection.datasets.check.findings import Finding
-from detection.datasets.check.image_repairs import IMAGE_REPAIRS, REFERENCE_REPAIRS
+from detection.datasets.check.image_repairs import IMAGE_REPAIRS, REFERENCE_REPAIRS, SIZE_REPAIRS
 from detection.datasets.check.run import Context, Report, check_columns
 
 STAGES: tuple[Mapping[str, Repair], ...] = (
     ENTRY_REPAIRS,
     ID_REPAIRS,
+    SIZE_REPAIRS,
+    SYSTEMATIC_REPAIRS,
     IMAGE_REPAIRS,
     REFERENCE_REPAIRS,
-    SYSTEMATIC_REPAIRS,
     BOX_REPAIRS,
     MASK_REPAIRS,
 )
@@ -45,17 +46,16 @@ def repair_columns(
     changes = Changes(columns.document)
     now = report
     for _ in range(MOST_ROUNDS):
-        found = {finding.code: finding for finding in now.findings}
-        stage = next((each for each in STAGES if each.keys() & found.keys()), None)
-        if stage is None:
-            break
         before = len(changes.lines)
-        for code in stage:
-            if code in found:
+        found = {finding.code: finding for finding in now.findings}
+        for stage in STAGES:
+            for code in (each for each in stage if each in found):
                 changes.code = code
                 stage[code](changes, found[code], columns, context)
-        if len(changes.lines) == before:  # what is left cannot be mended
-            break
+            if len(changes.lines) > before:
+                break
+        else:
+            break  # what is left cannot be mended
         note(f"{len(changes.lines) - before} changes, checking again")
         columns = read_columns(columns.document)
         now = check_columns(columns, context)

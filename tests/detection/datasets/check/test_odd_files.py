@@ -32,6 +32,13 @@ ODD: dict[str, tuple[Any, set[str]]] = {
         {"images": {"1": IMAGE}, "annotations": "none", "categories": None},
         {"missing-list", "no-training-object"},
     ),
+    "annotations alone": (
+        {"images": [], "annotations": [OBJECT], "categories": []},
+        {
+            *("no-images", "no-categories", "no-training-object"),
+            *("unknown-image", "unknown-category", "area-missing", "iscrowd-missing"),
+        },
+    ),
     "names in place of entries": (
         {"images": ["a.jpg"], "annotations": [None], "categories": ["ant"]},
         {
