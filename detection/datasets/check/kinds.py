@@ -178,6 +178,9 @@ KINDS = {
         f"sides swapped if the boxes then fit, else {_DROP_IMAGE}",
     ),
     "shared-file": Kind("warning", "images with the file of an earlier image", "join the entries"),
+    "image-name-odd": Kind(
+        "warning", "file names with control characters", "rename the files; other tools fail"
+    ),
     "duplicate-image": Kind(
         "warning", "images with the content of an earlier image", "keep one of each"
     ),

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from detection.data.coco_json import has_control_characters
 from detection.data.data_report import file_keys
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
@@ -110,7 +111,7 @@ def counts_by_class(columns: Columns, chosen: np.ndarray) -> dict[str, int]:
 
 
 def find_shares(columns: Columns, findings: FindingList) -> None:
-    """Add crowd regions, images without annotations, and files that several images name."""
+    """Add crowd regions, images without annotations, and odd or repeated file names."""
     table, images = columns.annotations, columns.images
     crowds = np.flatnonzero(table.is_crowd)
     findings.add_annotations("crowds", crowds, lambda at: "", detail=_share(crowds, len(table.ids)))
@@ -118,6 +119,8 @@ def find_shares(columns: Columns, findings: FindingList) -> None:
     empty = np.flatnonzero(np.bincount(places, minlength=len(images.ids)) == 0)
     share = _share(empty, len(images.ids))
     findings.add_images("images-empty", empty, lambda at: "", detail=share)
+    odd = [at for at, name in enumerate(images.names) if has_control_characters(name)]
+    findings.add_images("image-name-odd", np.array(odd, np.int64), lambda at: "")
     keys = file_keys(images.names)
     shared = [at for at in _repeats(keys) if images.names[at]]
     findings.add_images("shared-file", np.array(shared, np.int64), lambda at: "")

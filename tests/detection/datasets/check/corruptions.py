@@ -201,6 +201,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "annotation-not-object": replace_entries("annotations"),
     "image-id": setting("id", "a name", 12.5, None, del_, True, 2**70, name="images"),
     "image-name": setting("file_name", "", None, del_, 7, "\ud800", name="images"),
+    "image-name-odd": setting("file_name", "a\n.jpg", "\x1b[2J.jpg", name="images"),
     "image-size": setting("width", 0, -4, "640", None, del_, 1 << 21, name="images"),
     "annotation-id": setting("id", "x1", None, del_, 1.5),
     "annotation-image-id": setting("image_id", "no id", None, del_, 1.5),

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection.commands.tasks import build_task
 from detection.data.coco import read_coco
+from engine.trainer import fit
 from tests.detection.datasets.check.checking import findings_of, repair, write
 from tests.detection.datasets.check.corruptions import CORRUPTIONS
+from tests.detection.tasks.tiny import tiny_config
 
 FILES = {
     "coco128": "coco128/annotations/instances_train2017.json",
@@ -79,3 +82,29 @@ def test_all_cases_are_found_and_mended(
     assert [each.code for each in again if each.kind.severity == "error"] == []
     read_coco(copy)  # with the default policies, which refuse every bad box
     assert json.loads(copy.read_text())["info"] == document["info"]
+
+
+SOME = (  # first those that read what later ones break
+    *("box-outside", "box-clipped", "duplicate-box", "repeated-annotation-id", "image-name"),
+    *("unknown-image", "box-not-finite", "box-without-size", "area-impossible"),
+    *("mask-unreadable", "flag-malformed", "annotation-image-id", "box-malformed"),
+)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", FILES)
+def test_training_on_the_copy_of_a_file_with_many_faults(
+    data_dir: Path, tmp_path: Path, name: str
+) -> None:
+    document = json.loads((data_dir / FILES[name]).read_text())
+    for number, code in enumerate(SOME):
+        CORRUPTIONS[code](document, np.random.default_rng(number))
+    folder = data_dir / {"coco128": "coco128/train2017", "bccd": "bccd/images"}[name]
+    path = write(tmp_path / "a.json", document)
+    assert set(findings_of(path)) >= set(SOME)
+    repair(path, tmp_path / "b.json", images=folder)
+    split = {"images": str(folder), "annotations": str(tmp_path / "b.json")}
+    config = tiny_config(
+        tmp_path / "demo", data={"train": split, "val": split}, loop={"max_steps": 2}
+    )
+    fit(build_task(config), config, output=tmp_path / "run")
