@@ -52,8 +52,6 @@ def test_missing_and_damaged_images(tmp_path: Path, split: dict[str, Any]) -> No
     copy = json.loads((tmp_path / "b.json").read_text())
     assert [image["id"] for image in copy["images"]] == [4, 5, 6]
     assert [entry["image_id"] for entry in copy["annotations"]] == [4, 5, 6]
-    changes_made = {entry["id"] for entry in split["annotations"]} - {4, 5, 6}
-    assert changes_made == {1, 2, 3}
 
 
 def test_other_sizes(tmp_path: Path, split: dict[str, Any]) -> None:
@@ -130,6 +128,7 @@ def test_classes_of_another_split(tmp_path: Path, split: dict[str, Any]) -> None
     ]
 
 
+@pytest.mark.extended
 def test_processes_find_what_one_finds(
     tmp_path: Path, split: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

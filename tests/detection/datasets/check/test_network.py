@@ -67,8 +67,8 @@ def test_objects_are_measured_on_the_resized_image(tmp_path: Path) -> None:
 
 def test_near_pairs_are_those_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
-    near = rng.uniform(0, 100, size=(60, 2)).repeat(4, axis=0) + rng.normal(0, 1, size=(240, 2))
-    boxes = np.concatenate([near, near + rng.uniform(20, 30, size=(240, 2))], axis=1)
+    near = rng.uniform(0, 100, size=(60, 2)).repeat(4, axis=0) + rng.normal(0, 0.4, size=(240, 2))
+    boxes = np.concatenate([near, near + rng.uniform(24, 26, size=(240, 2))], axis=1)
     boxes = boxes.astype(np.float32)
     groups = rng.integers(0, 2, size=240)
     later, earlier = near_pairs(groups, boxes)

@@ -101,7 +101,7 @@ def test_numbers_that_json_does_not_have(tmp_path: Path, number: str) -> None:
 def test_the_box_of_the_polygons_replaces_a_bad_one(tmp_path: Path) -> None:
     polygon = [[1, 2, 11, 2, 11, 14, 1, 14]]
     objects = [{**OBJECT, "bbox": box, "segmentation": polygon} for box in ([1, 2, 0, 0], None)]
-    document = {"images": [IMAGE], "annotations": objects, "categories": [CLASS]}
+    document: dict[str, Any] = {"images": [IMAGE], "annotations": objects, "categories": []}
     document["annotations"][1] |= {"id": 2, "category_id": 2}
     document["categories"] = [CLASS, {"id": 2, "name": "bee"}]
     repair(write(tmp_path / "a.json", document), tmp_path / "b.json")
