@@ -13,6 +13,10 @@ COMMANDS = {
     "split": ("detection.commands.data_split", "divide a COCO JSON, stratified and grouped"),
     "merge": ("detection.commands.data_merge", "merge several COCO JSON files"),
     "download": ("detection.commands.data_download", "download, check and unpack a data set"),
+    "check": (
+        "detection.commands.data_check",
+        "find what is wrong with a COCO JSON; repair a copy",
+    ),
     "voc-to-coco": (
         "detection.commands.data_voc_to_coco",
         "convert PASCAL VOC's layout, or a folder of such XML files, to COCO JSON",

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,6 +85,12 @@ def _check_block(xywh: np.ndarray, sizes: np.ndarray) -> CheckedBoxes:
     )
 
 
+def find_bad_areas(areas: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: areas (M,) that are negative, not finite or above float32's range."""
+    bad: np.ndarray = ~((areas >= 0) & (areas <= np.finfo(np.float32).max))  # NaN fails both
+    return bad
+
+
 def lie_inside(raw: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return (M,) bool: xyxy boxes are inside images of `sizes` (M, 2), up to `FIT_TOLERANCE`."""
     # (M, 4): width, height, width, height
@@ -121,8 +127,16 @@ def format_size(size: Any) -> str:
     return f"{size[1]}x{size[0]} (width x height)"
 
 
-def find_systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
-    """Return the reason why the boxes as a whole are not in COCO's format, None if they may be.
+@dataclass(frozen=True)
+class SystematicFault:
+    """Why the boxes of a file as a whole are not in COCO's format; `message` says how it shows."""
+
+    kind: Literal["fractions", "corners", "swapped sides", "unknown"]
+    message: str
+
+
+def find_systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> SystematicFault | None:
+    """Return what is wrong with the boxes as a whole, None if they may be in COCO's format.
 
     Finds systematic mistakes: fractions, corners in place of sizes, swapped sides. The limits are
     far above what a few bad boxes reach; those are found by `check_boxes`.
@@ -140,11 +154,14 @@ def find_systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
         return _systematic_fault(xywh, sizes)
 
 
-def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
+def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> SystematicFault | None:
     x, y, width, height = xywh.T
     image_height, image_width = sizes.T
     if xywh.max() <= 1.0:
-        return "every number in the boxes is at most 1; expected pixels, got fractions of the image"
+        return SystematicFault(
+            "fractions",
+            "every number in the boxes is at most 1; expected pixels, got fractions of the image",
+        )
     # a tolerance of one pixel: some tools count pixels from 1
     outside = np.mean((x + width > image_width + 1) | (y + height > image_height + 1))
     if outside <= 0.3:
@@ -153,21 +170,24 @@ def _systematic_fault(xywh: np.ndarray, sizes: np.ndarray) -> str | None:
     as_corners = (width > x) & (height > y)
     as_corners &= (width <= image_width + 1) & (height <= image_height + 1)
     if np.mean(as_corners) > 0.99:
-        return (
+        return SystematicFault(
+            "corners",
             f"{outside:.0%} of the boxes reach outside their images, but almost none do if"
-            " read as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]"
+            " read as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]",
         )
     raw = xywh_to_xyxy(xywh)
     if np.mean(lie_inside(raw, sizes)) < 0.7 and np.mean(lie_inside(raw, sizes[:, ::-1])) > 0.99:
-        return (
+        return SystematicFault(
+            "swapped sides",
             f"{outside:.0%} of the boxes reach outside their images, and almost none would with"
             " `width` and `height` of the images swapped; expected the size after EXIF rotation,"
-            " got the size before it?"
+            " got the size before it?",
         )
     # no known mistake explains it; so many boxes outside are still no accident
     if outside > 0.5 and len(x) >= 20:
-        return (
+        return SystematicFault(
+            "unknown",
             f"{outside:.0%} of the boxes reach outside their images; expected [x, y, width, height]"
-            " in pixels of images as large as their entries say"
+            " in pixels of images as large as their entries say",
         )
     return None

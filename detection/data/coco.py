@@ -15,6 +15,7 @@ from detection.data.box_checks import (
     CheckedBoxes,
     check_boxes,
     describe_bad_box,
+    find_bad_areas,
     find_systematic_fault,
 )
 from detection.data.coco_boxes import read_box_tables
@@ -28,10 +29,10 @@ from detection.data.coco_json import (
 )
 from detection.data.data_report import (
     DataReport,
-    count_misfit_areas,
     count_repeated_boxes,
     count_shared_files,
-    count_swapped_images,
+    find_misfit_areas,
+    find_swapped_images,
 )
 from detection.data.segmentations import ByteStrings, Segmentations, mask_fault
 from detection.ops.boxes import xyxy_to_xywh
@@ -187,9 +188,9 @@ def read_coco(
         dropped_mask_parts=columns.dropped_mask_parts,
         clipped_boxes=int(checked.clipped.sum()),
         shared_files=count_shared_files(images.names),
-        swapped_images=count_swapped_images(image_rows, checked.fits, checked.fits_swapped),
+        swapped_images=len(find_swapped_images(image_rows, checked.fits, checked.fits_swapped)),
         repeated_boxes=count_repeated_boxes(image_rows[rows], labels[rows], checked.boxes[rows]),
-        misfit_areas=count_misfit_areas(areas[rows], columns.xywh[rows]),
+        misfit_areas=int(find_misfit_areas(areas[rows], columns.xywh[rows]).sum()),
         dropped=_count_dropped(checked.bad, labels, found),
     )
     return Annotations(
@@ -295,11 +296,10 @@ def _check_objects(
     sizes = images.sizes[image_rows]
     fault = find_systematic_fault(columns.xywh, sizes)
     if fault is not None:
-        raise UserError(f"{path}: {fault}")
+        raise UserError(f"{path}: {fault.message}")
     checked = check_boxes(columns.xywh, sizes)
     bad = dict(checked.bad)
-    # an area above float32's range counts as infinite; a NaN fails both comparisons
-    faults = {BAD_AREA: ~((columns.areas >= 0) & (columns.areas <= np.finfo(np.float32).max))}
+    faults = {BAD_AREA: find_bad_areas(columns.areas)}
     if need_masks:
         faults[NO_MASK] = ~columns.segmentations.are_there & ~columns.is_crowd
     # an object gets only the first reason that applies, so that counts add up

@@ -4,7 +4,7 @@ N images, M boxes.
 """
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -72,35 +72,47 @@ class DataReport:
         return [row for row in rows if row[1] or row[0] in ("images", "boxes")]
 
 
+def file_keys(names: Iterable[str]) -> list[str]:
+    """Return each file name in one spelling: names of one file have equal keys."""
+    odd = ("./", "//", "\\")  # normalising a million names takes seconds
+    return [
+        posixpath.normpath(name.replace("\\", "/").lstrip("/"))
+        if name.startswith("/") or any(each in name for each in odd)
+        else name
+        for name in names
+    ]
+
+
 def count_shared_files(names: ByteStrings) -> int:
     """Count images with the file of an earlier image, even if the path is spelled differently."""
     data, offsets = names.data.tobytes(), names.offsets.tolist()
-    files = {data[a:b] for a, b in pairwise(offsets)}
-    # Normalising a million names takes seconds, so first check whether any could have another
-    # spelling: "./", "//" or a backslash anywhere, or a leading slash.
-    starts = names.data[names.offsets[:-1]]  # first bytes; no name is empty
-    if any(odd in data for odd in (b"./", b"//", b"\\")) or (starts == ord("/")).any():
-        files = {posixpath.normpath(each.replace(b"\\", b"/").lstrip(b"/")) for each in files}
-    return len(names) - len(files)
+    files = {data[a:b].decode() for a, b in pairwise(offsets)}
+    return len(names) - len(set(file_keys(files)))
 
 
 def count_repeated_boxes(image_rows: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> int:
     """Count boxes (M, 4) float32 that repeat an earlier box of the same image and class."""
-    # Hash each row (image, label, four coordinates) to 64 bits and count equal hashes; sorting the
-    # rows themselves would take ten times as long. The hash is the sum of the columns, each times a
-    # random odd factor, modulo 2 ** 64. Different rows have equal hashes once in 2 ** 63. Float32
-    # coordinates are hashed as their bits.
+    keys = box_keys(image_rows, labels, boxes)
+    keys.sort()  # equal keys are now neighbours
+    return int(np.count_nonzero(keys[1:] == keys[:-1]))
+
+
+def box_keys(image_rows: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return (M,) uint64, equal for boxes (M, 4) float32 of the same image, class and corners."""
+    # A hash of each row (image, label, four coordinates); sorting the rows themselves would take
+    # ten times as long. It is the sum of the columns, each times a random odd factor, modulo
+    # 2 ** 64. Different rows have equal hashes once in 2 ** 63. Float32 coordinates are hashed as
+    # their bits.
     columns = [image_rows, labels, *np.ascontiguousarray(boxes.T).view(np.uint32)]
     factors = np.random.default_rng(0).integers(2**63, size=len(columns), dtype=np.uint64) * 2 + 1
     keys = np.zeros(len(labels), np.uint64)
     for column, factor in zip(columns, factors, strict=True):
         keys += column.astype(np.uint64) * factor
-    keys.sort()  # equal keys are now neighbours
-    return int(np.count_nonzero(keys[1:] == keys[:-1]))
+    return keys
 
 
-def count_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> int:
-    """Count areas (M,) that are larger than their boxes (M, 4), or almost 0 in a large box.
+def find_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: areas (M,) that are larger than their boxes (M, 4), or almost 0 in them.
 
     A mask includes each pixel that it touches, so it may exceed its box by one pixel per side.
     """
@@ -108,11 +120,14 @@ def count_misfit_areas(areas: np.ndarray, xywh: np.ndarray) -> int:
         most = (xywh[:, 2] + 1) * (xywh[:, 3] + 1)
     too_small = (areas <= MAX_PLACEHOLDER_AREA) & (xywh[:, 2] * xywh[:, 3] >= MIN_CHECKED_BOX_AREA)
     # 1 % of tolerance for rounding in the file
-    return int(np.count_nonzero((areas > 1.01 * most) | too_small))
+    misfit: np.ndarray = (areas > 1.01 * most) | too_small
+    return misfit
 
 
-def count_swapped_images(image_rows: np.ndarray, fits: np.ndarray, fits_swapped: np.ndarray) -> int:
-    """Count images with boxes that reach outside but all fit with the image's sides swapped.
+def find_swapped_images(
+    image_rows: np.ndarray, fits: np.ndarray, fits_swapped: np.ndarray
+) -> np.ndarray:
+    """Return the rows of images whose boxes reach outside but all fit with the sides swapped.
 
     Args:
         image_rows: (M,) int64, the image row of each box.
@@ -120,6 +135,6 @@ def count_swapped_images(image_rows: np.ndarray, fits: np.ndarray, fits_swapped:
         fits_swapped: (M,) bool, as in `CheckedBoxes`.
     """
     if fits.all():
-        return 0
+        return np.zeros(0, np.int64)
     # images with a box outside, minus images with a box that does not fit swapped sides either
-    return len(np.setdiff1d(image_rows[~fits], image_rows[~fits_swapped]))
+    return np.setdiff1d(image_rows[~fits], image_rows[~fits_swapped])

@@ -84,14 +84,16 @@ def test_good_boxes_leave_no_doubt() -> None:
 def test_corners_in_place_of_sizes_are_recognised() -> None:
     doubt = find_systematic_fault(*random_corners(200))
     assert doubt is not None
-    assert "as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]" in doubt
+    assert doubt.kind == "corners"
+    assert "as [x1, y1, x2, y2]; expected COCO's [x, y, width, height]" in doubt.message
 
 
 def test_fractions_are_recognised() -> None:
     corners, sizes = random_corners(20)
     doubt = find_systematic_fault(corners / 100, sizes)
     assert doubt is not None
-    assert "got fractions of the image" in doubt
+    assert doubt.kind == "fractions"
+    assert "got fractions of the image" in doubt.message
 
 
 def test_boxes_of_a_larger_image_are_recognised() -> None:
@@ -99,7 +101,7 @@ def test_boxes_of_a_larger_image_are_recognised() -> None:
     corners[:, 2:] -= corners[:, :2]
     doubt = find_systematic_fault(corners * 3, sizes)
     assert doubt is not None
-    assert "images as large as their entries say" in doubt
+    assert "images as large as their entries say" in doubt.message
 
 
 def test_a_few_odd_boxes_leave_no_doubt() -> None:

@@ -24,7 +24,8 @@ BENCHMARKS = {  # the quick ones first
         "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, requires=("torchvision",)
     ),
     "annotations": Benchmark("annotations.annotation_loading", requires=("pycocotools",)),
-    "statistics": Benchmark("annotations.annotation_statistics"),
+    "data-stats": Benchmark("annotations.annotation_statistics"),
+    "data-check": Benchmark("data_check.data_check"),
     "busy": Benchmark("busy.busy", requires=("albumentations",)),
     "worker-memory": Benchmark("memory.worker_memory", requires=("albumentations",)),
     "evaluation": Benchmark("scoring.evaluation", requires=("pycocotools",)),

@@ -1,0 +1,1 @@
+"""Checks of a COCO JSON: all findings in one run, and a repaired copy."""

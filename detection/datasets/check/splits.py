@@ -1,0 +1,85 @@
+"""Findings from a comparison with the other split of a data set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detection.data.data_report import file_keys
+from detection.datasets.check.columns import Columns
+from detection.datasets.check.findings import FindingList
+from detection.datasets.check.image_facts import Facts
+from detection.datasets.check.structure import counts_by_class
+
+
+@dataclass(frozen=True)
+class OtherSplit:
+    """What is compared of the other file. facts: None if its images were not read."""
+
+    columns: Columns
+    facts: Facts | None
+
+
+def find_split_faults(
+    columns: Columns,
+    facts: Facts | None,
+    other: OtherSplit,
+    *,
+    is_plain: np.ndarray,
+    findings: FindingList,
+) -> None:
+    """Add images that both files have, and classes that differ.
+
+    Images are compared by content if both folders were read, else by file name.
+
+    Args:
+        columns: the file.
+        facts: of its images.
+        other: the other file.
+        is_plain: (M,) bool, objects to train on.
+        findings: gets them.
+    """
+    pairs = [{(key, name) for _, key, name in each.categories} for each in (columns, other.columns)]
+    values = [f"only here: {name} (id {key})" for key, name in sorted(pairs[0] - pairs[1])]
+    values += [f"only there: {name} (id {key})" for key, name in sorted(pairs[1] - pairs[0])]
+    findings.add("classes-differ", len(values), values)
+    table = other.columns.annotations
+    there = counts_by_class(
+        other.columns, ~(table.is_crowd | table.is_difficult | table.is_ignored)
+    )
+    here = counts_by_class(columns, is_plain)
+    missing = [
+        f"{name}: {mine} here, {theirs} there"
+        for name in here
+        if name in there
+        for mine, theirs in [(here[name], there[name])]
+        if bool(mine) != bool(theirs)
+    ]
+    findings.add("class-missing-in-split", len(missing), missing)
+    by_content = facts is not None and other.facts is not None
+    twins = _same_content(columns, facts, other) if by_content else _same_name(columns, other)
+    detail = "by content" if by_content else "by file name, content was not read"
+    findings.add_images(
+        "leakage",
+        np.array([*twins], np.int64),
+        lambda at: f"is {twins[at]} there",
+        detail=detail,
+    )
+
+
+def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:
+    """Return the other file's name for each image of the same file name, by place."""
+    names = other.columns.images.names
+    theirs = {key: name for key, name in zip(file_keys(names), names, strict=True) if name}
+    keys = file_keys(columns.images.names)
+    return {at: theirs[key] for at, key in enumerate(keys) if key in theirs}
+
+
+def _same_content(columns: Columns, facts: Facts | None, other: OtherSplit) -> dict[int, str]:
+    """Return the other file's name for each image of the same pixels, by place."""
+    theirs = {fact.digest: name for name, fact in (other.facts or {}).items() if fact.digest}
+    found = {}
+    for at, name in enumerate(columns.images.names):
+        fact = (facts or {}).get(name)
+        if fact is not None and fact.digest in theirs:
+            found[at] = theirs[fact.digest]
+    return found
