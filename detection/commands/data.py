@@ -9,6 +9,10 @@ from detection.commands.subcommands import run_subcommand
 
 COMMANDS = {
     "download": ("detection.commands.data_download", "download, check and unpack a data set"),
+    "convert": (
+        "detection.commands.data_convert",
+        "convert annotations of labelling tools to COCO JSON, and back",
+    ),
     "voc-to-coco": (
         "detection.commands.data_voc_to_coco",
         "convert PASCAL VOC's layout, or a folder of such XML files, to COCO JSON",

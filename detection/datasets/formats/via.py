@@ -140,7 +140,7 @@ def _class_attribute(
     for entry in entries:
         for region in entry["regions"]:
             attributes = region.get("region_attributes") if isinstance(region, dict) else None
-            counts.update(attributes if isinstance(attributes, dict) else ())
+            counts.update(list(attributes) if isinstance(attributes, dict) else ())
     counts.pop(CROWD, None)
     if options.class_attribute is not None:
         if counts and options.class_attribute not in counts:

@@ -122,6 +122,8 @@ def _pairs(
             name = posix_name(line)
             found = index.find(name) if index else None
             label = labels.use(found or name) or labels.use(name.partition("/")[2])
+            if not has_images:  # below a folder of images that is not in the layout
+                name = f"/{name}".rpartition("/images/")[2].lstrip("/")
             yield FoundImage(found or name, in_fractions=True), label
         return
     if has_images:
@@ -218,10 +220,10 @@ def _ultralytics(path: Path, options: ReadOptions, document: Document) -> _Layou
     given = content.get("path")
     if isinstance(given, str) and given not in ("", "."):
         # relative to the folder of the file, or to Ultralytics' folder of data sets
-        candidates = [root / given, root]
-        root = next(each for each in candidates if paths.is_folder(each))
-        if root == path.parent:
-            document.notes.append(f"{path}: path: there is no {given}; {root} is read")
+        if paths.is_folder(root / given):
+            root = root / given
+        else:
+            document.notes.append(f"{path}: path: there is no {shown(given)}; {root} is read")
     splits = {}
     for split in ("train", "val", "test"):
         value = content.get(split)
