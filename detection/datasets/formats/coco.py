@@ -32,7 +32,8 @@ DECIMALS = 6
 
 def to_coco(checked: CheckedDocument) -> dict[str, Any]:
     """Return a COCO document; ids of images and annotations start at 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(checked.images, start=1):
         assert image.size is not None
         height, width = image.size

@@ -153,7 +153,7 @@ def choose_splits(wanted: str | None, available: Sequence[str], source: Path) ->
     """
     if wanted == ALL_SPLITS or (wanted is None and len(available) <= 1):
         return list(available)
-    if wanted not in available:
+    if wanted is None or wanted not in available:
         expected = ", ".join([*available, ALL_SPLITS])
         raise UserError(f"{source}: --split: expected one of {expected}, got {wanted or 'nothing'}")
     return [wanted]

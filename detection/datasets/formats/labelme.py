@@ -85,11 +85,10 @@ def _image_of(content: dict[str, Any], name: str, path: Path, document: Document
     # imagePath is relative to the file; Windows writes backslashes
     given = content["imagePath"].replace("\\", "/")
     file_name = posix_name(posixpath.join(posixpath.dirname(name), given.lstrip("/")))
-    sides = content.get("imageHeight"), content.get("imageWidth")
-    size = None
-    if all(type(side) is int and side > 0 for side in sides):
-        size = sides
-    image = FoundImage(file_name, size)
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    image = FoundImage(file_name)
+    if type(height) is int and type(width) is int and min(height, width) > 0:
+        image.size = height, width
     parts = []
     for number, shape in enumerate(content["shapes"], start=1):
         where = f"{path}: shape {number}"

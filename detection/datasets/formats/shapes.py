@@ -111,5 +111,5 @@ def mask_window(run_lengths: bytes, size: tuple[int, int]) -> tuple[np.ndarray, 
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return mask[:1, :1], 0, 0
-    top, bottom, left, right = *rows[[0, -1]].tolist(), *columns[[0, -1]].tolist()
-    return mask[top : bottom + 1, left : right + 1], top, left
+    top, left = int(rows[0]), int(columns[0])
+    return mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1], top, left

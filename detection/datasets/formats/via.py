@@ -45,8 +45,9 @@ def read(source: Path, options: ReadOptions) -> Document:
         UserError: the file cannot be read, is VIA 3's, or the class attribute is not known.
     """
     document = Document(root=source.parent)
+    attributes: dict[str, Any] = {}
     if source.suffix.lower() == ".csv":
-        entries, attributes = _csv_entries(source), {}
+        entries = _csv_entries(source)
     else:
         content = parse_json(source)
         if isinstance(content, dict) and {"project", "file", "metadata"} <= set(content):
@@ -186,13 +187,8 @@ def _object_of(
     if kind == "rect":
         x, y, width, height = _numbers(shape, "x", "y", "width", "height")
         found.box = x, y, x + width, y + height
-    elif kind in ("polygon", "polyline"):
-        xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
-        good = isinstance(xs, list) and isinstance(ys, list) and 3 <= len(xs) == len(ys)
-        if not good or not all(map(is_number, xs + ys)):
-            raise ValueError(f"expected a polygon of three points or more, got {xs!r:.40}")
-        points = zip(xs, ys, strict=True)
-        found.polygons = [[float(value) for point in points for value in point]]
+    elif kind == "polygon":
+        found.polygons = [_polygon_of(shape.get("all_points_x"), shape.get("all_points_y"))]
     elif kind in ("circle", "ellipse"):
         document.changed.add("circles and ellipses turned into polygons", where)
         sides = ("r", "r") if kind == "circle" else ("rx", "ry")
@@ -203,6 +199,13 @@ def _object_of(
     else:
         raise ValueError(f"expected a known shape, got {kind!r:.60}")
     return found
+
+
+def _polygon_of(xs: Any, ys: Any) -> list[float]:
+    are_lists = isinstance(xs, list) and isinstance(ys, list)
+    if not are_lists or not 3 <= len(xs) == len(ys) or not all(map(is_number, xs + ys)):
+        raise ValueError(f"expected a polygon of three points or more, got {xs!r:.40}")
+    return [float(value) for point in zip(xs, ys, strict=True) for value in point]
 
 
 def _numbers(shape: Mapping[str, Any], *keys: str) -> list[float]:

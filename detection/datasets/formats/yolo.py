@@ -266,8 +266,8 @@ def _names_of(value: Any, path: Path) -> list[str]:
         except ValueError as error:
             raise UserError(f"{path}: names: expected indices 0, 1, ..., got others") from error
         if sorted(by_index) != list(range(len(by_index))):
-            got = sorted(by_index)[:10]
-            raise UserError(f"{path}: names: expected indices 0, 1, ..., got {got}")
+            indices = sorted(by_index)[:10]
+            raise UserError(f"{path}: names: expected indices 0, 1, ..., got {indices}")
         names = [by_index[index] for index in range(len(by_index))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path}: names: expected a list of classes, got {value!r:.60}")
