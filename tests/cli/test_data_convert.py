@@ -63,7 +63,7 @@ def test_existing_files_are_replaced_only_with_force(site: Path, call: Call, nam
         ),
         (["data/train.json", "--from", "cvat", "--output", "o"], "not valid XML"),
         (["data/train.json", "--from", "voc", "--output", "o"], "expected a folder of XML files"),
-        (["data/train.json", "--from", "via", "--output", "o"], "expected filename and regions"),
+        (["data/train.json", "--from", "via", "--output", "o"], "expected a project or annotations"),
         (["data/train.json", "--from", "csv", "--output", "o"], "expected columns filename"),
         (["data/0.jpg", "--output", "o"], "expected UTF-8 text"),
         (["data", "--from", "masks", "--output", "o"], "expected PNG masks, got none"),

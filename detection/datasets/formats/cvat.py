@@ -124,7 +124,9 @@ def _part_of(
     group = node.get("group_id") or None
     part = Part(label, f"{where} ({shown(label)})", None if group == "0" else group)
     attributes = {each.get("name"): (each.text or "").strip() for each in node.iter("attribute")}
-    part.is_crowd = attributes.get(CROWD, "").lower() == "true"
+    part.is_crowd = attributes.pop(CROWD, "").lower() == "true"
+    for name in attributes:
+        document.dropped.add(f"attributes `{shown(name or '')}`", where)
     turn = float(node.get("rotation") or 0)
     if node.tag == "box":
         x1, y1, x2, y2 = _numbers(node, "xtl", "ytl", "xbr", "ybr")
