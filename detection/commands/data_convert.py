@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # the keys of READERS and WRITERS, which are slow to import
 SOURCES = (
-    *("coco", "csv", "cvat", "label-studio", "labelme", "masks", "roboflow", "via", "voc", "yolo"),
+    *("coco", "csv", "cvat", "label-studio", "labelme"),
+    *("masks", "roboflow", "via", "voc", "yolo"),
 )
 TARGETS = ("coco", "csv", "cvat", "labelme", "masks", "via", "voc", "yolo")
 
@@ -34,6 +35,7 @@ def main() -> None:
 
     quiet_opencv()
     output, target = arguments.output, arguments.to
+    _refuse_source(arguments.source, output)
     (refuse_existing if target in FILE_FORMATS else refuse_filled)(output, force=arguments.force)
     log = RunLog(None, is_main=True)
     checked = _read(arguments, log)
@@ -49,6 +51,16 @@ def main() -> None:
     show = make_console().print
     show(checked.table(), soft_wrap=False)
     show("\n".join([*checked.lines(), *written]))
+
+
+def _refuse_source(source: Path, output: Path) -> None:
+    """Raise UserError if writing the output could replace files of the source."""
+    from engine import paths
+
+    read, written = paths.resolved(source), paths.resolved(output)
+    inside = written.is_relative_to(read) and paths.exists(output)
+    if inside or (read.is_relative_to(written) and paths.is_folder(output)):
+        raise UserError(f"--output: expected a place apart from the source {source}, got {output}")
 
 
 def _parse() -> argparse.Namespace:

@@ -63,7 +63,10 @@ def test_existing_files_are_replaced_only_with_force(site: Path, call: Call, nam
         ),
         (["data/train.json", "--from", "cvat", "--output", "o"], "not valid XML"),
         (["data/train.json", "--from", "voc", "--output", "o"], "expected a folder of XML files"),
-        (["data/train.json", "--from", "via", "--output", "o"], "expected a project or annotations"),
+        (
+            ["data/train.json", "--from", "via", "--output", "o"],
+            "expected a project or annotations",
+        ),
         (["data/train.json", "--from", "csv", "--output", "o"], "expected columns filename"),
         (["data/0.jpg", "--output", "o"], "expected UTF-8 text"),
         (["data", "--from", "masks", "--output", "o"], "expected PNG masks, got none"),
@@ -109,3 +112,15 @@ def test_images_are_linked(site: Path, call: Call) -> None:
     assert (site / "y/images/0.jpg").is_symlink()
     assert call(data_convert, "y", "--output", "back.json").code == 0
     assert len(read_coco("back.json")) == 3
+
+
+@pytest.mark.parametrize(
+    ("output", "target"), [("data/train.json", "via"), ("data", "labelme"), (".", "voc")]
+)
+def test_the_source_is_not_replaced(site: Path, call: Call, output: str, target: str) -> None:
+    before = bytes_of(site)
+    outcome = call(data_convert, "data/train.json", "--to", target, "--output", output, "--force")
+    assert outcome.code == 2
+    expected = "--output: expected a place apart from the source data/train.json"
+    assert outcome.err == f"error: {expected}, got {output}\n"
+    assert bytes_of(site) == before

@@ -106,7 +106,13 @@ def check_document(
     if classes is None:
         classes = document.classes
     if classes is None:
-        classes = number_classes(sorted({row.found.name for row in rows}))
+        names = sorted({row.found.name for row in rows})
+        classes = number_classes(name for name in names if not has_control_characters(name))
+    for name in classes:
+        if has_control_characters(name):
+            raise UserError(
+                f"{document.root}: class names: expected no control characters, got {name!r:.60}"
+            )
     xywh = _boxes_of(rows)
     sizes = np.array([row.image.size for row in rows]).reshape(-1, 2)
     checked = check_boxes(xywh, sizes)
@@ -265,10 +271,9 @@ def _bad_objects(
     # an unknown class replaces a problem of the box
     for row, (found, _) in enumerate(rows):
         if found.name not in classes:
-            known = ", ".join(list(classes)[:CLASSES_SHOWN])
-            problem = f"name: expected a class such as {known}, got {found.name}"
+            expected = f"a class such as {', '.join(list(classes)[:CLASSES_SHOWN])}"
+            if has_control_characters(found.name):
+                expected = "no control characters"
+            problem = f"name: expected {expected}, got {found.name}"
             bad[row] = (UNKNOWN_CLASS, f"{found.where}: {problem}")
-        elif has_control_characters(found.name):
-            problem = f"name: expected no control characters, got {found.name!r:.60}"
-            bad[row] = ("class name with control characters", f"{found.where}: {problem}")
     return bad

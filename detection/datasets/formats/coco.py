@@ -149,7 +149,7 @@ def _read_file(path: Path, prefix: str, document: Document) -> dict[str, Categor
         ("masks that cannot be read", columns.unreadable_masks),
         ("parts of polygons that cannot be read", columns.dropped_mask_parts),
         ("flags `ignore`", int(columns.is_ignored.sum())),
-        ("annotations' keypoints", sum("keypoints" in each for each in content["annotations"])),
+        ("keypoints of annotations", sum("keypoints" in each for each in content["annotations"])),
     ):
         document.dropped.counts.update({what: count} if count else {})
     return {name: Category(category_id, name) for category_id, name in categories}

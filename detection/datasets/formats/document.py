@@ -39,11 +39,11 @@ class Tally:
 
     def rows(self) -> list[str]:
         """Return one line for each reason, with its count and the first place."""
-        return [
-            f"{reason}: {count}" + (f" (first: {self._places[reason][0]})" if place else "")
-            for reason, count in self.counts.items()
-            for place in [self._places.get(reason)]
-        ]
+        lines = []
+        for reason, count in self.counts.items():
+            places = self._places.get(reason)
+            lines.append(f"{reason}: {count}" + (f" (first: {places[0]})" if places else ""))
+        return lines
 
     def lines(self) -> list[str]:
         """Return one line for each place that is kept."""

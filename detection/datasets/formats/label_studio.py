@@ -57,7 +57,11 @@ def read(source: Path, options: ReadOptions) -> Document:
             document.bad_images.append(f"{where}: expected the URL of an image, got none")
             continue
         results = _results_of(task, where, document)
-        name = _file_name(url, index)
+        try:
+            name = _file_name(url, index)
+        except UserError as error:  # several images fit
+            document.bad_images.append(f"{where}: {error}")
+            continue
         if name != url:
             document.changed.add("file names derived from URLs", f"{shown(url)}: {shown(name)}")
         image = FoundImage(name, _size_of(results))

@@ -13,6 +13,7 @@ from detection.datasets.formats.document import (
     ReadOptions,
     Tally,
     WriteOptions,
+    choose_splits,
 )
 from detection.datasets.formats.folders import (
     CLASSES_FILE,
@@ -28,13 +29,16 @@ from engine import paths
 from engine.errors import UserError
 
 XML_FOLDER, IMAGE_FOLDER = "Annotations", "JPEGImages"
+PARTS = ("train", "valid", "val", "test")
+"""Folders of Roboflow's and other exports, each with XML files and images."""
 
 
 def read(source: Path, options: ReadOptions) -> Document:
     """Read a folder in VOC's layout, or any folder of XML files.
 
     `options.split` is a list in ImageSets/Main, such as `trainval` or `VOC2007/trainval`; None
-    takes all XML files. Images have the names of the XML files.
+    takes all XML files. Or it is one of the folders `PARTS`, if there are several. Images have the
+    names of the XML files.
 
     Raises:
         UserError: there is no XML file, or the list cannot be read.
@@ -45,13 +49,16 @@ def read(source: Path, options: ReadOptions) -> Document:
     xml = XML_FOLDER if in_layout else "."
     beside = in_layout and options.images is None and paths.is_folder(source / IMAGE_FOLDER)
     images = IMAGE_FOLDER if beside else "."
-    image_set = (
-        voc.voc_set(source, options.split)
-        if options.split
-        else voc.folder_set(source, xml=xml, images=images)
-    )
+    parts = [] if in_layout else [name for name in PARTS if paths.is_folder(source / name)]
+    if len(parts) > 1:
+        chosen = choose_splits(options.split, parts, source)
+        sets = [voc.folder_set(source, xml=name, images=name) for name in chosen]
+    elif options.split:
+        sets = [voc.voc_set(source, options.split)]
+    else:
+        sets = [voc.folder_set(source, xml=xml, images=images)]
     document = read_image_sets(
-        source, [image_set], boxes=options.boxes, images=options.images, log=options.log
+        source, sets, boxes=options.boxes, images=options.images, log=options.log
     )
     names = classes_beside(source, document.notes)
     document.classes = voc.number_classes(names) if names else None

@@ -64,12 +64,16 @@ def read(source: Path, options: ReadOptions) -> Document:
         for pair in _pairs(entry, layout, labels, has_images=options.images is None)
     ]
     for image, label in options.log.progress(pairs, len(pairs), "reading labels"):
-        document.images.append(image)
         if label is None:
             document.changed.add("images without a label file, kept without objects")
         else:
-            lines = paths.read_text(layout.root / label).splitlines()
+            try:
+                lines = paths.read_text(layout.root / label).splitlines()
+            except UserError as error:
+                document.bad_images.append(shown(str(error)))
+                continue
             _add_objects(image, label, lines, layout, document)
+        document.images.append(image)
     for name in labels.unused():
         document.dropped.add("label files without an image", name)
     return document

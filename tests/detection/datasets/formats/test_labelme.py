@@ -19,8 +19,8 @@ POLYGON = [[5.0, 5.0], [25.0, 5.0], [25.0, 15.0], [5.0, 15.0]]
 
 def labelme(shapes: list[dict[str, Any]], **changes: Any) -> str:
     """Return a file as LabelMe 5.5.0 writes it; the image is 60x40."""
-    common = {"group_id": None, "description": "", "flags": {}, "mask": None}
-    content = {
+    common: dict[str, Any] = {"group_id": None, "description": "", "flags": {}, "mask": None}
+    content: dict[str, Any] = {
         "version": "5.5.0",
         "flags": {},
         "shapes": [common | shape for shape in shapes],

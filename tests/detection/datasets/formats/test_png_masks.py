@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +16,10 @@ from tests.detection.datasets.voc_files import write_image
 BOXES = [[5, 6, 20, 10], [30, 6, 10, 10]]
 
 
-def values(dtype: type = np.uint8, *, first: int = 1, second: int = 2) -> np.ndarray:
-    mask = np.zeros((40, 60), dtype)
+def values(
+    dtype: type[np.integer[Any]] = np.uint8, *, first: int = 1, second: int = 2
+) -> np.ndarray:
+    mask: np.ndarray = np.zeros((40, 60), dtype)
     mask[6:16, 5:25], mask[6:16, 30:40] = first, second
     return mask
 
@@ -33,7 +36,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_one_class_for_all(tmp_path: Path, images: Path, dtype: type) -> None:
+def test_one_class_for_all(tmp_path: Path, images: Path, dtype: type[np.integer[Any]]) -> None:
     write(tmp_path / "masks/a.png", values(dtype))
     checked = read_checked(tmp_path / "masks", "masks", images=images, class_name="cell")
     assert rows_of(checked) == [("a.jpg", "cell", box) for box in BOXES]
@@ -66,7 +69,7 @@ def test_a_map_names_values(tmp_path: Path) -> None:
 
 def test_classes_as_values_are_refused_or_split(tmp_path: Path, images: Path) -> None:
     write(tmp_path / "masks/a.png", values(first=2, second=2))
-    with pytest.raises(UserError, match="got values 2: numbers of classes\\? --semantic splits"):
+    with pytest.raises(UserError, match=r"got values 2: numbers of classes\? --semantic splits"):
         read_checked(tmp_path / "masks", "masks", images=images, class_name="x")
     checked = read_checked(
         tmp_path / "masks", "masks", images=images, semantic=True, classes=["cat", "dog"]

@@ -122,7 +122,7 @@ def test_bccd(data_dir: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_bccds_xml_is_its_json(data_dir: Path) -> None:
-    options = {"images": data_dir / "bccd/images", "boxes": "corners"}
+    options: dict[str, Any] = {"images": data_dir / "bccd/images", "boxes": "corners"}
     with pytest.raises(UserError, match=r"2 objects cannot be converted: .*bbox width.* got 0"):
         read_checked(data_dir / "bccd/voc_xml", "voc", **options)
     got = by_image(

@@ -138,7 +138,7 @@ def test_several_attributes_need_a_choice(tmp_path: Path) -> None:
 
 
 def test_urls_and_windows_paths(tmp_path: Path) -> None:
-    entries = {}
+    entries: dict[str, Any] = {}
     for name in ("https://a.b/c/a.jpg?x=1", "C:\\me\\b.jpg"):
         entries |= annotations([region(label="cat")], name)
     path = write(tmp_path, entries)

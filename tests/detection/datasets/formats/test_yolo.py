@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from detection.datasets.formats.document import WriteOptions
+from detection.datasets.formats.shapes import polygon_area
 from detection.datasets.formats.tables import WRITERS
 from engine.errors import UserError
 from tests.detection.datasets.formats.conversions import read_checked, rows_of, write_files
@@ -143,8 +144,6 @@ def test_written_segments_join_parts_without_changing_area(tmp_path: Path) -> No
     again = read_checked(tmp_path / "out", "yolo", images=tmp_path)
     joined = again.images[0].objects[0]
     assert joined.box == pytest.approx((6, 4, 42, 28))
-    from detection.datasets.formats.shapes import polygon_area
-
     assert polygon_area(joined.polygons[0]) == pytest.approx(6 * 4 + 12 * 8, abs=1e-3)
 
 
@@ -170,3 +169,22 @@ def test_bad_names(tmp_path: Path, names: str, message: str) -> None:
     write_files(tmp_path, {"data.yaml": f"{names}\ntrain: images\n"})
     with pytest.raises(UserError, match=message):
         read_checked(tmp_path, "yolo")
+
+
+def test_a_label_file_that_is_not_text_drops_its_image(tmp_path: Path) -> None:
+    write_files(tmp_path, LABELIMG)
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path / name)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe0")
+    with pytest.raises(UserError, match=r"b\.txt: expected UTF-8 text"):
+        read_checked(tmp_path, "yolo")
+    checked = read_checked(tmp_path, "yolo", policy="skip")
+    assert [image.file_name for image in checked.images] == ["a.jpg"]
+
+
+def test_an_image_that_fits_twice_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path / "labels", {"classes.txt": "a\nb\n", "x/a.txt": BOX})
+    for name in ("one/a.jpg", "two/a.jpg"):
+        write_image(tmp_path / "images" / name)
+    with pytest.raises(UserError, match=r"x/a: expected one image in .*, got one/a\.jpg and two/a"):
+        read_checked(tmp_path / "labels", "yolo", images=tmp_path / "images")
