@@ -131,6 +131,9 @@ def _pairs(
             yield FoundImage(found or name, in_fractions=True), label
         return
     if has_images:
+        if not paths.is_folder(layout.root / entry):
+            expected = "expected a folder of images, whose sizes the labels need"
+            raise UserError(f"{layout.root / entry}: {expected}, got none; --images DIR names it")
         for name in images_in(layout.root / entry)[0]:
             path = posixpath.normpath(f"{entry}/{name}")
             yield FoundImage(path, in_fractions=True), labels.use(path)

@@ -69,6 +69,12 @@ def test_images_in_another_folder(tmp_path: Path, files: dict[str, str]) -> None
     assert ("ü 1/a.jpg", "traffic light", XYWH) in rows_of(checked)
 
 
+def test_labels_alone_need_images(tmp_path: Path) -> None:
+    write_files(tmp_path, LABEL_STUDIO)
+    with pytest.raises(UserError, match=r"images: expected a folder of images.*--images DIR"):
+        read_checked(tmp_path, "yolo")
+
+
 def test_several_splits_need_a_choice(tmp_path: Path) -> None:
     write_files(tmp_path, ULTRALYTICS)
     with pytest.raises(UserError, match="--split: expected one of train, val, all, got nothing"):
