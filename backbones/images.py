@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -272,11 +273,31 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """
     size = None
     with suppress(UserError), open_file(path) as file:  # reading it whole says what is wrong
-        size = image_size(file.read(HEADER_BYTES))
+        data = file.read(HEADER_BYTES)
+        size = _png_size(file) if data.startswith(PNG_START) else image_size(data)
     if size is None:
         height, width = read_image(path).shape[:2]
         size = height, width
     return size
+
+
+def _png_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Return (height, width) of a PNG file; None if it has EXIF data, ends too early or is too large."""
+    file.seek(len(PNG_START))
+    size = None
+    # chunks: length of the content, type, content, checksum
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"IHDR" and len(sides := file.read(8)) == 8:
+            width, height = struct.unpack(">II", sides)
+            size = height, width
+            length -= 8
+        if kind == b"IEND":
+            return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
+        if kind == b"eXIf":  # it may turn the image
+            return None
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

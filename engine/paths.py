@@ -72,6 +72,20 @@ def require_folder(path: Path | str, what: str) -> Path:
     return Path(path)
 
 
+def make_folder(folder: Path | str) -> None:
+    """Create a folder and its parents; it may exist already.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created: {error.strerror}") from error
+    except ValueError as error:  # a NUL character
+        raise UserError(f"{str(folder)!r}: expected a path, got one that cannot exist") from error
+
+
 def names_in(folder: Path | str, pattern: str = "*") -> list[str]:
     """Return the sorted names in a folder that match a shell pattern; [] if it does not exist.
 

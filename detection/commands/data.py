@@ -8,14 +8,14 @@ import sys
 from detection.commands.subcommands import run_subcommand
 
 COMMANDS = {
+    "check": ("detection.commands.data_check", "find what is wrong in a COCO JSON; repair a copy"),
     "stats": ("detection.commands.data_stats", "print and plot what a COCO JSON contains"),
     "show": ("detection.commands.data_show", "draw annotations, and contact sheets by class"),
     "split": ("detection.commands.data_split", "divide a COCO JSON, stratified and grouped"),
     "merge": ("detection.commands.data_merge", "merge several COCO JSON files"),
-    "download": ("detection.commands.data_download", "download, check and unpack a data set"),
-    "check": (
-        "detection.commands.data_check",
-        "find what is wrong with a COCO JSON; repair a copy",
+    "convert": (
+        "detection.commands.data_convert",
+        "convert annotations of labelling tools to COCO JSON, and back",
     ),
     "voc-to-coco": (
         "detection.commands.data_voc_to_coco",
@@ -25,6 +25,7 @@ COMMANDS = {
         "detection.commands.data_ilsvrc_to_coco",
         "convert ILSVRC's detection data set to COCO JSON",
     ),
+    "download": ("detection.commands.data_download", "download, check and unpack a data set"),
 }
 """For each subcommand, the module with its `main`, and a description."""
 

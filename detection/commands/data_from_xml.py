@@ -67,5 +67,5 @@ def convert_xml(
     converted = convert(root, sets, classes=classes, boxes=arguments.boxes, log=log, **policies)
     converted.write(output)
     show = make_console().print
-    show(converted.table(), soft_wrap=False)
-    show("\n".join([*converted.lines(), f"{output}: file names are relative to {root}"]))
+    show(converted.checked.table(), soft_wrap=False)
+    show("\n".join([*converted.checked.lines(), f"{output}: file names are relative to {root}"]))

@@ -48,7 +48,7 @@ def read_voc_xml(path: Path) -> XmlAnnotation:
     Raises:
         BadXmlError: the file is missing or malformed.
     """
-    root = _parse(path)
+    root = parse_xml(path)
     if root.tag != "annotation":
         raise BadXmlError(f"{path}: expected <annotation>, got <{root.tag}>")
     found = enumerate(root.findall("object"), start=1)
@@ -58,7 +58,12 @@ def read_voc_xml(path: Path) -> XmlAnnotation:
     )
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Return the root element of an annotation file of any format.
+
+    Raises:
+        BadXmlError: the file is missing, or is not XML.
+    """
     try:
         content = paths.read_bytes(path)
     except UserError as error:

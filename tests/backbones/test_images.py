@@ -298,3 +298,10 @@ def test_enlarging_uses_a_whole_factor(length: int, wanted: int, factor: int) ->
     assert enlarged.shape == (2 * factor, 3 * factor, 3)
     for top, left in np.ndindex(factor, factor):
         np.testing.assert_array_equal(enlarged[top::factor, left::factor], pixels)
+
+
+@pytest.mark.parametrize("length", [12, 20, 60, -4])
+def test_size_of_a_png_that_ends_too_early(tmp_path: Path, length: int) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(smooth_image(), "PNG")[:length])
+    with pytest.raises(BadImageError):
+        read_size(tmp_path / "a.png")

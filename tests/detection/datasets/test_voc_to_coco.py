@@ -10,14 +10,10 @@ import pytest
 from rich.console import Console
 
 from detection.data.coco import read_coco
+from detection.datasets.formats.checking import LINES_SHOWN
+from detection.datasets.formats.document import BoxConvention
 from detection.datasets.voc import Category, ImageSet, find_sets, number_classes
-from detection.datasets.voc_to_coco import (
-    LINES_SHOWN,
-    BoxConvention,
-    Conversion,
-    convert,
-    detect_convention,
-)
+from detection.datasets.voc_to_coco import Conversion, convert, detect_convention
 from detection.evaluation.coco_ap import score_file
 from engine.errors import UserError
 from tests.detection.datasets.voc_files import XmlRow, write_image, write_voc, write_xml
@@ -57,7 +53,7 @@ def test_two_years_become_one_document(tmp_path: Path) -> None:
     assert document["annotations"][:2] == expected
     assert [annotation["id"] for annotation in document["annotations"]] == list(range(1, 7))
     assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    assert conversion.rows == [
+    assert conversion.checked.rows == [
         ("images", 3),
         ("objects", 6),
         ("difficult objects among them", 3),
@@ -84,7 +80,7 @@ def test_equal_coordinates_are_a_pixel_or_an_empty_box(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 7, 7, 7, 7, "")]
     conversion = one_image(tmp_path, rows)
     assert conversion.document["annotations"][0]["bbox"] == [6, 6, 1, 1]
-    assert ("boxes one pixel wide or high: --boxes corners?", 1) in conversion.rows
+    assert ("boxes one pixel wide or high: --boxes corners?", 1) in conversion.checked.rows
     with pytest.raises(UserError, match="bbox width: expected at least"):
         one_image(tmp_path, rows, boxes="corners")
 
@@ -94,7 +90,7 @@ def test_boxes_that_begin_at_zero_are_suspicious_pixels(
     tmp_path: Path, boxes: BoxConvention, expected: int
 ) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, ""), ("cat", 1, 5, 7, 7, "")]
-    counts = dict(one_image(tmp_path, rows, boxes=boxes).rows)
+    counts = dict(one_image(tmp_path, rows, boxes=boxes).checked.rows)
     assert counts.get("boxes that begin at pixel 0, not 1: --boxes corners?", 0) == expected
 
 
@@ -116,10 +112,10 @@ def test_bad_objects_raise_or_are_dropped(
         one_image(tmp_path, rows)
     assert str(error.value).startswith(f"{tmp_path / 'a.xml'}: object 2 ({row[0]}): ")
     conversion = one_image(tmp_path, rows, on_bad_box="skip")
-    assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-box skip drops it"
-    assert len(conversion.dropped) == 1
-    assert (f"objects dropped, {reason}", 1) in conversion.rows
-    assert ("objects", 2) in conversion.rows
+    assert str(error.value) == f"{conversion.checked.dropped[0]}; --on-bad-box skip drops it"
+    assert len(conversion.checked.dropped) == 1
+    assert (f"objects dropped, {reason}", 1) in conversion.checked.rows
+    assert ("objects", 2) in conversion.checked.rows
     assert [each["id"] for each in conversion.document["annotations"]] == [1, 2]
 
 
@@ -130,7 +126,7 @@ def test_first_bad_object_is_named_first(tmp_path: Path) -> None:
 
 def test_boxes_partly_outside_are_kept_and_counted(tmp_path: Path) -> None:
     conversion = one_image(tmp_path, [("cat", 0, 1, 30, 20, ""), ("cat", 1, 1, 61, 20, "")])
-    assert ("boxes partly outside their image", 2) in conversion.rows
+    assert ("boxes partly outside their image", 2) in conversion.checked.rows
     assert conversion.document["annotations"][0]["bbox"] == [-1, 0, 31, 20]
 
 
@@ -166,10 +162,10 @@ def test_bad_images_raise_or_are_dropped(tmp_path: Path, breaks: Any, message: s
     with pytest.raises(UserError, match=message) as error:
         convert(tmp_path, sets, classes=CLASSES, boxes="pixels")
     conversion = convert(tmp_path, sets, classes=CLASSES, boxes="pixels", on_bad_image="skip")
-    assert str(error.value) == f"{conversion.dropped[0]}; --on-bad-image skip drops it"
-    assert len(conversion.dropped) == 1
-    assert conversion.rows[0] == ("images", 2)
-    assert conversion.rows[-1] == ("images dropped", 1)
+    assert str(error.value) == f"{conversion.checked.dropped[0]}; --on-bad-image skip drops it"
+    assert len(conversion.checked.dropped) == 1
+    assert conversion.checked.rows[0] == ("images", 2)
+    assert conversion.checked.rows[-1] == ("images dropped", 1)
     assert [image["id"] for image in conversion.document["images"]] == [1, 2]
 
 
@@ -239,17 +235,17 @@ def test_detected_convention_is_reported(tmp_path: Path) -> None:
     rows: list[XmlRow] = [("cat", 0, 5, 7, 7, "")]
     conversion = one_image(tmp_path, rows, boxes=None)
     assert conversion.document["annotations"][0]["bbox"] == [0, 5, 7, 2]
-    assert conversion.lines()[0] == (
+    assert conversion.checked.lines()[0] == (
         "boxes are read as corners: of 1 boxes 1 begin at 0, which pixels counted from 1 cannot"
         " have; --boxes pixels overrides this"
     )
-    assert one_image(tmp_path, rows, boxes="corners").lines() == []
+    assert one_image(tmp_path, rows, boxes="corners").checked.lines() == []
 
 
 def test_convention_of_real_boxes_is_detected(data_dir: Path) -> None:
     given = json.loads((data_dir / "bccd/annotations/train.json").read_text())
     names = tuple(Path(image["file_name"]).stem for image in given["images"])
-    assert "345 of 2805 boxes begin at 1" in bccd(data_dir, names, boxes=None).convention_note
+    assert "345 of 2805 boxes begin at 1" in bccd(data_dir, names, boxes=None).checked.notes[0]
 
 
 def test_no_images_left(tmp_path: Path) -> None:
@@ -265,23 +261,23 @@ def test_missing_size_and_classes_are_filled_in(tmp_path: Path) -> None:
     conversion = convert(tmp_path, sets, classes=None, boxes="pixels")
     assert conversion.document["images"][0]["width"] == 50
     assert conversion.document["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "yak"}]
-    assert ("sizes read from the image", 1) in conversion.rows
+    assert ("sizes read from the image", 1) in conversion.checked.rows
 
 
 def test_images_without_objects(tmp_path: Path) -> None:
     conversion = one_image(tmp_path, [], classes={"x": Category(5, "ex")})
     assert conversion.document["annotations"] == []
-    assert ("images without objects", 1) in conversion.rows
-    assert ("objects", 0) in conversion.rows
+    assert ("images without objects", 1) in conversion.checked.rows
+    assert ("objects", 0) in conversion.checked.rows
 
 
 def test_console_lists_a_limited_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[XmlRow] = [("cow", 1, 1, 8, 8, "")] * (LINES_SHOWN + 3)
     conversion = one_image(tmp_path, rows, on_bad_box="skip")
-    assert len(conversion.dropped) == LINES_SHOWN + 3
-    assert conversion.lines()[-1] == "... and 3 more"
-    assert len(conversion.lines()) == LINES_SHOWN + 1
-    Console(width=80).print(conversion.table())
+    assert len(conversion.checked.dropped) == LINES_SHOWN + 3
+    assert conversion.checked.lines()[-1] == "... and 3 more"
+    assert len(conversion.checked.lines()) == LINES_SHOWN + 1
+    Console(width=80).print(conversion.checked.table())
     assert "objects dropped, unknown class: cow" in capsys.readouterr().out
 
 
@@ -312,7 +308,7 @@ def test_converted_bccd_gives_the_same_scores_as_its_json(data_dir: Path, tmp_pa
     document = json.loads(given.read_text())
     names = tuple(Path(image["file_name"]).stem for image in document["images"])
     conversion = bccd(data_dir, names)
-    assert conversion.dropped == []
+    assert conversion.checked.dropped == []
     conversion.write(tmp_path / "test.json")
     found = jittered_ground_truth(document)
     metrics = []
@@ -333,8 +329,8 @@ def test_two_empty_boxes_of_bccd_are_reported(data_dir: Path) -> None:
     with pytest.raises(UserError, match=r"00338\.xml: object 13 \(RBC\): bbox width: .* got 0"):
         bccd(data_dir, names)
     conversion = bccd(data_dir, names, on_bad_box="skip")
-    assert ("objects dropped, no width or height: RBC", 2) in conversion.rows
-    places = [line.split("voc_xml/")[1].split(": bbox")[0] for line in conversion.dropped]
+    assert ("objects dropped, no width or height: RBC", 2) in conversion.checked.rows
+    places = [line.split("voc_xml/")[1].split(": bbox")[0] for line in conversion.checked.dropped]
     assert places == [
         "BloodImage_00338.xml: object 13 (RBC)",
         "BloodImage_00343.xml: object 4 (RBC)",

@@ -1,0 +1,1 @@
+"""Readers and writers of the annotation formats of labelling tools, one module for each format."""
