@@ -216,22 +216,14 @@ def pixel_format_of_file(
     Raises:
         UserError: the setting is "auto", and a detectron2 file does not specify its channel order.
     """
-    mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
-    order: Literal["rgb", "bgr"]
-    if setting != "auto":
-        order = setting
-    elif source == CAFFE2:
-        order = "bgr"
-    elif mean and mean[0] != mean[2]:
-        order = "bgr" if mean[0] < mean[2] else "rgb"
-    elif source != DETECTRON2 or metadata.get("__author__") == "torchvision":
-        order = "rgb"
-    else:
+    order = channel_order_of_file(state, metadata, source=source, setting=setting)
+    if order is None:
         raise UserError(
             f"{path}: a detectron2 file that does not specify its pixel format: set "
             "model.backbone.pixels=bgr (trained from MSRA's weights, detectron2's default) or "
             "rgb (from torchvision's)"
         )
+    mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
     if mean and std:
         if not all(value > 0 for value in std) or not all(map(math.isfinite, (*mean, *std))):
             raise UserError(f"{path}: pixel_std: expected positive numbers, got {_numbers(std)}")
@@ -239,6 +231,25 @@ def pixel_format_of_file(
         step = -1 if order == "bgr" else 1
         return PixelFormat(order, mean[::step], std[::step])
     return _MSRA if order == "bgr" else ours
+
+
+def channel_order_of_file(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], *, source: str, setting: PixelOrder
+) -> Literal["rgb", "bgr"] | None:
+    """Return the channel order that a file's network expects; None if it does not specify it.
+
+    See `pixel_format_of_file`.
+    """
+    if setting != "auto":
+        return setting
+    if source == CAFFE2:
+        return "bgr"
+    mean = _channel_values(state, "pixel_mean", source)
+    if mean and mean[0] != mean[2]:
+        return "bgr" if mean[0] < mean[2] else "rgb"
+    if source != DETECTRON2 or metadata.get("__author__") == "torchvision":
+        return "rgb"
+    return None
 
 
 def _channel_values(state: Mapping[str, Tensor], name: str, source: str) -> tuple[float, ...]:

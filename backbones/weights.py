@@ -203,7 +203,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path |
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(given[name].shape)}"
             )
-        _check_float(name, given[name], path)
+        check_float(name, given[name], path)
         bad = int((~given[name].isfinite()).sum())
         if bad:  # a ReLU may turn them into zeros, and the damage would go unnoticed
             raise UserError(
@@ -214,7 +214,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path |
     model.load_state_dict(given, strict=False)
 
 
-def _check_float(name: str, tensor: Tensor, path: Path | str) -> None:
+def check_float(name: str, tensor: Tensor, path: Path | str) -> None:
+    """Raise UserError if a file's tensor does not hold floating-point numbers."""
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{path}: {name}: expected floating-point numbers, got {kind}")
@@ -262,7 +263,7 @@ def load_backbone_weights(
     tensors = {own: state[name] for name, own in names.items()}
     for name, tensor in tensors.items():
         if not name.endswith(COUNTER):
-            _check_float(name, tensor, path)
+            check_float(name, tensor, path)
     notes: list[str] = []
     if origin_of(state) == MMDETECTION:
         notes.append(

@@ -1,4 +1,4 @@
-"""Loading of detector weights, and conversion from and to torchvision's Faster and Mask R-CNN.
+"""Conversion of detector weights from and to torchvision's Faster and Mask R-CNN.
 
 K classes. Ours: background is the last of K+1 logits, and boxes are predicted for K classes.
 torchvision: background is output 0 of logits and boxes, and outputs 1.. are the labels. In its
@@ -10,27 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backbones.metadata import read_class_names
-from backbones.weights import (
-    COUNTER,
-    WeightsReport,
-    add_norm_counters,
-    backbone_names,
-    listing,
-    load_strictly,
-    make_weights_report,
-    read_state,
-)
-from backbones.weights_origin import OURS, TORCHVISION, origin_of
+from backbones.weights import COUNTER, add_norm_counters
+from backbones.weights_origin import TORCHVISION_DETECTOR
+from detection.weights.class_rows import DELTAS as OUR_DELTAS
+from detection.weights.class_rows import LOGITS as OUR_LOGITS
+from detection.weights.class_rows import MASKS as OUR_MASKS
+from detection.weights.class_rows import require_rows
 from engine.errors import UserError
 
 # Pairs of (torchvision's prefix, ours). In the layers with one output per class (LOGITS, DELTAS,
 # MASKS) the order of the rows changes too.
-LOGITS = ("roi_heads.box_predictor.cls_score.", "box_predictor.class_logits.")
-DELTAS = ("roi_heads.box_predictor.bbox_pred.", "box_predictor.deltas.")
-MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.", "mask_head.logits.")
+LOGITS = ("roi_heads.box_predictor.cls_score.", OUR_LOGITS)
+DELTAS = ("roi_heads.box_predictor.bbox_pred.", OUR_DELTAS)
+MASKS = ("roi_heads.mask_predictor.mask_fcn_logits.", OUR_MASKS)
 PREFIXES = (
     ("backbone.body.", "backbone."),
     *((f"backbone.fpn.inner_blocks.{i}.0.", f"fpn.inner.{i}.") for i in range(4)),
@@ -103,115 +97,24 @@ def to_torchvision_fasterrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return add_norm_counters(theirs)
 
 
-def load_detector_weights(
-    model: nn.Module,
-    path: Path | str,
-    *,
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-) -> WeightsReport:
-    """Load a whole detector: our model.safetensors, or torchvision's Faster or Mask R-CNN with FPN.
-
-    class_names, category_ids: those of the model's labels 0..K-1. The classes of our files are
-    matched by name; rows in another order are reordered. torchvision's files have no class names.
-    If a file has K+1 outputs, they are taken in order; if its last output is the largest category
-    id, outputs are taken by category id. torchvision's COCO_V1 files were trained with a norm
-    epsilon of 0 and RoIAlign without the half-pixel correction
-    (`model.backbone.norm_eps=1e-12 model.roi.aligned=false model.mask.aligned=false`).
-
-    Raises:
-        UserError: the classes differ, or the file is bad or of another network.
-    """
-    state, metadata = read_state(path)
-    kind = origin_of(state)
-    if kind not in (OURS, TORCHVISION):
-        raise _no_detector(state, kind, path)
-    if kind == TORCHVISION:
-        num_outputs = _check_rows(state, path)
-        if num_outputs == len(class_names) + 1:
-            state = from_torchvision_fasterrcnn(state)
-            note = "no class names in a torchvision file: outputs taken in order"
-        elif num_outputs == max(category_ids) + 1:
-            state = from_torchvision_fasterrcnn(state, keep_category_ids=category_ids)
-            note = "no class names in a torchvision file: outputs taken by category id"
-        else:
-            raise UserError(
-                f"{path}: expected {len(class_names) + 1} outputs (background, "
-                f"{listing(class_names)}), got {num_outputs}"
-            )
-        notes = [note]
-    else:
-        state, notes = _order_by_name(state, metadata, class_names=class_names, path=path)
-    load_strictly(model, state, path=path)
-    return make_weights_report(path, metadata, notes=notes)
-
-
-def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> UserError:
-    """Return the error for a file that is no detector, with advice if its backbone can be used."""
-    advice = f"; only its backbone can be loaded, by model.backbone.weights={path}"
-    try:
-        backbone_names(state, path=path)
-    except UserError:
-        advice = ""
-    return UserError(
-        f"{path}: expected a detector of ours (model.safetensors) or {TORCHVISION}, got {kind}"
-        f"{advice}"
-    )
-
-
-def _check_rows(state: Mapping[str, Tensor], path: Path | str) -> int:
-    """Return the number of outputs in a torchvision file, after checking the rows of each layer.
+def count_outputs(state: Mapping[str, Tensor], path: Path | str) -> int:
+    """Return the number of outputs of a torchvision file, background included; check all rows.
 
     Raises:
         UserError: a layer is missing or has a different number of rows.
     """
     for name in (LOGITS[0] + "bias", DELTAS[0] + "bias"):
         if name not in state or state[name].ndim != 1:
-            raise UserError(f"{path}: {name}: expected a number for each output of {TORCHVISION}")
+            raise UserError(
+                f"{path}: {name}: expected a number for each output of {TORCHVISION_DETECTOR}"
+            )
     num_outputs = len(state[LOGITS[0] + "bias"])
     # detectron2 uses some of the same names, but its boxes have no rows for background
     for prefix, rows in ((LOGITS, num_outputs), (DELTAS, 4 * num_outputs), (MASKS, num_outputs)):
-        _require_rows(state, prefix[0], rows, path)
+        for name, tensor in state.items():
+            if name.startswith(prefix[0]):
+                require_rows(name, tensor, rows, path)
     return num_outputs
-
-
-def _require_rows(state: Mapping[str, Tensor], prefix: str, rows: int, path: Path | str) -> None:
-    for name, tensor in state.items():
-        if prefix in name and tensor.shape[:1] != (rows,):
-            raise UserError(f"{path}: {name}: expected {rows} rows, got {tuple(tensor.shape)}")
-
-
-def _order_by_name(
-    state: dict[str, Tensor],
-    metadata: Mapping[str, str],
-    *,
-    class_names: Sequence[str],
-    path: Path | str,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Reorder the class-wise rows of our file to the model's classes; return state and notes."""
-    if "class_names" not in metadata:
-        raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
-    in_file = list(read_class_names(metadata, source=path))
-    if sorted(in_file) != sorted(class_names):
-        raise UserError(
-            f"{path}: classes differ; only in the file: "
-            f"{listing(n for n in in_file if n not in class_names)}; only in the data: "
-            f"{listing(n for n in class_names if n not in in_file)}"
-        )
-    if in_file == list(class_names):
-        return state, []
-    order = [in_file.index(name) for name in class_names]  # row in the file of each of our labels
-    for prefix, rows in ((LOGITS, 1 + len(order)), (DELTAS, 4 * len(order)), (MASKS, len(order))):
-        _require_rows(state, prefix[1], rows, path)
-    state = dict(state)
-    for name, tensor in state.items():
-        if LOGITS[1] in name:  # `in`, not startswith: names of later stages have a prefix
-            state[name] = tensor[[*order, len(order)]]  # background stays last
-        elif name.startswith(MASKS[1]):
-            state[name] = tensor[order]
-        elif DELTAS[1] in name:
-            state[name] = _take_classes(tensor, order)
-    return state, ["the file's classes are in another order: rows reordered by name"]
 
 
 def _take_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:

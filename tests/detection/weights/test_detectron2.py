@@ -1,0 +1,168 @@
+"""detectron2's networks: what they compute there, they compute here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backbones.blocks import PaperBottleneck
+from backbones.resnet import KINDS, ResNet
+from detection.config import SCHEMAS, DetectionConfig
+from detection.data.coco import ClassMap
+from detection.models import FasterRCNN, build
+from detection.models.build import build_detector
+from detection.models.proposals import make_proposals
+from detection.predict import Detector, TrainedDetector
+from detection.structures import Detections, ImageBatch
+from detection.weights import load_detector_weights
+from engine.config import parse_config
+
+pytestmark = pytest.mark.data
+
+NAMES = tuple("abcde")
+# what docs/WEIGHTS.md says for all of detectron2's files, and for each kind
+KEYS = [
+    "task=segmentation",
+    "model.backbone.kind=resnet50",
+    "model.backbone.stride_in_1x1=true",
+    "model.backbone.pixels=bgr",
+    "model.rpn.round_anchors=false",
+    "model.roi.sampling_ratio=0",
+]
+KIND_KEYS = {
+    "c4": ["model.neck.kind=c4", "data.size_divisor=1"],
+    "fpn": ["model.neck.kind=fpn", "data.size_divisor=32"],
+}
+# of these narrow networks, and of how their detections were computed
+NARROW = [
+    "model.neck.channels=16",
+    "model.roi.hidden_dim=32",
+    "model.mask.hidden_dim=16",
+    "model.rpn.pre_nms_topk_test=300",
+    "model.rpn.post_nms_topk_test=60",
+    "model.roi.max_detections=30",
+    "data.eval_short_side=160",
+    "data.eval_max_side=240",
+]
+FILES = [("c4", "mask_r50_c4.pkl"), ("fpn", "mask_r50_fpn.pkl"), ("fpn", "mask_r50_fpn.pth")]
+
+
+def make_config(neck: str, *changes: str) -> DetectionConfig:
+    overrides = [*KEYS, *KIND_KEYS[neck], *NARROW, *changes]
+    config = parse_config({}, overrides, schemas=SCHEMAS, source="test")
+    assert isinstance(config, DetectionConfig)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let detectors have an eighth of the channels, for which there is no key."""
+
+    def narrow_resnet(kind: str, *, norm: Any, norm_eps: float, stride_in_1x1: bool) -> ResNet:
+        assert stride_in_1x1
+        return ResNet(
+            PaperBottleneck,
+            KINDS[kind],
+            num_classes=None,
+            norm=norm,
+            norm_eps=norm_eps,
+            widths=(8, 16, 32, 64),
+        )
+
+    monkeypatch.setattr(build, "build_resnet", narrow_resnet)
+
+
+def load(path: Path, config: DetectionConfig) -> tuple[FasterRCNN, tuple[str, ...]]:
+    model = build_detector(config, len(NAMES)).eval()
+    report = load_detector_weights(
+        model, path, config=config, class_names=NAMES, category_ids=range(1, 6)
+    )
+    assert report.source == "detectron2"
+    return model, report.notes
+
+
+@pytest.mark.parametrize(("neck", "file"), FILES, ids=[file for _, file in FILES])
+def test_detects_what_detectron2_detects(data_dir: Path, neck: str, file: str) -> None:
+    folder = data_dir / "detectron2_mini"
+    config = make_config(neck)
+    model, notes = load(folder / file, config)
+    assert "no class names in a detectron2 file: classes taken in order" in notes
+    assert not any("computes with" in note for note in notes)
+    expected = np.load(folder / f"{file.partition('.')[0]}_expected.npz")
+    images = [expected[f"image{number}"] for number in range(2)]
+    with torch.no_grad():
+        for number, image in enumerate(images):
+            check_parts(
+                model,
+                image,
+                {
+                    name.partition("/")[2]: torch.from_numpy(expected[name])
+                    for name in expected
+                    if name.startswith(f"image{number}/") and expected[name].dtype != np.uint8
+                },
+            )
+    trained = TrainedDetector(config, ClassMap(NAMES, tuple(range(1, 6))), model)
+    detector = Detector(trained, device=torch.device("cpu"))
+    for number, found in enumerate(detector.predict(images, batch_size=2)):
+        check_detections(
+            found,
+            {
+                name.partition("/")[2]: expected[name]
+                for name in expected
+                if name.startswith(f"image{number}/")
+            },
+        )
+
+
+def check_detections(found: Detections, expected: dict[str, np.ndarray]) -> None:
+    boxes, scores, labels = (
+        torch.from_numpy(expected[key]) for key in ("boxes", "scores", "classes")
+    )
+    # detectron2 drops empty boxes after it has taken the best 30, this project before
+    assert len(found) >= len(boxes) > 10
+    assert len(found) in (len(boxes), 30)
+    rest = found.scores[len(boxes) :]
+    assert (rest <= scores.min() + 1e-5).all()
+    # scores that are equal to 1e-5 may come in another order
+    distances = torch.cdist(
+        torch.cat([boxes, 100.0 * labels[:, None]], dim=1),
+        torch.cat([found.boxes, 100.0 * found.labels[:, None]], dim=1),
+        p=torch.inf,
+    )
+    order = distances.argmin(dim=1)
+    assert order.unique().numel() == len(order)
+    close(found.boxes[order], boxes, atol=1e-3)
+    close(found.scores[order], scores)
+    assert torch.equal(found.labels[order], labels)
+    shape = expected["masks_shape"]
+    theirs = np.unpackbits(expected["masks"])[: shape.prod()].reshape(shape).astype(bool)
+    assert found.masks is not None
+    ours = np.stack(list(found.masks))[order.numpy()]
+    assert theirs.any()
+    assert (ours != theirs).mean() < 1e-4
+
+
+def check_parts(model: FasterRCNN, image: np.ndarray, expected: dict[str, Tensor]) -> None:
+    """Compare features and proposals, of an image padded as in prediction."""
+    height, width = image.shape[:2]
+    padded = -(-width // model.size_divisor) * model.size_divisor
+    pixels = torch.zeros(1, 3, height, padded, dtype=torch.uint8)
+    pixels[0, :, :, :width] = torch.from_numpy(image).permute(2, 0, 1)
+    size = torch.tensor([[height, width]])
+    batch = ImageBatch(pixels, size, size, torch.zeros(1).long(), torch.zeros(1).long())
+    features = model.features(batch)
+    names = {"c4": "res4"} if "c4" in features else {name: name for name in features}
+    for name, theirs in names.items():
+        if name in features and f"feature/{theirs}" in expected:
+            close(features[name][0], expected[f"feature/{theirs}"])
+    rpn = model.rpn(features, batch)
+    proposals = make_proposals(rpn, size, config=model.config.rpn, training=False)
+    close(proposals.boxes[0], expected["proposals"], atol=1e-3)
+    close(proposals.scores[0], expected["objectness_logits"].sigmoid())
+
+
+def close(ours: Tensor, theirs: Tensor, *, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
