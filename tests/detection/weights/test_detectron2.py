@@ -19,6 +19,7 @@ from detection.predict import Detector, TrainedDetector
 from detection.structures import Detections, ImageBatch
 from detection.weights import load_detector_weights
 from engine.config import parse_config
+from engine.errors import UserError
 
 pytestmark = pytest.mark.data
 
@@ -166,3 +167,122 @@ def check_parts(model: FasterRCNN, image: np.ndarray, expected: dict[str, Tensor
 
 def close(ours: Tensor, theirs: Tensor, *, atol: float = 1e-4) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("neck", "changes", "keys"),
+    [
+        (
+            "fpn",
+            ("model.backbone.pixels=auto", "model.backbone.stride_in_1x1=false"),
+            "model.backbone.pixels=bgr model.backbone.stride_in_1x1=true",
+        ),
+        (
+            "c4",
+            (
+                "task=detection",
+                "model.backbone.kind=resnet101",
+                "model.rpn.round_anchors=true",
+                "model.backbone.stride_in_1x1=false",
+            ),
+            "task=segmentation model.backbone.kind=resnet50 model.rpn.round_anchors=false "
+            "model.backbone.stride_in_1x1=true",
+        ),
+        ("c4", ("model.mask.hidden_dim=256",), "model.mask.hidden_dim=16"),
+        (
+            "fpn",
+            ("model.neck.kind=c4",),
+            "model.neck.kind=fpn model.rpn.anchor_ratios=[0.5,1,2]",
+        ),
+        (
+            "fpn",
+            ("model.neck.channels=256", "model.roi.hidden_dim=1024"),
+            "model.neck.channels=16 model.roi.hidden_dim=32",
+        ),
+    ],
+    ids=["pixels", "several", "mask", "neck", "widths"],
+)
+def test_wrong_keys_are_named_in_one_line(
+    data_dir: Path, neck: str, changes: tuple[str, ...], keys: str
+) -> None:
+    path = data_dir / f"detectron2_mini/mask_r50_{neck}.pkl"
+    config = make_config(neck, *changes)
+    with torch.device("meta"):
+        model = build_detector(config, len(NAMES))
+    with pytest.raises(UserError) as caught:
+        load_detector_weights(
+            model, path, config=config, class_names=NAMES, category_ids=range(1, 6)
+        )
+    assert str(caught.value) == (
+        f"{path}: expected the config's network, got another; it fits with {keys}"
+    )
+
+
+def test_settings_that_change_detections_a_little_are_said(data_dir: Path) -> None:
+    config = make_config("c4", "model.roi.sampling_ratio=2", "data.size_divisor=32")
+    _, notes = load(data_dir / "detectron2_mini/mask_r50_c4.pkl", config)
+    assert notes[-2] == (
+        "detectron2 computes with model.roi.sampling_ratio=0 data.size_divisor=1; without it "
+        "detections differ a little"
+    )
+
+
+def test_anchors_in_the_files_buffers_are_checked(data_dir: Path, tmp_path: Path) -> None:
+    with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
+        state = torch.load(file, weights_only=True)["model"]
+    for level, size in enumerate((32, 64, 128, 256, 500)):
+        width = torch.tensor([size * ratio**-0.5 for ratio in (0.5, 1.0, 2.0)]) / 2
+        height = torch.tensor([size * ratio**0.5 for ratio in (0.5, 1.0, 2.0)]) / 2
+        name = f"proposal_generator.anchor_generator.cell_anchors.{level}"
+        state[name] = torch.stack([-width, -height, width, height], dim=1)
+    path = tmp_path / "older.pth"
+    torch.save({"model": state}, path)
+    with pytest.raises(UserError, match=r"with model.rpn.anchor_sizes=\[32,64,128,256,500\]$"):
+        load(path, make_config("fpn"))
+    load(path, make_config("fpn", "model.rpn.anchor_sizes=[32,64,128,256,500]"))
+
+
+def test_class_agnostic_boxes_are_those_of_every_class(data_dir: Path, tmp_path: Path) -> None:
+    with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
+        state = torch.load(file, weights_only=True)["model"]
+    for part in ("weight", "bias"):
+        name = f"roi_heads.box_predictor.bbox_pred.{part}"
+        state[name] = state[name][:4]
+    path = tmp_path / "agnostic.pth"
+    torch.save(state, path)
+    model, _ = load(path, make_config("fpn"))
+    bias = state["roi_heads.box_predictor.bbox_pred.bias"]
+    torch.testing.assert_close(model.box_predictor.deltas.bias.view(5, 4), bias.expand(5, 4))
+
+
+def test_80_classes_are_cocos_by_name(data_dir: Path, tmp_path: Path) -> None:
+    with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
+        state = torch.load(file, weights_only=True)["model"]
+    rows = {"cls_score": 81, "bbox_pred": 320}
+    for layer, count in rows.items():
+        for part in ("weight", "bias"):
+            name = f"roi_heads.box_predictor.{layer}.{part}"
+            state[name] = torch.randn(count, *state[name].shape[1:])
+    for part in ("weight", "bias"):
+        name = f"roi_heads.mask_head.predictor.{part}"
+        state[name] = torch.randn(80, *state[name].shape[1:])
+    path = tmp_path / "coco.pth"
+    torch.save({"model": state}, path)
+    config = make_config("fpn")
+    model = build_detector(config, 3)
+    report = load_detector_weights(
+        model,
+        path,
+        config=config,
+        class_names=("toothbrush", "eel", "person"),
+        category_ids=(1, 2, 3),
+    )
+    assert report.notes[-1].startswith(
+        "classes: 2 carried over (toothbrush, person), 1 new at random (eel), 78 of the file "
+    )
+    assert model.mask_head is not None
+    masks, logits = model.mask_head.logits.bias, model.box_predictor.class_logits.bias
+    theirs = state["roi_heads.mask_head.predictor.bias"]
+    assert torch.equal(masks[[0, 2]], theirs[[79, 0]])
+    theirs = state["roi_heads.box_predictor.cls_score.bias"]
+    assert torch.equal(logits[[0, 2, 3]], theirs[[79, 0, 80]])
