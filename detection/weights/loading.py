@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from backbones.foreign_weights import DETECTRON2
-from backbones.metadata import read_class_names
+from backbones.metadata import read_class_names, read_saved_config
 from backbones.weights import (
     TORCHVISION,
     WeightsReport,
@@ -27,12 +27,12 @@ from backbones.weights_origin import (
     TORCHVISION_V2,
     origin_of,
 )
-from detection.config import DetectionConfig
+from detection.config import SCHEMAS, DetectionConfig
 from detection.weights.class_rows import LOGITS, class_note, rows_by_name, take_rows
 from detection.weights.coco_classes import COCO_IDS, COCO_NAMES
 from detection.weights.from_detectron2 import NEEDED, adapt, needed_keys, pixel_format, to_our_names
 from detection.weights.from_torchvision import count_outputs, from_torchvision_fasterrcnn
-from detection.weights.network_keys import Keys, check_keys, differing
+from detection.weights.network_keys import Keys, check_keys, differing, value_at
 from engine.errors import UserError
 
 _TORCHVISION_SETTINGS: Keys = {
@@ -42,6 +42,12 @@ _TORCHVISION_SETTINGS: Keys = {
 }
 _DETECTRON2_SETTINGS: Keys = {"model.roi.sampling_ratio": 0, "model.roi.aligned": True}
 """What a project's detectors compute with; others load and give slightly different detections."""
+_RUN_SETTINGS = (
+    *("model.backbone.stride_in_1x1", "model.backbone.pixel_mean", "model.backbone.pixel_std"),
+    *("model.rpn.anchor_sizes", "model.rpn.anchor_ratios", "model.rpn.round_anchors"),
+    *("model.roi.pool", "model.roi.sampling_ratio", "model.roi.aligned", "model.roi.box_weights"),
+)
+"""Keys of a run that change what its weights compute, and that their shapes do not show."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def load_detector_weights(
     state, metadata = read_state(path)
     kind = origin_of(state)
     if kind == OURS:
-        found = _our_detector(state, metadata, path=path)
+        found = _our_detector(state, metadata, config=config, path=path)
         check_keys(found.tensors, config, {}, path=path)
     elif kind == TORCHVISION_DETECTOR:
         found = _torchvision_detector(state, class_names, category_ids, config=config, path=path)
@@ -133,12 +139,22 @@ def _choose_rows(
 
 
 def _our_detector(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str], *, path: Path | str
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    config: DetectionConfig,
+    path: Path | str,
 ) -> _Detector:
     if "class_names" not in metadata:
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
     names = read_class_names(metadata, source=path)
-    return _Detector(state, len(names), names)
+    notes: tuple[str, ...] = ()
+    if "config" in metadata:
+        theirs = read_saved_config(metadata, [], schemas=SCHEMAS, kind=DetectionConfig, source=path)
+        settings = {key: value_at(theirs, key) for key in _RUN_SETTINGS}
+        if overrides := differing(settings, config):
+            notes = (f"the file's run has {' '.join(overrides)}, unlike this one",)
+    return _Detector(state, len(names), names, notes)
 
 
 def _torchvision_detector(

@@ -81,7 +81,7 @@ def _size(state: Mapping[str, Tensor], name: str, dim: int) -> int | None:
 def differing(keys: Keys, config: DetectionConfig) -> list[str]:
     """Return the `key=value` overrides that give a config the values of `keys`."""
     return [
-        f"{key}={_text(value)}" for key, value in keys.items() if _value_at(config, key) != value
+        f"{key}={_text(value)}" for key, value in keys.items() if value_at(config, key) != value
     ]
 
 
@@ -129,7 +129,8 @@ def _anchor_overrides(
     return [f"{where} that make {num_anchors} anchors on a cell (not {count(rpn)})"]
 
 
-def _value_at(config: DetectionConfig, key: str) -> Any:
+def value_at(config: DetectionConfig, key: str) -> Any:
+    """Return a config's value of a key, comparable with those of `network_keys`."""
     if key == "model.roi.resolution":
         return config.model.roi.resolution_with(config.model.neck.kind)
     if key == "model.backbone.norm":  # batch norm has the tensors of frozen batch norm

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from detection.config import DetectionConfig
+from detection.config import SCHEMAS, DetectionConfig
 from detection.weights import (
     from_torchvision_fasterrcnn,
     load_detector_weights,
     to_torchvision_fasterrcnn,
 )
 from engine.checkpoint import write_safetensors
+from engine.config import parse_config
 from engine.errors import UserError
 from tests.detection.models.detectors import make_detector
 
@@ -193,6 +194,18 @@ def test_our_file_loads_as_it_is(tmp_path: Path) -> None:
     report = load(model, path, NAMES, (1, 2, 3, 4))
     torch.testing.assert_close(dict(model.state_dict()), state)
     assert (report.source, report.notes, report.unexpected) == ("resdet", (), ())
+
+
+def test_a_run_with_other_settings_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    config = parse_config(
+        {}, ["model.rpn.round_anchors=false", "model.roi.pool=roi_pool"], schemas=SCHEMAS, source=""
+    )
+    metadata = {"class_names": json.dumps(NAMES), "config": config.model_dump_json()}
+    write_safetensors(path, dict(Predictor(4).state_dict()), metadata)
+    assert load(Predictor(4), path, NAMES, (1, 2, 3, 4)).notes == (
+        "the file's run has model.rpn.round_anchors=false model.roi.pool=roi_pool, unlike this one",
+    )
 
 
 def test_classes_in_another_order_are_reordered_by_name(tmp_path: Path) -> None:
