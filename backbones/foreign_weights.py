@@ -327,7 +327,8 @@ def adapt_to_model(
     Raises:
         UserError: the model has the bottleneck stride elsewhere, or another pixel mean.
     """
-    tensors, notes = dict(tensors), []
+    tensors = dict(tensors)
+    notes: list[str] = []
     if source == CAFFE2:
         tensors, notes = add_missing_norm_statistics(tensors, model)
     if source in (CAFFE2, DETECTRON2):

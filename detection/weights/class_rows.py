@@ -82,7 +82,8 @@ def _take(tensor: Tensor, own: Tensor, rows: Sequence[int | None], *, per_class:
     taken = own.to(tensor.dtype, copy=True).unflatten(0, (-1, per_class))
     idxs = torch.tensor([-1 if row is None else row for row in rows])
     taken[idxs >= 0] = tensor.unflatten(0, (-1, per_class))[idxs[idxs >= 0]]
-    return taken.flatten(0, 1)
+    rows_of_all: Tensor = taken.flatten(0, 1)
+    return rows_of_all
 
 
 def require_rows(name: str, tensor: Tensor, rows: int, path: Path | str) -> None:

@@ -193,4 +193,5 @@ def _by_ratio(tensor: Tensor, sizes: int, ratios: int) -> Tensor:
     """
     if tensor.ndim == 0 or len(tensor) % (sizes * ratios):
         return tensor
-    return tensor.unflatten(0, (sizes, ratios, -1)).transpose(0, 1).flatten(0, 2)
+    reordered: Tensor = tensor.unflatten(0, (sizes, ratios, -1)).transpose(0, 1).flatten(0, 2)
+    return reordered

@@ -132,7 +132,7 @@ def _anchor_overrides(
 def value_at(config: DetectionConfig, key: str) -> Any:
     """Return a config's value of a key, comparable with those of `network_keys`."""
     if key == "model.roi.resolution":
-        return config.model.roi.resolution_with(config.model.neck.kind)
+        return config.model.roi.resolution_with("fpn")  # has fc1
     if key == "model.backbone.norm":  # batch norm has the tensors of frozen batch norm
         return "group" if config.model.backbone.norm == "group" else "frozen"
     value: Any = config

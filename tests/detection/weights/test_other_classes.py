@@ -67,6 +67,7 @@ def test_old_classes_keep_their_rows_and_their_ap(data_dir: Path, tmp_path: Path
     fit(build_task(config), config, output=tmp_path / "run", device="cpu")
     weights = tmp_path / "run/model.safetensors"
     trained = load_task([tmp_path / "run"])
+    assert isinstance(trained, DetectionTask)
     old = evaluate(trained, trained.config, device="cpu")
 
     more = {split: with_new_class(path, tmp_path / path.name) for split, path in splits.items()}
