@@ -84,6 +84,7 @@ def test_old_classes_keep_their_rows_and_their_ap(data_dir: Path, tmp_path: Path
     assert old["ap"] > 0.05
     # a score of an old class is also what it was
     batch = task.val_data().collate([task.val_data().load(row, 0) for row in range(4)])
+    task.eval()
     for before, after in zip(trained.predict(batch), task.predict(batch), strict=True):
         count = min(len(before), len(after))
         np.testing.assert_allclose(before.scores[:count], after.scores[:count], atol=1e-3)
