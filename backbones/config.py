@@ -29,8 +29,8 @@ class NetworkConfig(Config):
     weights: PathText | None = None
     """Pretrained weights: ours, or a torchvision, timm, detectron2 or Caffe2 file; null: random."""
     pixels: Literal["auto", "rgb", "bgr"] = "auto"
-    """Pixels that `weights` expect: rgb, normalised as below; bgr, without division by the
-    std (MSRA); auto: read from the file."""
+    """Pixels that `weights`, and a detector of detectron2, expect: rgb, normalised as below; bgr,
+    without division by the std (MSRA); auto: read from the file."""
     norm: Literal["batch", "frozen", "group"] = "batch"
     """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); group norm."""
     norm_eps: PositiveFloat = 1e-5

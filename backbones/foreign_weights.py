@@ -6,22 +6,17 @@ into a scale `s` and a shift `b`, and in detectron2's copies of them, which have
 """
 
 import math
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backbones.blocks import Bottleneck
-from backbones.resnet import ResNet
 from engine.errors import UserError
-from engine.paths import open_file
 
 CAFFE2, DETECTRON2 = "Caffe2 (MSRA)", "detectron2"
 PixelOrder = Literal["auto", "rgb", "bgr"]
@@ -130,7 +125,7 @@ def _our_name(match: re.Match[str]) -> str:
 
 
 def add_missing_norm_statistics(
-    tensors: Mapping[str, Tensor], model: ResNet
+    tensors: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Add running statistics to folded norms, such that the model's norm computes s * x + b.
 
@@ -179,7 +174,7 @@ def fold_biases_into_norms(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     return result, [note] if absorbed else []
 
 
-def check_stride(model: ResNet, *, in_1x1: bool, path: Path | str) -> list[str]:
+def check_stride(model: nn.Module, *, in_1x1: bool, path: Path | str) -> list[str]:
     """Check that file and model have the bottleneck stride on the same convolution.
 
     Shapes do not show the difference. Basic blocks have only one possible place.
@@ -221,22 +216,14 @@ def pixel_format_of_file(
     Raises:
         UserError: the setting is "auto", and a detectron2 file does not specify its channel order.
     """
-    mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
-    order: Literal["rgb", "bgr"]
-    if setting != "auto":
-        order = setting
-    elif source == CAFFE2:
-        order = "bgr"
-    elif mean and mean[0] != mean[2]:
-        order = "bgr" if mean[0] < mean[2] else "rgb"
-    elif source != DETECTRON2 or metadata.get("__author__") == "torchvision":
-        order = "rgb"
-    else:
+    order = channel_order_of_file(state, metadata, source=source, setting=setting)
+    if order is None:
         raise UserError(
             f"{path}: a detectron2 file that does not specify its pixel format: set "
             "model.backbone.pixels=bgr (trained from MSRA's weights, detectron2's default) or "
             "rgb (from torchvision's)"
         )
+    mean, std = (_channel_values(state, name, source) for name in ("pixel_mean", "pixel_std"))
     if mean and std:
         if not all(value > 0 for value in std) or not all(map(math.isfinite, (*mean, *std))):
             raise UserError(f"{path}: pixel_std: expected positive numbers, got {_numbers(std)}")
@@ -244,6 +231,25 @@ def pixel_format_of_file(
         step = -1 if order == "bgr" else 1
         return PixelFormat(order, mean[::step], std[::step])
     return _MSRA if order == "bgr" else ours
+
+
+def channel_order_of_file(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], *, source: str, setting: PixelOrder
+) -> Literal["rgb", "bgr"] | None:
+    """Return the channel order that a file's network expects; None if it does not specify it.
+
+    See `pixel_format_of_file`.
+    """
+    if setting != "auto":
+        return setting
+    if source == CAFFE2:
+        return "bgr"
+    mean = _channel_values(state, "pixel_mean", source)
+    if mean and mean[0] != mean[2]:
+        return "bgr" if mean[0] < mean[2] else "rgb"
+    if source != DETECTRON2 or metadata.get("__author__") == "torchvision":
+        return "rgb"
+    return None
 
 
 def _channel_values(state: Mapping[str, Tensor], name: str, source: str) -> tuple[float, ...]:
@@ -296,103 +302,48 @@ def _numbers(values: Sequence[float]) -> str:
     return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
-def read_pickle(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a pickle of numpy arrays: a dict, or a dict under "model" or "blobs".
+def adapt_to_model(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    source: str,
+    theirs: PixelFormat,
+    ours: PixelFormat,
+    path: Path | str,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Convert a file's residual network so that it computes the same in the model.
 
-    Returns the arrays as tensors, and metadata: "__author__" if the file has one.
+    Args:
+        tensors: of the network, by our names.
+        model: our network, or a detector that contains it; not changed.
+        source: origin of the file.
+        theirs: pixel format that the file's network expects.
+        ours: pixel format of the model.
+        path: of the file, for messages.
+
+    Returns:
+        the converted tensors, and notes.
 
     Raises:
-        UserError: the file is missing, truncated or not such a pickle, or it tries to run code.
+        UserError: the model has the bottleneck stride elsewhere, or another pixel mean.
     """
-    try:
-        with open_file(path) as file:
-            payload = _ArrayUnpickler(file, path).load()
-        blobs = payload.get("model", payload.get("blobs", payload))
-        state = {n: v.tensor if isinstance(v, _Array) else v for n, v in blobs.items()}
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
-    except Exception as error:  # arbitrary bytes can make the unpickler raise anything
-        raise UserError(
-            f"{path}: expected a pickle of numpy arrays, got a damaged file or another format"
-        ) from error
-    author = payload.get("__author__")
-    return state, {"__author__": author} if isinstance(author, str) else {}
+    tensors = dict(tensors)
+    notes: list[str] = []
+    if source == CAFFE2:
+        tensors, notes = add_missing_norm_statistics(tensors, model)
+    if source in (CAFFE2, DETECTRON2):
+        tensors, bias_notes = fold_biases_into_norms(tensors)
+        in_1x1 = strides_in_1x1(source, theirs)
+        notes += [*bias_notes, *check_stride(model, in_1x1=in_1x1, path=path)]
+    conv1, pixel_notes = adapt_conv1_to_pixels(
+        tensors["conv1.weight"], theirs=theirs, ours=ours, path=path
+    )
+    return tensors | {"conv1.weight": conv1}, [*notes, *pixel_notes]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Safe unpickler: it creates only arrays, text, numbers and their containers.
+def strides_in_1x1(source: str, pixels: PixelFormat) -> bool:
+    """Return whether a detectron2 or Caffe2 file's bottlenecks stride on the 1x1 convolution.
 
-    A pickle can call any function that it names, and names are resolved only by `find_class`. Here
-    they resolve to the few stand-ins below, so no code chosen by the file ever runs, nor numpy's
-    own unpickling, which trusts its input.
+    Networks from MSRA do; a detectron2 file whose pixels have a std of 1 comes from MSRA's.
     """
-
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="latin1")  # numpy requires it for files from Python 2
-        self.path = path
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        """Return the stand-in for a name in the pickle."""
-        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # since numpy 2
-        if full_name not in _STAND_INS:
-            raise UserError(
-                f"{self.path}: expected a pickle of numpy arrays, got one that tries to run the "
-                f"code {full_name!r}; it was not run"
-            )
-        return _STAND_INS[full_name]
-
-
-class _Dtype:
-    """Stand-in for numpy.dtype."""
-
-    def __init__(self, code: str, *_flags: object) -> None:
-        if code not in ("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1"):
-            raise pickle.UnpicklingError(f"array of {code}")
-        self.code, self.byte_order = code, "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.byte_order = state[1]
-
-
-class _Array:
-    """Stand-in for numpy.ndarray; `tensor` is set by `__setstate__`."""
-
-    tensor: Tensor
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, shape, dtype, is_fortran, data = state
-        self.tensor = _array(data, dtype, shape, "F" if is_fortran else "C").tensor
-
-
-def _array(data: Any, dtype: _Dtype, shape: Any, order: Any, axes: Any = None) -> _Array:
-    """Make an array from bytes: a stand-in for numpy's `_frombuffer` (pickle protocol 5).
-
-    order: "C", "F", or "K" (the memory order, with the axes permuted by `axes`).
-    """
-    raw = _encode(data) if isinstance(data, str) else data  # Python 2's bytes are read as str
-    array = np.frombuffer(raw, dtype.byte_order + dtype.code)
-    if order == "K":
-        array = array.reshape(shape).transpose(axes)
-    else:
-        array = array.reshape(shape, order=order)
-    result = _Array()
-    result.tensor = torch.from_numpy(array.astype(dtype.code))  # a copy, in native byte order
-    return result
-
-
-def _encode(text: str, _encoding: str = "latin1") -> bytes:
-    """Stand-in for codecs.encode; with protocol 2, Python 3 pickles bytes as latin1 text."""
-    return text.encode("latin1")
-
-
-_STAND_INS = {
-    "_codecs.encode": _encode,
-    "collections.OrderedDict": OrderedDict,
-    "numpy.dtype": _Dtype,
-    "numpy.ndarray": _Array,
-    "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-    "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, (), "C"),
-    "numpy.core.numeric._frombuffer": _array,
-}
+    return source == CAFFE2 or pixels.has_unit_std

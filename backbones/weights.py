@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from backbones.array_pickles import read_pickle
 from backbones.build_limit import build_within_limit
 from backbones.config import NetworkConfig
 from backbones.foreign_weights import (
@@ -18,14 +19,11 @@ from backbones.foreign_weights import (
     DETECTRON2,
     PixelFormat,
     PixelOrder,
-    adapt_conv1_to_pixels,
-    add_missing_norm_statistics,
+    adapt_to_model,
     caffe2_names,
     check_stride,
     detectron2_names,
-    fold_biases_into_norms,
     pixel_format_of_file,
-    read_pickle,
 )
 from backbones.metadata import read_numbers, read_stride_in_1x1
 from backbones.resnet import ResNet
@@ -205,7 +203,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path |
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(given[name].shape)}"
             )
-        _check_float(name, given[name], path)
+        check_float(name, given[name], path)
         bad = int((~given[name].isfinite()).sum())
         if bad:  # a ReLU may turn them into zeros, and the damage would go unnoticed
             raise UserError(
@@ -216,7 +214,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, path: Path |
     model.load_state_dict(given, strict=False)
 
 
-def _check_float(name: str, tensor: Tensor, path: Path | str) -> None:
+def check_float(name: str, tensor: Tensor, path: Path | str) -> None:
+    """Raise UserError if a file's tensor does not hold floating-point numbers."""
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{path}: {name}: expected floating-point numbers, got {kind}")
@@ -264,7 +263,7 @@ def load_backbone_weights(
     tensors = {own: state[name] for name, own in names.items()}
     for name, tensor in tensors.items():
         if not name.endswith(COUNTER):
-            _check_float(name, tensor, path)
+            check_float(name, tensor, path)
     notes: list[str] = []
     if origin_of(state) == MMDETECTION:
         notes.append(
@@ -277,27 +276,19 @@ def load_backbone_weights(
     theirs = pixel_format_of_file(
         state, metadata, source=source, setting=pixels, ours=ours, path=path
     )
-    if source == CAFFE2:
-        tensors, norm_notes = add_missing_norm_statistics(tensors, model)
-        notes += norm_notes
     if _is_ours(metadata):
         in_1x1 = read_stride_in_1x1(metadata, source=path)
         notes += check_stride(model, in_1x1=in_1x1, path=path)
-    if source in (CAFFE2, DETECTRON2):
-        # networks from MSRA stride on the 1x1; a detectron2 file with std 1 comes from MSRA's
-        tensors, bias_notes = fold_biases_into_norms(tensors)
-        in_1x1 = source == CAFFE2 or theirs.has_unit_std
-        notes += [*bias_notes, *check_stride(model, in_1x1=in_1x1, path=path)]
-    conv1, pixel_notes = adapt_conv1_to_pixels(
-        tensors["conv1.weight"], theirs=theirs, ours=ours, path=path
+    tensors, adapt_notes = adapt_to_model(
+        tensors, model, source=source, theirs=theirs, ours=ours, path=path
     )
-    load_strictly(model, tensors | {"conv1.weight": conv1}, path=path)
+    load_strictly(model, tensors, path=path)
     return make_weights_report(
         path,
         metadata,
         source=source,
         unexpected=[name for name in state if name not in names],
-        notes=[*notes, *pixel_notes],
+        notes=[*notes, *adapt_notes],
     )
 
 

@@ -7,7 +7,8 @@ projects share tensor names with torchvision's, so the most specific names come 
 import re
 from collections.abc import Iterable
 
-OURS, TORCHVISION = "a resdet detector", "torchvision's Faster or Mask R-CNN with FPN"
+OURS, TORCHVISION_DETECTOR = "a resdet detector", "torchvision's Faster or Mask R-CNN with FPN"
+TORCHVISION_V2 = "torchvision's Faster R-CNN, version 2"
 DETECTRON2_DETECTOR = "a detectron2 detector"
 MMDETECTION = "an mmdetection detector"
 CLASSIFIER = "a classifier"
@@ -27,8 +28,8 @@ _ORIGINS: tuple[tuple[str, str], ...] = (
     (r"head\.classification_head\.", "torchvision's RetinaNet"),
     (r"roi_heads\.keypoint_", "torchvision's Keypoint R-CNN"),
     (r"backbone\.body\.(\d|features)", "torchvision's Faster R-CNN on a MobileNet"),
-    (r"roi_heads\.box_head\.\d+\.", "torchvision's Faster R-CNN, version 2"),
-    (r"roi_heads\.box_predictor\.cls_score\.", TORCHVISION),
+    (r"roi_heads\.box_head\.\d+\.", TORCHVISION_V2),
+    (r"roi_heads\.box_predictor\.cls_score\.", TORCHVISION_DETECTOR),
     (
         r"(\w+\.)?(blocks\.\d+\.attn|encoder\.layer|patch_embed|layers\.\d+\.blocks)",
         "a transformer",

@@ -130,6 +130,8 @@ class RPNConfig(AnchorLossConfig):
     """Square roots of anchor areas. c4: all on c4; fpn: one per level, p2 first."""
     anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
     """Height over width."""
+    round_anchors: bool = True
+    """Anchors of whole pixels, as in torchvision; false: exact, as in detectron2."""
     pre_nms_topk_train: PositiveInt = 12000
     """Best anchors per level that enter NMS in training."""
     pre_nms_topk_test: PositiveInt = 6000
@@ -249,7 +251,8 @@ class ModelConfig(Config):
     mask: MaskConfig = MaskConfig()
     """Mask head; used only by the task `segmentation`."""
     weights: PathText | None = None
-    """Detector weights to start from: our safetensors or torchvision's; the classes must match."""
+    """Detector to start from: our safetensors, or a file of torchvision or detectron2. Classes are
+    carried over by name; new ones start at random."""
     crowd_ioa_thresh: Fraction = 0.5
     """A candidate with at least this share of its area in a crowd region is not background."""
 

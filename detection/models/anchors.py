@@ -23,12 +23,18 @@ class AnchorGenerator(nn.Module):
             number of sizes, because the levels share one RPN head.
         ratios: height / width.
         strides: for each level, pixels per cell.
+        rounded: round the anchors' corners, at the origin, to whole pixels.
     """
 
     cell_anchors: Tensor
 
     def __init__(
-        self, sizes: Sequence[Sequence[float]], *, ratios: Sequence[float], strides: Sequence[int]
+        self,
+        sizes: Sequence[Sequence[float]],
+        *,
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        rounded: bool = True,
     ) -> None:
         super().__init__()
         assert len(sizes) == len(strides), f"{len(sizes)} levels of sizes, {len(strides)} strides"
@@ -39,9 +45,9 @@ class AnchorGenerator(nn.Module):
         sqrt_ratios = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
         heights = (sqrt_ratios * scales[:, None]).flatten(1)
         widths = (1 / sqrt_ratios * scales[:, None]).flatten(1)
-        # (levels, A, 4): boxes around the origin. Rounded to whole pixels as in torchvision, whose
-        # published weights were trained with rounded anchors.
-        cell_anchors = (torch.stack([-widths, -heights, widths, heights], dim=2) / 2).round()
+        # (levels, A, 4): boxes around the origin. torchvision rounds them, detectron2 does not.
+        cell_anchors = torch.stack([-widths, -heights, widths, heights], dim=2) / 2
+        cell_anchors = cell_anchors.round() if rounded else cell_anchors
         self.register_buffer("cell_anchors", cell_anchors, persistent=False)
 
     @property

@@ -140,13 +140,16 @@ def select_detections(
     num_rois, num_classes = deltas.shape[1:3]
     scores = class_logits.softmax(dim=2)[..., :-1]  # (B, R, K), without background
     wanted = (scores > config.score_thresh) & proposals.valid[..., None]
-    # The scores of a RoI sum to 1, so at most 1 / score_thresh of its classes pass. This top-k
-    # saves work below and never drops a candidate.
+    # The scores of a RoI sum to 1, so at most 1 / score_thresh of its classes pass. Taking only so
+    # many saves work below and never drops a candidate.
     per_roi = num_classes
     if config.score_thresh > 0:
         per_roi = min(num_classes, int(1 / config.score_thresh))
     # (B, R, K) -> (B, R * K) -> (B, M); -1 is below every score, so unwanted pairs come last
-    scores, idxs = scores.masked_fill(~wanted, -1.0).flatten(1).topk(num_rois * per_roi, dim=1)
+    scores = scores.masked_fill(~wanted, -1.0).flatten(1)
+    # A stable sort instead of a top-k, which does not define the order of equal scores, as of 1.0.
+    scores, idxs = scores.sort(dim=1, descending=True, stable=True)
+    scores, idxs = scores[:, : num_rois * per_roi], idxs[:, : num_rois * per_roi]
 
     # A flat index is roi * K + class.
     labels, rois = idxs % num_classes, idxs // num_classes  # (B, M)

@@ -66,7 +66,9 @@ def build_faster_rcnn(
         )
         num_convs = 0  # conv5 takes the place of the mask head's convolutions
         sizes, strides = [list(rpn.anchor_sizes)], [specs["c4"].stride]  # all sizes on one level
-    anchors = AnchorGenerator(sizes, ratios=rpn.anchor_ratios, strides=strides)
+    anchors = AnchorGenerator(
+        sizes, ratios=rpn.anchor_ratios, strides=strides, rounded=rpn.round_anchors
+    )
     box_heads: list[C4BoxHead | FPNBoxHead] = [
         C4BoxHead()
         if neck is None

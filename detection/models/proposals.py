@@ -3,6 +3,7 @@
 B images, N anchors, M candidates that enter NMS, P proposals.
 """
 
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -52,12 +53,14 @@ def make_proposals(
     deltas = take_boxes(rpn.deltas, idxs)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
     large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
-    scores = logits.gather(1, idxs).sigmoid()
+    logits = logits.gather(1, idxs)
     valid = rpn.anchor_valid.gather(1, idxs) & torch.cat(exists, dim=1) & large
     # not min(), whose result would be a symbol in a compiled graph with a varying N
     num_anchors = rpn.anchors.shape[0]
     topk = post_nms_topk if num_anchors >= post_nms_topk else num_anchors
-    return select_by_nms(boxes, scores, level_idxs, valid, nms_thresh=config.nms_thresh, topk=topk)
+    # Ranked by logit: the sigmoid makes all logits above 17 one number.
+    found = select_by_nms(boxes, logits, level_idxs, valid, nms_thresh=config.nms_thresh, topk=topk)
+    return replace(found, scores=found.scores.sigmoid().where(found.valid, 0.0))
 
 
 def _best_of_level(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +86,7 @@ def select_by_nms(
 
     Args:
         boxes: (B, M, 4) xyxy.
-        scores: (B, M).
+        scores: (B, M), any numbers.
         groups: (B, M) int64; boxes of different groups are not compared.
         valid: (B, M) bool.
         nms_thresh: a box is dropped if its IoU with a better one is above this.
@@ -94,12 +97,14 @@ def select_by_nms(
         zeros and not valid.
     """
     keep = nms_keep(boxes, scores, groups, valid, iou_thresh=nms_thresh, max_kept=topk)
-    # Dropped boxes get -1, below every score, and come last. A stable sort instead of a top-k,
-    # which does not define the order of equal scores.
-    scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
+    # Dropped boxes come last. A stable sort instead of a top-k, which does not define the order of
+    # equal scores.
+    scores, order = scores.masked_fill(~keep, -torch.inf).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :topk], order[:, :topk]
-    valid = scores >= 0
+    valid = scores > -torch.inf  # not NaN either
     boxes = take_boxes(boxes, order)
     return Proposals(
-        boxes=boxes.masked_fill(~valid[..., None], 0.0), scores=scores.clamp(min=0), valid=valid
+        boxes=boxes.masked_fill(~valid[..., None], 0.0),
+        scores=scores.where(valid, 0.0),
+        valid=valid,
     )

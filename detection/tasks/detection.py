@@ -102,6 +102,7 @@ class DetectionTask(nn.Module):
             report = load_detector_weights(
                 task.model,
                 config.model.weights,
+                config=config,
                 class_names=data.classes.names,
                 category_ids=data.classes.category_ids,
             )

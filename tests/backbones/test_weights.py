@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from backbones import ResNet, build_resnet
+from backbones.array_pickles import read_pickle
 from backbones.blocks import BasicBlock
-from backbones.foreign_weights import read_pickle
 from backbones.weights import (
     WeightsReport,
     load_backbone_weights,

@@ -1,6 +1,12 @@
 import pytest
 
-from backbones.weights_origin import DETECTRON2_DETECTOR, MMDETECTION, OURS, TORCHVISION, origin_of
+from backbones.weights_origin import (
+    DETECTRON2_DETECTOR,
+    MMDETECTION,
+    OURS,
+    TORCHVISION_DETECTOR,
+    origin_of,
+)
 
 LOGITS = "roi_heads.box_predictor.cls_score.weight"
 
@@ -14,7 +20,7 @@ LOGITS = "roi_heads.box_predictor.cls_score.weight"
             ["backbone.conv1.weight", "box_predictor.class_logits.bias"],
             OURS,
         ),
-        (["backbone.body.conv1.weight", "rpn.head.conv.weight", LOGITS], TORCHVISION),
+        (["backbone.body.conv1.weight", "rpn.head.conv.weight", LOGITS], TORCHVISION_DETECTOR),
         (["backbone.body.0.0.weight", LOGITS], "torchvision's Faster R-CNN on a MobileNet"),
         ([LOGITS, "roi_heads.box_head.0.0.weight"], "torchvision's Faster R-CNN, version 2"),
         ([LOGITS, "roi_heads.keypoint_head.0.weight"], "torchvision's Keypoint R-CNN"),

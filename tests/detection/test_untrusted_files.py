@@ -12,6 +12,7 @@ import torch
 from backbones.resnet import resnet18
 from backbones.weights import load_backbone_weights
 from detection.commands.tasks import load_task
+from detection.config import DetectionConfig
 from detection.predict import load_trained
 from detection.tasks.detection import DetectionTask
 from detection.weights import load_detector_weights
@@ -145,7 +146,9 @@ def test_wrong_metadata_of_pretrained_weights_are_one_line(tmp_path: Path, text:
         path, {"box_predictor.class_logits.bias": torch.ones(3)}, {"class_names": text}
     )
     with pytest.raises(UserError, match=r"a\.safetensors: "):
-        load_detector_weights(model, path, class_names=["cat"], category_ids=[1])
+        load_detector_weights(
+            model, path, config=DetectionConfig(), class_names=["cat"], category_ids=[1]
+        )
 
 
 def foreign(tmp_path: Path, trained: Files, data: dict[str, Any]) -> Path:

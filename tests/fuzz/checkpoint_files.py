@@ -21,6 +21,7 @@ from detection.commands import evaluate as eval_tool
 from detection.commands import train as train_det
 from detection.commands.schemas import SCHEMAS
 from detection.commands.tasks import build_task
+from detection.config import DetectionConfig
 from detection.predict import load_detector
 from detection.weights import load_detector_weights
 from engine.checkpoint import (
@@ -248,7 +249,7 @@ class CheckpointFiles:
             load_backbone_weights(network, path, new_classes=True, **pixels)  # type: ignore[arg-type]
 
         def load_whole() -> None:
-            load_detector_weights(model, path, **classes)  # type: ignore[arg-type]
+            load_detector_weights(model, path, config=DetectionConfig(), **classes)  # type: ignore[arg-type]
 
         loads: list[tuple[str, Call]] = [
             ("read_trained_weights", lambda: read_trained_weights(path)),

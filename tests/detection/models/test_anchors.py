@@ -79,3 +79,12 @@ def test_padding_further_adds_no_valid_anchor(
 
 def test_nothing_of_it_is_in_the_state_dict() -> None:
     assert AnchorGenerator([[32.0]], ratios=[1.0], strides=[16]).state_dict() == {}
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_exact_anchors_have_their_area_and_ratio(ratio: float) -> None:
+    anchors = AnchorGenerator([[30.0]], ratios=[ratio], strides=[16], rounded=False)([(1, 1)])
+    sides = anchors[0, 2:] - anchors[0, :2]
+    torch.testing.assert_close(sides.prod(), torch.tensor(900.0))
+    torch.testing.assert_close(sides[1] / sides[0], torch.tensor(ratio))
+    torch.testing.assert_close(anchors[0, :2], -anchors[0, 2:])

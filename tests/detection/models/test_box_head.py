@@ -177,3 +177,15 @@ def test_predictor_shapes_and_first_weights() -> None:
     assert 0.0009 < predictor.deltas.weight.std().item() < 0.0011
     assert predictor.class_logits.bias.count_nonzero() == 0
     assert predictor.deltas.bias.count_nonzero() == 0
+
+
+def test_equal_scores_come_in_the_order_of_the_proposals() -> None:
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
+    corners = torch.stack([columns, rows], dim=2).flatten(0, 1) * 8
+    boxes = torch.cat([corners, corners + 6], dim=1)[torch.randperm(48)]
+    logits = torch.tensor([50.0, 0.0, 0.0]).expand(1, 48, 3)
+    proposals = Proposals(boxes[None], torch.ones(1, 48), torch.ones(1, 48, dtype=torch.bool))
+    one = make_images([(64, 64)], padded_to=(64, 64))
+    deltas = torch.zeros(1, 48, 2, 4)
+    (found,) = detect(logits, deltas, proposals, one, config=CONFIG)
+    torch.testing.assert_close(found.boxes, boxes)

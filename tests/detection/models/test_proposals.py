@@ -139,3 +139,14 @@ def test_proposals_are_detached_and_survive_nan() -> None:
     nothing = torch.full_like(rpn.deltas, torch.nan)
     proposals = make_proposals(replace(rpn, deltas=nothing), sizes, config=SMALL, training=True)
     assert not proposals.valid.any()
+
+
+def test_logits_beyond_the_sigmoids_resolution_are_still_ranked() -> None:
+    sizes = torch.tensor([[96, 128]])
+    rpn = rpn_output(random_maps(1, 96, 128), sizes)
+    logits = 20 + torch.randn(1, rpn.anchors.shape[0]) * 5  # the sigmoid of 17 is 1
+    rpn = replace(rpn, objectness_logits=logits, deltas=torch.zeros_like(rpn.deltas))
+    found = make_proposals(rpn, sizes, config=SMALL, training=False)
+    best = rpn.anchors[logits[0].argmax()].clamp(min=0).minimum(torch.tensor([128.0, 96, 128, 96]))
+    torch.testing.assert_close(found.boxes[0, 0], best)
+    assert found.scores.max() <= 1

@@ -8,7 +8,7 @@ from detection.models.anchors import AnchorGenerator
 from detection.ops.box_coder import decode_boxes, encode_boxes
 from detection.ops.boxes import box_iou, clip_boxes
 from detection.ops.nms import nms_keep
-from detection.ops.roi_pool import pool_rois
+from detection.ops.roi_pool import assign_levels, pool_rois
 from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
@@ -20,7 +20,7 @@ NMS_THRESH = 0.7
 
 
 def roi_align(settings: Settings) -> list[Row]:
-    """Measure RoIAlign on a pyramid, forward and backward.
+    """Measure RoIAlign on a pyramid, forward and backward, and with an adaptive number of samples.
 
     Each side gets the memory layout of its own model: channels last, or contiguous.
     """
@@ -55,7 +55,39 @@ def roi_align(settings: Settings) -> list[Row]:
         check_close(f"RoIAlign, {what}", mine, other, rtol=1e-4, atol=1e-4)
     taken = compare(pool, pool_as_peer, rounds=settings.rounds, log=settings.log)
     work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
-    return [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
+    rows = [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
+    counts = (8, 16) if settings.small else (300, 1000)
+    return rows + [_adaptive_roi_align(count, channels, settings) for count in counts]
+
+
+def _adaptive_roi_align(count: int, channels: int, settings: Settings) -> Row:
+    """Measure RoIAlign with sampling_ratio 0 on a pyramid, against pooling level by level."""
+    generator = torch.Generator().manual_seed(0)
+    peers = [
+        torch.randn(1, channels, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
+        for stride in STRIDES
+    ]
+    ours = [feature.contiguous(memory_format=torch.channels_last) for feature in peers]
+    boxes = _scattered_boxes(count, generator)[None]
+
+    def pool() -> Tensor:
+        return pool_rois(ours, STRIDES, boxes, kind="roi_align", resolution=7, sampling_ratio=0)
+
+    def pool_by_level() -> Tensor:
+        """Pool the regions of each level alone and put them in their place, as detectron2 does."""
+        levels = assign_levels(boxes, num_levels=len(STRIDES)).flatten()
+        rois = torch.cat([torch.zeros(count, 1), boxes[0]], dim=1)  # of image 0
+        pooled = torch.zeros(count, channels, 7, 7)
+        for level, (feature, stride) in enumerate(zip(peers, STRIDES, strict=True)):
+            idxs = (levels == level).nonzero()[:, 0]
+            part = torchvision.ops.roi_align(feature, rois[idxs], 7, 1 / stride, 0, True)
+            pooled.index_put_((idxs,), part)
+        return pooled
+
+    work = f"RoIAlign of {count} boxes, {channels} channels, sampling_ratio 0, forward"
+    check_close(work, pool(), pool_by_level(), rtol=1e-4, atol=1e-4)
+    taken = compare(pool, pool_by_level, rounds=settings.rounds, log=settings.log)
+    return Row(work, taken.ratio, promised=0.5, aim=1, detail=str(taken))
 
 
 def nms(settings: Settings) -> list[Row]:

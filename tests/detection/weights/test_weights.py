@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -9,18 +10,23 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from detection.config import SCHEMAS, DetectionConfig
 from detection.weights import (
     from_torchvision_fasterrcnn,
     load_detector_weights,
     to_torchvision_fasterrcnn,
 )
 from engine.checkpoint import write_safetensors
+from engine.config import parse_config
 from engine.errors import UserError
 from tests.detection.models.detectors import make_detector
 
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 NAMES = ("cat", "dog", "eel", "fox")
 LOGITS, DELTAS = "box_predictor.class_logits.", "box_predictor.deltas."
+TORCHVISIONS_SETTINGS = (
+    "torchvision computes with model.roi.aligned=false; without it detections differ a little"
+)
 LOGITS_OF_TORCHVISION = "roi_heads.box_predictor.cls_score.bias"
 
 
@@ -65,7 +71,9 @@ def save_theirs(path: Path, num_outputs: int) -> None:
 
 
 def load(model: nn.Module, path: Path, names: Sequence[str], ids: Sequence[int]) -> Any:
-    return load_detector_weights(model, path, class_names=names, category_ids=ids)
+    return load_detector_weights(
+        model, path, config=DetectionConfig(), class_names=names, category_ids=ids
+    )
 
 
 def biases(model: nn.Module) -> tuple[list[float], list[float]]:
@@ -138,7 +146,8 @@ def test_91_outputs_load_into_80_classes(tmp_path: Path) -> None:
     assert logits == [*COCO_IDS, 0]
     assert deltas == [4 * i for i in COCO_IDS]
     assert report.source == "torchvision"
-    assert report.notes == ("no class names in a torchvision file: outputs taken by category id",)
+    assert report.notes[0] == "no class names in a torchvision file: outputs taken by category id"
+    assert report.notes[1:] == (TORCHVISIONS_SETTINGS,)
 
 
 @pytest.mark.parametrize("ids", [(1, 2, 3, 4), (0, 1, 2, 3), (7, 8, 9, 30)], ids=str)
@@ -148,15 +157,33 @@ def test_k_plus_1_outputs_are_taken_in_order(tmp_path: Path, ids: tuple[int, ...
     model = Predictor(4)
     report = load(model, path, NAMES, ids)
     assert biases(model) == ([1, 2, 3, 4, 0], [4, 8, 12, 16])
-    assert report.notes == ("no class names in a torchvision file: outputs taken in order",)
+    note = "no class names in a torchvision file: outputs taken in order"
+    assert report.notes == (note, TORCHVISIONS_SETTINGS)
 
 
-def test_other_numbers_of_outputs_are_refused(tmp_path: Path) -> None:
+def test_91_outputs_are_cocos_by_name(tmp_path: Path) -> None:
     path = tmp_path / "fasterrcnn.pth"
     save_theirs(path, 91)
-    message = r"fasterrcnn.pth: expected 5 outputs \(background, cat, dog, eel, fox\), got 91"
-    with pytest.raises(UserError, match=message):
-        load(Predictor(4), path, NAMES, (1, 2, 3, 4))
+    model = Predictor(4)
+    report = load(model, path, NAMES, (1, 2, 3, 4))
+    logits, deltas = biases(model)
+    assert [logits[i] for i in (0, 1, 4)] == [17, 18, 0]  # COCO's ids of cat and dog; background
+    assert [deltas[i] for i in (0, 1)] == [4 * 17, 4 * 18]
+    assert report.notes[-1].startswith(
+        "classes: 2 carried over (cat, dog), 2 new at random (eel, fox), 78 of the file dropped ("
+    )
+
+
+def test_other_numbers_of_outputs_are_all_new(tmp_path: Path) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 8)
+    model = Predictor(4)
+    report = load(model, path, NAMES, (1, 2, 3, 4))
+    assert biases(model)[0][4] == 0  # background's
+    assert biases(model)[1] == biases(Predictor(4))[1]
+    assert report.notes[-1] == (
+        "classes: the file has 7 without names, all dropped; 4 new at random (cat, dog, eel, fox)"
+    )
 
 
 def test_our_file_loads_as_it_is(tmp_path: Path) -> None:
@@ -169,6 +196,18 @@ def test_our_file_loads_as_it_is(tmp_path: Path) -> None:
     assert (report.source, report.notes, report.unexpected) == ("resdet", (), ())
 
 
+def test_a_run_with_other_settings_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    config = parse_config(
+        {}, ["model.rpn.round_anchors=false", "model.roi.pool=roi_pool"], schemas=SCHEMAS, source=""
+    )
+    metadata = {"class_names": json.dumps(NAMES), "config": config.model_dump_json()}
+    write_safetensors(path, dict(Predictor(4).state_dict()), metadata)
+    assert load(Predictor(4), path, NAMES, (1, 2, 3, 4)).notes == (
+        "the file's run has model.rpn.round_anchors=false model.roi.pool=roi_pool, unlike this one",
+    )
+
+
 def test_classes_in_another_order_are_reordered_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_ours(path, ("fox", "dog", "cat", "eel"))
@@ -179,27 +218,52 @@ def test_classes_in_another_order_are_reordered_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_file", "message"),
+    ("in_file", "note"),
     [
-        (("cat", "dog", "eel", "foxx"), "only in the file: foxx; only in the data: fox$"),
-        (("cat", "dog", "eel"), "only in the file: none; only in the data: fox$"),
-        ((*NAMES, "gnu"), "only in the file: gnu; only in the data: none$"),
         (
-            "abcdefg",
-            "only in the file: a, b, c, d, e and 2 more; only in the data: cat, dog, eel, fox$",
+            ("cat", "dog", "eel", "foxx"),
+            "3 carried over (cat, dog, eel), 1 new at random (fox), 1 of the file dropped (foxx)",
+        ),
+        (
+            ("fox", "cat"),
+            "2 carried over (cat, fox), 2 new at random (dog, eel), 0 of the file dropped",
+        ),
+        (
+            ("gnu", *NAMES),
+            "4 carried over (cat, dog, eel, fox), 0 new at random, 1 of the file dropped (gnu)",
+        ),
+        (
+            ("gnu",),
+            "0 carried over, 4 new at random (cat, dog, eel, fox), 1 of the file dropped (gnu)",
         ),
     ],
     ids=["misspelt", "fewer", "more", "others"],
 )
-def test_other_classes_are_an_error_that_names_them(
-    tmp_path: Path, in_file: Sequence[str], message: str
-) -> None:
+def test_other_classes_start_at_random(tmp_path: Path, in_file: Sequence[str], note: str) -> None:
     path = tmp_path / "model.safetensors"
-    save_ours(path, list(in_file))
+    theirs = save_ours(path, list(in_file))
     model = Predictor(4)
-    with pytest.raises(UserError, match=f"{path}: classes differ; {message}"):
-        load(model, path, NAMES, (1, 2, 3, 4))
-    assert biases(model) == biases(Predictor(4))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load(model, path, NAMES, (1, 2, 3, 4))
+    assert report.notes == (f"classes: {note}",)
+    num_new = len(set(NAMES) - set(in_file))
+    for kind in ("weight", "bias"):
+        logits, deltas = (model.state_dict()[f"{layer}{kind}"] for layer in (LOGITS, DELTAS))
+        assert torch.equal(logits[-1], theirs[LOGITS + kind][-1])
+        for row, name in enumerate(NAMES):
+            boxes = slice(4 * row, 4 * row + 4)
+            if name in in_file:
+                old = list(in_file).index(name)
+                assert torch.equal(logits[row], theirs[LOGITS + kind][old])
+                assert torch.equal(deltas[boxes], theirs[DELTAS + kind][4 * old : 4 * old + 4])
+                continue
+            assert torch.equal(deltas[boxes], own[DELTAS + kind][boxes])
+            expected = own[LOGITS + kind][row] + theirs[LOGITS + kind][-1]
+            if kind == "bias":
+                expected = expected - math.log(1000 * num_new)
+            torch.testing.assert_close(logits[row], expected)
 
 
 def test_a_file_without_class_names(tmp_path: Path) -> None:
@@ -231,7 +295,12 @@ def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (
             {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7), **CLS_SCORE},
-            "a detectron2 detector",
+            "a detectron2 detector without the RPN or the single box head",
+            True,
+        ),
+        (
+            {"roi_heads.box_head.5.weight": torch.ones(1), **named("backbone.body.", RESNET)},
+            "torchvision's Faster R-CNN, version 2, which has layers that ours has not: a box head",
             True,
         ),
         ({"proposal_generator.w": torch.ones(1), **CLS_SCORE}, "a detectron2 detector", False),
@@ -250,7 +319,17 @@ def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         ({"0.conv.weight": torch.ones(1)}, r"an ultralytics \(YOLO\) model", False),
         ({}, "a file without tensors", False),
     ],
-    ids=["detectron2", "headless", "mmdetection", "detr", "retinanet", "fc", "yolo", "empty"],
+    ids=[
+        "detectron2",
+        "version 2",
+        "headless",
+        "mmdetection",
+        "detr",
+        "retinanet",
+        "fc",
+        "yolo",
+        "empty",
+    ],
 )
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"model": {"state_dict": named("module.", s)}}])
 def test_a_file_of_another_kind_is_named(

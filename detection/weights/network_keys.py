@@ -1,0 +1,148 @@
+"""Config keys of the network that a file's tensors belong to, derived from names and shapes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backbones.resnet import KINDS
+from detection.config import DetectionConfig, RPNConfig
+from engine.errors import UserError
+
+Keys = dict[str, Any]
+"""Values by the path of their key: {"model.roi.hidden_dim": 1024}."""
+
+
+def network_keys(state: Mapping[str, Tensor]) -> Keys:
+    """Return the keys of the detector that has these tensors, by our names.
+
+    Only what names and shapes show: {} if the tensors are not those of a whole detector. The rows
+    of classes have no key, nor has a residual network that is none of `KINDS`.
+    """
+    if "backbone.conv1.weight" not in state or "rpn_head.objectness.weight" not in state:
+        return {}
+    has_fpn = any(name.startswith("fpn.") for name in state)
+    has_masks = any(name.startswith("mask_head.") for name in state)
+    keys: Keys = {
+        "task": "segmentation" if has_masks else "detection",
+        "model.backbone.kind": _backbone_kind(state),
+        "model.backbone.norm": "frozen" if "backbone.bn1.running_mean" in state else "group",
+        "model.neck.kind": "fpn" if has_fpn else "c4",
+        "model.roi.stages": 1 + _count(state, "later_stages."),
+    }
+    if has_fpn:
+        keys |= _fpn_keys(state)
+    if has_masks:
+        keys["model.mask.hidden_dim"] = _size(state, "mask_head.deconv.weight", 1)
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _fpn_keys(state: Mapping[str, Tensor]) -> Keys:
+    norm, convolution = "none", "fpn.inner.0.weight"
+    if "fpn.inner.0.0.weight" in state:
+        norm = "batch" if "fpn.inner.0.1.running_mean" in state else "group"
+        convolution = "fpn.inner.0.0.weight"
+    keys: Keys = {
+        "model.neck.channels": _size(state, convolution, 0),
+        "model.neck.norm": norm,
+        "model.roi.hidden_dim": _size(state, "box_head.fc1.weight", 0),
+    }
+    channels, inputs = keys["model.neck.channels"], _size(state, "box_head.fc1.weight", 1)
+    if channels and inputs:
+        keys["model.roi.resolution"] = round((inputs / channels) ** 0.5)
+    if any(name.startswith("mask_head.") for name in state):
+        keys["model.mask.num_convs"] = _count(state, "mask_head.convs.")
+    return keys
+
+
+def _backbone_kind(state: Mapping[str, Tensor]) -> str | None:
+    layers = tuple(_count(state, f"backbone.layer{number}.") for number in range(1, 5))
+    has_bottlenecks = "backbone.layer1.0.conv3.weight" in state
+    for kind, expected in KINDS.items():
+        if layers == expected and has_bottlenecks != (kind in ("resnet18", "resnet34")):
+            return kind
+    return None
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Return how many different modules come directly below a prefix."""
+    below = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
+    return len({name.partition(".")[0] for name in below})
+
+
+def _size(state: Mapping[str, Tensor], name: str, dim: int) -> int | None:
+    """Return a side of a tensor; None if it is missing or has fewer dimensions."""
+    tensor = state.get(name)
+    return tensor.shape[dim] if tensor is not None and tensor.ndim > dim else None
+
+
+def differing(keys: Keys, config: DetectionConfig) -> list[str]:
+    """Return the `key=value` overrides that give a config the values of `keys`."""
+    return [
+        f"{key}={_text(value)}" for key, value in keys.items() if value_at(config, key) != value
+    ]
+
+
+def check_keys(
+    state: Mapping[str, Tensor], config: DetectionConfig, more: Keys, *, path: Path | str
+) -> None:
+    """Check that a file's network is the config's.
+
+    Args:
+        state: by our names.
+        config: the run's config.
+        more: further keys that the network needs, which shapes do not show.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: they differ; the message has the overrides that make the network fit.
+    """
+    overrides = differing(network_keys(state) | more, config)
+    num_anchors = _size(state, "rpn_head.objectness.weight", 0)
+    if num_anchors is not None and network_keys(state):
+        overrides += _anchor_overrides(num_anchors, config, state)
+    if overrides:
+        raise UserError(
+            f"{path}: expected the config's network, got another; it fits with "
+            f"{' '.join(overrides)}"
+        )
+
+
+def _anchor_overrides(
+    num_anchors: int, config: DetectionConfig, state: Mapping[str, Tensor]
+) -> list[str]:
+    """Return what to set for a number of anchors on each cell: the default values, or the keys."""
+    is_fpn = network_keys(state)["model.neck.kind"] == "fpn"
+    rpn, default = config.model.rpn, RPNConfig()
+
+    def count(each: RPNConfig) -> int:
+        return len(each.anchor_ratios) * (1 if is_fpn else len(each.anchor_sizes))
+
+    if count(rpn) == num_anchors:
+        return []
+    if count(default) == num_anchors:
+        names = ("anchor_ratios",) if is_fpn else ("anchor_sizes", "anchor_ratios")
+        return [f"model.rpn.{name}={_text(getattr(default, name))}" for name in names]
+    where = "model.rpn.anchor_ratios" if is_fpn else "model.rpn.anchor_sizes and anchor_ratios"
+    return [f"{where} that make {num_anchors} anchors on a cell (not {count(rpn)})"]
+
+
+def value_at(config: DetectionConfig, key: str) -> Any:
+    """Return a config's value of a key, comparable with those of `network_keys`."""
+    if key == "model.roi.resolution":
+        return config.model.roi.resolution_with("fpn")  # has fc1
+    if key == "model.backbone.norm":  # batch norm has the tensors of frozen batch norm
+        return "group" if config.model.backbone.norm == "group" else "frozen"
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _text(value: Any) -> str:
+    """Return a value as on a command line: fpn, true, [0.5,1,2]."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(f'{each:g}' for each in value)}]"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,29 @@
+"""Comparison of detections with another project's, in whatever order equal scores come."""
+
+import torch
+from torch import Tensor
+
+from detection.structures import Detections
+
+CLASS_GAP = 1e4
+"""Pixels added to the distance of boxes of different classes."""
+
+
+def check_detections(found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Check that each of the other project's detections is found; return their rows in `found`.
+
+    boxes, to 1e-4 of the image's side: (N, 4). scores, to 1e-4: (N,). labels: (N,).
+    """
+    # scores that are equal to 1e-5 may come in another order
+    distances = torch.cdist(
+        torch.cat([boxes, CLASS_GAP * labels[:, None]], dim=1),
+        torch.cat([found.boxes, CLASS_GAP * found.labels[:, None]], dim=1),
+        p=torch.inf,
+    )
+    rows = distances.argmin(dim=1)
+    assert rows.unique().numel() == len(rows)
+    assert torch.equal(found.labels[rows], labels)
+    side = float(boxes.max())
+    torch.testing.assert_close(found.boxes[rows], boxes, rtol=0, atol=1e-4 * side)
+    torch.testing.assert_close(found.scores[rows], scores, rtol=0, atol=1e-4)
+    return rows

@@ -1,0 +1,92 @@
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from detection.config import SCHEMAS, DetectionConfig
+from detection.models.build import build_detector
+from detection.weights.network_keys import check_keys, differing, network_keys
+from engine.config import parse_config
+from engine.errors import UserError
+
+MASKS = ("task=segmentation",)
+FPN = ("model.neck.kind=fpn", "model.backbone.kind=resnet18")
+C4 = ("model.neck.kind=c4", "model.backbone.kind=resnet18")
+
+
+def make_config(*overrides: str) -> DetectionConfig:
+    config = parse_config({}, overrides, schemas=SCHEMAS, source="test")
+    assert isinstance(config, DetectionConfig)
+    return config
+
+
+@cache
+def state_of(*overrides: str) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return dict(build_detector(make_config(*overrides), 3).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("run", "file"),
+    [
+        (FPN, ("model.backbone.kind=resnet34",)),
+        (FPN, ("model.backbone.kind=resnet50",)),
+        (FPN, ("model.backbone.norm=group",)),
+        ((*FPN, "model.backbone.norm=group"), ("model.backbone.norm=frozen",)),
+        (C4, ("model.neck.kind=fpn",)),
+        (FPN, ("model.neck.channels=32", "model.roi.hidden_dim=64")),
+        (FPN, ("model.neck.norm=batch",)),
+        (FPN, ("model.neck.norm=group",)),
+        (FPN, ("model.roi.resolution=5",)),
+        (FPN, ("model.roi.stages=3",)),
+        (FPN, ("task=segmentation",)),
+        ((*FPN, *MASKS), ("task=detection",)),
+        ((*FPN, *MASKS), ("model.mask.hidden_dim=512", "model.mask.num_convs=8")),
+        ((*C4, *MASKS), ("model.mask.hidden_dim=512",)),
+    ],
+    ids=lambda keys: ",".join(key.rpartition(".")[2] for key in keys),
+)
+def test_what_differs_is_named_by_key(run: tuple[str, ...], file: tuple[str, ...]) -> None:
+    keys = [key.partition("=")[0] for key in file]
+    theirs = (*(each for each in run if each.partition("=")[0] not in keys), *file)
+    state = state_of(*theirs)
+    assert sorted(differing(network_keys(state), make_config(*run))) == sorted(file)
+    assert differing(network_keys(state), make_config(*theirs)) == []
+    with pytest.raises(UserError) as caught:
+        check_keys(state, make_config(*run), {}, path="a.pth")
+    assert str(caught.value).startswith("a.pth: expected the config's network, got another;")
+    check_keys(state, make_config(*theirs), {}, path="a.pth")
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "message"),
+    [
+        (
+            ("model.rpn.anchor_sizes=[16,32]",),
+            (),
+            r"model.rpn.anchor_sizes=\[32,64,128,256,512\] model.rpn.anchor_ratios=\[0.5,1,2\]$",
+        ),
+        (
+            (),
+            ("model.rpn.anchor_sizes=[16,32]",),
+            r"model.rpn.anchor_sizes and anchor_ratios that make 6 anchors on a cell \(not 15\)$",
+        ),
+        (
+            ("model.neck.kind=fpn",),
+            ("model.neck.kind=fpn", "model.rpn.anchor_ratios=[1]"),
+            r"model.rpn.anchor_ratios that make 1 anchors on a cell \(not 3\)$",
+        ),
+    ],
+    ids=["default", "c4", "fpn"],
+)
+def test_anchors(run: tuple[str, ...], file: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_keys(state_of(*file), make_config(*run), {}, path="a.pth")
+
+
+def test_a_part_of_a_detector_has_no_keys() -> None:
+    assert network_keys({}) == {}
+    assert network_keys({"box_predictor.class_logits.bias": torch.zeros(3)}) == {}
+    odd = {"backbone.conv1.weight": torch.tensor(1.0), "rpn_head.objectness.weight": torch.ones(1)}
+    assert network_keys({**odd, "fpn.inner.0.weight": torch.tensor(1.0)})["task"] == "detection"

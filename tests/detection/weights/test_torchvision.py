@@ -1,0 +1,76 @@
+"""torchvision's detectors as its users run them, and here from a file: the same detections."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
+
+from detection.config import SCHEMAS, DetectionConfig
+from detection.data.coco import ClassMap
+from detection.models.build import build_detector
+from detection.predict import Detector, TrainedDetector
+from detection.weights import load_detector_weights
+from engine.config import parse_config
+from tests.detection.models.detectors import make_images
+from tests.detection.models.test_torchvision_parity import enliven, normalized
+from tests.detection.weights.matched_detections import check_detections
+
+NAMES = ("cat", "dog", "eel", "fox")
+SIZE = (192, 256)  # multiples of 64, so that torchvision has no anchors on padding
+KEYS = [  # what docs/WEIGHTS.md says for torchvision's files, and images of SIZE are not resized
+    "model.backbone.kind=resnet50",
+    "model.neck.kind=fpn",
+    "model.rpn.pre_nms_topk_test=1000",
+    # as many detections as there may be: which of two with equal scores is the last is not defined
+    "model.rpn.post_nms_topk_test=50",
+    "model.roi.max_detections=200",
+    "model.roi.aligned=false",
+    "model.mask.aligned=false",
+    "loop.precision=fp32",
+    "data.eval_short_side=192",
+    "data.eval_max_side=256",
+]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_detects_what_torchvision_detects(tmp_path: Path, task: str) -> None:
+    images = make_images([SIZE] * 2, padded_to=SIZE)
+    build = maskrcnn_resnet50_fpn if task == "segmentation" else fasterrcnn_resnet50_fpn
+    theirs = build(
+        weights=None,
+        weights_backbone=None,
+        num_classes=len(NAMES) + 1,
+        min_size=min(SIZE),
+        max_size=max(SIZE),
+        rpn_post_nms_top_n_test=50,
+        box_detections_per_img=200,
+    )
+    with torch.no_grad():
+        enliven(theirs, normalized(images).tensors)
+        theirs.roi_heads.box_predictor.cls_score.weight *= 0.3  # scores away from 1
+    path = tmp_path / "detector.pth"
+    torch.save(theirs.state_dict(), path)
+
+    config = parse_config({}, [f"task={task}", *KEYS], schemas=SCHEMAS, source="test")
+    assert isinstance(config, DetectionConfig)
+    model = build_detector(config, len(NAMES)).eval()
+    ids = tuple(range(1, len(NAMES) + 1))
+    report = load_detector_weights(model, path, config=config, class_names=NAMES, category_ids=ids)
+    assert report.notes == ("no class names in a torchvision file: outputs taken in order",)
+    trained = TrainedDetector(config, ClassMap(NAMES, ids), model)
+    pixels = [image.permute(1, 2, 0).numpy() for image in images.pixels]
+    found = Detector(trained, device=torch.device("cpu")).predict(pixels)
+    with torch.no_grad():
+        expected = theirs([image / 255 for image in images.pixels])
+    for ours, reference in zip(found, expected, strict=True):
+        assert len(ours) == len(reference["scores"]) > 20
+        rows = check_detections(
+            ours, reference["boxes"], reference["scores"], reference["labels"] - 1
+        )
+        if task == "segmentation":
+            assert ours.masks is not None
+            masks = np.stack(list(ours.masks))[rows.numpy()]
+            assert (masks != (reference["masks"][:, 0] > 0.5).numpy()).mean() < 1e-4
