@@ -282,7 +282,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def _png_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Return (height, width) of a PNG file; None if it has EXIF data, ends too early or is too large."""
+    """Return (height, width) of a PNG file; None if it has EXIF data, is cut or is too large."""
     file.seek(len(PNG_START))
     size = None
     # chunks: length of the content, type, content, checksum
