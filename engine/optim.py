@@ -83,6 +83,12 @@ def lr_note(config: OptimConfig, batch_size: int) -> str | None:
     )
 
 
+def spans_run(config: ScheduleConfig) -> bool:
+    """Return whether a schedule depends on `loop.max_steps`."""
+    fractions = all(milestone < 1 for milestone in config.milestones) and config.milestones
+    return config.kind == "cosine" or (config.kind == "steps" and bool(fractions))
+
+
 def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int, drops: int = 0) -> float:
     """Return the learning rate of update `step`, relative to the peak.
 
