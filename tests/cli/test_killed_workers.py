@@ -30,6 +30,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     torchrun += ["--max-restarts=3", "--nproc-per-node=2", "--monitor-interval=0.1"]
     training = [str(TRAIN), "tiny.yaml", "--output", "run", "--auto-resume", "--device", "cpu"]
     training += [f"loop.max_steps={STEPS}", "loop.checkpoint_every=1", "loop.ema_decay=0.9"]
+    training += ["loop.collective_timeout_s=60"]
     return subprocess.Popen(
         [*torchrun, *training],
         cwd=folder,
@@ -54,12 +55,18 @@ def output_of(process: subprocess.Popen[str], signals: dict[int, Callable[[], No
     """Return the output of a job; `signals[step]` is called when that step is logged."""
     left, lines = dict(signals), []
     assert process.stdout is not None
-    with process.stdout as stdout:
-        for line in stdout:
-            lines.append(line)
-            if (found := re.match(r"step (\d+)/", line)) and int(found[1]) in left:
-                left.pop(int(found[1]))()
-    process.wait(timeout=60)
+    try:
+        with process.stdout as stdout:
+            for line in stdout:
+                lines.append(line)
+                if (found := re.match(r"step (\d+)/", line)) and int(found[1]) in left:
+                    left.pop(int(found[1]))()
+        process.wait(timeout=60)
+    finally:
+        if process.poll() is None:  # it hangs: torchrun ends its workers, then itself
+            process.terminate()
+            process.wait(timeout=60)
+            sys.stdout.writelines(lines)  # for pytest's report
     assert left == {}, "".join(lines)
     return "".join(lines)
 

@@ -164,6 +164,8 @@ def test_a_start_that_wrote_no_checkpoint_is_repeated_in_its_folder(
     with pytest.raises(Killed):
         fit(ToyTask(KilledData()), settings, output=run, auto_resume=True, replace=True)
     assert lines(run, "train")
+    (run / "checkpoints").mkdir()  # as if killed while the first checkpoint was written
+    (run / "checkpoints" / "step_00000006.pt.partial").write_bytes(b"half")
     said = capsys.readouterr().out
     assert "run: no checkpoint to resume from: starting a new run" in said
     fit(ToyTask(), settings, output=run, auto_resume=True, replace=True)
@@ -175,6 +177,7 @@ def test_a_start_that_wrote_no_checkpoint_is_repeated_in_its_folder(
     steps = [[line["step"] for line in lines(folder, "train")] for folder in (run, whole)]
     assert steps[0] == steps[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
+    assert not list(run.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["same config", "another config"])
