@@ -180,9 +180,8 @@ def _has_ended(state: RunState) -> bool:
 
 def _check_not_idle(state: RunState, changed: Sequence[str], *, output: Path) -> None:
     """Raise UserError if a run has no step left in which the changed settings would matter."""
-    training = ("optim.", "schedule.")
-    if state.progress.is_out_of_patience(state.config.loop):
-        training = (*training, "loop.max_steps")
+    ended_early = state.progress.is_out_of_patience(state.config.loop)
+    training = ("optim.", "schedule.", *(["loop.max_steps"] if ended_early else []))
     idle = [line.partition(":")[0] for line in changed if line.startswith(training)]
     if idle and _has_ended(state):
         raise UserError(

@@ -1,6 +1,7 @@
 """What sets each value of a config, and the same as comments in YAML."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_yaml_with_origins_loads_to_the_same_config(chain: Path) -> None:
 
 
 def test_comments_follow_values_of_every_form() -> None:
-    values = {
+    values: dict[str, Any] = {
         "long": "word " * 60,
         "quotes": "'q' " * 40,
         "empty": "",

@@ -36,7 +36,7 @@ def test_a_finished_run_continued_equals_a_longer_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    kept = {"log_every": 1, "export": "last"}
+    kept: dict[str, Any] = {"log_every": 1, "export": "last"}
     short, long = (
         with_schedule(config(max_steps=steps, **kept), kind="constant", warmup_steps=2)
         for steps in (4, 8)
