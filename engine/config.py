@@ -27,6 +27,7 @@ MAX_BASES = 2
 MAX_VALUE_LENGTH = 60
 """Characters of a value shown in a message."""
 COMMAND_LINE = "command line"
+DEFAULT = "default"
 _UNSET = object()
 _HINTS = {
     "string_type": "; in quotes it is text",
@@ -96,9 +97,63 @@ def parse_config(
     return _validated(values, overrides, layers={}, source=source, schemas=schemas)
 
 
-def dump_config(config: Config) -> str:
-    """Return the whole config, including defaults, as YAML that loads to an equal config."""
-    return dump_yaml(config.model_dump(mode="json"))
+def dump_config(config: Config, comments: Mapping[str, str] | None = None) -> str:
+    """Return the whole config, including defaults, as YAML that loads to an equal config.
+
+    comments: by dotted key, such as its `value_origins`; written behind the values.
+    """
+    return dump_yaml(config.model_dump(mode="json"), comments or {})
+
+
+def value_origins(
+    config: Config, path: Path | str | None, overrides: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return what sets each value of a config: a file, COMMAND_LINE or DEFAULT.
+
+    Args:
+        config: what `load_config` returned for the other two arguments.
+        path: the file; None if there is none.
+        overrides: changes to it.
+
+    Returns:
+        By dotted key. A list is one value, as is a section without keys.
+
+    Raises:
+        UserError: a file cannot be read; as `load_config`.
+    """
+    written: dict[str, Any] = {}
+    for override in overrides:
+        change = read_override(override, schema=type(config))
+        written = merged(written, with_current_names(change)[0])
+    files = {} if path is None else _read_layers(Path(path))
+    layers = {COMMAND_LINE: written}
+    layers |= {name: with_current_names(values)[0] for name, values in files.items()}
+    keys = _leaves(config.model_dump(mode="json"), ())
+    return {".".join(key): _set_by(layers, key) for key in keys}
+
+
+def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the key of each value that is not a section with keys of its own."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def _set_by(layers: Mapping[str, Mapping[str, Any]], key: Sequence[str]) -> str:
+    """Return the first layer that sets a value, DEFAULT if none does."""
+    for name, values in layers.items():
+        inner: Any = values
+        for part in key:
+            if not isinstance(inner, dict):  # it sets the section as a whole, such as `neck: null`
+                return DEFAULT
+            inner = inner.get(part, _UNSET)
+            if inner is _UNSET:
+                break
+        else:
+            return name
+    return DEFAULT
 
 
 def differences(old: Config, new: Config) -> list[str]:

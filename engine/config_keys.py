@@ -99,7 +99,7 @@ def unknown_key_message(schema: type[BaseModel], location: Sequence[str], value:
         if section and not name.isdecimal():  # a number is an index into a list of models
             section = submodel(section, name)
     paths = list(key_paths(schema))
-    suggestion = _key_for_foreign_name(leaf, paths)
+    suggestion = key_elsewhere(leaf, paths)
     if suggestion is not None:
         return f"unknown key; {suggestion}"
     names = list(section.model_fields) if section else []
@@ -129,8 +129,13 @@ def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from key_paths(inner, f"{prefix}{name}.")
 
 
-def _key_for_foreign_name(name: str, paths: Sequence[str]) -> str | None:
-    """Return our key for another framework's name; None if the name is not known."""
+def key_elsewhere(name: str, paths: Sequence[str]) -> str | None:
+    """Return a hint at our key for another framework's name; None if the name is not known.
+
+    Args:
+        name: case, `_` and `-` do not matter.
+        paths: dotted keys of the schema; others are not suggested.
+    """
     ours = _KEY_HERE.get(name.lower().replace("_", "").replace("-", ""))
     if ours is None or ours.startswith(("no ", "the ")):
         return ours

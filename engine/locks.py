@@ -8,7 +8,7 @@ locked.
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN
 from pathlib import Path
@@ -16,14 +16,28 @@ from types import ModuleType
 
 from engine.errors import UserError
 
+_POLL_S = 0.2
+"""Seconds between two attempts to lock a folder in use."""
+
 
 class FolderLock:
     """Keeps other processes out of a folder; its file names who holds it."""
 
     name = ".lock"
 
-    def __init__(self, directory: Path) -> None:
-        """Lock `directory`; UserError: another run holds it, or the file cannot be made."""
+    def __init__(
+        self, directory: Path, *, wait_s: float = 0, say: Callable[[str], object] | None = None
+    ) -> None:
+        """Lock a folder.
+
+        Args:
+            directory: the folder.
+            wait_s: longest wait for a run that holds it, seconds.
+            say: called with a line before the wait.
+
+        Raises:
+            UserError: another run holds it for longer, or the file cannot be made.
+        """
         self.note: str | None = None
         """What to say where the system or the file system has no locks."""
         path = directory / self.name
@@ -34,6 +48,7 @@ class FolderLock:
                 f"{directory}: this system has no file locks: do not start a second run in it"
             )
             return
+        end, waiting = time.monotonic() + wait_s, False
         while self._file < 0:
             try:
                 file = _open(path)
@@ -44,11 +59,18 @@ class FolderLock:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (EACCES, EAGAIN):
-                    holder = os.read(file, 500).decode(errors="replace").strip()
+                    holder = os.read(file, 500).decode(errors="replace").strip() or "another run"
                     os.close(file)
+                    if time.monotonic() < end:
+                        if not waiting and say is not None:
+                            say(f"{directory}: in use by {holder}; waiting up to {wait_s:g} s")
+                        waiting = True
+                        time.sleep(_POLL_S)
+                        continue
+                    waited = f" after {wait_s:g} s" if wait_s else ""
                     raise UserError(
                         f"{directory}: expected a folder that no run writes to, got one in use by "
-                        f"{holder or 'another run'}; stop that, or choose another --output"
+                        f"{holder}{waited}; stop that, or choose another --output"
                     ) from error
                 self.note = (
                     f"{directory}: the file system has no locks: do not start a second run in it"

@@ -83,6 +83,12 @@ def lr_note(config: OptimConfig, batch_size: int) -> str | None:
     )
 
 
+def spans_run(config: ScheduleConfig) -> bool:
+    """Return whether a schedule depends on `loop.max_steps`."""
+    has_fractions = bool(config.milestones) and all(each < 1 for each in config.milestones)
+    return config.kind == "cosine" or (config.kind == "steps" and has_fractions)
+
+
 def lr_factor(step: int, config: ScheduleConfig, *, max_steps: int, drops: int = 0) -> float:
     """Return the learning rate of update `step`, relative to the peak.
 

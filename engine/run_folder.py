@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
@@ -69,34 +69,56 @@ def move_run_aside(directory: Path) -> Path | None:
     return aside
 
 
-@contextmanager
-def locked_run_folder(output: Path, *, move_aside: bool) -> Iterator[list[str]]:
-    """Create a run folder and hold its lock while the run lasts.
+class LockedRunFolder:
+    """A run folder that this process has locked, and what happened to it, as lines for the log."""
 
-    Args:
-        output: the folder; created if missing.
-        move_aside: rename an earlier run in it.
+    def __init__(
+        self, output: Path, *, wait_s: float = 0, say: Callable[[str], object] | None = None
+    ) -> None:
+        """Create the folder `output` if missing and lock it; arguments as of FolderLock.
 
-    Yields:
-        Lines for the log.
+        Raises:
+            UserError: another run writes to the folder, or it is not writable.
+        """
+        prepare_output(output)
+        self._output = output
+        self._lock = FolderLock(output, wait_s=wait_s, say=say)
+        self.notes = [] if self._lock.note is None else [self._lock.note]
 
-    Raises:
-        UserError: another run writes to the folder, or it is not writable.
-    """
-    prepare_output(output)
-    lock = FolderLock(output)
-    notes = [] if lock.note is None else [lock.note]
-    try:
-        aside = move_run_aside(output) if move_aside else None
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock."""
+        self._lock.release(self._output)
+
+    def move_run_aside(self) -> None:
+        """Rename an earlier run in the folder, and lock a new, empty folder; see `move_run_aside`.
+
+        Raises:
+            UserError: as `move_run_aside`.
+        """
+        aside = move_run_aside(self._output)
         if aside is not None:
-            notes.append(f"{output}: the earlier run was renamed to {aside}")
-            # the lock file moved with the folder; lock the new, empty one
-            lock.release(aside)
-            prepare_output(output)
-            lock = FolderLock(output)
-        yield notes
-    finally:
-        lock.release(output)
+            self.notes.append(f"{self._output}: the earlier run was renamed to {aside}")
+            self._lock.release(aside)  # the lock file moved with the folder
+            prepare_output(self._output)
+            self._lock = FolderLock(self._output)
+
+
+def is_start_without_checkpoint(directory: Path, config_text: str) -> bool:
+    """Return whether a folder holds only the log of a run that ended before its first checkpoint.
+
+    config_text: content of the run's config.yaml, which must be equal.
+    """
+    if names_in(directory / "checkpoints", "*.pt") or exists(directory / WEIGHTS_FILE):
+        return False
+    config = directory / "config.yaml"
+    try:
+        return is_file(config) and read_text(config) == config_text
+    except UserError:  # not text: a file of another program
+        return False
 
 
 def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | None:

@@ -1,18 +1,17 @@
-"""Start and end of a training run: checks, whether to resume, log lines, export of the weights."""
+"""Start and end of a training run: checks, log lines, export of the weights."""
 
 from datetime import timedelta
 from pathlib import Path
 
 from engine.checkpoint import CheckpointFolder, load_checkpoint, write_safetensors
-from engine.checksum import checksum_note
-from engine.distributed import World, broadcast_object
+from engine.distributed import World
 from engine.errors import UserError
 from engine.kernels import kernels_note
 from engine.log import RunLog
 from engine.optim import lr_note as rate_note
 from engine.payload import check_payload
 from engine.precision import precision_note
-from engine.run_folder import WEIGHTS_FILE, finished_metrics
+from engine.run_folder import WEIGHTS_FILE
 from engine.run_state import RunState
 from engine.schema import RunConfig
 from engine.step import num_compiled_graphs
@@ -45,31 +44,6 @@ def start_notes(state: RunState) -> list[str]:
         graphs = "loop.compile: 1 graph, compiled in the first step, which may take minutes"
     optional = (note for note in (rate, precision, graphs) if note is not None)
     return [first, kernels_note(), *task.notes(), *optional]
-
-
-def can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:
-    """Return whether a run folder has a checkpoint of this run's config.
-
-    Raises:
-        UserError: it has a checkpoint of another config; the message names the differences.
-    """
-    payload = checkpoints.load_latest()
-    if payload is None:
-        return False
-    changed = state.changed_settings(payload, source=output)
-    if changed:
-        raise UserError(
-            f"{output}: holds a run of another config ({'; '.join(changed)}); resume it with "
-            "--resume, or choose another --output"
-        )
-    return True
-
-
-def resume_note(step: int, checkpoints: CheckpointFolder) -> str:
-    """Return the log line of a resumed run, with a note if its checkpoint has no checksum."""
-    newest = checkpoints.latest()
-    unchecked = None if newest is None else checksum_note(newest)
-    return f"resumed at step {step}" + ("" if unchecked is None else f"; {unchecked}")
 
 
 def divergence_advice(checkpoints: CheckpointFolder) -> str:
@@ -117,23 +91,6 @@ def export_weights(state: RunState, output: Path, *, weights_step: int) -> None:
     metadata = {**state.task.metadata(), **steps}
     with state.averaged():
         write_safetensors(output / WEIGHTS_FILE, state.task.model.state_dict(), metadata)
-
-
-def metrics_if_finished(state: RunState, output: Path, log: RunLog) -> dict[str, float] | None:
-    """Return the final metrics of a run that finished before it was resumed, otherwise None."""
-    progress, loop = state.progress, state.config.loop
-    ended = progress.step == loop.max_steps or progress.is_out_of_patience(loop)
-    if not ended or progress.evaluation_due:  # killed before its last evaluation
-        return None
-    # read on the main process and broadcast, so that all processes agree
-    on_main = finished_metrics(output, run_step=progress.step) if state.world.is_main else None
-    metrics: dict[str, float] | None = broadcast_object(on_main)
-    if metrics is not None:
-        log.note(
-            f"{output}: already finished at step {progress.step}; raise loop.max_steps to train "
-            "further"
-        )
-    return metrics
 
 
 def log_summary(

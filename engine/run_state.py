@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from engine.checkpoint import check_resumed, load_model, rng_state, set_rng_state
-from engine.config import differences, parse_config
+from engine.config import parse_config
 from engine.distributed import World, gather_objects
 from engine.meter import StepMeter
 from engine.optim import load_optimizer_state, optimizer_state
@@ -82,8 +82,8 @@ class RunState:
             return contextlib.nullcontext()
         return self.average.applied(self.task.model)
 
-    def changed_settings(self, payload: Mapping[str, Any], *, source: Path) -> list[str]:
-        """Validate a checkpoint; return a line for each setting that differs from it.
+    def saved_config(self, payload: Mapping[str, Any], *, source: Path) -> RunConfig:
+        """Validate a checkpoint; return its config.
 
         Raises:
             UserError: `payload` is not the checkpoint of a run.
@@ -91,8 +91,7 @@ class RunState:
         check_payload(payload, source=source)
         tag = str(payload["config"].get("task", "run"))
         schemas = {tag: type(self.config)}
-        old = parse_config(payload["config"], schemas=schemas, source=str(source))
-        return differences(old, self.config)
+        return parse_config(payload["config"], schemas=schemas, source=str(source))
 
     def changed_data(self, payload: Mapping[str, Any]) -> list[str]:
         """Return a line for each data set whose files or annotations differ from a checkpoint's."""

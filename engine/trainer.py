@@ -25,16 +25,13 @@ from engine.log import RunLog
 from engine.meter import StepMeter
 from engine.optim import build_optimizer, lr_factor, set_lr
 from engine.progress import Progress
-from engine.run_folder import locked_run_folder
+from engine.resuming import metrics_if_finished, opened_run_folder, resume_run
 from engine.run_lifecycle import (
-    can_resume,
     check_batch_size,
     divergence_advice,
     export_weights,
     load_weights_to_export,
     log_summary,
-    metrics_if_finished,
-    resume_note,
     start_notes,
 )
 from engine.run_state import RunState
@@ -61,7 +58,8 @@ def fit(
         config: the run's config.
         output: the run folder.
         resume: resume from the newest checkpoint in `output`, bit for bit.
-        auto_resume: resume if `output` has a checkpoint of this config, otherwise start.
+        auto_resume: resume if `output` has a checkpoint of this config, otherwise start; waits
+            for a process of the same job that has not ended yet.
         replace: unless resuming, rename an earlier run in `output`, after data and settings were
             validated.
         device: as `--device`; None picks a GPU if there is one.
@@ -83,11 +81,17 @@ def fit(
         run = _Run(task, config, output, world, log)
         with contextlib.ExitStack() as stack:
             if world.is_main:
-                resume = resume or (auto_resume and can_resume(run.state, run.checkpoints, output))
-                for note in stack.enter_context(
-                    locked_run_folder(output, move_aside=replace and not resume)
-                ):
-                    log.note(note)
+                resume = stack.enter_context(
+                    opened_run_folder(
+                        run.state,
+                        run.checkpoints,
+                        output,
+                        log,
+                        resume=resume,
+                        auto_resume=auto_resume,
+                        replace=replace,
+                    )
+                )
             resume = broadcast_object(resume)
             stack.callback(log.close)
             return run.train(resume=resume)
@@ -128,13 +132,13 @@ class _Run:
         """Train from the first or the resumed step to the end; return the final metrics."""
         started, loop = time.monotonic(), self.config.loop
         if resume:
-            changed = self._resume()
+            changed = resume_run(self.state, self.checkpoints, self.output, self.log)
             finished = None if changed else metrics_if_finished(self.state, self.output, self.log)
             if finished is not None:
                 return finished
             step, is_due = self.progress.step, self.progress.evaluation_due
             self.log.truncate_after(step, evaluated=not is_due)
-        elif self.checkpoints.latest() is not None:
+        elif self.world.is_main and self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.world.is_main:
             write_file(self.output / "config.yaml", dump_config(self.config))
@@ -380,17 +384,3 @@ class _Run:
                     f"the last {progress.bad_in_a_row} steps were not finite: no weights are "
                     f"exported; {divergence_advice(self.checkpoints)}"
                 )
-
-    def _resume(self) -> list[str]:
-        """Resume from the newest checkpoint; return the settings that differ from its config."""
-        payload = self.checkpoints.load_latest()
-        if payload is None:
-            raise UserError(f"--resume: no checkpoint in {self.output / 'checkpoints'}")
-        changed = self.state.changed_settings(payload, source=self.output)
-        for line in changed:
-            self.log.note(f"resumed with a changed setting: {line}")
-        for line in self.state.changed_data(payload):
-            self.log.note(f"resumed with changed data: {line}")
-        self.state.load(payload, source=self.checkpoints.directory)
-        self.log.note(resume_note(self.progress.step, self.checkpoints))
-        return changed

@@ -5,12 +5,14 @@ limited, and an alias counts each time it is used. Tags never create Python obje
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
 
 from engine.errors import UserError
+from engine.text import printable
 
 MAX_LENGTH = 100_000
 """Characters of a text; PyYAML reads about 100,000 per second."""
@@ -114,9 +116,34 @@ def parse_yaml(text: str, *, source: str, scalars: Literal["typed", "text"] = "t
         raise UserError(f"{source}: not YAML: {problem}") from error
 
 
-def dump_yaml(values: Any) -> str:
-    """Return YAML text that `parse_yaml` reads back to equal values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump_yaml(values: Any, comments: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return YAML text that `parse_yaml` reads back to equal values.
+
+    Args:
+        values: mappings, lists and scalars.
+        comments: for dotted keys of mappings, a line of text that is written behind the value.
+    """
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if not comments:
+        return text
+    pieces, start = [], 0
+    for key, index in _comment_places(yaml.compose(text, _Loader), ""):
+        if key in comments:
+            end = text.index("\n", index)
+            pieces += [text[start:end], f"  # {printable(comments[key])}"]
+            start = end
+    return "".join([*pieces, text[start:]])
+
+
+def _comment_places(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield each dotted key and a position in the line that may end in a comment.
+
+    It is the last line of a scalar, which may have several, and the key's line of a list.
+    """
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        is_scalar = isinstance(value, yaml.ScalarNode)
+        yield prefix + key.value, (value.end_mark if is_scalar else key.start_mark).index
+        yield from _comment_places(value, f"{prefix}{key.value}.")
 
 
 class _Values:

@@ -1,10 +1,10 @@
-"""Command `config`: print all config keys of a task, or the resolved values of a config file.
+"""Command `config`: list config keys, or print the resolved values of a config file.
 
-Usage: resdet config [CONFIG | TASK] [key=value ...]
+Usage: resdet config [CONFIG | TASK] [key=value ...] [--search TEXT]
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -15,14 +15,18 @@ from pydantic_core import PydanticUndefined
 from detection.commands.config_files import find_config
 from detection.commands.schemas import ALL_SCHEMAS
 from engine.cli import CommandParser, split_arguments
+from engine.config_keys import key_elsewhere, key_paths
 from engine.errors import UserError
+
+Row = tuple[str, str, str, str]
+"""Key, type, default and meaning."""
 
 
 def main() -> None:
     """Parse the command line, then print the keys of a task or the values of a config."""
     parser = CommandParser(
         description="Print every key of a TASK with its type, default and meaning, or the resolved "
-        "values of a CONFIG."
+        "values of a CONFIG as YAML, with a comment on each: a file, command line or default."
     )
     parser.add_argument(
         "positional",
@@ -30,35 +34,94 @@ def main() -> None:
         metavar="CONFIG | TASK | key=value",
         help=f"a YAML file or one of {', '.join(ALL_SCHEMAS)} (default: detection), then overrides",
     )
-    names, overrides = split_arguments(parser.parse_intermixed_args().positional)
+    parser.add_argument(
+        "--search",
+        metavar="TEXT",
+        help="print only keys with these words in their name or meaning, of TASK or of all tasks",
+    )
+    parsed = parser.parse_intermixed_args()
+    names, overrides = split_arguments(parsed.positional)
     if len(names) > 1:
         raise UserError(f"command line: expected one CONFIG or TASK, got {names[0]} and {names[1]}")
-    name = names[0] if names else Path("detection")
+    if parsed.search is not None:
+        _print_found(parsed.search, names, overrides)
+    elif overrides or (names and str(names[0]) not in ALL_SCHEMAS):
+        _print_values(names[0] if names else Path("detection"), overrides)
+    else:
+        task = str(names[0]) if names else "detection"
+        _print_table(("key", "type", "default", "meaning"), rows_of(ALL_SCHEMAS[task]))
+
+
+def _print_values(name: Path, overrides: list[str]) -> None:
+    """Print the resolved values of a config file or a task as YAML, and what sets each."""
+    from engine.config import dump_config, load_config, parse_config, value_origins
+    from engine.log import make_console
+
+    if str(name) in ALL_SCHEMAS:
+        path, overrides = None, [f"task={name}", *overrides]
+        config = parse_config({}, overrides, schemas=ALL_SCHEMAS, source="command line")
+    else:
+        path = find_config(name)
+        config = load_config(path, overrides, schemas=ALL_SCHEMAS)
+    text = dump_config(config, value_origins(config, path, overrides))
+    make_console().print(text, highlight=False, markup=False, end="")
+
+
+def _print_found(text: str, names: list[Path], overrides: list[str]) -> None:
+    """Print the keys that a search finds, and the tasks that have them."""
+    if overrides or (names and str(names[0]) not in ALL_SCHEMAS):
+        got = overrides[0] if overrides else names[0]
+        raise UserError(
+            f"--search: expected one of {', '.join(ALL_SCHEMAS)}, or none to search all, got {got}"
+        )
+    tasks = [str(name) for name in names] or list(ALL_SCHEMAS)
+    found = found_rows(text, tasks)
+    titles = ("key", "type", "default", "meaning")
+    if not found:
+        hint = key_elsewhere(
+            text, [path for task in tasks for path in key_paths(ALL_SCHEMAS[task])]
+        )
+        of = f" of {names[0]}" if names else ""
+        raise UserError(
+            f"--search: no key{of} has {text!r} in its name or meaning"
+            f"{'' if hint is None else f'; {hint}'}"
+        )
+    if names:
+        _print_table(titles, found)
+        return
+    which = ("all" if len(have) == len(tasks) else ", ".join(have) for have in found.values())
+    _print_table((*titles, "tasks"), ((*row, have) for row, have in zip(found, which, strict=True)))
+
+
+def found_rows(text: str, tasks: Sequence[str]) -> dict[Row, list[str]]:
+    """Return the keys that have all words of `text` in their name or meaning, with their tasks.
+
+    Case does not matter. Keys with a word in their name come first. A key whose type, default or
+    meaning differs between tasks has several rows. Text without a word finds nothing.
+    """
+    words = text.lower().split()
+    found: dict[Row, list[str]] = {}
+    for task in tasks:
+        for row in rows_of(ALL_SCHEMAS[task]):
+            searched = f"{row[0]} {row[3]}".lower()
+            if words and all(word in searched for word in words):
+                found.setdefault(row, []).append(task)
+    first = sorted(found, key=lambda row: not any(word in row[0] for word in words))
+    return {row: found[row] for row in first}
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
 
     from engine.log import make_console
 
-    show = make_console(width=160).print
-    if str(name) in ALL_SCHEMAS and not overrides:
-        from rich.table import Table
-
-        table = Table("key", "type", "default", "meaning")
-        for row in rows_of(ALL_SCHEMAS[str(name)]):
-            table.add_row(*row)
-        show(table, soft_wrap=False, markup=False)
-        return
-
-    from engine.config import dump_config, load_config, parse_config
-
-    if str(name) in ALL_SCHEMAS:
-        config = parse_config(
-            {"task": str(name)}, overrides, schemas=ALL_SCHEMAS, source="command line"
-        )
-    else:
-        config = load_config(find_config(name), overrides, schemas=ALL_SCHEMAS)
-    show(dump_config(config), highlight=False, markup=False, end="")
+    table = Table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    make_console(width=160).print(table, soft_wrap=False, markup=False)
 
 
-def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[Row]:
     """Yield (key, type, default, meaning) of every key; keys of a sub-config follow its own row."""
     for name, field in schema.model_fields.items():
         meaning = " ".join((field.description or "").split())

@@ -10,6 +10,7 @@ from detection.commands import config, main
 from detection.commands.config_files import CONFIGS, find_config
 from detection.commands.schemas import ALL_SCHEMAS
 from engine.cli import command_line
+from engine.config import load_config
 from tests.cli.conftest import Call, Outcome
 
 DEMO = Path("configs/detection/demo.yaml")
@@ -94,3 +95,50 @@ def test_keys_and_values_are_printed(call: Call, site: Path) -> None:
     assert values.code == 0
     assert "lr: 0.5" in values.out
     assert call(config, "tiny.yaml", "detection").code == 2
+
+
+def test_values_are_printed_with_what_sets_them_and_train(call: Call, site: Path) -> None:
+    (site / "mine.yaml").write_text("base: tiny.yaml\noptim: {momentum: 0.5}\n")
+    found = call(config, "mine.yaml", "optim.lr=0.5")
+    assert "  lr: 0.5  # command line\n" in found.out
+    assert "  momentum: 0.5  # mine.yaml\n" in found.out
+    assert "  clip_grad_norm: 1.0  # tiny.yaml\n" in found.out
+    assert "  weight_decay: 0.0001  # default\n" in found.out
+    (site / "again.yaml").write_text(found.out)
+    loaded = load_config(site / "again.yaml", schemas=ALL_SCHEMAS)
+    assert loaded == load_config(site / "mine.yaml", ["optim.lr=0.5"], schemas=ALL_SCHEMAS)
+    task = call(config, "classification", "optim.lr=0.5")
+    assert "task: classification  # command line\n" in task.out
+
+
+def test_search_matches_names_and_meanings() -> None:
+    found = config.found_rows("Anchor SIZES", list(ALL_SCHEMAS))
+    assert found == {
+        row: [task for task in ALL_SCHEMAS if row in config.rows_of(ALL_SCHEMAS[task])]
+        for row in found
+    }
+    names = [row[0] for row in found]
+    assert {"model.rpn.anchor_sizes", "model.anchor_sizes"} <= set(names)
+    rates = [row[0] for row in config.found_rows("learning rate", ["detection"])]
+    assert rates[0] == "optim.lr"  # only its meaning has these words
+    assert config.found_rows("lr", ["detection"])  # names come first
+    assert "lr" in next(iter(config.found_rows("lr", ["detection"])))[0]
+    assert config.found_rows(" ", list(ALL_SCHEMAS)) == {}
+
+
+def test_search_prints_a_table_or_one_line(call: Call, site: Path) -> None:
+    everywhere = call(config, "--search", "patience")
+    assert everywhere.code == 0
+    assert "loop.patience" in everywhere.out
+    assert "all" in everywhere.out
+    assert "model.rpn.anchor_sizes" in call(config, "detection", "--search", "anchor").out
+    for arguments, message in (
+        (("--search", "zzz"), "no key has 'zzz' in its name or meaning\n"),
+        (("classification", "--search", "zzz"), "no key of classification has 'zzz'"),
+        (("--search", "epochs"), "here: loop.max_steps (steps = epochs x images"),
+        (("tiny.yaml", "--search", "lr"), "--search: expected one of detection, "),
+        (("--search", "lr", "optim.lr=1"), "none to search all, got optim.lr=1"),
+    ):
+        refused = call(config, *arguments)
+        assert refused.code == 2
+        assert message in refused.err

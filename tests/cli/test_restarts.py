@@ -1,12 +1,18 @@
 """Restarted jobs resume from their last checkpoint."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from detection.commands import pretrain
 from detection.commands import train as train_det
+from engine.checkpoint import load_checkpoint, read_safetensors
+from tests.backbones.classification.tiny import write_folder
 from tests.cli.conftest import Call, Outcome
+from tests.cli.test_pretrain import CONFIG as CLASSIFIER
 
 
 def start(call: Call, *arguments: str) -> Outcome:
@@ -62,6 +68,49 @@ def test_a_run_with_another_config_is_not_resumed(site: Path, call: Call) -> Non
     refused = start(call, "optim.lr=0.5", "--auto-resume")
     assert refused.code == 2
     assert "holds a run of another config (optim.lr: 0.001 -> 0.5)" in refused.err
+
+
+@pytest.mark.extended
+def test_a_finished_run_says_how_to_continue_and_gives_its_weights_to_a_new_one(
+    site: Path, trained: Path, call: Call
+) -> None:
+    shutil.copytree(trained, site / "run")
+    finished = call(train_det, "--output", "run", "--resume", "--device", "cpu")
+    assert finished.code == 0
+    assert "finished at step 2; to train further: --resume loop.max_steps=N" in finished.out
+    idle = call(train_det, "--output", "run", "--resume", "optim.lr=0.1", "--device", "cpu")
+    assert idle.code == 2
+    assert "run: finished at step 2, where optim.lr no longer matters; to train" in idle.err
+    new = call(
+        *(train_det, "tiny.yaml", "--output", "new", "--device", "cpu", "optim.lr=1e-9"),
+        "model.weights=run/model.safetensors",
+    )
+    assert new.code == 0, new.err
+    assert "step 1/2" in new.out
+    before, after = (
+        read_safetensors(site / f"{name}/model.safetensors") for name in ("run", "new")
+    )
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.extended
+def test_a_finished_classifier_is_continued(site: Path, call: Call) -> None:
+    write_folder(site / "classes")
+    (site / "tiny_class.yaml").write_text(CLASSIFIER)
+    device = ("--device", "cpu")
+    assert call(pretrain, "tiny_class.yaml", "--output", "run", *device).code == 0
+    longer = call(pretrain, "--output", "run", "--resume", "loop.max_steps=4", *device)
+    assert longer.code == 0, longer.err
+    assert "resumed at step 2" in longer.out
+    whole = call(pretrain, "tiny_class.yaml", "--output", "whole", "loop.max_steps=4", *device)
+    assert whole.code == 0, whole.err
+    ends = [
+        load_checkpoint(site / run / "checkpoints/step_00000004.pt") for run in ("run", "whole")
+    ]
+    torch.testing.assert_close(ends[0]["model"], ends[1]["model"], rtol=0, atol=0)
+    start = ("model.backbone.weights=run/model.safetensors", "--output", "new", *device)
+    new = call(pretrain, "tiny_class.yaml", *start)
+    assert new.code == 0, new.err
 
 
 @pytest.mark.extended

@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.locks import FolderLock
-from engine.run_folder import contains_run, locked_run_folder, move_run_aside
+from engine.run_folder import LockedRunFolder, contains_run, move_run_aside
 from engine.trainer import fit
 from tests.engine.test_trainer import config
 from tests.engine.toy import ToyData, ToyTask
@@ -116,7 +116,7 @@ def test_config_of_another_program_is_not_a_run(tmp_path: Path) -> None:
     assert not contains_run(tmp_path)
     with (
         pytest.raises(UserError, match="expected an empty folder or a run folder"),
-        locked_run_folder(tmp_path, move_aside=True),
+        LockedRunFolder(tmp_path) as folder,
     ):
-        pass
+        folder.move_run_aside()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
