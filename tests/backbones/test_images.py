@@ -300,7 +300,7 @@ def test_enlarging_uses_a_whole_factor(length: int, wanted: int, factor: int) ->
         np.testing.assert_array_equal(enlarged[top::factor, left::factor], pixels)
 
 
-@pytest.mark.parametrize("length", [12, 20, 60, -4])
+@pytest.mark.parametrize("length", [12, 20, 60])
 def test_size_of_a_png_that_ends_too_early(tmp_path: Path, length: int) -> None:
     (tmp_path / "a.png").write_bytes(encoded(smooth_image(), "PNG")[:length])
     with pytest.raises(BadImageError):

@@ -67,12 +67,13 @@ def read(source: Path, options: ReadOptions) -> Document:
         if label is None:
             document.changed.add("images without a label file, kept without objects")
         else:
+            path = layout.root / label
             try:
-                lines = paths.read_text(layout.root / label).splitlines()
+                lines = paths.read_text(path).splitlines()
             except UserError as error:
                 document.bad_images.append(shown(str(error)))
                 continue
-            _add_objects(image, label, lines, layout, document)
+            _add_objects(image, path, lines, layout, document)
         document.images.append(image)
     for name in labels.unused():
         document.dropped.add("label files without an image", name)
@@ -149,12 +150,13 @@ def _pairs(
 
 
 def _add_objects(
-    image: FoundImage, label: str, lines: list[str], layout: _Layout, document: Document
+    image: FoundImage, path: Path, lines: list[str], layout: _Layout, document: Document
 ) -> None:
+    file = str(path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{layout.root / label}: line {number}"
+        where = f"{file}: line {number}"
         try:
             image.objects.append(_object_of(line.split(), layout, where, document))
         except ValueError as error:
