@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.errors import PeerError, UserError
 from engine.memory import keep_freed_memory
+from engine.rendezvous import join_job
 from engine.watchdog import ProgressWatchdog
 
 _NCCL_MARGIN_S = 60
@@ -88,9 +89,13 @@ def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[
     limit_s = timeout_s + (_NCCL_MARGIN_S if own_device.type == "cuda" else 0)
     with _watchdog(own_device, where, timeout_s=timeout_s) as watchdog:
         try:
+            store, rank, size = join_job(timeout_s=limit_s)
             dist.init_process_group(
                 # on GPUs gloo transfers pickled objects, so that results never pass through the GPU
                 "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl",
+                store=store,
+                rank=rank,
+                world_size=size,
                 timeout=timedelta(seconds=limit_s),
                 device_id=own_device if own_device.type == "cuda" else None,
             )
