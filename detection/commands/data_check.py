@@ -122,7 +122,7 @@ def _network_view(config: Path | None, overrides: Sequence[str]) -> "NetworkView
     else:
         found = load_config(find_config(config), overrides, schemas=SCHEMAS)
     if not isinstance(found, DetectionConfig):
-        raise UserError(f"{config}: expected a config of a detector, got task {found.task}")
+        raise UserError(f"{config}: expected a config of a detector, got {type(found).__name__}")
     return NetworkView.of(found)
 
 

@@ -154,18 +154,14 @@ def is_number(value: Any) -> bool:
 
 def box_of(entry: dict[str, Any], where: str) -> list[float]:
     """Return the four numbers under `bbox`, finite or not; a UserError begins with `where`."""
-    box = entry.get("bbox")
+    box: Any = entry.get("bbox")
     if isinstance(box, list) and len(box) == 4:
-        # four floats are the usual case, which this tells in half of the time
-        if type(box[0]) is type(box[1]) is type(box[2]) is type(box[3]) is float:
+        # four floats are the usual case, which the first line tells in half of the time
+        is_box = type(box[0]) is type(box[1]) is type(box[2]) is type(box[3]) is float
+        if is_box or all(map(is_number, box)):
             return box
-        is_box = all(map(is_number, box))
-    else:
-        is_box = False
-    if not is_box:
-        got = f"{box!r:.60}" if "bbox" in entry else "nothing"
-        raise UserError(f"{where}: bbox: expected four numbers [x, y, width, height], got {got}")
-    return box
+    got = f"{box!r:.60}" if "bbox" in entry else "nothing"
+    raise UserError(f"{where}: bbox: expected four numbers [x, y, width, height], got {got}")
 
 
 def check_unique(values: np.ndarray, what: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -82,15 +83,13 @@ def find_boxes(
             sizes[at] = sizes[at] if size is None else size
         checked = check_boxes(xywh, sizes[places])
 
-    def described(at: int, reason: str) -> str:
+    def described(reason: str, at: int) -> str:
         row = int(np.searchsorted(known, at))
         height, width = sizes[places[row]].tolist()
         return describe_bad_box(xywh[row].tolist(), (height, width), reason)
 
     for reason, code in _BAD_CODES.items():
-        findings.add_annotations(
-            code, known[checked.bad[reason]], lambda at, reason=reason: described(at, reason)
-        )
+        findings.add_annotations(code, known[checked.bad[reason]], partial(described, reason))
     findings.add_annotations(
         "box-clipped", known[checked.clipped], lambda at: _shown(table.xywh[at])
     )
@@ -113,7 +112,8 @@ def _find_systematic(
 
     Swaps `sizes` in place if all images have swapped sides.
     """
-    xywh, places = columns.annotations.xywh[known], columns.image_places[known]
+    xywh: np.ndarray = columns.annotations.xywh[known]
+    places = columns.image_places[known]
     for _ in range(len(_FAULT_CODES)):  # fractions may be of corners
         fault = find_systematic_fault(xywh, sizes[places])
         code = "" if fault is None else _FAULT_CODES[fault.kind]
@@ -221,6 +221,11 @@ def find_unusual(columns: Columns, found: BoxColumns, findings: FindingList) -> 
     images = found.sizes[columns.image_places[good]].astype(np.float64)
     sizes = 0.5 * np.log(sides.prod(axis=1) / images.prod(axis=1))
     aspects = np.log(sides[:, 0] / sides[:, 1])
+
+    def described(ratios: Mapping[int, float], what: str, at: int) -> str:
+        name, box = columns.names[columns.labels[at]], _shown(table.xywh[at])
+        return f"{name}, {box}: {what} is {ratios[at]:.3g} times the median of its class"
+
     for code, values in (("unusual-size", sizes), ("unusual-aspect", aspects)):
         off, medians = _deviations(values, labels)
         far = np.flatnonzero(np.abs(off) > FAR_OFF)
@@ -228,14 +233,7 @@ def find_unusual(columns: Columns, found: BoxColumns, findings: FindingList) -> 
         far = far[np.argsort(-np.abs(off[far]), kind="stable")]
         ratios = dict(zip(good[far].tolist(), np.exp(values - medians)[far].tolist(), strict=True))
         what = "size" if code == "unusual-size" else "width / height"
-        findings.add_annotations(
-            code,
-            good[far],
-            lambda at, ratios=ratios, what=what: (
-                f"{columns.names[columns.labels[at]]}, {_shown(table.xywh[at])}:"
-                f" {what} is {ratios[at]:.3g} times the median of its class"
-            ),
-        )
+        findings.add_annotations(code, good[far], partial(described, ratios, what))
 
 
 def _deviations(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

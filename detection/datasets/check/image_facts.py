@@ -88,7 +88,7 @@ def _fact_of(folder: Path, name: str) -> ImageFact:
         return ImageFact(error=_reason(error))
     height, width = pixels.shape[:2]
     digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=DIGEST_BYTES)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     stored = stored_size(data) if data.startswith(JPEG_START) else None
     return ImageFact((height, width), stored or (height, width), digest.digest())
 
@@ -102,7 +102,10 @@ def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
     """Add images that are missing, damaged, of another size, or there twice."""
     images = columns.images
     known = [facts.get(name) for name in images.names]
-    missing, damaged, rotated, resized = [], [], [], []
+    missing: list[int] = []
+    damaged: list[int] = []
+    rotated: list[int] = []
+    resized: list[int] = []
     for at, fact in enumerate(known):
         if fact is None:
             continue
@@ -121,10 +124,10 @@ def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
         swapped = ": width and height are swapped" if fact.size == size[::-1] else ""
         return f"the file has {format_size(fact.size)}, annotated {format_size(size)}{swapped}"
 
-    for code, at in (("image-missing", missing), ("image-damaged", damaged)):
-        findings.add_images(code, _array(at), lambda at: getattr(known[at], "error", ""))
-    for code, at in (("exif-ignored", rotated), ("image-other-size", resized)):
-        findings.add_images(code, _array(at), sizes_of)
+    for code, places in (("image-missing", missing), ("image-damaged", damaged)):
+        findings.add_images(code, _array(places), lambda at: getattr(known[at], "error", ""))
+    for code, places in (("exif-ignored", rotated), ("image-other-size", resized)):
+        findings.add_images(code, _array(places), sizes_of)
     # one file that several images name is a finding of its own
     first: dict[bytes, int] = {}
     twins, keys = {}, file_keys(images.names)

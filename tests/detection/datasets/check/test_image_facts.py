@@ -89,6 +89,7 @@ def test_equal_content(tmp_path: Path, split: dict[str, Any]) -> None:
     folder = tmp_path / "images"
     shutil.copy(folder / "1.png", folder / "3.png")  # equal bytes
     pixels = cv2.imread(str(folder / "2.png"))
+    assert pixels is not None
     cv2.imwrite(str(folder / "5.png"), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 0])  # equal pixels
     assert (folder / "2.png").read_bytes() != (folder / "5.png").read_bytes()
     split["images"][3]["file_name"] = "./6.png"  # one file twice
