@@ -1,18 +1,22 @@
 """A detector of blood cells starts a detector of blood cells and one more class."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from backbones.weights import COUNTER
 from detection.commands.tasks import build_task, load_task
 from detection.config import SCHEMAS, DetectionConfig
+from detection.models.build import build_detector
 from detection.tasks.detection import DetectionTask
-from engine.checkpoint import read_safetensors
-from engine.config import load_config
+from detection.weights import load_detector_weights
+from engine.checkpoint import read_safetensors, write_safetensors
+from engine.config import load_config, parse_config
 from engine.evaluate import evaluate
 from engine.trainer import fit
 
@@ -76,7 +80,7 @@ def test_old_classes_keep_their_rows_and_their_ap(data_dir: Path, tmp_path: Path
     assert isinstance(task, DetectionTask)
     note = f"classes: 3 carried over ({', '.join(sorted(CELLS, key=task.class_names.index))})"
     assert any(line.startswith(f"{note}, 1 new at random ({NEW_CLASS})") for line in task.notes())
-    check_rows(task, *read_safetensors(weights))
+    check_rows(task.model, task.class_names, *read_safetensors(weights))
 
     new = evaluate(task, config, device="cpu")
     for name in CELLS:
@@ -90,20 +94,41 @@ def test_old_classes_keep_their_rows_and_their_ap(data_dir: Path, tmp_path: Path
         np.testing.assert_allclose(before.scores[:count], after.scores[:count], atol=1e-3)
 
 
+def test_rows_of_later_stages_and_of_masks(tmp_path: Path) -> None:
+    keys = ["task=segmentation", "model.neck.kind=fpn", "model.backbone.kind=resnet18"]
+    small = ["model.neck.channels=16", "model.roi.hidden_dim=16", "model.mask.hidden_dim=16"]
+    config = parse_config({}, [*keys, *small, "model.roi.stages=2"], schemas=SCHEMAS, source="test")
+    assert isinstance(config, DetectionConfig)
+    path, metadata = tmp_path / "model.safetensors", {"class_names": json.dumps(CELLS)}
+    state = dict(build_detector(config, len(CELLS)).state_dict())
+    write_safetensors(path, state, metadata)
+    names = ("Platelets", NEW_CLASS, "RBC")
+    model = build_detector(config, len(names))
+    report = load_detector_weights(
+        model, path, config=config, class_names=names, category_ids=(1, 2, 3)
+    )
+    assert report.notes == (
+        f"classes: 2 carried over (Platelets, RBC), 1 new at random ({NEW_CLASS}), "
+        "1 of the file dropped (WBC)",
+    )
+    check_rows(model, names, state, metadata)
+
+
 def check_rows(
-    task: DetectionTask, file: dict[str, torch.Tensor], metadata: dict[str, str]
+    model: nn.Module, names: Sequence[str], file: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    names = json.loads(metadata["class_names"])
-    for name, tensor in task.model.state_dict().items():
+    """Check that all tensors, and the rows of the classes in both, are the file's to the bit."""
+    in_file = json.loads(metadata["class_names"])
+    for name, tensor in model.state_dict().items():
         if name.endswith(COUNTER):
             continue
-        if not name.startswith("box_predictor."):
+        if "box_predictor." not in name and not name.startswith("mask_head.logits."):
             assert torch.equal(tensor, file[name])
             continue
         per_class = 4 if "deltas" in name else 1
         ours, theirs = (each.unflatten(0, (-1, per_class)) for each in (tensor, file[name]))
-        for label, class_name in enumerate(task.class_names):
+        for label, class_name in enumerate(names):
             if class_name != NEW_CLASS:
-                assert torch.equal(ours[label], theirs[names.index(class_name)])
-        if per_class == 1:
+                assert torch.equal(ours[label], theirs[in_file.index(class_name)])
+        if "class_logits" in name:
             assert torch.equal(ours[-1], theirs[-1])  # background
