@@ -3,6 +3,7 @@
 M objects. The result has every size, all coordinates in pixels, and a box for every object.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,13 @@ import numpy as np
 from rich.table import Table
 
 from backbones.images import BadImageError, read_size
-from detection.data.box_checks import CheckedBoxes, check_boxes, describe_bad_box
+from detection.data.box_checks import (
+    NOT_FINITE,
+    CheckedBoxes,
+    check_boxes,
+    describe_bad_box,
+    find_bad_areas,
+)
 from detection.data.coco_json import has_control_characters, shown
 from detection.datasets.formats.document import Box, Document, FoundImage, FoundObject
 from detection.datasets.formats.image_names import ImageIndex
@@ -89,8 +96,8 @@ def check_document(
         classes: by name; None takes those of the document, or all names found, sorted.
         index: the images of a folder; file names become those of the folder. None keeps the names.
         on_bad_box: what to do with an object that could not be read, has no size, coordinates that
-            are not finite, is outside its image, or of an unknown class: stop, or drop and count
-            it. A box partly outside its image is counted and kept unchanged.
+            are not finite, an impossible area, is outside its image, or of an unknown class: stop,
+            or drop and count it. A box partly outside its image is counted and kept unchanged.
         on_bad_image: the same for missing or broken images and annotation files.
         log: shows the progress.
 
@@ -268,8 +275,17 @@ def _bad_objects(
             assert size is not None
             problem = describe_bad_box(xywh[row].tolist(), size, reason)
             bad[row] = (reason, f"{rows[row].found.where}: {problem}")
-    # an unknown class replaces a problem of the box
+    areas = np.array([0.0 if found.area is None else found.area for found, _ in rows])
+    bad_areas = find_bad_areas(areas)
+    # an unknown class replaces another problem
     for row, (found, _) in enumerate(rows):
+        if bad_areas[row]:
+            problem = f"area: expected a finite number of at least 0, got {found.area}"
+            bad.setdefault(row, ("impossible area", f"{found.where}: {problem}"))
+        # the box of such a polygon may be finite: min and max skip a NaN that is not the first
+        if not all(map(math.isfinite, (value for part in found.polygons for value in part))):
+            problem = "expected finite numbers in a polygon, got others"
+            bad.setdefault(row, (NOT_FINITE, f"{found.where}: {problem}"))
         if found.name not in classes:
             expected = f"a class such as {', '.join(list(classes)[:CLASSES_SHOWN])}"
             if has_control_characters(found.name):

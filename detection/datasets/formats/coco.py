@@ -130,10 +130,12 @@ def _read_file(path: Path, prefix: str, document: Document) -> dict[str, Categor
         images[image_id] = FoundImage(prefix + table.names[row].decode(), (height, width))
     for row, image_id in enumerate(columns.image_ids.tolist()):
         where = f"{path}: annotation {columns.ids[row]}"
-        name = names.get(int(columns.category_ids[row]))
+        category_id = int(columns.category_ids[row])
+        name = names.get(category_id)
         if image_id not in images or name is None:
-            what = "image_id" if name is not None else "category_id"
-            message = f"{where}: {what}: expected one of the file, got another"
+            message = f"{where}: image_id: no image has the id {image_id}"
+            if name is None:
+                message = f"{where}: category_id: no category has the id {category_id}"
             document.bad_objects.append(("unknown id", message))
             continue
         x, y, width, height = columns.xywh[row].tolist()
