@@ -41,6 +41,8 @@ def prepare_output(directory: Path) -> None:
     Raises:
         UserError: it cannot be created or written to.
     """
+    if exists(directory) and not is_folder(directory):
+        raise UserError(f"{directory}: expected a writable folder, got a file")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

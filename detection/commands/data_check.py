@@ -95,19 +95,20 @@ def _changes_path(fix: Path) -> Path:
 
 
 def _check_outputs(arguments: argparse.Namespace, path: Path) -> None:
-    """Raise UserError if a file to write is one of the inputs, or exists already."""
+    """Create the folders of the files to write.
+
+    Raises:
+        UserError: a file to write is one of the inputs, or exists, or its folder is not writable.
+    """
+    from detection.datasets.coco_document import prepare_outputs
     from engine import paths
-    from engine.files import refuse_existing
 
     outputs = [arguments.fix, arguments.fix and _changes_path(arguments.fix), arguments.output]
     given = [each for each in outputs if each is not None]
     if len({paths.resolved(each) for each in given}) < len(given):
         raise UserError("command line: expected another file for --output than for --fix")
-    inputs = {paths.resolved(each) for each in (path, arguments.against) if each is not None}
-    for output in given:
-        if paths.resolved(output) in inputs:
-            raise UserError(f"{output}: expected a new file to write, got an input")
-        refuse_existing(output, force=arguments.force)
+    inputs = [each for each in (path, arguments.against) if each is not None]
+    prepare_outputs(given, inputs, force=arguments.force)
 
 
 def _network_view(config: Path | None, overrides: Sequence[str]) -> "NetworkView":

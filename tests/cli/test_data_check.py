@@ -99,10 +99,10 @@ MISTAKES = {
     ),
     "two files": (["data/train.json", "data/val.json"], "expected one JSON, got 2"),
     "not JSON": (["tiny.yaml"], "tiny.yaml: not valid JSON"),
-    "the input": (["data/train.json", "--fix", "data/../data/train.json"], "got an input"),
+    "the input": (["data/train.json", "--fix", "data/../data/train.json"], "got the input itself"),
     "the other": (
         ["data/train.json", "--against", "data/val.json", "--output", "data/val.json"],
-        "got an input",
+        "got the input itself",
     ),
     "existing": (["data/train.json", "--fix", "tiny.yaml"], "--force replaces it"),
     "no other": (["data/train.json", "--against-images", "data"], "expected --against too"),
@@ -119,3 +119,16 @@ def test_mistakes_are_one_line(site: Path, call: Call, arguments: list[str], mes
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert (site / "data" / "train.json").read_bytes() == before
+
+
+def test_folders_of_outputs_are_created_before_the_check(
+    site: Path, document: Document, call: Call
+) -> None:
+    change(site / "a.json", document)
+    outcome = call(prepare_data, "check", "a.json", "--fix", "new/f.json", "--output", "x/y/r.json")
+    assert outcome.code == 0, outcome.err
+    for name in ("new/f.json", "new/f.changes.json", "x/y/r.json"):
+        assert json.loads((site / name).read_text())
+    outcome = call(prepare_data, "check", "a.json", "--fix", "tiny.yaml/f.json")
+    assert outcome.code == 2
+    assert outcome.err == "error: tiny.yaml: expected a writable folder, got a file\n"
