@@ -82,6 +82,12 @@ def main() -> None:
         log.note(f"{arguments.json}: {number} boxes of {name} are not shown: {reason}")
     log.note(f"{num_sheets} contact sheets of {what} objects: {arguments.output / SHEETS}")
     log.note(f"{num_drawn} images with their annotations: {arguments.output / DRAWN}")
+    if reader.skipped and not num_drawn:
+        first = next(iter(reader.skipped.values()))
+        raise UserError(
+            f"{arguments.images}: expected images of {arguments.json}, but none of "
+            f"{len(reader.skipped)} could be read: {first}"
+        )
     if reader.skipped:
         log.note(f"{len(reader.skipped)} images skipped:")
         for reason in reader.skipped.values():

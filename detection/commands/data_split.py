@@ -105,7 +105,7 @@ def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
         UserError: their number is wrong, two are equal, or one is no file name.
     """
     if names is None and count not in NAMES:
-        raise UserError(f"--names: expected {count} names, one for each part, got none")
+        raise UserError(f"--names: expected a name for each part ({count}), got none")
     found = NAMES[count] if names is None else tuple(names)
     if len(found) != count:
         raise UserError(f"--names: expected {count} names, one for each part, got {len(found)}")

@@ -119,6 +119,17 @@ def test_show(data: Path, call: Call) -> None:
     assert "seen/drawn: expected an empty folder" in again.err
 
 
+def test_show_without_a_readable_image_is_an_error(data: Path, call: Call) -> None:
+    (data / "elsewhere").mkdir()
+    arguments = ["show", "own.json", "--images", "elsewhere", "--output", "seen"]
+    outcome = call(prepare_data, *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: elsewhere: expected images of own.json, but none of 6 ")
+    assert outcome.err.endswith("jpg: no such file\n") or outcome.err.endswith(
+        "png: no such file\n"
+    )
+
+
 def test_show_some_classes(data: Path, call: Call) -> None:
     outcome = call(prepare_data, *SHOW, "--class", "owl", "--seed", "3")
     assert outcome.code == 0, outcome.err
@@ -201,7 +212,7 @@ def test_leakage_is_refused(data: Path, call: Call) -> None:
         ([], "one of the arguments --fractions --counts is required"),
         (["--fractions", "1", "1"], "--fractions: expected numbers above 0 whose sum is 1"),
         (["--counts", "4", "4"], "expected at most 6 images in all"),
-        (["--counts", "1", "1", "1", "1"], "--names: expected 4 names"),
+        (["--counts", "1", "1", "1", "1"], "--names: expected a name for each part (4), got none"),
         (["--counts", "1", "1", "--names", "a", "A"], "expected different names"),
         (["--counts", "1", "1", "--names", "a", "../b"], "names of files without a folder"),
         (["--counts", "1", "1", "--by", "video"], "image a/1.jpg: video: expected a text"),
