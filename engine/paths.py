@@ -17,6 +17,13 @@ from engine.errors import UserError
 
 # O_NONBLOCK (not on Windows): opening a FIFO without a writer returns at once
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NOT_UTF8 = {
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"PK\x03\x04": "a ZIP archive; unpack it first",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+"""By the first bytes, what a file may be that is not UTF-8 text."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -162,10 +169,19 @@ def read_text(path: Path | str) -> str:
     Raises:
         UserError: as for `open_file`, or the file is not UTF-8 text.
     """
+    data = read_bytes(path)
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text: {error}") from error
+        raise UserError(f"{path}: expected UTF-8 text, got {describe_bytes(data)}") from error
+
+
+def describe_bytes(data: bytes) -> str:
+    """Return what bytes that are not UTF-8 text are, for a message, and what to do."""
+    for start, what in _NOT_UTF8.items():
+        if data.startswith(start):
+            return what
+    return "another encoding or a binary file; if it is text, save it as UTF-8"
 
 
 @contextmanager

@@ -50,13 +50,13 @@ def parse_coco(path: Path) -> dict[str, Any]:
     document = parse_json(path)
     keys = ("images", "annotations", "categories")
     if not isinstance(document, dict):
-        kind = type(document).__name__
-        raise UserError(f"{path}: expected a COCO object with {', '.join(keys)}, got a {kind}")
+        got = json_kind(document)
+        raise UserError(f"{path}: expected a COCO object with {', '.join(keys)}, got {got}")
     if "images" in document and "categories" in document:
         document.setdefault("annotations", [])
     for key in keys:
         if not isinstance(document.get(key), list):
-            got = type(document[key]).__name__ if key in document else "nothing"
+            got = json_kind(document[key]) if key in document else "nothing"
             raise UserError(f"{path}: {key}: expected a list, got {got}")
         for position, entry in enumerate(document[key]):
             if not isinstance(entry, dict):
@@ -75,14 +75,25 @@ def parse_json(path: Path) -> Any:
             return msgspec.json.decode(data)
         return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
+        if not data.strip():
+            raise UserError(f"{path}: not valid JSON: the file is empty") from error
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: not UTF-8 text") from error
+        got = paths.describe_bytes(data)
+        raise UserError(f"{path}: not valid JSON: expected UTF-8 text, got {got}") from error
     except ValueError as error:  # more digits than int() accepts
         raise UserError(f"{path}: not valid JSON: a number with too many digits") from error
     except RecursionError as error:
         raise UserError(f"{path}: not valid JSON: lists or objects nested too deep") from error
+
+
+def json_kind(value: Any) -> str:
+    """Return what a JSON value is, in JSON's words, for a message."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return kinds.get(type(value), "a number")
 
 
 def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = False) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_codec
 
-from detection.data.coco_json import box_of, is_number, parse_json
+from detection.data.coco_json import box_of, is_number, json_kind, parse_json
 from detection.data.segmentations import FARTHEST
 from detection.evaluation.detection_table import (
     DetectionTable,
@@ -38,10 +38,10 @@ def read_results(path: Path | str) -> list[Result]:
     """
     results = parse_json(Path(path))
     if not isinstance(results, list):
-        raise UserError(f"{path}: expected a list of detections, got {type(results).__name__}")
+        raise UserError(f"{path}: expected a list of detections, got {json_kind(results)}")
     for index, result in enumerate(results):
         if not isinstance(result, dict):
-            got = type(result).__name__
+            got = json_kind(result)
             raise UserError(f"{path}: detection {index}: expected an object, got {got}")
     return results
 

@@ -64,7 +64,7 @@ ANNOTATIONS = {
     "no categories": (set_in("categories", value=[]), ["train.json", "categories", "none"]),
     "categories of another shape": (
         set_in("categories", value={"1": "cow"}),
-        ["train.json", "categories", "expected a list", "dict"],
+        ["train.json", "categories", "expected a list", "an object"],
     ),
     "image missing": (set_in("images", 0, "file_name", value="absent.jpg"), ["absent.jpg"]),
     "image of another size": (
@@ -267,7 +267,7 @@ EVAL_ARGUMENTS = {
     ),
     "results that are annotations": (
         ["--results", "data/val.json", "data.val.annotations=data/val.json"],
-        ["data/val.json: expected a list of detections, got dict"],
+        ["data/val.json: expected a list of detections, got an object"],
     ),
     "results of other images": (
         ["--results", "some.json", "data.val.annotations=data/val.json"],

@@ -1,5 +1,6 @@
 """Path checks: every system error is one line, without a traceback or a wait."""
 
+import gzip
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,14 @@ def test_fifos_and_devices_are_rejected_without_waiting(folder: Path, name: str,
 
 def test_text_of_another_encoding_is_one_line(folder: Path) -> None:
     (folder / "gbk").write_bytes("汉字".encode("gbk"))
-    with pytest.raises(UserError, match="expected UTF-8 text"):
+    with pytest.raises(UserError, match="expected UTF-8 text, got another encoding or a binary"):
         paths.read_text(folder / "gbk")
+    for name, data, got in (
+        ("utf16", "text".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("packed", gzip.compress(b"text"), "a gzip archive; unpack it first"),
+    ):
+        (folder / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}: expected UTF-8 text, got {got}$"):
+            paths.read_text(folder / name)
     (folder / "marked").write_bytes(b"\xef\xbb\xbftext")
     assert paths.read_text(folder / "marked") == "text"

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from detection.data.coco_json import parse_json
+from detection.data.coco_json import json_kind, parse_json
 from engine import paths
 from engine.errors import UserError
 from engine.files import write_atomically
@@ -83,7 +83,7 @@ class Document:
                 is_list = bytes(memoryview(value)[:1]) == b"["
                 value = _raw_list(value) if is_list else _DECODER.decode(value)
             if not isinstance(value, list):
-                got = type(value).__name__ if key in content else "nothing"
+                got = json_kind(value) if key in content else "nothing"
                 self.faults[key] = f"expected a list, got {got}"
             self.lists[key] = Entries(value if isinstance(value, list) else [])
 
@@ -130,8 +130,8 @@ def read_document(path: Path, *, encoded: bool = True) -> Document:
     hint = ""
     if isinstance(content, list) and content and isinstance(content[0], dict):
         hint = " (a results file?)" if "score" in content[0] else ""
-    kind = type(content).__name__
-    raise UserError(f"{path}: expected a COCO object with {', '.join(LISTS)}, got a {kind}{hint}")
+    kind = json_kind(content)
+    raise UserError(f"{path}: expected a COCO object with {', '.join(LISTS)}, got {kind}{hint}")
 
 
 _RawObject = dict[str, msgspec.Raw]

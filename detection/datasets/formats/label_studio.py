@@ -48,7 +48,7 @@ def read(source: Path, options: ReadOptions) -> Document:
     document = Document(root=source.parent)
     content = parse_json(source)
     if not is_label_studio(content):
-        raise UserError(f"{source}: expected a list of Label Studio's tasks, got another JSON")
+        raise UserError(f"{source}: expected a list of Label Studio's tasks, got others or none")
     index = ImageIndex(options.images) if options.images else None
     for number, task in enumerate(options.log.progress(content, len(content), "reading tasks")):
         where = f"{source}: task {task.get('id', number)}"

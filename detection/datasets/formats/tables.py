@@ -78,7 +78,8 @@ def _format_of_folder(source: Path) -> tuple[str, str]:
     found = {suffix: files_below(source, suffix) for suffix in (".xml", ".json", ".csv")}
     found = {suffix: files for suffix, files in found.items() if files}
     if len(found) > 1:
-        raise UserError(f"{source}: expected one kind of file, got {' and '.join(found)}; --from")
+        got = " and ".join(found)
+        raise UserError(f"{source}: expected one kind of file, got {got}; --from names the format")
     for files in found.values():
         return _format_of_file(source / files[0])
     for name, suffix in (("yolo", ".txt"), ("masks", ".png")):
@@ -91,18 +92,22 @@ def _format_of_file(path: Path) -> tuple[str, str]:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml", ".data"):
         return "yolo", f"{path.name} is YOLO's list of data"
-    start = paths.read_text(path).lstrip()[:1]
+    text = paths.read_text(path)
+    start = text.lstrip()[:1]
+    if not start:
+        raise UserError(f"{path}: expected annotations, got an empty file")
     if start == "<":
         root = parse_xml(path)
         return _format_of_xml(root, path), f"{path.name} begins with <{root.tag}>"
-    if start and start in "[{":
+    if start in "[{":
         return _format_of_json(path)
-    header = csv_table.header_of(paths.read_text(path))
+    header = csv_table.header_of(text)
     if "region_shape_attributes" in header:
         return "via", f"{path.name} has VIA's columns"
     if len(header) > 1:
         return "csv", f"{path.name} has {len(header)} columns"
-    raise UserError(f"{path}: expected annotations of a known format, got another file; --from")
+    expected = "expected annotations of a known format"
+    raise UserError(f"{path}: {expected}, got another file; --from names it")
 
 
 def _format_of_xml(root: ElementTree.Element, path: Path) -> str:
@@ -123,4 +128,5 @@ def _format_of_json(path: Path) -> tuple[str, str]:
     ):
         if is_this(content):
             return name, f"{path.name} has {name}'s keys"
-    raise UserError(f"{path}: expected JSON of a known format, got other keys; --from names it")
+    got = "other keys" if content else "an empty list or object"
+    raise UserError(f"{path}: expected JSON of a known format, got {got}; --from names it")

@@ -125,7 +125,7 @@ def remove(key: str, position: int, name: str) -> Callable[[Document], None]:
         pytest.param(lambda d: d.pop("images"), "images: expected a list, got nothing", id="key"),
         pytest.param(
             lambda d: d.update(annotations={}),
-            "annotations: expected a list, got dict",
+            "annotations: expected a list, got an object",
             id="type",
         ),
         pytest.param(

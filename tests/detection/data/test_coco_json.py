@@ -1,4 +1,5 @@
 import gc
+import gzip
 from pathlib import Path
 
 import pytest
@@ -6,18 +7,30 @@ import pytest
 from detection.data.coco import read_coco
 from engine.errors import UserError
 
+NO_COCO = "expected a COCO object with images, annotations, categories"
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (b'{"images": [],\n "x" 3}', "not valid JSON: line 2, column 6: Expecting ':' delimiter"),
-        (b"", "not valid JSON: line 1, column 1: Expecting value"),
-        (b"\xff\xfe\x00", "not valid JSON: not UTF-8 text"),
+        (b"", "not valid JSON: the file is empty"),
+        (
+            b"\xff\xfe\x00",
+            "not valid JSON: expected UTF-8 text, got UTF-16; save it as UTF-8",
+        ),
+        (
+            gzip.compress(b"{}"),
+            "not valid JSON: expected UTF-8 text, got a gzip archive; unpack it first",
+        ),
+        (b'{"images": null}', "images: expected a list, got null"),
+        (b'{"images": {}}', "images: expected a list, got an object"),
+        (b'"text"', f"{NO_COCO}, got a string"),
         (b"[1%s]" % (b"0" * 5000), "not valid JSON: a number with too many digits"),
         (b"[" * 100_000, "not valid JSON: lists or objects nested too deep"),
-        (b"[]", "expected a COCO object with images, annotations, categories, got a list"),
+        (b"[]", f"{NO_COCO}, got a list"),
     ],
-    ids=["syntax", "empty", "binary", "digits", "depth", "list"],
+    ids=["syntax", "empty", "UTF-16", "gzip", "null", "object", "text", "digits", "depth", "list"],
 )
 def test_text_that_is_no_coco(tmp_path: Path, text: bytes, expected: str) -> None:
     path = tmp_path / "coco.json"

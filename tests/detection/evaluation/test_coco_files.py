@@ -24,8 +24,8 @@ GOOD = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({"a": 1}, "expected a list of detections, got dict"),
-        ([GOOD, 7], "detection 1: expected an object, got int"),
+        ({"a": 1}, "expected a list of detections, got an object"),
+        ([GOOD, 7], "detection 1: expected an object, got a number"),
         ([{**GOOD, "image_id": 77}], "detection 0: image_id: expected one of .*truth.json, got 77"),
         ([{**GOOD, "image_id": "1"}], "detection 0: image_id: expected an integer, got '1'"),
         ([{**GOOD, "category_id": 2}], "detection 0: category_id: expected one of .*, got 2"),
@@ -79,7 +79,7 @@ def test_results_that_are_no_json(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"annotations": []}, "annotations: expected at least one to score against, got none"),
-        ({"categories": "many"}, "categories: expected a list, got str"),
+        ({"categories": "many"}, "categories: expected a list, got a string"),
         ({"images": [{"id": 1}]}, "image_id: expected one of"),
         ({"categories": [{"id": 1}]}, r"categories\[0\]: name: expected a name, got nothing"),
         ({"categories": [*CATEGORIES, {"id": 38, "name": "cow"}]}, "category ids: .* got 38 more"),

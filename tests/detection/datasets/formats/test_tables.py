@@ -51,9 +51,9 @@ def test_detection(tmp_path: Path, files: dict[str, str], source: str, expected:
         ({"a.xml": "<x/>"}, ".", "expected <annotation> or <annotations>, got <x>"),
         ({"a.xml": "<annotation/>", "b.csv": "a,b"}, ".", "expected one kind of file"),
         ({"x.json": '{"a": 1}'}, "x.json", "expected JSON of a known format, got other keys"),
-        ({"x.json": "[]"}, "x.json", "expected JSON of a known format"),
-        ({"x.txt": "hello"}, "x.txt", "expected annotations of a known format, got another file"),
-        ({"x.txt": ""}, "x.txt", "expected annotations of a known format, got another file"),
+        ({"x.json": "[]"}, "x.json", "expected JSON of a known format, got an empty list"),
+        ({"x.txt": "hello"}, "x.txt", "got another file; --from names it"),
+        ({"x.txt": "\ufeff \r\n"}, "x.txt", "expected annotations, got an empty file"),
         ({}, "absent", "no such file or folder"),
     ],
 )
