@@ -32,8 +32,9 @@ from detection.datasets.formats.document import (
     FoundObject,
     WriteOptions,
 )
+from detection.datasets.formats.image_names import ImageIndex, posix_name
 from detection.datasets.voc import Category, ImageSet
-from detection.datasets.voc_xml import read_voc_xml
+from detection.datasets.voc_xml import XmlAnnotation, read_voc_xml
 from engine import paths
 from engine.errors import UserError
 from engine.log import RunLog
@@ -100,6 +101,8 @@ def read_image_sets(
     *,
     boxes: BoxConvention | None,
     images: Path | None = None,
+    index: ImageIndex | None = None,
+    with_images: bool = True,
     log: RunLog,
 ) -> Document:
     """Read image sets; broken files and missing images are recorded in the document.
@@ -109,6 +112,8 @@ def read_image_sets(
         sets: one or more; an image in several of them is read once.
         boxes: as for `convert`.
         images: another root of the images; file names are relative to it.
+        index: the images below `images`, to find those in another folder too.
+        with_images: False takes the file names that the XML files contain, and looks for no image.
         log: shows the progress.
     """
     document = Document(root=images or root)
@@ -122,20 +127,20 @@ def read_image_sets(
             continue
         seen.add(stem)
         try:
-            _add_image(document, stem, root / image_set.xml / f"{name}.xml")
+            xml = root / image_set.xml / f"{name}.xml"
+            annotation = read_voc_xml(xml)
+            if with_images:
+                file_name = _find_image(document, stem, index)
+            else:
+                file_name = _name_in_xml(annotation, stem, xml)
+            _add_image(document, file_name, annotation, xml)
         except UserError as error:
             document.bad_images.append(shown(str(error)))
     _convert_boxes(document, boxes)
     return document
 
 
-def _add_image(document: Document, stem: str, xml: Path) -> None:
-    # Python decodes file names that are not UTF-8 to lone surrogates, which JSON cannot hold.
-    if any("\ud800" <= character <= "\udfff" for character in stem):
-        where = f"{document.root / stem}.*"
-        raise BadImageError(f"{where}: expected a file name in UTF-8, got another encoding")
-    annotation = read_voc_xml(xml)
-    file_name = _find_image(document.root, stem)
+def _add_image(document: Document, file_name: str, annotation: XmlAnnotation, xml: Path) -> None:
     size = annotation.size or read_size(document.root / file_name)
     if annotation.size is None:
         document.changed.add(SIZES_READ)
@@ -151,12 +156,29 @@ def _add_image(document: Document, stem: str, xml: Path) -> None:
     document.images.append(FoundImage(file_name, size, objects))
 
 
-def _find_image(root: Path, stem: str) -> str:
-    """Return the file name of the image, relative to `root`."""
+def _find_image(document: Document, stem: str, index: ImageIndex | None) -> str:
+    """Return the file name of the image, relative to the root of the document."""
+    # Python decodes file names that are not UTF-8 to lone surrogates, which JSON cannot hold.
+    where = f"{document.root / stem}.*"
+    if any("\ud800" <= character <= "\udfff" for character in stem):
+        raise BadImageError(f"{where}: expected a file name in UTF-8, got another encoding")
     for suffix in IMAGE_SUFFIXES:
-        if paths.is_file(root / f"{stem}{suffix}"):
+        if paths.is_file(document.root / f"{stem}{suffix}"):
             return f"{stem}{suffix}"
-    raise BadImageError(f"{root / stem}.*: expected an image with the XML file's name, got none")
+    found = index.find(stem, stem_only=True) if index else None
+    if found is None:
+        raise BadImageError(f"{where}: expected an image with the XML file's name, got none")
+    document.changed.add("images found in another folder", f"{shown(stem)}: {shown(found)}")
+    return found
+
+
+def _name_in_xml(annotation: XmlAnnotation, stem: str, xml: Path) -> str:
+    """Return the file name that an XML file contains, in the folder of the image set."""
+    name = posix_name(annotation.file_name).rpartition("/")[2]
+    if not annotation.file_name or annotation.size is None:
+        lacking = "size" if annotation.file_name else "filename"
+        raise BadImageError(f"{xml}: {lacking}: got nothing; --images DIR is the folder of images")
+    return str(PurePosixPath(stem).parent / name)
 
 
 def _convert_boxes(document: Document, boxes: BoxConvention | None) -> None:

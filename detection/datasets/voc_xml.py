@@ -30,8 +30,13 @@ class XmlObject:
 
 @dataclass(frozen=True)
 class XmlAnnotation:
-    """The content of one file. size: (height, width), None if the file has none or has zeros."""
+    """The content of one file.
 
+    file_name: the image's, "" if the file has none. size: (height, width), None if the file has
+    none or has zeros.
+    """
+
+    file_name: str
     size: tuple[int, int] | None
     objects: tuple[XmlObject, ...]
 
@@ -53,6 +58,7 @@ def read_voc_xml(path: Path) -> XmlAnnotation:
         raise BadXmlError(f"{path}: expected <annotation>, got <{root.tag}>")
     found = enumerate(root.findall("object"), start=1)
     return XmlAnnotation(
+        (root.findtext("filename") or "").strip(),
         _size_of(root, path),
         tuple(_object_of(node, f"{path}: object {number}") for number, node in found),
     )

@@ -50,6 +50,10 @@ class ImageIndex:
             self._by_name.setdefault(last, []).append(name)
             self._by_stem.setdefault(last.rpartition(".")[0], []).append(name)
 
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._names)
+
     def find(self, name: str, *, stem_only: bool = False) -> str | None:
         """Return the image of a name, relative to the folder; None if there is none.
 

@@ -24,6 +24,7 @@ from detection.datasets.formats.folders import (
     output_names,
     write_folder,
 )
+from detection.datasets.formats.image_names import ImageIndex
 from detection.datasets.voc_to_coco import read_image_sets
 from engine import paths
 from engine.errors import UserError
@@ -34,32 +35,48 @@ PARTS = ("train", "valid", "val", "test")
 
 
 def read(source: Path, options: ReadOptions) -> Document:
-    """Read a folder in VOC's layout, or any folder of XML files.
+    """Read a folder in VOC's layout, any folder of XML files, or one XML file.
 
     `options.split` is a list in ImageSets/Main, such as `trainval` or `VOC2007/trainval`; None
     takes all XML files. Or it is one of the folders `PARTS`, if there are several. Images have the
-    names of the XML files.
+    names of the XML files. If there are no images at all, the XML files give names and sizes.
 
     Raises:
         UserError: there is no XML file, or the list cannot be read.
     """
+    files: tuple[str, ...] = ()
     if not paths.is_folder(source):
-        raise UserError(f"{source}: expected a folder of XML files, got a file or nothing")
-    in_layout = paths.is_folder(source / XML_FOLDER)
+        if source.suffix.lower() != ".xml":
+            raise UserError(f"{source}: expected a folder of XML files or one of them, got another")
+        source, files = source.parent, (source.stem,)
+    in_layout = not files and paths.is_folder(source / XML_FOLDER)
     xml = XML_FOLDER if in_layout else "."
     beside = in_layout and options.images is None and paths.is_folder(source / IMAGE_FOLDER)
     images = IMAGE_FOLDER if beside else "."
-    parts = [] if in_layout else [name for name in PARTS if paths.is_folder(source / name)]
-    if len(parts) > 1:
+    parts = [] if in_layout or files else [name for name in PARTS if paths.is_folder(source / name)]
+    if files:
+        sets = [voc.ImageSet(".", ".", files)]
+    elif len(parts) > 1:
         chosen = choose_splits(options.split, parts, source)
         sets = [voc.folder_set(source, xml=name, images=name) for name in chosen]
     elif options.split:
         sets = [voc.voc_set(source, options.split)]
     else:
         sets = [voc.folder_set(source, xml=xml, images=images)]
+    index = ImageIndex(options.images or source)
+    has_images = options.images is not None or len(index) > 0
     document = read_image_sets(
-        source, sets, boxes=options.boxes, images=options.images, log=options.log
+        source,
+        sets,
+        boxes=options.boxes,
+        images=options.images,
+        index=index if options.images else None,
+        with_images=has_images,
+        log=options.log,
     )
+    if not has_images:
+        what = "it has no images; file names and sizes are those of the XML files"
+        document.notes.append(f"{source}: {what}; --images DIR names the folder of the images")
     names = classes_beside(source, document.notes)
     document.classes = voc.number_classes(names) if names else None
     return document

@@ -20,7 +20,7 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
 def test_a_complete_file(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>9</xmin></bndbox></part>"
     content = f"""<?xml version="1.0"?>
-    <annotation><folder>VOC2007</folder>
+    <annotation><folder>VOC2007</folder><filename> a b.jpg </filename>
       <size><width> 60 </width><height>40</height><depth>3</depth></size>
       <object><name> person </name><truncated>1</truncated><difficult>1</difficult>{BOX}{part}
       </object>
@@ -28,11 +28,11 @@ def test_a_complete_file(tmp_path: Path) -> None:
     </annotation>"""
     box = (1.0, 2.0, 3.5, 4.0)
     expected = (XmlObject("person", box, True), XmlObject("cat", box, False))
-    assert read_voc_xml(written(tmp_path, content)) == XmlAnnotation((40, 60), expected)
+    assert read_voc_xml(written(tmp_path, content)) == XmlAnnotation("a b.jpg", (40, 60), expected)
 
 
 def test_optional_elements(tmp_path: Path) -> None:
-    assert read_voc_xml(written(tmp_path, "<annotation/>")) == XmlAnnotation(None, ())
+    assert read_voc_xml(written(tmp_path, "<annotation/>")) == XmlAnnotation("", None, ())
     size = "<size><width>0</width><height>0</height></size>"
     nan = BOX.replace("3.5", "nan")
     content = f"<annotation>{size}<object><name>cat</name>{nan}</object></annotation>"

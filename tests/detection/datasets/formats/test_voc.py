@@ -56,6 +56,42 @@ def test_images_in_another_folder(tmp_path: Path) -> None:
     assert checked.root == tmp_path / "images"
 
 
+def test_an_image_in_another_folder_of_the_images_is_found_and_said(tmp_path: Path) -> None:
+    write_xml(tmp_path / "xml/a.xml", CAT)
+    write_image(tmp_path / "images/deep/er/a.png")
+    checked = read_checked(tmp_path / "xml", "voc", images=tmp_path / "images")
+    assert rows_of(checked) == [("deep/er/a.png", *ROW)]
+    assert "images found in another folder: a: deep/er/a.png" in checked.examples
+
+
+def test_without_any_image_the_xml_files_give_name_and_size(tmp_path: Path) -> None:
+    write_files(tmp_path, {"sub/other name.xml": LABELIMG})
+    checked = read_checked(tmp_path, "voc", boxes="corners")
+    assert rows_of(checked) == [("sub/a b.JPG", "cat", [5, 6, 20, 10])]
+    assert checked.images[0].size == (40, 60)
+    assert "it has no images; file names and sizes are those of the XML files" in checked.notes[0]
+    for element in ("<filename>a b.JPG</filename>", "<width>60</width>"):
+        write_files(tmp_path, {"sub/other name.xml": LABELIMG.replace(element, "")})
+        with pytest.raises(UserError, match=r"(filename|size): got nothing; --images DIR"):
+            read_checked(tmp_path, "voc")
+
+
+def test_one_image_among_others_is_still_missing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_xml(tmp_path / f"{name}.xml", CAT)
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"b\.\*: expected an image with the XML file's name"):
+        read_checked(tmp_path, "voc")
+
+
+def test_one_xml_file(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a b.xml": LABELIMG, "c.xml": LABELIMG})
+    write_image(tmp_path / "a b.jpg")
+    write_image(tmp_path / "c.jpg")
+    checked = read_checked(tmp_path / "a b.xml", "voc", boxes="corners")
+    assert rows_of(checked) == [("a b.jpg", "cat", [5, 6, 20, 10])]
+
+
 def test_layout_of_voc(tmp_path: Path) -> None:
     write_voc(tmp_path, "VOC2007", {"trainval": "000001 000002", "test": "000003"})
     assert len(read_checked(tmp_path / "VOC2007", "voc").images) == 3
