@@ -78,7 +78,9 @@ def _parse() -> argparse.Namespace:
     add("--names", type=Path, help="file with one class per line, in order")
     add("--class-name", help="class of objects that have none (via, masks)")
     add("--class-attribute", help="attribute that holds the class (via)")
-    add("--semantic", action="store_true", help="values of masks are classes, not objects (masks)")
+    values = parser.add_mutually_exclusive_group().add_argument
+    values("--semantic", action="store_true", help="values are classes, not objects (masks)")
+    values("--instances", action="store_true", help="values are objects, also with gaps (masks)")
     boxes_help = "voc: first and last pixel from 1, or edges (default: detected; written: corners)"
     add("--boxes", choices=("pixels", "corners"), help=boxes_help)
     add("--segments", action="store_true", help="write polygons in place of boxes (yolo)")
@@ -116,6 +118,7 @@ def _read(arguments: argparse.Namespace, log: "RunLog") -> "CheckedDocument":
         class_attribute=arguments.class_attribute,
         boxes=arguments.boxes,
         semantic=arguments.semantic,
+        instances=arguments.instances,
         log=log,
     )
     document = READERS[name](source, options)

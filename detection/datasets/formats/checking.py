@@ -20,6 +20,7 @@ from detection.data.box_checks import (
     check_boxes,
     describe_bad_box,
     find_bad_areas,
+    format_size,
 )
 from detection.data.coco_json import has_control_characters, shown
 from detection.datasets.formats.document import Box, Document, FoundImage, FoundObject
@@ -225,6 +226,11 @@ def _located(image: FoundImage, document: Document, index: ImageIndex | None) ->
             hint = "the annotations have no size; --images DIR is the folder of the images"
             raise BadImageError(f"{error} ({hint})") from error
         document.changed.add(SIZES_READ)
+    elif image.size_is_of_masks and index is not None:
+        actual = read_size(index.folder / name)
+        if actual != size:
+            expected = f"expected masks of its size {format_size(actual)}"
+            raise BadImageError(f"{shown(name)}: {expected}, got {format_size(size)}")
     located = replace(image, file_name=name, size=size, in_fractions=False, stem_only=False)
     if image.in_fractions:
         _to_pixels(located.objects, size)

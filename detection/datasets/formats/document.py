@@ -76,6 +76,7 @@ class FoundImage:
 
     size: (height, width); None if the file has none. in_fractions: boxes and polygons are fractions
     of the image's sides, not pixels. stem_only: `file_name` has no suffix; the image is searched.
+    size_is_of_masks: the image itself is read too, and must have this size.
     """
 
     file_name: str
@@ -83,6 +84,7 @@ class FoundImage:
     objects: list[FoundObject] = field(default_factory=list)
     in_fractions: bool = False
     stem_only: bool = False
+    size_is_of_masks: bool = False
 
 
 @dataclass
@@ -116,7 +118,8 @@ class ReadOptions:
     images: folder of the images. split: the part to read, or "all". classes: names in order.
     class_name: class of objects without one. class_attribute: key that holds the class (VIA).
     boxes: convention of VOC's coordinates; None detects it. semantic: the values of PNG masks are
-    classes, not instances. log: shows the progress.
+    classes, not instances. instances: they are instances, even if not numbered 1, 2, .... log:
+    shows the progress.
     """
 
     images: Path | None = None
@@ -126,6 +129,7 @@ class ReadOptions:
     class_attribute: str | None = None
     boxes: BoxConvention | None = None
     semantic: bool = False
+    instances: bool = False
     log: RunLog = field(default_factory=_silent)
 
 

@@ -79,7 +79,7 @@ def read(source: Path, options: ReadOptions) -> Document:
             place = _place_of(name, known, options)
             values = read_values(source / name)
             size = values.shape[0], values.shape[1]
-            image = FoundImage(place.image, size, stem_only=place.stem_only)
+            image = FoundImage(place.image, size, stem_only=place.stem_only, size_is_of_masks=True)
             image = images.setdefault(place.image, image)
             if image.size != size:
                 raise BadImageError(
@@ -89,7 +89,8 @@ def read(source: Path, options: ReadOptions) -> Document:
             if options.semantic:
                 _add_regions(image, values, list(listed or ()), where, document)
             else:
-                _add_instances(image, values, place, where, document)
+                has_gaps = options.instances
+                _add_instances(image, values, place, where, document, has_gaps=has_gaps)
         except UserError as error:
             document.bad_images.append(shown(str(error)))
     document.images = list(images.values())
@@ -162,18 +163,26 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def _add_instances(
-    image: FoundImage, values: np.ndarray, place: _Place, where: str, document: Document
+    image: FoundImage,
+    values: np.ndarray,
+    place: _Place,
+    where: str,
+    document: Document,
+    *,
+    has_gaps: bool,
 ) -> None:
+    """Add an object for each value; values with gaps may be classes, unless `has_gaps`."""
     assert image.size is not None
     found = [value for value in np.unique(values).tolist() if value]
     if VOID in found and VOID not in place.by_value and len(found) != VOID and len(found) > 1:
         document.changed.add(f"masks with void pixels (value {VOID})", where)
         found.remove(VOID)
-    if not place.by_value and found != list(range(1, len(found) + 1)):
+    if not (has_gaps or place.by_value) and found != list(range(1, len(found) + 1)):
         got = ", ".join(map(str, found[:8]))
         raise BadImageError(
             f"{where}: expected objects numbered 1, 2, ..., got values {got}: numbers of classes? "
-            "--semantic splits each class into connected regions"
+            "--semantic splits each class into connected regions; --instances takes each value "
+            "for an object"
         )
     for value in found:
         name = place.by_value.get(value, place.name)

@@ -113,3 +113,19 @@ def test_images_are_needed(tmp_path: Path) -> None:
     write(tmp_path / "masks/a.png", values())
     with pytest.raises(UserError, match="expected --images DIR"):
         read_checked(tmp_path / "masks", "masks", class_name="x")
+
+
+def test_values_with_gaps_are_objects_if_the_user_says_so(tmp_path: Path, images: Path) -> None:
+    write(tmp_path / "masks/a.png", values(np.uint16, first=300, second=7))
+    with pytest.raises(UserError, match=r"got values 7, 300: .* --instances takes each value"):
+        read_checked(tmp_path / "masks", "masks", images=images, class_name="cell")
+    options = {"images": images, "class_name": "cell", "instances": True}
+    checked = read_checked(tmp_path / "masks", "masks", **options)
+    assert sorted(rows_of(checked)) == [("a.jpg", "cell", box) for box in BOXES]
+
+
+def test_masks_of_another_size_than_their_image_are_bad(tmp_path: Path, images: Path) -> None:
+    write(tmp_path / "masks/a.png", values()[:30])
+    message = r"a\.jpg: expected masks of its size 60x40 \(width x height\), got 60x30"
+    with pytest.raises(UserError, match=message):
+        read_checked(tmp_path / "masks", "masks", images=images, class_name="cell")
