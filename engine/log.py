@@ -27,6 +27,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from engine.errors import UserError
@@ -54,6 +55,13 @@ class _Console(Console):
     def render_str(self, text: str, **style: Any) -> Text:  # called for all text, also in tables
         """Return the text with control characters escaped, except line breaks, which are ours."""
         return super().render_str(printable(text, keep="\n"), **style)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does, but break words in a narrow table, which rich cuts to "wor…"."""
+        for table in objects:
+            for column in table.columns if isinstance(table, Table) else ():
+                column.overflow = "fold"
+        super().print(*objects, **options)
 
 
 def make_console(*, stderr: bool = False, width: int = WIDTH) -> Console:

@@ -116,6 +116,7 @@ def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from engine.log import make_console
 
     table = Table(*titles)
+    table.columns[0].no_wrap = True  # keys are copied from the table
     for row in rows:
         table.add_row(*row)
     make_console(width=160).print(table, soft_wrap=False, markup=False)

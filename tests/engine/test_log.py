@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.log import WIDTH, RunLog, read_metrics
+from engine.log import WIDTH, RunLog, make_console, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -270,3 +270,14 @@ def test_progress_bar_moves_between_log_lines_on_a_terminal(
     text = capsys.readouterr().out
     assert "training" in text
     assert "3/4" in text
+
+
+def test_a_narrow_table_breaks_words_and_loses_none(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("class", "objects", "median side")
+    table.add_row("photosynthesis", "123456", "12.5")
+    make_console(width=24).print(table, soft_wrap=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 24 for line in lines)
+    cells = [line.split("│")[1].strip() for line in lines if "│" in line]
+    assert "".join(cells) == "photosynthesis"
+    assert "…" not in "".join(lines)
