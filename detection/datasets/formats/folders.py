@@ -47,12 +47,18 @@ def files_below(folder: Path, suffix: str) -> list[str]:
 
 
 def read_class_list(path: Path) -> list[str]:
-    """Return the names of a file with one class a line.
+    """Return the names of a file with one class a line, in order.
+
+    In keras-retinanet's class files, lines are `NAME,NUMBER`, with the numbers 0, 1, ....
 
     Raises:
         UserError: the file cannot be read, or a name is repeated.
     """
     names = read_lines(path)
+    parts = [name.rpartition(",") for name in names]
+    by_number = {number.strip(): name.strip() for name, _, number in parts if name.strip()}
+    if by_number.keys() == set(map(str, range(len(names)))):
+        names = [by_number[str(number)] for number in range(len(names))]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: expected each class once, got {shown(name)} more than once")

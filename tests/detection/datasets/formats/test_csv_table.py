@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from detection.datasets.formats.folders import read_class_list
 from engine.errors import UserError
 from tests.detection.datasets.formats.conversions import read_checked, rows_of, write_files
 from tests.detection.datasets.voc_files import write_image
@@ -94,3 +95,14 @@ def test_roboflow_folder(tmp_path: Path) -> None:
         read_checked(tmp_path, "csv")
     rows = rows_of(read_checked(tmp_path, "csv", split="train"))
     assert rows == [("train/a_jpg.rf.0a1b.jpg", "cat", [5, 6, 15, 14])]
+
+
+def test_class_files(tmp_path: Path) -> None:
+    for text, expected in (
+        ("dog,1\r\ncat, big,0\r\n", ["cat, big", "dog"]),  # keras-retinanet's
+        ("cat, big\ndog\n", ["cat, big", "dog"]),
+        ("room,1\nroom,2\n", ["room,1", "room,2"]),
+        ("0\n", ["0"]),
+    ):
+        write_files(tmp_path, {"classes.csv": text})
+        assert read_class_list(tmp_path / "classes.csv") == expected

@@ -119,8 +119,9 @@ def test_values_with_gaps_are_objects_if_the_user_says_so(tmp_path: Path, images
     write(tmp_path / "masks/a.png", values(np.uint16, first=300, second=7))
     with pytest.raises(UserError, match=r"got values 7, 300: .* --instances takes each value"):
         read_checked(tmp_path / "masks", "masks", images=images, class_name="cell")
-    options = {"images": images, "class_name": "cell", "instances": True}
-    checked = read_checked(tmp_path / "masks", "masks", **options)
+    checked = read_checked(
+        tmp_path / "masks", "masks", images=images, class_name="cell", instances=True
+    )
     assert sorted(rows_of(checked)) == [("a.jpg", "cell", box) for box in BOXES]
 
 
