@@ -89,8 +89,8 @@ def read(source: Path, options: ReadOptions) -> Document:
             if options.semantic:
                 _add_regions(image, values, list(listed or ()), where, document)
             else:
-                has_gaps = options.instances
-                _add_instances(image, values, place, where, document, has_gaps=has_gaps)
+                gaps = options.instances
+                _add_instances(image, values, place, where, document, has_gaps=gaps)
         except UserError as error:
             document.bad_images.append(shown(str(error)))
     document.images = list(images.values())
@@ -174,7 +174,8 @@ def _add_instances(
     """Add an object for each value; values with gaps may be classes, unless `has_gaps`."""
     assert image.size is not None
     found = [value for value in np.unique(values).tolist() if value]
-    if VOID in found and VOID not in place.by_value and len(found) != VOID and len(found) > 1:
+    is_void = not has_gaps and VOID not in place.by_value and len(found) != VOID
+    if is_void and VOID in found and len(found) > 1:
         document.changed.add(f"masks with void pixels (value {VOID})", where)
         found.remove(VOID)
     if not (has_gaps or place.by_value) and found != list(range(1, len(found) + 1)):
