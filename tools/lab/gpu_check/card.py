@@ -10,7 +10,7 @@ import warnings
 import torch
 
 from tools.lab.gpu_check.record import DEVICE, DRY, attempt, median_ms, save, times_of
-from tools.lab.provenance import current_commit
+from engine.provenance import current_commit
 
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "opencv-python-headless", "albumentations"),

@@ -25,7 +25,7 @@ from engine.files import write_file
 from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
 from tools.lab.planned_runs import PlannedRun, train_or_resume
-from tools.lab.provenance import current_commit, describe_machine
+from engine.provenance import current_commit, describe_machine
 from tools.lab.study.config import ScaleConfig
 
 TAIL_FRACTION = 0.1

@@ -1,0 +1,279 @@
+"""Galleries of a report: crops of images with annotated and detected boxes, as small as needed.
+
+Boxes are xyxy in pixels of the image. The boxes are SVG over a JPEG, so that they stay sharp, and
+two views of a crop share its bytes. Without images the boxes are drawn alone.
+"""
+
+import base64
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from backbones.images import BadImageError, read_image
+from detection.data.image_files import image_path
+from detection.report.markup import escaped
+from detection.report.page import filtered
+from engine.errors import UserError
+
+IMAGE_BYTES = 9_000_000
+"""Bytes of all images of a page, in base64: the page stays under `MAX_PAGE_BYTES`."""
+QUALITY = 80  # of the JPEGs
+CROP_SIDE = 320
+WIDE_SIDE = 460
+"""Longer sides of a crop and of a whole image, in pixels."""
+_CONTEXT = 0.75  # shown around a box, in widths and heights of it
+_LEAST = 48  # pixels, the least side of a crop
+
+Windows = tuple[float, float, float, float]
+
+
+class Shape(NamedTuple):
+    """A box to draw: xyxy, its text, and whether it is what the card is about."""
+
+    box: tuple[float, float, float, float]
+    text: str
+    focus: bool = False
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One example.
+
+    image: index of the image. window: the part that is shown, None for the whole image.
+    annotated, detected: what is drawn in the two views. title, lines: below them. labels: classes
+    for which a filter shows it.
+    """
+
+    image: int
+    window: Windows | None
+    annotated: Sequence[Shape]
+    detected: Sequence[Shape]
+    title: str
+    lines: Sequence[str]
+    labels: frozenset[int]
+
+
+@dataclass
+class Images:
+    """The images of a report, read when they are needed.
+
+    folder: "" if no images were given. names: file name of each image. sizes: (I, 2) height and
+    width of the annotations, zeros if unknown. problems: why images could not be shown, by message.
+    """
+
+    folder: str
+    names: Callable[[int], str]
+    sizes: np.ndarray
+    problems: dict[int, str] = field(default_factory=dict)
+    left_out: int = 0
+    bytes_left: int = IMAGE_BYTES
+
+    def read(self, image: int) -> np.ndarray | None:
+        """Return an image as annotated, RGB; None if it cannot be shown, which is recorded."""
+        if not self.folder or image in self.problems:
+            return None
+        expected = tuple(self.sizes[image].tolist())
+        try:
+            name = self.names(image)
+            if not name:
+                raise BadImageError(f"image {image}: it has no file name")
+            path = image_path(self.folder, name)
+            pixels = read_image(path)
+            if any(expected) and pixels.shape[:2] != expected:
+                pixels = read_image(path, rotate=False)
+            if any(expected) and pixels.shape[:2] != expected:
+                got = f"{pixels.shape[1]}x{pixels.shape[0]}"
+                raise BadImageError(f"{path}: expected {expected[1]}x{expected[0]}, got {got}")
+        except UserError as error:
+            self.problems[image] = str(error)
+            return None
+        return pixels
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards of a section. key: its id in the page. wide: whole images instead of crops."""
+
+    key: str
+    cards: Sequence[Card]
+    wide: bool = False
+
+
+def window_around(box: Sequence[float], size: Sequence[int]) -> Windows:
+    """Return a window around a box with some of what is near, inside the image if its size is known.
+
+    Args:
+        box: xyxy.
+        size: height and width, zeros if unknown.
+    """
+    x1, y1, x2, y2 = box
+    # the longer side counts twice, so that flat boxes do not give flat crops
+    side = max(x2 - x1, y2 - y1, _LEAST / (1 + 2 * _CONTEXT))
+    half = [(1 + 2 * _CONTEXT) * (each + side) / 4 for each in (x2 - x1, y2 - y1)]
+    centre = (x1 + x2) / 2, (y1 + y2) / 2
+    limits = (size[1], size[0]) if all(size) else (np.inf, np.inf)
+    spans = []
+    for middle, reach, limit in zip(centre, half, limits, strict=True):
+        low, high = max(0.0, middle - reach), min(float(limit), middle + reach)
+        # a box outside its image still gets a window
+        spans.append((low, high) if high - low >= 1 else (0.0, min(float(limit), 2 * reach)))
+    return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+
+def draw_galleries(
+    galleries: Sequence[Gallery],
+    images: Images,
+    *,
+    class_names: Sequence[str],
+    progress: Callable[[Iterable[int], int], Iterator[int]],
+) -> dict[str, str]:
+    """Return the HTML of each gallery by key.
+
+    Each image is read once for all of its cards. When the bytes for images are used up, the rest
+    of the cards show boxes alone, and `images.left_out` counts them. The first cards of all
+    galleries come first.
+
+    Args:
+        galleries: the cards.
+        images: where images come from.
+        class_names: K names, of the filters.
+        progress: passes the images through and shows how far it is; gets their number.
+    """
+    # rank in its gallery, then gallery: the order in which cards get their share of the bytes
+    places = sorted((rank, g) for g, each in enumerate(galleries) for rank in range(len(each.cards)))
+    by_image: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for rank, g in places:
+        by_image[galleries[g].cards[rank].image].append((rank, g))
+    crops: dict[tuple[int, int], bytes] = {}
+    for image in progress(by_image, len(by_image)) if images.folder else ():
+        pixels = images.read(image)
+        for rank, g in by_image[image] if pixels is not None else ():
+            assert pixels is not None
+            crops[rank, g] = _jpeg(pixels, galleries[g].cards[rank].window, wide=galleries[g].wide)
+    shown = {}
+    for place in places:
+        if place in crops and images.bytes_left >= len(crops[place]) * 4 / 3:
+            shown[place] = crops[place]
+            images.bytes_left -= len(crops[place]) * 4 // 3
+        elif place in crops:
+            images.left_out += 1
+    return {
+        each.key: _gallery(each, [shown.get((rank, g)) for rank in range(len(each.cards))],
+                           sizes=images.sizes, class_names=class_names)
+        for g, each in enumerate(galleries)
+    }
+
+
+def _jpeg(pixels: np.ndarray, window: Windows | None, *, wide: bool) -> bytes:
+    """Return the window of an image, scaled to the size of its card, as JPEG."""
+    height, width = pixels.shape[:2]
+    x1, y1, x2, y2 = (round(each) for each in window or (0, 0, width, height))
+    crop = pixels[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)]
+    scale = (WIDE_SIDE if wide else CROP_SIDE) / max(crop.shape[:2])
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in crop.shape[1::-1])
+        crop = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    )
+    assert done, "a crop has at least one pixel"
+    return data.tobytes()
+
+
+def _gallery(
+    gallery: Gallery,
+    crops: Sequence[bytes | None],
+    *,
+    sizes: np.ndarray,
+    class_names: Sequence[str],
+) -> str:
+    if not gallery.cards:
+        return '<p class="none">None.</p>'
+    cards = "".join(
+        _card(card, crop, key=f"{gallery.key}-{place}", size=sizes[card.image])
+        for place, (card, crop) in enumerate(zip(gallery.cards, crops, strict=True))
+    )
+    counts: dict[int, int] = defaultdict(int)
+    for card in gallery.cards:
+        for label in card.labels:
+            counts[label] += 1
+    options = [(str(each), f"{class_names[each]} ({counts[each]})") for each in sorted(counts)]
+    return filtered(
+        f"{gallery.key}-cards",
+        options,
+        cards,
+        name="Class",
+        all_of=f"all ({len(gallery.cards)})",
+        kind="cards wide" if gallery.wide else "cards",
+    )
+
+
+def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
+    window = card.window or _whole(card, size)
+    x1, y1, x2, y2 = window
+    image = ""
+    if crop is not None:
+        data = base64.b64encode(crop).decode("ascii")
+        image = (
+            f'<image id="{key}" x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" '
+            f'height="{y2 - y1:.1f}" preserveAspectRatio="none" '
+            f'href="data:image/jpeg;base64,{data}"/>'
+        )
+    again = f'<use href="#{key}"/>' if crop is not None else ""
+    lines = "".join(f"<br><span>{escaped(line)}</span>" for line in card.lines if line)
+    labels = " ".join(map(str, sorted(card.labels)))
+    return (
+        f'<div class="card" data-keys="{labels}"><div class="pair">'
+        f"{_view(image, card.annotated, window, kind='gt', name='ground truth')}"
+        f"{_view(again, card.detected, window, kind='det', name='detections')}</div>"
+        f'<div class="text"><b>{escaped(card.title)}</b>{lines.removeprefix("<br>")}</div></div>'
+    )
+
+
+def _view(
+    image: str,
+    shapes: Sequence[Shape],
+    window: Windows,
+    *,
+    kind: Literal["gt", "det"],
+    name: str,
+) -> str:
+    x1, y1, x2, y2 = window
+    # text of one height, whatever the crop: a view is some 150 to 230 pixels wide
+    font = max(x2 - x1, (y2 - y1) * 0.8) / 14
+    parts = []
+    for shape in sorted(shapes, key=lambda each: each.focus):  # on top of the others
+        a, b, c, d = shape.box
+        classes = f"{kind}{' focus' if shape.focus else ''}{' crowd' if shape.crowd else ''}"
+        left, top = max(a, x1), max(b, y1)
+        parts.append(
+            f'<rect class="{classes}" x="{a:.1f}" y="{b:.1f}" width="{max(c - a, 0):.1f}" '
+            f'height="{max(d - b, 0):.1f}"><title>{escaped(shape.text)}</title></rect>'
+        )
+        if shape.focus or len(shapes) <= _TEXTS:
+            parts.append(
+                f'<text x="{left + font * 0.2:.1f}" y="{top + font:.1f}" '
+                f'style="font-size:{font:.1f}px;stroke-width:{font / 5:.1f}px">'
+                f"{escaped(shape.text)}</text>"
+            )
+    what: Literal["ground truth", "detections"] | str = name
+    return (
+        f'<svg viewBox="{x1:.1f} {y1:.1f} {x2 - x1:.1f} {y2 - y1:.1f}" role="img" '
+        f'aria-label="{what}: {len(shapes)} boxes">{image}{"".join(parts)}</svg>'
+    )
+
+
+_TEXTS = 12  # most boxes of a view that all get a text; of more, a tooltip
+
+
+def _whole(card: Card, size: np.ndarray) -> Windows:
+    """Return the window of a whole image; of unknown size, what holds all boxes."""
+    if all(size):
+        return 0.0, 0.0, float(size[1]), float(size[0])
+    corners = [shape.box[2:] for shape in (*card.annotated, *card.detected)] or [(1.0, 1.0)]
+    return 0.0, 0.0, max(each[0] for each in corners), max(each[1] for each in corners)
