@@ -139,8 +139,8 @@ def heat_map(
         title: for readers who hear the page, and above the chart.
     """
     left, top = 96, 84
-    side = (WIDTH - left - 4) / max(len(columns), 1)
-    side = min(side, 44)
+    # 40 for the last slanted name
+    side = min((WIDTH - left - 40) / max(len(columns), 1), 44)
     is_written = len(columns) <= _WRITTEN
     font = min(11, max(5, side * 0.8))
     parts = []

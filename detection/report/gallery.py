@@ -28,7 +28,7 @@ WIDE_SIDE = 460
 _CONTEXT = 0.75  # shown around a box, in widths and heights of it
 _LEAST = 48  # pixels, the least side of a crop
 
-Windows = tuple[float, float, float, float]
+Window = tuple[float, float, float, float]
 
 
 class Shape(NamedTuple):
@@ -50,7 +50,7 @@ class Card:
     """
 
     image: int
-    window: Windows | None
+    window: Window | None
     annotated: Sequence[Shape]
     detected: Sequence[Shape]
     title: str
@@ -104,7 +104,7 @@ class Gallery:
     wide: bool = False
 
 
-def window_around(box: Sequence[float], size: Sequence[int]) -> Windows:
+def window_around(box: Sequence[float], size: Sequence[int]) -> Window:
     """Return a window around a box with some of what is near, inside the image if its size is known.
 
     Args:
@@ -169,7 +169,7 @@ def draw_galleries(
     }
 
 
-def _jpeg(pixels: np.ndarray, window: Windows | None, *, wide: bool) -> bytes:
+def _jpeg(pixels: np.ndarray, window: Window | None, *, wide: bool) -> bytes:
     """Return the window of an image, scaled to the size of its card, as JPEG."""
     height, width = pixels.shape[:2]
     x1, y1, x2, y2 = (round(each) for each in window or (0, 0, width, height))
@@ -216,7 +216,7 @@ def _gallery(
 def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
     window = card.window or _whole(card, size)
     x1, y1, x2, y2 = window
-    image = ""
+    is_crop, image = card.window is not None, ""
     if crop is not None:
         data = base64.b64encode(crop).decode("ascii")
         image = (
@@ -229,8 +229,8 @@ def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
     labels = " ".join(map(str, sorted(card.labels)))
     return (
         f'<div class="card" data-keys="{labels}"><div class="pair">'
-        f"{_view(image, card.annotated, window, kind='gt', name='ground truth')}"
-        f"{_view(again, card.detected, window, kind='det', name='detections')}</div>"
+        f"{_view(image, card.annotated, window, kind='gt', is_crop=is_crop)}"
+        f"{_view(again, card.detected, window, kind='det', is_crop=is_crop)}</div>"
         f'<div class="text"><b>{escaped(card.title)}</b>{lines.removeprefix("<br>")}</div></div>'
     )
 
@@ -238,14 +238,15 @@ def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
 def _view(
     image: str,
     shapes: Sequence[Shape],
-    window: Windows,
+    window: Window,
     *,
     kind: Literal["gt", "det"],
-    name: str,
+    is_crop: bool,
 ) -> str:
     x1, y1, x2, y2 = window
-    # text of one height, whatever the crop: a view is some 150 to 230 pixels wide
-    font = max(x2 - x1, (y2 - y1) * 0.8) / 14
+    # text of about 11 pixels: a view is 150 pixels wide for a crop, 230 for a whole image
+    font = (x2 - x1) / (14 if is_crop else 21)
+    num_focus = sum(shape.focus for shape in shapes)
     parts = []
     for shape in sorted(shapes, key=lambda each: each.focus):  # on top of the others
         a, b, c, d = shape.box
@@ -255,23 +256,23 @@ def _view(
             f'<rect class="{classes}" x="{a:.1f}" y="{b:.1f}" width="{max(c - a, 0):.1f}" '
             f'height="{max(d - b, 0):.1f}"><title>{escaped(shape.text)}</title></rect>'
         )
-        if shape.focus or len(shapes) <= _TEXTS:
+        if (shape.focus and num_focus <= _TEXTS) or len(shapes) <= _TEXTS:
             parts.append(
                 f'<text x="{left + font * 0.2:.1f}" y="{top + font:.1f}" '
                 f'style="font-size:{font:.1f}px;stroke-width:{font / 5:.1f}px">'
                 f"{escaped(shape.text)}</text>"
             )
-    what: Literal["ground truth", "detections"] | str = name
+    what = "ground truth" if kind == "gt" else "detections"
     return (
         f'<svg viewBox="{x1:.1f} {y1:.1f} {x2 - x1:.1f} {y2 - y1:.1f}" role="img" '
         f'aria-label="{what}: {len(shapes)} boxes">{image}{"".join(parts)}</svg>'
     )
 
 
-_TEXTS = 12  # most boxes of a view that all get a text; of more, a tooltip
+_TEXTS = 8  # most boxes of a view that all get a text; of more, a tooltip
 
 
-def _whole(card: Card, size: np.ndarray) -> Windows:
+def _whole(card: Card, size: np.ndarray) -> Window:
     """Return the window of a whole image; of unknown size, what holds all boxes."""
     if all(size):
         return 0.0, 0.0, float(size[1]), float(size[0])
