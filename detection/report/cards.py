@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from detection.evaluation.errors import WRONG
 from detection.evaluation.examples import (
     LabelErrors,
     false_positives,
@@ -36,6 +37,7 @@ class Examples:
         table: matched boxes.
         sizes: (I, 2) height and width of the images, zeros where unknown.
         file_names: of the I images.
+        kinds: (D,) positions in `WRONG`, from `tide_errors`.
         score_thresh: detections with a lower score are neither drawn nor counted.
     """
 
@@ -45,9 +47,11 @@ class Examples:
         *,
         sizes: np.ndarray,
         file_names: Sequence[str],
+        kinds: np.ndarray,
         score_thresh: float,
     ) -> None:
         self._table, self._sizes, self._names = table, sizes, file_names
+        self._kinds = kinds
         self.score_thresh = score_thresh
         self.confident = max(score_thresh, CONFIDENT)
         self._errors = image_errors(table, score_thresh=score_thresh)
@@ -200,18 +204,17 @@ class Examples:
         return Card(image, window, annotated, detected, title, lines, frozenset(labels))
 
     def _reason(self, row: int) -> str:
-        """Say why a detection is wrong, as TIDE does."""
-        table = self._table
-        same, best = table.best_iou_same[row], table.best_iou_any[row]
-        if same >= 0.5:
-            return "duplicate: a better detection has the object"
-        if best >= 0.5:
+        """Say why a detection is wrong, by TIDE's kinds."""
+        table, kind = self._table, list(WRONG)[self._kinds[row]]
+        if kind == "classification":
             return self._disagreement(row)
-        if same >= MIN_OVERLAP:
-            return f"box too far off: IoU {same:.2f} with its class"
-        if best >= MIN_OVERLAP:
+        if kind == "both":
             other = table.names[table.gt_label[table.best_any_gt[row]]]
-            return f"class and box: IoU {best:.2f} with {_cut(other)}"
+            return f"class and box: IoU {table.best_iou_any[row]:.2f} with {_cut(other)}"
+        if kind == "localization":
+            return f"box too far off: IoU {table.best_iou_same[row]:.2f} with its class"
+        if kind == "duplicate":
+            return "duplicate: a better detection has the object"
         return "background: no annotation here"
 
     def _disagreement(self, row: int) -> str:

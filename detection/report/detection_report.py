@@ -8,6 +8,8 @@ import numpy as np
 
 from backbones.images import decode, read_file
 from detection.data.image_files import image_path
+from detection.evaluation.errors import errors_as_dict, tide_errors
+from detection.evaluation.uncertainty import as_dict, bootstrap, intervals, paired_difference
 from detection.report.cards import Examples
 from detection.report.detection_numbers import detection_numbers
 from detection.report.detection_sections import (
@@ -19,6 +21,7 @@ from detection.report.detection_sections import (
     score_section,
     summary_section,
 )
+from detection.report.error_sections import comparison_section, error_section
 from detection.report.gallery import Images, draw_galleries
 from detection.report.inputs import ScoredResults
 from detection.report.markup import plain
@@ -41,24 +44,44 @@ class Report:
     sections: list[Section]
 
 
-def detection_report(scored: ScoredResults, *, image_folder: str, progress: Progress) -> Report:
+def detection_report(
+    scored: ScoredResults,
+    *,
+    image_folder: str,
+    progress: Progress,
+    against: ScoredResults | None = None,
+    names: tuple[str, str] = ("this run", "the other run"),
+) -> Report:
     """Analyse a results file.
 
     Args:
         scored: from `read_scored`.
         image_folder: folder of the images; "" if there are none.
         progress: shows how far the reading of images is.
+        against: results of the same images to compare with.
+        names: what the two are called.
+
+    Raises:
+        UserError: the two have other images, classes or annotations, or one has no boxes.
     """
     images = Images(image_folder, scored.file_names.__getitem__, scored.sizes)
     brightness = measure_brightness(images, progress) if image_folder else None
     numbers: dict[str, Any] = {"kind": "detection", "notes": list(scored.notes)}
+    mistakes = {name: tide_errors(table) for name, table in scored.tables.items()}
     for name, table in scored.tables.items():
         numbers[name] = detection_numbers(table, sizes=scored.sizes, brightness=brightness)
+        numbers[name]["intervals"] = as_dict(intervals(bootstrap(table)))
+        numbers[name]["errors"] = errors_as_dict(mistakes[name])
     first = next(iter(scored.tables))
+    if against is not None:
+        # second minus first
+        difference = as_dict(paired_difference(against.first, scored.first))
+        numbers["comparison"] = {"against": names[1], "difference": difference}
     examples = Examples(
         scored.first,
         sizes=scored.sizes,
         file_names=scored.file_names,
+        kinds=mistakes[first].kind,
         score_thresh=numbers[first]["score_thresh"],
     )
     numbers["examples"] = examples.numbers()
@@ -79,7 +102,13 @@ def detection_report(scored: ScoredResults, *, image_folder: str, progress: Prog
     scores = numbers[first]
     sections = [
         summary_section(numbers),
+        *(
+            [comparison_section(numbers["comparison"]["difference"], names)]
+            if against is not None
+            else []
+        ),
         class_section(scores),
+        error_section(scores),
         confusion_section(scores),
         score_section(scores),
         calibration_section(scores),

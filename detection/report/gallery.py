@@ -105,23 +105,21 @@ class Gallery:
 
 
 def window_around(box: Sequence[float], size: Sequence[int]) -> Window:
-    """Return a window around a box with some of what is near, inside the image if its size is known.
+    """Return a square window around a box, inside the image if its size is known.
 
     Args:
         box: xyxy.
         size: height and width, zeros if unknown.
     """
     x1, y1, x2, y2 = box
-    # the longer side counts twice, so that flat boxes do not give flat crops
-    side = max(x2 - x1, y2 - y1, _LEAST / (1 + 2 * _CONTEXT))
-    half = [(1 + 2 * _CONTEXT) * (each + side) / 4 for each in (x2 - x1, y2 - y1)]
-    centre = (x1 + x2) / 2, (y1 + y2) / 2
-    limits = (size[1], size[0]) if all(size) else (np.inf, np.inf)
+    side = max((1 + 2 * _CONTEXT) * max(x2 - x1, y2 - y1), _LEAST)
     spans = []
-    for middle, reach, limit in zip(centre, half, limits, strict=True):
-        low, high = max(0.0, middle - reach), min(float(limit), middle + reach)
-        # a box outside its image still gets a window
-        spans.append((low, high) if high - low >= 1 else (0.0, min(float(limit), 2 * reach)))
+    for middle, limit in (((x1 + x2) / 2, size[1]), ((y1 + y2) / 2, size[0])):
+        low, high = middle - side / 2, middle + side / 2
+        if limit:  # moved into the image, or all of it
+            low = max(0.0, min(low, limit - side))
+            high = min(float(limit), low + side)
+        spans.append((low, high))
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 
 
