@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.config import differences
 from engine.errors import UserError
 from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
+from engine.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
     if num_damaged:
         notes.append(f"damaged lines of metrics.jsonl, skipped: {num_damaged}")
     return RunScores(metrics, steps, matching[-1] if matching else None, notes)
+
+
+def check_only_seeds_differ(configs: Mapping[Path, RunConfig]) -> None:
+    """Raise UserError unless the configs of runs, by folder, are the same with other seeds."""
+    folders = list(configs)
+    first = configs[folders[0]]
+    for folder in folders[1:]:
+        lines = differences(first, configs[folder])
+        others = [line for line in lines if not line.startswith("seed: ")]
+        if others:
+            raise UserError(
+                f"{folder}: expected the config of {folders[0]} with another seed, got {others[0]}"
+            )
+    by_seed: dict[int, Path] = {}
+    for folder, config in configs.items():
+        if config.seed in by_seed:
+            got = f"{config.seed} in {by_seed[config.seed]} as well"
+            raise UserError(f"{folder}: expected a seed of its own, got {got}")
+        by_seed[config.seed] = folder
 
 
 def _read_metrics(path: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ package tidecv, at an IoU of 0.5. Matching and the mean over classes are COCO's 
 D detections, G objects, K classes.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detection.evaluation.matching import MatchTable, interpolated_ap
-from detection.evaluation.overlaps import MIN_OVERLAP, Pairs
+from detection.evaluation.matching import MatchTable, ap_by_class
+from detection.evaluation.overlaps import MIN_OVERLAP, best_of
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, MIN_OVERLAP
 WRONG = {
@@ -143,25 +142,16 @@ class _Mended(NamedTuple):
 
     def ap(self, scores: np.ndarray) -> np.ndarray:
         """Return the AP of each class: (K,), NaN for one without objects."""
-        kept = np.flatnonzero(self.keep)
-        order = kept[np.lexsort((-scores[kept], self.labels[kept]))]
-        right = self.right[order]
-        ends = np.searchsorted(self.labels[order], np.arange(len(self.num_objects) + 1)).tolist()
-        numbers = [
-            interpolated_ap(right[start:end], count) if count else math.nan
-            for (start, end), count in zip(
-                itertools.pairwise(ends), self.num_objects.tolist(), strict=True
-            )
-        ]
-        return np.array(numbers)
+        kept = self.keep
+        return ap_by_class(self.labels[kept], scores[kept], self.right[kept], self.num_objects)
 
 
 def _kinds(table: MatchTable, is_wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return `TideErrors`' kind and target."""
     pairs = table.pairs.of(~table.gt_crowd[table.pairs.objects])
     is_same = table.det_label[pairs.detections] == table.gt_label[pairs.objects]
-    same, of_same = _best(pairs.of(is_same), len(is_wrong))
-    other, of_other = _best(pairs.of(~is_same), len(is_wrong))
+    same, of_same = best_of(pairs.of(is_same), len(is_wrong))
+    other, of_other = best_of(pairs.of(~is_same), len(is_wrong))
     reasons = {
         "localization": (same >= BACKGROUND_IOU) & (same <= FOREGROUND_IOU),
         "classification": other >= FOREGROUND_IOU,
@@ -180,19 +170,6 @@ def _relabelled(table: MatchTable, objects: np.ndarray) -> np.ndarray:
     labels, rows = table.det_label.copy(), np.flatnonzero(objects >= 0)
     labels[rows] = table.gt_label[objects[rows]]
     return labels
-
-
-def _best(pairs: Pairs, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest IoU of each detection, 0 for none, and the first such object, or -1."""
-    detections, objects, ious = pairs
-    best, which = np.zeros(num_detections), np.full(num_detections, -1, np.int64)
-    starts = np.flatnonzero(np.diff(detections, prepend=-1))
-    if len(starts):
-        best[detections[starts]] = np.maximum.reduceat(ious, starts)
-    is_best = ious == best[detections]
-    # of several values for one place the last is kept, so the first has to be the last
-    which[detections[is_best][::-1]] = objects[is_best][::-1]
-    return best, which
 
 
 def _winners(table: MatchTable, target: np.ndarray, has_detection: np.ndarray) -> np.ndarray:

@@ -176,6 +176,32 @@ def match_in_range(table: MatchTable, area_range: tuple[float, float]) -> MatchT
     return replace(table, gt_ignored=gt_ignored, matched=matched, det_ignored=det_ignored)
 
 
+def with_labels(table: MatchTable, labels: np.ndarray) -> MatchTable:
+    """Match anew, for all areas, with other classes of the detections: labels (D,) int64.
+
+    `best_iou_same` stays as it was. The limit of detections per image and class is not applied.
+    """
+    order = np.lexsort((table.det_image, -table.det_score, labels))
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    detections = places[table.pairs.detections]
+    pairs = table.pairs._replace(detections=detections)
+    moved = replace(
+        table,
+        det_image=table.det_image[order],
+        det_label=labels[order],
+        det_score=table.det_score[order],
+        det_box=table.det_box[order],
+        det_area=table.det_area[order],
+        det_row=table.det_row[order],
+        best_iou_same=table.best_iou_same[order],
+        best_iou_any=table.best_iou_any[order],
+        best_any_gt=table.best_any_gt[order],
+        pairs=pairs.of(np.lexsort((pairs.objects, detections))),
+    )
+    return match_in_range(moved, AREA_RANGES["all"])
+
+
 def average_precision(table: MatchTable) -> np.ndarray:
     """Return pycocotools' AP of each threshold and class: (T, K), NaN for one without objects."""
     num_objects, is_true, slices = table.num_objects, table.is_true, table.class_slices
@@ -187,6 +213,27 @@ def average_precision(table: MatchTable) -> np.ndarray:
             right = is_true[t, own][counted]
             result[t, label] = interpolated_ap(right, int(num_objects[label]))
     return result
+
+
+def ap_by_class(
+    labels: np.ndarray, scores: np.ndarray, is_true: np.ndarray, num_objects: np.ndarray
+) -> np.ndarray:
+    """Return the AP of each class at one threshold: (K,), NaN for one without objects.
+
+    Args:
+        labels: (N,) of the detections, without ignored ones, in any order.
+        scores: (N,).
+        is_true: (N,) bool.
+        num_objects: (K,).
+    """
+    order = np.lexsort((-scores, labels))
+    right = is_true[order]
+    ends = np.searchsorted(labels[order], np.arange(len(num_objects) + 1)).tolist()
+    numbers = [
+        interpolated_ap(right[start:end], count) if count else np.nan
+        for (start, end), count in zip(itertools.pairwise(ends), num_objects.tolist(), strict=True)
+    ]
+    return np.array(numbers)
 
 
 def interpolated_ap(is_true: np.ndarray, num_objects: int) -> float:

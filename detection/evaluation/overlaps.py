@@ -152,3 +152,16 @@ def reduce_overlaps(
     pairs = Pairs(*(np.concatenate(column) for column in zip(*kept, strict=True)))
     order = np.lexsort((pairs.objects, pairs.detections))
     return Overlaps(best_same, best_any, best_object, pairs.of(order))
+
+
+def best_of(pairs: Pairs, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest IoU of each detection, 0 for none, and the first such object, or -1."""
+    detections, objects, ious = pairs
+    best, which = np.zeros(num_detections), np.full(num_detections, -1, np.int64)
+    starts = np.flatnonzero(np.diff(detections, prepend=-1))
+    if len(starts):
+        best[detections[starts]] = np.maximum.reduceat(ious, starts)
+    is_best = ious == best[detections]
+    # of several values for one place the last is kept, so the first has to be the last
+    which[detections[is_best][::-1]] = objects[is_best][::-1]
+    return best, which

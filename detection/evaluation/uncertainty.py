@@ -44,12 +44,14 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Difference of a metric, second run minus first, its 95 % interval, and a two-sided p-value.
+    """A metric of two runs, second minus first with its 95 % interval, and a two-sided p-value.
 
     p_value: 2 min(n, m) / (B + 1), at most 1, where n is 1 + the number of resamples with a
-    difference of 0 or less, and m the same for 0 or more.
+    difference of 0 or less, and m the same for 0 or more. All NaN without objects.
     """
 
+    first: float
+    second: float
     value: float
     low: float
     high: float
@@ -94,17 +96,17 @@ def paired_difference(
     """
     _check_comparable(first, second)
     weights = draw_weights(len(first.image_ids), resamples=resamples, seed=seed)
-    value, samples = (
-        of_second - of_first
-        for of_second, of_first in (
-            (average_precision(second), average_precision(first)),
-            (weighted_ap(second, weights), weighted_ap(first, weights)),
-        )
-    )
-    return {
-        name: Difference(value, *_percentiles(drawn), _p_value(drawn))
-        for name, (value, drawn) in _metrics(first.names, value, samples).items()
-    }
+    runs = [
+        _metrics(run.names, average_precision(run), weighted_ap(run, weights))
+        for run in (first, second)
+    ]
+    result = {}
+    for name, (before, drawn_before) in runs[0].items():
+        after, drawn_after = runs[1][name]
+        drawn = drawn_after - drawn_before
+        ends = _percentiles(drawn)
+        result[name] = Difference(before, after, after - before, *ends, _p_value(drawn))
+    return result
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from detection.commands import compare
+from detection.config import SCHEMAS
+from engine.config import dump_config, load_config
 from tests.cli.conftest import Call
 
 
@@ -141,3 +143,96 @@ def test_a_path_that_is_not_a_run_is_one_line(site: Path, call: Call, name: str)
 def test_nan_is_shown_like_null(site: Path, call: Call) -> None:
     write_run(site / "run", '{"ap": NaN}', [scored(1, None)])
     assert row_of(call(compare, "run").out) == ["1", "1", "-"]
+
+
+def write_detector(folder: Path, results: list[dict[str, Any]], *settings: str, ap: float) -> None:
+    """Write a finished run on the tiny data set, with the given COCO results."""
+    write_run(folder, {"ap": ap}, [scored(4, ap)])
+    config = load_config("tiny.yaml", settings, schemas=SCHEMAS)
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "detections.json").write_text(json.dumps(results))
+
+
+def result(image_id: int, category_id: int, box: list[float], score: float) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+
+
+RIGHT = [result(10, 4, [5, 5, 30, 40], 0.9), result(11, 9, [20, 10, 25, 25], 0.8)]
+
+
+def cells_of(out: str, metric: str) -> list[str]:
+    lines = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
+    return next(line[2:-1] for line in lines if len(line) > 2 and line[1] == metric)
+
+
+def test_two_runs_get_the_paired_difference(site: Path, call: Call) -> None:
+    write_detector(site / "a", RIGHT, ap=1.0)
+    write_detector(site / "b", RIGHT[:1], ap=0.5)
+    outcome = call(compare, "a", "b")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "100.0" in outcome.out  # the table of scores
+    assert "3 images" in outcome.out
+    assert cells_of(outcome.out, "ap50")[:3] == ["100.00", "50.00", "-50.00"]
+    same = call(compare, "a", "a").out
+    assert cells_of(same, "ap")[2:] == ["+0.00", "+0.00 to +0.00", "1.000"]
+
+
+def test_two_results_files(site: Path, call: Call) -> None:
+    for name, results in (("a.json", RIGHT), ("b.json", RIGHT[:1])):
+        (site / name).write_text(json.dumps(results))
+    before = (site / "a.json").read_bytes()
+    outcome = call(compare, "a.json", "b.json", "data.val.annotations=data/val.json")
+    assert cells_of(outcome.out, "ap75")[:3] == ["100.00", "50.00", "-50.00"]
+    assert (site / "a.json").read_bytes() == before
+    outcome = call(compare, "a.json", "b.json")
+    assert outcome.code == 2
+    assert "a.json: expected data.val.annotations=PATH as well, got none" in outcome.err
+
+
+@pytest.mark.parametrize("fault", ["no detections", "other images", "other objects", "no config"])
+def test_runs_that_cannot_be_paired_keep_their_table(
+    site: Path, call: Call, document: dict[str, Any], fault: str
+) -> None:
+    if fault == "other images":
+        document["images"] = document["images"][:2]
+    document["annotations"][0]["id"] = 7
+    (site / "other.json").write_text(json.dumps(document))
+    write_detector(site / "a", RIGHT, ap=1.0)
+    others = ["data.val.annotations=other.json"] if fault.startswith("other") else []
+    write_detector(site / "b", RIGHT, *others, ap=0.5)
+    if fault in ("no detections", "no config"):
+        (site / "b" / ("detections.json" if fault == "no detections" else "config.yaml")).unlink()
+    outcome = call(compare, "a", "b")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "50.0" in outcome.out
+    line = next(line for line in outcome.out.splitlines() if "no paired difference: " in line)
+    expected = {
+        "no detections": "b/detections.json: expected the detections of an evaluated run, got none",
+        "other images": "expected two runs with the same images, got 3 and 2; 1 are only in the",
+        "other objects": "expected two runs with the same objects, got 2 and 2; 1 are only in the",
+        "no config": "b/config.yaml: ",
+    }
+    assert expected[fault] in line
+
+
+def test_three_seeds_get_mean_and_standard_deviation(site: Path, call: Call) -> None:
+    for seed, ap in enumerate((0.25, 0.5, 0.75)):
+        write_detector(site / f"run{seed}", RIGHT, f"seed={seed}", ap=ap)
+    outcome = call(compare, "run0", "run1", "run2")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert cells_of(outcome.out, "ap") == ["50.00", "25.00"]
+    write_detector(site / "other", RIGHT, "seed=3", "optim.lr=0.5", ap=0.5)
+    write_detector(site / "twice", RIGHT, "seed=1", ap=0.5)
+    for name, message in (
+        ("other", "no mean over seeds: other: expected the config of run0 with another seed, got "),
+        ("twice", "no mean over seeds: twice: expected a seed of its own, got 1 in run1 as well"),
+    ):
+        outcome = call(compare, "run0", "run1", name)
+        assert outcome.code == 0
+        assert message in outcome.out
+        assert "std" not in outcome.out
+
+
+def test_two_runs_of_the_trained_detector(trained: Path, call: Call, site: Path) -> None:
+    outcome = call(compare, trained, trained, "data.val.annotations=data/val.json")
+    assert cells_of(outcome.out, "ap50")[2:] == ["+0.00", "+0.00 to +0.00", "1.000"]
