@@ -7,13 +7,14 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.cli import CommandParser, command_line, split_arguments
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     from detection.config import DetectionConfig
+    from detection.evaluation.ground_truth import GroundTruth
     from detection.report.detection_report import Report
     from engine.log import RunLog
 
@@ -38,6 +39,17 @@ def main() -> None:
         "--named-images",
         action="store_true",
         help="score only images with results (default: all annotated images, as COCO does)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN_OR_RESULTS",
+        help="another run or results file of the same images: adds the paired difference",
+    )
+    parser.add_argument(
+        "--proposals",
+        action="store_true",
+        help="run the detector's first stage over all images and add the recall of its proposals",
     )
     parser.add_argument(
         "--output", type=Path, help="folder (default: RUN, or the folder of the results file)"
@@ -78,33 +90,54 @@ def _report_results(
             f"{path}: expected data.val.annotations=PATH as well, the COCO JSON that the results "
             "are scored against, got none"
         )
-    _report_detection(path, config, None, arguments, log)
+    _report_detection(path, config, None, overrides, arguments, log)
 
 
 def _report_run(run: Path, overrides: Sequence[str], arguments: Namespace, log: "RunLog") -> None:
     from detection.commands.schemas import ALL_SCHEMAS
     from detection.config import DetectionConfig
     from engine.config import load_config
-    from engine.paths import exists, is_file, require_folder
+    from engine.paths import is_file, require_folder
 
     require_folder(run, "a run folder or a COCO results file")
     if not is_file(run / "config.yaml"):
         raise UserError(f"{run}: expected a run folder with config.yaml, got one without")
     config = load_config(run / "config.yaml", overrides, schemas=ALL_SCHEMAS)
-    assert isinstance(config, DetectionConfig)
-    results = run / "detections.json"
+    if isinstance(config, DetectionConfig):
+        _report_detection(_results_of(run), config, run, overrides, arguments, log)
+        return
+    for flag in ("against", "proposals", "named_images"):
+        if getattr(arguments, flag):
+            raise UserError(
+                f"--{flag.replace('_', '-')}: expected a detector's run, got {config.task}"
+            )
+
+    from detection.commands.report_runs import report_on_network
+    from engine.checkpoint import prepare_output
+
+    prepare_output(arguments.output or run)
+    report = report_on_network(run, overrides, device=arguments.device, log=log)
+    _write(arguments.output or run, report, f"Report: {run}", {}, run, log)
+
+
+def _results_of(path: Path) -> Path:
+    """Return the results file of a run folder, or the path itself if it is a file."""
+    from engine.paths import exists, is_file
+
+    results = path if is_file(path) else path / "detections.json"
     if not exists(results):
         raise UserError(
             f"{results}: expected the detections of a finished run, got none; "
-            f"{command_line('eval', 'eval')} {run} --output {run} writes them"
+            f"{command_line('eval', 'eval')} {path} --output {path} writes them"
         )
-    _report_detection(results, config, run, arguments, log)
+    return results
 
 
 def _report_detection(
     results: Path,
     config: "DetectionConfig",
     run: Path | None,
+    overrides: Sequence[str],
     arguments: Namespace,
     log: "RunLog",
 ) -> None:
@@ -115,10 +148,40 @@ def _report_detection(
     output = arguments.output or run or results.parent
     prepare_output(output)
     split = config.data.val
-    scored = read_scored(results, split.annotations, named_images=arguments.named_images)
-    report = detection_report(scored, image_folder=split.images, progress=log.progress)
-    files = {"results": results, "annotations": Path(split.annotations)}
-    _write(output, report, f"Report: {run or results}", files, run, log)
+    title, annotations = str(run or results), Path(split.annotations)
+    files = {"results": results, "annotations": annotations}
+    against, proposals = None, None
+    if arguments.against:
+        files["compared with"] = _results_of(arguments.against)
+        against = read_scored(files["compared with"], annotations)
+    scored = read_scored(results, annotations, named_images=arguments.named_images)
+    if arguments.proposals:
+        proposals = _proposals(run, overrides, scored.ground_truth, arguments.device, log)
+    report = detection_report(
+        scored,
+        image_folder=split.images,
+        progress=log.progress,
+        proposals=proposals,
+        against=against,
+        names=(title, str(arguments.against)),
+    )
+    _write(output, report, f"Report: {title}", files, run, log)
+
+
+def _proposals(
+    run: Path | None,
+    overrides: Sequence[str],
+    ground_truth: "GroundTruth",
+    device: str | None,
+    log: "RunLog",
+) -> dict[str, Any]:
+    from detection.commands.report_runs import recall_of_proposals
+    from engine.distributed import pick_device
+
+    if run is None:
+        raise UserError("--proposals: expected a run folder with a model, got a results file")
+    place = pick_device(device)
+    return recall_of_proposals(run, overrides, ground_truth, device=place, log=log)
 
 
 def _write(

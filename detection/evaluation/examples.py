@@ -112,9 +112,7 @@ def _duplicates(table: MatchTable) -> np.ndarray:
     plain = np.flatnonzero(~table.gt_crowd)
     own = xyxy_to_xywh(table.gt_box[plain]), table.gt_image[plain]
     found, overlaps = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
-    for rows, counts, objects, ious in box_blocks(
-        *own, *own, crowd=np.zeros(len(plain), np.bool_)
-    ):
+    for rows, counts, objects, ious in box_blocks(*own, *own, crowd=np.zeros(len(plain), np.bool_)):
         first = np.repeat(rows, counts)
         keep = (ious >= DUPLICATE) & (first < objects)
         found.append(np.stack([plain[first[keep]], plain[objects[keep]]], axis=1))

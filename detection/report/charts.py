@@ -15,7 +15,8 @@ _LABELS = 128  # width of the names of bars
 _ROW = 22
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 38  # around the plot of a line chart
 _HEIGHT = 240
-_LEGEND = 18
+_LEGEND = 17
+_IN_ROW = 3  # lines of a legend in one row
 _WRITTEN = 16  # most classes of a heat map whose cells hold their number
 
 
@@ -57,7 +58,9 @@ def bar_chart(bars: Sequence[Bar], *, title: str, top: float | None = None) -> s
             continue
         assert bar.value is not None
         length = room * min(max(bar.value, 0) / top, 1)
-        parts.append(f'<rect class="bar" x="{_LABELS}" y="{y + 4}" width="{length:.1f}" height="14"/>')
+        parts.append(
+            f'<rect class="bar" x="{_LABELS}" y="{y + 4}" width="{length:.1f}" height="14"/>'
+        )
         end = length
         if _is_number(bar.low) and _is_number(bar.high):
             assert bar.low is not None and bar.high is not None
@@ -80,19 +83,17 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
 ) -> str:
     """Return lines over a common axis; without `x_range` or `y_range` the axis fits the lines."""
-    drawn = [
-        (x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if _is_number(y)
-    ]
+    drawn = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if _is_number(y)]
     x_range = x_range or _range_of([x for x, _ in drawn])
     y_range = y_range or _range_of([y for _, y in drawn if y is not None])
-    top = _TOP + _LEGEND
+    top = _TOP + _LEGEND * -(-len(lines) // _IN_ROW)
     parts = _axes(x_range, y_range, x_name=x_name, top=top)
     for place, line in enumerate(lines):
         style = f"line s{place % 6}" + (" dashed" if line.dashed else "")
         path = _path(line, x_range, y_range, top=top)
         parts.append(f'<path class="{style}" d="{path}"/>')
     parts += _legend(lines)
-    return _figure(title, parts, height=_HEIGHT + _LEGEND)
+    return _figure(title, parts, height=_HEIGHT + top - _TOP)
 
 
 def reliability_chart(
@@ -217,14 +218,13 @@ def _path(
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:
-    room = (WIDTH - _LEFT - _RIGHT) / max(len(lines), 1)
+    room = (WIDTH - _LEFT - _RIGHT) / _IN_ROW
     parts = []
     for place, line in enumerate(lines):
-        x = _LEFT + place * room
+        x, y = _LEFT + place % _IN_ROW * room, place // _IN_ROW * _LEGEND
         dashed = " dashed" if line.dashed else ""
-        parts.append(f'<path class="line s{place % 6}{dashed}" d="M{x:.0f} 11h16"/>')
-        text = _short(line.name, max(4, int(room / 6.5) - 3))
-        parts.append(_text(x + 20, 15, text, full=line.name))
+        parts.append(f'<path class="line s{place % 6}{dashed}" d="M{x:.0f} {y + 9}h16"/>')
+        parts.append(_text(x + 20, y + 13, _short(line.name, 15), full=line.name))
     return parts
 
 
@@ -249,12 +249,16 @@ def _short(text: str, length: int) -> str:
 def _tick(value: float) -> str:
     if abs(value) >= 10000:
         return f"{value / 1000:.4g}k"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def _range_of(values: Sequence[float]) -> tuple[float, float]:
-    """Return a range that holds all values and is not empty."""
+    """Return a range that holds all values and is not empty; it starts at 0 if that is near."""
     low, high = min(values, default=0.0), max(values, default=1.0)
+    if 0 < low < high / 2:
+        low = 0.0
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 

@@ -78,8 +78,11 @@ def detection_numbers(
             "classes": list(table.names),
             "matrix": confused.matrix,
             "worst": [
-                {"annotated": names[i], "predicted": "missed" if j == len(table.names) else names[j],
-                 "count": number}
+                {
+                    "annotated": names[i],
+                    "predicted": "missed" if j == len(table.names) else names[j],
+                    "count": number,
+                }
                 for i, j, number in confused.worst(MAX_PAIRS)
             ],
         },

@@ -1,6 +1,6 @@
 """A detector's report: numbers, galleries and page, from a results file and its annotations."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from backbones.images import decode, read_file
 from detection.data.image_files import image_path
 from detection.evaluation.errors import errors_as_dict, tide_errors
+from detection.evaluation.oracle_ladder import ladder_as_dict, oracle_ladder
 from detection.evaluation.uncertainty import as_dict, bootstrap, intervals, paired_difference
 from detection.report.cards import Examples
 from detection.report.detection_numbers import detection_numbers
@@ -22,7 +23,7 @@ from detection.report.detection_sections import (
     summary_section,
 )
 from detection.report.error_sections import comparison_section, error_section
-from detection.report.gallery import Images, draw_galleries
+from detection.report.gallery import Images, draw_galleries, read_annotated
 from detection.report.inputs import ScoredResults
 from detection.report.markup import plain
 from detection.report.page import Section
@@ -49,6 +50,7 @@ def detection_report(
     *,
     image_folder: str,
     progress: Progress,
+    proposals: Mapping[str, Any] | None = None,
     against: ScoredResults | None = None,
     names: tuple[str, str] = ("this run", "the other run"),
 ) -> Report:
@@ -58,21 +60,32 @@ def detection_report(
         scored: from `read_scored`.
         image_folder: folder of the images; "" if there are none.
         progress: shows how far the reading of images is.
+        proposals: from `proposal_recall`, None if they are not known.
         against: results of the same images to compare with.
         names: what the two are called.
 
     Raises:
         UserError: the two have other images, classes or annotations, or one has no boxes.
     """
-    images = Images(image_folder, scored.file_names.__getitem__, scored.sizes)
-    brightness = measure_brightness(images, progress) if image_folder else None
+    images = Images(None, scored.sizes)
+    brightness = None
+    if image_folder:
+        images.load = lambda image: read_annotated(
+            image_folder, scored.file_names[image], scored.sizes[image].tolist()
+        )
+        brightness = measure_brightness(
+            image_folder, scored.file_names, problems=images.problems, progress=progress
+        )
     numbers: dict[str, Any] = {"kind": "detection", "notes": list(scored.notes)}
     mistakes = {name: tide_errors(table) for name, table in scored.tables.items()}
     for name, table in scored.tables.items():
         numbers[name] = detection_numbers(table, sizes=scored.sizes, brightness=brightness)
         numbers[name]["intervals"] = as_dict(intervals(bootstrap(table)))
         numbers[name]["errors"] = errors_as_dict(mistakes[name])
+        numbers[name]["oracle_ladder"] = ladder_as_dict(oracle_ladder(table))
     first = next(iter(scored.tables))
+    if proposals is not None:
+        numbers["proposals"] = proposals
     if against is not None:
         # second minus first
         difference = as_dict(paired_difference(against.first, scored.first))
@@ -93,8 +106,9 @@ def detection_report(
     )
     numbers["images"] = {
         "folder": image_folder or None,
-        "not_shown": [{"file_name": scored.file_names[k], "reason": why}
-                      for k, why in images.problems.items()],
+        "not_shown": [
+            {"file_name": scored.file_names[k], "reason": why} for k, why in images.problems.items()
+        ],
         "not_shown_for_size": images.left_out,
         "brightness_measured": 0 if brightness is None else int((~np.isnan(brightness)).sum()),
     }
@@ -108,44 +122,35 @@ def detection_report(
             else []
         ),
         class_section(scores),
-        error_section(scores),
+        error_section(scores, numbers.get("proposals")),
         confusion_section(scores),
         score_section(scores),
         calibration_section(scores),
         part_section(scores),
-        *gallery_sections(galleries, numbers["examples"], images_note(images)),
+        *gallery_sections(galleries, numbers["examples"], images.note()),
     ]
     return Report(numbers, sections)
 
 
-def images_note(images: Images) -> str:
-    """Say what of the images cannot be shown, and why."""
-    if not images.folder:
-        return "No images were given, so the boxes are drawn alone; data.val.images=DIR shows them."
-    parts = []
-    if images.problems:
-        parts.append(
-            f"{len(images.problems)} images cannot be shown, such as: "
-            f"{next(iter(images.problems.values()))}."
-        )
-    if images.left_out:
-        parts.append(f"{images.left_out} examples are without an image, to keep the page small.")
-    return " ".join(parts)
-
-
-def measure_brightness(images: Images, progress: Progress) -> np.ndarray:
+def measure_brightness(
+    folder: str, names: Sequence[str], *, problems: dict[int, str], progress: Progress
+) -> np.ndarray:
     """Return the mean pixel value of images: (I,) from 0 to 255, NaN where it was not measured.
 
-    At most `MOST_BRIGHTNESSES` images are read. What cannot be read is recorded in
-    `images.problems`.
+    At most `MOST_BRIGHTNESSES` images are read.
+
+    Args:
+        folder: of the images.
+        names: file names of the I images.
+        problems: gets the message of each image that cannot be read, by its index.
+        progress: shows how far it is.
     """
-    count = len(images.sizes)
-    result = np.full(count, np.nan)
-    some = np.unique(np.linspace(0, count - 1, min(count, MOST_BRIGHTNESSES)).astype(int)).tolist()
-    for image in progress(some, len(some), "measuring brightness"):
+    result = np.full(len(names), np.nan)
+    some = np.linspace(0, len(names) - 1, min(len(names), MOST_BRIGHTNESSES)).astype(int)
+    for image in progress(some.tolist(), len(some), "measuring brightness"):
         try:
-            path = image_path(images.folder, images.names(image))
+            path = image_path(folder, names[image])
             result[image] = decode(read_file(path), path, reduction=_REDUCTION).mean()
         except UserError as error:
-            images.problems[image] = str(error)
+            problems[image] = str(error)
     return result

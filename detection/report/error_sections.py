@@ -10,23 +10,58 @@ from detection.report.page import Section, side_by_side
 Numbers = Mapping[str, Any]
 
 
-def error_section(scores: Numbers) -> Section:
-    """Return TIDE's errors, and the oracle ladder where there is one."""
+def error_section(scores: Numbers, proposals: Numbers | None) -> Section:
+    """Return TIDE's errors, the oracle ladder, and the recall of proposals if it is known."""
     found = scores["errors"]
     errors = found["errors"]
     bars = [Bar(name.replace("_", " "), each["lost_ap"]) for name, each in errors.items()]
-    chart = bar_chart(bars, title="AP50 that mending each kind of error gives, in points")
+    chart = bar_chart(bars, title="TIDE: AP50 that mending one kind of error gives, in points")
     rows = [
         (name.replace("_", " "), each["meaning"], count(each["count"]), percent(each["lost_ap"]))
         for name, each in errors.items()
     ]
     listed = table(("error", "what it is", "number", "AP50 lost"), rows, caption="Errors")
+    ladder = scores["oracle_ladder"]
+    rungs = bar_chart(
+        [Bar(each["name"], each["ap"]) for each in ladder],
+        title="Oracle ladder: AP with all mended up to here",
+        top=1.0,
+    )
+    rows = [
+        (each["name"], each["meaning"], percent(each["ap"]), percent(each["ap50"]))
+        for each in ladder
+    ]
+    steps = table(("mended", "what it means", "AP", "AP50"), rows, caption="Rungs", sortable=False)
+    parts = [side_by_side(chart, listed), side_by_side(rungs, steps)]
+    if proposals is not None:
+        parts.append(_proposals(proposals))
     lead = (
         "TIDE (Bolya et al. 2020): for each kind of error, how much AP at IoU 0.5 rises if it alone "
         "is mended. The gains do not add up. The last two bars are coarser: all wrong detections, "
-        "and all objects without a detection."
+        "and all objects without a detection. The oracle ladder mends one stage after the other, "
+        "and keeps what is mended: the largest step shows where the pipeline loses most."
     )
-    return Section("errors", "Where AP is lost", lead, side_by_side(chart, listed))
+    return Section("errors", "Where AP is lost", lead, "".join(parts))
+
+
+def _proposals(proposals: Numbers) -> str:
+    """Return the recall of proposals by size and number of proposals."""
+    first = next(iter(proposals.values()))
+    rows = [
+        (
+            size,
+            count(first[size]["objects"]),
+            *(
+                percent(of[size][key])
+                for of in proposals.values()
+                for key in ("recall50", "recall")
+            ),
+        )
+        for size in first
+    ]
+    headings = [f"{limit}: {what}" for limit in proposals for what in ("IoU 0.5", "0.5 to 0.95")]
+    caption = "Objects with a proposal of the RPN, by number of proposals of an image, in percent"
+    return table(("size", "objects", *headings), rows, caption=caption, sortable=False)
 
 
 def comparison_section(difference: Numbers, names: tuple[str, str]) -> Section:

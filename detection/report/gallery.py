@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from backbones.images import BadImageError, read_image
+from backbones.images import read_image
 from detection.data.image_files import image_path
 from detection.report.markup import escaped
 from detection.report.page import filtered
@@ -62,46 +62,77 @@ class Card:
 class Images:
     """The images of a report, read when they are needed.
 
-    folder: "" if no images were given. names: file name of each image. sizes: (I, 2) height and
-    width of the annotations, zeros if unknown. problems: why images could not be shown, by message.
+    load: returns an image by its index, (H, W, 3) uint8 RGB, or raises UserError; None if no images
+    were given. sizes: (I, 2) height and width of the images, zeros if unknown. problems: why images
+    could not be shown, by index. left_out: examples without an image, because the page was full.
+    bytes_left: what the page still takes, in base64.
     """
 
-    folder: str
-    names: Callable[[int], str]
+    load: Callable[[int], np.ndarray] | None
     sizes: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
     left_out: int = 0
     bytes_left: int = IMAGE_BYTES
 
     def read(self, image: int) -> np.ndarray | None:
-        """Return an image as annotated, RGB; None if it cannot be shown, which is recorded."""
-        if not self.folder or image in self.problems:
+        """Return an image; None if it cannot be shown, which is recorded."""
+        if self.load is None or image in self.problems:
             return None
-        expected = tuple(self.sizes[image].tolist())
         try:
-            name = self.names(image)
-            if not name:
-                raise BadImageError(f"image {image}: it has no file name")
-            path = image_path(self.folder, name)
-            pixels = read_image(path)
-            if any(expected) and pixels.shape[:2] != expected:
-                pixels = read_image(path, rotate=False)
-            if any(expected) and pixels.shape[:2] != expected:
-                got = f"{pixels.shape[1]}x{pixels.shape[0]}"
-                raise BadImageError(f"{path}: expected {expected[1]}x{expected[0]}, got {got}")
+            return self.load(image)
         except UserError as error:
             self.problems[image] = str(error)
             return None
-        return pixels
+
+    def note(self) -> str:
+        """Say what of the images cannot be shown, and why; "" if all can."""
+        if self.load is None:
+            return "No images were given, so the boxes are drawn alone."
+        parts = []
+        if self.problems:
+            first = next(iter(self.problems.values()))
+            parts.append(f"{len(self.problems)} images cannot be shown, such as: {first}.")
+        if self.left_out:
+            parts.append(f"{self.left_out} examples have no image, to keep the page small.")
+        return " ".join(parts)
+
+
+def read_annotated(folder: str, name: str, size: Sequence[int]) -> np.ndarray:
+    """Return an image in the frame of its annotations, (H, W, 3) uint8 RGB.
+
+    Args:
+        folder: of the images.
+        name: `file_name` of the image.
+        size: annotated height and width, zeros if unknown. The EXIF orientation is applied, unless
+            only the image without it has this size.
+
+    Raises:
+        UserError: the image cannot be read, or has another size.
+    """
+    if not name:
+        raise UserError("the annotations have no file_name for an image")
+    path, expected = image_path(folder, name), tuple(size)
+    pixels = read_image(path)
+    if any(expected) and pixels.shape[:2] != expected:
+        pixels = read_image(path, rotate=False)
+    if any(expected) and pixels.shape[:2] != expected:
+        got = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise UserError(f"{path}: expected {expected[1]}x{expected[0]}, got {got}")
+    return pixels
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cards of a section. key: its id in the page. wide: whole images instead of crops."""
+    """Cards of a section.
+
+    key: its id in the page. wide: whole images instead of crops. one_view: the annotations are not
+    beside the detections, because there are no boxes.
+    """
 
     key: str
     cards: Sequence[Card]
     wide: bool = False
+    one_view: bool = False
 
 
 def window_around(box: Sequence[float], size: Sequence[int]) -> Window:
@@ -143,15 +174,20 @@ def draw_galleries(
         progress: passes the images through and shows how far it is; gets their number.
     """
     # rank in its gallery, then gallery: the order in which cards get their share of the bytes
-    places = sorted((rank, g) for g, each in enumerate(galleries) for rank in range(len(each.cards)))
+    places = sorted(
+        (rank, g) for g, each in enumerate(galleries) for rank in range(len(each.cards))
+    )
     by_image: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for rank, g in places:
         by_image[galleries[g].cards[rank].image].append((rank, g))
     crops: dict[tuple[int, int], bytes] = {}
-    for image in progress(by_image, len(by_image)) if images.folder else ():
+    sizes = images.sizes.copy()
+    for image in progress(by_image, len(by_image)) if images.load else ():
         pixels = images.read(image)
-        for rank, g in by_image[image] if pixels is not None else ():
-            assert pixels is not None
+        if pixels is None:
+            continue
+        sizes[image] = pixels.shape[:2]
+        for rank, g in by_image[image]:
             crops[rank, g] = _jpeg(pixels, galleries[g].cards[rank].window, wide=galleries[g].wide)
     shown = {}
     for place in places:
@@ -161,8 +197,12 @@ def draw_galleries(
         elif place in crops:
             images.left_out += 1
     return {
-        each.key: _gallery(each, [shown.get((rank, g)) for rank in range(len(each.cards))],
-                           sizes=images.sizes, class_names=class_names)
+        each.key: _gallery(
+            each,
+            [shown.get((rank, g)) for rank in range(len(each.cards))],
+            sizes=sizes,
+            class_names=class_names,
+        )
         for g, each in enumerate(galleries)
     }
 
@@ -193,7 +233,13 @@ def _gallery(
     if not gallery.cards:
         return '<p class="none">None.</p>'
     cards = "".join(
-        _card(card, crop, key=f"{gallery.key}-{place}", size=sizes[card.image])
+        _card(
+            card,
+            crop,
+            key=f"{gallery.key}-{place}",
+            size=sizes[card.image],
+            one_view=gallery.one_view,
+        )
         for place, (card, crop) in enumerate(zip(gallery.cards, crops, strict=True))
     )
     counts: dict[int, int] = defaultdict(int)
@@ -211,7 +257,7 @@ def _gallery(
     )
 
 
-def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
+def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray, one_view: bool) -> str:
     window = card.window or _whole(card, size)
     x1, y1, x2, y2 = window
     is_crop, image = card.window is not None, ""
@@ -223,12 +269,13 @@ def _card(card: Card, crop: bytes | None, *, key: str, size: np.ndarray) -> str:
             f'href="data:image/jpeg;base64,{data}"/>'
         )
     again = f'<use href="#{key}"/>' if crop is not None else ""
+    views = _view(image, card.annotated, window, kind="gt", is_crop=is_crop)
+    if not one_view:
+        views += _view(again, card.detected, window, kind="det", is_crop=is_crop)
     lines = "".join(f"<br><span>{escaped(line)}</span>" for line in card.lines if line)
     labels = " ".join(map(str, sorted(card.labels)))
     return (
-        f'<div class="card" data-keys="{labels}"><div class="pair">'
-        f"{_view(image, card.annotated, window, kind='gt', is_crop=is_crop)}"
-        f"{_view(again, card.detected, window, kind='det', is_crop=is_crop)}</div>"
+        f'<div class="card" data-keys="{labels}"><div class="pair">{views}</div>'
         f'<div class="text"><b>{escaped(card.title)}</b>{lines.removeprefix("<br>")}</div></div>'
     )
 

@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from detection.evaluation.coco_results import (
-    iou_types_of,
-    match_results,
-    read_results,
-    table_of_results,
-)
-from detection.evaluation.ground_truth import GroundTruth, read_ground_truth
-from detection.evaluation.matching import MatchTable, match
+from detection.evaluation.ground_truth import GroundTruth
+from detection.evaluation.match_files import match_file
+from detection.evaluation.matching import MatchTable
+
+_NAMES = {"bbox": "boxes", "segm": "masks"}
 
 
 @dataclass(frozen=True)
@@ -37,57 +33,31 @@ class ScoredResults:
         return next(iter(self.tables.values()))
 
 
-def read_scored(
-    path: Path | str, annotations: Path | str, *, named_images: bool = False
-) -> ScoredResults:
-    """Read a results file and match it with the annotations, as `score_file` scores it.
+def read_scored(results: Path, annotations: Path, *, named_images: bool = False) -> ScoredResults:
+    """Read a results file and match it with the annotations.
 
     Args:
-        path: the results.
+        results: the results.
         annotations: the COCO JSON.
         named_images: take only images with results, if there are any.
 
     Raises:
         UserError: a file cannot be read, or a result is malformed or of no annotated image.
     """
-    results = read_results(path)
-    iou_types = iou_types_of(results)
-    need_masks: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
-    ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and need_masks)
-    matches = match_results(results, ground_truth, source=str(path))
-    notes = list(matches.notes)
-    named = set(matches.image_ids.tolist())
-    all_images = len(ground_truth.image_ids)
-    if named_images and named:
-        ground_truth = ground_truth.within(named)
-        if unscored := all_images - len(named):
-            notes.append(f"{unscored} annotated images without results are not scored")
-    elif unnamed := all_images - len(named):
-        notes.append(
-            f"{unnamed} annotated images without results are scored as images without detections"
-        )
-    if "segm" in iou_types and not ground_truth.with_masks:
-        iou_types = ("bbox",)
-        notes.append("masks of the results are not scored: the annotations have no masks")
-    tables = {}
-    for iou_type in iou_types:
-        found, lines = table_of_results(
-            results, matches, ground_truth, iou_type=iou_type, source=str(path)
-        )
-        tables["boxes" if iou_type == "bbox" else "masks"] = match(
-            found.within(ground_truth.image_ids), ground_truth, iou_type=iou_type
-        )
-        notes += [line for line in lines if line not in notes]
-        if dropped := len(found.scores) - len(next(reversed(tables.values())).det_label):
+    found = match_file(results, annotations, named_images=named_images)
+    truth, notes = found.ground_truth, list(found.notes)
+    for kind, table in found.matches.items():
+        in_images = int(np.isin(found.found[kind].image_ids, truth.image_ids).sum())
+        if dropped := in_images - len(table.det_label):
             notes.append(
-                f"{dropped} {'boxes' if iou_type == 'bbox' else 'masks'} are not scored: COCO "
-                "takes the best 100 of an image and class"
+                f"{dropped} {_NAMES[kind]} are not scored: COCO takes the 100 of an image and "
+                "class with the highest scores"
             )
-    image_ids = ground_truth.image_ids.tolist()
+    image_ids = truth.image_ids.tolist()
     return ScoredResults(
-        ground_truth,
-        tables,
-        np.array([ground_truth.size_of(each) for each in image_ids], np.int64).reshape(-1, 2),
-        tuple(ground_truth.file_name_of(each) for each in image_ids),
+        truth,
+        {_NAMES[kind]: table for kind, table in found.matches.items()},
+        np.array([truth.size_of(each) for each in image_ids], np.int64).reshape(-1, 2),
+        tuple(truth.file_name_of(each) for each in image_ids),
         tuple(notes),
     )

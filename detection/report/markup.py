@@ -11,6 +11,9 @@ import numpy as np
 from engine.text import printable
 
 
+_LONG = 30  # characters from which a text gets a wider column
+
+
 @dataclass(frozen=True)
 class Markup:
     """HTML that is put into the page as it is; every other text is escaped."""
@@ -92,7 +95,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, Cell):
         order = "" if value.value is None else f"{value.value:.9g}"
         return f'<td class="number" data-value="{order}">{escaped(value.text)}</td>'
-    return f"<td>{value if isinstance(value, Markup) else escaped(value)}</td>"
+    kind = ' class="long"' if len(str(value)) > _LONG else ""
+    return f"<td{kind}>{value if isinstance(value, Markup) else escaped(value)}</td>"
 
 
 def plain(value: Any) -> Any:

@@ -77,9 +77,7 @@ def training_section(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Secti
     """Return the charts of losses, learning rate and scores over steps."""
     charts = []
     train = curves.get("train", {})
-    losses = [
-        name for name in train if name not in ("step", "lr", "images_per_second") and any(train[name])
-    ][:6]
+    losses = [name for name in train if name not in _NO_LOSSES and any(train[name])][:6]
     if losses:
         lines = [Line(name, train["step"], _numbers(train[name])) for name in losses]
         charts.append(line_chart(lines, title="Training losses", x_name="step"))
@@ -90,9 +88,7 @@ def training_section(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Secti
     names = [name for name in _SCORES if name in scored]
     if names:
         lines = [Line(name, scored["step"], _numbers(scored[name])) for name in names[:6]]
-        charts.append(
-            line_chart(lines, title="Validation", x_name="step", y_range=(0, 1))
-        )
+        charts.append(line_chart(lines, title="Validation", x_name="step", y_range=(0, 1)))
         rows = [
             (number(step, digits=0), *(percent(scored[name][place]) for name in names))
             for place, step in enumerate(scored["step"])
@@ -102,6 +98,7 @@ def training_section(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Secti
     return Section("training", "Training", lead, side_by_side(*charts) if charts else "")
 
 
+_NO_LOSSES = ("step", "lr", "images_per_second", "grad_norm", "data_wait", "train_error")
 _SCORES = ("ap", "ap50", "ap75", "mask_ap", "top1", "top5", "localization_accuracy", "mean_iou")
 
 

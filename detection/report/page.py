@@ -41,11 +41,11 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # nothing is loaded, whatever a name in the data tries
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
         f"<title>{escaped(title)}</title><style>{read_text(folder / 'page.css')}</style></head>"
         f"<body><header><h1>{escaped(title)}</h1><p>{escaped(lead)}</p></header>"
-        f"<nav aria-label=\"sections\"><ul>{links}</ul></nav><main>{bodies}</main>"
+        f'<nav aria-label="sections"><ul>{links}</ul></nav><main>{bodies}</main>'
         "<footer>Every number of this page is in report.json.</footer>"
         f"<script>{read_text(folder / 'page.js')}</script></body></html>\n"
     )
@@ -71,7 +71,12 @@ def side_by_side(*parts: str) -> str:
 
 
 def filtered(
-    key: str, options: Sequence[tuple[str, str]], items: str, *, name: str, all_of: str | None,
+    key: str,
+    options: Sequence[tuple[str, str]],
+    items: str,
+    *,
+    name: str,
+    all_of: str | None,
     kind: str = "",
 ) -> str:
     """Return a select box, and a group of elements of which it shows some.
