@@ -78,7 +78,7 @@ def intervals(run: Bootstrap) -> dict[str, Interval]:
     Keys are `ap`, `ap50`, `ap75` for the mean over classes and, for example, `ap50/<class>`.
     """
     return {
-        name: Interval(value, *_percentiles(samples))
+        name: _interval(value, samples)
         for name, (value, samples) in _metrics(run.names, run.ap, run.samples).items()
     }
 
@@ -210,6 +210,18 @@ def _mean(by_class: np.ndarray) -> np.ndarray:
     count = known.sum(axis=1)
     total = np.where(known, by_class, 0.0).sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _interval(value: float, samples: np.ndarray) -> Interval:
+    """Return the percentile interval, moved down by the bias of AP.
+
+    AP takes the best precision at each recall or above, so it is too high, the more so with few
+    objects, and in resamples even more. So they are moved by twice what their mean exceeds the
+    value: once for their own bias, once for that of the value. The interval always has the value.
+    """
+    low, high = _percentiles(samples)
+    bias = max(float(np.nanmean(samples)) - value, 0.0) if not math.isnan(low) else 0.0
+    return Interval(value, max(low - 2 * bias, 0.0), max(high - 2 * bias, value))
 
 
 def _percentiles(samples: np.ndarray) -> tuple[float, float]:
