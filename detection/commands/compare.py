@@ -46,6 +46,8 @@ def main() -> None:
 
     show = make_console().print
     folders = [path for path in paths if not (path.suffix == ".json" and is_file(path))]
+    if len(folders) < len(paths) != 2:
+        raise UserError(f"command line: expected two results files or runs, got {len(paths)}")
     runs = {folder: read_scores(folder, SCORES) for folder in folders}
     if runs:
         show(_scores_table(runs), soft_wrap=False)

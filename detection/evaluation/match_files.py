@@ -1,7 +1,7 @@
 """Matches of a COCO results file with its annotations, from files to tables."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,9 @@ def match_file(results: Path, annotations: Path, *, named_images: bool = False) 
     """
     rows = read_results(results)
     kinds = iou_types_of(rows)
-    with_masks = "segm" in kinds and ("if any" if "bbox" in kinds else True)
-    ground_truth = read_ground_truth(annotations, with_masks=with_masks)
+    # with boxes as well, annotations without masks are fine: then boxes are matched alone
+    need_masks: Literal[True, "if any"] = "if any" if "bbox" in kinds else True
+    ground_truth = read_ground_truth(annotations, with_masks="segm" in kinds and need_masks)
     places = match_results(rows, ground_truth, source=str(results))
     notes, named = [*places.notes], np.unique(places.image_ids)
     others = len(ground_truth.image_ids) - len(named)

@@ -63,7 +63,7 @@ class Spread(NamedTuple):
 
     mean: float
     std: float
-    count: int
+    num_runs: int
 
 
 def bootstrap(table: MatchTable, *, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:

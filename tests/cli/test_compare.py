@@ -187,6 +187,9 @@ def test_two_results_files(site: Path, call: Call) -> None:
     outcome = call(compare, "a.json", "b.json")
     assert outcome.code == 2
     assert "a.json: expected data.val.annotations=PATH as well, got none" in outcome.err
+    outcome = call(compare, "a.json", "a.json", "b.json", "data.val.annotations=data/val.json")
+    assert outcome.code == 2
+    assert "expected two results files or runs, got 3" in outcome.err
 
 
 @pytest.mark.parametrize("fault", ["no detections", "other images", "other objects", "no config"])

@@ -11,12 +11,13 @@ import hotcoco
 import numpy as np
 import pytest
 
+from detection.evaluation.detection_table import IoUType
 from detection.evaluation.errors import KINDS, WRONG, TideErrors, errors_as_dict, tide_errors
 from detection.evaluation.ground_truth import read_ground_truth
 from detection.evaluation.matching import MatchTable, match
 from tests.detection.evaluation.coco_documents import write
 from tests.detection.evaluation.test_coco_backends import random_results, random_truth
-from tests.detection.evaluation.test_matching import IOU_TYPES, IoUType, found_in
+from tests.detection.evaluation.test_matching import IOU_TYPES, found_in
 
 THEIR_NAMES = {
     "localization": "Loc",

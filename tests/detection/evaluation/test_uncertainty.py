@@ -130,18 +130,16 @@ def test_intervals_hold_the_true_value_in_95_of_100_data_sets() -> None:
 
 @pytest.mark.extended
 def test_of_two_equal_detectors_few_are_told_apart() -> None:
-    # the same objects in both runs, and wrong detections of their own
     p_values = []
     for seed in range(200):
-        first = simulate(seed, 200)
-        p_values.append(
-            paired_difference(first, reshuffled(first, seed), resamples=200)["ap"].p_value
-        )
+        base = simulate(seed, 200)
+        runs = (reshuffled(base, 2 * seed), reshuffled(base, 2 * seed + 1))
+        p_values.append(paired_difference(*runs, resamples=200)["ap"].p_value)
     assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.08
 
 
 def reshuffled(table: MatchTable, seed: int) -> MatchTable:
-    """Return a run of equal skill: scores move by random noise, as another training would do."""
+    """Return a run with noise added to the scores, as from another training."""
     rng = np.random.default_rng(seed)
     scores = table.det_score + rng.normal(0, 0.5, len(table.det_score))
     order = np.lexsort((table.det_image, -scores, table.det_label))
@@ -213,6 +211,6 @@ def test_runs_on_other_annotations_are_refused() -> None:
 
 def test_spread_is_the_standard_deviation_of_a_sample() -> None:
     assert spread([0.25, 0.5, 0.75]) == Spread(0.5, 0.25, 3)
-    mean, std, count = spread([0.5])
-    assert (mean, count) == (0.5, 1)
+    mean, std, num_runs = spread([0.5])
+    assert (mean, num_runs) == (0.5, 1)
     assert math.isnan(std)
