@@ -109,7 +109,7 @@ def _report_run(run: Path, overrides: Sequence[str], arguments: Namespace, log: 
     for flag in ("against", "proposals", "named_images"):
         if getattr(arguments, flag):
             raise UserError(
-                f"--{flag.replace('_', '-')}: expected a detector's run, got {config.task}"
+                f"--{flag.replace('_', '-')}: expected a detector's run, got another task's"
             )
 
     from detection.commands.report_runs import report_on_network

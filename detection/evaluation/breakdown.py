@@ -151,7 +151,9 @@ def neighbour_overlaps(table: MatchTable) -> np.ndarray:
 
 def _aspects(boxes: np.ndarray) -> np.ndarray:
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    return np.divide(width, height, out=np.full(len(boxes), math.nan), where=height > 0)
+    aspects: np.ndarray = np.full(len(boxes), math.nan)
+    np.divide(width, height, out=aspects, where=height > 0)
+    return aspects
 
 
 def _distances(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -30,7 +30,9 @@ class ImageErrors:
     def f1(self) -> np.ndarray:
         """F1 of each image: (I,), NaN if it has neither objects nor detections."""
         whole = 2 * self.right + self.wrong + self.missed
-        return np.divide(2 * self.right, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+        f1: np.ndarray = np.full(len(whole), np.nan)
+        np.divide(2 * self.right, whole, out=f1, where=whole > 0)
+        return f1
 
     def worst(self) -> np.ndarray:
         """Return the images with errors: by falling number of errors, then by rising F1."""

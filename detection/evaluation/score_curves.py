@@ -88,7 +88,8 @@ def pooled_curve(table: MatchTable) -> ScoreCurve:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    shares: np.ndarray = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return shares
 
 
 def _f1(right: np.ndarray, count: np.ndarray, num_objects: int) -> np.ndarray:

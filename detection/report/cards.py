@@ -165,7 +165,7 @@ class Examples:
             detections=set(wrong.tolist()),
         )
 
-    def _card(  # noqa: PLR0913
+    def _card(
         self,
         image: int,
         boxes: Sequence[np.ndarray],

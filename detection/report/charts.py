@@ -53,17 +53,15 @@ def bar_chart(bars: Sequence[Bar], *, title: str, top: float | None = None) -> s
     for place, bar in enumerate(bars):
         y = place * _ROW
         parts.append(_text(_LABELS - 6, y + 15, _short(bar.name, 20), anchor="end", full=bar.name))
-        if not _is_number(bar.value):
-            parts.append(_text(_LABELS + 4, y + 15, "–"))
+        if bar.value is None or not _is_number(bar.value):
+            parts.append(_text(_LABELS + 4, y + 15, "-"))
             continue
-        assert bar.value is not None
         length = room * min(max(bar.value, 0) / top, 1)
         parts.append(
             f'<rect class="bar" x="{_LABELS}" y="{y + 4}" width="{length:.1f}" height="14"/>'
         )
         end = length
-        if _is_number(bar.low) and _is_number(bar.high):
-            assert bar.low is not None and bar.high is not None
+        if bar.low is not None and bar.high is not None:
             low, high = (_LABELS + room * min(max(v, 0) / top, 1) for v in (bar.low, bar.high))
             parts.append(
                 f'<path class="whisker" d="M{low:.1f} {y + 11}H{high:.1f}'
@@ -139,7 +137,7 @@ def heat_map(
         columns: C names.
         title: for readers who hear the page, and above the chart.
     """
-    left, top = 96, 84
+    left, top = 96.0, 84.0
     # 40 for the last slanted name
     side = min((WIDTH - left - 40) / max(len(columns), 1), 44)
     is_written = len(columns) <= _WRITTEN

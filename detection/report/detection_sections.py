@@ -84,8 +84,10 @@ def class_section(scores: Numbers) -> Section:
                 percent(each["scores"]["recall_there"]),
             )
         )
-    headings = ("class", "objects", "detections", "AP", "95 % interval", "AP50", "AP75")
-    headings = (*headings, "best score", "F1 there", "precision", "recall")
+    headings = [
+        *("class", "objects", "detections", "AP", "95 % interval", "AP50", "AP75"),
+        *("best score", "F1 there", "precision", "recall"),
+    ]
     lead = (
         "A click on a heading sorts. The best score is the threshold with the highest F1 of the "
         "class at IoU 0.5; the last three columns are F1, precision and recall there, in percent. "
@@ -269,5 +271,5 @@ def gallery_sections(galleries: Mapping[str, str], examples: Numbers, note: str)
 
 def _range(scores: Numbers, key: str) -> str:
     found = scores.get("intervals", {}).get(key)
-    cell: Cell = interval(found["low"], found["high"]) if found else Cell("–", None)
+    cell: Cell = interval(found["low"], found["high"]) if found else Cell("-", None)
     return cell.text if cell.value is not None else ""

@@ -10,7 +10,6 @@ import numpy as np
 
 from engine.text import printable
 
-
 _LONG = 30  # characters from which a text gets a wider column
 
 
@@ -40,14 +39,14 @@ def escaped(value: object) -> str:
 def percent(value: float | None, *, digits: int = 1) -> Cell:
     """Return a share as a cell in percent; a dash for None and NaN."""
     if value is None or math.isnan(value):
-        return Cell("–", None)
+        return Cell("-", None)
     return Cell(f"{100 * value:.{digits}f}", value)
 
 
 def number(value: float | None, *, digits: int = 2) -> Cell:
     """Return a number as a cell; a dash for None and NaN."""
     if value is None or math.isnan(value):
-        return Cell("–", None)
+        return Cell("-", None)
     return Cell(f"{value:.{digits}f}", value)
 
 
@@ -59,7 +58,7 @@ def count(value: int) -> Cell:
 def interval(low: float | None, high: float | None) -> Cell:
     """Return an interval of shares as a cell in percent, sorted by its width."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return Cell("–", None)
+        return Cell("-", None)
     return Cell(f"{100 * low:.1f} to {100 * high:.1f}", high - low)
 
 

@@ -12,9 +12,9 @@ import torch
 from detection.report.charts import Line, line_chart
 from detection.report.markup import Markup, escaped, number, percent, table
 from detection.report.page import Section, side_by_side
-from engine.provenance import current_commit, describe_machine
 from engine.log import METRICS_FILE, read_metrics
 from engine.paths import is_file, open_file, read_text
+from engine.provenance import current_commit, describe_machine
 
 _CHUNK = 1 << 20
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
@@ -115,13 +115,13 @@ def origin_section(source: Mapping[str, Any], config: str | None) -> Section:
     ]
     files = table(("file", "sha256"), rows, caption="Files", sortable=False)
     packages = ", ".join(f"{name} {value}" for name, value in source["packages"].items())
-    rows = [
+    facts = [
         ("packages", packages),
         ("python", f"{source['python']} on {source['system']}"),
         ("machine", source["machine"]),
         ("commit of this report's code", source["commit"]),
     ]
-    body = files + table(("", ""), rows, caption="Environment", sortable=False)
+    body = files + table(("", ""), facts, caption="Environment", sortable=False)
     if config is not None:
         body += f"<details><summary>config.yaml</summary><pre>{_lines(config)}</pre></details>"
     lead = "What to keep with the numbers, so that they can be repeated."
