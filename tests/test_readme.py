@@ -24,6 +24,7 @@ DOCUMENTS = {
     for name in (
         *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/CONFIGS.md"),
         *("docs/DATA.md", "docs/RUNS.md", "docs/WEIGHTS.md"),
+        "docs/REPORT.md",
     )
 }
 README = DOCUMENTS["README.md"]

@@ -33,6 +33,7 @@ def hostile_site(folder: Path) -> dict[str, Any]:
     boxes = [(10, 10, 40, 40), (100, 20, 50, 30), (60, 60, 20, 30)]
     objects = [(i, k + 1, boxes[k]) for i in range(4) for k in range(3)]
     found = [(i, (k + i) % 3 + 1, boxes[k], float(rng.random())) for i in range(4) for k in (0, 1)]
+    found += [(i, i % 3 + 1, (150, 70, 20, 20), 0.99) for i in range(4)]  # of nothing
     document = document_of(objects)
     for category, name in zip(document["categories"], NAMES, strict=True):
         category["name"] = name.replace("\u202e", "")
