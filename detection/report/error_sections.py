@@ -38,8 +38,8 @@ def error_section(scores: Numbers, proposals: Numbers | None) -> Section:
     lead = (
         "TIDE (Bolya et al. 2020): for each kind of error, how much AP at IoU 0.5 rises if it "
         "alone is mended. The gains do not add up. The last two bars are coarser: all wrong "
-        "detections, and all objects without a detection. The oracle ladder mends one stage after the other, "
-        "and keeps what is mended: the largest step shows where the pipeline loses most."
+        "detections, and all objects without a detection. The oracle ladder mends one stage after "
+        "the other, and keeps what is mended: the largest step shows where the pipeline loses most."
     )
     return Section("errors", "Where AP is lost", lead, "".join(parts))
 

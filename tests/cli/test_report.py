@@ -42,7 +42,9 @@ def hostile_site(folder: Path) -> dict[str, Any]:
         image["file_name"] = name
         pixels = rng.integers(256, size=(100, 200, 3), dtype=np.uint8)
         if name != "missing.jpg":
-            (folder / "images" / name).write_bytes(cv2.imencode(Path(name).suffix, pixels)[1])
+            (folder / "images" / name).write_bytes(
+                cv2.imencode(Path(name).suffix, pixels)[1].tobytes()
+            )
     (folder / "truth.json").write_text(json.dumps(document))
     (folder / "results.json").write_text(json.dumps(results_of(found)))
     return document

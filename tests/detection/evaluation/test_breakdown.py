@@ -31,6 +31,7 @@ def test_size_is_cocos(tmp_path: Path) -> None:
     parts = breakdown.by_size(random_table(tmp_path), score_thresh=0.5)
     judge = score_file(tmp_path / "results.json", tmp_path / "truth.json", backend="pycocotools")
     for part, name in zip(parts, ("ap_small", "ap_medium", "ap_large"), strict=True):
+        assert part.ap is not None
         np.testing.assert_allclose(part.ap, judge.metrics[name], atol=1e-12)
 
 
