@@ -21,12 +21,14 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
 _MOST_POINTS = 500  # of a training curve
 
 
-def origin(files: Mapping[str, Path], *, device: str | None = None) -> dict[str, Any]:
+def origin(files: Mapping[str, Path]) -> dict[str, Any]:
     """Return sha256 of files, versions of packages, the machine and the commit of this code.
 
     Args:
         files: by what they are, such as "annotations".
-        device: where predictions were made; None: nothing was predicted.
+
+    Raises:
+        UserError: a file cannot be read.
     """
     return {
         "files": {
@@ -35,7 +37,7 @@ def origin(files: Mapping[str, Path], *, device: str | None = None) -> dict[str,
         "packages": {name: _version_of(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "machine": describe_machine(torch.device(device or "cpu")),
+        "machine": describe_machine(torch.device("cpu")),
         "commit": current_commit(),
     }
 
