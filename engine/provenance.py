@@ -2,20 +2,25 @@
 
 import platform
 import subprocess
+from pathlib import Path
 
 import torch
 
-from tools.lab import REPOSITORY
+from engine.paths import exists
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""Root folder of this clone; where the package is installed, a folder that is not a clone."""
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """CPU features that make bfloat16 fast, by torch's names for them."""
 
 
 def current_commit() -> str:
-    """Return the full commit hash of this clone, or "unknown" if git cannot tell it.
+    """Return the full commit hash of this clone; "unknown" if there is none or git cannot tell it.
 
     `-dirty` is appended if tracked files have uncommitted changes.
     """
+    if not exists(REPOSITORY / ".git"):  # git would look in the folders above
+        return "unknown"
     # --exclude=* ignores tags, so that the result is always a hash
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
