@@ -4,7 +4,7 @@ Usage: resdet report RUN_OR_RESULTS [key=value ...] [--output DIR] (tools/report
 """
 
 import json
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from engine.log import RunLog
 
 PAGE, NUMBERS = "report.html", "report.json"
+MOST_IMAGES_ON_CPU = 200
+"""A detector's first stage takes about a second for an image of 800 pixels on two cores."""
 
 
 def main() -> None:
@@ -48,8 +50,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--proposals",
-        action="store_true",
-        help="run the detector's first stage over all images and add the recall of its proposals",
+        action=BooleanOptionalAction,
+        help="run the detector's first stage over all images and add the recall of its proposals "
+        f"(default: of a run with images, on a GPU or for up to {MOST_IMAGES_ON_CPU} images)",
     )
     parser.add_argument(
         "--output", type=Path, help="folder (default: RUN, or the folder of the results file)"
@@ -155,7 +158,8 @@ def _report_detection(
         files["compared with"] = _results_of(arguments.against)
         against = read_scored(files["compared with"], annotations)
     scored = read_scored(results, annotations, named_images=arguments.named_images)
-    if arguments.proposals:
+    num_images = len(scored.ground_truth.image_ids)
+    if _wants_proposals(arguments, config, run, log, num_images=num_images):
         proposals = _proposals(run, overrides, scored.ground_truth, arguments.device, log)
     report = detection_report(
         scored,
@@ -166,6 +170,30 @@ def _report_detection(
         names=(title, str(arguments.against)),
     )
     _write(output, report, f"Report: {title}", files, run, log)
+
+
+def _wants_proposals(
+    arguments: Namespace,
+    config: "DetectionConfig",
+    run: Path | None,
+    log: "RunLog",
+    *,
+    num_images: int,
+) -> bool:
+    """Return whether to find proposals: as asked, else if there is a network and it is cheap."""
+    from engine.distributed import pick_device
+    from engine.paths import is_file, is_folder
+
+    if arguments.proposals is not None or run is None:
+        return bool(arguments.proposals)
+    images = config.data.val.images
+    if not is_file(run / "model.safetensors") or not images or not is_folder(images):
+        log.note("recall of proposals: skipped, because the run's weights or images are not there")
+        return False
+    if pick_device(arguments.device).type == "cpu" and num_images > MOST_IMAGES_ON_CPU:
+        log.note(f"recall of proposals: skipped for {num_images} images; --proposals finds them")
+        return False
+    return True
 
 
 def _proposals(
@@ -202,13 +230,18 @@ def _write(
     )
     from detection.report.page import page
     from engine.files import write_file
+    from engine.provenance import read_starts
 
     source = origin(files)
     curves = read_curves(run) if run else {}
     config = read_config_text(run) if run else None
-    numbers = {"title": title, **report.numbers, "origin": source, "training": curves}
+    starts = read_starts(run) if run else []
+    numbers = {
+        **{"title": title, **report.numbers, "origin": source},
+        **{"training": curves, "training_starts": starts},
+    }
     text = json.dumps(plain(numbers), ensure_ascii=True, allow_nan=False)
-    sections = [*report.sections, training_section(curves), origin_section(source, config)]
+    sections = [*report.sections, training_section(curves), origin_section(source, config, starts)]
     lead = ", ".join(f"{name} {path}" for name, path in files.items())
     write_file(output / NUMBERS, f"{text}\n")
     write_file(output / PAGE, page(title, lead, sections))

@@ -1,6 +1,5 @@
 """Where a report comes from: files with their hashes, config, training curves, environment."""
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -12,11 +11,11 @@ import torch
 from detection.report.charts import Line, line_chart
 from detection.report.markup import Markup, escaped, number, percent, table
 from detection.report.page import Section, side_by_side
+from engine.checksum import file_digest
 from engine.log import METRICS_FILE, read_metrics
-from engine.paths import is_file, open_file, read_text
+from engine.paths import is_file, read_text
 from engine.provenance import current_commit, describe_machine
 
-_CHUNK = 1 << 20
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
 _MOST_POINTS = 500  # of a training curve
 
@@ -32,7 +31,7 @@ def origin(files: Mapping[str, Path]) -> dict[str, Any]:
     """
     return {
         "files": {
-            name: {"path": str(path), "sha256": sha256_of(path)} for name, path in files.items()
+            name: {"path": str(path), "sha256": file_digest(path)} for name, path in files.items()
         },
         "packages": {name: _version_of(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -40,15 +39,6 @@ def origin(files: Mapping[str, Path]) -> dict[str, Any]:
         "machine": describe_machine(torch.device("cpu")),
         "commit": current_commit(),
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; UserError if it cannot be read."""
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_curves(folder: Path) -> dict[str, dict[str, list[Any]]]:
@@ -104,12 +94,15 @@ _NO_LOSSES = ("step", "lr", "images_per_second", "grad_norm", "data_wait", "trai
 _SCORES = ("ap", "ap50", "ap75", "mask_ap", "top1", "top5", "localization_accuracy", "mean_iou")
 
 
-def origin_section(source: Mapping[str, Any], config: str | None) -> Section:
+def origin_section(
+    source: Mapping[str, Any], config: str | None, starts: Sequence[Mapping[str, Any]]
+) -> Section:
     """Return files, versions, machine and config.
 
     Args:
         source: from `origin`.
         config: the config.yaml of the run; None without a run.
+        starts: from `read_starts`: where the run was started and resumed.
     """
     rows = [
         (f"{name}: {each['path']}", Markup(f"<code>{escaped(each['sha256'])}</code>"))
@@ -124,6 +117,10 @@ def origin_section(source: Mapping[str, Any], config: str | None) -> Section:
         ("commit of this report's code", source["commit"]),
     ]
     body = files + table(("", ""), facts, caption="Environment", sortable=False)
+    if starts:
+        keys = ("step", "commit", "machine", "python")
+        cells = [tuple(each[key] for key in keys) for each in starts]
+        body += table(keys, cells, caption="Starts of the training", sortable=False)
     if config is not None:
         body += f"<details><summary>config.yaml</summary><pre>{_lines(config)}</pre></details>"
     lead = "What to keep with the numbers, so that they can be repeated."

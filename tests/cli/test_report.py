@@ -94,7 +94,7 @@ def test_degenerate_results_have_a_report(name: str, tmp_path: Path, call: Call)
 @pytest.mark.extended
 def test_run_of_a_detector(trained: Path, call: Call, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(trained.parent)
-    flags = ["--proposals", "--against", "run", "--output", tmp_path, "--device", "cpu"]
+    flags = ["--against", "run", "--output", tmp_path, "--device", "cpu"]
     done = call(report, "run", *flags)
     assert done.code == 0, done.err
     page = check_page(tmp_path / "report.html")
@@ -105,7 +105,12 @@ def test_run_of_a_detector(trained: Path, call: Call, tmp_path: Path, monkeypatc
     assert numbers["comparison"]["difference"]["ap"]["p_value"] == 1
     assert numbers["proposals"]["100"]["all"]["objects"] == 2
     assert numbers["training"]["train"]["step"] == [1, 2]
+    assert [each["step"] for each in numbers["training_starts"]] == [0]
     assert len(numbers["origin"]["files"]["annotations"]["sha256"]) == 64
+    done = call(report, "run", "--output", tmp_path, "--device", "cpu", "data.val.images=gone")
+    assert done.code == 0
+    assert "recall of proposals: skipped, because the run's weights or images are not" in done.out
+    assert read_strictly(tmp_path / "report.json").get("proposals") is None
 
 
 @pytest.mark.extended
