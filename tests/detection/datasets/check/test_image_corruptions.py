@@ -1,0 +1,389 @@
+"""Ten seeded corruptions of image files, splits, classes and objects of real data sets.
+
+Each test compares with the findings of the clean files: exactly the damaged entries come on top.
+"""
+
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.data.image_files import image_path
+from detection.datasets.check.columns import Columns
+from detection.datasets.check.findings import Finding
+from detection.datasets.check.image_facts import Facts, read_facts
+from detection.datasets.check.kinds import KINDS
+from detection.datasets.check.run import Context, check_columns, open_columns
+from detection.datasets.check.splits import OtherSplit
+from detection.models.anchors import AnchorGenerator
+from detection.ops.boxes import box_iou
+from tests.detection.datasets.check.checking import NETWORK, QUIET, write
+from tests.detection.datasets.check.corruptions import CORRUPTIONS, PLACES, Document, choose
+
+DATA_SETS = {
+    "coco128": ("coco128/annotations/instances_train2017.json", "coco128/train2017"),
+    "bccd": ("bccd/annotations/val.json", "bccd/images"),
+}
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A data set as it is: its JSON, its images, and what is found in them."""
+
+    json: Path
+    images: Path
+    facts: Facts
+    findings: dict[str, Finding]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A copy of a data set. Its images are links, which a test replaces and never writes to."""
+
+    clean: Clean
+    folder: Path
+    document: Document
+    rng: np.random.Generator
+
+    def path_of(self, row: int) -> Path:
+        return self.folder / str(self.document["images"][row]["file_name"])
+
+    def pixels_of(self, row: int) -> Image.Image:
+        return Image.open(self.path_of(row)).convert("RGB")
+
+    def add_copies(self, suffix: str, save: Callable[[Path, Path], object]) -> list[int]:
+        """Append ten images without objects, the files of which `save(image, copy)` writes."""
+        images = self.document["images"]
+        first = max(image["id"] for image in images) + 1
+        rows = []
+        for number, row in enumerate(choose(self.document, self.rng, "images")):
+            name = f"copy {number}{suffix}"
+            save(self.path_of(row), self.folder / name)
+            rows.append(len(images))
+            images.append({**images[row], "id": first + number, "file_name": name})
+        return rows
+
+    def findings(self, other: Document | None = None) -> dict[str, Finding]:
+        """Check the copy, against another split in the same folder; links are not decoded again."""
+        names = [image["file_name"] for image in self.document["images"]]
+        facts = self.facts_of(names)
+        against = None
+        if other is not None:
+            columns = open_columns(write(self.folder.parent / "other.json", other))
+            against = OtherSplit(columns, self.facts_of(columns.images.names))
+        path = write(self.folder.parent / "a.json", self.document)
+        content = [path.read_bytes(), *map(bytes_of, self.folder.iterdir())]
+        found = findings_of(open_columns(path), facts, against)
+        assert [path.read_bytes(), *map(bytes_of, self.folder.iterdir())] == content
+        return found
+
+    def facts_of(self, names: Sequence[str]) -> Facts:
+        kept = {name for name in names if image_path(self.folder, name).is_symlink()}
+        facts = {name: self.clean.facts[Path(name.replace("\\", "/")).name] for name in kept}
+        return {**facts, **read_facts(self.folder, set(names) - kept, workers=0, log=QUIET)}
+
+
+def bytes_of(path: Path) -> bytes:
+    return b"" if path.is_symlink() else path.read_bytes()
+
+
+def findings_of(columns: Columns, facts: Facts, other: Any = None) -> dict[str, Finding]:
+    found = check_columns(columns, Context(NETWORK, facts, other)).findings
+    return {finding.code: finding for finding in found}
+
+
+def rows_beyond(clean: dict[str, Finding], found: dict[str, Finding]) -> dict[str, list[int]]:
+    """Return the rows that the clean file does not have, by kind."""
+    rows = {}
+    for code, finding in found.items():
+        before = set(clean[code].rows.tolist()) if code in clean else set()
+        rows[code] = sorted(set(finding.rows.tolist()) - before)
+    return {code: each for code, each in rows.items() if each}
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module", params=DATA_SETS)
+def clean(request: pytest.FixtureRequest, data_dir: Path) -> Clean:
+    path, images = (data_dir / each for each in DATA_SETS[request.param])
+    columns = open_columns(path)
+    facts = read_facts(images, columns.images.names, workers=0, log=QUIET)
+    return Clean(path, images, facts, findings_of(columns, facts))
+
+
+@pytest.fixture
+def damaged(clean: Clean, tmp_path: Path, request: pytest.FixtureRequest) -> Damaged:
+    (tmp_path / "images").mkdir()
+    document = json.loads(clean.json.read_text())
+    for image in document["images"]:
+        (tmp_path / "images" / image["file_name"]).symlink_to(clean.images / image["file_name"])
+    seed = zlib.crc32(request.node.name.encode())
+    return Damaged(clean, tmp_path / "images", document, np.random.default_rng(seed))
+
+
+def remove(data: Damaged, row: int, turn: int) -> None:
+    data.path_of(row).unlink()
+
+
+def spoil(data: Damaged, row: int, turn: int) -> None:
+    content = data.path_of(row).read_bytes()
+    half = content[: len(content) // 2]
+    ends = (half, b"", bytes(5000), b"not an image", half + content[-2:], content[:-2000])
+    replace(data.path_of(row), ends[turn % len(ends)])
+
+
+def resize(data: Damaged, row: int, turn: int) -> None:
+    image = data.pixels_of(row)
+    sizes = (
+        (image.width - 1, image.height),
+        (image.width // 2, image.height // 2),
+        (image.width, image.height + 7),
+        (image.height, image.width) if image.width != image.height else (9, 7),
+    )
+    replace(data.path_of(row), encoded(image.resize(sizes[turn % len(sizes)])))
+
+
+def rotate(data: Damaged, row: int, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = (5, 6, 7, 8)[turn % 4]  # the orientations that swap width and height
+    replace(data.path_of(row), encoded(data.pixels_of(row), exif=exif))
+
+
+@pytest.mark.parametrize(
+    ("code", "damage"),
+    [
+        ("image-missing", remove),
+        ("image-damaged", spoil),
+        ("image-other-size", resize),
+        ("exif-ignored", rotate),
+    ],
+)
+def test_damaged_files(
+    damaged: Damaged, code: str, damage: Callable[[Damaged, int, int], None]
+) -> None:
+    images = damaged.document["images"]
+    rows = choose(damaged.document, damaged.rng, "images")
+    if code == "exif-ignored":
+        oblong = [row for row, image in enumerate(images) if image["width"] != image["height"]]
+        rows = sorted(damaged.rng.choice(oblong, size=PLACES, replace=False).tolist())
+    for turn, row in enumerate(rows):
+        damage(damaged, row, turn)
+    assert rows_beyond(damaged.clean.findings, damaged.findings()) == {code: rows}
+
+
+def copy_bytes(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def save_png(source: Path, target: Path) -> None:
+    target.write_bytes(encoded(Image.open(source).convert("RGB"), "PNG", compress_level=1))
+
+
+@pytest.mark.parametrize("save", [copy_bytes, save_png])
+def test_equal_images_under_other_names(
+    damaged: Damaged, save: Callable[[Path, Path], object]
+) -> None:
+    rows = damaged.add_copies(".jpg" if save is copy_bytes else ".png", save)
+    beyond = rows_beyond(damaged.clean.findings, damaged.findings())
+    assert beyond == {"duplicate-image": rows, "images-empty": rows}
+
+
+@pytest.mark.parametrize("spelling", ["{}", "./{}", "/{}", ".//{}", ".\\{}"])
+def test_shared_files_are_no_copies(damaged: Damaged, spelling: str) -> None:
+    images = damaged.document["images"]
+    first = max(image["id"] for image in images) + 1
+    rows = []
+    for number, row in enumerate(choose(damaged.document, damaged.rng, "images")):
+        rows.append(len(images))
+        name = spelling.format(images[row]["file_name"])
+        images.append({**images[row], "id": first + number, "file_name": name})
+    beyond = rows_beyond(damaged.clean.findings, damaged.findings())
+    assert beyond == {"shared-file": rows, "images-empty": rows}
+
+
+def halves(document: Document) -> tuple[Document, Document]:
+    """Divide the images and their annotations into the even and the odd ones."""
+    parts = []
+    for first in (0, 1):
+        images = document["images"][first::2]
+        ids = {image["id"] for image in images}
+        objects = [each for each in document["annotations"] if each["image_id"] in ids]
+        parts.append({**document, "images": images, "annotations": objects})
+    return parts[0], parts[1]
+
+
+def plain_counts(document: Document) -> dict[str, int]:
+    """Return the number of objects to train on by class name."""
+    plain = [each for each in document["annotations"] if not each.get("iscrowd")]
+    return {
+        each["name"]: sum(entry["category_id"] == each["id"] for entry in plain)
+        for each in document["categories"]
+    }
+
+
+@pytest.mark.parametrize("save", [copy_bytes, save_png])
+def test_images_that_are_in_both_splits(
+    damaged: Damaged, save: Callable[[Path, Path], object]
+) -> None:
+    here, there = halves(damaged.document)
+    split = Damaged(damaged.clean, damaged.folder, here, damaged.rng)
+    before = split.findings(there)
+    assert "leakage" not in before
+    rows = choose(here, damaged.rng, "images")
+    for number, row in enumerate(rows):
+        name = f"other {number}{'.jpg' if save is copy_bytes else '.png'}"
+        save(split.path_of(row), damaged.folder / name)
+        entry = {**here["images"][row], "id": 10**7 + number, "file_name": name}
+        there["images"].append(entry)
+    found = split.findings(there)
+    assert rows_beyond(before, found) == {"leakage": rows}
+    assert found["leakage"].detail == "by content"
+
+
+def drop_objects(document: Document, names: Iterable[str], keep: int) -> None:
+    """Keep `keep` objects of each of these classes, and its crowd regions."""
+    ids = {each["id"] for each in document["categories"] if each["name"] in set(names)}
+    seen = dict.fromkeys(ids, 0)
+    kept = []
+    for entry in document["annotations"]:
+        key = entry["category_id"]
+        if key in ids and not entry.get("iscrowd"):
+            seen[key] += 1
+            if seen[key] > keep:
+                continue
+        kept.append(entry)
+    document["annotations"] = kept
+
+
+@pytest.mark.parametrize(("code", "keep"), [("class-few-objects", 9), ("class-unused", 0)])
+def test_classes_with_few_objects(damaged: Damaged, code: str, keep: int) -> None:
+    many = [name for name, count in plain_counts(damaged.document).items() if count >= 10]
+    # one class is left: without any object the file has another finding
+    chosen = damaged.rng.choice(many, size=min(PLACES, len(many) - 1), replace=False).tolist()
+    drop_objects(damaged.document, chosen, keep)
+    before = damaged.clean.findings
+    found = damaged.findings()
+    assert found[code].count == (before[code].count if code in before else 0) + len(chosen)
+    if code not in before:
+        texts = {str(example) for example in found[code].examples}
+        assert texts == {f"{name}: {keep}" if keep else name for name in chosen[:3]}
+
+
+def test_classes_of_another_split(damaged: Damaged) -> None:
+    here, there = halves(damaged.document)
+    both = [
+        name for name, count in plain_counts(here).items() if count and plain_counts(there)[name]
+    ]
+    chosen = damaged.rng.choice(both, size=min(PLACES, len(both)), replace=False).tolist()
+    split = Damaged(damaged.clean, damaged.folder, here, damaged.rng)
+    before = split.findings(there)
+    drop_objects(there, chosen, 0)
+    found = split.findings(there)
+    code = "class-missing-in-split"
+    assert found[code].count == (before[code].count if code in before else 0) + len(chosen)
+    assert "classes-differ" not in found
+
+    there["categories"] = json.loads(json.dumps(there["categories"]))
+    for category in there["categories"]:
+        category["name"] += " 2" if category["name"] in chosen else ""
+    assert split.findings(there)["classes-differ"].count == 2 * len(chosen)
+
+
+def test_class_names_that_differ_in_case_or_spaces(damaged: Damaged) -> None:
+    categories = damaged.document["categories"]
+    chosen = damaged.rng.permutation(len(categories))[:PLACES].tolist()
+    changes: tuple[Callable[[str], str], ...] = (
+        str.swapcase,
+        " {}".format,
+        "{} ".format,
+        lambda name: f"{name[:2]}_{name[2:]}",
+        lambda name: f"{name[:2]}-{name[2:]}",
+    )
+    for number, at in enumerate(chosen):
+        name = changes[number % len(changes)](categories[at]["name"])
+        categories.append({"id": 1000 + number, "name": name})
+    finding = damaged.findings()["class-similar-names"]
+    assert finding.count == len(chosen)
+
+
+def sides_of(document: Document) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows, and (n, 2) width and height on the resized image, of objects but crowds."""
+    images = {image["id"]: image for image in document["images"]}
+    rows, sides = [], []
+    for row, entry in enumerate(document["annotations"]):
+        image = images[entry["image_id"]]
+        size = image["width"], image["height"]
+        scale = min(NETWORK.short_side / min(size), NETWORK.max_side / max(size))
+        if not entry.get("iscrowd"):
+            rows.append(row)
+            sides.append([side * scale for side in entry["bbox"][2:]])
+    return np.array(rows), np.array(sides)
+
+
+def test_small_objects(damaged: Damaged) -> None:
+    places = choose(damaged.document, damaged.rng)
+    for at in places:
+        box = damaged.document["annotations"][at]["bbox"]
+        box[2:] = [2.0, 2.5]
+    rows, sides = sides_of(damaged.document)
+    small = rows[sides.min(axis=1) < max(8, NETWORK.stride)].tolist()
+    finding = damaged.findings()["object-small"]
+    assert finding.rows.tolist() == small
+    assert finding.count == len(small)
+    assert set(small) >= set(places)
+
+
+def test_objects_that_no_anchor_fits(damaged: Damaged) -> None:
+    sizes, ratios = NETWORK.anchor_sizes, NETWORK.anchor_ratios
+    anchors = AnchorGenerator([tuple(sizes)], ratios=tuple(ratios), strides=[16]).cell_anchors[0]
+
+    def missed() -> np.ndarray:
+        rows, sides = sides_of(damaged.document)
+        boxes = torch.from_numpy(np.concatenate([-sides / 2, sides / 2], axis=1)).float()
+        poor: np.ndarray = rows[(box_iou(boxes, anchors).amax(dim=1) < 0.5).numpy()]
+        return poor
+
+    before = missed()
+    rows = np.setdiff1d(sides_of(damaged.document)[0], before)
+    images = {image["id"]: image for image in damaged.document["images"]}
+    for at in damaged.rng.choice(rows, size=PLACES, replace=False).tolist():
+        entry = damaged.document["annotations"][at]
+        width = 0.8 * images[entry["image_id"]]["width"]
+        entry["bbox"] = [5.0, entry["bbox"][1], width, width / 20]
+    code = "anchors-miss"
+    clean = damaged.clean.findings
+    assert len(before) == (clean[code].count if code in clean else 0)
+    assert len(missed()) == len(before) + PLACES
+    assert damaged.findings()[code].count == len(missed())
+
+
+OF_WHOLE_FILES = {  # in test_odd_files.py, and id-gaps of the clean files in test_corruptions.py
+    *("missing-list", "no-annotations-key", "no-categories", "no-images", "no-training-object"),
+    *("ids-from-zero", "id-gaps", "category-not-object"),
+}
+OF_IMAGES = {
+    *("image-missing", "image-damaged", "image-other-size", "exif-ignored", "duplicate-image"),
+    *("leakage", "class-few-objects", "class-unused", "class-missing-in-split", "classes-differ"),
+    *("class-similar-names", "object-small", "anchors-miss", "anchors-miss-many"),
+}
+
+
+def test_each_kind_has_its_corruptions() -> None:
+    assert KINDS.keys() == OF_WHOLE_FILES | OF_IMAGES | CORRUPTIONS.keys()
