@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from detection.commands import data as prepare_data
 from tests.cli.conftest import Call
@@ -177,8 +178,11 @@ def test_split_in_groups(data: Path, call: Call, options: list[str]) -> None:
 
 def test_leakage_is_refused(data: Path, call: Call) -> None:
     images = data / "images"
-    (images / "c" / "5.jpg").write_bytes((images / "a" / "1.jpg").read_bytes())
-    arguments = [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images"]
+    with Image.open(images / "a" / "1.jpg") as image:  # other bytes, the same pixels
+        image.save(images / "c" / "5.jpg", "PNG")
+    (images / "b" / "3.jpg").write_bytes(b"no image")
+    (images / "a" / "2.jpg").unlink()
+    arguments = [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images", "--workers", "0"]
     outcome = call(prepare_data, *arguments)
     assert outcome.code == 2
     assert "1 sets of equal images" in outcome.err
@@ -186,6 +190,8 @@ def test_leakage_is_refused(data: Path, call: Call) -> None:
     outcome = call(prepare_data, *arguments, "--allow-leakage")
     assert outcome.code == 0, outcome.err
     assert "1 sets of equal images are divided like others" in outcome.out
+    assert "1 images cannot be read in images: compared by name only" in outcome.out
+    assert "1 images cannot be decoded in images: compared by" in outcome.out
     outcome = call(prepare_data, *arguments, "--group-duplicates", "--force")
     assert outcome.code == 0, outcome.err
     names = [

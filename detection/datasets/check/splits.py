@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from detection.data.data_report import file_keys
+from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
-from detection.datasets.check.image_facts import Facts
 from detection.datasets.check.structure import counts_by_class
 
 
@@ -76,10 +76,10 @@ def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:
 
 def _same_content(columns: Columns, facts: Facts | None, other: OtherSplit) -> dict[int, str]:
     """Return the other file's name for each image of the same pixels, by place."""
-    theirs = {fact.digest: name for name, fact in (other.facts or {}).items() if fact.digest}
+    theirs = {fact.digest: name for name, fact in (other.facts or {}).items() if fact.size}
     found = {}
     for at, name in enumerate(columns.images.names):
         fact = (facts or {}).get(name)
-        if fact is not None and fact.digest in theirs:
+        if fact is not None and fact.size and fact.digest in theirs:
             found[at] = theirs[fact.digest]
     return found

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from detection.data.image_content import Facts, read_facts
 from detection.data.image_files import image_path
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import Finding
-from detection.datasets.check.image_facts import Facts, read_facts
 from detection.datasets.check.kinds import KINDS
 from detection.datasets.check.run import Context, check_columns, open_columns
 from detection.datasets.check.splits import OtherSplit
@@ -73,14 +73,13 @@ class Damaged:
 
     def findings(self, other: Document | None = None) -> dict[str, Finding]:
         """Check the copy, against another split in the same folder; links are not decoded again."""
-        names = [image["file_name"] for image in self.document["images"]]
-        facts = self.facts_of(names)
+        path = write(self.folder.parent / "a.json", self.document)
+        content = [path.read_bytes(), *map(bytes_of, self.folder.iterdir())]
+        facts = self.facts_of([image["file_name"] for image in self.document["images"]])
         against = None
         if other is not None:
             columns = open_columns(write(self.folder.parent / "other.json", other))
             against = OtherSplit(columns, self.facts_of(columns.images.names))
-        path = write(self.folder.parent / "a.json", self.document)
-        content = [path.read_bytes(), *map(bytes_of, self.folder.iterdir())]
         found = findings_of(open_columns(path), facts, against)
         assert [path.read_bytes(), *map(bytes_of, self.folder.iterdir())] == content
         return found
