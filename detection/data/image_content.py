@@ -10,6 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from backbones.images import BadImageError, decode, quiet_opencv, read_file
@@ -23,6 +24,8 @@ FEWEST_FOR_PROCESSES = 500
 MOST_WORKERS = 8
 """More processes than this wait for the disk, and each takes memory."""
 DIGEST_BYTES = 16
+THUMBNAIL_SIDE = 32
+"""Pixels; 1 KB an image."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class ImageFact:
     size: (height, width) as training sees it, EXIF rotation applied; None if it cannot be decoded.
     stored: the same before the rotation. digest: of the decoded pixels and the size, so that an
     image saved again without loss has the same; of the file's bytes if it cannot be decoded; empty
-    if it cannot even be read (`is_missing`). error: why it cannot be decoded.
+    if it cannot even be read (`is_missing`). thumbnail: (32, 32) uint8 grey levels, averages of the
+    image's areas; empty if it cannot be decoded. error: why not.
     """
 
     size: tuple[int, int] | None = None
     stored: tuple[int, int] | None = None
     digest: bytes = b""
+    thumbnail: bytes = b""
     error: str = ""
     is_missing: bool = False
 
@@ -94,7 +99,13 @@ def _fact_of(folder: Path, name: str) -> ImageFact:
     height, width = pixels.shape[:2]
     digest = _digest_of(str(pixels.shape).encode(), np.ascontiguousarray(pixels).data)
     stored = stored_size(data) if data.startswith(JPEG_START) else None
-    return ImageFact((height, width), stored or (height, width), digest)
+    return ImageFact((height, width), stored or (height, width), digest, _thumbnail_of(pixels))
+
+
+def _thumbnail_of(pixels: np.ndarray) -> bytes:
+    # grey after the resize: a thousandth of the pixels, and both are linear
+    small = cv2.resize(pixels, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return bytes(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).data)
 
 
 def _digest_of(*parts: bytes | memoryview) -> bytes:

@@ -9,6 +9,7 @@ from detection.data.data_report import file_keys
 from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
+from detection.datasets.check.near_copies import near_copies, skipped_note, thumbnails_of
 
 
 def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
@@ -51,6 +52,23 @@ def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
                 twins[at] = earlier
     findings.add_images(
         "duplicate-image", _array([*twins]), lambda at: f"like {images.names[twins[at]]}"
+    )
+    _find_near_copies(columns, facts, [*first.values()], findings)
+
+
+def _find_near_copies(
+    columns: Columns, facts: Facts, places: Sequence[int], findings: FindingList
+) -> None:
+    """Add near copies among images `places`, each of other content."""
+    names = columns.images.names
+    thumbnails = thumbnails_of([facts[names[at]] for at in places])
+    found, skipped = near_copies(thumbnails, thumbnails, limits=np.arange(len(places)))
+    twins = {at: places[twin] for at, twin in zip(places, found.tolist(), strict=True) if twin >= 0}
+    findings.add_images(
+        "near-duplicate-image",
+        _array([*twins]),
+        lambda at: f"almost like {names[twins[at]]}",
+        detail=skipped_note(skipped),
     )
 
 

@@ -1,5 +1,6 @@
 """Findings from a comparison with the other split of a data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from detection.data.data_report import file_keys
 from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
+from detection.datasets.check.near_copies import near_copies, skipped_note, thumbnails_of
 from detection.datasets.check.structure import counts_by_class
 
 
@@ -63,6 +65,38 @@ def find_split_faults(
         np.array([*twins], np.int64),
         lambda at: f"is {twins[at]} there",
         detail=detail,
+    )
+    if facts is not None and other.facts is not None:
+        _find_near_leaks(columns, facts, other.facts, twins, findings)
+
+
+def _find_near_leaks(
+    columns: Columns, facts: Facts, theirs: Facts, leaked: Mapping[int, str], findings: FindingList
+) -> None:
+    """Add images of which the other split has a copy in another encoding or size."""
+    own = {
+        facts[name].digest: facts[name]
+        for at, name in enumerate(columns.images.names)
+        if at not in leaked and name in facts and facts[name].size
+    }
+    others = {fact.digest: name for name, fact in theirs.items() if fact.size}
+    names = [*others.values()]
+    found, skipped = near_copies(
+        thumbnails_of([*own.values()]),
+        thumbnails_of([theirs[name] for name in names]),
+        limits=np.full(len(own), len(names)),
+    )
+    twins = {key: names[twin] for key, twin in zip(own, found.tolist(), strict=True) if twin >= 0}
+    places = {
+        at: twins[facts[name].digest]
+        for at, name in enumerate(columns.images.names)
+        if name in facts and facts[name].digest in twins
+    }
+    findings.add_images(
+        "near-leaked-image",
+        np.array([*places], np.int64),
+        lambda at: f"almost like {places[at]} there",
+        detail=skipped_note(skipped),
     )
 
 

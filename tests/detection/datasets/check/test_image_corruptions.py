@@ -68,7 +68,9 @@ class Damaged:
             name = f"copy {number}{suffix}"
             save(self.path_of(row), self.folder / name)
             rows.append(len(images))
-            images.append({**images[row], "id": first + number, "file_name": name})
+            with Image.open(self.folder / name) as image:
+                size = {"width": image.width, "height": image.height}
+            images.append({**images[row], "id": first + number, "file_name": name, **size})
         return rows
 
     def findings(self, other: Document | None = None) -> dict[str, Finding]:
@@ -195,13 +197,28 @@ def save_png(source: Path, target: Path) -> None:
     target.write_bytes(encoded(Image.open(source).convert("RGB"), "PNG", compress_level=1))
 
 
-@pytest.mark.parametrize("save", [copy_bytes, save_png])
-def test_equal_images_under_other_names(
-    damaged: Damaged, save: Callable[[Path, Path], object]
+def save_jpeg(source: Path, target: Path) -> None:
+    quality = 50 + 5 * int(target.stem[-1])
+    target.write_bytes(encoded(Image.open(source).convert("RGB"), quality=quality))
+
+
+def save_resized(source: Path, target: Path) -> None:
+    image = Image.open(source).convert("RGB")
+    scale = (0.5, 0.8, 0.95, 1.1)[int(target.stem[-1]) % 4]
+    size = round(scale * image.width), round(scale * image.height)
+    target.write_bytes(encoded(image.resize(size), quality=90))
+
+
+SAVES = {copy_bytes: "", save_png: "", save_jpeg: "near-", save_resized: "near-"}
+
+
+@pytest.mark.parametrize(("save", "near"), SAVES.items())
+def test_images_under_other_names(
+    damaged: Damaged, save: Callable[[Path, Path], object], near: str
 ) -> None:
-    rows = damaged.add_copies(".jpg" if save is copy_bytes else ".png", save)
+    rows = damaged.add_copies(".png" if save is save_png else ".jpg", save)
     beyond = rows_beyond(damaged.clean.findings, damaged.findings())
-    assert beyond == {"duplicate-image": rows, "images-empty": rows}
+    assert beyond == {f"{near}duplicate-image": rows, "images-empty": rows}
 
 
 @pytest.mark.parametrize("spelling", ["{}", "./{}", "/{}", ".//{}", ".\\{}"])
@@ -237,23 +254,22 @@ def plain_counts(document: Document) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("save", [copy_bytes, save_png])
+@pytest.mark.parametrize(("save", "near"), SAVES.items())
 def test_images_that_are_in_both_splits(
-    damaged: Damaged, save: Callable[[Path, Path], object]
+    damaged: Damaged, save: Callable[[Path, Path], object], near: str
 ) -> None:
     here, there = halves(damaged.document)
     split = Damaged(damaged.clean, damaged.folder, here, damaged.rng)
     before = split.findings(there)
-    assert "leakage" not in before
+    assert not before.keys() & {"leakage", "near-leaked-image"}
     rows = choose(here, damaged.rng, "images")
     for number, row in enumerate(rows):
-        name = f"other {number}{'.jpg' if save is copy_bytes else '.png'}"
+        name = f"other {number}{'.png' if save is save_png else '.jpg'}"
         save(split.path_of(row), damaged.folder / name)
         entry = {**here["images"][row], "id": 10**7 + number, "file_name": name}
         there["images"].append(entry)
     found = split.findings(there)
-    assert rows_beyond(before, found) == {"leakage": rows}
-    assert found["leakage"].detail == "by content"
+    assert rows_beyond(before, found) == {"near-leaked-image" if near else "leakage": rows}
 
 
 def drop_objects(document: Document, names: Iterable[str], keep: int) -> None:
@@ -380,6 +396,7 @@ OF_WHOLE_FILES = {  # in test_odd_files.py, and id-gaps of the clean files in te
 OF_IMAGES = {
     *("image-missing", "image-damaged", "image-other-size", "exif-ignored", "duplicate-image"),
     *("leakage", "class-few-objects", "class-unused", "class-missing-in-split", "classes-differ"),
+    *("near-duplicate-image", "near-leaked-image"),
     *("class-similar-names", "object-small", "anchors-miss", "anchors-miss-many"),
 }
 
