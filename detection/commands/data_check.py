@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.commands.config_files import find_config
-from detection.commands.data_inputs import add_workers, workers_of
+from detection.commands.data_inputs import add_workers, say_large, workers_of
 from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
@@ -60,6 +60,7 @@ def main() -> None:
     quiet_opencv()
     log = RunLog(None, is_main=True)
     inputs = Inputs(path, arguments.images, arguments.against, arguments.against_images, workers)
+    say_large(log, path, arguments.against)
     columns, context = read_inputs(inputs, network=network, log=log)
     report = check_columns(columns, context)
     notes = []

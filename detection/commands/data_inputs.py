@@ -1,12 +1,31 @@
-"""Options that data commands share."""
+"""Inputs that data commands share: large JSON files, and processes that decode images."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.cli import CommandParser
+    from engine.log import RunLog
+
+LARGE_BYTES = 20_000_000
+"""A JSON of this size is read in about a second."""
+
+
+def say_large(log: "RunLog", *files: Path | None) -> None:
+    """Say that large files will be read; None and missing files are skipped.
+
+    Raises:
+        UserError: a file cannot be checked, for example without permission for its folder.
+    """
+    from engine.paths import status_of
+
+    for file in files:
+        status = None if file is None else status_of(file)
+        if status is not None and status.st_size >= LARGE_BYTES:
+            log.note(f"reading {file} ({status.st_size / 1e6:.0f} MB)")
 
 
 def add_workers(parser: "CommandParser") -> None:

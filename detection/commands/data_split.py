@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detection.commands.data_inputs import add_workers, workers_of
+from detection.commands.data_inputs import add_workers, say_large, workers_of
 from engine.cli import CommandParser
 from engine.errors import UserError
 
@@ -39,6 +39,7 @@ def main() -> None:
     outputs = [arguments.output / f"{name}.json" for name in names]
     prepare_outputs(outputs, [arguments.json], force=arguments.force)
     log = RunLog(None, is_main=True)
+    say_large(log, arguments.json)
     document = read_document(arguments.json)
     wanted = (
         split.sizes_of_fractions(arguments.fractions, len(document.file_names))
