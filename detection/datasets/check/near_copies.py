@@ -22,7 +22,7 @@ different images by at least 24. This tells apart images of a static camera or o
 MOST_SHARE = 0.1
 """Largest mean difference as a share of the thumbnail's standard deviation, so that images with
 hardly any contrast are not taken for copies. Copies have at most 0.032, others at least 0.15."""
-MOST_TRIED = 200
+MOST_TRIED = 50
 """Images of one bucket that an image is compared with; a bucket is larger only if many images of
 one scene differ by more than `MOST_CELL`."""
 
@@ -59,16 +59,17 @@ def near_copies(
     is_cut = np.zeros(len(queries), np.bool_)
     if not len(queries) or not len(images):
         return found, 0
-    asked, known = _features_of(queries), _features_of(images)
+    asked, spread = _features_of(queries)
+    known, _ = _features_of(images)
     axes = np.argsort(-known.std(axis=0))[:_GRID]  # those that tell most images apart
-    buckets, order = _buckets_of(known[:, axes])
+    buckets = _buckets_of(known[:, axes])
+    order = np.argsort(buckets, kind="stable")
     keys, starts = np.unique(buckets[order], return_index=True)
     # ascending: by bucket, then by place
     ranked = np.searchsorted(keys, buckets[order]) * (len(images) + 1) + order
-    spread = queries.std(axis=1)
     most = np.minimum(MOST_MEAN, MOST_SHARE * spread)
     for shift in itertools.product((-1, 0, 1), repeat=_GRID):
-        wanted, _ = _buckets_of(asked[:, axes], shift=shift)
+        wanted = _buckets_of(asked[:, axes], shift=shift)
         rank = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
         first = starts[rank]
         last = np.searchsorted(ranked, rank * (len(images) + 1) + limits) - 1
@@ -92,26 +93,31 @@ def skipped_note(count: int) -> str:
     return f"{count} images were compared with {MOST_TRIED} similar ones each" if count else ""
 
 
-def _features_of(thumbnails: np.ndarray) -> np.ndarray:
-    """Return (N, 16) float32: means of the pixels, each with the sign of a Walsh function."""
+def _features_of(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and standard deviations of thumbnails: (N, 16) and (N,) float32.
+
+    The features are means of all pixels, each with the sign of a Walsh function.
+    """
     side = THUMBNAIL_SIDE // _BLOCKS
-    blocks = thumbnails.reshape(-1, _BLOCKS, side, _BLOCKS, side).mean(
-        axis=(2, 4), dtype=np.float32
-    )
     signs = np.ones((1, 1), np.float32)
     while len(signs) < _BLOCKS**2:
         signs = np.kron(np.array([[1, 1], [1, -1]], np.float32), signs)
-    features: np.ndarray = blocks.reshape(len(blocks), -1) @ signs / _BLOCKS**2
-    return features
+    means = np.zeros((len(thumbnails), _BLOCKS**2), np.float32)
+    spreads = np.zeros(len(thumbnails), np.float32)
+    for start in range(0, len(thumbnails), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        pixels = thumbnails[part].astype(np.float32)
+        blocks = pixels.reshape(-1, _BLOCKS, side, _BLOCKS, side).mean(axis=(2, 4))
+        means[part] = blocks.reshape(len(pixels), -1)
+        spreads[part] = pixels.std(axis=1)
+    return means @ signs / _BLOCKS**2, spreads
 
 
-def _buckets_of(
-    features: np.ndarray, *, shift: Sequence[int] = (0,) * _GRID
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bucket of each row of (n, `_GRID`) features, and their stable order by bucket."""
+def _buckets_of(features: np.ndarray, *, shift: Sequence[int] = (0,) * _GRID) -> np.ndarray:
+    """Return the number of the bucket of each row of (n, `_GRID`) features: (n,) int64."""
     cells = np.floor(features / _WIDTH).astype(np.int64) + np.array(shift) + 512  # 1 to 1023
-    buckets = cells @ np.array([1 << 20, 1 << 10, 1])
-    return buckets, np.argsort(buckets, kind="stable")
+    buckets: np.ndarray = cells @ np.array([1 << 20, 1 << 10, 1])
+    return buckets
 
 
 def _are_near(

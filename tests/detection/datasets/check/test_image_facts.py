@@ -98,6 +98,32 @@ def test_equal_content(tmp_path: Path, split: dict[str, Any]) -> None:
     assert found["shared-file"] == [5]
 
 
+def test_copies_that_were_saved_again_remain(tmp_path: Path, split: dict[str, Any]) -> None:
+    folder = tmp_path / "images"
+    row = np.linspace(0, 255, 40).astype(np.uint8)
+    pixels = np.stack([row, row[::-1], row], axis=-1)[None].repeat(30, axis=0)
+    pixels[10:20, 5:25] = 90
+    cv2.imwrite(str(folder / "2.png"), pixels)
+    cv2.imwrite(str(folder / "5.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    shutil.copy(folder / "5.jpg", folder / "6.jpg")
+    split["images"][4]["file_name"] = "5.jpg"
+    split["images"][5]["file_name"] = "6.jpg"
+    found = rows_of(tmp_path, split)
+    assert found["near-duplicate-image"] == [4]
+    assert found["duplicate-image"] == [5]
+    report, changes = repair(tmp_path / "a.json", tmp_path / "b.json", images=folder)
+    left = {finding.code: finding.remaining for finding in report.findings}
+    assert left["near-duplicate-image"] == left["duplicate-image"] == 1
+    assert not any(line["list"] == "images" for line in changes.lines)
+
+    other = {**split, "images": split["images"][:2], "annotations": split["annotations"][:2]}
+    split["images"] = split["images"][2:]
+    path = write(tmp_path / "other.json", other)
+    found = rows_of(tmp_path, split, against=path, against_images=folder)
+    assert found["near-leaked-image"] == [2, 3]
+    assert "leakage" not in found
+
+
 def test_leakage_by_content_and_by_name(tmp_path: Path, split: dict[str, Any]) -> None:
     other_folder = tmp_path / "other"
     other_folder.mkdir()
