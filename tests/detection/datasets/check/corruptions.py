@@ -31,6 +31,17 @@ def choose(
     return sorted(rng.choice(places, size=count, replace=False).tolist())
 
 
+def halves(document: Document) -> tuple[Document, Document]:
+    """Divide the images and their annotations into the even and the odd ones."""
+    parts = []
+    for first in (0, 1):
+        images = document["images"][first::2]
+        ids = {image["id"] for image in images}
+        objects = [each for each in document["annotations"] if each["image_id"] in ids]
+        parts.append({**document, "images": images, "annotations": objects})
+    return parts[0], parts[1]
+
+
 def setting(key: str, *values: Any, name: str = "annotations") -> Corruption:
     """Set a key to these values in turn; `del` removes it."""
 

@@ -1,4 +1,4 @@
-"""Ten seeded corruptions of image files, splits, classes and objects of real data sets.
+"""Ten seeded corruptions of the image files of real data sets.
 
 Each test compares with the findings of the clean files: exactly the damaged entries come on top.
 """
@@ -6,14 +6,13 @@ Each test compares with the findings of the clean files: exactly the damaged ent
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from detection.data.image_content import Facts, read_facts
@@ -23,10 +22,8 @@ from detection.datasets.check.findings import Finding
 from detection.datasets.check.kinds import KINDS
 from detection.datasets.check.run import Context, check_columns, open_columns
 from detection.datasets.check.splits import OtherSplit
-from detection.models.anchors import AnchorGenerator
-from detection.ops.boxes import box_iou
 from tests.detection.datasets.check.checking import NETWORK, QUIET, write
-from tests.detection.datasets.check.corruptions import CORRUPTIONS, PLACES, Document, choose
+from tests.detection.datasets.check.corruptions import CORRUPTIONS, PLACES, Document, choose, halves
 
 DATA_SETS = {
     "coco128": ("coco128/annotations/instances_train2017.json", "coco128/train2017"),
@@ -234,26 +231,6 @@ def test_shared_files_are_no_copies(damaged: Damaged, spelling: str) -> None:
     assert beyond == {"shared-file": rows, "images-empty": rows}
 
 
-def halves(document: Document) -> tuple[Document, Document]:
-    """Divide the images and their annotations into the even and the odd ones."""
-    parts = []
-    for first in (0, 1):
-        images = document["images"][first::2]
-        ids = {image["id"] for image in images}
-        objects = [each for each in document["annotations"] if each["image_id"] in ids]
-        parts.append({**document, "images": images, "annotations": objects})
-    return parts[0], parts[1]
-
-
-def plain_counts(document: Document) -> dict[str, int]:
-    """Return the number of objects to train on by class name."""
-    plain = [each for each in document["annotations"] if not each.get("iscrowd")]
-    return {
-        each["name"]: sum(entry["category_id"] == each["id"] for entry in plain)
-        for each in document["categories"]
-    }
-
-
 @pytest.mark.parametrize(("save", "near"), SAVES.items())
 def test_images_that_are_in_both_splits(
     damaged: Damaged, save: Callable[[Path, Path], object], near: str
@@ -270,123 +247,6 @@ def test_images_that_are_in_both_splits(
         there["images"].append(entry)
     found = split.findings(there)
     assert rows_beyond(before, found) == {"near-leaked-image" if near else "leakage": rows}
-
-
-def drop_objects(document: Document, names: Iterable[str], keep: int) -> None:
-    """Keep `keep` objects of each of these classes, and its crowd regions."""
-    ids = {each["id"] for each in document["categories"] if each["name"] in set(names)}
-    seen = dict.fromkeys(ids, 0)
-    kept = []
-    for entry in document["annotations"]:
-        key = entry["category_id"]
-        if key in ids and not entry.get("iscrowd"):
-            seen[key] += 1
-            if seen[key] > keep:
-                continue
-        kept.append(entry)
-    document["annotations"] = kept
-
-
-@pytest.mark.parametrize(("code", "keep"), [("class-few-objects", 9), ("class-unused", 0)])
-def test_classes_with_few_objects(damaged: Damaged, code: str, keep: int) -> None:
-    many = [name for name, count in plain_counts(damaged.document).items() if count >= 10]
-    # one class is left: without any object the file has another finding
-    chosen = damaged.rng.choice(many, size=min(PLACES, len(many) - 1), replace=False).tolist()
-    drop_objects(damaged.document, chosen, keep)
-    before = damaged.clean.findings
-    found = damaged.findings()
-    assert found[code].count == (before[code].count if code in before else 0) + len(chosen)
-    if code not in before:
-        texts = {str(example) for example in found[code].examples}
-        assert texts == {f"{name}: {keep}" if keep else name for name in chosen[:3]}
-
-
-def test_classes_of_another_split(damaged: Damaged) -> None:
-    here, there = halves(damaged.document)
-    both = [
-        name for name, count in plain_counts(here).items() if count and plain_counts(there)[name]
-    ]
-    chosen = damaged.rng.choice(both, size=min(PLACES, len(both)), replace=False).tolist()
-    split = Damaged(damaged.clean, damaged.folder, here, damaged.rng)
-    before = split.findings(there)
-    drop_objects(there, chosen, 0)
-    found = split.findings(there)
-    code = "class-missing-in-split"
-    assert found[code].count == (before[code].count if code in before else 0) + len(chosen)
-    assert "classes-differ" not in found
-
-    there["categories"] = json.loads(json.dumps(there["categories"]))
-    for category in there["categories"]:
-        category["name"] += " 2" if category["name"] in chosen else ""
-    assert split.findings(there)["classes-differ"].count == 2 * len(chosen)
-
-
-def test_class_names_that_differ_in_case_or_spaces(damaged: Damaged) -> None:
-    categories = damaged.document["categories"]
-    chosen = damaged.rng.permutation(len(categories))[:PLACES].tolist()
-    changes: tuple[Callable[[str], str], ...] = (
-        str.swapcase,
-        " {}".format,
-        "{} ".format,
-        lambda name: f"{name[:2]}_{name[2:]}",
-        lambda name: f"{name[:2]}-{name[2:]}",
-    )
-    for number, at in enumerate(chosen):
-        name = changes[number % len(changes)](categories[at]["name"])
-        categories.append({"id": 1000 + number, "name": name})
-    finding = damaged.findings()["class-similar-names"]
-    assert finding.count == len(chosen)
-
-
-def sides_of(document: Document) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows, and (n, 2) width and height on the resized image, of objects but crowds."""
-    images = {image["id"]: image for image in document["images"]}
-    rows, sides = [], []
-    for row, entry in enumerate(document["annotations"]):
-        image = images[entry["image_id"]]
-        size = image["width"], image["height"]
-        scale = min(NETWORK.short_side / min(size), NETWORK.max_side / max(size))
-        if not entry.get("iscrowd"):
-            rows.append(row)
-            sides.append([side * scale for side in entry["bbox"][2:]])
-    return np.array(rows), np.array(sides)
-
-
-def test_small_objects(damaged: Damaged) -> None:
-    places = choose(damaged.document, damaged.rng)
-    for at in places:
-        box = damaged.document["annotations"][at]["bbox"]
-        box[2:] = [2.0, 2.5]
-    rows, sides = sides_of(damaged.document)
-    small = rows[sides.min(axis=1) < max(8, NETWORK.stride)].tolist()
-    finding = damaged.findings()["object-small"]
-    assert finding.rows.tolist() == small
-    assert finding.count == len(small)
-    assert set(small) >= set(places)
-
-
-def test_objects_that_no_anchor_fits(damaged: Damaged) -> None:
-    sizes, ratios = NETWORK.anchor_sizes, NETWORK.anchor_ratios
-    anchors = AnchorGenerator([tuple(sizes)], ratios=tuple(ratios), strides=[16]).cell_anchors[0]
-
-    def missed() -> np.ndarray:
-        rows, sides = sides_of(damaged.document)
-        boxes = torch.from_numpy(np.concatenate([-sides / 2, sides / 2], axis=1)).float()
-        poor: np.ndarray = rows[(box_iou(boxes, anchors).amax(dim=1) < 0.5).numpy()]
-        return poor
-
-    before = missed()
-    rows = np.setdiff1d(sides_of(damaged.document)[0], before)
-    images = {image["id"]: image for image in damaged.document["images"]}
-    for at in damaged.rng.choice(rows, size=PLACES, replace=False).tolist():
-        entry = damaged.document["annotations"][at]
-        width = 0.8 * images[entry["image_id"]]["width"]
-        entry["bbox"] = [5.0, entry["bbox"][1], width, width / 20]
-    code = "anchors-miss"
-    clean = damaged.clean.findings
-    assert len(before) == (clean[code].count if code in clean else 0)
-    assert len(missed()) == len(before) + PLACES
-    assert damaged.findings()[code].count == len(missed())
 
 
 OF_WHOLE_FILES = {  # in test_odd_files.py, and id-gaps of the clean files in test_corruptions.py
