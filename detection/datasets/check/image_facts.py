@@ -9,7 +9,7 @@ from detection.data.data_report import file_keys
 from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
-from detection.datasets.check.near_copies import near_copies, skipped_note, thumbnails_of
+from detection.datasets.check.near_copies import near_copies, thumbnails_of
 
 
 def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
@@ -68,8 +68,8 @@ def _find_near_copies(
         "near-duplicate-image",
         _array([*twins]),
         lambda at: f"almost like {names[twins[at]]}",
-        detail=skipped_note(skipped),
     )
+    findings.add("images-alike", skipped)
 
 
 def _array(places: Sequence[int]) -> np.ndarray:

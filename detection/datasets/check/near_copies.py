@@ -88,11 +88,6 @@ def near_copies(
     return found, int((is_cut & (found < 0)).sum())
 
 
-def skipped_note(count: int) -> str:
-    """Return what to say about the queries that `near_copies` did not compare with all."""
-    return f"{count} images were compared with {MOST_TRIED} similar ones each" if count else ""
-
-
 def _features_of(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return features and standard deviations of thumbnails: (N, 16) and (N,) float32.
 

@@ -9,7 +9,7 @@ from detection.data.data_report import file_keys
 from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
-from detection.datasets.check.near_copies import near_copies, skipped_note, thumbnails_of
+from detection.datasets.check.near_copies import near_copies, thumbnails_of
 from detection.datasets.check.structure import counts_by_class
 
 
@@ -96,8 +96,8 @@ def _find_near_leaks(
         "near-leaked-image",
         np.array([*places], np.int64),
         lambda at: f"almost like {places[at]} there",
-        detail=skipped_note(skipped),
     )
+    findings.add("images-alike-in-split", skipped)
 
 
 def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:

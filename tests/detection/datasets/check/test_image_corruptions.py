@@ -249,9 +249,10 @@ def test_images_that_are_in_both_splits(
     assert rows_beyond(before, found) == {"near-leaked-image" if near else "leakage": rows}
 
 
-OF_WHOLE_FILES = {  # in test_odd_files.py, and id-gaps of the clean files in test_corruptions.py
+OF_WHOLE_FILES = {  # in test_odd_files.py, test_image_facts.py, and test_corruptions.py (id-gaps)
     *("missing-list", "no-annotations-key", "no-categories", "no-images", "no-training-object"),
     *("ids-from-zero", "id-gaps", "category-not-object"),
+    *("images-alike", "images-alike-in-split"),
 }
 OF_IMAGES = {
     *("image-missing", "image-damaged", "image-other-size", "exif-ignored", "duplicate-image"),

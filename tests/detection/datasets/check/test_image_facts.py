@@ -124,6 +124,25 @@ def test_copies_that_were_saved_again_remain(tmp_path: Path, split: dict[str, An
     assert "leakage" not in found
 
 
+def test_images_that_were_not_all_compared_are_counted(
+    tmp_path: Path, split: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detection.datasets.check.near_copies.MOST_TRIED", 1)
+    pixels = np.linspace(0, 255, 3600).astype(np.uint8).reshape(30, 40, 3)
+    for number in range(1, 7):  # one scene with a dark object elsewhere
+        image = pixels.copy()
+        image[20:22, 6 * number - 3 : 6 * number] -= 50
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
+    inputs = {"against": write(tmp_path / "other.json", {**split, "images": split["images"][:3]})}
+    split["images"] = split["images"][3:]
+    path = write(tmp_path / "a.json", split)
+    images = tmp_path / "images"
+    found = findings_of(path, images=images, against_images=images, **inputs)
+    assert found["images-alike"].count == 1
+    assert found["images-alike-in-split"].count == 3
+    assert not found.keys() & {"near-duplicate-image", "near-leaked-image"}
+
+
 def test_leakage_by_content_and_by_name(tmp_path: Path, split: dict[str, Any]) -> None:
     other_folder = tmp_path / "other"
     other_folder.mkdir()
