@@ -180,6 +180,49 @@ def test_a_start_that_wrote_no_checkpoint_is_repeated_in_its_folder(
     assert not list(run.rglob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    "damaged", [["step_00000012"], ["best"], ["step_00000012", "best"]], ids=str
+)
+def test_a_restarted_job_resumes_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: list[str]
+) -> None:
+    settings = config(checkpoint_every=4, eval_every=4, keep_checkpoints=2, log_every=1)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for folder in (run, whole):
+        fit(ToyTask(), settings, output=folder)
+    content = {}
+    for name in damaged:
+        path = run / "checkpoints" / f"{name}.pt"
+        content[name] = path.read_bytes()[:-100]
+        path.write_bytes(content[name])
+    capsys.readouterr()
+    fit(ToyTask(), settings, output=run, auto_resume=True, replace=True)
+    said = capsys.readouterr().out.replace("\n", " ")
+    for name in damaged:
+        aside = f"{name}.pt.damaged"
+        assert f"its end is missing or altered; renamed to {aside}" in said
+        assert (run / "checkpoints" / aside).read_bytes() == content[name]
+    assert ("resumed at step 8" in said) == ("step_00000012" in damaged)
+    torch.testing.assert_close(weights(run), weights(whole), rtol=0, atol=0)
+    steps = [[line["step"] for line in lines(folder, "train")] for folder in (run, whole)]
+    assert steps[0] == steps[1]
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_ends_with_one_line(tmp_path: Path) -> None:
+    settings = config(checkpoint_every=4, keep_checkpoints=2)
+    fit(ToyTask(), settings, output=tmp_path)
+    for path in (tmp_path / "checkpoints").glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    for _ in range(2):  # also when it is restarted once more
+        with pytest.raises(UserError, match=r"step_00000008.pt: .*there is no earlier one$"):
+            fit(ToyTask(), settings, output=tmp_path, auto_resume=True, replace=True)
+    # without the flag nothing is renamed
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        fit(ToyTask(), settings, output=tmp_path, resume=True)
+    assert files(tmp_path) == before
+
+
 @pytest.mark.parametrize("changed", [False, True], ids=["same config", "another config"])
 def test_weights_without_checkpoints_are_moved_aside(tmp_path: Path, changed: bool) -> None:
     run = tmp_path / "run"
