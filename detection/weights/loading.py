@@ -95,7 +95,6 @@ def load_detector_weights(
     kind = origin_of(state)
     if kind == OURS:
         found = _our_detector(state, metadata, config=config, path=path)
-        check_keys(found.tensors, config, {}, path=path)
     elif kind == TORCHVISION_DETECTOR:
         found = _torchvision_detector(state, class_names, category_ids, config=config, path=path)
         check_keys(found.tensors, config, {}, path=path)
@@ -150,11 +149,13 @@ def _our_detector(
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
     names = read_class_names(metadata, source=path)
     notes: tuple[str, ...] = ()
+    theirs = None
     if "config" in metadata:
         theirs = read_saved_config(metadata, [], schemas=SCHEMAS, kind=DetectionConfig, source=path)
         settings = {key: value_at(theirs, key) for key in _RUN_SETTINGS}
         if overrides := differing(settings, config):
             notes = (f"the file's run has {' '.join(overrides)}, unlike this one",)
+    check_keys(state, config, {}, path=path, trained_with=theirs)
     return _Detector(state, len(names), names, notes)
 
 
