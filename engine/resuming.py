@@ -20,6 +20,9 @@ LOCK_WAIT_S = 60
 """Longest wait of a restarted job for the lock of its earlier process, seconds. torchrun and Slurm
 kill a process 30 seconds after SIGTERM by default."""
 
+_MAX_CHANGED = 5
+"""Differences from an earlier run's config that an error names."""
+
 
 @contextmanager
 def opened_run_folder(
@@ -121,8 +124,10 @@ def _can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) ->
         return False
     changed = differences(state.saved_config(payload, source=output), state.config)
     if changed:
+        more = len(changed) - _MAX_CHANGED
+        named = [*changed[:_MAX_CHANGED], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(
-            f"{output}: holds a run of another config ({'; '.join(changed)}); resume it with "
+            f"{output}: holds a run of another config ({'; '.join(named)}); resume it with "
             "--resume, or choose another --output"
         )
     return True

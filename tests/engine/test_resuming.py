@@ -223,6 +223,21 @@ def test_a_job_whose_checkpoints_are_all_damaged_ends_with_one_line(tmp_path: Pa
     assert files(tmp_path) == before
 
 
+def test_many_differences_from_an_earlier_run_are_counted(tmp_path: Path) -> None:
+    fit(ToyTask(), config(), output=tmp_path)
+    other = config(
+        lr=0.1,
+        max_steps=20,
+        log_every=2,
+        eval_every=3,
+        checkpoint_every=7,
+        patience=2,
+        ema_decay=0.9,
+    )
+    with pytest.raises(UserError, match=r"config \(optim.lr: 0.05 -> 0.1; .*; and 2 more\)"):
+        fit(ToyTask(), other, output=tmp_path, auto_resume=True, replace=True)
+
+
 @pytest.mark.parametrize("changed", [False, True], ids=["same config", "another config"])
 def test_weights_without_checkpoints_are_moved_aside(tmp_path: Path, changed: bool) -> None:
     run = tmp_path / "run"
