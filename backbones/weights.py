@@ -1,6 +1,5 @@
 """Pretrained weights: reading, conversion from other projects' formats, checks and loading."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +28,9 @@ from backbones.metadata import read_numbers, read_stride_in_1x1
 from backbones.resnet import ResNet
 from backbones.weights_origin import EMPTY, MMDETECTION, UNKNOWN, origin_of
 from engine import checkpoint
-from engine.checksum import checksum_note
+from engine.checksum import checksum_note, file_digest
 from engine.errors import UserError
-from engine.paths import is_folder, open_file
+from engine.paths import is_folder
 
 _WRAPPERS, _MAX_WRAPPERS = ("state_dict", "model", "model_state_dict"), 3
 """Keys under which training scripts store a state dict, and how deep they may be nested."""
@@ -146,7 +145,7 @@ def make_weights_report(
     source = RESDET if _is_ours(metadata) else source
     return WeightsReport(
         str(path),
-        sha256_of(path),
+        file_digest(Path(path)),
         source,
         tuple(unexpected),
         tuple(notes),
@@ -375,12 +374,6 @@ def add_norm_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith("running_var")
     }
     return counters | dict(state)
-
-
-def sha256_of(path: Path | str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:

@@ -9,7 +9,8 @@ import time
 from datetime import timedelta
 from uuid import uuid4
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from engine.errors import PeerError
 
@@ -17,7 +18,7 @@ _POLL_S = 0.02
 _ROSTER = "resdet/roster"
 
 
-def join_job(*, timeout_s: float) -> tuple[dist.Store, int, int]:
+def join_job(*, timeout_s: float) -> tuple[Store, int, int]:
     """Return a store of this attempt, this process's rank, and the number of processes.
 
     The processes are those of torchrun's environment variables.
@@ -26,12 +27,13 @@ def join_job(*, timeout_s: float) -> tuple[dist.Store, int, int]:
         PeerError: another process did not come within `timeout_s`.
     """
     limit = timedelta(seconds=timeout_s)
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=limit)))
+    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
     store.set_timeout(limit)
-    return dist.PrefixStore(_agree(store, rank, size, timeout_s=timeout_s), store), rank, size
+    attempt = _agree(store, rank, size, timeout_s=timeout_s)
+    return PrefixStore(attempt, store), rank, size
 
 
-def _agree(store: dist.Store, rank: int, size: int, *, timeout_s: float) -> str:
+def _agree(store: Store, rank: int, size: int, *, timeout_s: float) -> str:
     """Return a name that all processes of this attempt have agreed on, and no others.
 
     Each process writes a random name of its own. Rank 0 publishes a roster: a random name of the

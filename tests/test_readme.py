@@ -23,7 +23,7 @@ DOCUMENTS = {
     name: (REPOSITORY / name).read_text(encoding="utf-8")
     for name in (
         *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/CONFIGS.md"),
-        *("docs/DATA.md", "docs/RUNS.md", "docs/CLUSTER.md", "docs/WEIGHTS.md"),
+        *("docs/DATA.md", "docs/RUNS.md", "docs/CLUSTER.md", "docs/WEIGHTS.md", "docs/REPORT.md"),
     )
 }
 README = DOCUMENTS["README.md"]

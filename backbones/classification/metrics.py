@@ -175,7 +175,7 @@ class ClassificationEvaluator:
         Raises:
             UserError: there are no images.
         """
-        records = _merge([part for state in states for part in state])
+        records = merge_records([part for state in states for part in state])
         num_classes = len(self._class_names)
         # flat index of each image's cell in the confusion matrix
         cells = records.labels * num_classes + records.best[:, 0]
@@ -232,10 +232,13 @@ def calibration_error(confidences: np.ndarray, correct: np.ndarray, *, num_bins:
     return float(np.abs(gaps).sum() / len(confidences))
 
 
-def _merge(parts: Sequence[PredictionRecords]) -> PredictionRecords:
+def merge_records(parts: Sequence[PredictionRecords]) -> PredictionRecords:
     """Concatenate all records, sorted by image id.
 
     The fixed order makes sums round the same for any number of processes.
+
+    Raises:
+        UserError: there are none.
     """
     if not parts:
         raise UserError("evaluation: expected at least one validation image, got none")

@@ -5,12 +5,12 @@ Usage: resdet data check JSON [--images DIR] [--against OTHER.json] [--fix OUT.j
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.commands.config_files import find_config
+from detection.commands.data_inputs import add_workers, say_large, workers_of
 from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from detection.datasets.check.network import NetworkView
     from detection.datasets.check.run import Report
-
-MOST_WORKERS = 8
 
 
 def main() -> None:
@@ -43,18 +41,12 @@ def main() -> None:
     parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a repaired copy")
     parser.add_argument("--output", type=Path, metavar="REPORT.json", help="write the findings")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=min(MOST_WORKERS, os.cpu_count() or 1),
-        help="processes that decode images; 0: none but this one (default: %(default)s)",
-    )
+    add_workers(parser)
     arguments = parser.parse_intermixed_args()
     files, overrides = split_arguments(arguments.positional)
     if len(files) != 1:
         raise UserError(f"command line: expected one JSON, got {len(files)}")
-    if arguments.workers < 0:
-        raise UserError(f"--workers: expected 0 or more, got {arguments.workers}")
+    workers = workers_of(arguments)
     path, fix = files[0], arguments.fix
     _check_outputs(arguments, path)
     network = _network_view(arguments.config, overrides)
@@ -67,9 +59,8 @@ def main() -> None:
 
     quiet_opencv()
     log = RunLog(None, is_main=True)
-    inputs = Inputs(
-        path, arguments.images, arguments.against, arguments.against_images, arguments.workers
-    )
+    inputs = Inputs(path, arguments.images, arguments.against, arguments.against_images, workers)
+    say_large(log, path, arguments.against)
     columns, context = read_inputs(inputs, network=network, log=log)
     report = check_columns(columns, context)
     notes = []

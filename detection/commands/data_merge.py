@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detection.commands.data_inputs import say_large
 from engine.cli import CommandParser
 from engine.errors import UserError
 
@@ -50,6 +51,7 @@ def main() -> None:
 
     prepare_outputs([arguments.output], files, force=arguments.force)
     log = RunLog(None, is_main=True)
+    say_large(log, *files)
     documents = [read_document(path) for path in log.progress(files, len(files), "reading")]
     merged = merge(documents, prefixes=prefixes, on_same_image=arguments.on_same_image)
     write_document(arguments.output, merged.content)

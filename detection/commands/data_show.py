@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detection.commands.data_inputs import say_large
 from engine.cli import CommandParser
 from engine.errors import UserError
 
@@ -63,6 +64,7 @@ def main() -> None:
     quiet_opencv()
     require_folder(arguments.images, "the folder of images")
     log = RunLog(None, is_main=True)
+    say_large(log, arguments.json)
     # for_scoring keeps the ids of annotations
     annotations = read_coco(arguments.json, on_bad_box="skip", need_boxes=False, for_scoring=True)
     labels = _labels_of(annotations, arguments.classes)

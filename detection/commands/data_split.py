@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detection.commands.data_inputs import add_workers, say_large, workers_of
 from engine.cli import CommandParser
 from engine.errors import UserError
 
@@ -27,6 +28,7 @@ _MAX_CLASSES = 100  # rows of the table
 def main() -> None:
     """Parse the command line, divide the images, write the files and print the shares."""
     arguments = _parser().parse_args()
+    arguments.workers = workers_of(arguments)
     shares = arguments.fractions or arguments.counts
     names = _names(arguments.names, len(shares))
 
@@ -37,6 +39,7 @@ def main() -> None:
     outputs = [arguments.output / f"{name}.json" for name in names]
     prepare_outputs(outputs, [arguments.json], force=arguments.force)
     log = RunLog(None, is_main=True)
+    say_large(log, arguments.json)
     document = read_document(arguments.json)
     wanted = (
         split.sizes_of_fractions(arguments.fractions, len(document.file_names))
@@ -94,6 +97,7 @@ def _parser() -> CommandParser:
     duplicates.add_argument(
         "--allow-leakage", action="store_true", help="divide equal images like others"
     )
+    add_workers(parser)
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     return parser
 
@@ -128,17 +132,25 @@ def _equal_images(
     Raises:
         UserError: equal images may come into different parts, and the arguments do not allow it.
     """
-    from detection.data.image_content import content_keys
-    from detection.data.image_files import image_path
+    from backbones.images import quiet_opencv
+    from detection.data.image_content import read_facts
     from detection.datasets.split import duplicates, refuse_leakage
     from engine.paths import require_folder
 
     contents, notes = None, ["images were compared by name only; --images compares their content"]
     if arguments.images:
         folder = require_folder(arguments.images, "the folder of images")
-        contents = content_keys([image_path(folder, name) for name in document.file_names], log=log)
-        unknown = contents.count(None)
-        notes = [f"{unknown} images are not in {folder}; compared by name only"] if unknown else []
+        quiet_opencv()
+        names = document.file_names
+        facts = read_facts(folder, names, workers=arguments.workers, log=log)
+        contents = [facts[name].digest for name in names]
+        missing = sum(fact.is_missing for fact in facts.values())
+        damaged = sum(fact.size is None for fact in facts.values()) - missing
+        counts = {
+            f"images cannot be read in {folder}: compared by name only": missing,
+            f"images cannot be decoded in {folder}: compared by the bytes of the file": damaged,
+        }
+        notes = [f"{count} {what}" for what, count in counts.items() if count]
     same = duplicates(document, contents)
     if not (arguments.group_duplicates or arguments.allow_leakage):
         refuse_leakage(document, groups or list(map(str, range(len(document.file_names)))), same)

@@ -6,6 +6,7 @@ Usage: resdet data stats JSON [--images DIR] [--output DIR]
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detection.commands.data_inputs import say_large
 from engine.cli import CommandParser
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def main() -> None:
     from detection.datasets.statistics import statistics_of
     from detection.datasets.statistics_plot import write_statistics_plot
     from engine.files import write_file
-    from engine.log import make_console
+    from engine.log import RunLog, make_console
 
     outputs = [arguments.output / name for name in (PLOT, NUMBERS)] if arguments.output else []
     prepare_outputs(outputs, [arguments.json], force=arguments.force)
+    say_large(RunLog(None, is_main=True), arguments.json)
     annotations = read_coco(arguments.json, on_bad_box="skip", need_boxes=False, with_masks=False)
     statistics = statistics_of(annotations)
     notes = [f"{count} {what}" for what, count in annotations.report.rows()]

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -196,7 +196,7 @@ def read_categories(entries: list[dict[str, Any]], path: Path) -> list[tuple[int
 class ImageTable:
     """The `images` of a file: ids (N,) int64, names N in UTF-8, sizes (N, 2) (height, width).
 
-    If names or sizes were not requested, an image may have an empty name, or has size (0, 0).
+    If names or sizes were not requested, an image may have an empty name, or the size (0, 0).
     """
 
     ids: np.ndarray
@@ -205,7 +205,11 @@ class ImageTable:
 
 
 def read_images(
-    entries: list[dict[str, Any]], path: Path, *, need_names: bool = True, need_sizes: bool = True
+    entries: list[dict[str, Any]],
+    path: Path,
+    *,
+    need_names: bool = True,
+    need_sizes: bool | Literal["if any"] = True,
 ) -> ImageTable:
     """Check `images` and return them as arrays; a UserError names the first bad entry.
 
@@ -213,7 +217,8 @@ def read_images(
         entries: the images of the file.
         path: the file, for messages.
         need_names: whether each image must have a `file_name`; if not, messages give its id.
-        need_sizes: whether to read sizes.
+        need_sizes: whether to read sizes, which each image must have then. "if any": read those
+            that are there.
     """
     # typed arrays ("q": int64) in place of lists take 8 bytes per number and become numpy arrays
     # without a copy
@@ -226,7 +231,10 @@ def read_images(
             where = f"{path}: image {shown(name)}"
         ids.append(int_of(entry, "id", where))
         size_from = where if need_names else f"{path}: image {ids[-1]}"
-        sizes.extend(size_of(entry, size_from) if need_sizes else (0, 0))
+        size = (0, 0)
+        with contextlib.suppress(*([UserError] if need_sizes == "if any" else [])):
+            size = size_of(entry, size_from) if need_sizes else size
+        sizes.extend(size)
         names.append(name.encode() if isinstance(name, str) and _is_text(name) else b"")
     if not ids:
         raise UserError(f"{path}: images: expected at least one, got none")
@@ -340,18 +348,22 @@ class Tables:
 
 
 @without_garbage_collection()
-def read_tables(path: Path, *, need_names: bool = True, need_sizes: bool = True) -> Tables:
+def read_tables(
+    path: Path, *, need_names: bool = True, need_sizes: bool | Literal["if any"] = True
+) -> Tables:
     """Parse and check a COCO file; a UserError gives the place and the problem.
 
     Args:
         path: the file.
         need_names: as for `read_images`.
-        need_sizes: as for `read_images`; without sizes, RLE masks count as unreadable.
+        need_sizes: as for `read_images`; unless it is True, RLE masks count as unreadable.
     """
     document = parse_coco(path)
     categories = read_categories(document["categories"], path)
     images = read_images(document["images"], path, need_names=need_names, need_sizes=need_sizes)
-    sizes = dict(zip(images.ids.tolist(), images.sizes.tolist(), strict=True))
+    sizes = {}
+    if need_sizes is True:  # RLE masks are read for them alone
+        sizes = dict(zip(images.ids.tolist(), images.sizes.tolist(), strict=True))
     annotations = read_annotations(document["annotations"], path, sizes=sizes)
     check_unique(annotations.ids, "annotation ids", path)
     return Tables(categories, images, annotations)

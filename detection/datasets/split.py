@@ -141,21 +141,21 @@ def group_by_pattern(document: CocoDocument, pattern: str) -> list[str]:
     return [json.dumps(match.groups() or match[0]) for match in found if match is not None]
 
 
-def duplicates(document: CocoDocument, contents: Sequence[str | None] | None) -> list[list[int]]:
+def duplicates(document: CocoDocument, contents: Sequence[bytes] | None) -> list[list[int]]:
     """Return sets of images that are the same: by file name, or by content where it is known.
 
     Args:
         document: the file.
-        contents: a key of the content of each image, None where unknown; None compares names only.
+        contents: digest of the content of each image, empty if unknown; None compares names only.
 
     Returns:
         Rows of images; each set has at least two.
     """
-    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    rows: dict[tuple[str, str | bytes], list[int]] = defaultdict(list)
     for row, name in enumerate(document.file_names):
         rows["name", plain_path(name)].append(row)
     for row, content in enumerate(contents or ()):
-        if content is not None:
+        if content:
             rows["content", content].append(row)
     return [same for same in rows.values() if len(same) > 1]
 

@@ -136,7 +136,7 @@ def read_ground_truth(
         UserError: the file cannot be read, is not a COCO file, or has no annotations.
     """
     path = Path(path)
-    tables = read_tables(path, need_names=False, need_sizes=bool(with_masks))
+    tables = read_tables(path, need_names=False, need_sizes=bool(with_masks) or "if any")
     images, table = tables.images, tables.annotations
     rows = np.arange(len(table.ids))
     check_any(len(rows), "to score against", path)

@@ -168,14 +168,16 @@ def test_training_command(call: Call, arguments: list[str], parts: list[str]) ->
     assert_one_line(call(train_det, *arguments), *parts)
 
 
-def test_weights_of_another_class_count(
+def test_a_training_may_add_a_class_and_an_evaluation_may_not(
     site: Path, trained: Path, document: Document, call: Call
 ) -> None:
     document["categories"].append({"id": 30, "name": "owl"})
     for split in ("train", "val"):
         (site / "data" / f"{split}.json").write_text(json.dumps(document))
     weights = trained / "model.safetensors"
-    assert_one_line(call(train_det, "tiny.yaml", f"model.weights={weights}"), str(weights), "owl")
+    started = call(train_det, "tiny.yaml", f"model.weights={weights}", "--output", "more")
+    assert started.code == 0
+    assert "2 carried over (cow, ant), 1 new at random (owl), 0 of the file dropped" in started.out
     arguments = ["data.val.images=data", "data.val.annotations=data/val.json"]
     outcome = call(eval_tool, trained, *arguments, "--output", "scores", "--device", "cpu")
     assert_one_line(outcome, "val.json", "owl")

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from detection.commands import data as prepare_data
 from tests.cli.conftest import Call
@@ -57,17 +58,16 @@ SHOW = ["show", "own.json", "--images", "images", "--output", "seen", "--count",
 SPLIT = ["split", "own.json", "--output", "parts"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["stats", "own.json", "--images", "images", "--output", "s"],
-        SHOW,
-        [*SHOW, "--strangest", "--force"],
-        [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images"],
-        ["merge", "own.json", "own.json", "--prefix", "x", "y", "--output", "m.json"],
-    ],
-    ids=lambda arguments: arguments[0],
-)
+COMMANDS = {
+    "stats": ["stats", "own.json", "--images", "images", "--output", "s"],
+    "show": SHOW,
+    "show strangest": [*SHOW, "--strangest", "--force"],
+    "split": [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images"],
+    "merge": ["merge", "own.json", "own.json", "--prefix", "x", "y", "--output", "m.json"],
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_files_of_the_user_are_not_changed(data: Path, call: Call, arguments: list[str]) -> None:
     before = tree(data)
     outcome = call(prepare_data, *arguments)
@@ -76,6 +76,21 @@ def test_files_of_the_user_are_not_changed(data: Path, call: Call, arguments: li
     assert {name: after[name] for name in before} == before
     assert len(after) > len(before)
     assert call(prepare_data, *arguments).code == (0 if "--force" in arguments else 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*COMMANDS.values(), ["check", "own.json"], ["check", "absent.json", "--against", "own.json"]],
+    ids=[*COMMANDS, "check", "check against"],
+)
+def test_reading_a_large_file_is_said(
+    data: Path, call: Call, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "reading own.json (0 MB)"
+    monkeypatch.setattr("detection.commands.data_inputs.LARGE_BYTES", 100)
+    assert call(prepare_data, *arguments).out.count(line) == arguments.count("own.json")
+    monkeypatch.setattr("detection.commands.data_inputs.LARGE_BYTES", 10**6)
+    assert line not in call(prepare_data, *arguments, "--force").out
 
 
 def test_stats(data: Path, call: Call) -> None:
@@ -177,8 +192,11 @@ def test_split_in_groups(data: Path, call: Call, options: list[str]) -> None:
 
 def test_leakage_is_refused(data: Path, call: Call) -> None:
     images = data / "images"
-    (images / "c" / "5.jpg").write_bytes((images / "a" / "1.jpg").read_bytes())
-    arguments = [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images"]
+    with Image.open(images / "a" / "1.jpg") as image:  # other bytes, the same pixels
+        image.save(images / "c" / "5.jpg", "PNG")
+    (images / "b" / "3.jpg").write_bytes(b"no image")
+    (images / "a" / "2.jpg").unlink()
+    arguments = [*SPLIT, "--fractions", "0.5", "0.5", "--images", "images", "--workers", "0"]
     outcome = call(prepare_data, *arguments)
     assert outcome.code == 2
     assert "1 sets of equal images" in outcome.err
@@ -186,6 +204,8 @@ def test_leakage_is_refused(data: Path, call: Call) -> None:
     outcome = call(prepare_data, *arguments, "--allow-leakage")
     assert outcome.code == 0, outcome.err
     assert "1 sets of equal images are divided like others" in outcome.out
+    assert "1 images cannot be read in images: compared by name only" in outcome.out
+    assert "1 images cannot be decoded in images: compared by" in outcome.out
     outcome = call(prepare_data, *arguments, "--group-duplicates", "--force")
     assert outcome.code == 0, outcome.err
     names = [

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store
 
 from engine.errors import PeerError
 from engine.rendezvous import _agree
@@ -11,7 +11,7 @@ from engine.rendezvous import _agree
 SIZE = 3
 
 
-def agree(store: dist.Store, *ranks: int, timeout_s: float = 20.0) -> list[str]:
+def agree(store: Store, *ranks: int, timeout_s: float = 20.0) -> list[str]:
     """Return the names that processes of some ranks, here threads, agree on."""
     with ThreadPoolExecutor(SIZE) as threads:
         results = [threads.submit(_agree, store, rank, SIZE, timeout_s=timeout_s) for rank in ranks]
@@ -19,11 +19,11 @@ def agree(store: dist.Store, *ranks: int, timeout_s: float = 20.0) -> list[str]:
 
 
 def test_all_agree_on_one_name() -> None:
-    assert len(set(agree(dist.HashStore(), 0, 1, 2))) == 1
+    assert len(set(agree(HashStore(), 0, 1, 2))) == 1
 
 
 def test_each_restart_has_its_own_name() -> None:
-    store = dist.HashStore()  # torchrun keeps it over restarts
+    store = HashStore()  # torchrun keeps it over restarts
     names = [agree(store, *order) for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2))]
     assert [len(set(each)) for each in names] == [1, 1, 1]
     assert len({each[0] for each in names}) == 3
@@ -33,14 +33,14 @@ def test_each_restart_has_its_own_name() -> None:
 def test_processes_killed_while_they_waited_are_not_taken_for_new_ones(
     started: tuple[int, ...],
 ) -> None:
-    store = dist.HashStore()
+    store = HashStore()
     with pytest.raises(PeerError, match=r"start within 0\.2 s"):
         agree(store, *started, timeout_s=0.2)
     assert len(set(agree(store, 2, 0, 1))) == 1
 
 
 def test_a_stale_name_alone_completes_nothing() -> None:
-    store = dist.HashStore()
+    store = HashStore()
     agree(store, 0, 1, 2)
     with pytest.raises(PeerError):
         agree(store, 0, 1, timeout_s=0.3)  # rank 2 left its name and its confirmation

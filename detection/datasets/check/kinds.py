@@ -184,6 +184,14 @@ KINDS = {
     "duplicate-image": Kind(
         "warning", "images with the content of an earlier image", "keep one of each"
     ),
+    "near-duplicate-image": Kind(
+        "warning", "images that are almost an earlier image, saved again", "look at them"
+    ),
+    "images-alike": Kind(
+        "note",
+        "images with so many alike that near copies may be missed",
+        "look at some; images of one scene belong in one split",
+    ),
     "ids-from-zero": Kind("note", "ids start at 0", "some other tools take id 0 for background"),
     "id-gaps": Kind("note", "ids with gaps", "fine here; other tools may expect 1..K"),
     "crowds": Kind("note", "crowd regions", "neither foreground nor background in training"),
@@ -198,6 +206,16 @@ KINDS = {
         "warning", "classes with objects in one file only", "split by class"
     ),
     "leakage": Kind("error", "images that are in the other file too", "take them out of one"),
+    "near-leaked-image": Kind(
+        "warning",
+        "images that are almost one of the other file, saved again",
+        "look at them, and take them out of one",
+    ),
+    "images-alike-in-split": Kind(
+        "note",
+        "images with so many alike in the other file that near copies may be missed",
+        "look at some; images of one scene belong in one split",
+    ),
     # network
     "object-small": Kind(
         "note", "objects too small for the network", "raise data.eval_short_side, or cut tiles"

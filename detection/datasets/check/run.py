@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
+from detection.data.image_content import Facts, read_facts
 from detection.datasets.check.boxes import find_boxes, find_unusual
 from detection.datasets.check.columns import Columns, read_columns
 from detection.datasets.check.document import read_document
 from detection.datasets.check.findings import Finding, FindingList
-from detection.datasets.check.image_facts import Facts, find_images, read_facts
+from detection.datasets.check.image_facts import find_images
 from detection.datasets.check.kinds import SEVERITIES
 from detection.datasets.check.masks import find_masks
 from detection.datasets.check.network import NetworkView, find_unseen

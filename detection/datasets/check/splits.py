@@ -1,13 +1,15 @@
 """Findings from a comparison with the other split of a data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from detection.data.data_report import file_keys
+from detection.data.image_content import Facts
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
-from detection.datasets.check.image_facts import Facts
+from detection.datasets.check.near_copies import near_copies, thumbnails_of
 from detection.datasets.check.structure import counts_by_class
 
 
@@ -64,6 +66,38 @@ def find_split_faults(
         lambda at: f"is {twins[at]} there",
         detail=detail,
     )
+    if facts is not None and other.facts is not None:
+        _find_near_leaks(columns, facts, other.facts, twins, findings)
+
+
+def _find_near_leaks(
+    columns: Columns, facts: Facts, theirs: Facts, leaked: Mapping[int, str], findings: FindingList
+) -> None:
+    """Add images of which the other split has a copy in another encoding or size."""
+    own = {
+        facts[name].digest: facts[name]
+        for at, name in enumerate(columns.images.names)
+        if at not in leaked and name in facts and facts[name].size
+    }
+    others = {fact.digest: name for name, fact in theirs.items() if fact.size}
+    names = [*others.values()]
+    found, skipped = near_copies(
+        thumbnails_of([*own.values()]),
+        thumbnails_of([theirs[name] for name in names]),
+        limits=np.full(len(own), len(names)),
+    )
+    twins = {key: names[twin] for key, twin in zip(own, found.tolist(), strict=True) if twin >= 0}
+    places = {
+        at: twins[facts[name].digest]
+        for at, name in enumerate(columns.images.names)
+        if name in facts and facts[name].digest in twins
+    }
+    findings.add_images(
+        "near-leaked-image",
+        np.array([*places], np.int64),
+        lambda at: f"almost like {places[at]} there",
+    )
+    findings.add("images-alike-in-split", skipped)
 
 
 def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:
@@ -76,10 +110,10 @@ def _same_name(columns: Columns, other: OtherSplit) -> dict[int, str]:
 
 def _same_content(columns: Columns, facts: Facts | None, other: OtherSplit) -> dict[int, str]:
     """Return the other file's name for each image of the same pixels, by place."""
-    theirs = {fact.digest: name for name, fact in (other.facts or {}).items() if fact.digest}
+    theirs = {fact.digest: name for name, fact in (other.facts or {}).items() if fact.size}
     found = {}
     for at, name in enumerate(columns.images.names):
         fact = (facts or {}).get(name)
-        if fact is not None and fact.digest in theirs:
+        if fact is not None and fact.size and fact.digest in theirs:
             found[at] = theirs[fact.digest]
     return found

@@ -140,7 +140,7 @@ def test_equal_images_are_found_and_refused(tmp_path: Path) -> None:
         tmp_path, make_content({"a.jpg": [], "./a.jpg": [], "b.jpg": [], "c.jpg": [], "d.jpg": []})
     )
     assert split.duplicates(found, None) == [[0, 1]]
-    same = split.duplicates(found, ["x", "y", None, "z", "z"])
+    same = split.duplicates(found, [b"x", b"y", b"", b"z", b"z"])
     assert same == [[0, 1], [3, 4]]
     apart = [str(row) for row in range(5)]
     with pytest.raises(UserError, match=r"2 sets of equal images .*a\.jpg = \./a\.jpg, c\.jpg"):

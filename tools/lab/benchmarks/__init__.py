@@ -29,6 +29,7 @@ BENCHMARKS = {  # the quick ones first
     "busy": Benchmark("busy.busy", requires=("albumentations",)),
     "worker-memory": Benchmark("memory.worker_memory", requires=("albumentations",)),
     "evaluation": Benchmark("scoring.evaluation", requires=("pycocotools",)),
+    "report": Benchmark("report.report"),
     "gpu-train": Benchmark(
         "gpu.gpu_train", ("r101_fpn", "r101_c4"), on_gpu=True, requires=("albumentations",)
     ),

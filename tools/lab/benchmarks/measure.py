@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.memory import keep_freed_memory
+from engine.provenance import current_commit, describe_machine
 from tools.lab.benchmarks.errors import DisagreementError
-from tools.lab.provenance import current_commit, describe_machine
 from tools.lab.tables import console_table, markdown_table
 
 WARM_UPS = 1

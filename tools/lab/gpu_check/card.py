@@ -9,8 +9,8 @@ import warnings
 
 import torch
 
+from engine.provenance import current_commit
 from tools.lab.gpu_check.record import DEVICE, DRY, attempt, median_ms, save, times_of
-from tools.lab.provenance import current_commit
 
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "opencv-python-headless", "albumentations"),

@@ -24,8 +24,8 @@ from engine.errors import UserError
 from engine.files import write_file
 from engine.log import METRICS_FILE, read_metrics
 from engine.paths import exists, read_text
+from engine.provenance import current_commit, describe_machine
 from tools.lab.planned_runs import PlannedRun, train_or_resume
-from tools.lab.provenance import current_commit, describe_machine
 from tools.lab.study.config import ScaleConfig
 
 TAIL_FRACTION = 0.1

@@ -31,6 +31,17 @@ def choose(
     return sorted(rng.choice(places, size=count, replace=False).tolist())
 
 
+def halves(document: Document) -> tuple[Document, Document]:
+    """Divide the images and their annotations into the even and the odd ones."""
+    parts = []
+    for first in (0, 1):
+        images = document["images"][first::2]
+        ids = {image["id"] for image in images}
+        objects = [each for each in document["annotations"] if each["image_id"] in ids]
+        parts.append({**document, "images": images, "annotations": objects})
+    return parts[0], parts[1]
+
+
 def setting(key: str, *values: Any, name: str = "annotations") -> Corruption:
     """Set a key to these values in turn; `del` removes it."""
 
@@ -195,6 +206,18 @@ def large_area(entry: dict[str, Any], image: dict[str, Any]) -> None:
     entry["area"] = 3 * (entry["bbox"][2] + 2) * (entry["bbox"][3] + 2)
 
 
+def lack_masks(document: Document, rng: np.random.Generator) -> list[int]:
+    """Take the masks of ten objects; all others have one."""
+    for entry in document["annotations"]:
+        x, y, width, height = entry["bbox"]
+        polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+        entry["segmentation"] = entry.get("segmentation") or [polygon]
+    places = choose(document, rng)
+    for at in places:
+        del document["annotations"][at]["segmentation"]
+    return places
+
+
 NAN = float("nan")
 CORRUPTIONS: dict[str, Corruption] = {
     "image-not-object": replace_entries("images"),
@@ -239,6 +262,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     ),
     "mask-parts": changing(part_mask),
     "mask-outside-box": changing(far_mask),
+    "mask-missing": lack_masks,
+    "crowds": setting("iscrowd", 1),
     "shared-file": appending(same, "images"),
     "images-empty": appending(lambda image: image.update(file_name=f"{image['id']}.jpg"), "images"),
 }

@@ -98,6 +98,51 @@ def test_equal_content(tmp_path: Path, split: dict[str, Any]) -> None:
     assert found["shared-file"] == [5]
 
 
+def test_copies_that_were_saved_again_remain(tmp_path: Path, split: dict[str, Any]) -> None:
+    folder = tmp_path / "images"
+    row = np.linspace(0, 255, 40).astype(np.uint8)
+    pixels = np.stack([row, row[::-1], row], axis=-1)[None].repeat(30, axis=0)
+    pixels[10:20, 5:25] = 90
+    cv2.imwrite(str(folder / "2.png"), pixels)
+    cv2.imwrite(str(folder / "5.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    shutil.copy(folder / "5.jpg", folder / "6.jpg")
+    split["images"][4]["file_name"] = "5.jpg"
+    split["images"][5]["file_name"] = "6.jpg"
+    found = rows_of(tmp_path, split)
+    assert found["near-duplicate-image"] == [4]
+    assert found["duplicate-image"] == [5]
+    report, changes = repair(tmp_path / "a.json", tmp_path / "b.json", images=folder)
+    left = {finding.code: finding.remaining for finding in report.findings}
+    assert left["near-duplicate-image"] == left["duplicate-image"] == 1
+    assert not any(line["list"] == "images" for line in changes.lines)
+
+    other = {**split, "images": split["images"][:2], "annotations": split["annotations"][:2]}
+    split["images"] = split["images"][2:]
+    path = write(tmp_path / "other.json", other)
+    found = rows_of(tmp_path, split, against=path, against_images=folder)
+    assert found["near-leaked-image"] == [2, 3]
+    assert "leakage" not in found
+
+
+def test_images_that_were_not_all_compared_are_counted(
+    tmp_path: Path, split: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detection.datasets.check.near_copies.MOST_TRIED", 1)
+    pixels = np.linspace(0, 255, 3600).astype(np.uint8).reshape(30, 40, 3)
+    for number in range(1, 7):  # one scene with a dark object elsewhere
+        image = pixels.copy()
+        image[20:22, 6 * number - 3 : 6 * number] -= 50
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
+    inputs = {"against": write(tmp_path / "other.json", {**split, "images": split["images"][:3]})}
+    split["images"] = split["images"][3:]
+    path = write(tmp_path / "a.json", split)
+    images = tmp_path / "images"
+    found = findings_of(path, images=images, against_images=images, **inputs)
+    assert found["images-alike"].count == 1
+    assert found["images-alike-in-split"].count == 3
+    assert not found.keys() & {"near-duplicate-image", "near-leaked-image"}
+
+
 def test_leakage_by_content_and_by_name(tmp_path: Path, split: dict[str, Any]) -> None:
     other_folder = tmp_path / "other"
     other_folder.mkdir()
@@ -133,6 +178,6 @@ def test_classes_of_another_split(tmp_path: Path, split: dict[str, Any]) -> None
 def test_processes_find_what_one_finds(
     tmp_path: Path, split: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detection.datasets.check.image_facts.FEWEST_FOR_PROCESSES", 2)
+    monkeypatch.setattr("detection.data.image_content.FEWEST_FOR_PROCESSES", 2)
     (tmp_path / "images" / "5.png").unlink()
     assert rows_of(tmp_path, split, workers=2) == rows_of(tmp_path, split, workers=0)
