@@ -77,16 +77,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is missing or cannot be read, or not a checkpoint.
     """
     with open_file(path) as file:
-        verify_checksum(file, path)
+        is_verified = verify_checksum(file, path)
         _refuse_compressed(file, path)
         try:
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
         except Exception as error:  # foreign bytes make the unpickler raise any exception
-            raise DamagedFileError(
-                f"{path}: expected a checkpoint, got a damaged or foreign file"
-            ) from error
+            # with the right checksum the cause is not the file, but for example too little memory
+            kind = UserError if is_verified else DamagedFileError
+            raise kind(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
         size = file.seek(0, 2)
     if not isinstance(payload, dict):
         raise UserError(f"{path}: expected a checkpoint, got a saved {type(payload).__name__}")

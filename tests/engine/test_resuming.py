@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.checksum import write_with_checksum
 from engine.config import dump_config
 from engine.errors import UserError
 from engine.locks import FolderLock
@@ -220,6 +221,17 @@ def test_a_job_whose_checkpoints_are_all_damaged_ends_with_one_line(tmp_path: Pa
     before = files(tmp_path)
     with pytest.raises(UserError, match="damaged"):
         fit(ToyTask(), settings, output=tmp_path, resume=True)
+    assert files(tmp_path) == before
+
+
+def test_a_file_that_its_checksum_confirms_is_not_set_aside(tmp_path: Path) -> None:
+    settings = config(checkpoint_every=4, keep_checkpoints=2)
+    fit(ToyTask(), settings, output=tmp_path)
+    with (tmp_path / "checkpoints" / "step_00000012.pt").open("wb") as file:
+        write_with_checksum(file, lambda writer: writer.write(b"loading this fails"))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"step_00000012.pt: expected a checkpoint"):
+        fit(ToyTask(), settings, output=tmp_path, auto_resume=True, replace=True)
     assert files(tmp_path) == before
 
 
