@@ -28,7 +28,7 @@ from engine.checksum import (
     write_with_checksum,
 )
 from engine.distributed import is_main_process
-from engine.errors import UserError
+from engine.errors import DamagedFileError, UserError
 from engine.files import write_atomically
 from engine.paths import exists, is_file, is_folder, names_in, open_file
 
@@ -75,19 +75,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Runs no code from the file. The checksum is verified if the file has one.
 
     Raises:
-        UserError: the file is missing, truncated, altered, or not a checkpoint.
+        DamagedFileError: the file is truncated, altered, or not of torch.save.
+        UserError: the file is missing or cannot be read, or not a checkpoint.
     """
     with open_file(path) as file:
-        verify_checksum(file, path)
+        is_verified = verify_checksum(file, path)
         _refuse_compressed(file, path)
         try:
             payload = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
         except Exception as error:  # foreign bytes make the unpickler raise any exception
-            raise UserError(
-                f"{path}: expected a checkpoint, got a damaged or foreign file"
-            ) from error
+            # with the right checksum the cause is not the file, but for example too little memory
+            kind = UserError if is_verified else DamagedFileError
+            raise kind(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
         size = file.seek(0, 2)
     if not isinstance(payload, dict):
         raise UserError(f"{path}: expected a checkpoint, got a saved {type(payload).__name__}")
@@ -104,7 +105,9 @@ def _refuse_compressed(file: BinaryIO, path: Path) -> None:
     try:
         entries = zipfile.ZipFile(file).infolist() if is_zip else []
     except Exception as error:
-        raise UserError(f"{path}: expected a checkpoint, got a damaged or foreign file") from error
+        raise DamagedFileError(
+            f"{path}: expected a checkpoint, got a damaged or foreign file"
+        ) from error
     size = file.seek(0, 2)
     file.seek(0)
     if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > size:
@@ -148,7 +151,7 @@ class CheckpointFolder:
         save_checkpoint(self.directory / f"step_{step:08d}.pt", payload)
         leftovers = self._named("*.partial")  # left by processes killed while saving
         # after the new one is complete, so a failed save loses nothing
-        for path in [*self._by_step()[: -self.keep], *leftovers]:
+        for path in [*self.by_step()[: -self.keep], *leftovers]:
             with suppress(FileNotFoundError):
                 path.unlink()
 
@@ -163,7 +166,7 @@ class CheckpointFolder:
 
     def latest(self) -> Path | None:
         """Return the path of the newest checkpoint; None if there is none."""
-        return self._by_step()[-1] if self._by_step() else None
+        return self.by_step()[-1] if self.by_step() else None
 
     def best(self) -> Path | None:
         """Return the path of the checkpoint with the best main metric; None if there is none."""
@@ -180,7 +183,7 @@ class CheckpointFolder:
         Raises:
             UserError: the checkpoint cannot be read; the message names the one before it.
         """
-        paths = self._by_step()
+        paths = self.by_step()
         if not paths:
             return None
         try:
@@ -201,7 +204,8 @@ class CheckpointFolder:
     def _named(self, pattern: str) -> list[Path]:
         return [self.directory / name for name in names_in(self.directory, pattern)]
 
-    def _by_step(self) -> list[Path]:
+    def by_step(self) -> list[Path]:
+        """Return the paths of the steps' checkpoints, the newest last; without best.pt."""
         found = {
             int(match[1]): path
             for path in self._named("step_*.pt")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import DamagedFileError, UserError
 from engine.paths import open_file
 
 CHECKSUM_KEY = "resdet_checksum"
@@ -192,5 +192,5 @@ def _hash_of(file: BinaryIO, size: int, digest: Any = None) -> Any:
     return digest
 
 
-def _damaged(path: Path, kind: str, what: str) -> UserError:
-    return UserError(f"{path}: expected a {kind}, got a damaged one: {what}")
+def _damaged(path: Path, kind: str, what: str) -> DamagedFileError:
+    return DamagedFileError(f"{path}: expected a {kind}, got a damaged one: {what}")

@@ -7,6 +7,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class DamagedFileError(UserError):
+    """A file can be read, but its content is not what was written."""
+
+
 class EvaluationError(UserError):
     """An evaluation failed. Training continues and evaluates again at the next interval."""
 

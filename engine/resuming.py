@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 
-from engine.checkpoint import CheckpointFolder
+from engine.checkpoint import CheckpointFolder, load_checkpoint
 from engine.checksum import checksum_note
 from engine.config import differences, dump_config
 from engine.distributed import broadcast_object
-from engine.errors import UserError
+from engine.errors import DamagedFileError, UserError
 from engine.log import RunLog
 from engine.optim import effective_lr, lr_factor, spans_run
 from engine.run_folder import LockedRunFolder, finished_metrics, is_start_without_checkpoint
@@ -19,6 +19,9 @@ from engine.schema import RunConfig
 LOCK_WAIT_S = 60
 """Longest wait of a restarted job for the lock of its earlier process, seconds. torchrun and Slurm
 kill a process 30 seconds after SIGTERM by default."""
+
+_MAX_CHANGED = 5
+"""Differences from an earlier run's config that an error names."""
 
 
 @contextmanager
@@ -40,7 +43,8 @@ def opened_run_folder(
         output: the run folder; created if missing.
         log: gets a line for everything that is done to the folder.
         resume: as for `fit`, like the other two.
-        auto_resume: also waits for a process of the same job that has not ended yet.
+        auto_resume: also waits for a process of the same job that has not ended yet, and sets
+            damaged checkpoints aside.
         replace: unless resuming, rename an earlier run.
 
     Yields:
@@ -53,6 +57,8 @@ def opened_run_folder(
     wait_s = LOCK_WAIT_S if auto_resume else 0
     with LockedRunFolder(output, wait_s=wait_s, say=log.note) as folder:
         # under the lock: a process that had not ended yet may have written a checkpoint
+        for note in set_damaged_aside(checkpoints) if auto_resume else ():
+            log.note(note)
         resume = resume or (auto_resume and _can_resume(state, checkpoints, output))
         if auto_resume and not resume:
             if is_start_without_checkpoint(output, dump_config(state.config)):
@@ -70,6 +76,43 @@ def opened_run_folder(
         yield resume
 
 
+def set_damaged_aside(checkpoints: CheckpointFolder) -> list[str]:
+    """Rename damaged checkpoints to `NAME.damaged`, so that a run resumes from the one before.
+
+    Otherwise every restart of a job would end with the same error. If all steps' checkpoints are
+    damaged, the earliest keeps its name, and resuming from it is an error: only a person can decide
+    to start again. Without best.pt, a run exports its last weights, and says so.
+
+    Returns:
+        A line for each renamed file.
+
+    Raises:
+        UserError: a checkpoint cannot be read or renamed.
+    """
+    best, lines = checkpoints.best(), []
+    # the newest first, until one is not damaged; never the earliest
+    for path in checkpoints.by_step()[:0:-1]:
+        if (line := _set_aside_if_damaged(path)) is None:
+            break
+        lines.append(line)
+    if best is not None and (line := _set_aside_if_damaged(best)) is not None:
+        lines.append(line)
+    return lines
+
+
+def _set_aside_if_damaged(path: Path) -> str | None:
+    try:
+        load_checkpoint(path)
+    except DamagedFileError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        try:
+            path.replace(aside)
+        except OSError as failed:
+            raise UserError(f"{error}; it cannot be renamed: {failed.strerror}") from failed
+        return f"{error}; renamed to {aside.name}"
+    return None
+
+
 def _can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) -> bool:
     """Return whether a run folder has a checkpoint of this run's config.
 
@@ -81,8 +124,10 @@ def _can_resume(state: RunState, checkpoints: CheckpointFolder, output: Path) ->
         return False
     changed = differences(state.saved_config(payload, source=output), state.config)
     if changed:
+        more = len(changed) - _MAX_CHANGED
+        named = [*changed[:_MAX_CHANGED], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(
-            f"{output}: holds a run of another config ({'; '.join(changed)}); resume it with "
+            f"{output}: holds a run of another config ({'; '.join(named)}); resume it with "
             "--resume, or choose another --output"
         )
     return True

@@ -5,6 +5,7 @@ Usage: resdet config [CONFIG | TASK] [key=value ...] [--search TEXT]
 
 import types
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -17,6 +18,7 @@ from detection.commands.schemas import ALL_SCHEMAS
 from engine.cli import CommandParser, split_arguments
 from engine.config_keys import key_elsewhere, key_paths
 from engine.errors import UserError
+from engine.paths import exists
 
 Row = tuple[str, str, str, str]
 """Key, type, default and meaning."""
@@ -62,6 +64,12 @@ def _print_values(name: Path, overrides: list[str]) -> None:
         config = parse_config({}, overrides, schemas=ALL_SCHEMAS, source="command line")
     else:
         path = find_config(name)
+        if not path.suffix and not exists(path):
+            near = get_close_matches(str(name), ALL_SCHEMAS, n=1)
+            raise UserError(
+                f"{name}: expected a YAML file or one of {', '.join(ALL_SCHEMAS)}, got neither"
+                f"{f'; nearest: {near[0]}' if near else ''}"
+            )
         config = load_config(path, overrides, schemas=ALL_SCHEMAS)
     text = dump_config(config, value_origins(config, path, overrides))
     make_console().print(text, highlight=False, markup=False, end="")

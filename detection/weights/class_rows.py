@@ -93,7 +93,10 @@ def require_rows(name: str, tensor: Tensor, rows: int, path: Path | str) -> None
 
 
 def class_note(in_file: Sequence[str], wanted: Sequence[str]) -> str:
-    """Return the log line of `rows_by_name`: classes carried over, new, and of the file dropped."""
+    """Return the log line of `rows_by_name`: classes carried over, new, and of the file dropped.
+
+    It also names new classes that the file spells otherwise.
+    """
     parts = (
         ("carried over", [name for name in wanted if name in in_file]),
         ("new at random", [name for name in wanted if name not in in_file]),
@@ -103,4 +106,15 @@ def class_note(in_file: Sequence[str], wanted: Sequence[str]) -> str:
         f"{len(names)} {what}" + (f" ({listing(names, _MAX_NAMED)})" if names else "")
         for what, names in parts
     ]
-    return f"classes: {', '.join(counts)}"
+    close = {_simplified(name): name for name in in_file if name not in wanted}
+    hints = [
+        f"; {name!r} is new because the file has {close[_simplified(name)]!r}"
+        for name in wanted
+        if name not in in_file and _simplified(name) in close
+    ]
+    return f"classes: {', '.join(counts)}{''.join(hints)}"
+
+
+def _simplified(name: str) -> str:
+    """Return a name without what spellings of one class differ in: case, spaces, `_` and `-`."""
+    return "".join(letter for letter in name.casefold() if letter not in " _-")

@@ -10,7 +10,7 @@ dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, 
 mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
 vase, scissors, teddy bear, hair drier, toothbrush
 """
-COCO_NAMES = tuple(name.strip() for name in _NAMES.split(","))
+COCO_NAMES = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 """In the order of their category ids."""
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(number for number in range(1, 91) if number not in _UNUSED_IDS)

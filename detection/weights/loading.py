@@ -76,8 +76,9 @@ def load_detector_weights(
     torchvision: Faster and Mask R-CNN with FPN, version 1. detectron2: Faster and Mask R-CNN on C4
     or with FPN. Rows of classes are carried over by name. Files of other projects have no names:
     with K classes they are taken in order; torchvision's by category id if its last output is the
-    largest id; files of 90 (torchvision) and 80 classes (detectron2) have COCO's names. Classes
-    that the file does not have keep the model's random rows (see `take_rows`).
+    largest id (with 91 outputs only if the ids are all of COCO's); files of 90 (torchvision) and 80
+    classes (detectron2) have COCO's names. Classes that the file does not have keep the model's
+    random rows (see `take_rows`).
 
     Args:
         model: the detector with random weights; changed in place.
@@ -94,7 +95,6 @@ def load_detector_weights(
     kind = origin_of(state)
     if kind == OURS:
         found = _our_detector(state, metadata, config=config, path=path)
-        check_keys(found.tensors, config, {}, path=path)
     elif kind == TORCHVISION_DETECTOR:
         found = _torchvision_detector(state, class_names, category_ids, config=config, path=path)
         check_keys(found.tensors, config, {}, path=path)
@@ -149,11 +149,13 @@ def _our_detector(
         raise UserError(f"{path}: expected class_names in the metadata of a detector, got none")
     names = read_class_names(metadata, source=path)
     notes: tuple[str, ...] = ()
+    theirs = None
     if "config" in metadata:
         theirs = read_saved_config(metadata, [], schemas=SCHEMAS, kind=DetectionConfig, source=path)
         settings = {key: value_at(theirs, key) for key in _RUN_SETTINGS}
         if overrides := differing(settings, config):
             notes = (f"the file's run has {' '.join(overrides)}, unlike this one",)
+    check_keys(state, config, {}, path=path, trained_with=theirs)
     return _Detector(state, len(names), names, notes)
 
 
@@ -170,11 +172,15 @@ def _torchvision_detector(
     if num_outputs == len(class_names) + 1:
         note = "no class names in a torchvision file: outputs taken in order"
         return _Detector(from_torchvision_fasterrcnn(state), num_outputs - 1, None, (note, *notes))
-    if num_outputs == max(category_ids) + 1:
+    is_coco = num_outputs == max(COCO_IDS) + 1
+    # labels are category ids; one of 0 would be background, and a few own ids may end at 90 as well
+    if num_outputs == max(category_ids) + 1 and (
+        set(category_ids) == set(COCO_IDS) if is_coco else min(category_ids) > 0
+    ):
         note = "no class names in a torchvision file: outputs taken by category id"
         tensors = from_torchvision_fasterrcnn(state, keep_category_ids=category_ids)
         return _Detector(tensors, len(category_ids), None, (note, *notes))
-    if num_outputs == max(COCO_IDS) + 1:
+    if is_coco:
         note = "no class names in a torchvision file: its 91 outputs taken as COCO's"
         tensors = from_torchvision_fasterrcnn(state, keep_category_ids=COCO_IDS)
         return _Detector(tensors, len(COCO_IDS), COCO_NAMES, (note, *notes))

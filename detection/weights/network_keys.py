@@ -86,7 +86,12 @@ def differing(keys: Keys, config: DetectionConfig) -> list[str]:
 
 
 def check_keys(
-    state: Mapping[str, Tensor], config: DetectionConfig, more: Keys, *, path: Path | str
+    state: Mapping[str, Tensor],
+    config: DetectionConfig,
+    more: Keys,
+    *,
+    path: Path | str,
+    trained_with: DetectionConfig | None = None,
 ) -> None:
     """Check that a file's network is the config's.
 
@@ -95,6 +100,7 @@ def check_keys(
         config: the run's config.
         more: further keys that the network needs, which shapes do not show.
         path: of the file, for messages.
+        trained_with: config of the file's run, which has the anchors; None if it is not known.
 
     Raises:
         UserError: they differ; the message has the overrides that make the network fit.
@@ -102,7 +108,8 @@ def check_keys(
     overrides = differing(network_keys(state) | more, config)
     num_anchors = _size(state, "rpn_head.objectness.weight", 0)
     if num_anchors is not None and network_keys(state):
-        overrides += _anchor_overrides(num_anchors, config, state)
+        likely = RPNConfig() if trained_with is None else trained_with.model.rpn
+        overrides += _anchor_overrides(num_anchors, config, state, likely=likely)
     if overrides:
         raise UserError(
             f"{path}: expected the config's network, got another; it fits with "
@@ -111,20 +118,20 @@ def check_keys(
 
 
 def _anchor_overrides(
-    num_anchors: int, config: DetectionConfig, state: Mapping[str, Tensor]
+    num_anchors: int, config: DetectionConfig, state: Mapping[str, Tensor], *, likely: RPNConfig
 ) -> list[str]:
-    """Return what to set for a number of anchors on each cell: the default values, or the keys."""
+    """Return what to set for a number of anchors on each cell: likely values, or the keys."""
     is_fpn = network_keys(state)["model.neck.kind"] == "fpn"
-    rpn, default = config.model.rpn, RPNConfig()
+    rpn = config.model.rpn
 
     def count(each: RPNConfig) -> int:
         return len(each.anchor_ratios) * (1 if is_fpn else len(each.anchor_sizes))
 
     if count(rpn) == num_anchors:
         return []
-    if count(default) == num_anchors:
+    if count(likely) == num_anchors:
         names = ("anchor_ratios",) if is_fpn else ("anchor_sizes", "anchor_ratios")
-        return [f"model.rpn.{name}={_text(getattr(default, name))}" for name in names]
+        return [f"model.rpn.{name}={_text(getattr(likely, name))}" for name in names]
     where = "model.rpn.anchor_ratios" if is_fpn else "model.rpn.anchor_sizes and anchor_ratios"
     return [f"{where} that make {num_anchors} anchors on a cell (not {count(rpn)})"]
 

@@ -111,6 +111,18 @@ def test_values_are_printed_with_what_sets_them_and_train(call: Call, site: Path
     assert "task: classification  # command line\n" in task.out
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("detectoin", "; nearest: detection"), ("zebra", "")], ids=str
+)
+def test_neither_a_config_nor_a_task(call: Call, site: Path, name: str, nearest: str) -> None:
+    found = call(config, name)
+    assert found.code == 2
+    tasks = ", ".join(ALL_SCHEMAS)
+    assert found.err == (
+        f"error: {name}: expected a YAML file or one of {tasks}, got neither{nearest}\n"
+    )
+
+
 def test_search_matches_names_and_meanings() -> None:
     found = config.found_rows("Anchor SIZES", list(ALL_SCHEMAS))
     assert found == {

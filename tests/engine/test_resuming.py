@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.checksum import write_with_checksum
 from engine.config import dump_config
 from engine.errors import UserError
 from engine.locks import FolderLock
@@ -178,6 +179,75 @@ def test_a_start_that_wrote_no_checkpoint_is_repeated_in_its_folder(
     assert steps[0] == steps[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
     assert not list(run.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "damaged", [["step_00000012"], ["best"], ["step_00000012", "best"]], ids=str
+)
+def test_a_restarted_job_resumes_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: list[str]
+) -> None:
+    settings = config(checkpoint_every=4, eval_every=4, keep_checkpoints=2, log_every=1)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for folder in (run, whole):
+        fit(ToyTask(), settings, output=folder)
+    content = {}
+    for name in damaged:
+        path = run / "checkpoints" / f"{name}.pt"
+        content[name] = path.read_bytes()[:-100]
+        path.write_bytes(content[name])
+    capsys.readouterr()
+    fit(ToyTask(), settings, output=run, auto_resume=True, replace=True)
+    said = capsys.readouterr().out.replace("\n", " ")
+    for name in damaged:
+        aside = f"{name}.pt.damaged"
+        assert f"its end is missing or altered; renamed to {aside}" in said
+        assert (run / "checkpoints" / aside).read_bytes() == content[name]
+    assert ("resumed at step 8" in said) == ("step_00000012" in damaged)
+    torch.testing.assert_close(weights(run), weights(whole), rtol=0, atol=0)
+    steps = [[line["step"] for line in lines(folder, "train")] for folder in (run, whole)]
+    assert steps[0] == steps[1]
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_ends_with_one_line(tmp_path: Path) -> None:
+    settings = config(checkpoint_every=4, keep_checkpoints=2)
+    fit(ToyTask(), settings, output=tmp_path)
+    for path in (tmp_path / "checkpoints").glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    for _ in range(2):  # also when it is restarted once more
+        with pytest.raises(UserError, match=r"step_00000008.pt: .*there is no earlier one$"):
+            fit(ToyTask(), settings, output=tmp_path, auto_resume=True, replace=True)
+    # without the flag nothing is renamed
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        fit(ToyTask(), settings, output=tmp_path, resume=True)
+    assert files(tmp_path) == before
+
+
+def test_a_file_that_its_checksum_confirms_is_not_set_aside(tmp_path: Path) -> None:
+    settings = config(checkpoint_every=4, keep_checkpoints=2)
+    fit(ToyTask(), settings, output=tmp_path)
+    with (tmp_path / "checkpoints" / "step_00000012.pt").open("wb") as file:
+        write_with_checksum(file, lambda writer: writer.write(b"loading this fails"))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"step_00000012.pt: expected a checkpoint"):
+        fit(ToyTask(), settings, output=tmp_path, auto_resume=True, replace=True)
+    assert files(tmp_path) == before
+
+
+def test_many_differences_from_an_earlier_run_are_counted(tmp_path: Path) -> None:
+    fit(ToyTask(), config(), output=tmp_path)
+    other = config(
+        lr=0.1,
+        max_steps=20,
+        log_every=2,
+        eval_every=3,
+        checkpoint_every=7,
+        patience=2,
+        ema_decay=0.9,
+    )
+    with pytest.raises(UserError, match=r"config \(optim.lr: 0.05 -> 0.1; .*; and 2 more\)"):
+        fit(ToyTask(), other, output=tmp_path, auto_resume=True, replace=True)
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["same config", "another config"])

@@ -85,6 +85,23 @@ def test_anchors(run: tuple[str, ...], file: tuple[str, ...], message: str) -> N
         check_keys(state_of(*file), make_config(*run), {}, path="a.pth")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("model.rpn.anchor_sizes=[16,32]", "model.rpn.anchor_ratios=[1,2]"),
+        ("model.neck.kind=fpn", "model.rpn.anchor_ratios=[0.5,1]"),
+    ],
+    ids=["c4", "fpn"],
+)
+def test_anchors_of_our_file_are_those_of_its_run(keys: tuple[str, ...]) -> None:
+    theirs, state = make_config(*keys), state_of(*keys)
+    run = [key for key in keys if key.startswith("model.neck")]
+    with pytest.raises(UserError) as caught:
+        check_keys(state, make_config(*run), {}, path="a.pth", trained_with=theirs)
+    overrides = str(caught.value).partition("it fits with ")[2].split(" ")
+    check_keys(state, make_config(*run, *overrides), {}, path="a.pth", trained_with=theirs)
+
+
 def test_a_part_of_a_detector_has_no_keys() -> None:
     assert network_keys({}) == {}
     assert network_keys({"box_predictor.class_logits.bias": torch.zeros(3)}) == {}

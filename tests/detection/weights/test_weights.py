@@ -16,6 +16,7 @@ from detection.weights import (
     load_detector_weights,
     to_torchvision_fasterrcnn,
 )
+from detection.weights.coco_classes import COCO_NAMES
 from engine.checkpoint import write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
@@ -174,6 +175,29 @@ def test_91_outputs_are_cocos_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_own_category_ids_up_to_90_are_not_cocos(tmp_path: Path) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 91)
+    model = Predictor(2)
+    report = load(model, path, ("dog", "hot dog"), (1, 90))
+    assert biases(model)[0] == [18, 58, 0]  # by name; by id they were person and toothbrush
+    assert report.notes[-1].startswith("classes: 2 carried over (dog, hot dog), 0 new at random")
+
+
+def test_a_category_id_of_0_is_no_output_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "fasterrcnn.pth"
+    save_theirs(path, 4)
+    report = load(Predictor(4), path, NAMES, (0, 1, 2, 3))
+    assert report.notes[-1].startswith("classes: the file has 3 without names, all dropped; 4 new")
+
+
+def test_coco_names_are_those_of_coco(data_dir: Path) -> None:
+    (path, *_) = sorted((data_dir / "coco128" / "annotations").glob("*.json"))
+    categories = json.loads(path.read_text(encoding="utf-8"))["categories"]
+    assert tuple(each["name"] for each in categories) == COCO_NAMES
+    assert len(COCO_NAMES) == len(COCO_IDS) == 80
+
+
 def test_other_numbers_of_outputs_are_all_new(tmp_path: Path) -> None:
     path = tmp_path / "fasterrcnn.pth"
     save_theirs(path, 8)
@@ -236,8 +260,13 @@ def test_classes_in_another_order_are_reordered_by_name(tmp_path: Path) -> None:
             ("gnu",),
             "0 carried over, 4 new at random (cat, dog, eel, fox), 1 of the file dropped (gnu)",
         ),
+        (
+            ("C-at", "dog"),
+            "1 carried over (dog), 3 new at random (cat, eel, fox), 1 of the file dropped (C-at); "
+            "'cat' is new because the file has 'C-at'",
+        ),
     ],
-    ids=["misspelt", "fewer", "more", "others"],
+    ids=["misspelt", "fewer", "more", "others", "another spelling"],
 )
 def test_other_classes_start_at_random(tmp_path: Path, in_file: Sequence[str], note: str) -> None:
     path = tmp_path / "model.safetensors"
