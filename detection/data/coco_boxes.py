@@ -20,8 +20,8 @@ from detection.data.coco_json import (
     read_categories,
     read_images,
     read_tables,
-    without_garbage_collection,
 )
+from detection.data.json_files import without_garbage_collection
 from detection.data.segmentations import ByteStrings, Segmentations
 from engine import paths
 

@@ -3,40 +3,22 @@
 N images, M annotations. coco.py checks that the arrays are consistent with each other.
 """
 
-import contextlib
-import gc
-import json
 import unicodedata
 from array import array
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 
+from detection.data.json_files import json_kind, parse_json, without_garbage_collection
 from detection.data.segmentations import ByteStrings, Segmentations, SegmentationsBuilder
-from engine import paths
 from engine.errors import UserError
 
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
 """Maximum side and number of pixels of an image: OpenCV does not decode larger ones."""
-
-
-@contextlib.contextmanager
-def without_garbage_collection() -> Generator[None]:
-    """Disable garbage collection, which halves the time of parsing.
-
-    It would search millions of new objects for reference cycles, which JSON does not have.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def parse_coco(path: Path) -> dict[str, Any]:
@@ -62,38 +44,6 @@ def parse_coco(path: Path) -> dict[str, Any]:
             if not isinstance(entry, dict):
                 raise UserError(f"{path}: {key}[{position}]: expected an object, got {entry!r:.60}")
     return document
-
-
-@without_garbage_collection()
-def parse_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise UserError if it cannot be read or is not JSON."""
-    data = paths.read_bytes(path)
-    # msgspec takes a quarter of json's time for files with many decimals. What msgspec refuses goes
-    # to json, which accepts NaN and byte order marks, and reports the line of a mistake.
-    try:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            return msgspec.json.decode(data)
-        return json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if not data.strip():
-            raise UserError(f"{path}: not valid JSON: the file is empty") from error
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not valid JSON: {where}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        got = paths.describe_bytes(data)
-        raise UserError(f"{path}: not valid JSON: expected UTF-8 text, got {got}") from error
-    except ValueError as error:  # more digits than int() accepts
-        raise UserError(f"{path}: not valid JSON: a number with too many digits") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: not valid JSON: lists or objects nested too deep") from error
-
-
-def json_kind(value: Any) -> str:
-    """Return what a JSON value is, in JSON's words, for a message."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
-    return kinds.get(type(value), "a number")
 
 
 def int_of(entry: dict[str, Any], key: str, where: str, *, positive: bool = False) -> int:
@@ -243,8 +193,11 @@ def read_images(
         ids.append(int_of(entry, "id", where))
         size_from = where if need_names else f"{path}: image {ids[-1]}"
         size = (0, 0)
-        with contextlib.suppress(*([UserError] if need_sizes == "if any" else [])):
-            size = size_of(entry, size_from) if need_sizes else size
+        if need_sizes == "if any":
+            with suppress(UserError):
+                size = size_of(entry, size_from)
+        elif need_sizes:
+            size = size_of(entry, size_from)
         sizes.extend(size)
         names.append(name.encode() if isinstance(name, str) and _is_text(name) else b"")
     if not ids:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_codec
 
-from detection.data.coco_json import box_of, is_number, json_kind, parse_json
+from detection.data.coco_json import box_of, is_number
+from detection.data.json_files import json_kind, parse_json
 from detection.data.segmentations import FARTHEST
 from detection.evaluation.detection_table import (
     DetectionTable,

@@ -21,8 +21,8 @@ from detection.data.coco_json import (
     name_of,
     read_annotations,
     size_of,
-    without_garbage_collection,
 )
+from detection.data.json_files import without_garbage_collection
 from detection.datasets.check.document import Document, Entries
 from engine.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from detection.data.coco_json import json_kind, parse_json
+from detection.data.json_files import json_kind, parse_json
 from engine import paths
 from engine.errors import UserError
 from engine.files import write_atomically

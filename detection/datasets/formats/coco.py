@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from detection.data.coco_json import (
-    parse_coco,
-    read_annotations,
-    read_categories,
-    read_images,
-    without_garbage_collection,
-)
+from detection.data.coco_json import parse_coco, read_annotations, read_categories, read_images
+from detection.data.json_files import without_garbage_collection
 from detection.datasets.formats.checking import CheckedDocument
 from detection.datasets.formats.document import (
     Document,

@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from backbones.images import SUFFIXES
-from detection.data.coco_json import MAX_PIXELS, is_number, parse_json, shown
+from detection.data.coco_json import MAX_PIXELS, is_number, shown
+from detection.data.json_files import parse_json
 from detection.datasets.formats.document import Document, FoundImage, FoundObject, ReadOptions
 from detection.datasets.formats.image_names import ImageIndex, posix_name
 from detection.datasets.formats.shapes import (

@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detection.data.coco_json import is_number, parse_json, shown
+from detection.data.coco_json import is_number, shown
+from detection.data.json_files import parse_json
 from detection.datasets.formats.checking import CheckedDocument
 from detection.datasets.formats.document import (
     Document,

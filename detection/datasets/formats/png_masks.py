@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from backbones.images import MAX_PIXELS, BadImageError, read_file
-from detection.data.coco_json import parse_json, shown
+from detection.data.coco_json import shown
+from detection.data.json_files import parse_json
 from detection.datasets.formats.checking import CheckedDocument
 from detection.datasets.formats.document import (
     Document,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from detection.data.coco_json import parse_json
+from detection.data.json_files import parse_json
 from detection.datasets.formats import (
     coco,
     csv_table,

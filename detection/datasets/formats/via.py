@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from detection.data.coco_json import is_number, parse_json, shown
+from detection.data.coco_json import is_number, shown
+from detection.data.json_files import parse_json
 from detection.datasets.formats.checking import CheckedDocument
 from detection.datasets.formats.document import (
     Document,
