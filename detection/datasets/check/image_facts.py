@@ -38,8 +38,14 @@ def find_images(columns: Columns, facts: Facts, findings: FindingList) -> None:
         swapped = ": width and height are swapped" if fact.size == size[::-1] else ""
         return f"the file has {format_size(fact.size)}, annotated {format_size(size)}{swapped}"
 
-    for code, places in (("image-missing", missing), ("image-damaged", damaged)):
-        findings.add_images(code, _array(places), lambda at: getattr(known[at], "error", ""))
+    no_image = "none is there: is --images the folder that file names are relative to?"
+    for code, places, detail in (
+        ("image-missing", missing, no_image if len(missing) == len(known) else ""),
+        ("image-damaged", damaged, ""),
+    ):
+        findings.add_images(
+            code, _array(places), lambda at: getattr(known[at], "error", ""), detail=detail
+        )
     for code, places in (("exif-ignored", rotated), ("image-other-size", resized)):
         findings.add_images(code, _array(places), sizes_of)
     # one file that several images name is a finding of its own

@@ -39,6 +39,12 @@ def _correct_size(changes: Changes, finding: Finding, columns: Columns, context:
             changes.drop("images", row, "the boxes do not fit the size of the file")
 
 
+def _drop_missing(changes: Changes, finding: Finding, columns: Columns, context: Context) -> None:
+    """Drop the images, unless all are missing: then the folder is wrong, not the file."""
+    if finding.count < len(columns.images.rows):
+        drop_all(changes, finding, columns, context)
+
+
 def set_size(changes: Changes, row: int, size: tuple[int, int]) -> None:
     """Set the (height, width) of the image in a row."""
     changes.set("images", row, "height", size[0])
@@ -48,7 +54,7 @@ def set_size(changes: Changes, row: int, size: tuple[int, int]) -> None:
 SIZE_REPAIRS: Mapping[str, Repair] = {"image-name": drop_all, "image-size": _fill_size}
 """Without a name an image cannot be used, and without a size its boxes cannot be checked."""
 IMAGE_REPAIRS: Mapping[str, Repair] = {
-    "image-missing": drop_all,
+    "image-missing": _drop_missing,
     "image-damaged": drop_all,
     "image-other-size": _correct_size,
     "exif-ignored": _correct_size,

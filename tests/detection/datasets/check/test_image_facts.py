@@ -54,6 +54,17 @@ def test_missing_and_damaged_images(tmp_path: Path, split: dict[str, Any]) -> No
     assert [entry["image_id"] for entry in copy["annotations"]] == [4, 5, 6]
 
 
+def test_a_wrong_folder_drops_nothing(tmp_path: Path, split: dict[str, Any]) -> None:
+    path, folder = write(tmp_path / "a.json", split), tmp_path / "elsewhere"
+    folder.mkdir()
+    report, changes = repair(path, tmp_path / "b.json", images=folder)
+    finding = next(each for each in report.findings if each.code == "image-missing")
+    assert (finding.count, finding.remaining) == (6, 6)
+    assert "is --images the folder that file names are relative to?" in finding.detail
+    assert [line for line in changes.lines if line["change"].startswith("dropped")] == []
+    assert len(json.loads((tmp_path / "b.json").read_text())["images"]) == 6
+
+
 def test_other_sizes(tmp_path: Path, split: dict[str, Any]) -> None:
     split["images"][0].update(width=80, height=60)
     split["images"][1].update(width=80, height=60)
