@@ -306,3 +306,26 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     None: `data` is not a JPEG, or its header is not complete.
     """
     return jpeg_size(data)
+
+
+def files_below(folder: Path, suffix: str) -> list[str]:
+    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
+
+    Hidden files are skipped, and upper and lower case of the suffix are equal.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found: list[str] = []
+    waiting = [""]
+    seen: set[Path] = set()  # resolved folders, so that cycles of links end
+    while waiting:
+        below = waiting.pop()
+        location = resolved(folder / below)
+        if location in seen:
+            continue
+        seen.add(location)
+        folders, names = list_folder(f"{folder}/{below}")
+        waiting += [f"{below}{name}/" for name in folders]
+        found += [f"{below}{name}" for name in names if name.lower().endswith(suffix)]
+    return sorted(found)

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from detection.data.coco import Annotations
+from detection.datasets.box_outliers import near_pairs, robust_deviations
 
-NEAR_DUPLICATE_IOU = 0.9
-"""Objects of one class in one image that overlap by this much are likely one object twice."""
 TINY_SIDE = 4.0
 """Pixels; smaller objects are rarely meant."""
 FLAGGED_DEVIATION = 6.0
 """Rank of near-duplicates and tiny objects among deviations from the class."""
-
-_DEVIATION_OF_MAD = 1.4826  # standard deviation of a normal distribution over its MAD
-_MIN_MAD = 0.05  # of logarithms, 5 %: classes whose objects are all alike have no useful spread
+_LEAST_DEVIATION = 0.074
+"""Of logarithms, 7 %: classes whose objects are all alike have no useful spread."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +67,15 @@ def strangeness_of(annotations: Annotations) -> Strangeness:
     return Strangeness(
         sides=sides,
         aspects=aspects,
-        side_deviation=robust_deviations(np.log(sides), groups),
-        aspect_deviation=robust_deviations(np.log(aspects), groups),
+        side_deviation=_deviations(sides, groups),
+        aspect_deviation=_deviations(aspects, groups),
         twin=twin,
         twin_iou=twin_iou,
     )
 
 
-def robust_deviations(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return (value - median) / deviation within each group, (M,).
-
-    The deviation is estimated by the median absolute deviation (MAD), which a few outliers do not
-    change. Groups below 0 get 0.
-
-    Args:
-        values: (M,) float64 logarithms.
-        groups: (M,) int64.
-    """
-    deviations = np.zeros(len(values))
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order]))
-    for rows in np.split(order, starts + 1):
-        if len(rows) and groups[rows[0]] >= 0:
-            distance = values[rows] - np.median(values[rows])
-            mad = max(float(np.median(np.abs(distance))), _MIN_MAD)
-            deviations[rows] = distance / (_DEVIATION_OF_MAD * mad)
-    return deviations
+def _deviations(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    return robust_deviations(np.log(values), groups, least=_LEAST_DEVIATION)[0]
 
 
 def near_duplicates(annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
@@ -106,26 +87,13 @@ def near_duplicates(annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
     count = len(annotations.boxes)
     twin, best = np.full(count, -1), np.zeros(count)
     rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    order = np.lexsort([annotations.labels, rows])
-    groups = (rows * len(annotations.classes) + annotations.labels)[order]
-    boxes = annotations.boxes[order].astype(np.float64)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    crowd = annotations.is_crowd[order]
-    # compares neighbours at distance 1, then 2, ..., up to the largest group
-    for distance in range(1, count):
-        pairs = np.flatnonzero(groups[distance:] == groups[:-distance])
-        if not len(pairs):
-            break
-        first, second = pairs, pairs + distance
-        top_left = np.maximum(boxes[first, :2], boxes[second, :2])
-        bottom_right = np.minimum(boxes[first, 2:], boxes[second, 2:])
-        overlap = (bottom_right - top_left).clip(min=0).prod(axis=1)
-        iou = overlap / (areas[first] + areas[second] - overlap)
-        is_near = (iou >= NEAR_DUPLICATE_IOU) & ~crowd[first] & ~crowd[second]
-        earlier, later = order[first[is_near]], order[second[is_near]]
-        better = iou[is_near] > best[later]
-        twin[later[better]] = earlier[better]
-        best[later[better]] = iou[is_near][better]
+    objects = np.flatnonzero(~annotations.is_crowd)
+    groups = (rows * len(annotations.classes) + annotations.labels)[objects]
+    later, earlier, iou = near_pairs(groups, annotations.boxes[objects])
+    # of several earlier ones the last written stays: that with the largest IoU
+    order = np.argsort(iou, kind="stable")
+    twin[objects[later[order]]] = objects[earlier[order]]
+    best[objects[later[order]]] = iou[order]
     return twin, best
 
 

@@ -1,11 +1,11 @@
 """Layout and classes of PASCAL VOC, and of other data sets with VOC's XML files."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from backbones.images import list_folder
+from backbones.images import files_below
 from engine import paths
 from engine.errors import UserError
 from engine.files import read_lines
@@ -110,31 +110,9 @@ def folder_set(root: Path, *, xml: str, images: str, names: Path | None = None) 
     if names is not None:
         return ImageSet(xml, images, read_names(names))
     folder = root / xml
-    found = sorted(_xml_below(folder)) if paths.is_folder(folder) else []
+    names_below = files_below(folder, ".xml") if paths.is_folder(folder) else []
+    # by parts of the path, without the suffix, which is in lower case in VOC's layout
+    found = sorted(PurePosixPath(n).with_suffix("") for n in names_below if n.endswith(".xml"))
     if not found:
         raise UserError(f"{folder}: expected XML files, got none")
     return ImageSet(xml, images, tuple(path.as_posix() for path in found))
-
-
-def _xml_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the paths of all XML files, relative to `folder` and without suffix.
-
-    Each folder is read once, even if symbolic links lead to it. Hidden files are skipped, because
-    macOS writes one beside each file on foreign disks.
-    """
-    # depth first, with an explicit stack; `seen` has resolved paths, so link cycles end
-    seen: set[Path] = set()
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        resolved = paths.resolved(folder / relative)
-        if resolved in seen:
-            continue
-        seen.add(resolved)
-        folders, files = list_folder(f"{folder}/{relative}")
-        pending += [f"{relative}{name}/" for name in folders]
-        yield from (
-            PurePosixPath(f"{relative}{name}").with_suffix("")
-            for name in files
-            if name.endswith(".xml")
-        )

@@ -17,13 +17,12 @@ from detection.data.box_checks import (
     format_size,
 )
 from detection.data.data_report import box_keys, find_misfit_areas, find_swapped_images
+from detection.datasets.box_outliers import near_pairs, robust_deviations
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import FindingList
 from detection.datasets.check.structure import repeats_of
 from detection.ops.boxes import xyxy_to_xywh
 
-NEAR_IOU = 0.9
-"""Two boxes of one class with this IoU are rarely two objects."""
 MANY_OBJECTS = 30
 """Objects that a class needs before its usual size and shape are known."""
 FAR_OFF = 4.0
@@ -164,46 +163,13 @@ def _find_duplicates(
     single = np.delete(good, repeats)
     single = single[~table.is_crowd[single]]
     groups = columns.image_places[single] * max(1, len(columns.categories)) + columns.labels[single]
-    later, earlier = near_pairs(groups, boxes[single])
+    later, earlier, _ = near_pairs(groups, boxes[single])
     partners = dict(zip(single[later].tolist(), single[earlier].tolist(), strict=True))
     findings.add_annotations(
         "near-duplicate-box",
         np.array(sorted(partners), np.int64),
         lambda at: f"{_shown(table.xywh[at])} beside annotation {table.ids[partners[at]]}",
     )
-
-
-def near_pairs(groups: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of boxes of one group with an IoU of at least `NEAR_IOU`.
-
-    Args:
-        groups: (n,) int64, such as image and class in one number.
-        boxes: (n, 4) float32 xyxy, of positive size.
-
-    Returns:
-        Places (later, earlier) in `boxes`, (pairs,) each, with later > earlier.
-    """
-    order = np.lexsort((boxes[:, 0], groups))
-    group, box = groups[order], boxes[order].astype(np.float64)
-    widths = box[:, 2] - box[:, 0]
-    firsts = np.arange(len(order))
-    pairs = [np.zeros((0, 2), np.int64)]
-    # Boxes are sorted by x1. If box j begins d after box i, their IoU is at most
-    # (width_i - d) / width_i: box i is compared with the next ones until d is too large.
-    for lag in range(1, len(order)):
-        firsts = firsts[firsts + lag < len(order)]
-        seconds = firsts + lag
-        shift = box[seconds, 0] - box[firsts, 0]
-        is_close = group[firsts] == group[seconds]
-        is_close &= shift <= (1 - NEAR_IOU) * widths[firsts]
-        firsts, seconds = firsts[is_close], seconds[is_close]
-        if not len(firsts):
-            break
-        near = _iou(box[firsts], box[seconds]) >= NEAR_IOU
-        found = np.column_stack([order[firsts[near]], order[seconds[near]]])
-        pairs.append(np.sort(found, axis=1)[:, ::-1])
-    later, earlier = np.concatenate(pairs).T
-    return later, earlier
 
 
 def find_unusual(columns: Columns, found: BoxColumns, findings: FindingList) -> None:
@@ -227,40 +193,15 @@ def find_unusual(columns: Columns, found: BoxColumns, findings: FindingList) -> 
         return f"{name}, {box}: {what} is {ratios[at]:.3g} times the median of its class"
 
     for code, values in (("unusual-size", sizes), ("unusual-aspect", aspects)):
-        off, medians = _deviations(values, labels)
+        off, medians = robust_deviations(
+            values, labels, least=LEAST_DEVIATION, min_count=MANY_OBJECTS
+        )
         far = np.flatnonzero(np.abs(off) > FAR_OFF)
         # the three examples are the strangest
         far = far[np.argsort(-np.abs(off[far]), kind="stable")]
         ratios = dict(zip(good[far].tolist(), np.exp(values - medians)[far].tolist(), strict=True))
         what = "size" if code == "unusual-size" else "width / height"
         findings.add_annotations(code, good[far], partial(described, ratios, what))
-
-
-def _deviations(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return by how many robust deviations values are off the median of their class; the medians.
-
-    Zeros for classes with fewer than `MANY_OBJECTS` objects.
-    """
-    off, medians = np.zeros(len(values)), np.zeros(len(values))
-    order = np.argsort(labels, kind="stable")
-    bounds = np.flatnonzero(np.diff(labels[order])) + 1
-    for rows in np.split(order, bounds):
-        if len(rows) >= MANY_OBJECTS:
-            medians[rows] = np.median(values[rows])
-            deviations = np.abs(values[rows] - medians[rows])
-            # the median absolute deviation of a normal distribution is 0.6745 standard deviations
-            spread = max(float(np.median(deviations)) / 0.6745, LEAST_DEVIATION)
-            off[rows] = (values[rows] - medians[rows]) / spread
-    return off, medians
-
-
-def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the IoU of boxes (n, 4) with boxes (n, 4), pair by pair."""
-    sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
-    inside = sides.clip(0).prod(axis=1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (first, second)]
-    iou: np.ndarray = inside / (areas[0] + areas[1] - inside)
-    return iou
 
 
 def _shown(xywh: np.ndarray) -> str:

@@ -6,6 +6,7 @@ stay encoded until they are read, and unchanged entries are written byte for byt
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -120,10 +121,9 @@ def read_document(path: Path, *, encoded: bool = True) -> Document:
         UserError: the file cannot be read, is not JSON, or is not an object.
     """
     if encoded:
-        try:
+        # parse_json accepts more, or says what is wrong
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
             return Document(path, msgspec.json.decode(paths.read_bytes(path), type=_RawObject))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass  # parse_json accepts more, or says what is wrong
     content = parse_json(path)
     if isinstance(content, dict):
         return Document(path, content)

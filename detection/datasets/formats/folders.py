@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from backbones.images import list_folder
+from backbones.images import files_below
 from detection.data.coco_json import shown
 from detection.data.image_files import image_path
 from detection.datasets.formats.checking import CheckedDocument
@@ -21,29 +21,6 @@ from engine.files import read_lines
 
 CLASSES_FILE = "classes.txt"
 """File beside the annotations with one class a line, in order, as labelImg writes it."""
-
-
-def files_below(folder: Path, suffix: str) -> list[str]:
-    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
-
-    Hidden files are skipped, and upper and lower case of the suffix are equal.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    found: list[str] = []
-    waiting = [""]
-    seen: set[Path] = set()  # resolved folders, so that cycles of links end
-    while waiting:
-        below = waiting.pop()
-        resolved = paths.resolved(folder / below)
-        if resolved in seen:
-            continue
-        seen.add(resolved)
-        folders, names = list_folder(f"{folder}/{below}")
-        waiting += [f"{below}{name}/" for name in folders]
-        found += [f"{below}{name}" for name in names if name.lower().endswith(suffix)]
-    return sorted(found)
 
 
 def read_class_list(path: Path) -> list[str]:

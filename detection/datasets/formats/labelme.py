@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from backbones.images import files_below
 from detection.data.coco_json import is_number, shown
 from detection.data.json_files import parse_json
 from detection.datasets.formats.checking import CheckedDocument
@@ -25,7 +26,6 @@ from detection.datasets.formats.folders import (
     CLASSES_FILE,
     class_lines,
     classes_beside,
-    files_below,
     json_text,
     output_names,
     write_folder,

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from backbones.images import MAX_PIXELS, BadImageError, read_file
+from backbones.images import MAX_PIXELS, BadImageError, files_below, read_file
 from detection.data.coco_json import shown
 from detection.data.json_files import parse_json
 from detection.datasets.formats.checking import CheckedDocument
@@ -30,7 +30,6 @@ from detection.datasets.formats.folders import (
     CLASSES_FILE,
     class_lines,
     classes_beside,
-    files_below,
     json_text,
     output_names,
     write_folder,

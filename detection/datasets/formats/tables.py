@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from backbones.images import files_below
 from detection.data.json_files import parse_json
 from detection.datasets.formats import (
     coco,
@@ -19,7 +20,6 @@ from detection.datasets.formats import (
 )
 from detection.datasets.formats.checking import CheckedDocument
 from detection.datasets.formats.document import Document, ReadOptions, WriteOptions
-from detection.datasets.formats.folders import files_below
 from detection.datasets.voc_xml import parse_xml
 from engine import paths
 from engine.errors import UserError

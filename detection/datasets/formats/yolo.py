@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones.images import images_in
+from backbones.images import files_below, images_in
 from detection.data.coco_json import shown
 from detection.datasets.formats.document import (
     Document,
@@ -20,7 +20,7 @@ from detection.datasets.formats.document import (
     ReadOptions,
     choose_splits,
 )
-from detection.datasets.formats.folders import CLASSES_FILE, files_below, read_class_list
+from detection.datasets.formats.folders import CLASSES_FILE, read_class_list
 from detection.datasets.formats.image_names import ImageIndex, posix_name
 from detection.datasets.voc import number_classes
 from engine import paths

@@ -9,7 +9,6 @@ from detection.datasets.object_choice import (
     annotation_id,
     near_duplicates,
     random_objects,
-    robust_deviations,
     strangeness_of,
     strangest_objects,
 )
@@ -46,16 +45,6 @@ def test_size_aspect_duplicates_and_tiny_ones_come_first(tmp_path: Path) -> None
     assert first[125].startswith("side 69.3, median 20")
     assert first[131].startswith("near-duplicate of 130, IoU 0.95")
     assert strangest(found, 2, 4) == []
-
-
-def test_deviations_are_robust() -> None:
-    values = np.array([1.0, 2, 3, 4, 5, 100, 7, 7, 7, 9])
-    groups = np.array([0] * 6 + [1] * 3 + [-1])
-    found = robust_deviations(values, groups)
-    # median 3.5, absolute deviations 0.5 0.5 1.5 1.5 2.5 96.5: MAD 1.5
-    np.testing.assert_allclose(found[:6], (values[:6] - 3.5) / (1.4826 * 1.5))
-    assert found[6:].tolist() == [0, 0, 0, 0]
-    assert len(robust_deviations(np.zeros(0), np.zeros(0, np.int64))) == 0
 
 
 def test_near_duplicates_against_all_pairs(data_dir: Path) -> None:

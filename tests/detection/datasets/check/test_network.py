@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detection.datasets.check.boxes import NEAR_IOU, near_pairs
+from detection.datasets.box_outliers import NEAR_IOU, near_pairs
 from detection.datasets.check.network import best_iou, suggest_anchors
 from detection.datasets.check.run import Inputs, check_columns, read_inputs
 from detection.models.anchors import AnchorGenerator
@@ -71,7 +71,7 @@ def test_near_pairs_are_those_of_all_pairs() -> None:
     boxes = np.concatenate([near, near + rng.uniform(24, 26, size=(240, 2))], axis=1)
     boxes = boxes.astype(np.float32)
     groups = rng.integers(0, 2, size=240)
-    later, earlier = near_pairs(groups, boxes)
+    later, earlier, _ = near_pairs(groups, boxes)
     iou = box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy()
     expected = {
         (i, j)
@@ -81,4 +81,4 @@ def test_near_pairs_are_those_of_all_pairs() -> None:
     }
     assert len(expected) > 20
     assert set(zip(later.tolist(), earlier.tolist(), strict=True)) == expected
-    assert [len(each) for each in near_pairs(groups[:0], boxes[:0])] == [0, 0]
+    assert [len(each) for each in near_pairs(groups[:0], boxes[:0])] == [0, 0, 0]
