@@ -183,6 +183,9 @@ class RoIConfig(RegionLossConfig):
     """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
     hidden_dim: PositiveInt = 1024
     """fpn: width of the two hidden layers."""
+    global_context: bool = False
+    """Pool the whole image as one more RoI, and join its feature to that of every RoI before the
+    two output layers (ResNet paper, appendix B)."""
     stages: int = Field(default=1, ge=1, le=3)
     """Number of stages of the region head; each works on the boxes of the stage before."""
     later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
@@ -272,8 +275,26 @@ class ModelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluation and its images."""
+    """Evaluation and prediction: improvements at test time, metrics, and drawings."""
 
+    refine_boxes: bool = False
+    """Box refinement: pool the predicted boxes again, predict from them, and join both predictions
+    (Gidaris and Komodakis 2015; ResNet paper, appendix B)."""
+    scales: tuple[PositiveInt, ...] = ()
+    """Shorter sides of the images in multi-scale testing, rising; empty: `data.eval_short_side`.
+    The cap on the longer side grows in proportion. A single one replaces `data.eval_short_side`."""
+    merge: Literal["maxout", "union"] = "maxout"
+    """How several scales are merged. maxout: proposals at `data.eval_short_side`; the features of
+    each RoI are the maximum over the two scales at which its area is nearest 224 x 224 (the paper).
+    union: the predictions of all scales are joined."""
+    mirror: bool = False
+    """union: predict on mirrored images, too."""
+    union_nms_thresh: Fraction = 0.3
+    """`model.roi.nms_thresh` where predictions are joined (`refine_boxes`, or `merge: union` of
+    several scales or with `mirror`)."""
+    vote_iou_thresh: Fraction | None = None
+    """Box voting: a detection's box becomes the mean of the boxes of its class with at least this
+    IoU, weighted by score. null: 0.5 where predictions are joined, otherwise no voting; 1: none."""
     draw_score_thresh: Fraction = 0.5
     """Detections with a lower score are not drawn."""
     protocols: tuple[Protocol, ...] = ()
@@ -282,6 +303,14 @@ class EvaluationConfig(Config):
     backend: BackendChoice = "auto"
     """Package that computes COCO's metrics. auto: during training hotcoco if it is installed, which
     is fast and gives the same numbers; pycocotools after the last step and in tools/eval.py."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.scales) != sorted(set(self.scales)):
+            raise ValueError(f"scales: expected rising numbers, got {list(self.scales)}")
+        if self.mirror and self.merge == "maxout":
+            raise ValueError("mirror: expected merge=union with mirrored images, got maxout")
+        return self
 
 
 class DetectionConfig(RunConfig):
