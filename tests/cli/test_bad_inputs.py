@@ -122,6 +122,10 @@ TRAIN_ARGUMENTS = {
         ["tiny.yaml", "model.rpn.bg_iou_thresh=0.9"],
         ["rpn.bg_iou_thresh", "rpn.fg_iou_thresh"],
     ),
+    "VGG-16 with a pyramid": (
+        ["tiny.yaml", "model.backbone.kind=vgg16"],
+        ["neck.kind: expected c4 with backbone.kind=vgg16", "got fpn"],
+    ),
     "no sizes": (["tiny.yaml", "data.augment.short_sides=[]"], ["short_sides", "1 item"]),
     "no anchors": (["tiny.yaml", "model.rpn.anchor_ratios=[]"], ["anchor_ratios", "1 item"]),
     "seed beyond 64 bits": (["tiny.yaml", f"seed={10**20}"], ["seed", "less than"]),

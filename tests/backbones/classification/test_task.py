@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import build_resnet, resnet18
+from backbones import build_resnet, resnet18, vgg16
 from backbones.classification.load_and_export import (
     export_backbone,
     load_trained,
@@ -200,6 +200,48 @@ def test_exported_backbone_loads_into_a_detector(folder: Path, tmp_path: Path) -
     assert {f"backbone.{name}" for name in names} < set(trained)
     for name, value in network.named_parameters():
         torch.testing.assert_close(value.data, trained[f"backbone.{name}"], rtol=0, atol=0)
+
+
+def test_exported_vgg_loads_into_a_detectors_network(folder: Path, tmp_path: Path) -> None:
+    backbone = {"kind": "vgg16", "width_multiplier": 1 / 16}
+    loop = {"max_steps": 1, "batch_size": 2}
+    config = tiny_config(folder, model={"backbone": backbone}, loop=loop)
+    task = ClassificationTask.for_training(config)
+    metrics = fit(task, config, output=tmp_path)
+    export_backbone(tmp_path, metrics=metrics)  # there are no norms to recompute
+    network = vgg16(None, width_multiplier=1 / 16)
+    pixels: Any = {
+        "pixel_mean": config.model.backbone.pixel_mean,
+        "pixel_std": config.model.backbone.pixel_std,
+    }
+    for file, unused in (("backbone", 0), ("model", 2)):
+        path = tmp_path / f"{file}.safetensors"
+        report = load_backbone_weights(network, path, **pixels)
+        assert (report.source, len(report.unexpected)) == ("resdet", unused)
+        for name, tensor in network.state_dict().items():
+            assert tensor.equal(task.model.backbone.state_dict()[name]), name
+    batch = batch_of(task)
+    found = load_trained([tmp_path]).predict(batch)
+    torch.testing.assert_close(found, task.eval().predict(batch))
+
+
+def test_vgg_with_dropout_resumes_exactly(folder: Path, tmp_path: Path) -> None:
+    model = {"backbone": {"kind": "vgg16", "width_multiplier": 1 / 16}}
+    for name, steps in (("whole", [4]), ("cut", [2, 4])):
+        for number, last in enumerate(steps):
+            loop = {"max_steps": last, "checkpoint_every": 2}
+            config = tiny_config(folder, loop=loop, model=model)
+            task = ClassificationTask.for_training(config)
+            fit(task, config, output=tmp_path / name, resume=number > 0)
+    whole, cut = (read_safetensors(tmp_path / n / "model.safetensors")[0] for n in ("whole", "cut"))
+    assert all(whole[name].equal(cut[name]) for name in whole)
+
+
+def test_vgg_slides_no_average_pool(folder: Path) -> None:
+    message = "evaluation.view: expected center or ten_crop with model.backbone.kind=vgg16"
+    views = {"view": "multi_scale", "resize": 36, "crop": 32}
+    with pytest.raises(UserError, match=message):
+        tiny_config(folder, model={"backbone": {"kind": "vgg16"}}, evaluation=views)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:

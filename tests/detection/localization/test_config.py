@@ -12,6 +12,10 @@ MISTAKES = {
         {"model": {"level": "c3", "backbone": {"frozen_stages": 4}}},
         "frozen_stages: expected at most 3 with level=c3, got 4",
     ),
+    "vgg": (
+        {"model": {"backbone": {"kind": "vgg16"}}},
+        "backbone.kind: expected a residual or plain network, whose c2 to c5 `level` chooses from",
+    ),
     "crop": ({"evaluation": {"crop": 300}}, "resize: expected at least crop"),
     "area": ({"augment": {"area": [0.5, 0.2]}}, "area: expected two rising numbers above 0"),
     "kind": ({"data": {"kind": "voc"}}, "data.kind"),

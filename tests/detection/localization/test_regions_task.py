@@ -53,6 +53,14 @@ def test_every_parameter_gets_a_gradient(first: Path) -> None:
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["vgg16", "plain18"])
+def test_other_backbones_classify_regions(first: Path, kind: str) -> None:
+    backbone = {"kind": kind, "width_multiplier": 0.0625, "norm": "batch", "frozen_stages": 0}
+    task, batch = task_and_batch(regions_config(first, backbone=backbone))
+    torch.stack(list(task.losses(batch).values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
 def test_regions_are_proposals_of_the_class(first: Path) -> None:
     task, batch = task_and_batch(regions_config(first, nms_thresh=0.5))
     task.model.eval()

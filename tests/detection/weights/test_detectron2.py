@@ -1,18 +1,15 @@
 """detectron2's networks: what they compute there, they compute here."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from backbones.blocks import Bottleneck, PaperBottleneck
-from backbones.resnet import KINDS, ResNet
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
-from detection.models import FasterRCNN, build
+from detection.models import FasterRCNN
 from detection.models.build import build_detector
 from detection.models.proposals import make_proposals
 from detection.predict import Detector, TrainedDetector
@@ -40,6 +37,7 @@ KIND_KEYS = {
 }
 # of these narrow networks, and of how their detections were computed
 NARROW = [
+    "model.backbone.width_multiplier=0.125",
     "model.neck.channels=16",
     "model.roi.hidden_dim=32",
     "model.mask.hidden_dim=16",
@@ -58,23 +56,6 @@ def make_config(neck: str, *changes: str) -> DetectionConfig:
     config = parse_config({}, overrides, schemas=SCHEMAS, source="test")
     assert isinstance(config, DetectionConfig)
     return config
-
-
-@pytest.fixture(autouse=True)
-def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let detectors have an eighth of the channels, for which there is no key."""
-
-    def narrow_resnet(kind: str, *, norm: Any, norm_eps: float, stride_in_1x1: bool) -> ResNet:
-        return ResNet(
-            PaperBottleneck if stride_in_1x1 else Bottleneck,
-            KINDS[kind],
-            num_classes=None,
-            norm=norm,
-            norm_eps=norm_eps,
-            widths=(8, 16, 32, 64),
-        )
-
-    monkeypatch.setattr(build, "build_resnet", narrow_resnet)
 
 
 def load(path: Path, config: DetectionConfig) -> tuple[FasterRCNN, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from engine.errors import UserError
 
 MASKS = ("task=segmentation",)
 FPN = ("model.neck.kind=fpn", "model.backbone.kind=resnet18")
+VGG = ("model.neck.kind=c4", "model.backbone.kind=vgg16")
 C4 = ("model.neck.kind=c4", "model.backbone.kind=resnet18")
 
 
@@ -44,6 +45,12 @@ def state_of(*overrides: str) -> dict[str, Tensor]:
         ((*FPN, *MASKS), ("task=detection",)),
         ((*FPN, *MASKS), ("model.mask.hidden_dim=512", "model.mask.num_convs=8")),
         ((*C4, *MASKS), ("model.mask.hidden_dim=512",)),
+        (FPN, ("model.backbone.kind=plain18",)),
+        (FPN, ("model.backbone.kind=plain34",)),
+        (FPN, ("model.backbone.width_multiplier=0.25",)),
+        (C4, ("model.backbone.kind=vgg16",)),
+        (VGG, ("model.backbone.kind=resnet18",)),
+        (VGG, ("model.backbone.width_multiplier=0.25",)),
     ],
     ids=lambda keys: ",".join(key.rpartition(".")[2] for key in keys),
 )
@@ -100,6 +107,15 @@ def test_anchors_of_our_file_are_those_of_its_run(keys: tuple[str, ...]) -> None
         check_keys(state, make_config(*run), {}, path="a.pth", trained_with=theirs)
     overrides = str(caught.value).partition("it fits with ")[2].split(" ")
     check_keys(state, make_config(*run, *overrides), {}, path="a.pth", trained_with=theirs)
+
+
+@pytest.mark.parametrize("kind", ["resnet50", "vgg16"])
+def test_a_width_that_is_rounded_fits_itself(kind: str) -> None:
+    keys = (f"model.backbone.kind={kind}", "model.backbone.width_multiplier=0.3")
+    assert differing(network_keys(state_of(*keys)), make_config(*keys)) == []
+    assert differing(network_keys(state_of(*keys)), make_config(keys[0])) == [
+        "model.backbone.width_multiplier=0.30078125"  # 154 of 512 channels
+    ]
 
 
 def test_a_part_of_a_detector_has_no_keys() -> None:
