@@ -129,8 +129,8 @@ BAD = {
     ),
     "vgg19": (
         lambda: meta_state(MODELS.vgg19),
-        "weights of another network than the model; missing: conv3_3.weight, conv4_2.weight, "
-        "conv5_1.weight; unexpected: features.16.weight, ",
+        "weights of another network than the model; missing: conv4_1.weight, conv4_1.bias, "
+        "conv5_1.weight, conv5_1.bias, conv5_2.weight and 1 more; unexpected: features.16.weight",
     ),
     "batch norm": (
         lambda: meta_state(MODELS.vgg16_bn),

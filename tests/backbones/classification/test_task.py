@@ -229,7 +229,7 @@ def test_vgg_with_dropout_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     model = {"backbone": {"kind": "vgg16", "width_multiplier": 1 / 16}}
     for name, steps in (("whole", [4]), ("cut", [2, 4])):
         for number, last in enumerate(steps):
-            loop = {"max_steps": last, "checkpoint_every": 2}
+            loop = {"max_steps": last, "checkpoint_every": 2, "export": "last"}
             config = tiny_config(folder, loop=loop, model=model)
             task = ClassificationTask.for_training(config)
             fit(task, config, output=tmp_path / name, resume=number > 0)

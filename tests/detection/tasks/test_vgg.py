@@ -1,5 +1,6 @@
 """A detector on VGG-16: training, prediction, files, and what it refuses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from detection.models.build import build_detector
 from detection.ops.roi_pool import pool_rois
 from detection.predict import load_detector
 from detection.tasks.detection import DetectionTask
+from detection.tasks.start_checks import check_detector
 from engine.checkpoint import read_safetensors
 from engine.config import parse_config
 from engine.distributed import World
@@ -26,8 +28,18 @@ from tests.detection.tasks.tiny import make_step, tiny_config
 
 BACKBONE = {"kind": "vgg16", "width_multiplier": 1 / 16, "frozen_stages": 0}
 GOLDEN = {
-    "roi_pool": {"rpn_objectness": 0.0, "rpn_box": 0.0, "roi_class": 0.0, "roi_box": 0.0},
-    "roi_align": {"rpn_objectness": 0.0, "rpn_box": 0.0, "roi_class": 0.0, "roi_box": 0.0},
+    "roi_pool": {
+        "rpn_objectness": 0.692468,
+        "rpn_box": 0.0156970,
+        "roi_class": 1.923858,
+        "roi_box": 0.634066,
+    },
+    "roi_align": {
+        "rpn_objectness": 0.692468,
+        "rpn_box": 0.0156970,
+        "roi_class": 1.901473,
+        "roi_box": 0.632050,
+    },
 }
 
 
@@ -92,14 +104,17 @@ def test_a_run_is_saved_loaded_and_predicts(tmp_path: Path) -> None:
     config = config_of(tmp_path / "demo", pool="roi_pool")
     task = task_of(config)
     fit(task, config, output=tmp_path / "run")
-    detector = load_detector(tmp_path / "run")
     data: Any = task.val_data()
-    images = [data.load(index, seed=0) for index in range(2)]
-    batch = data.collate(images)
-    expected = task.eval().predict(batch)
-    assert all(len(found) for found in expected)
-    pixels = [batch.images.pixels[0].permute(1, 2, 0).numpy()]
-    assert len(detector.predict(pixels)) == 1
+    batch = data.collate([data.load(0, seed=0)])
+    (expected,) = task.eval().predict(batch)
+    assert len(expected) > 0
+    document = json.loads(Path(config.data.val.annotations).read_text())
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    image = Path(config.data.val.images) / names[batch.images.image_ids[0].item()]
+    (found,) = load_detector(tmp_path / "run", device="cpu").predict([image])
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    assert found.labels.equal(expected.labels)
     weights, _ = read_safetensors(tmp_path / "run" / "model.safetensors")
     for name, tensor in task.model.state_dict().items():
         assert tensor.equal(weights[name]), name
@@ -169,6 +184,14 @@ def test_only_frozen_stages_need_weights_because_there_is_no_norm() -> None:
     message = "expected pretrained weights with frozen_stages=2, got none"
     with pytest.raises(UserError, match=message):
         check_weights(make_config("model.backbone.kind=vgg16"))
+
+
+def test_a_single_cell_is_no_matter_without_batch_norm() -> None:
+    small = ["data.augment.short_sides=[16]", "data.size_divisor=16", "loop.batch_size=1"]
+    norm = ["model.backbone.norm=batch", "model.backbone.frozen_stages=0"]
+    check_detector(make_config("model.backbone.kind=vgg16", *norm, *small))
+    with pytest.raises(UserError, match="expected more than one value per channel"):
+        check_detector(make_config("model.backbone.kind=plain18", *norm, *small))
 
 
 @pytest.mark.parametrize("kind", ["plain18", "plain34"])
