@@ -28,12 +28,13 @@ def narrow_torchvision(num_classes: int) -> nn.Module:
     for count, width in STAGES:
         layers += [scaled_channels(width, WIDTH)] * count + ["M"]
     with torch.device("meta"):  # its own fully connected layers are large
-        network: nn.Module = VGG(nn.Sequential(), num_classes=num_classes, init_weights=False)
+        network = VGG(nn.Sequential(), num_classes=num_classes, init_weights=False)
     network.features = make_layers(layers)
     network.classifier[0] = nn.Linear(32 * 49, 256)
     network.classifier[3] = nn.Linear(256, 256)
     network.classifier[6] = nn.Linear(256, num_classes)
-    return network.eval()
+    evaluated: nn.Module = network.eval()
+    return evaluated
 
 
 def randomize(model: nn.Module) -> None:
