@@ -43,8 +43,10 @@ GOLDEN = {
 }
 
 
-def config_of(root: Path, *, pool: str = "roi_align", **backbone: Any) -> DetectionConfig:
-    roi = {"num_samples": 16, "score_thresh": 0.01, "pool": pool}
+def config_of(
+    root: Path, *, pool: str = "roi_align", context: bool = False, **backbone: Any
+) -> DetectionConfig:
+    roi = {"num_samples": 16, "score_thresh": 0.01, "pool": pool, "global_context": context}
     model = tiny_config(root, neck="c4").model.model_dump()
     model |= {"backbone": BACKBONE | backbone, "roi": roi}
     return tiny_config(root, neck="c4", model=model, loop={"max_steps": 2, "batch_size": 2})
@@ -63,9 +65,13 @@ def test_losses_are_the_recorded_ones(tmp_path: Path, pool: str) -> None:
     assert found == pytest.approx(GOLDEN[pool], rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("pool", ["roi_pool", "roi_align"])
-def test_two_training_steps_move_all_but_the_frozen_layers(tmp_path: Path, pool: str) -> None:
-    config = config_of(tmp_path, pool=pool, frozen_stages=2)
+@pytest.mark.parametrize(
+    ("pool", "context"), [("roi_pool", False), ("roi_align", False), ("roi_pool", True)]
+)
+def test_two_training_steps_move_all_but_the_frozen_layers(
+    tmp_path: Path, pool: str, context: bool
+) -> None:
+    config = config_of(tmp_path, pool=pool, context=context, frozen_stages=2)
     task, batch = task_of(config), fixed_batch()
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
     step = make_step(task, batch, World(0, 1, torch.device("cpu")))
@@ -115,6 +121,19 @@ def test_a_run_is_saved_loaded_and_predicts(tmp_path: Path) -> None:
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
     assert found.labels.equal(expected.labels)
+
+    # and with the paper's improvements
+    for keys in (
+        ["refine_boxes=true"],
+        ["scales=[64,96,128]"],
+        ["scales=[64,96]", "merge=union", "mirror=true"],
+    ):
+        overrides = [f"evaluation.{key}" for key in keys]
+        detector = load_detector(tmp_path / "run", device="cpu", overrides=overrides)
+        (improved,) = detector.predict([image])
+        assert len(improved) > 0
+        assert improved.boxes.isfinite().all()
+        assert not improved.boxes.equal(found.boxes)
     weights, _ = read_safetensors(tmp_path / "run" / "model.safetensors")
     for name, tensor in task.model.state_dict().items():
         assert tensor.equal(weights[name]), name
