@@ -31,6 +31,7 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
         "model.backbone.norm": "frozen" if "backbone.bn1.running_mean" in state else "group",
         "model.neck.kind": "fpn" if has_fpn else "c4",
         "model.roi.stages": 1 + _count(state, "later_stages."),
+        "model.roi.global_context": _has_context(state),
     }
     if has_fpn:
         keys |= _fpn_keys(state)
@@ -55,6 +56,18 @@ def _fpn_keys(state: Mapping[str, Tensor]) -> Keys:
     if any(name.startswith("mask_head.") for name in state):
         keys["model.mask.num_convs"] = _count(state, "mask_head.convs.")
     return keys
+
+
+def _has_context(state: Mapping[str, Tensor]) -> bool | None:
+    """Return whether the output layers take the image's feature beside the RoI's; None: unknown."""
+    inputs = _size(state, "box_predictor.class_logits.weight", 1)
+    last = "conv3" if "backbone.layer4.0.conv3.weight" in state else "conv2"
+    features = _size(state, "box_head.fc2.weight", 0)
+    if features is None:  # c4
+        features = _size(state, f"backbone.layer4.0.{last}.weight", 0)
+    if features is None or inputs not in (features, 2 * features):
+        return None
+    return inputs == 2 * features
 
 
 def _backbone_kind(state: Mapping[str, Tensor]) -> str | None:

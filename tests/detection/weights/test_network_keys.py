@@ -44,6 +44,9 @@ def state_of(*overrides: str) -> dict[str, Tensor]:
         ((*FPN, *MASKS), ("task=detection",)),
         ((*FPN, *MASKS), ("model.mask.hidden_dim=512", "model.mask.num_convs=8")),
         ((*C4, *MASKS), ("model.mask.hidden_dim=512",)),
+        (FPN, ("model.roi.global_context=true",)),
+        (C4, ("model.roi.global_context=true",)),
+        (("model.backbone.kind=resnet50",), ("model.roi.global_context=true",)),
     ],
     ids=lambda keys: ",".join(key.rpartition(".")[2] for key in keys),
 )
