@@ -84,6 +84,8 @@ def to_fake_device(values: Any) -> Any:
     """Return a tensor without values on a CUDA device for each one of a batch."""
     if isinstance(values, Tensor):
         return torch.empty(values.shape, dtype=values.dtype, device="cuda")
+    if isinstance(values, tuple):
+        return tuple(map(to_fake_device, values))
     if not dataclasses.is_dataclass(values):
         return values
     fields = [field.name for field in dataclasses.fields(values)]

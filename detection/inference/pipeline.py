@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detection.config import DetectionConfig
@@ -95,6 +96,8 @@ class InferencePipeline:
         """
         if self._is_plain:
             return self._networks[0].select(batches[0], all_masks=all_masks)
+        expected = len(self._sizes.short_sides)
+        assert len(batches) == expected, f"expected {expected} sizes of images, got {len(batches)}"
         images = batches[0]
         parts, of_images = [], None
         for view in self._views(batches):
@@ -173,7 +176,7 @@ class InferencePipeline:
             network.masks(of_network, found, all_masks=all_masks)
             for network, of_network in zip(self._networks, features, strict=True)
         ]
-        return torch.stack([each for each in masks if each is not None]).mean(dim=0)
+        return _average_masks([each for each in masks if each is not None])
 
 
 def _region_vectors(network: FasterRCNN, view: View, features: Features) -> RegionVectors:
@@ -193,6 +196,24 @@ def _join_proposals(parts: Sequence[Proposals]) -> Proposals:
         scores=torch.cat([part.scores for part in parts], dim=1),
         valid=torch.cat([part.valid for part in parts], dim=1),
     )
+
+
+def _average_masks(parts: Sequence[Tensor]) -> Tensor:
+    """Return the mean of masks (B, d, M, M) of the same boxes, in the finest of their resolutions.
+
+    M is 28 with FPN and 14 on C4.
+    """
+    side = max(part.shape[-1] for part in parts)
+    resized = [
+        part
+        if part.shape[-1] == side
+        # (B * d, 1, M, M): as a batch d may be 0, as channels it may not
+        else F.interpolate(part.flatten(0, 1)[:, None], (side, side), mode="bilinear")
+        .squeeze(1)
+        .unflatten(0, part.shape[:2])
+        for part in parts
+    ]
+    return torch.stack(resized).mean(dim=0)
 
 
 def _in_pixels_of(images: ImageBatch, view: View, predictions: BoxPredictions) -> BoxPredictions:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import attrgetter
 from pathlib import Path
 
 from backbones.metadata import read_category_ids
@@ -85,16 +86,15 @@ def _check_fits(
     """Raise UserError unless both detectors predict the same things from the same batches."""
     names, expected_names = other.classes.names, first.classes.names
     if names != expected_names:
-        pairs = enumerate(zip_longest(names, expected_names, fillvalue="missing"))
-        place, (ours, theirs) = next(each for each in pairs if each[1][0] != each[1][1])
+        pairs = enumerate(zip_longest(names, expected_names))  # None: one has fewer classes
+        place, (got, expected) = next(each for each in pairs if each[1][0] != each[1][1])
         raise UserError(
-            f"{path}: expected the classes of {first_path} ({listing(expected_names)}), "
-            f"got {listing(names)}; class {place} is {ours}, not {theirs}"
+            f"{path}: expected the classes of {first_path} ({listing(expected_names)}), got "
+            f"{listing(names)}; class {place} is {got or 'missing'}, not {expected or 'missing'}"
         )
-    for key, got, expected in (
-        ("task", other.config.task, first.config.task),
-        ("data.size_divisor", other.config.data.size_divisor, first.config.data.size_divisor),
-        ("model.mask.aligned", other.config.model.mask.aligned, first.config.model.mask.aligned),
-    ):
+    for key in ("task", "data.size_divisor", "model.mask.aligned"):
+        if key == "model.mask.aligned" and first.config.task != "segmentation":
+            continue  # a detector without masks does not use it
+        got, expected = (attrgetter(key)(each.config) for each in (other, first))
         if got != expected:
             raise UserError(f"{path}: expected {key}={expected} as in {first_path}, got {got}")

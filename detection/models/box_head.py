@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from backbones.kernels.pooling import mean_over_cells
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
+from detection.ops.precision import at_least_float32
 
 
 class C4BoxHead(nn.Module):
@@ -46,11 +47,11 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (N, K+1) and deltas (N, K, 4) from (N, in_dim), float32."""
+        """Return class logits (N, K+1) and deltas (N, K, 4) from (N, in_dim), at least float32."""
         class_logits: Tensor = self.class_logits(hidden)
-        deltas: Tensor = self.deltas(hidden)
         # (N, K * 4) -> (N, K, 4): the four deltas of a class are adjacent outputs
-        return class_logits.float(), deltas.unflatten(1, (-1, 4)).float()
+        deltas: Tensor = self.deltas(hidden).unflatten(1, (-1, 4))
+        return at_least_float32(class_logits), at_least_float32(deltas)
 
 
 class BoxStage(nn.Module):

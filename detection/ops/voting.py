@@ -30,13 +30,15 @@ def vote_boxes(
         kept_boxes: (B, D, 4) xyxy, the detections that NMS has kept; D may be 0.
         kept_labels: (B, D) int64.
         boxes: (B, M, 4) xyxy, all candidates before NMS; M may be 0.
-        scores: (B, M); candidates with a score of 0 or below do not vote.
+        scores: (B, M); candidates with a score of 0 or below do not vote, whatever their box is.
         labels: (B, M) int64.
         iou_thresh: IoU from which a candidate votes.
 
     Returns:
         (B, D, 4); a detection without a vote keeps its box.
     """
+    # 0 times NaN is NaN: without this, one box that is not finite would spoil every mean
+    boxes = boxes.where((scores > 0)[..., None], 0.0)
     parts = [
         _vote(*rows, boxes, scores, labels, iou_thresh=iou_thresh)
         for rows in zip(kept_boxes.split(_ROWS, 1), kept_labels.split(_ROWS, 1), strict=True)

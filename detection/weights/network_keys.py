@@ -38,6 +38,7 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
         "model.backbone.width_multiplier": _backbone_width(state),
         "model.neck.kind": "fpn" if has_fpn else "c4",
         "model.roi.stages": 1 + _count(state, "later_stages."),
+        "model.roi.global_context": _has_context(state),
     }
     if has_fpn:
         keys |= _fpn_keys(state)
@@ -73,6 +74,18 @@ def _backbone_width(state: Mapping[str, Tensor]) -> float | None:
     layers = ("backbone.layer4.0.conv1.weight", "backbone.conv5_3.weight")
     channels = next((size for name in layers if (size := _size(state, name, 0))), None)
     return None if channels is None else channels / _LAST_WIDTH
+
+
+def _has_context(state: Mapping[str, Tensor]) -> bool | None:
+    """Return whether the output layers take the image's feature beside the RoI's; None: unknown."""
+    inputs = _size(state, "box_predictor.class_logits.weight", 1)
+    last = "conv3" if "backbone.layer4.0.conv3.weight" in state else "conv2"
+    # what feeds the output layers: with a pyramid fc2, with c4 conv5 or VGG-16's fc7
+    layers = ("box_head.fc2.weight", f"backbone.layer4.0.{last}.weight", "backbone.fc7.weight")
+    features = next((size for name in layers if (size := _size(state, name, 0))), None)
+    if features is None or inputs not in (features, 2 * features):
+        return None
+    return inputs == 2 * features
 
 
 def _backbone_kind(state: Mapping[str, Tensor]) -> str | None:

@@ -176,6 +176,52 @@ def test_a_detector_asks_for_its_detections_alone(
         assert spotter.found == [*before, "_local_scalar_dense"]
 
 
+ADDITIONS: dict[str, dict[str, Any]] = {
+    "maxout": {"scales": [64, 96, 128], "refine_boxes": True},
+    "union": {"scales": [64, 128], "merge": "union", "mirror": True, "refine_boxes": True},
+}
+"""All that the `evaluation` section can add to a prediction."""
+
+
+@pytest.mark.extended
+@with_cuda_types
+@pytest.mark.usefixtures("fake_kernels")
+@pytest.mark.parametrize("additions", ADDITIONS.values(), ids=ADDITIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_with_all_additions_asks_for_its_detections_alone(
+    root: Path, kind: str, additions: dict[str, Any]
+) -> None:
+    roi = {"global_context": True, "stages": 2, "hidden_dim": 16}
+    parts = [
+        tiny_task(
+            root,
+            neck,
+            task=kind,
+            model={"neck": {"kind": neck, "channels": 16}, "roi": roi},
+            evaluation=additions,
+        )[0]
+        for neck in NECKS
+    ]
+    first, other = parts
+    task = type(first)(first.config, first.model, first.classes, ensemble=[other.model]).eval()
+    for model in (first.model, other.model):
+        prepare_for_prediction(model, BF16, device=torch.device("cpu"))
+    data = task.val_data()
+    batch = data.collate([data.load(index, index) for index in range(2)])
+    with fake_cuda(bf16=True), torch.no_grad():
+        batch = on_fake_device(task, batch)
+        with WaitSpotter() as spotter:
+            found, masks = task._pipeline.select(batch.at_all_scales, all_masks=True)
+        assert spotter.found == []
+        assert found.boxes.is_cuda
+        assert found.boxes.dtype == torch.float32
+        assert (masks is not None) == (kind == "segmentation")
+        with WaitSpotter() as spotter, pytest.raises(DataDependentOutputException):
+            task.predict(batch)
+        before = [] if kind == "segmentation" else [TO_THE_HOST]
+        assert spotter.found == [*before, "_local_scalar_dense"]
+
+
 @with_cuda_types
 @pytest.mark.usefixtures("fake_kernels")
 def test_a_prepared_detector_launches_less(tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ def state_of(*overrides: str) -> dict[str, Tensor]:
         (C4, ("model.backbone.kind=vgg16",)),
         (VGG, ("model.backbone.kind=resnet18",)),
         (VGG, ("model.backbone.width_multiplier=0.25",)),
+        (FPN, ("model.roi.global_context=true",)),
+        (C4, ("model.roi.global_context=true",)),
+        (("model.backbone.kind=resnet50",), ("model.roi.global_context=true",)),
+        (VGG, ("model.roi.global_context=true",)),
     ],
     ids=lambda keys: ",".join(key.rpartition(".")[2] for key in keys),
 )
