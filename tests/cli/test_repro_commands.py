@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 import yaml
-from _pytest.mark.structures import ParameterSet
 
 from backbones.classification.config import ClassificationConfig
 from detection.commands import data as prepare_data
@@ -259,20 +258,19 @@ def test_data_of_headers_are_made_by_their_commands() -> None:
                 assert path in MAKERS or COCO_FILES.fullmatch(path), command.text
 
 
-def rows_of(*, quick: Sequence[str]) -> list[ParameterSet]:
-    """Return the rows whose commands run on written miniatures; all but some are extended."""
-    return [
-        pytest.param(name, id=name, marks=() if name in quick else pytest.mark.extended)
-        for name, row in ROWS.items()
-        if not any(uses_cifar(command) for command in row) and row[0].tool in TOOLS
-    ]
-
-
 def uses_cifar(command: Command) -> bool:
     return "cifar" in command.text
 
 
-@pytest.mark.parametrize("row", rows_of(quick=["Table 10"]))
+# Table 10's detector needs a classifier, COCO and VOC: the quick tests run it alone
+ON_MINIATURES = [
+    pytest.param(name, id=name, marks=() if name == "Table 10" else pytest.mark.extended)
+    for name, row in ROWS.items()
+    if row[0].tool in TOOLS and not any(map(uses_cifar, row))
+]
+
+
+@pytest.mark.parametrize("row", ON_MINIATURES)
 def test_commands_run_on_miniatures(
     row: str, miniatures: Site, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
