@@ -18,8 +18,8 @@ class FigureConfig(Config):
 
     what: str
     """Number of the table or figure, and what it shows."""
-    commands: tuple[str, ...]
-    """Commands in the order in which they are run; empty: not built yet."""
+    commands: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Commands in the order in which they are run, on runs of earlier rows too."""
     cost: str
     """Time on one GPU: measured, or an estimate with its arithmetic."""
     expected: str
@@ -123,7 +123,7 @@ class ReproConfig(Config):
         table.add_column(overflow="fold")  # wraps a command that has no spaces to break at
         for each in self.figures:
             table.add_row("what", each.what)
-            table.add_row("commands", "\n".join(each.commands) or "not built yet")
+            table.add_row("commands", "\n".join(each.commands))
             table.add_row("on one GPU", each.cost)
             table.add_row("expected", each.expected)
             table.add_row("tolerance", each.tolerance, end_section=True)
