@@ -17,8 +17,8 @@ from engine.errors import UserError
 from engine.schema import RunConfig
 from tests.cli.conftest import Call
 from tools.lab.study import command as repro
+from tools.lab.study.cifar_runs import plan_runs
 from tools.lab.study.config import load_repro
-from tools.lab.study.runs import plan_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPRO = load_repro(repro.REPRO)
