@@ -1,8 +1,8 @@
-"""Residual networks (ResNet) and feature pyramid networks (FPN)."""
+"""Residual networks (ResNet), VGG-16 and feature pyramid networks (FPN)."""
 
 import os
 
-from backbones.features import FeatureSpec
+from backbones.features import Backbone, FeatureSpec
 from backbones.fpn import FPN
 from backbones.resnet import (
     ResNet,
@@ -16,9 +16,12 @@ from backbones.resnet import (
     resnet101,
     resnet152,
 )
+from backbones.vgg import VGG16, vgg16
 
 __all__ = [
     "FPN",
+    "VGG16",
+    "Backbone",
     "FeatureSpec",
     "ResNet",
     "build_resnet",
@@ -30,6 +33,7 @@ __all__ = [
     "resnet50",
     "resnet101",
     "resnet152",
+    "vgg16",
 ]
 
 # albumentations looks for a newer release on the network when it is imported. This variable

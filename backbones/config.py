@@ -21,18 +21,21 @@ class DemoConfig(Config):
 
 
 class NetworkConfig(Config):
-    """Residual network: weights, norm layers and pixel normalisation.
+    """Backbone: weights, norm layers and pixel normalisation.
 
     Subclasses add `kind`, the architectures that they allow.
     """
 
     weights: PathText | None = None
     """Pretrained weights: ours, or a torchvision, timm, detectron2 or Caffe2 file; null: random."""
+    width_multiplier: PositiveFloat = 1.0
+    """Factor of the channels of every layer, rounded, at least 8; for small experiments."""
     pixels: Literal["auto", "rgb", "bgr"] = "auto"
     """Pixels that `weights`, and a detector of detectron2, expect: rgb, normalised as below; bgr,
     without division by the std (MSRA); auto: read from the file."""
     norm: Literal["batch", "frozen", "group"] = "batch"
-    """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); group norm."""
+    """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); group norm. No
+    effect on VGG-16, which has none."""
     norm_eps: PositiveFloat = 1e-5
     """Constant added to the variance."""
     stride_in_1x1: bool = False
@@ -41,6 +44,11 @@ class NetworkConfig(Config):
     """RGB mean, subtracted from the pixels, on the scale 0..255."""
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """RGB standard deviation, which divides the pixels, on the scale 0..255."""
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether the network has norm layers."""
+        return getattr(self, "kind", None) != "vgg16"  # subclasses have `kind`
 
 
 class CropConfig(Config):

@@ -19,6 +19,8 @@ from backbones.blocks import Bottleneck
 from engine.errors import UserError
 
 CAFFE2, DETECTRON2 = "Caffe2 (MSRA)", "detectron2"
+FIRST_CONVOLUTIONS = ("conv1.weight", "conv1_1.weight")
+"""The layer that reads the pixels: of a residual network, of VGG-16."""
 PixelOrder = Literal["auto", "rgb", "bgr"]
 
 _DETECTRON2_PREFIXES = ("backbone.bottom_up.", "backbone.", "")
@@ -311,7 +313,7 @@ def adapt_to_model(
     ours: PixelFormat,
     path: Path | str,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert a file's residual network so that it computes the same in the model.
+    """Convert a file's backbone so that it computes the same in the model.
 
     Args:
         tensors: of the network, by our names.
@@ -335,10 +337,9 @@ def adapt_to_model(
         tensors, bias_notes = fold_biases_into_norms(tensors)
         in_1x1 = strides_in_1x1(source, theirs)
         notes += [*bias_notes, *check_stride(model, in_1x1=in_1x1, path=path)]
-    conv1, pixel_notes = adapt_conv1_to_pixels(
-        tensors["conv1.weight"], theirs=theirs, ours=ours, path=path
-    )
-    return tensors | {"conv1.weight": conv1}, [*notes, *pixel_notes]
+    first = next(name for name in FIRST_CONVOLUTIONS if name in tensors)
+    conv1, pixel_notes = adapt_conv1_to_pixels(tensors[first], theirs=theirs, ours=ours, path=path)
+    return tensors | {first: conv1}, [*notes, *pixel_notes]
 
 
 def strides_in_1x1(source: str, pixels: PixelFormat) -> bool:

@@ -6,17 +6,16 @@ channels.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 from torch import Tensor, nn
 
 from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
-from backbones.features import FeatureSpec
-from backbones.kernels.pooling import mean_over_cells
+from backbones.features import Backbone, FeatureSpec, scaled_channels
 from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm_relu, make_norm
 from engine.errors import UserError
 
-WIDTHS = (64, 128, 256, 512)
+WIDTHS, CIFAR_WIDTHS = (64, 128, 256, 512), (16, 32, 64)
 STEM_STRIDES = {"imagenet": 4, "cifar": 1}
 KINDS = {
     "resnet18": (2, 2, 2, 2),
@@ -25,9 +24,11 @@ KINDS = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
+PLAIN_KINDS = {"plain18": "resnet18", "plain34": "resnet34"}
+"""The residual networks that plain ones are without their shortcuts."""
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet: stem, three or four stages of blocks, global average pool and linear classifier.
 
     layers: number of blocks in each stage. num_classes: outputs of `fc`; None builds no `fc`.
@@ -60,8 +61,6 @@ class ResNet(nn.Module):
         self.bn1 = new_norm(widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
 
-        self.feature_specs: dict[str, FeatureSpec] = {}
-        self.num_frozen = 0
         channels = widths[0]
         for index, (count, width) in enumerate(zip(layers, widths, strict=True)):
             blocks = nn.Sequential()
@@ -83,15 +82,6 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if norm == "frozen" and shortcut != "none":
             self._scale_branches(sum(layers) ** -0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pixels (B, 3, H, W) to logits (B, num_classes).
-
-        Without `fc` the result is the last feature after global average pooling, (B, C).
-        """
-        last = list(self.features(x).values())[-1]
-        logits: Tensor = self.fc(mean_over_cells(last))
-        return logits
 
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
         """Map normalised pixels (B, 3, H, W) to features c2..c{upto} (see `feature_specs`).
@@ -124,26 +114,6 @@ class ResNet(nn.Module):
             x = block(x)
         return x
 
-    def freeze_stages(self, count: int) -> None:
-        """Freeze the first `count` stages: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all.
-
-        Their parameters get no gradient, and their norms use the stored statistics, even in
-        training mode.
-        """
-        self.num_frozen = count
-        for index, modules in enumerate(self._stages()):
-            for module in modules:
-                module.requires_grad_(index >= count)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; frozen stages always stay in evaluation mode."""
-        super().train(mode)
-        for modules in self._stages()[: self.num_frozen]:
-            for module in modules:
-                module.eval()
-        return self
-
     def _scale_branches(self, scale: float) -> None:
         """Scale the residual branch of every block, so that random weights keep activations small.
 
@@ -169,12 +139,16 @@ def build_resnet(
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = False,
     shortcut: Shortcut = "B",
+    width_multiplier: float = 1.0,
 ) -> ResNet:
-    """Build one of KINDS. With num_classes None it is a backbone without `fc`.
+    """Build one of KINDS or PLAIN_KINDS. With num_classes None it is a backbone without `fc`.
 
     stride_in_1x1: bottlenecks stride on the 1x1 convolution, as in the paper. No effect on the
-    basic blocks of ResNet-18 and ResNet-34, which have no 1x1.
+    basic blocks of ResNet-18 and ResNet-34, which have no 1x1. shortcut: no effect on plain
+    networks. width_multiplier: see `scaled_channels`.
     """
+    if kind in PLAIN_KINDS:
+        kind, shortcut = PLAIN_KINDS[kind], "none"
     # Table 1: two 3x3 convolutions a block up to 34 layers, bottlenecks of three from 50 on
     block: type[BasicBlock | Bottleneck] = BasicBlock
     if kind not in ("resnet18", "resnet34"):
@@ -186,6 +160,7 @@ def build_resnet(
         norm=norm,
         norm_eps=norm_eps,
         shortcut=shortcut,
+        widths=[scaled_channels(width, width_multiplier) for width in WIDTHS],
     )
 
 
@@ -289,10 +264,11 @@ def cifar_resnet(
     norm: NormKind = "batch",
     norm_eps: float = 1e-5,
     shortcut: Shortcut = "A",
+    width_multiplier: float = 1.0,
 ) -> ResNet:
     """Build the CIFAR network of section 4.2, with 6n+2 layers, for 32x32 images.
 
-    shortcut: "none" builds the plain network.
+    shortcut: "none" builds the plain network. width_multiplier: see `scaled_channels`.
 
     Raises:
         UserError: `depth` is not 6n+2 with n >= 1.
@@ -307,5 +283,5 @@ def cifar_resnet(
         norm_eps=norm_eps,
         shortcut=shortcut,
         stem="cifar",
-        widths=(16, 32, 64),
+        widths=[scaled_channels(width, width_multiplier) for width in CIFAR_WIDTHS],
     )

@@ -20,10 +20,11 @@ def check_frozen_has_weights(
     Raises:
         UserError: no weights are loaded, and something is frozen.
     """
-    if has_weights or (config.norm != "frozen" and not frozen_stages):
+    frozen_norms = config.has_norms and config.norm == "frozen"
+    if has_weights or not (frozen_norms or frozen_stages):
         return
     frozen = [f"frozen_stages={frozen_stages}"] if frozen_stages else []
-    norm = [f"norm={config.norm}"] if config.norm == "frozen" else []
+    norm = [f"norm={config.norm}"] if frozen_norms else []
     fix = ["norm=batch"] * len(norm) + ["frozen_stages=0"] * len(frozen)
     raise UserError(
         f"model.backbone.weights: expected pretrained weights with {' and '.join(norm + frozen)}, "

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from backbones import vgg_weights
 from backbones.array_pickles import read_pickle
 from backbones.build_limit import build_within_limit
 from backbones.config import NetworkConfig
+from backbones.features import Backbone
 from backbones.foreign_weights import (
     CAFFE2,
     DETECTRON2,
@@ -25,7 +27,7 @@ from backbones.foreign_weights import (
     pixel_format_of_file,
 )
 from backbones.metadata import read_numbers, read_stride_in_1x1
-from backbones.resnet import ResNet
+from backbones.vgg import VGG16
 from backbones.weights_origin import EMPTY, MMDETECTION, UNKNOWN, origin_of
 from engine import checkpoint
 from engine.checksum import checksum_note, file_digest
@@ -36,7 +38,7 @@ _WRAPPERS, _MAX_WRAPPERS = ("state_dict", "model", "model_state_dict"), 3
 """Keys under which training scripts store a state dict, and how deep they may be nested."""
 M = TypeVar("M", bound=nn.Module)
 
-# Prefixes of the residual network's tensors: torchvision's detectors, ours, a bare network.
+# Prefixes of a residual network's tensors: torchvision's detectors, ours, a bare network.
 BACKBONE_PREFIXES = ("backbone.body.", "backbone.", "")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # buffer of BatchNorm2d; does not affect the network's output
@@ -221,7 +223,7 @@ def check_float(name: str, tensor: Tensor, path: Path | str) -> None:
 
 
 def load_backbone_weights(
-    model: ResNet,
+    model: Backbone,
     path: Path | str,
     *,
     pixel_mean: Sequence[float],
@@ -229,13 +231,13 @@ def load_backbone_weights(
     pixels: PixelOrder = "auto",
     new_classes: bool = False,
 ) -> WeightsReport:
-    """Load a residual network from our safetensors, or from another project's file.
+    """Load a residual network or VGG-16 from our safetensors, or from another project's file.
 
     The file's origin is found by tensor names: torchvision and timm, detectron2 (.pth, .pkl),
-    Caffe2 with MSRA's networks (.pkl), akamaster's CIFAR networks. The file may hold a whole
-    detector; only its backbone is loaded. `fc` is skipped if the model has none. The weights are
-    converted so that the model computes the same as in the original project. The report lists the
-    skipped tensors and the conversions.
+    Caffe2 with MSRA's networks (.pkl), akamaster's CIFAR networks; torchvision alone for VGG-16.
+    The file may hold a whole detector; only its backbone is loaded. `fc` is skipped if the model
+    has none. The weights are converted so that the model computes the same as in the original
+    project. The report lists the skipped tensors and the conversions.
 
     Args:
         model: changed in place.
@@ -256,7 +258,8 @@ def load_backbone_weights(
     state, metadata = read_state(path)
     ours = PixelFormat("rgb", tuple(pixel_mean), tuple(pixel_std))
     _check_normalisation(metadata, ours, path=path)
-    source, names = backbone_names(state, path=path)
+    source, names = backbone_names(state, path=path, expected=vgg_weights.expected_file(model))
+    vgg_weights.check_family(model, names, path=path)
     if isinstance(model.fc, nn.Identity):
         names = {name: own for name, own in names.items() if not own.startswith("fc.")}
     tensors = {own: state[name] for name, own in names.items()}
@@ -301,7 +304,7 @@ def _keep_own_fc(tensors: dict[str, Tensor], fc: nn.Module) -> tuple[dict[str, T
     return tensors | own, [note]
 
 
-def load_configured_weights(model: ResNet, config: NetworkConfig) -> list[WeightsReport]:
+def load_configured_weights(model: Backbone, config: NetworkConfig) -> list[WeightsReport]:
     """Load a config's `weights`, if it has any; see `load_backbone_weights`."""
     if config.weights is None:
         return []
@@ -331,12 +334,18 @@ def _check_normalisation(
             )
 
 
-def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[str, dict[str, str]]:
+def backbone_names(
+    state: Mapping[str, Tensor], *, path: Path | str, expected: str = vgg_weights.RESNET_FILE
+) -> tuple[str, dict[str, str]]:
     """Return a file's origin, and a map from its backbone's tensor names to our names.
 
+    expected: the network to be loaded, for the message.
+
     Raises:
-        UserError: the file holds no residual network that can be loaded.
+        UserError: the file holds no residual network and no VGG-16 that can be loaded.
     """
+    if names := vgg_weights.vgg_names(state):
+        return TORCHVISION, names
     if names := caffe2_names(state, path=path):
         return CAFFE2, names
     if names := detectron2_names(state):
@@ -351,9 +360,7 @@ def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[st
     if prefix is None:
         kind = origin_of(state)
         got = "" if kind in (UNKNOWN, EMPTY) else f"{kind}: "
-        raise UserError(
-            f"{path}: expected a residual network (conv1.weight), got {got}{listing(state)}"
-        )
+        raise UserError(f"{path}: expected {expected}, got {got}{listing(state)}")
     own = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
     if f"{prefix}linear.weight" not in state:
         return TIMM, own
@@ -361,8 +368,10 @@ def backbone_names(state: Mapping[str, Tensor], *, path: Path | str) -> tuple[st
     return AKAMASTER, {name: re.sub(r"^linear\.", "fc.", plain) for name, plain in own.items()}
 
 
-def to_torchvision(model: ResNet) -> dict[str, Tensor]:
+def to_torchvision(model: Backbone) -> dict[str, Tensor]:
     """Return a state dict that torchvision's network of this depth loads with strict=True."""
+    if isinstance(model, VGG16):
+        return vgg_weights.to_torchvision_names(model.state_dict())
     return add_norm_counters(model.state_dict())
 
 

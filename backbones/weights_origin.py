@@ -37,6 +37,7 @@ _ORIGINS: tuple[tuple[str, str], ...] = (
     (r"conv1_w$", "a Caffe2 (MSRA) classifier"),
     (r"(model\.|backbone\.)?(fc|linear|classifier|head)\.", CLASSIFIER),
     (r"(backbone\.)?(conv1|layer1)\.", "a residual network without a head"),
+    (r"(backbone\.)?conv1_1\.", "a VGG-16 without a head"),
 )
 
 

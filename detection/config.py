@@ -25,7 +25,16 @@ from engine.schema import (
     RunConfig,
 )
 
-BackboneKind = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+BackboneKind = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "plain18",
+    "plain34",
+    "vgg16",
+]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
 BackendChoice = Literal["auto", "pycocotools", "hotcoco"]
 
@@ -86,15 +95,17 @@ class DataConfig(Config):
 
 
 class BackboneConfig(NetworkConfig):
-    """The residual network."""
+    """The backbone."""
 
     kind: BackboneKind = "resnet101"
-    """Depth."""
+    """Architecture and depth. vgg16 (only with neck c4): conv5_3 is shared, fc6 and fc7 run on
+    every RoI."""
     norm: Literal["batch", "frozen", "group"] = "frozen"
     """batch: batch norm; frozen: batch norm with fixed statistics and weights (the paper's choice
-    for detection); group: group norm."""
+    for detection); group: group norm. No effect on VGG-16, which has none."""
     frozen_stages: int = Field(default=2, ge=0, le=5)
-    """Number of stages that are not trained: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all."""
+    """Number of stages that are not trained: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all (with
+    fc6 and fc7 of VGG-16)."""
 
 
 class NeckConfig(Config):
@@ -176,7 +187,7 @@ class RoIConfig(RegionLossConfig):
     pool: Literal["roi_pool", "roi_align"] = "roi_align"
     """Pooling operator."""
     resolution: PositiveInt | None = None
-    """Side of the pooled map; null: 14 with c4, 7 with fpn."""
+    """Side of the pooled map; null: 14 with c4, 7 with fpn and with VGG-16."""
     sampling_ratio: NonNegativeInt = 2
     """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
     aligned: bool = True
@@ -203,9 +214,9 @@ class RoIConfig(RegionLossConfig):
     max_detections: PositiveInt = 100
     """Largest number of detections per image."""
 
-    def resolution_with(self, neck: Literal["c4", "fpn"]) -> int:
-        """Return the side of the pooled map with a neck of this kind."""
-        return self.resolution or {"c4": 14, "fpn": 7}[neck]
+    def resolution_with(self, neck: Literal["c4", "fpn"], backbone: BackboneKind) -> int:
+        """Return the side of the pooled map with a neck and a backbone of these kinds."""
+        return self.resolution or (7 if neck == "fpn" or backbone == "vgg16" else 14)
 
     def stage_config(self, stage: int) -> RegionLossConfig:
         """Return how a stage samples its boxes and computes its losses; stage 0 is the first.
@@ -244,7 +255,7 @@ class ModelConfig(Config):
     """Faster R-CNN or Mask R-CNN."""
 
     backbone: BackboneConfig = BackboneConfig()
-    """Residual network."""
+    """Backbone."""
     neck: NeckConfig = NeckConfig()
     """C4 or FPN."""
     rpn: RPNConfig = RPNConfig()
@@ -271,7 +282,21 @@ class ModelConfig(Config):
                 f"rpn.bg_iou_thresh: expected at most rpn.fg_iou_thresh "
                 f"({self.rpn.fg_iou_thresh}), got {self.rpn.bg_iou_thresh}"
             )
+        if self.backbone.kind == "vgg16":
+            self._check_vgg16()
         return self
+
+    def _check_vgg16(self) -> None:
+        if self.neck.kind != "c4":
+            raise ValueError(
+                "neck.kind: expected c4 with backbone.kind=vgg16 (it has one feature map, "
+                f"conv5_3), got {self.neck.kind}"
+            )
+        if self.roi.resolution not in (None, 7):
+            raise ValueError(
+                "roi.resolution: expected 7 with backbone.kind=vgg16 (fc6 reads 7x7 cells), "
+                f"got {self.roi.resolution}"
+            )
 
 
 class EvaluationConfig(Config):
@@ -324,6 +349,15 @@ class DetectionConfig(RunConfig):
     """Network."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.task == "segmentation" and self.model.backbone.kind == "vgg16":
+            raise ValueError(
+                "model.backbone.kind: expected a residual or plain network with task=segmentation "
+                "(masks need conv5's map of an RoI; VGG-16 has fc6 and fc7 there), got vgg16"
+            )
+        return self
 
 
 SCHEMAS: dict[str, type[RunConfig]] = {

@@ -19,6 +19,7 @@ NetworkKind = Literal[
     "resnet152",
     "plain18",
     "plain34",
+    "vgg16",
     "cifar_resnet8",
     "cifar_resnet20",
     "cifar_resnet32",
@@ -86,7 +87,8 @@ class BackboneConfig(NetworkConfig):
     """Architecture and depth."""
     shortcut: Literal["A", "B", "C"] | None = None
     """The paper's shortcuts: A zero padding where dimensions grow; B projection where dimensions
-    grow; C projection everywhere; null: A for CIFAR networks, B for the others.
+    grow; C projection everywhere; null: A for CIFAR networks, B for the others. No effect on plain
+    networks and VGG-16.
 
     The paper uses A for CIFAR. torchvision uses B.
     """
@@ -152,6 +154,11 @@ class ClassificationConfig(RunConfig):
             raise ValueError(
                 f"augment.crop: expected at most {largest} ({CIFAR_SIDE} plus the padding), "
                 f"got {self.augment.crop}"
+            )
+        if self.model.backbone.kind == "vgg16" and self.evaluation.view == "multi_scale":
+            raise ValueError(
+                "evaluation.view: expected center or ten_crop with model.backbone.kind=vgg16 "
+                "(multi_scale slides an average pool, which VGG-16 has not), got multi_scale"
             )
         return self
 

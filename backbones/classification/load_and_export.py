@@ -84,7 +84,8 @@ def export_backbone(
         return
     task = load_trained([output])
     export = task.config.export
-    if export.recompute_norms and task.config.model.backbone.norm == "batch":
+    backbone = task.config.model.backbone
+    if export.recompute_norms and backbone.has_norms and backbone.norm == "batch":
         task.model.to(pick_device(device))
         count = recompute_batch_norm(task, limit=export.num_images)
         log.note(f"batch-norm statistics recomputed over {count} training images")

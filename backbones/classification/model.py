@@ -1,4 +1,4 @@
-"""Image classifier: a ResNet with its final `fc` layer, and pixel normalisation."""
+"""Image classifier: a backbone with its final `fc` layer, and pixel normalisation."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.blocks import Shortcut
+from backbones.features import Backbone
 from backbones.norm import NormKind
 from backbones.pixel_normalization import PixelNormalizedNetwork
-from backbones.resnet import ResNet, build_resnet, cifar_resnet
+from backbones.resnet import build_resnet, cifar_resnet
+from backbones.vgg import VGG16
 
 
 class Classifier(PixelNormalizedNetwork):
-    """A ResNet with its `fc`, and the pixel mean and std that it was trained with."""
+    """A backbone with its `fc`, and the pixel mean and std that it was trained with."""
 
     def __init__(
-        self, backbone: ResNet, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+        self, backbone: Backbone, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ) -> None:
         """Store the network, and the RGB mean and std on the scale 0..255."""
         super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
@@ -33,7 +35,7 @@ class Classifier(PixelNormalizedNetwork):
 
         The average pool becomes a sliding window over the last feature map, as large as that map
         is for a `window` x `window` image. fc is applied at each position (section 3.4: fully
-        convolutional form).
+        convolutional form). Not for VGG-16, whose fc6 is not a pooling.
 
         Args:
             x: normalised pixels (B, 3, H, W); H and W are at least `window`.
@@ -56,20 +58,23 @@ def build_network(
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = False,
     shortcut: Shortcut | None = None,
-) -> ResNet:
-    """Build resnet18 ... resnet152, plain18, plain34, cifar_resnet20 ... or cifar_plain20 ...
+    width_multiplier: float = 1.0,
+) -> Backbone:
+    """Build resnet18 ... resnet152, plain18, plain34, vgg16, cifar_resnet20 ..., cifar_plain20 ...
 
-    shortcut: None means the architecture's default: B for ImageNet, A for CIFAR.
+    shortcut: None means the architecture's default: B for ImageNet, A for CIFAR. width_multiplier:
+    see `scaled_channels`. VGG-16 has neither norms nor shortcuts.
     """
-    # "cifar_resnet20" -> ("cifar_resnet", "20"); the config has checked the name
-    family, depth = re.fullmatch(r"(\D+?)(\d+)", kind).groups()  # type: ignore[union-attr]
-    plain = family.endswith("plain")
-    common: dict[str, Any] = {"num_classes": num_classes, "norm": norm, "norm_eps": norm_eps}
-    if family.startswith("cifar_"):
-        return cifar_resnet(int(depth), shortcut="none" if plain else shortcut or "A", **common)
-    return build_resnet(
-        f"resnet{depth}",
-        stride_in_1x1=stride_in_1x1,
-        shortcut="none" if plain else shortcut or "B",
-        **common,
-    )
+    if kind == "vgg16":
+        return VGG16(num_classes, width_multiplier=width_multiplier)
+    common: dict[str, Any] = {
+        "num_classes": num_classes,
+        "norm": norm,
+        "norm_eps": norm_eps,
+        "width_multiplier": width_multiplier,
+    }
+    # the config has checked the name
+    if cifar := re.fullmatch(r"cifar_(resnet|plain)(\d+)", kind):
+        shortcut = "none" if cifar[1] == "plain" else shortcut or "A"
+        return cifar_resnet(int(cifar[2]), shortcut=shortcut, **common)
+    return build_resnet(kind, stride_in_1x1=stride_in_1x1, shortcut=shortcut or "B", **common)

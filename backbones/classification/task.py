@@ -174,13 +174,14 @@ def build_classifier(config: ClassificationConfig, *, num_classes: int) -> Class
         norm_eps=backbone.norm_eps,
         stride_in_1x1=backbone.stride_in_1x1,
         shortcut=backbone.shortcut,
+        width_multiplier=backbone.width_multiplier,
     )
     return Classifier(network, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std)
 
 
 def _check_start(config: ClassificationConfig) -> None:
     backbone, crop = config.model.backbone, config.augment.crop
-    if backbone.norm == "batch":
+    if backbone.has_norms and backbone.norm == "batch":
         # strides of the last stages: CIFAR's three stages end at 4, ImageNet's four at 32
         stride = 4 if backbone.kind.startswith("cifar_") else 32
         source = f"augment.crop={crop}"

@@ -1,5 +1,6 @@
 """Build the localization networks from a config."""
 
+from backbones.resnet import ResNet
 from detection.localization.config import LocalizerConfig, RegionClassifierConfig
 from detection.localization.localizer import Localizer, LocalizerHead
 from detection.localization.region_classifier import RegionClassifier
@@ -11,6 +12,7 @@ from detection.models.build import build_backbone
 def build_localizer(config: LocalizerConfig, *, num_classes: int) -> Localizer:
     """Build a localizer with random weights and freeze its `frozen_stages`."""
     backbone = build_backbone(config.backbone)
+    assert isinstance(backbone, ResNet), "the config refuses other backbones"
     spec = backbone.feature_specs[config.level]
     anchors = AnchorGenerator(
         [config.anchor_sizes], ratios=config.anchor_ratios, strides=[spec.stride]

@@ -45,7 +45,7 @@ class LocalizationBaseModelConfig(Config):
     """Settings that the networks of both stages share."""
 
     backbone: BackboneConfig = BackboneConfig()
-    """Residual network."""
+    """Backbone."""
 
 
 class LocalizerConfig(LocalizationBaseModelConfig, AnchorLossConfig):
@@ -74,6 +74,11 @@ class LocalizerConfig(LocalizationBaseModelConfig, AnchorLossConfig):
             raise ValueError(
                 f"bg_iou_thresh: expected at most fg_iou_thresh={self.fg_iou_thresh:g},"
                 f" got {self.bg_iou_thresh:g}"
+            )
+        if self.backbone.kind == "vgg16":
+            raise ValueError(
+                "backbone.kind: expected a residual or plain network, whose c2 to c5 `level` "
+                "chooses from, got vgg16"
             )
         last_stage = int(self.level[1:])
         if self.backbone.frozen_stages > last_stage:

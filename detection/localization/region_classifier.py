@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from backbones.features import Backbone
 from backbones.pixel_normalization import PixelNormalizedNetwork
-from backbones.resnet import ResNet
 from detection.models.box_head import BoxPredictor
 from detection.ops.roi_pool import pool_rois
 
 
 class RegionClassifier(PixelNormalizedNetwork):
-    """A residual network on warped regions, with output layers for class and box.
+    """A backbone on warped regions, with output layers for class and box.
 
     Args:
         backbone: the classification network, without `fc`.
@@ -27,7 +27,7 @@ class RegionClassifier(PixelNormalizedNetwork):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         box_predictor: BoxPredictor,
         *,
         side: int,

@@ -25,7 +25,8 @@ def check_localizer(config: LocalizationBaseConfig) -> None:
             return
     elif isinstance(config, LocalizationConfig):
         last_stage = _LAST_STAGE[config.model.level]
-    if backbone.norm == "batch" and backbone.frozen_stages < last_stage:
+    has_batch_norm = backbone.has_norms and backbone.norm == "batch"
+    if has_batch_norm and backbone.frozen_stages < last_stage:
         # stage n has a stride of 2^n
         check_batch_norm_size(
             "model.backbone.norm", loop, side=side, stride=2**last_stage, source=source

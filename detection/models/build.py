@@ -1,7 +1,9 @@
 """Build Faster R-CNN or Mask R-CNN from its config, with random weights."""
 
+from backbones.features import Backbone
 from backbones.fpn import FPN
-from backbones.resnet import ResNet, build_resnet
+from backbones.resnet import build_resnet
+from backbones.vgg import VGG16
 from detection.config import BackboneConfig, DetectionConfig, ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
@@ -15,14 +17,19 @@ from detection.models.mask_head import MaskHead
 from detection.models.rpn import RPNHead
 
 
-def build_backbone(config: BackboneConfig) -> ResNet:
-    """Build a residual network without `fc`, with random weights; freeze its first stages."""
-    backbone = build_resnet(
-        config.kind,
-        norm=config.norm,
-        norm_eps=config.norm_eps,
-        stride_in_1x1=config.stride_in_1x1,
-    )
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """Build a backbone without `fc`, with random weights; freeze its first stages."""
+    backbone: Backbone
+    if config.kind == "vgg16":
+        backbone = VGG16(None, width_multiplier=config.width_multiplier)
+    else:
+        backbone = build_resnet(
+            config.kind,
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            stride_in_1x1=config.stride_in_1x1,
+            width_multiplier=config.width_multiplier,
+        )
     backbone.freeze_stages(config.frozen_stages)
     return backbone
 
@@ -72,7 +79,11 @@ def build_faster_rcnn(
     box_heads: list[C4BoxHead | FPNBoxHead] = [
         C4BoxHead()
         if neck is None
-        else FPNBoxHead(rpn_dim, resolution=roi.resolution_with("fpn"), hidden_dim=roi.hidden_dim)
+        else FPNBoxHead(
+            rpn_dim,
+            resolution=roi.resolution_with("fpn", config.backbone.kind),
+            hidden_dim=roi.hidden_dim,
+        )
         for _ in range(roi.stages)
     ]
     rpn_head = RPNHead(rpn_dim, anchors.num_anchors)

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from backbones.features import Backbone
 from backbones.fpn import FPN
 from backbones.pixel_normalization import PixelNormalizedNetwork
-from backbones.resnet import ResNet
 from detection.config import ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
@@ -45,7 +45,7 @@ class FasterRCNN(PixelNormalizedNetwork):
     before (Cai and Vasconcelos 2018). Detections come from the last stage.
 
     Args:
-        backbone: the residual network, without `fc`.
+        backbone: the backbone, without `fc`.
         neck: the feature pyramid; None: the heads work on c4.
         anchor_generator: anchors on the levels that the RPN works on.
         rpn_head: the RPN's layers.
@@ -57,7 +57,7 @@ class FasterRCNN(PixelNormalizedNetwork):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         *,
         neck: FPN | None,
         anchor_generator: AnchorGenerator,
@@ -81,7 +81,7 @@ class FasterRCNN(PixelNormalizedNetwork):
         self.num_stages = len(box_stages)
         self.config = config
         self.size_divisor = size_divisor
-        self.roi_resolution = config.roi.resolution_with(config.neck.kind)
+        self.roi_resolution = config.roi.resolution_with(config.neck.kind, config.backbone.kind)
         specs = backbone.feature_specs if neck is None else neck.feature_specs
         self.rpn_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5", "p6")
         self.roi_levels = ("c4",) if neck is None else ("p2", "p3", "p4", "p5")

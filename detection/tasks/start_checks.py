@@ -14,7 +14,7 @@ def check_detector(config: DetectionConfig) -> None:
     # The deepest stage on the whole image has the smallest map. In c4 networks the fifth stage runs
     # on RoIs, which have hundreds of values per channel.
     last = 5 if model.neck.kind == "fpn" else 4
-    if backbone.norm == "batch" and backbone.frozen_stages < last:
+    if backbone.has_norms and backbone.norm == "batch" and backbone.frozen_stages < last:
         key = "model.backbone.norm"
         check_batch_norm_size(key, config.loop, side=padded, stride=2**last, source=source)
     if model.neck.kind == "fpn" and model.neck.norm == "batch":

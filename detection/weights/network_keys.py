@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.resnet import KINDS
+from backbones.features import scaled_channels
+from backbones.resnet import KINDS, PLAIN_KINDS
 from detection.config import DetectionConfig, RPNConfig
 from engine.errors import UserError
 
+_LAST_WIDTH = 512  # channels inside the last stage of residual networks and VGG-16
+_PLAIN = {residual: plain for plain, residual in PLAIN_KINDS.items()}
 Keys = dict[str, Any]
 """Values by the path of their key: {"model.roi.hidden_dim": 1024}."""
 
@@ -21,14 +24,18 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
     Only what names and shapes show: {} if the tensors are not those of a whole detector. The rows
     of classes have no key, nor has a residual network that is none of `KINDS`.
     """
-    if "backbone.conv1.weight" not in state or "rpn_head.objectness.weight" not in state:
+    is_vgg = "backbone.conv1_1.weight" in state
+    if not is_vgg and "backbone.conv1.weight" not in state:
+        return {}
+    if "rpn_head.objectness.weight" not in state:
         return {}
     has_fpn = any(name.startswith("fpn.") for name in state)
     has_masks = any(name.startswith("mask_head.") for name in state)
     keys: Keys = {
         "task": "segmentation" if has_masks else "detection",
-        "model.backbone.kind": _backbone_kind(state),
-        "model.backbone.norm": "frozen" if "backbone.bn1.running_mean" in state else "group",
+        "model.backbone.kind": "vgg16" if is_vgg else _backbone_kind(state),
+        "model.backbone.norm": None if is_vgg else _backbone_norm(state),
+        "model.backbone.width_multiplier": _backbone_width(state),
         "model.neck.kind": "fpn" if has_fpn else "c4",
         "model.roi.stages": 1 + _count(state, "later_stages."),
     }
@@ -57,12 +64,24 @@ def _fpn_keys(state: Mapping[str, Tensor]) -> Keys:
     return keys
 
 
+def _backbone_norm(state: Mapping[str, Tensor]) -> str:
+    return "frozen" if "backbone.bn1.running_mean" in state else "group"
+
+
+def _backbone_width(state: Mapping[str, Tensor]) -> float | None:
+    """Return the width multiplier that gives the last stage's convolutions their channels."""
+    layers = ("backbone.layer4.0.conv1.weight", "backbone.conv5_3.weight")
+    channels = next((size for name in layers if (size := _size(state, name, 0))), None)
+    return None if channels is None else channels / _LAST_WIDTH
+
+
 def _backbone_kind(state: Mapping[str, Tensor]) -> str | None:
     layers = tuple(_count(state, f"backbone.layer{number}.") for number in range(1, 5))
     has_bottlenecks = "backbone.layer1.0.conv3.weight" in state
+    has_projections = any(".downsample." in name for name in state)
     for kind, expected in KINDS.items():
         if layers == expected and has_bottlenecks != (kind in ("resnet18", "resnet34")):
-            return kind
+            return kind if has_projections else _PLAIN.get(kind)
     return None
 
 
@@ -139,9 +158,12 @@ def _anchor_overrides(
 def value_at(config: DetectionConfig, key: str) -> Any:
     """Return a config's value of a key, comparable with those of `network_keys`."""
     if key == "model.roi.resolution":
-        return config.model.roi.resolution_with("fpn")  # has fc1
+        return config.model.roi.resolution_with("fpn", config.model.backbone.kind)  # has fc1
     if key == "model.backbone.norm":  # batch norm has the tensors of frozen batch norm
         return "group" if config.model.backbone.norm == "group" else "frozen"
+    if key == "model.backbone.width_multiplier":  # as far as the last stage's channels show it
+        multiplier = config.model.backbone.width_multiplier
+        return scaled_channels(_LAST_WIDTH, multiplier) / _LAST_WIDTH
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)

@@ -124,13 +124,13 @@ def test_exported_backbone_has_the_weights_and_recomputed_statistics(run: Path) 
 def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> None:
     task = load_trained([run])
     seen = []
-    handle = task.model.backbone.conv1.register_forward_hook(
+    handle = task.model.backbone.get_submodule("conv1").register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.double())
     )
     assert recompute_batch_norm(task, limit=13) == 12  # three whole batches of four
     handle.remove()
     assert [len(each) for each in seen] == [4, 4, 4]
-    norm = task.model.backbone.bn1
+    norm = task.model.backbone.get_submodule("bn1")
     mean = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
     var = torch.stack([each.var((0, 2, 3)) for each in seen]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean.float(), rtol=1e-4, atol=1e-5)
