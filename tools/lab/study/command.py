@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tools.lab.study.training import Run
 
 REPRO = REPOSITORY / "configs" / "repro.yaml"
-STUDIES = ("cifar-degradation", "residual-backbone")
+STUDIES = ("cifar-degradation", "residual-backbone", "detector-additions")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ def _study(name: str, config: "ReproConfig") -> Study:
             residual_backbone.plan_runs,
             residual_backbone.trainings_of,
             residual_backbone.run_study,
+        )
+    if name == "detector-additions":
+        from tools.lab.study import additions
+
+        return Study(
+            config.detector_additions,
+            additions.plan_study,
+            lambda plan: plan.trainings,
+            additions.run_study,
         )
     from tools.lab.study import cifar_report, cifar_runs
 

@@ -154,6 +154,79 @@ class BackboneConfig(Config):
     """Changes to the config of the detector."""
 
 
+class AdditionExpectationConfig(BoundConfig):
+    """A bound on the score of a row, or on the difference to the score of another row."""
+
+    score: Literal["ap", "ap50", "ap75"] = "ap"
+    """Metric."""
+    row: str
+    """A row of the study."""
+    above: str | None = None
+    """Row to subtract the score of; null: no subtraction."""
+
+    @property
+    def subject(self) -> str:
+        """Name of the bounded value, for the report."""
+        difference = "" if self.above is None else f" minus that of {self.above}"
+        return f"{self.score} of {self.row}{difference}"
+
+
+class AdditionRowConfig(Config):
+    """A row of the study of additions: a detector as it is tested."""
+
+    after: str | None = None
+    """Earlier row that this one adds to, and is compared with; null only for the first row."""
+    network: str | None = None
+    """Network; null: that of `after`."""
+    overrides: tuple[str, ...] = ()
+    """Changes to the test-time config, besides those of `after`, each `a.b.c=value`."""
+    ensemble: bool = False
+    """Whether the detectors of all seeds are tested as one."""
+
+
+class AdditionsStudyConfig(Config):
+    """One scale of the study of a detector's additions (Table 9)."""
+
+    training: TrainingConfig
+    """Training of the detectors."""
+    networks: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
+    """Changes to the config of the training, each `a.b.c=value`, by the name of the network."""
+    rows: Annotated[dict[str, AdditionRowConfig], Field(min_length=1)]
+    """Rows of the table by name."""
+    test: dict[str, str] = Field(default_factory=dict)
+    """Data that the detectors are scored on, as `data` of a training; empty: validation images."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds; every network is trained once with each."""
+    expectations: tuple[AdditionExpectationConfig, ...] = ()
+    """Bounds on the results, in percent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        earlier: list[str] = []
+        for name, row in self.rows.items():
+            if (row.after is None) != (not earlier) or row.after not in (None, *earlier):
+                expected = " or ".join(earlier) or "null in the first row"
+                raise ValueError(f"rows.{name}.after: expected {expected}, got {row.after}")
+            if row.network not in (None, *self.networks) or not (row.network or earlier):
+                expected = " or ".join(self.networks)
+                raise ValueError(f"rows.{name}.network: expected {expected}, got {row.network}")
+            earlier.append(name)
+        for each in self.expectations:
+            for name in (each.row, each.above or each.row):
+                if name not in self.rows:
+                    raise ValueError(f"expected one of rows ({', '.join(earlier)}), got {name}")
+        return self
+
+    def evaluation_of(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Return the network of a row, and its changes with those of the rows that it adds to."""
+        row = self.rows[name]
+        if row.after is None:
+            assert row.network is not None
+            return row.network, row.overrides
+        network, overrides = self.evaluation_of(row.after)
+        return row.network or network, (*overrides, *row.overrides)
+
+
 class ReproConfig(Config):
     """The content of configs/repro.yaml."""
 
@@ -163,6 +236,8 @@ class ReproConfig(Config):
     """Scales of the study of plain and residual networks on CIFAR-10, by name."""
     residual_backbone: dict[str, BackboneStudyConfig]
     """Scales of the study of backbones of detectors, by name."""
+    detector_additions: dict[str, AdditionsStudyConfig]
+    """Scales of the study of a detector's additions, by name."""
 
     def figures_table(self) -> Table:
         """Return every table and figure for the console; long commands are wrapped, not cut."""

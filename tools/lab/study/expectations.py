@@ -6,9 +6,14 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import model_validator
 
-from detection.evaluation.uncertainty import spread
+from detection.evaluation.uncertainty import RESAMPLES, Difference, spread
 from engine.schema import Config
 
+RESAMPLING = (
+    f"Its interval is that of {RESAMPLES} resamples of the test images, the same for all runs; it "
+    "does not cover the seeds."
+)
+"""What a report says of the intervals of differences."""
 E = TypeVar("E", bound="BoundConfig")
 
 
@@ -79,3 +84,9 @@ def mean_and_spread(values: Sequence[float], *, num_runs: int) -> str:
     deviation = f"+- {std:.2f}" if count > 1 else "(one seed)"
     missing = f", {count} of {num_runs} runs" if count < num_runs else ""
     return f"{mean:.2f} {deviation}{missing}"
+
+
+def difference_text(difference: Difference) -> str:
+    """Return a difference with its 95 % interval, in percentage points."""
+    value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"

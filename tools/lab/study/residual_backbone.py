@@ -13,16 +13,23 @@ from pathlib import Path
 from rich.table import Table
 
 from backbones.classification.config import ClassificationConfig
+from backbones.classification.load_and_export import export_backbone
 from backbones.plots import make_panels, save_figure
 from detection.config import DetectionConfig
-from detection.evaluation.uncertainty import RESAMPLES, Difference, mean_difference
+from detection.evaluation.uncertainty import Difference, mean_difference
 from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.files import write_file
 from tools.lab.planned_runs import run_status
 from tools.lab.study.config import BackboneExpectationConfig, BackboneStudyConfig
-from tools.lab.study.expectations import Verdict, mean_and_spread
-from tools.lab.study.scoring import Scores, Scoring, read_scores, score_all
+from tools.lab.study.expectations import RESAMPLING, Verdict, difference_text, mean_and_spread
+from tools.lab.study.scoring import (
+    Scores,
+    Scoring,
+    read_metrics_file,
+    read_scores,
+    score_all,
+)
 from tools.lab.study.training import (
     Run,
     count_parameters,
@@ -101,12 +108,6 @@ class BackboneReport:
         lines = "\n".join(verdict.line() for verdict in self.verdicts)
         title = "backbones of a detector"
         return console_table(self.headings, self.cells(), title=title, caption=lines)
-
-
-def difference_text(difference: Difference) -> str:
-    """Return a difference with its interval in percentage points."""
-    value, low, high = (100 * each for each in (difference.value, difference.low, difference.high))
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def plan_runs(
@@ -197,7 +198,16 @@ def run_study(
         score_all([each.scoring for each in done], device=device)
         write()
 
-    train_runs(trainings_of(planned), device=device, after_each=score_and_write)
+    pretrainings = {each.detector.name: each.pretraining for each in planned}
+
+    def export(run: Run) -> None:
+        if run.name in pretrainings:  # a detector: it starts from the exported backbone
+            pretrained = pretrainings[run.name].folder
+            metrics = read_metrics_file(pretrained)
+            export_backbone(pretrained, metrics=metrics, device=device)
+
+    trainings = trainings_of(planned)
+    train_runs(trainings, device=device, before_each=export, after_each=score_and_write)
     score_and_write()  # an evaluation may have been interrupted
     return write()
 
@@ -252,8 +262,8 @@ def _check_tasks(pretraining: Run, detector: Run) -> None:
     """Raise UserError unless the configs are of a classifier and a detector."""
     for run, schema in ((pretraining, ClassificationConfig), (detector, DetectionConfig)):
         if not isinstance(run.config, schema):
-            expected = schema.model_fields["task"].default
-            raise UserError(f"{run.name}: task: expected {expected}, got {run.config.task}")
+            expected, got = schema.model_fields["task"].default, run.config.task
+            raise UserError(f"{run.name}: task: expected {expected}, got {got}")
 
 
 def _row(
@@ -269,7 +279,7 @@ def _row(
     tested = [scored[backbone, each.seed] for each in own if (backbone, each.seed) in scored]
     scores = {
         "top1": [100 * curve_of(each.pretraining, "eval", "top1")[-1][1] for each in pretrained],
-        **{name: [100 * each.metrics[name] for each in tested] for name in ("ap", "ap50")},
+        **{name: [each.percent(name) for each in tested] for name in ("ap", "ap50")},
     }
     others = [scored[key] for each in own if (key := (reference, each.seed)) in scored]
     difference = None
@@ -296,10 +306,10 @@ def _markdown(
     lines += [
         f"Pretraining: {steps[0]} steps. Detector: {steps[1]} steps; AP on the test images"
         f"{f' ({images})' if images else ''}.",
-        "Spread: standard deviation over seeds. Difference: of the mean AP over seeds. Its interval",
-        f"is that of {RESAMPLES} resamples of the test images, the same for all runs; it does not",
-        "cover the seeds. Verdicts compare means over seeds. Seconds: training time by the logged",
-        "speed, without evaluations and checkpoints.",
+        "Spread: standard deviation over seeds. Difference: that of the mean AP over seeds.",
+        f"{RESAMPLING} Verdicts compare",
+        "means over seeds. Seconds: training time by the logged speed, without evaluations and",
+        "checkpoints.",
         "",
         "| backbone | seed | top-1 % | AP | AP50 |",
         "| --- | --- | --- | --- | --- |",
@@ -308,7 +318,7 @@ def _markdown(
         found = scored.get((each.backbone, each.seed))
         done = run_status(each.pretraining) == "done"
         top1 = f"{100 * curve_of(each.pretraining, 'eval', 'top1')[-1][1]:.2f}" if done else "-"
-        aps = ["-", "-"] if found is None else [f"{100 * found.metrics[x]:.2f}" for x in SCORES[1:]]
+        aps = ["-", "-"] if found is None else [f"{found.percent(x):.2f}" for x in SCORES[1:]]
         lines.append(f"| {' | '.join([each.backbone, str(each.seed), top1, *aps])} |")
     table = origins_table(trainings_of(planned))
     return "\n".join([*lines, "", f"Command: `{command}`", "", table, ""])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,18 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of an evaluation by name, in [0, 1] or NaN, and the matches of its boxes."""
+    """Metrics of an evaluation by name, in [0, 1] or NaN, its speed, and the matches of its boxes.
+
+    images_per_second: of predicting and scoring all images.
+    """
 
     metrics: dict[str, float]
+    images_per_second: float
     matches: MatchTable
+
+    def percent(self, name: str) -> float:
+        """Return a metric in percent."""
+        return 100 * self.metrics[name]
 
 
 def read_scores(scoring: Scoring) -> Scores | None:
@@ -48,36 +57,33 @@ def read_scores(scoring: Scoring) -> Scores | None:
     Raises:
         UserError: a file of it is damaged, or a run folder holds a run of another config.
     """
-    if not is_scored(scoring):
+    speed = _speed(scoring)
+    if speed is None:
         return None
-    path = scoring.folder / "metrics.json"
-    try:
-        values = json.loads(read_text(path)).items()
-        metrics = {
-            name: float("nan") if value is None else float(value)
-            for name, value in values
-            if not isinstance(value, str)
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):  # of read_text; UserError is a ValueError
-            raise
-        raise UserError(f"{path}: expected an object of scores, got something else") from error
     matched = match_file(scoring.folder / "detections.json", scoring.annotations).matches
     if "bbox" not in matched:
         raise UserError(f"{scoring.folder / 'detections.json'}: expected boxes, got none")
-    return Scores(metrics, matched["bbox"])
+    return Scores(read_metrics_file(scoring.folder), speed, matched["bbox"])
+
+
+def read_metrics_file(folder: Path) -> dict[str, float]:
+    """Return the numbers of a folder's metrics.json, NaN for null.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    values = _read_object(folder / "metrics.json").items()
+    numbers = {name: value for name, value in values if not isinstance(value, str)}
+    return {name: math.nan if value is None else value for name, value in numbers.items()}
 
 
 def is_scored(scoring: Scoring) -> bool:
     """Return whether an evaluation is done, with these overrides and the weights as they are now.
 
     Raises:
-        UserError: a run folder holds a run of another config.
+        UserError: a run folder holds a run of another config, or a file is damaged.
     """
-    if any(run_status(run) != "done" for run in scoring.runs):
-        return False
-    file = scoring.folder / _DONE
-    return exists(file) and read_text(file) == _identity(scoring)
+    return _speed(scoring) is not None
 
 
 def score_all(scorings: Sequence[Scoring], *, device: str | None = None) -> None:
@@ -97,15 +103,41 @@ def score_all(scorings: Sequence[Scoring], *, device: str | None = None) -> None
         prepare_output(scoring.folder)
         (scoring.folder / _DONE).unlink(missing_ok=True)
         task = load_task([run.folder for run in scoring.runs], scoring.overrides)
-        evaluate(task, task.config, output=scoring.folder, device=device)
-        write_file(scoring.folder / _DONE, _identity(scoring))  # last: it says that all is written
+        metrics = evaluate(task, task.config, output=scoring.folder, device=device)
+        record = {**_identity(scoring), "images_per_second": metrics["images_per_second"]}
+        # last: it says that all is written
+        write_file(scoring.folder / _DONE, f"{json.dumps(record, indent=2)}\n")
 
 
-def _identity(scoring: Scoring) -> str:
-    """Return what an evaluation's files depend on, as JSON."""
+def _speed(scoring: Scoring) -> float | None:
+    """Return images per second of an evaluation; None unless it is done."""
+    file = scoring.folder / _DONE
+    if any(run_status(run) != "done" for run in scoring.runs) or not exists(file):
+        return None
+    record = _read_object(file)
+    speed = record.pop("images_per_second", None)
+    return speed if record == _identity(scoring) and isinstance(speed, float) else None
+
+
+def _identity(scoring: Scoring) -> dict[str, Any]:
+    """Return what an evaluation's files depend on."""
     weights = {
         run.name: hashlib.sha256(read_bytes(run.folder / "model.safetensors")).hexdigest()
         for run in scoring.runs
     }
-    content = {"overrides": scoring.overrides, "weights": weights}
-    return f"{json.dumps(content, indent=2, ensure_ascii=False)}\n"
+    return {"overrides": list(scoring.overrides), "weights": weights}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the content of one of this module's JSON files.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object, got {type(content).__name__}")
+    return content

@@ -76,7 +76,11 @@ def plan_table(runs: Sequence[Run]) -> Table:
 
 
 def train_runs(
-    runs: Sequence[Run], *, device: str | None, after_each: Callable[[], object]
+    runs: Sequence[Run],
+    *,
+    device: str | None,
+    after_each: Callable[[], object],
+    before_each: Callable[[Run], object] | None = None,
 ) -> None:
     """Train the runs that are not done, in order.
 
@@ -85,6 +89,7 @@ def train_runs(
         device: as `--device`; None picks a GPU if there is one.
         after_each: called after each training: it writes the report of the runs so far, so that an
             interrupted study has one too.
+        before_each: called with a run before its training.
 
     Raises:
         UserError: bad data, or a folder holds a run of another config.
@@ -95,6 +100,8 @@ def train_runs(
     left = [run for run in runs if run_status(run) != "done"]
     for number, run in enumerate(left, start=1):
         log.note(f"run {number} of {len(left)}: {run.name}")
+        if before_each is not None:
+            before_each(run)
         train_run(run, device=device)
         after_each()
 
