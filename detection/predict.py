@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from backbones.images import SUFFIXES, BadImageError, images_in, read_image
-from backbones.metadata import read_category_ids
 from backbones.prediction import prepare_for_prediction
-from backbones.trained_runs import read_run
-from detection.config import SCHEMAS, DetectionConfig
-from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection, round_up
-from detection.data.transforms import resize, resized_size
-from detection.models.build import build_detector
-from detection.models.faster_rcnn import FasterRCNN
-from detection.models.graphed import GraphedDetector
+from detection.data.eval_sizes import EvalSizes
+from detection.data.transforms import resize
+from detection.inference.graphed import GraphedDetector
+from detection.inference.pipeline import InferencePipeline
+from detection.inference.trained import TrainedDetector, load_ensemble
 from detection.structures import Detections
 from engine.backend_settings import backend_settings
 from engine.distributed import pick_device
@@ -39,43 +36,10 @@ ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
 """An image for a detector: see `Detector.predict`."""
 
 
-@dataclass(frozen=True)
-class TrainedDetector:
-    """A trained detector: config, classes, and the network in eval mode on the CPU."""
-
-    config: DetectionConfig
-    classes: ClassMap
-    model: FasterRCNN
-
-
-def load_trained(path: Path | str, overrides: Sequence[str] = ()) -> TrainedDetector:
-    """Read a run folder (its model.safetensors), a checkpoint or a .safetensors file.
-
-    Args:
-        path: the folder or file. If a checkpoint has averaged weights, they are used.
-        overrides: `a.b.c=value`, changes to the config in the file.
-
-    Raises:
-        UserError: the file is missing, damaged or not a detector, or an override is wrong.
-    """
-    run = read_run(
-        Path(path),
-        overrides,
-        schemas=SCHEMAS,
-        kind=DetectionConfig,
-        build=build_detector,
-        needed=("category_ids",),
-        what="detector",
-    )
-    names = run.class_names
-    ids = read_category_ids(run.metadata, count=len(names), source=run.path)
-    return TrainedDetector(run.config, ClassMap(names, ids), run.model)
-
-
 class Detector:
     """Detects objects in images with the same sizes, padding and arithmetic as evaluation.
 
-    It takes over the network of `trained`, which can then neither be trained nor saved.
+    It takes over the networks of `trained`, which can then neither be trained nor saved.
     """
 
     def __init__(
@@ -84,10 +48,14 @@ class Detector:
         self.class_names = trained.classes.names
         self.category_ids = trained.classes.category_ids
         self.config = trained.config
-        self._model = trained.model
         self._device = device
-        prepare_for_prediction(self._model, self.config.loop, device=device)
-        self._graphs = GraphedDetector(self._model, device=device) if cuda_graphs else None
+        self._sizes = EvalSizes.of(self.config.data, self.config.evaluation)
+        for network in trained.networks:
+            prepare_for_prediction(network, self.config.loop, device=device)
+        pipeline = InferencePipeline(trained.networks, self.config)
+        self._predict = (
+            GraphedDetector(pipeline, device=device).predict if cuda_graphs else pipeline.predict
+        )
 
     def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
         """Return the objects detected in each image, in its own pixels, on the CPU.
@@ -128,7 +96,7 @@ class Detector:
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
-        waiting: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
+        waiting: defaultdict[tuple[int, ...], list[Sample]] = defaultdict(list)
         for index, image in enumerate(_check_iterable(images)):
             try:
                 sample = self._sample(index, pixels_of(image, place=index))
@@ -137,11 +105,8 @@ class Detector:
                     raise
                 on_bad(str(error))
                 continue
-            height, width = (
-                round_up(side, self.config.data.size_divisor) for side in sample.pixels.shape[:2]
-            )
-            # one waiting list for each padded shape
-            batch = waiting[height, width]
+            # one waiting list for each padded shape, at all scales
+            batch = waiting[self._padded_sides(sample)]
             batch.append(sample)
             if len(batch) == batch_size:
                 yield from self._detect(batch)
@@ -150,10 +115,15 @@ class Detector:
             if batch:
                 yield from self._detect(batch)
 
+    def _padded_sides(self, sample: Sample) -> tuple[int, ...]:
+        """Return the sides of a sample's images, padded as in a batch, at all scales."""
+        divisor = self.config.data.size_divisor
+        shapes = (pixels.shape[:2] for pixels in (sample.pixels, *sample.other_pixels))
+        return tuple(round_up(side, divisor) for shape in shapes for side in shape)
+
     def _sample(self, index: int, pixels: np.ndarray) -> Sample:
         height, width = pixels.shape[:2]
-        data = self.config.data
-        size = resized_size((height, width), data.eval_short_side, data.eval_max_side)
+        size = self._sizes.sizes((height, width))[0]
         # A sample without ground truth. The seed is unused, because prediction is not random; the
         # image id is the index in the input.
         resized, no_boxes = resize(pixels, np.zeros((0, 4), np.float32), size)
@@ -165,18 +135,19 @@ class Detector:
             original_size=(height, width),
             image_id=index,
             seed=0,
+            other_pixels=self._sizes.other_pixels(pixels),
         )
 
     def _detect(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Detections]]:
         batch = collate_detection(samples, size_divisor=self.config.data.size_divisor)
-        images = batch.images.to(self._device)
+        batches = [images.to(self._device) for images in batch.at_all_scales]
         loop, device = self.config.loop, self._device
         with (
             torch.inference_mode(),
             backend_settings(loop, device),
             autocast(device, loop.precision),
         ):
-            found = (self._graphs or self._model).predict(images)
+            found = self._predict(batches)
         yield from zip((sample.image_id for sample in samples), found, strict=True)
 
 
@@ -237,18 +208,18 @@ def _check_iterable(images: Any) -> Iterable[Any]:
 
 
 def load_detector(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     device: str | torch.device | None = None,
     overrides: Sequence[str] = (),
     cuda_graphs: bool = False,
 ) -> Detector:
-    """Load a detector from a run folder, a checkpoint or a .safetensors file.
+    """Load a detector from a run folder, a checkpoint or a .safetensors file; several: an ensemble.
 
     No global setting of the process is changed: allocator, number of threads, logging.
 
     Args:
-        path: as for `load_trained`.
+        path: as for `load_trained`; several form an ensemble (`load_ensemble`).
         device: `cpu`, `cuda` or `cuda:N`; None uses a GPU if there is one.
         overrides: as for `load_trained`.
         cuda_graphs: on a GPU, launch the work of a batch at once, as one CUDA graph for each batch
@@ -259,14 +230,15 @@ def load_detector(
             fast nor reference.
     """
     kernels_kind()  # raises early if RESDET_KERNELS is wrong
-    if not isinstance(path, str | Path):
-        raise UserError(f"expected the path of a run, got {type(path).__name__}")
+    paths = [path] if isinstance(path, str | Path) else path
+    if not isinstance(paths, Sequence) or not all(isinstance(each, str | Path) for each in paths):
+        raise UserError(f"expected the path of a run, or several, got {type(path).__name__}")
     if isinstance(overrides, str):
         raise UserError(f"overrides: expected a list of key=value, got the text {overrides!r}")
     chosen = pick_device(None if device is None else str(device))
     if cuda_graphs and chosen.type != "cuda":
         raise UserError(f"cuda_graphs: expected a GPU, got the device {chosen}")
-    return Detector(load_trained(path, overrides), device=chosen, cuda_graphs=cuda_graphs)
+    return Detector(load_ensemble(paths, overrides), device=chosen, cuda_graphs=cuda_graphs)
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,18 @@ class DetectionBatch(Movable):
 
     mask_count: scalar float32, divisor of the mask loss: the number of foreground samples, averaged
     over the parts of a step. None if a step has one part; then the loss counts its own samples.
+    other_scales: the images at the other scales of multi-scale testing, as `EvalSizes` orders them.
     """
 
     images: ImageBatch
     targets: Targets
     mask_count: Tensor | None = None
+    other_scales: tuple[ImageBatch, ...] = ()
+
+    @property
+    def at_all_scales(self) -> tuple[ImageBatch, ...]:
+        """The images at each of the sizes of `EvalSizes`."""
+        return (self.images, *self.other_scales)
 
     @property
     def image_ids(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Movable:
-    """Base of frozen dataclasses whose fields are tensors, other Movables, or plain values."""
+    """Base of frozen dataclasses of tensors, Movables, tuples of these, or plain values."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """Return a copy with every tensor on `device`; other fields are kept."""
@@ -26,23 +26,30 @@ class Movable:
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
         changes = {
-            field.name: function(value) if isinstance(value, Tensor | Movable) else value
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
+            field.name: _mapped(getattr(self, field.name), function) for field in fields(self)
         }
         return replace(self, **changes)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_mapped(each, function) for each in value)
+    return function(value) if isinstance(value, Tensor | Movable) else value
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
     """Yield the tensors of a dataclass and of the dataclasses among its fields, in their order.
 
-    value: a dataclass or a tensor, which is yielded itself; any other value has no tensors.
+    value: a dataclass, a tuple or a tensor, which is yielded itself; other values have no tensors.
     """
     if isinstance(value, Tensor):
         yield value
     elif is_dataclass(value):
         for field in fields(value):
             yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from tensors_of(each)
 
 
 def check_tensor(

@@ -17,8 +17,8 @@ def main() -> None:
         "positional",
         nargs="*",
         metavar="RUN_OR_CHECKPOINT | key=value",
-        help="run folder, checkpoint or .safetensors file (several classifiers form an ensemble), "
-        "then overrides of its config",
+        help="run folder, checkpoint or .safetensors file (several classifiers, or several "
+        "detectors, form an ensemble), then overrides of their configs",
     )
     parser.add_argument("--results", type=Path, help="COCO results file to score without a model")
     choice = parser.add_mutually_exclusive_group()
@@ -52,9 +52,15 @@ def _score_runs(
 ) -> None:
     from detection.commands.tasks import load_task
     from engine.evaluate import evaluate
+    from engine.log import make_console
     from engine.paths import is_folder
 
     task = load_task(runs, overrides)
+    if len(runs) > 1:
+        ensemble = (
+            f"ensemble of {len(runs)} networks; data and test settings are those of {runs[0]}"
+        )
+        make_console().print(ensemble)
     # RUN for RUN, RUN/model.safetensors and RUN/checkpoints/step_N.pt
     folder = runs[0] if is_folder(runs[0]) else runs[0].parent
     folder = folder.parent if folder.name == "checkpoints" else folder

@@ -1,8 +1,10 @@
 """Command `predict`: detect objects in image files, write detections.json and drawings.
 
-Usage: resdet predict RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... [key=value ...] (tools/predict.py)
+Usage: resdet predict RUN_OR_CHECKPOINT ... IMAGE_OR_FOLDER ... [key=value ...] (tools/predict.py)
 """
 
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from engine.cli import CommandParser, split_arguments
@@ -11,15 +13,16 @@ MAX_NAMED = 20
 """Maximum number of failed images that the console names; there may be thousands."""
 
 
-def main() -> None:
-    """Parse the command line, predict, draw, and list the images that failed."""
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
     parser = CommandParser(description="Detect objects; write detections.json and drawings.")
     parser.add_argument(
         "positional",
         nargs="+",
-        metavar="RUN_OR_CHECKPOINT IMAGE_OR_FOLDER ... | key=value",
-        help="a run folder, checkpoint or .safetensors file, then image files and folders; "
-        "overrides of the run's config, such as model.roi.nms_thresh=0.3, can be anywhere",
+        metavar="RUN_OR_CHECKPOINT ... IMAGE_OR_FOLDER ... | key=value",
+        help="a run folder, checkpoint or .safetensors file (several form an ensemble), then images "
+        "and folders of them; overrides of the run's config, such as model.roi.nms_thresh=0.3, can "
+        "be anywhere",
     )
     parser.add_argument("--output", type=Path, default="predictions", help="default: %(default)s")
     parser.add_argument(
@@ -39,14 +42,20 @@ def main() -> None:
         action="store_true",
         help="on a GPU: launch each batch as one CUDA graph per shape; for images of few sizes",
     )
-    arguments = parser.parse_intermixed_args()
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, predict, draw, and list the images that failed."""
+    arguments = make_parser().parse_intermixed_args()
     inputs, overrides = split_arguments(arguments.positional)
 
     from engine.checkpoint import prepare_output
     from engine.errors import UserError
     from engine.run_folder import contains_run
 
-    if len(inputs) < 2:
+    runs, images = _split_runs(inputs)
+    if not images:
         raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
     if contains_run(arguments.output):
         raise UserError(f"--output: expected a folder for drawings, got a run: {arguments.output}")
@@ -68,16 +77,18 @@ def main() -> None:
     if pick_device(arguments.device).type == "cpu":
         keep_freed_memory()
     detector = load_detector(
-        inputs[0],
+        runs,
         device=arguments.device,
         overrides=overrides,
         cuda_graphs=arguments.cuda_graphs,
     )
     # the output folder may be inside an input folder: do not predict on earlier drawings
-    found = find_images(inputs[1:], skip_folder=arguments.output)
+    found = find_images(images, skip_folder=arguments.output)
     prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
     log.note(kernels_note())
+    if len(runs) > 1:
+        log.note(f"ensemble of {len(runs)} detectors, with the settings of {runs[0]}")
     if note := bit_depth_note(found.paths):
         log.note(note)
     written = predict_files(detector, found.paths, arguments.output, log=log)
@@ -93,3 +104,17 @@ def main() -> None:
     if bad and not arguments.skip_bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}; --skip-bad makes the exit code 0")
+
+
+def _split_runs(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Split the inputs into runs and images: the first is a run, others are if they look like one.
+
+    A run is a weights file or checkpoint by its suffix, or a folder in which a run was started.
+    """
+    from engine.run_folder import contains_run
+
+    def is_run(path: Path) -> bool:
+        return path.suffix in (".safetensors", ".pt") or contains_run(path)
+
+    more = list(takewhile(is_run, inputs[1:]))
+    return [*inputs[:1], *more], list(inputs[1 + len(more) :])

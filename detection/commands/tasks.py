@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from detection.localization.base_task import LocalizationBaseTask
     from detection.tasks.detection import DetectionTask
 
+LOCALIZATION = ("localization", "localization_regions")
+
 
 def check_weights(config: RunConfig) -> None:
     """Raise UserError if a config freezes random weights; commands call this before training."""
@@ -70,7 +72,7 @@ def load_task(
     """Load the task of a run folder, a checkpoint or a .safetensors file, ready for evaluation.
 
     Args:
-        paths: one path; several classifiers form an ensemble.
+        paths: one path; several classifiers, or several detectors, form an ensemble.
         overrides: `a.b.c=value`, changes to the config in the file.
 
     Raises:
@@ -80,21 +82,23 @@ def load_task(
     # the metadata of a file names its task, which decides what to import
     metadata = read_trained_weights(paths[0])[2]
     kind = metadata.get("task", "")
-    if kind != "classification" and len(paths) > 1:
-        raise UserError(f"expected one detector or localizer, got {len(paths)}: {paths[1]}")
+    if kind in LOCALIZATION and len(paths) > 1:
+        raise UserError(f"expected one localizer, got {len(paths)}: {paths[1]}")
     task: DetectionTask | LocalizationBaseTask | ClassificationTask
     if kind == "classification":
         from backbones.classification.load_and_export import load_trained as load_classifier
 
         task = load_classifier(paths, overrides)
-    elif kind in ("localization", "localization_regions"):
+    elif kind in LOCALIZATION:
         task = _localization_task(kind).from_run(paths[0], overrides)
     else:
-        from detection.predict import load_trained
+        from detection.inference.trained import load_ensemble
 
-        trained = load_trained(paths[0], overrides)
+        trained = load_ensemble(paths, overrides)
         config = without_writes(trained.config, overrides)
-        task = _detection_task(config.task)(config, trained.model, trained.classes)
+        task = _detection_task(config.task)(
+            config, trained.model, trained.classes, ensemble=trained.others
+        )
     check_demo_exists(metadata, task.config, source=paths[0])
     return task
 

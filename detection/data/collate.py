@@ -20,7 +20,8 @@ class Sample:
     pixels: (H, W, 3) uint8 RGB. boxes: (N, 4) float32 xyxy in these pixels; N may be 0. labels:
     (N,) int64. is_crowd: (N,) bool, regions to ignore. original_size: (height, width) of the file
     after its EXIF rotation. seed: the image's random seed, also used by the network's sampling.
-    masks: (N, H, W) bool, zero for crowd regions; None if masks are not needed.
+    masks: (N, H, W) bool, zero for crowd regions; None if masks are not needed. other_pixels: the
+    image at the other scales of multi-scale testing, each (H', W', 3) uint8.
     """
 
     pixels: np.ndarray
@@ -31,6 +32,7 @@ class Sample:
     image_id: int
     seed: int
     masks: np.ndarray | None = None
+    other_pixels: tuple[np.ndarray, ...] = ()
 
 
 def collate_detection(
@@ -48,40 +50,58 @@ def collate_detection(
     Pixels are in channels-last memory format, as they were decoded.
     """
     assert samples, "expected at least one sample in a batch"
-    sizes = torch.tensor([sample.pixels.shape[:2] for sample in samples])
-    largest = torch.cat([sizes, torch.tensor([batch_shape])]).amax(dim=0)
-    height, width = (round_up(int(side), size_divisor) for side in largest)
+    pixels = [sample.pixels for sample in samples]
+    images = _collate_images(pixels, samples, size_divisor=size_divisor, batch_shape=batch_shape)
+    height, width = images.pixels.shape[2:]
     count = round_up(max(1, *(len(sample.labels) for sample in samples)), gt_multiple)
     batch = len(samples)
-    # not zeroed: the loop writes every pixel, the image and then the padding right of and below it
-    pixels = torch.empty(batch, height, width, 3, dtype=torch.uint8)
     boxes = torch.zeros(batch, count, 4)
     labels = torch.zeros(batch, count, dtype=torch.int64)
     valid = torch.zeros(batch, count, dtype=torch.bool)
     is_crowd = torch.zeros(batch, count, dtype=torch.bool)
     for i, sample in enumerate(samples):
-        h, w = sample.pixels.shape[:2]
         n = len(sample.labels)
-        pixels[i, :h, :w] = torch.from_numpy(sample.pixels)
-        pixels[i, :h, w:] = 0
-        pixels[i, h:] = 0
         boxes[i, :n] = torch.from_numpy(sample.boxes)
         labels[i, :n] = torch.from_numpy(sample.labels)
         is_crowd[i, :n] = torch.from_numpy(sample.is_crowd)
         valid[i, :n] = True
-    images = ImageBatch(
-        pixels=pixels.permute(0, 3, 1, 2),  # a view: NCHW shape, NHWC memory
-        sizes=sizes,
-        original_sizes=torch.tensor([sample.original_size for sample in samples]),
-        image_ids=torch.tensor([sample.image_id for sample in samples]),
-        seeds=torch.tensor([sample.seed for sample in samples]),
-    )
     masks = None
     if any(sample.masks is not None for sample in samples):
         masks = _collate_masks(samples, (batch, count, height, width))
     return DetectionBatch(
         images=images,
         targets=Targets(boxes=boxes, labels=labels, valid=valid, is_crowd=is_crowd, masks=masks),
+        other_scales=tuple(
+            _collate_images(pixels, samples, size_divisor=size_divisor)
+            for pixels in zip(*(sample.other_pixels for sample in samples), strict=True)
+        ),
+    )
+
+
+def _collate_images(
+    pixels: Sequence[np.ndarray],
+    samples: Sequence[Sample],
+    *,
+    size_divisor: int,
+    batch_shape: tuple[int, int] = (1, 1),
+) -> ImageBatch:
+    """Pad the images (H, W, 3) of some samples to one shape; see `collate_detection`."""
+    sizes = torch.tensor([image.shape[:2] for image in pixels])
+    largest = torch.cat([sizes, torch.tensor([batch_shape])]).amax(dim=0)
+    height, width = (round_up(int(side), size_divisor) for side in largest)
+    # not zeroed: the loop writes every pixel, the image and then the padding right of and below it
+    padded = torch.empty(len(pixels), height, width, 3, dtype=torch.uint8)
+    for row, image in zip(padded, pixels, strict=True):
+        h, w = image.shape[:2]
+        row[:h, :w] = torch.from_numpy(image)
+        row[:h, w:] = 0
+        row[h:] = 0
+    return ImageBatch(
+        pixels=padded.permute(0, 3, 1, 2),  # a view: NCHW shape, NHWC memory
+        sizes=sizes,
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        seeds=torch.tensor([sample.seed for sample in samples]),
     )
 
 

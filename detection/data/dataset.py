@@ -10,13 +10,14 @@ import numpy as np
 from backbones.bad_images import bad_image_error
 from backbones.images import BadImageError, bit_depth_note, read_image
 from backbones.weights import listing
-from detection.config import DataConfig, SplitConfig
+from detection.config import DataConfig, EvaluationConfig, SplitConfig
 from detection.data.box_checks import format_size
 from detection.data.coco import Annotations, ClassMap, read_coco
 from detection.data.coco_cache import CACHED_BYTES
 from detection.data.coco_json import shown
 from detection.data.collate import Sample, collate_detection, round_up
 from detection.data.data_report import DataReport
+from detection.data.eval_sizes import EvalSizes
 from detection.data.grouping import aspect_groups
 from detection.data.image_files import image_path, unreadable_images
 from detection.data.masks import draw_masks
@@ -52,6 +53,7 @@ class CocoDetection:
         classes: the expected categories; None takes them from the file.
         with_masks: whether samples have masks; all objects except crowd regions must have one.
         batch_size: images in a training batch, see `aspect_groups`.
+        evaluation: its `scales` are those of multi-scale testing; None: one scale.
 
     Raises:
         UserError: the folder or the file is missing, or the file is wrong.
@@ -66,6 +68,7 @@ class CocoDetection:
         classes: ClassMap | None = None,
         with_masks: bool = False,
         batch_size: int = 1,
+        evaluation: EvaluationConfig | None = None,
     ) -> None:
         if not split.annotations:
             name = "train" if training else "val"
@@ -83,6 +86,7 @@ class CocoDetection:
         found = self.annotations
         self._with_masks = with_masks
         self._config = config
+        self._eval_sizes = EvalSizes.of(config, evaluation or EvaluationConfig())
         self._augment: Augment | None = None
         self._missing: frozenset[int] = frozenset()  # rows that are skipped without a try
         self._batch_size = batch_size
@@ -183,6 +187,7 @@ class CocoDetection:
         # Difficult and ignored objects are treated like crowd regions: neither foreground nor
         # background.
         is_ignored = ~self.annotations.is_plain(objects)
+        other_pixels: tuple[np.ndarray, ...] = ()
         if self._augment is not None:
             short_side = (
                 batch_shape.short_side if batch_shape else self._augment.sample_short_side(seed)
@@ -192,7 +197,8 @@ class CocoDetection:
             masks = self._draw_masks(row, size)
             pixels, boxes, masks = self._augment(pixels, boxes, masks, seed=seed, size=size)
         else:
-            size = self._eval_size(original_size)
+            other_pixels = self._eval_sizes.other_pixels(pixels)
+            size = self._eval_sizes.sizes(original_size)[0]
             masks = self._draw_masks(row, size)
             pixels, boxes = resize(pixels, boxes, size)
         return Sample(
@@ -204,6 +210,7 @@ class CocoDetection:
             image_id=int(self.annotations.image_ids[row]),
             seed=seed,
             masks=masks if self._with_masks else None,
+            other_pixels=other_pixels,
         )
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> BatchShape:
@@ -300,9 +307,6 @@ class CocoDetection:
             resized,
         )
 
-    def _eval_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return resized_size(size, self._config.eval_short_side, self._config.eval_max_side)
-
     def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
         """Return the aspect ratio group of each image, (N,) int64; see `aspect_groups`."""
         augment = self._config.augment
@@ -315,13 +319,13 @@ class CocoDetection:
         )
 
     def _shape_groups(self, sizes: np.ndarray) -> np.ndarray:
-        """Return (N,) int64, a group number per padded shape at evaluation."""
+        """Return (N,) int64, a group number per padded shape (of all scales) at evaluation."""
         divisor = self._config.size_divisor
         shapes = [
-            tuple(round_up(side, divisor) for side in self._eval_size((height, width)))
-            for height, width in sizes.tolist()
+            [round_up(side, divisor) for size in self._eval_sizes.sizes(original) for side in size]
+            for original in sizes.tolist()
         ]
-        # the inverse indices number the distinct (height, width) pairs
+        # the inverse indices number the distinct rows: height and width at each scale
         groups: np.ndarray = np.unique(shapes, axis=0, return_inverse=True)[1]
         return groups
 

@@ -16,7 +16,7 @@ MIN_SIDE = 0.01
 """Minimum side of a box after a resize, in pixels, so that its logarithm is finite."""
 
 
-def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], short_side: int, max_side: float) -> tuple[int, int]:
     """Return (height, width) with a shorter side of `short_side` and a longer one <= `max_side`."""
     scale = min(short_side / min(size), max_side / max(size))
     height, width = (max(1, round(side * scale)) for side in size)

@@ -86,6 +86,7 @@ def build_faster_rcnn(
         )
         for _ in range(roi.stages)
     ]
+    head_dim *= 2 if roi.global_context else 1  # the feature of the RoI and that of the image
     rpn_head = RPNHead(rpn_dim, anchors.num_anchors)
     box_stages = [
         BoxStage(head, BoxPredictor(head_dim, num_classes=num_classes)) for head in box_heads

@@ -5,8 +5,9 @@ network-input pixels; detections are in original pixels. The model knows neither
 a task calls its parts in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,23 @@ from backbones.fpn import FPN
 from backbones.pixel_normalization import PixelNormalizedNetwork
 from detection.config import ModelConfig
 from detection.models.anchors import AnchorGenerator
-from detection.models.box_head import (
-    BoxStage,
-    Selection,
-    refine_boxes,
-    select_detections,
-    to_detections,
-)
+from detection.models.box_head import BoxPredictor, BoxStage, next_stage_boxes
 from detection.models.mask_head import MaskHead, masks_of_labels
 from detection.models.proposals import make_proposals
 from detection.models.rpn import RPNHead, RPNOutput
-from detection.ops.roi_pool import pool_rois
-from detection.structures import Detections, ImageBatch
+from detection.models.selection import (
+    BoxPredictions,
+    Selection,
+    decode_predictions,
+    select_detections,
+    to_detections,
+)
+from detection.ops.boxes import whole_image_boxes
+from detection.ops.roi_pool import BoxesOnLevels, assign_levels, pool_rois
+from detection.structures import Detections, ImageBatch, Proposals
+
+RegionVectors = Callable[[Tensor, int], Tensor]
+"""Takes boxes (B, R, 4) and a stage, and returns their features (B, R, D)."""
 
 MASK_RESOLUTION = 14
 """Side of the map pooled for a mask from the pyramid; the mask itself has twice this side."""
@@ -36,13 +42,16 @@ MASK_RESOLUTION = 14
 class FasterRCNN(PixelNormalizedNetwork):
     """Faster R-CNN. Parts in order: `features`, `rpn`, `region_features`, `box_outputs`.
 
-    Functions without parameters connect them: `make_proposals`, `refine_boxes` and
-    `select_detections`.
+    Functions without parameters connect them: `make_proposals`, `next_stage_boxes`,
+    `decode_predictions` and `select_detections`.
 
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
     pooling on p2..p5. The second and third of `box_stages` classify and move the boxes of the stage
     before (Cai and Vasconcelos 2018). Detections come from the last stage.
+
+    With `config.roi.global_context` the whole image is one more RoI, and its feature is joined to
+    that of every RoI before the two output layers (appendix B).
 
     Args:
         backbone: the backbone, without `fc`.
@@ -112,27 +121,11 @@ class FasterRCNN(PixelNormalizedNetwork):
             image having more; None without a mask head.
         """
         features = self.features(images)
-        rpn = self.rpn(features, images)
-        config, sizes = self.config, images.sizes
-        proposals = make_proposals(rpn, sizes, config=config.rpn, training=False)
-        for stage in range(self.num_stages):
-            regions = self.region_features(features, proposals.boxes)
-            class_logits, deltas = self.box_outputs(regions, stage=stage)
-            weights = config.roi.box_weights_of(stage)
-            # The last stage's boxes are decoded by select_detections, for every class.
-            if stage < self.num_stages - 1:
-                boxes = refine_boxes(
-                    class_logits, deltas, proposals.boxes, sizes, box_weights=weights
-                )
-                proposals = replace(proposals, boxes=boxes)
-        found = select_detections(
-            class_logits, deltas, proposals, images, box_weights=weights, config=config.roi
-        )
-        if self.mask_head is None:
-            return found, None
-        rows = found if all_masks else found.without_empty_rows()
-        logits = masks_of_labels(self.mask_logits(features, rows.boxes), rows.labels)
-        return found, logits.float().sigmoid()
+        proposals = self.proposals(features, images)
+        vectors = partial(self.region_vectors, features)
+        predictions = self.box_predictions(vectors, proposals, images.sizes)
+        found = select_detections(predictions, config=self.config.roi)
+        return found, self.masks(features, found, all_masks=all_masks)
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
@@ -163,41 +156,123 @@ class FasterRCNN(PixelNormalizedNetwork):
         logits, deltas = self.rpn_head.at(levels, idxs)
         return logits, deltas
 
-    def region_features(self, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
-        """Return the heads' input (B, R, C, h, w): pooled RoIs; without a neck, conv5 of them."""
-        resolution = self.roi_resolution
+    def proposals(self, features: Mapping[str, Tensor], images: ImageBatch) -> Proposals:
+        """Return the RPN's proposals, with the counts and thresholds for test."""
+        rpn = self.rpn(features, images)
+        return make_proposals(rpn, images.sizes, config=self.config.rpn, training=False)
+
+    def region_features(
+        self,
+        features: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+        boxes: Tensor,
+        *,
+        scales: Tensor | None = None,
+    ) -> Tensor:
+        """Return the heads' input (B, R, C, h, w): pooled RoIs; without a neck, conv5 of them.
+
+        Args:
+            features: of the images; with `scales`, of the images at each of several scales.
+            boxes: (B, R, 4) network-input pixels; with `scales`, those of their own scale.
+            scales: (B, R) int64, index of the scale that each box is pooled from.
+        """
+        pyramids = [features] if isinstance(features, Mapping) else features
+        maps = [pyramid[level] for pyramid in pyramids for level in self.roi_levels]
+        placed: Tensor | BoxesOnLevels = boxes
+        if scales is not None:
+            count = len(self.roi_levels)
+            levels = scales * count + assign_levels(boxes, num_levels=count)
+            placed = BoxesOnLevels(boxes, levels)
         if self.fpn is None and self.config.roi.pool == "roi_align":
             # RoIAlign is linear, so it commutes with conv5's first 1x1 convolutions. They run once
-            # on the map instead of on every RoI.
-            def pool(feature: Tensor, stride: int) -> Tensor:
-                return self._pool({"c4": feature}, boxes, resolution=resolution, bin_stride=stride)
+            # on the maps instead of on every RoI.
+            def pool(joined: Tensor, stride: int) -> Tensor:
+                parts = _split_like(joined, maps)
+                return self._pool(parts, placed, bin_stride=stride)
 
-            pooled = self.backbone.pool_then_stage(features["c4"], 5, pool=pool)
+            pooled = self.backbone.pool_then_stage(_join_maps(maps), 5, pool=pool)
         else:
-            pooled = self._pool(features, boxes, resolution=resolution)
+            pooled = self._pool(maps, placed)
             if self.fpn is None:
                 pooled = self.backbone.stage(pooled, 5)
         regions: Tensor = pooled.unflatten(0, boxes.shape[:2])  # (B * R, ...) -> (B, R, ...)
         return regions
 
-    def box_outputs(self, regions: Tensor, *, stage: int = 0) -> tuple[Tensor, Tensor]:
+    def context_features(self, features: Mapping[str, Tensor], sizes: Tensor) -> Tensor | None:
+        """Return the `region_features` (B, 1, C, h, w) of whole images of `sizes` (B, 2).
+
+        None for a detector without global context.
+        """
+        if not self.config.roi.global_context:
+            return None
+        return self.region_features(features, whole_image_boxes(sizes))
+
+    def box_outputs(
+        self, regions: Tensor, *, stage: int = 0, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return class logits and deltas of one stage of the region head.
 
         Args:
             regions: (B, R, C, h, w), the `region_features` of some boxes.
             stage: 0 is the first.
+            context: the `context_features` of the images.
 
         Returns:
             class logits (B, R, K+1), background last, and deltas (B, R, K, 4) relative to the
             boxes, scaled by the stage's `box_weights_of`.
         """
-        pooled = regions.flatten(0, 1)  # the head takes one batch of B * R RoIs
-        if stage == 0:
-            class_logits, deltas = self.box_predictor(self.box_head(pooled))
-        else:
-            class_logits, deltas = self.later_stages[stage - 1](pooled)
-        shape = regions.shape[:2]
-        return class_logits.unflatten(0, shape), deltas.unflatten(0, shape)
+        vectors = self._box_vectors(regions, stage=stage)
+        of_image = None if context is None else self._box_vectors(context, stage=stage)
+        return self._output_layers(vectors, of_image, stage=stage)
+
+    def region_vectors(
+        self,
+        features: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+        boxes: Tensor,
+        stage: int,
+        *,
+        scales: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last features (B, R, D) of RoIs before the output layers of a stage.
+
+        The arguments are those of `region_features`.
+        """
+        return self._box_vectors(self.region_features(features, boxes, scales=scales), stage=stage)
+
+    def box_predictions(
+        self, vectors: RegionVectors, proposals: Proposals, sizes: Tensor
+    ) -> BoxPredictions:
+        """Return the scores and boxes that the last stage predicts for proposals.
+
+        Args:
+            vectors: gives the features of boxes, as `region_vectors` does with its first argument.
+            proposals: network-input pixels.
+            sizes: (B, 2) height and width of the images before padding.
+        """
+        for stage in range(self.num_stages):
+            of_image = None
+            if self.config.roi.global_context:
+                of_image = vectors(whole_image_boxes(sizes), stage)
+            class_logits, deltas = self._output_layers(
+                vectors(proposals.boxes, stage), of_image, stage=stage
+            )
+            weights = self.config.roi.box_weights_of(stage)
+            # The last stage's boxes are decoded for every class.
+            if stage < self.num_stages - 1:
+                boxes = next_stage_boxes(
+                    class_logits, deltas, proposals.boxes, sizes, box_weights=weights
+                )
+                proposals = replace(proposals, boxes=boxes)
+        return decode_predictions(class_logits, deltas, proposals, sizes, box_weights=weights)
+
+    def masks(
+        self, features: Mapping[str, Tensor], found: Selection, *, all_masks: bool = False
+    ) -> Tensor | None:
+        """Return the masks of detections, as `select` does."""
+        if self.mask_head is None:
+            return None
+        rows = found if all_masks else found.without_empty_rows()
+        logits = masks_of_labels(self.mask_logits(features, rows.boxes), rows.labels)
+        return logits.float().sigmoid()
 
     def mask_logits(
         self, features: Mapping[str, Tensor], boxes: Tensor, *, regions: Tensor | None = None
@@ -209,28 +284,55 @@ class FasterRCNN(PixelNormalizedNetwork):
         """
         assert self.mask_head is not None, "this detector has no mask head"
         if self.fpn is not None:
-            pooled = self._pool(features, boxes, resolution=MASK_RESOLUTION)
+            maps = [features[level] for level in self.roi_levels]
+            pooled = self._pool(maps, boxes, resolution=MASK_RESOLUTION)
         else:
             shared = self.region_features(features, boxes) if regions is None else regions
             pooled = shared.flatten(0, 1)
         logits: Tensor = self.mask_head(pooled).unflatten(0, boxes.shape[:2])
         return logits
 
+    def _box_stage(self, stage: int) -> tuple[nn.Module, BoxPredictor]:
+        """Return the box head and the two output layers of a stage."""
+        if stage == 0:
+            return self.box_head, self.box_predictor
+        later = self.later_stages[stage - 1]
+        assert isinstance(later, BoxStage)
+        return later.box_head, later.box_predictor
+
+    def _box_vectors(self, regions: Tensor, *, stage: int) -> Tensor:
+        """Return (B, R, D) from (B, R, C, h, w)."""
+        head, _ = self._box_stage(stage)
+        # the head takes one batch of B * R RoIs
+        vectors: Tensor = head(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
+        return vectors
+
+    def _output_layers(
+        self, vectors: Tensor, of_image: Tensor | None, *, stage: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (B, R, K+1) and deltas (B, R, K, 4) from (B, R, D) and (B, 1, D)."""
+        if of_image is not None:
+            vectors = torch.cat([vectors, of_image.expand_as(vectors)], dim=2)
+        _, predictor = self._box_stage(stage)
+        class_logits, deltas = predictor(vectors.flatten(0, 1))
+        shape = vectors.shape[:2]
+        return class_logits.unflatten(0, shape), deltas.unflatten(0, shape)
+
     def _pool(
         self,
-        features: Mapping[str, Tensor],
-        boxes: Tensor,
+        maps: Sequence[Tensor],
+        boxes: Tensor | BoxesOnLevels,
         *,
-        resolution: int,
+        resolution: int | None = None,
         bin_stride: int = 1,
     ) -> Tensor:
         config = self.config.roi
         return pool_rois(
-            [features[level] for level in self.roi_levels],
-            self.roi_strides,
+            maps,
+            self.roi_strides * (len(maps) // len(self.roi_strides)),
             boxes,
             kind=config.pool,
-            resolution=resolution,
+            resolution=self.roi_resolution if resolution is None else resolution,
             sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,
             bin_stride=bin_stride,
@@ -246,3 +348,20 @@ class FasterRCNN(PixelNormalizedNetwork):
         # Set to 0 after normalisation, which turns black into a negative number. Not by
         # masked_fill, which would lose the memory layout of `pixels`.
         return torch.where(rows & columns, pixels, 0.0)
+
+
+def _join_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Return maps (B, C, H_i, W_i) as one for 1x1 convolutions: (B, C, 1, sum of H_i W_i)."""
+    if len(maps) == 1:
+        return maps[0]
+    return torch.cat([each.flatten(2) for each in maps], dim=2)[:, :, None]
+
+
+def _split_like(joined: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return the maps (B, C', H_i, W_i) of the result of a 1x1 convolution on joined maps."""
+    if len(maps) == 1:
+        return [joined]
+    parts = joined.split([each.shape[2] * each.shape[3] for each in maps], dim=3)
+    return [
+        part.squeeze(2).unflatten(2, each.shape[2:]) for part, each in zip(parts, maps, strict=True)
+    ]

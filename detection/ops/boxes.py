@@ -82,8 +82,17 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def flip_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Flip boxes (..., 4) xyxy left to right in an image of `width` pixels."""
+def whole_image_boxes(sizes: Tensor) -> Tensor:
+    """Return the box of each whole image, (B, 1, 4) float32, from `sizes` (B, 2)."""
+    far = sizes.flip(-1).float()  # (B, 2) width, height
+    return torch.cat([torch.zeros_like(far), far], dim=1)[:, None]
+
+
+def flip_boxes(boxes: Tensor, width: int | Tensor) -> Tensor:
+    """Flip boxes (..., 4) xyxy left to right in an image of `width` pixels.
+
+    width: a number, or a tensor that broadcasts with (...,).
+    """
     x1, y1, x2, y2 = boxes.unbind(-1)
     # the right side becomes the left one, so x1 stays at most x2
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)

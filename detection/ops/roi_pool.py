@@ -5,7 +5,7 @@ Boxes are xyxy pixels of the network input; a cell of a level covers stride x st
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ from engine.kernels import kernels_kind
 
 _OUTSIDE = -8.0
 """A coordinate, in cells, whose samples are all outside the map."""
+
+
+class BoxesOnLevels(NamedTuple):
+    """Boxes (B, R, 4) xyxy, and the index (B, R) int64 of the tensor that each is pooled from."""
+
+    boxes: Tensor
+    levels: Tensor
 
 
 def assign_levels(
@@ -48,7 +55,7 @@ def assign_levels(
 def pool_rois(
     features: Sequence[Tensor],
     strides: Sequence[int],
-    boxes: Tensor,
+    boxes: Tensor | BoxesOnLevels,
     *,
     kind: Literal["roi_align", "roi_pool"],
     resolution: int,
@@ -63,7 +70,8 @@ def pool_rois(
     Args:
         features: L tensors (B, C, H_l, W_l), the finest first; p2 is the first if L > 1.
         strides: L strides in pixels.
-        boxes: (B, R, 4); R may be 0. They get no gradient.
+        boxes: (B, R, 4); R may be 0. They get no gradient. A tensor is pooled from the levels of
+            `assign_levels`.
         kind: roi_align averages bilinear samples, which are 0 if they are more than a cell outside
             the map; roi_pool takes the maximum over the cells of a bin.
         resolution: bins along a side.
@@ -76,10 +84,12 @@ def pool_rois(
         (M, C, r, r) in the features' dtype; r is resolution / bin_stride, rounded up. NaN for a box
         that is not finite.
     """
+    boxes, levels = boxes if isinstance(boxes, BoxesOnLevels) else (boxes, None)
     boxes = boxes.detach().to(torch.promote_types(features[0].dtype, torch.float32))
-    levels = boxes.new_zeros(boxes.shape[:2], dtype=torch.int64)
-    if len(features) > 1:
+    if levels is None and len(features) > 1:
         levels = assign_levels(boxes, num_levels=len(features))
+    elif levels is None:
+        levels = boxes.new_zeros(boxes.shape[:2], dtype=torch.int64)
     if kernels_kind() == "fast" and kind == "roi_align" and sampling_ratio > 0:
         return align_rois(
             features,

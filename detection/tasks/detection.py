@@ -23,8 +23,9 @@ from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_backends import choose_backend
 from detection.evaluation.ground_truth import ground_truth_of
+from detection.inference.pipeline import InferencePipeline
 from detection.losses import roi_loss, rpn_loss, weighted
-from detection.models.box_head import refine_boxes
+from detection.models.box_head import next_stage_boxes
 from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
@@ -61,11 +62,21 @@ class DetectionTask(nn.Module):
 
     with_masks: ClassVar[bool] = False
 
-    def __init__(self, config: DetectionConfig, model: FasterRCNN, classes: ClassMap) -> None:
+    def __init__(
+        self,
+        config: DetectionConfig,
+        model: FasterRCNN,
+        classes: ClassMap,
+        *,
+        ensemble: Sequence[FasterRCNN] = (),
+    ) -> None:
+        """Store the network to train; with an `ensemble`, predictions are of all networks."""
         super().__init__()
         choose_backend(config.evaluation.backend, final=True)  # fails now if it is not installed
         self.config = config
         self.model = model
+        self.others = nn.ModuleList(ensemble)
+        self._pipeline = InferencePipeline([model, *ensemble], config)
         self.classes = classes
         self.class_names = classes.names
         roi = config.model.roi
@@ -135,6 +146,7 @@ class DetectionTask(nn.Module):
         losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
         proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
         boxes, valid = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
+        context = model.context_features(features, images.sizes)
         for stage, loss_config in enumerate(self._stage_configs):
             rois = sample_rois(
                 boxes,
@@ -145,12 +157,12 @@ class DetectionTask(nn.Module):
                 stage=stage,
             )
             regions = model.region_features(features, rois.boxes)  # (B, S, C, h, w)
-            class_logits, deltas = model.box_outputs(regions, stage=stage)
+            class_logits, deltas = model.box_outputs(regions, stage=stage, context=context)
             labels = class_labels(rois, targets, num_classes=len(self.class_names))
             losses |= self._roi_losses(class_logits, deltas, rois, labels, stage=stage)
             if stage < model.num_stages - 1:
                 # this stage's samples, moved by it, are the next one's candidates: (B, S, 4)
-                boxes = refine_boxes(
+                boxes = next_stage_boxes(
                     class_logits,
                     deltas,
                     rois.boxes,
@@ -208,7 +220,7 @@ class DetectionTask(nn.Module):
 
     def predict(self, batch: DetectionBatch) -> list[Detections]:
         """Return the objects found in each image, in the pixels of its file."""
-        return self.model.predict(batch.images)
+        return self._pipeline.predict(batch.at_all_scales)
 
     def train_data(self) -> CocoDetection:
         """Return the training images."""
@@ -241,6 +253,7 @@ class DetectionTask(nn.Module):
                     training=False,
                     classes=self.classes,
                     with_masks=self.with_masks,
+                    evaluation=self.config.evaluation,
                 )
                 found.check_images()
             finally:

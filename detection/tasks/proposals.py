@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from detection.models.faster_rcnn import FasterRCNN
-from detection.models.proposals import make_proposals
 from detection.structures import ImageBatch
 from detection.tasks.detection import DetectionTask
 from engine.backend_settings import backend_settings
@@ -64,8 +63,7 @@ def predict_proposals(
 
 def _proposals_of(model: FasterRCNN, images: ImageBatch) -> list[Tensor]:
     """Return the valid proposals of each image on the CPU, in pixels of its file."""
-    rpn = model.rpn(model.features(images), images)
-    found = make_proposals(rpn, images.sizes, config=model.config.rpn, training=False)
+    found = model.proposals(model.features(images), images)
     # (B, 4) factors from network-input to original pixels
     scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
     boxes = (found.boxes * scale[:, None]).float().cpu()

@@ -13,8 +13,9 @@ from PIL import Image
 import detection
 from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
+from detection.inference.trained import load_trained
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, find_images, load_detector, load_trained
+from detection.predict import Detector, find_images, load_detector
 from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config

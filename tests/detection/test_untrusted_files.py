@@ -13,7 +13,7 @@ from backbones.resnet import resnet18
 from backbones.weights import load_backbone_weights
 from detection.commands.tasks import load_task
 from detection.config import DetectionConfig
-from detection.predict import load_trained
+from detection.inference.trained import load_trained
 from detection.tasks.detection import DetectionTask
 from detection.weights import load_detector_weights
 from engine.checkpoint import save_checkpoint, write_safetensors

@@ -19,8 +19,9 @@ from PIL import Image
 from backbones.images import read_image, read_size
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
+from detection.inference.trained import TrainedDetector
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, TrainedDetector
+from detection.predict import Detector
 from engine.config import parse_config
 from tests.fuzz.harness import Call, Case, FaultError
 from tests.fuzz.mutations import NAMES, mutate_bytes, replace_file

@@ -15,9 +15,9 @@ from detection.config import (
     RoIConfig,
     RPNConfig,
 )
-from detection.models.box_head import select_detections, to_detections
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
+from detection.models.selection import decode_predictions, select_detections, to_detections
 from detection.structures import Detections, ImageBatch, Proposals
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -68,10 +68,10 @@ def detect(
 ) -> list[Detections]:
     """Return each image's detections from the head's output on its proposals."""
     roi = model.config.roi
-    found = select_detections(
-        class_logits, deltas, proposals, images, box_weights=roi.box_weights_of(0), config=roi
+    predictions = decode_predictions(
+        class_logits, deltas, proposals, images.sizes, box_weights=roi.box_weights_of(0)
     )
-    return to_detections(found, images)
+    return to_detections(select_detections(predictions, config=roi), images)
 
 
 def make_like_torchvisions(num_classes: int) -> FasterRCNN:

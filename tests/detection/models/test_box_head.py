@@ -4,13 +4,8 @@ import torchvision
 from torch import Tensor
 
 from detection.config import RoIConfig
-from detection.models.box_head import (
-    BoxPredictor,
-    C4BoxHead,
-    FPNBoxHead,
-    select_detections,
-    to_detections,
-)
+from detection.models.box_head import BoxPredictor, C4BoxHead, FPNBoxHead
+from detection.models.selection import decode_predictions, select_detections, to_detections
 from detection.ops.box_coder import decode_boxes
 from detection.structures import Detections, ImageBatch, Proposals
 from tests.detection.models.detectors import make_images, random_boxes
@@ -71,10 +66,10 @@ def detect(
     *,
     config: RoIConfig,
 ) -> list[Detections]:
-    found = select_detections(
-        class_logits, deltas, proposals, images, box_weights=WEIGHTS, config=config
+    predictions = decode_predictions(
+        class_logits, deltas, proposals, images.sizes, box_weights=WEIGHTS
     )
-    return to_detections(found, images)
+    return to_detections(select_detections(predictions, config=config), images)
 
 
 @pytest.mark.parametrize(

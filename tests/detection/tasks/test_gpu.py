@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from backbones.prediction import prepare_for_prediction
-from detection.models.graphed import GraphedDetector
+from detection.inference.graphed import GraphedDetector
+from detection.inference.pipeline import InferencePipeline
 from detection.tasks.detection import DetectionTask
 from engine.checkpoint import read_safetensors
 from engine.cuda_graph import captured
@@ -104,13 +105,13 @@ def test_graphs_predict_what_the_network_does(root: Path, neck: str, kind: str) 
     task, batch = tiny_task(root, neck, task=kind)
     model = task.model.eval()
     prepare_for_prediction(model, LoopConfig(precision="bf16"), device=CUDA)
-    graphs = GraphedDetector(model, device=CUDA)
+    graphs = GraphedDetector(InferencePipeline([model], task.config), device=CUDA)
     images = batch.images.to(CUDA)
     darker = replace(images, pixels=images.pixels // 2)
     wider = replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 32)))
     with torch.inference_mode(), autocast(CUDA, "bf16"):
         for each in (images, darker, wider, images):  # the second and the last replay
-            for found, expected in zip(graphs.predict(each), model.predict(each), strict=True):
+            for found, expected in zip(graphs.predict([each]), model.predict(each), strict=True):
                 assert len(expected) > 0
                 torch.testing.assert_close(found.scores, expected.scores, rtol=1e-2, atol=1e-3)
                 torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-2, atol=0.5)

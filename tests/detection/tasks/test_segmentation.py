@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detection import load_detector
 from detection.commands.tasks import build_task, load_task
-from detection.models.box_head import refine_boxes
+from detection.models.box_head import next_stage_boxes
 from detection.models.proposals import make_proposals
 from detection.samples import most_foreground
 from detection.structures import DetectionBatch
@@ -156,7 +156,7 @@ def test_later_stages_start_from_the_boxes_before(root: Path) -> None:
         rpn = task.model.rpn(features, batch.images)
         boxes = make_proposals(rpn, sizes, config=task.model.config.rpn, training=False).boxes
         outputs = task.model.box_outputs(task.model.region_features(features, boxes))
-        moved = refine_boxes(
+        moved = next_stage_boxes(
             *outputs, boxes, sizes, box_weights=task.config.model.roi.box_weights_of(0)
         )
     assert moved.shape == boxes.shape

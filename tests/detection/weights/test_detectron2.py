@@ -12,10 +12,11 @@ from backbones.blocks import Bottleneck, PaperBottleneck
 from backbones.resnet import KINDS, ResNet
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
+from detection.inference.trained import TrainedDetector
 from detection.models import FasterRCNN, build
 from detection.models.build import build_detector
 from detection.models.proposals import make_proposals
-from detection.predict import Detector, TrainedDetector
+from detection.predict import Detector
 from detection.structures import Detections, ImageBatch
 from detection.weights import load_detector_weights
 from engine.config import parse_config

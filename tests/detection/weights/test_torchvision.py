@@ -9,8 +9,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resne
 
 from detection.config import SCHEMAS, DetectionConfig
 from detection.data.coco import ClassMap
+from detection.inference.trained import TrainedDetector
 from detection.models.build import build_detector
-from detection.predict import Detector, TrainedDetector
+from detection.predict import Detector
 from detection.weights import load_detector_weights
 from engine.config import parse_config
 from tests.detection.models.detectors import make_images

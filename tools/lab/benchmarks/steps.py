@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from backbones.prediction import prepare_for_prediction
-from detection.models.graphed import GraphedDetector
+from detection.inference.graphed import GraphedDetector
+from detection.inference.pipeline import InferencePipeline
 from detection.structures import DetectionBatch
 from detection.tasks.detection import DetectionTask
 from engine.distributed import World
@@ -54,8 +55,9 @@ def our_prediction(
     device = batch.images.pixels.device
     model = copy.deepcopy(task.model).eval()
     prepare_for_prediction(model, LoopConfig(precision=precision), device=device)
-    detector = GraphedDetector(model, device=device) if cuda_graphs else model
-    return prediction(partial(detector.predict, batch.images), autocast(device, precision))
+    pipeline = InferencePipeline([model], task.config)
+    predict = GraphedDetector(pipeline, device=device).predict if cuda_graphs else pipeline.predict
+    return prediction(partial(predict, batch.at_all_scales), autocast(device, precision))
 
 
 def prediction(

@@ -3,14 +3,14 @@
 A small batch on a GPU is bound by its launches, some 500 for R50-FPN (docs/LOG.md, 2026-11-28).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from detection.models.box_head import Selection, to_detections
-from detection.models.faster_rcnn import FasterRCNN
+from detection.inference.pipeline import InferencePipeline
+from detection.models.selection import Selection
 from detection.ops.nms import waits_on
 from detection.structures import Detections, ImageBatch
 from engine.cuda_graph import captured
@@ -24,56 +24,56 @@ MAX_SHAPES = 64
 class _Graph(NamedTuple):
     """A captured graph.
 
-    images: the tensors that it reads. replay: runs it. found, masks: what it writes, as
-    `FasterRCNN.select` with all masks.
+    batches: the images that it reads, at each scale. replay: runs it. found, masks: what it writes,
+    as `InferencePipeline.select` with all masks.
     """
 
-    images: ImageBatch
+    batches: tuple[ImageBatch, ...]
     replay: Callable[[], None]
     found: Selection
     masks: Tensor | None
 
 
 class GraphedDetector:
-    """Predicts what `FasterRCNN.predict` does, on a GPU, with one CUDA graph per batch shape.
+    """Predicts what `InferencePipeline` does, on a GPU, with one CUDA graph per batch shape.
 
     The first batch of a shape runs a few times and is captured. All graphs share their memory, so
-    only one thread may predict at a time. The network's weights must stay where they are.
+    only one thread may predict at a time. The networks' weights must stay where they are.
 
     Raises:
         UserError: suppression (NMS) on this device waits for it, which a graph does not allow.
     """
 
-    def __init__(self, model: FasterRCNN, *, device: torch.device) -> None:
+    def __init__(self, pipeline: InferencePipeline, *, device: torch.device) -> None:
         if waits_on(device):
             raise UserError(f"cuda_graphs: expected fast kernels of NMS on {device}, got none")
-        self._model = model
+        self._pipeline = pipeline
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[torch.Size, _Graph] = {}
+        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
-    def predict(self, images: ImageBatch) -> list[Detections]:
+    def predict(self, batches: Sequence[ImageBatch]) -> list[Detections]:
         """Return the objects found in each image, in original pixels, on the CPU.
 
-        Called in the contexts (inference mode, autocast) in which the network would be.
+        Called in the contexts (inference mode, autocast) in which the networks would be.
         """
-        shape = images.pixels.shape
-        if shape not in self._graphs:
+        shapes = tuple(images.pixels.shape for images in batches)
+        if shapes not in self._graphs:
             if len(self._graphs) == MAX_SHAPES:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[shape] = self._capture(images)
-        graph = self._graphs[shape]
+            self._graphs[shapes] = self._capture(batches)
+        graph = self._graphs[shapes]
         with torch.cuda.device(self._device):
-            for own, given in zip(tensors_of(graph.images), tensors_of(images), strict=True):
+            tensors = zip(tensors_of(graph.batches), tensors_of(tuple(batches)), strict=True)
+            for own, given in tensors:
                 own.copy_(given, non_blocking=True)
             graph.replay()
-            aligned = self._model.config.mask.aligned
             # copies to the host, so the next graph may overwrite the memory
-            return to_detections(graph.found, images, masks=graph.masks, aligned=aligned)
+            return self._pipeline.to_detections(graph.found, graph.masks, batches[0])
 
-    def _capture(self, images: ImageBatch) -> _Graph:
-        own = images.clone()
+    def _capture(self, batches: Sequence[ImageBatch]) -> _Graph:
+        own = tuple(images.clone() for images in batches)
         graph, (found, masks) = captured(
-            lambda: self._model.select(own, all_masks=True), device=self._device, pool=self._pool
+            lambda: self._pipeline.select(own, all_masks=True), device=self._device, pool=self._pool
         )
         return _Graph(own, graph.replay, found, masks)

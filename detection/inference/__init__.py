@@ -1,0 +1,1 @@
+"""Prediction with trained detectors: at several scales, refined, mirrored, as an ensemble."""

@@ -1,0 +1,78 @@
+"""RoI features merged over two scales of an image by their maximum (ResNet paper, appendix B).
+
+B images, R RoIs per image, S scales, D features of a RoI.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from detection.models.faster_rcnn import FasterRCNN
+from detection.ops.boxes import box_area
+from detection.structures import ImageBatch
+
+CANONICAL_AREA = 224.0**2
+"""Area of a RoI, in pixels, that the scale is chosen for: that of images in pretraining."""
+
+
+def scale_factors(images: ImageBatch, scales: Sequence[ImageBatch]) -> Tensor:
+    """Return (B, S, 4) factors of x1, y1, x2, y2 from pixels of `images` to those of each scale."""
+    factors = torch.stack([scale.sizes / images.sizes for scale in scales], dim=1)
+    return factors.flip(2).repeat(1, 1, 2)  # (height, width) -> width, height, width, height
+
+
+def nearest_scales(boxes: Tensor, factors: Tensor) -> Tensor:
+    """Return the two scales at which each RoI's area is nearest 224 x 224 pixels.
+
+    They are adjacent, because the area grows with the scale. (SPP-net, He et al. 2014, section 3.1,
+    takes the nearest scale; Ren et al. 2015, "networks on convolutional feature maps", takes two.)
+
+    Args:
+        boxes: (B, R, 4) xyxy.
+        factors: (B, S, 4) to the pixels of each scale, rising; S is at least 2.
+
+    Returns:
+        (B, R, 2) int64 in 0..S-1, the nearest first; of equally near ones the smaller. 0 and 1 for
+        an empty box.
+    """
+    areas = box_area(boxes[:, :, None] * factors[:, None])  # (B, R, S)
+    distances = (areas - CANONICAL_AREA).abs()
+    return distances.argsort(dim=2, stable=True)[..., :2]
+
+
+class MultiScaleRegions:
+    """The features of RoIs from feature maps of an image at several scales.
+
+    Args:
+        network: pools RoIs and computes their features.
+        pyramids: its `features` at each scale, rising.
+        factors: (B, S, 4), the `scale_factors` of boxes.
+    """
+
+    def __init__(
+        self, network: FasterRCNN, pyramids: Sequence[Mapping[str, Tensor]], factors: Tensor
+    ) -> None:
+        self._network = network
+        self._pyramids = pyramids
+        self._factors = factors
+
+    def vectors(self, boxes: Tensor, stage: int) -> Tensor:
+        """Return the element-wise maximum over the two `nearest_scales` of boxes.
+
+        Args:
+            boxes: (B, R, 4); R may be 0.
+            stage: of the region head.
+
+        Returns:
+            (B, R, D).
+        """
+        scales = nearest_scales(boxes, self._factors)  # (B, R, 2)
+        # (B, S, 4) indexed by (B, R * 2, 1) -> (B, R * 2, 4)
+        factors = torch.take_along_dim(self._factors, scales.flatten(1)[..., None], dim=1)
+        at_scales = boxes.repeat_interleave(2, dim=1) * factors
+        vectors: Tensor = self._network.region_vectors(
+            self._pyramids, at_scales, stage, scales=scales.flatten(1)
+        )
+        pairs: Tensor = vectors.unflatten(1, (-1, 2))
+        return pairs.amax(dim=2)
