@@ -289,7 +289,8 @@ def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> 
     lines += [
         f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
         f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
-        "and standard deviation over seeds. An ensemble joins the detectors of all seeds: one number.",
+        "and standard deviation over seeds. An ensemble joins the detectors of all seeds, and has",
+        "one number.",
         "",
         "Each row adds to the one named in its column. A difference is that of the mean AP over",
         f"seeds; of an ensemble, its AP minus the mean AP of the single detectors. {RESAMPLING}",
