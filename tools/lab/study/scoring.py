@@ -99,9 +99,8 @@ def score_all(scorings: Sequence[Scoring], *, device: str | None = None) -> None
     log = RunLog(None, is_main=True)
     left = [scoring for scoring in scorings if not is_scored(scoring)]
     for number, scoring in enumerate(left, start=1):
-        log.note(
-            f"evaluation {number} of {len(left)}: {scoring.folder.parent.name}/{scoring.folder.name}"
-        )
+        place = f"{scoring.folder.parent.name}/{scoring.folder.name}"
+        log.note(f"evaluation {number} of {len(left)}: {place}")
         prepare_output(scoring.folder)
         (scoring.folder / _DONE).unlink(missing_ok=True)
         task = load_task([run.folder for run in scoring.runs], scoring.overrides)
