@@ -10,10 +10,10 @@ from detection.evaluation.uncertainty import RESAMPLES, Difference, spread
 from engine.schema import Config
 
 RESAMPLING = (
-    f"Its interval is that of {RESAMPLES} resamples of the test images, the same for all runs; it "
-    "does not cover the seeds."
+    f"Its interval is that of {RESAMPLES} resamples of the test images, the same for all runs, and",
+    "does not cover the seeds.",
 )
-"""What a report says of the intervals of differences."""
+"""Lines of a report on the intervals of differences."""
 E = TypeVar("E", bound="BoundConfig")
 
 

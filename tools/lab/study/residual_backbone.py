@@ -307,9 +307,9 @@ def _markdown(
         f"Pretraining: {steps[0]} steps. Detector: {steps[1]} steps; AP on the test images"
         f"{f' ({images})' if images else ''}.",
         "Spread: standard deviation over seeds. Difference: that of the mean AP over seeds.",
-        f"{RESAMPLING} Verdicts compare",
-        "means over seeds. Seconds: training time by the logged speed, without evaluations and",
-        "checkpoints.",
+        *RESAMPLING,
+        "Verdicts compare means over seeds. Seconds: training time by the logged speed, without",
+        "evaluations and checkpoints.",
         "",
         "| backbone | seed | top-1 % | AP | AP50 |",
         "| --- | --- | --- | --- | --- |",
