@@ -20,9 +20,9 @@ def make_parser() -> CommandParser:
         "positional",
         nargs="+",
         metavar="RUN_OR_CHECKPOINT ... IMAGE_OR_FOLDER ... | key=value",
-        help="a run folder, checkpoint or .safetensors file (several form an ensemble), then images "
-        "and folders of them; overrides of the run's config, such as model.roi.nms_thresh=0.3, can "
-        "be anywhere",
+        help="run folder, checkpoint or .safetensors file (several form an ensemble), then images "
+        "and folders of them; overrides of the run's config, such as model.roi.nms_thresh=0.3, "
+        "anywhere",
     )
     parser.add_argument("--output", type=Path, default="predictions", help="default: %(default)s")
     parser.add_argument(
