@@ -79,6 +79,9 @@ def test_rows_add_to_the_settings_of_the_row_that_they_follow(configs: Path) -> 
     assert settings["ensemble"] == [(["context-seed0", "context-seed1"], (refined, scales))]
     folders = {scoring.folder for row in planned.rows for scoring in row.scorings}
     assert len(folders) == 11
+    # commands with other seeds share the folder of the study, at the same time, too
+    other = plan(configs, scale_of(), seeds=[0, 2]).rows[-1].scorings[0].folder
+    assert other not in folders
 
 
 def test_seeds_and_test_data(configs: Path) -> None:

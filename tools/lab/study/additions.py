@@ -167,7 +167,7 @@ def plan_study(
         words = "".join(letter if letter.isalnum() else "_" for letter in name)
         place = output / "evaluations" / f"{number}_{words}"
         groups = (
-            {"ensemble": tuple(own)}
+            {f"seeds{'_'.join(map(str, chosen))}": tuple(own)}
             if row.ensemble
             else {f"seed{seed}": (run,) for seed, run in zip(chosen, own, strict=True)}
         )
