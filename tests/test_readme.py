@@ -130,7 +130,7 @@ def test_demo_commands_run_in_order(tmp_path: Path) -> None:
         command
         for command in shell_commands(README)
         if "tools/" in command
-        and not any(data in command for data in ("coco", "voc", "cifar", "my/"))
+        and not any(data in command for data in ("coco", "voc", "cifar", "bccd", "my/"))
     ]
     assert len(on_demo) >= 11
     for command in on_demo:

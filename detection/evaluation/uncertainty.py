@@ -94,18 +94,44 @@ def paired_difference(
     Raises:
         UserError: the runs differ in images, classes or objects.
     """
-    _check_comparable(first, second)
-    weights = draw_weights(len(first.image_ids), resamples=resamples, seed=seed)
-    runs = [
-        _metrics(run.names, average_precision(run), weighted_ap(run, weights))
-        for run in (first, second)
-    ]
+    return mean_difference([first], [second], resamples=resamples, seed=seed)
+
+
+def mean_difference(
+    first: Sequence[MatchTable],
+    second: Sequence[MatchTable],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Compare the mean scores of two groups of runs on the same images, for example of seeds.
+
+    Every run has the same resamples, so the interval is that of the images. It does not cover the
+    seeds: how the runs of a group differ is their `spread`.
+
+    Args:
+        first: at least one run.
+        second: at least one run; the number may differ.
+        resamples: number of resamples.
+        seed: draws the resamples.
+
+    Returns:
+        The differences by the keys of `intervals`.
+
+    Raises:
+        UserError: the runs differ in images, classes or objects.
+    """
+    for run in (*first[1:], *second):
+        _check_comparable(first[0], run)
+    weights = draw_weights(len(first[0].image_ids), resamples=resamples, seed=seed)
+    before, after = (_mean_metrics(group, weights) for group in (first, second))
     result = {}
-    for name, (before, drawn_before) in runs[0].items():
-        after, drawn_after = runs[1][name]
+    for name, (value_before, drawn_before) in before.items():
+        value_after, drawn_after = after[name]
         drawn = drawn_after - drawn_before
         ends = _percentiles(drawn)
-        result[name] = Difference(before, after, after - before, *ends, _p_value(drawn))
+        difference = value_after - value_before
+        result[name] = Difference(value_before, value_after, difference, *ends, _p_value(drawn))
     return result
 
 
@@ -202,6 +228,22 @@ def _metrics(
         for label, name in enumerate(names):
             result[f"{metric}/{name}"] = (float(by_class[label]), drawn[:, label])
     return result
+
+
+def _mean_metrics(
+    runs: Sequence[MatchTable], weights: np.ndarray
+) -> dict[str, tuple[float, np.ndarray]]:
+    """Return the means over runs of what `_metrics` returns, from weights (B, I)."""
+    metrics = [
+        _metrics(run.names, average_precision(run), weighted_ap(run, weights)) for run in runs
+    ]
+    return {
+        name: (
+            statistics.fmean(each[name][0] for each in metrics),
+            np.mean([each[name][1] for each in metrics], axis=0),
+        )
+        for name in metrics[0]
+    }
 
 
 def _mean(by_class: np.ndarray) -> np.ndarray:

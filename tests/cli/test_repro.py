@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from detection.models.build import build_detector
+from engine.config import differences
 from engine.errors import UserError
 from tests.cli.conftest import Call
+from tools.lab.study import additions, residual_backbone
 from tools.lab.study import command as repro
+from tools.lab.study.cifar_runs import plan_runs
 from tools.lab.study.config import load_repro
-from tools.lab.study.runs import plan_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPRO = load_repro(repro.REPRO)
@@ -36,6 +39,49 @@ def test_scales_load(name: str, tmp_path: Path) -> None:
     assert all(
         run.config.data.holdout == 0 for run in runs
     )  # with a holdout, validation would not use the test images
+
+
+@pytest.mark.parametrize("name", list(REPRO.residual_backbone))
+def test_scales_of_the_study_of_backbones_load(name: str, tmp_path: Path) -> None:
+    scale = REPRO.residual_backbone[name]
+    planned = residual_backbone.plan_runs(scale, configs=repro.REPRO.parent, output=tmp_path)
+    assert len(planned) == len(scale.backbones) * len(scale.seeds)
+    for each in planned:
+        detector, classifier = each.detector.config, each.pretraining.config
+        build_detector(detector, num_classes=3)  # refuses what does not fit
+        multiplier = classifier.model.backbone.width_multiplier
+        assert detector.model.backbone.width_multiplier == multiplier
+    # alike: only the network differs, or what the file names
+    for one in planned[1:]:
+        if one.seed == planned[0].seed:
+            changes = scale.backbones[one.backbone]
+            for run, base, own in (
+                (one.pretraining, planned[0].pretraining, changes.pretraining),
+                (one.detector, planned[0].detector, changes.detection),
+            ):
+                keys = {line.split(": ")[0] for line in differences(base.config, run.config)}
+                named = {text.split("=")[0] for text in own}
+                assert keys <= {"model.backbone.kind", "model.backbone.weights", *named}
+
+
+@pytest.mark.parametrize("name", list(REPRO.detector_additions))
+def test_scales_of_the_study_of_additions_load(name: str, tmp_path: Path) -> None:
+    scale = REPRO.detector_additions[name]
+    plan = additions.plan_study(scale, configs=repro.REPRO.parent, output=tmp_path)
+    assert len(scale.seeds) == 3
+    assert len(plan.trainings) == 3 * len(scale.networks)
+    for run in plan.trainings[: len(scale.networks)]:
+        build_detector(run.config, num_classes=3)
+    by_row = {row.name: row for row in plan.rows}
+    # an evaluation for each seed, or one of all seeds
+    assert {row.name: len(row.scorings) for row in plan.rows} == {
+        name: 1 if "ensemble" in name else 3 for name in scale.rows
+    }
+    assert by_row["plain"].scorings[0].overrides == tuple(
+        f'{key}="data/{path}"' for key, path in scale.test.items()
+    )
+    # what is chosen on validation images is scored on others
+    assert (name == "bccd") == (by_row["plain"].scorings[0].annotations.name == "test.json")
 
 
 def test_list_shows_commands_in_full(site: Path, call: Call) -> None:
@@ -62,6 +108,42 @@ def test_typo_in_the_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_repro(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("study", ["residual-backbone", "detector-additions"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "paper"], "error: --scale: expected quick or bccd, got paper"),
+        (["--seeds", "-1"], "seed: expected greater than or equal to 0, got -1"),
+        (["--scale", "bccd", "--data", "nowhere"], "nowhere/"),
+    ],
+)
+def test_bad_words_of_the_detector_studies_are_one_line(
+    site: Path, call: Call, study: str, arguments: list[str], message: str
+) -> None:
+    outcome = call(repro, "run", study, *arguments, "--device", "cpu")
+    assert outcome.code == 2
+    assert message in outcome.err.replace("\n", " ")
+    assert len(outcome.err.splitlines()) == 1
+    assert not list(site.glob("runs/**/config.yaml"))
+
+
+def test_plan_of_a_detector_study_is_printed_before_training(site: Path, call: Call) -> None:
+    arguments = ["--scale", "bccd", "--data", "nowhere", "--seeds", "4", "--device", "cpu"]
+    outcome = call(repro, "run", "residual-backbone", *arguments)
+    assert "0 runs done, 6 left" in outcome.out
+    assert outcome.out.index("vgg16-pretraining-seed4") < outcome.out.index("vgg16-detector-seed4")
+    outcome = call(repro, "run", "detector-additions", *arguments)
+    assert "0 runs done, 2 left" in outcome.out
+    assert "global_context-seed4" in outcome.out
+
+
+def test_unknown_study_is_one_line(site: Path, call: Call) -> None:
+    outcome = call(repro, "run", "imagenet")
+    assert outcome.code == 2
+    assert "residual-backbone" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_commands_are_valid() -> None:
         assert (REPOSITORY / tool).is_file()
         if tool == "tools/repro.py":
             parsed = repro.make_parser().parse_args(arguments)
-            assert parsed.scale in REPRO.cifar_degradation
+            assert parsed.scale in getattr(REPRO, parsed.study.replace("-", "_"))
             continue
         check_reads(command, set(trained))
         if tool in CONFIG_FOLDERS:

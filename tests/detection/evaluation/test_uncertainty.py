@@ -18,6 +18,7 @@ from detection.evaluation.uncertainty import (
     bootstrap,
     draw_weights,
     intervals,
+    mean_difference,
     paired_difference,
     spread,
     weighted_ap,
@@ -197,6 +198,26 @@ def test_the_difference_is_antisymmetric() -> None:
     assert there.p_value == back.p_value
 
 
+def test_difference_of_groups_is_that_of_their_means_on_the_same_resamples() -> None:
+    base = simulate(1, 100)
+    first, second = ([reshuffled(base, 2 * i + side) for i in range(3)] for side in (0, 1))
+    groups = mean_difference(first, second, resamples=50)["ap"]
+    pairs = [
+        paired_difference(*pair, resamples=50)["ap"] for pair in zip(first, second, strict=True)
+    ]
+    assert groups.value == pytest.approx(np.mean([pair.value for pair in pairs]), abs=1e-12)
+    weights = draw_weights(100, resamples=50, seed=0)
+    drawn = [
+        np.mean([weighted_ap(run, weights).mean(axis=(1, 2)) for run in group], axis=0)
+        for group in (first, second)
+    ]
+    assert groups.low == pytest.approx(np.quantile(drawn[1] - drawn[0], 0.025), abs=1e-12)
+    # three runs against one: an ensemble
+    other = mean_difference(first, [base], resamples=50)["ap"]
+    assert other.first == groups.first
+    assert other.second == paired_difference(base, base, resamples=5)["ap"].second
+
+
 def test_runs_on_other_annotations_are_refused() -> None:
     first = simulate(0, 50)
     for other, message in (
@@ -207,6 +228,8 @@ def test_runs_on_other_annotations_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             paired_difference(first, other)
+        with pytest.raises(UserError, match=message):
+            mean_difference([first, first], [first, other])
 
 
 def test_spread_is_the_standard_deviation_of_a_sample() -> None:

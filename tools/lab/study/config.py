@@ -11,6 +11,7 @@ from rich.table import Table
 
 from engine.config import load_config
 from engine.schema import Config, PathText
+from tools.lab.study.expectations import BoundConfig
 
 
 class FigureConfig(Config):
@@ -28,7 +29,18 @@ class FigureConfig(Config):
     """Allowed distance from the paper's numbers."""
 
 
-class ExpectationConfig(Config):
+class TrainingConfig(Config):
+    """A training of a study: its config file, changes to it, and where its data lie."""
+
+    config: PathText
+    """Config file, relative to the folder of the file that holds this key."""
+    overrides: tuple[str, ...] = ()
+    """Changes to that config, each `a.b.c=value`."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """Paths of its data, by config key, below the folder that `--data` names."""
+
+
+class ExpectationConfig(BoundConfig):
     """A bound on the error of a network, or on the difference to the error of another one."""
 
     error: Literal["train", "test"]
@@ -37,16 +49,6 @@ class ExpectationConfig(Config):
     """Network, by `model.backbone.kind`."""
     above: str | None = None
     """Network to subtract the error of; null: no subtraction."""
-    at_least: float | None = None
-    """Lower bound, inclusive."""
-    at_most: float | None = None
-    """Upper bound, inclusive; exactly one of the two bounds is given."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("expected either at_least or at_most, got both or none")
-        return self
 
     @property
     def subject(self) -> str:
@@ -54,19 +56,6 @@ class ExpectationConfig(Config):
         difference = "" if self.above is None else f" minus that of {self.above}"
         name = {"train": "training error", "test": "test error"}[self.error]
         return f"{name} of {self.network}{difference}"
-
-    @property
-    def bound(self) -> str:
-        """The bound, for the report."""
-        if self.at_least is not None:
-            return f"at least {self.at_least:.2f}"
-        return f"at most {self.at_most:.2f}"
-
-    def holds(self, value: float) -> bool:
-        """Return whether a value is within the bound; False for NaN."""
-        lowest = float("-inf") if self.at_least is None else self.at_least
-        highest = float("inf") if self.at_most is None else self.at_most
-        return lowest <= value <= highest
 
 
 class ScaleConfig(Config):
@@ -108,6 +97,136 @@ class ScaleConfig(Config):
         return [*self.expectations, *errors]
 
 
+class BackboneExpectationConfig(BoundConfig):
+    """A bound on a score with a backbone, or on the difference to the score with another one."""
+
+    score: Literal["top1", "ap", "ap50"] = "ap"
+    """Accuracy of the pretrained classifier, or a metric of the detector."""
+    backbone: str
+    """A backbone of the study."""
+    above: str | None = None
+    """Backbone to subtract the score of; null: no subtraction."""
+
+    @property
+    def subject(self) -> str:
+        """Name of the bounded value, for the report."""
+        difference = "" if self.above is None else f" minus that with {self.above}"
+        return f"{self.score} with {self.backbone}{difference}"
+
+
+class BackboneStudyConfig(Config):
+    """One scale of the study of backbones: pretrained alike, then under the same detector."""
+
+    pretraining: TrainingConfig
+    """Pretraining of a classifier, whose backbone the detector starts from."""
+    detection: TrainingConfig
+    """Training of the detector."""
+    backbones: Annotated[dict[str, "BackboneConfig"], Field(min_length=1)]
+    """The backbones, by `model.backbone.kind`, in the order of the report."""
+    reference: str
+    """Backbone that the others are compared with."""
+    test: dict[str, str] = Field(default_factory=dict)
+    """Data that the detectors are scored on, as `data` of a training; empty: validation images."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1)
+    """Seeds; both trainings of every backbone are run once with each."""
+    expectations: tuple[BackboneExpectationConfig, ...] = ()
+    """Bounds on the results, in percent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [self.reference]
+        for each in self.expectations:
+            named += [each.backbone, each.above or each.backbone]
+        for name in named:
+            if name not in self.backbones:
+                raise ValueError(
+                    f"expected one of backbones ({', '.join(self.backbones)}), got {name}"
+                )
+        return self
+
+
+class BackboneConfig(Config):
+    """What one backbone changes in the two trainings of the study of backbones."""
+
+    pretraining: tuple[str, ...] = ()
+    """Changes to the config of the pretraining, each `a.b.c=value`."""
+    detection: tuple[str, ...] = ()
+    """Changes to the config of the detector."""
+
+
+class AdditionExpectationConfig(BoundConfig):
+    """A bound on the score of a row, or on the difference to the score of another row."""
+
+    score: Literal["ap", "ap50", "ap75"] = "ap"
+    """Metric."""
+    row: str
+    """A row of the study."""
+    above: str | None = None
+    """Row to subtract the score of; null: no subtraction."""
+
+    @property
+    def subject(self) -> str:
+        """Name of the bounded value, for the report."""
+        difference = "" if self.above is None else f" minus that of {self.above}"
+        return f"{self.score} of {self.row}{difference}"
+
+
+class AdditionRowConfig(Config):
+    """A row of the study of additions: a detector as it is tested."""
+
+    after: str | None = None
+    """Earlier row that this one adds to, and is compared with; null only for the first row."""
+    network: str | None = None
+    """Network; null: that of `after`."""
+    overrides: tuple[str, ...] = ()
+    """Changes to the test-time config, besides those of `after`, each `a.b.c=value`."""
+    ensemble: bool = False
+    """Whether the detectors of all seeds are tested as one."""
+
+
+class AdditionsStudyConfig(Config):
+    """One scale of the study of a detector's additions (Table 9)."""
+
+    training: TrainingConfig
+    """Training of the detectors."""
+    networks: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
+    """Changes to the config of the training, each `a.b.c=value`, by the name of the network."""
+    rows: Annotated[dict[str, AdditionRowConfig], Field(min_length=1)]
+    """Rows of the table by name."""
+    test: dict[str, str] = Field(default_factory=dict)
+    """Data that the detectors are scored on, as `data` of a training; empty: validation images."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds; every network is trained once with each."""
+    expectations: tuple[AdditionExpectationConfig, ...] = ()
+    """Bounds on the results, in percent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        earlier: list[str] = []
+        for name, row in self.rows.items():
+            if (row.after is None) != (not earlier) or row.after not in (None, *earlier):
+                expected = " or ".join(earlier) or "null in the first row"
+                raise ValueError(f"rows.{name}.after: expected {expected}, got {row.after}")
+            if row.network not in (None, *self.networks) or not (row.network or earlier):
+                expected = " or ".join(self.networks)
+                raise ValueError(f"rows.{name}.network: expected {expected}, got {row.network}")
+            earlier.append(name)
+        for each in self.expectations:
+            for name in (each.row, each.above or each.row):
+                if name not in self.rows:
+                    raise ValueError(f"expected one of rows ({', '.join(earlier)}), got {name}")
+        return self
+
+    def evaluation_of(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Return the network of a row, and its changes with those of the rows that it adds to."""
+        row = self.rows[name]
+        if row.after is None:
+            assert row.network is not None
+            return row.network, row.overrides
+        network, overrides = self.evaluation_of(row.after)
+        return row.network or network, (*overrides, *row.overrides)
+
+
 class ReproConfig(Config):
     """The content of configs/repro.yaml."""
 
@@ -115,6 +234,10 @@ class ReproConfig(Config):
     """Every table and figure of the paper."""
     cifar_degradation: dict[str, ScaleConfig]
     """Scales of the study of plain and residual networks on CIFAR-10, by name."""
+    residual_backbone: dict[str, BackboneStudyConfig]
+    """Scales of the study of backbones of detectors, by name."""
+    detector_additions: dict[str, AdditionsStudyConfig]
+    """Scales of the study of a detector's additions, by name."""
 
     def figures_table(self) -> Table:
         """Return every table and figure for the console; long commands are wrapped, not cut."""

@@ -10,10 +10,11 @@ import pytest
 from engine.config import dump_config
 from engine.errors import UserError
 from tools.lab.planned_runs import run_status
+from tools.lab.study.cifar_report import check_expectations, run_study, write_report
+from tools.lab.study.cifar_runs import Run, measure, plan_runs
 from tools.lab.study.config import ExpectationConfig, ScaleConfig
-from tools.lab.study.report import check_expectations, plan_table, run_study, write_report
 from tools.lab.study.responses import measure_responses
-from tools.lab.study.runs import Run, measure, plan_runs, train_run
+from tools.lab.study.training import origin_of, plan_table, train_run
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 CONFIG = """\
@@ -145,7 +146,7 @@ def test_training_error_is_the_mean_of_the_last_tenth(
     assert measured.train_error == pytest.approx(expected)
     assert measured.test_error == 0.6
     assert measured.seconds == pytest.approx(len(errors) * 2 * 16 / 100)
-    assert measured.origin == "a machine, torch 0.0, commit 123"
+    assert origin_of(run) == "a machine, torch 0.0, commit 123"
 
 
 def test_log_lines_without_a_value_are_skipped(configs: Path) -> None:

@@ -7,20 +7,21 @@ as in the paper.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
-from backbones.classification.model import build_network
 from backbones.plots import make_panels, save_figure
 from engine.checkpoint import prepare_output
 from engine.files import write_file
 from engine.log import RunLog
 from tools.lab.planned_runs import run_status
+from tools.lab.study.cifar_runs import TAIL_FRACTION, Measurement, Run, measure
 from tools.lab.study.config import ExpectationConfig, ScaleConfig
+from tools.lab.study.expectations import Verdict, mean_and_spread
 from tools.lab.study.responses import draw_responses, measure_responses
-from tools.lab.study.runs import TAIL_FRACTION, Measurement, Run, measure, train_run
+from tools.lab.study.training import count_parameters, origins_table, train_runs
 from tools.lab.tables import console_table, markdown_table
 
 HEADINGS = (
@@ -65,33 +66,7 @@ class Row:
 
     def mean_and_spread(self, kind: str) -> str:
         """Return "mean +- standard deviation"; it also counts the runs if some are missing."""
-        errors = self.errors(kind)
-        if not errors:
-            return "not run"
-        spread = f"+- {statistics.stdev(errors):.2f}" if len(errors) > 1 else "(one seed)"
-        missing = f", {len(errors)} of {self.num_runs} runs" if len(errors) < self.num_runs else ""
-        return f"{statistics.fmean(errors):.2f} {spread}{missing}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """An expectation and the measured value, which is None if a run is missing."""
-
-    expectation: ExpectationConfig
-    value: float | None
-
-    @property
-    def outcome(self) -> str:
-        """PASS, FAIL or "not run"."""
-        if self.value is None:
-            return "not run"
-        return "PASS" if self.expectation.holds(self.value) else "FAIL"
-
-    def line(self) -> str:
-        """Return subject, bound, measured value and outcome."""
-        text = f"{self.expectation.subject}: wanted {self.expectation.bound}"
-        measured = "" if self.value is None else f", measured {self.value:.2f}"
-        return f"{text}{measured}: {self.outcome}"
+        return mean_and_spread(self.errors(kind), num_runs=self.num_runs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +74,7 @@ class StudyReport:
     """Results of the study, of all runs that are finished so far."""
 
     rows: tuple[Row, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Verdict[ExpectationConfig], ...]
     paper_errors: dict[str, float]
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -162,32 +137,17 @@ def run_study(
         DivergedError: too many non-finite steps in a row.
         InterruptedRunError: Ctrl-C or SIGTERM; the same call resumes.
     """
-    log = RunLog(None, is_main=True)
-    left = [run for run in runs if run_status(run) != "done"]
     prepare_output(output)
-    for number, run in enumerate(left, start=1):
-        log.note(f"run {number} of {len(left)}: {run.name}")
-        train_run(run, device=device)
-        write_report(scale, runs, output=output, command=command)
+    write = partial(write_report, scale, runs, output=output, command=command)
+    train_runs(runs, device=device, after_each=write)
+    log = RunLog(None, is_main=True)
     responses: dict[str, dict[str, float]] = {}
     for run in runs:
         if run.network not in responses:  # only the first seed of each network
             log.note(f"layer responses of {run.name}")
             responses[run.network] = measure_responses(run.folder, device=device)
     draw_responses(responses, output / "figure7.png")
-    return write_report(scale, runs, output=output, command=command)
-
-
-def plan_table(runs: Sequence[Run]) -> Table:
-    """Return each run and its status, for the console.
-
-    Raises:
-        UserError: a folder holds a run of another config.
-    """
-    rows = [(run.name, str(run.config.loop.max_steps), run_status(run)) for run in runs]
-    done = sum(status == "done" for _, _, status in rows)
-    title = f"{done} runs done, {len(runs) - done} left"
-    return console_table(("run", "steps", "state"), rows, title=title)
+    return write()
 
 
 def write_report(
@@ -211,16 +171,26 @@ def write_report(
         own = [run for run in runs if run.network == network]
         found = tuple(measured[run.name] for run in own if run.name in measured)
         steps = own[0].config.loop.max_steps
-        rows.append(Row(network, _count_parameters(own[0]), steps, len(own), found))
+        rows.append(
+            Row(
+                network,
+                count_parameters(own[0].config, num_classes=NUM_CLASSES),
+                steps,
+                len(own),
+                found,
+            )
+        )
     report = StudyReport(tuple(rows), check_expectations(scale, rows), scale.paper_errors)
     prepare_output(output)
-    text = _markdown(report, measured, runs, command=command)
+    text = _markdown(report, runs, command=command)
     write_file(output / "report.md", text)
     _draw_curves(rows, output / "figure6.png")
     return report
 
 
-def check_expectations(scale: ScaleConfig, rows: Sequence[Row]) -> tuple[Verdict, ...]:
+def check_expectations(
+    scale: ScaleConfig, rows: Sequence[Row]
+) -> tuple[Verdict[ExpectationConfig], ...]:
     """Compare mean errors over seeds with every expectation of a scale."""
     by_network = {row.network: row for row in rows}
     verdicts = []
@@ -234,21 +204,7 @@ def check_expectations(scale: ScaleConfig, rows: Sequence[Row]) -> tuple[Verdict
     return tuple(verdicts)
 
 
-def _count_parameters(run: Run) -> int:
-    backbone = run.config.model.backbone
-    with torch.device("meta"):  # counts parameters without allocating them
-        network = build_network(
-            backbone.kind,
-            num_classes=NUM_CLASSES,
-            norm=backbone.norm,
-            shortcut=backbone.shortcut,
-        )
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _markdown(
-    report: StudyReport, measured: dict[str, Measurement], runs: Sequence[Run], *, command: str
-) -> str:
+def _markdown(report: StudyReport, runs: Sequence[Run], *, command: str) -> str:
     lines = ["# Plain and residual nets on CIFAR-10", ""]
     lines.append(markdown_table(HEADINGS, report.cells()))
     lines += ["", *(f"- {verdict.line()}" for verdict in report.verdicts)]
@@ -263,13 +219,7 @@ def _markdown(
         f"Command: `{command}`",
         "",
     ]
-    origins = []
-    for run in runs:
-        found = measured.get(run.name)
-        cells = ("not run", "-") if found is None else (f"{found.seconds:.1f}", found.origin)
-        origins.append((run.name, *cells))
-    headings = ("run", "seconds of training", "machine, torch and commit")
-    return "\n".join([*lines, markdown_table(headings, origins), ""])
+    return "\n".join([*lines, origins_table(runs), ""])
 
 
 def _draw_curves(rows: Sequence[Row], path: Path) -> None:

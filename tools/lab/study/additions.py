@@ -1,0 +1,324 @@
+"""The study of a detector's additions: Table 9 of the paper, row by row, each with its difference.
+
+Box refinement, global context, multi-scale testing and an ensemble (appendix B). Scores are in
+percent here, differences of `Difference` are fractions.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.table import Table
+
+from detection.config import DetectionConfig
+from detection.evaluation.uncertainty import Difference, mean_difference
+from engine.checkpoint import prepare_output
+from engine.errors import UserError
+from engine.files import write_file
+from tools.lab.planned_runs import run_status
+from tools.lab.study.config import AdditionExpectationConfig, AdditionsStudyConfig
+from tools.lab.study.expectations import RESAMPLING, Verdict, difference_text, mean_and_spread
+from tools.lab.study.scoring import Scores, Scoring, read_scores, score_all
+from tools.lab.study.training import (
+    Run,
+    data_overrides,
+    origins_table,
+    planned_config,
+    train_runs,
+)
+from tools.lab.tables import console_table, markdown_table
+
+SCORES = ("ap", "ap50", "ap75")
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row of the table: one evaluation for each seed, or one of all seeds as an ensemble.
+
+    after: the row that it is compared with; None for the first one.
+    """
+
+    name: str
+    after: str | None
+    is_ensemble: bool
+    scorings: tuple[Scoring, ...]
+
+
+@dataclass(frozen=True)
+class AdditionsPlan:
+    """The trainings of a scale in the order in which they are run, and the rows of the table."""
+
+    seeds: tuple[int, ...]
+    trainings: tuple[Run, ...]
+    rows: tuple[PlannedRow, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Results of a row.
+
+    scored: of its evaluations, None for those that are not done. step, total: AP minus that of the
+    row that it is compared with, and minus that of the first row, None if a run is missing.
+    step_by_seed: the first of the two for each seed; empty for an ensemble.
+    """
+
+    planned: PlannedRow
+    scored: tuple[Scores | None, ...]
+    step: Difference | None
+    total: Difference | None
+    step_by_seed: tuple[Difference | None, ...]
+
+    def values(self, score: str) -> list[float]:
+        """Return a score of each finished evaluation, in percent."""
+        return [each.percent(score) for each in self.scored if each is not None]
+
+    def mean(self, score: str) -> float | None:
+        """Return a mean score over seeds; None if an evaluation is not done."""
+        values = self.values(score)
+        return statistics.fmean(values) if len(values) == len(self.scored) else None
+
+    def score_text(self, score: str) -> str:
+        """Return mean and spread of a score, or the one number of an ensemble."""
+        values = self.values(score)
+        if self.planned.is_ensemble and values:
+            return f"{values[0]:.2f}"
+        return mean_and_spread(values, num_runs=len(self.scored))
+
+
+@dataclass(frozen=True)
+class AdditionsReport:
+    """Results of everything that is finished so far."""
+
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict[AdditionExpectationConfig], ...]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Headings of the table."""
+        differences = ("AP minus that of", "difference, 95 % interval", "p")
+        return ("detector", "AP", "AP50", "AP75", *differences, "AP minus the first row's", "img/s")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the cells of each row, under `headings`."""
+        lines = []
+        for row in self.rows:
+            speeds = [each.images_per_second for each in row.scored if each is not None]
+            lines.append(
+                (
+                    row.planned.name,
+                    *(row.score_text(name) for name in SCORES),
+                    row.planned.after or "-",
+                    "-" if row.step is None else difference_text(row.step),
+                    "-" if row.step is None else f"{row.step.p_value:.3f}",
+                    "-" if row.total is None else difference_text(row.total),
+                    f"{statistics.fmean(speeds):.2f}" if speeds else "-",
+                )
+            )
+        return lines
+
+    def table(self) -> Table:
+        """Return the rows and the expectations for the console."""
+        lines = "\n".join(verdict.line() for verdict in self.verdicts)
+        title = "additions to a detector"
+        return console_table(self.headings, self.cells(), title=title, caption=lines)
+
+
+def plan_study(
+    scale: AdditionsStudyConfig,
+    *,
+    configs: Path,
+    output: Path,
+    seeds: Sequence[int] | None = None,
+    data: str | None = None,
+) -> AdditionsPlan:
+    """Return the trainings and evaluations of a scale.
+
+    Args:
+        scale: networks, rows and seeds.
+        configs: folder that the path of the config is relative to.
+        output: parent of the run folders and of the evaluations.
+        seeds: replaces the seeds of the scale.
+        data: folder that holds the data sets; None is `data`.
+
+    Raises:
+        UserError: a config file is missing, an override is wrong, or the task is another one.
+    """
+    folder, chosen = data or "data", tuple(dict.fromkeys(seeds or scale.seeds))
+    tested = tuple(data_overrides(scale.test, data=folder))
+    config_of = partial(planned_config, scale.training, configs=configs, data=folder)
+    runs: dict[tuple[str, int], Run] = {}
+    for seed in chosen:
+        for network, overrides in scale.networks.items():
+            config = config_of([*overrides, f"seed={seed}"])
+            if not isinstance(config, DetectionConfig):
+                got = config.model_dump()["task"]
+                raise UserError(f"{network}: task: expected detection, got {got}")
+            runs[network, seed] = Run(config, output / f"{network}-seed{seed}")
+    rows = []
+    for number, (name, row) in enumerate(scale.rows.items(), start=1):
+        network, changes = scale.evaluation_of(name)
+        # checks the overrides before anything is trained
+        scored = config_of([*scale.networks[network], *tested, *changes])
+        assert isinstance(scored, DetectionConfig)
+        own = [runs[network, seed] for seed in chosen]
+        words = "".join(letter if letter.isalnum() else "_" for letter in name)
+        place = output / "evaluations" / f"{number}_{words}"
+        groups = (
+            {f"seeds{'_'.join(map(str, chosen))}": tuple(own)}
+            if row.ensemble
+            else {f"seed{seed}": (run,) for seed, run in zip(chosen, own, strict=True)}
+        )
+        scorings = tuple(
+            Scoring(group, (*tested, *changes), Path(scored.data.val.annotations), place / label)
+            for label, group in groups.items()
+        )
+        rows.append(PlannedRow(name, row.after, row.ensemble, scorings))
+    return AdditionsPlan(chosen, tuple(runs.values()), tuple(rows))
+
+
+def run_study(
+    scale: AdditionsStudyConfig,
+    plan: AdditionsPlan,
+    *,
+    output: Path,
+    command: str,
+    device: str | None = None,
+) -> AdditionsReport:
+    """Train and evaluate what is not done; write report.md.
+
+    The report is rewritten after each training, so that an interrupted study has one too.
+
+    Args:
+        scale: the expected results.
+        plan: the result of `plan_study`.
+        output: folder of the study.
+        command: command line that the report names.
+        device: as `--device`; None picks a GPU if there is one.
+
+    Raises:
+        UserError: data are missing, or a folder holds a run of another config.
+        DivergedError: too many non-finite steps in a row.
+        InterruptedRunError: Ctrl-C or SIGTERM; the same call resumes.
+    """
+    prepare_output(output)
+    write = partial(write_report, scale, plan, output=output, command=command)
+
+    def score_and_write() -> AdditionsReport:
+        ready = [
+            scoring
+            for row in plan.rows
+            for scoring in row.scorings
+            if all(run_status(run) == "done" for run in scoring.runs)
+        ]
+        score_all(ready, device=device)
+        return write()
+
+    train_runs(plan.trainings, device=device, after_each=score_and_write)
+    return score_and_write()  # an evaluation may have been interrupted
+
+
+def write_report(
+    scale: AdditionsStudyConfig, plan: AdditionsPlan, *, output: Path, command: str
+) -> AdditionsReport:
+    """Write report.md from what is done; the rest is "not run".
+
+    Args:
+        scale: the expected results.
+        plan: the result of `plan_study`.
+        output: folder of the study.
+        command: command line that the report names.
+
+    Raises:
+        UserError: a folder holds a run of another config, or a file of a run is damaged.
+    """
+    scored = {row.name: tuple(map(read_scores, row.scorings)) for row in plan.rows}
+    rows = tuple(_row(row, scored, first=plan.rows[0].name) for row in plan.rows)
+    report = AdditionsReport(plan.seeds, rows, check_expectations(scale, rows))
+    prepare_output(output)
+    write_file(output / "report.md", _markdown(report, plan, command=command))
+    return report
+
+
+def check_expectations(
+    scale: AdditionsStudyConfig, rows: Sequence[Row]
+) -> tuple[Verdict[AdditionExpectationConfig], ...]:
+    """Compare mean scores over seeds with every expectation of a scale."""
+    by_name = {row.planned.name: row for row in rows}
+    verdicts = []
+    for expectation in scale.expectations:
+        value = by_name[expectation.row].mean(expectation.score)
+        if expectation.above is not None and value is not None:
+            other = by_name[expectation.above].mean(expectation.score)
+            value = None if other is None else value - other
+        verdicts.append(Verdict(expectation, value))
+    return tuple(verdicts)
+
+
+def _row(planned: PlannedRow, scored: dict[str, tuple[Scores | None, ...]], *, first: str) -> Row:
+    """Return the results of a row, and its differences to the rows that it is compared with."""
+    own = scored[planned.name]
+    if planned.after is None:
+        return Row(planned, own, None, None, ())
+    before = scored[planned.after]
+    by_seed: tuple[Difference | None, ...] = ()
+    if len(own) == len(before) and not planned.is_ensemble:
+        by_seed = tuple(_difference([a], [b]) for a, b in zip(before, own, strict=True))
+    return Row(planned, own, _difference(before, own), _difference(scored[first], own), by_seed)
+
+
+def _difference(
+    before: Sequence[Scores | None], after: Sequence[Scores | None]
+) -> Difference | None:
+    """Return the difference of the mean AP of two groups of evaluations, None if one is missing."""
+    groups = [[each.matches for each in group if each is not None] for group in (before, after)]
+    if [len(group) for group in groups] != [len(before), len(after)]:
+        return None
+    return mean_difference(*groups)["ap"]
+
+
+def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> str:
+    lines = ["# Additions to a detector (Table 9)", ""]
+    lines += [markdown_table(report.headings, report.cells()), ""]
+    lines += [f"- {verdict.line()}" for verdict in report.verdicts]
+    lines += [""] if report.verdicts else []
+    images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
+    count = f" ({images.pop()})" if images else ""
+    lines += [
+        f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
+        f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
+        "and standard deviation over seeds. An ensemble joins the detectors of all seeds, and has",
+        "one number.",
+        "",
+        "Each row adds to the one named in its column. A difference is that of the mean AP over",
+        "seeds; of an ensemble, its AP minus the mean AP of the single detectors.",
+        *RESAMPLING,
+        "img/s: images per second of an evaluation, scoring included.",
+        "",
+        "The same differences for each seed alone:",
+        "",
+    ]
+    headings = ("detector", *(f"seed {seed}" for seed in report.seeds))
+    steps = []
+    for row in report.rows:
+        texts = ["-" if each is None else difference_text(each) for each in row.step_by_seed]
+        if texts:
+            steps.append((row.planned.name, *texts))
+    lines += [markdown_table(headings, steps), "", f"Command: `{command}`", ""]
+    lines += ["Test-time settings of each row:", ""]
+    lines += [f"- {row.name}: {_settings(row)}" for row in plan.rows]
+    return "\n".join([*lines, "", origins_table(plan.trainings), ""])
+
+
+def _settings(row: PlannedRow) -> str:
+    """Return the networks of a row and its overrides of `evaluation`."""
+    scoring = row.scorings[0]
+    own = [each for each in scoring.overrides if not each.startswith("data.")]
+    names = (
+        [run.name for run in scoring.runs]
+        if row.is_ensemble
+        else [scoring.runs[0].name.rsplit("-seed", 1)[0]]
+    )
+    return " ".join([*names, *(f"`{each}`" for each in own)])
