@@ -100,7 +100,7 @@ def test_two_localizers_are_refused(patches: Path, call: Call) -> None:
     assert call(train_det, "patches.yaml", "--output", "run", "--device", "cpu").code == 0
     done = call(eval_tool, "run", "run", "--device", "cpu")
     assert done.code == 2
-    assert "expected one detector or localizer, got 2" in done.err
+    assert "expected one localizer, got 2" in done.err
 
 
 @pytest.mark.extended
