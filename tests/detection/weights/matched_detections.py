@@ -15,11 +15,11 @@ def check_detections(
     scores: Tensor,
     labels: Tensor,
     *,
-    box_tolerance: float = 1e-4,
+    tolerance: float = 1e-4,
 ) -> Tensor:
     """Check that each of the other project's detections is found; return their rows in `found`.
 
-    boxes, to `box_tolerance` of the image's side: (N, 4). scores, to 1e-4: (N,). labels: (N,).
+    boxes, to `tolerance` of the image's side: (N, 4). scores, to `tolerance`: (N,). labels: (N,).
     """
     # scores that are equal to 1e-5 may come in another order
     distances = torch.cdist(
@@ -31,6 +31,6 @@ def check_detections(
     assert rows.unique().numel() == len(rows)
     assert torch.equal(found.labels[rows], labels)
     side = float(boxes.max())
-    torch.testing.assert_close(found.boxes[rows], boxes, rtol=0, atol=box_tolerance * side)
-    torch.testing.assert_close(found.scores[rows], scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.boxes[rows], boxes, rtol=0, atol=tolerance * side)
+    torch.testing.assert_close(found.scores[rows], scores, rtol=0, atol=tolerance)
     return rows
