@@ -314,7 +314,7 @@ def test_study_runs_on_cifar(
         scale["overrides"] = [*scale.get("overrides", []), *CIFAR]
     (site / "configs").mkdir()
     (site / "configs" / "backbones").symlink_to(REPOSITORY / "configs" / "backbones")
-    (site / "configs" / "repro.yaml").write_text(yaml.safe_dump(values))
+    (site / "configs" / "repro.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     monkeypatch.setattr(repro, "REPRO", site / "configs" / "repro.yaml")
     commands = {
         command.text: command
