@@ -22,7 +22,13 @@ from engine.errors import UserError
 from engine.files import write_file
 from tools.lab.planned_runs import run_status
 from tools.lab.study.config import BackboneExpectationConfig, BackboneStudyConfig
-from tools.lab.study.expectations import RESAMPLING, Verdict, difference_text, mean_and_spread
+from tools.lab.study.expectations import (
+    RESAMPLING,
+    Verdict,
+    difference_text,
+    mean_and_spread,
+    verdict_on,
+)
 from tools.lab.study.scoring import (
     Scores,
     Scoring,
@@ -247,15 +253,10 @@ def check_expectations(
     scale: BackboneStudyConfig, rows: Sequence[Row]
 ) -> tuple[Verdict[BackboneExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
-    by_backbone = {row.backbone: row for row in rows}
-    verdicts = []
-    for expectation in scale.expectations:
-        value = by_backbone[expectation.backbone].mean(expectation.score)
-        if expectation.above is not None and value is not None:
-            other = by_backbone[expectation.above].mean(expectation.score)
-            value = None if other is None else value - other
-        verdicts.append(Verdict(expectation, value))
-    return tuple(verdicts)
+    return tuple(
+        verdict_on(each, each.backbone, {row.backbone: row.mean(each.score) for row in rows})
+        for each in scale.expectations
+    )
 
 
 def _check_tasks(pretraining: Run, detector: Run) -> None:
