@@ -290,7 +290,7 @@ class ModelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluation and prediction: improvements at test time, metrics, and drawings."""
+    """Evaluation and prediction: additions at test time, metrics, and drawings."""
 
     refine_boxes: bool = False
     """Box refinement: pool the predicted boxes again, predict from them, and join both predictions

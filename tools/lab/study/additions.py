@@ -170,8 +170,8 @@ def plan_study(
         scored = config_of([*scale.networks[network], *tested, *changes])
         assert isinstance(scored, DetectionConfig)
         own = [runs[network, seed] for seed in chosen]
-        words = "".join(letter if letter.isalnum() else "_" for letter in name)
-        place = output / "evaluations" / f"{number}_{words}"
+        safe_name = "".join(letter if letter.isalnum() else "_" for letter in name)
+        place = output / "evaluations" / f"{number}_{safe_name}"
         groups = (
             {f"seeds{'_'.join(map(str, chosen))}": tuple(own)}
             if row.ensemble

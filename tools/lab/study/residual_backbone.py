@@ -49,6 +49,8 @@ from tools.lab.study.training import (
 from tools.lab.tables import console_table, markdown_table
 
 SCORES = ("top1", "ap", "ap50")
+NUM_CLASSES = 10
+"""Classes of the classifier whose parameters are counted: those of Imagenette."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class BackboneReport:
         """Headings of the table."""
         scores = ("top-1 % of the classifier", "AP of the detector", "AP50")
         difference = f"AP minus that with {self.reference}, 95 % interval"
-        return ("backbone", "parameters of the classifier", *scores, difference)
+        return ("backbone", f"parameters with {NUM_CLASSES} classes", *scores, difference)
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the cells of each backbone, under `headings`."""
@@ -287,7 +289,7 @@ def _row(
     if backbone != reference and len(tested) == len(others) == len(own):
         groups = ([each.matches for each in group] for group in (others, tested))
         difference = mean_difference(*groups)["ap"]
-    parameters = count_parameters(own[0].pretraining.config, num_classes=10)
+    parameters = count_parameters(own[0].pretraining.config, num_classes=NUM_CLASSES)
     return Row(backbone, parameters, len(own), scores, difference)
 
 
