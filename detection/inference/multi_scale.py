@@ -66,12 +66,12 @@ class MultiScaleRegions:
         Returns:
             (B, R, D).
         """
-        scales = nearest_scales(boxes, self._factors)  # (B, R, 2)
+        scale_idxs = nearest_scales(boxes, self._factors).flatten(1)  # (B, R * 2)
         # (B, S, 4) indexed by (B, R * 2, 1) -> (B, R * 2, 4)
-        factors = torch.take_along_dim(self._factors, scales.flatten(1)[..., None], dim=1)
+        factors = torch.take_along_dim(self._factors, scale_idxs[..., None], dim=1)
         at_scales = boxes.repeat_interleave(2, dim=1) * factors
         vectors: Tensor = self._network.region_vectors(
-            self._pyramids, at_scales, stage, scales=scales.flatten(1)
+            self._pyramids, at_scales, stage, scale_idxs=scale_idxs
         )
         pairs: Tensor = vectors.unflatten(1, (-1, 2))
         return pairs.amax(dim=2)

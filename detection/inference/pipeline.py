@@ -114,7 +114,7 @@ class InferencePipeline:
         return found, self._masks(found, images, of_images, all_masks=all_masks)
 
     def _views(self, batches: Sequence[ImageBatch]) -> list[View]:
-        scales = tuple(batches[index] for index in self._sizes.scales)
+        scales = tuple(batches[index] for index in self._sizes.scale_idxs)
         if self._evaluation.merge == "maxout":
             return [View(batches[0], scales)]
         views = [View(scale, (scale,)) for scale in scales]
