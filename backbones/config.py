@@ -1,10 +1,22 @@
-"""Config sections shared by all tasks that have a residual backbone."""
+"""Config sections shared by all tasks that have a backbone."""
 
 from typing import Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from engine.schema import Config, Fraction, PathText, PositiveInts
+
+BackboneKind = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "plain18",
+    "plain34",
+    "vgg16",
+]
+"""The ImageNet networks, which all tasks can use."""
 
 
 class DemoConfig(Config):

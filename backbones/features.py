@@ -50,7 +50,8 @@ class Backbone(nn.Module, ABC):
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
         """Map normalised pixels (B, 3, H, W) to the features up to c{upto} (see `feature_specs`).
 
-        Height and width of a feature are the image's divided by its stride, rounded up.
+        Height and width of a feature are the image's divided by its stride, rounded up (but c5 of
+        VGG-16 is always one cell).
         """
 
     @abstractmethod

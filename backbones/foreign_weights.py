@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from backbones.blocks import Bottleneck
+from backbones.vgg_weights import FIRST_CONVOLUTION
 from engine.errors import UserError
 
 CAFFE2, DETECTRON2 = "Caffe2 (MSRA)", "detectron2"
-FIRST_CONVOLUTIONS = ("conv1.weight", "conv1_1.weight")
+FIRST_CONVOLUTIONS = ("conv1.weight", FIRST_CONVOLUTION)
 """The layer that reads the pixels: of a residual network, of VGG-16."""
 PixelOrder = Literal["auto", "rgb", "bgr"]
 

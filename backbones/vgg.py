@@ -52,7 +52,7 @@ class VGG16(Backbone):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         if isinstance(self.fc, nn.Linear):
-            nn.init.normal_(self.fc.weight, std=0.01)  # the paper's, section 3.1; no ReLU follows
+            nn.init.normal_(self.fc.weight, std=0.01)  # as torchvision; no ReLU follows
 
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
         """Map normalised pixels (B, 3, H, W) to the features c4 and, if `upto` is 5, c5.

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from backbones.vgg import STAGES, VGG16
 from engine.errors import UserError
 
-FIRST = "conv1_1.weight"
-RESNET_FILE, VGG16_FILE = "a residual network (conv1.weight)", f"VGG-16 ({FIRST})"
+FIRST_CONVOLUTION = "conv1_1.weight"
+"""The layer that reads the pixels; a residual network's is conv1."""
+RESNET_FILE, VGG16_FILE = "a residual network (conv1.weight)", f"VGG-16 ({FIRST_CONVOLUTION})"
 _PREFIXES = ("backbone.", "")
 _CLASSIFIER = {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc"}
 
@@ -38,7 +39,7 @@ def vgg_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     for prefix in _PREFIXES:
         names = {n: n.removeprefix(prefix) for n in state if n.startswith(prefix)}
         plain = set(names.values())
-        if FIRST in plain:
+        if FIRST_CONVOLUTION in plain:
             return names
         if {"features.0.weight", "classifier.0.weight"} <= plain:
             return {name: _renamed(theirs, _OURS) for name, theirs in names.items()}
@@ -71,7 +72,7 @@ def check_family(model: nn.Module, names: Mapping[str, str], *, path: Path | str
     Raises:
         UserError: they differ.
     """
-    first = next((name for name, own in names.items() if own == FIRST), None)
+    first = next((name for name, own in names.items() if own == FIRST_CONVOLUTION), None)
     if (first is not None) != isinstance(model, VGG16):
         got = f"VGG-16 ({first})" if first is not None else RESNET_FILE
         raise UserError(f"{path}: expected {expected_file(model)}, got {got}")

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from backbones.config import DemoConfig, NetworkConfig
+from backbones.config import BackboneKind, DemoConfig, NetworkConfig
 from engine.schema import (
     BadInputPolicy,
     Config,
@@ -25,16 +25,6 @@ from engine.schema import (
     RunConfig,
 )
 
-BackboneKind = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "plain18",
-    "plain34",
-    "vgg16",
-]
 Protocol = Literal["voc07", "voc12", "ilsvrc"]
 BackendChoice = Literal["auto", "pycocotools", "hotcoco"]
 
@@ -300,7 +290,7 @@ class ModelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluation and prediction: improvements at test time, metrics, and drawings."""
+    """Evaluation and prediction: additions at test time, metrics, and drawings."""
 
     refine_boxes: bool = False
     """Box refinement: pool the predicted boxes again, predict from them, and join both predictions

@@ -8,18 +8,17 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from backbones.config import CropConfig, DemoConfig, EvaluationViewConfig, NetworkConfig
+from backbones.config import (
+    BackboneKind,
+    CropConfig,
+    DemoConfig,
+    EvaluationViewConfig,
+    NetworkConfig,
+)
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, RunConfig
 
 NetworkKind = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "plain18",
-    "plain34",
-    "vgg16",
+    BackboneKind,
     "cifar_resnet8",
     "cifar_resnet20",
     "cifar_resnet32",

@@ -109,12 +109,15 @@ def main() -> None:
 def _split_runs(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Split the inputs into runs and images: the first is a run, others are if they look like one.
 
-    A run is a weights file or checkpoint by its suffix, or a folder in which a run was started.
+    A run is a weights file or checkpoint by its suffix, or a folder in which a run was started or
+    that has the weights of one.
     """
-    from engine.run_folder import contains_run
+    from engine.paths import exists
+    from engine.run_folder import WEIGHTS_FILE, contains_run
 
     def is_run(path: Path) -> bool:
-        return path.suffix in (".safetensors", ".pt") or contains_run(path)
+        is_weights = path.suffix in (".safetensors", ".pt")
+        return is_weights or contains_run(path) or exists(path / WEIGHTS_FILE)
 
     more = list(takewhile(is_run, inputs[1:]))
     return [*inputs[:1], *more], list(inputs[1 + len(more) :])

@@ -15,13 +15,13 @@ class EvalSizes:
     """Sizes of an image at evaluation: first the one at which proposals are made.
 
     short_sides: lengths of the shorter side, in pixels. max_sides: caps on the longer side, in
-    proportion. scales: the indices in `short_sides` of the scales that are tested, rising; if there
-    are several, the first size need not be one of them.
+    proportion. scale_idxs: the indices in `short_sides` of the scales that are tested, by rising
+    scale; if there are several, the first size need not be one of them.
     """
 
     short_sides: tuple[int, ...]
     max_sides: tuple[float, ...]
-    scales: tuple[int, ...]
+    scale_idxs: tuple[int, ...]
 
     @classmethod
     def of(cls, data: DataConfig, evaluation: EvaluationConfig) -> Self:
@@ -34,7 +34,7 @@ class EvalSizes:
             max_sides=tuple(
                 data.eval_max_side * (side / data.eval_short_side) for side in short_sides
             ),
-            scales=tuple(short_sides.index(side) for side in wanted),
+            scale_idxs=tuple(short_sides.index(side) for side in wanted),
         )
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detection.models.faster_rcnn import FasterRCNN
-from detection.ops.boxes import box_area
+from detection.ops.boxes import box_area, box_factors
 from detection.structures import ImageBatch
 
 CANONICAL_AREA = 224.0**2
@@ -18,8 +18,7 @@ CANONICAL_AREA = 224.0**2
 
 def scale_factors(images: ImageBatch, scales: Sequence[ImageBatch]) -> Tensor:
     """Return (B, S, 4) factors of x1, y1, x2, y2 from pixels of `images` to those of each scale."""
-    factors = torch.stack([scale.sizes / images.sizes for scale in scales], dim=1)
-    return factors.flip(2).repeat(1, 1, 2)  # (height, width) -> width, height, width, height
+    return torch.stack([box_factors(images.sizes, scale.sizes) for scale in scales], dim=1)
 
 
 def nearest_scales(boxes: Tensor, factors: Tensor) -> Tensor:
@@ -67,12 +66,12 @@ class MultiScaleRegions:
         Returns:
             (B, R, D).
         """
-        scales = nearest_scales(boxes, self._factors)  # (B, R, 2)
+        scale_idxs = nearest_scales(boxes, self._factors).flatten(1)  # (B, R * 2)
         # (B, S, 4) indexed by (B, R * 2, 1) -> (B, R * 2, 4)
-        factors = torch.take_along_dim(self._factors, scales.flatten(1)[..., None], dim=1)
+        factors = torch.take_along_dim(self._factors, scale_idxs[..., None], dim=1)
         at_scales = boxes.repeat_interleave(2, dim=1) * factors
         vectors: Tensor = self._network.region_vectors(
-            self._pyramids, at_scales, stage, scales=scales.flatten(1)
+            self._pyramids, at_scales, stage, scale_idxs=scale_idxs
         )
         pairs: Tensor = vectors.unflatten(1, (-1, 2))
         return pairs.amax(dim=2)

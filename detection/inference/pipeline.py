@@ -43,7 +43,7 @@ class View(NamedTuple):
 
 
 class InferencePipeline:
-    """Prediction of a detector or an ensemble, with the improvements that the config asks for.
+    """Prediction of a detector or an ensemble, with the additions that the config asks for.
 
     Args:
         networks: at least one; all have the same classes. Their proposals are joined, and their
@@ -63,6 +63,7 @@ class InferencePipeline:
         default = VOTE_IOU_THRESH if joins else None
         chosen = evaluation.vote_iou_thresh
         self._vote_iou_thresh = default if chosen is None else chosen
+        # one network at one scale, without any addition: `select` is its own
         self._is_plain = not (
             joins or several or self._vote_iou_thresh is not None or len(networks) > 1
         )
@@ -113,7 +114,7 @@ class InferencePipeline:
         return found, self._masks(found, images, of_images, all_masks=all_masks)
 
     def _views(self, batches: Sequence[ImageBatch]) -> list[View]:
-        scales = tuple(batches[index] for index in self._sizes.scales)
+        scales = tuple(batches[index] for index in self._sizes.scale_idxs)
         if self._evaluation.merge == "maxout":
             return [View(batches[0], scales)]
         views = [View(scale, (scale,)) for scale in scales]

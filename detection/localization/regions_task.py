@@ -20,7 +20,7 @@ from detection.localization.task import LocalizationTask
 from detection.localization.views import merge_candidates, propose
 from detection.losses import roi_loss
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import clip_boxes, flip_boxes
+from detection.ops.boxes import box_factors, clip_boxes, flip_boxes
 from detection.samples import class_labels, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_weights_file
@@ -111,8 +111,8 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             # padding of the proposals must not win or vote
             scores = scores.masked_fill(~proposals.valid, 0.0)
             found.append(merge_candidates(boxes, scores, config=config))
-        # (B, 4) from network-input to original pixels: x, y, x, y
-        scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
+        # from network-input to original pixels
+        scale = box_factors(images.sizes, images.original_sizes)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
         return boxes, torch.stack([score for _, score in found], dim=1)
 

@@ -166,21 +166,22 @@ class FasterRCNN(PixelNormalizedNetwork):
         features: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
         boxes: Tensor,
         *,
-        scales: Tensor | None = None,
+        scale_idxs: Tensor | None = None,
     ) -> Tensor:
         """Return the heads' input (B, R, C, h, w): pooled RoIs; without a neck, conv5 of them.
 
         Args:
-            features: of the images; with `scales`, of the images at each of several scales.
-            boxes: (B, R, 4) network-input pixels; with `scales`, those of their own scale.
-            scales: (B, R) int64, index of the scale that each box is pooled from.
+            features: of the images; with `scale_idxs`, of the images at each of several scales.
+            boxes: (B, R, 4) network-input pixels; with `scale_idxs`, those of their own scale.
+            scale_idxs: (B, R) int64, the scale that each box is pooled from.
         """
         pyramids = [features] if isinstance(features, Mapping) else features
         maps = [pyramid[level] for pyramid in pyramids for level in self.roi_levels]
         placed: Tensor | BoxesOnLevels = boxes
-        if scales is not None:
+        if scale_idxs is not None:
             count = len(self.roi_levels)
-            levels = scales * count + assign_levels(boxes, num_levels=count)
+            # the maps of a scale are adjacent, by level
+            levels = scale_idxs * count + assign_levels(boxes, num_levels=count)
             placed = BoxesOnLevels(boxes, levels)
         if self.fpn is None and self.config.roi.pool == "roi_align":
             # RoIAlign is linear, so it commutes with conv5's first 1x1 convolutions. They run once
@@ -230,13 +231,14 @@ class FasterRCNN(PixelNormalizedNetwork):
         boxes: Tensor,
         stage: int,
         *,
-        scales: Tensor | None = None,
+        scale_idxs: Tensor | None = None,
     ) -> Tensor:
         """Return the last features (B, R, D) of RoIs before the output layers of a stage.
 
         The arguments are those of `region_features`.
         """
-        return self._box_vectors(self.region_features(features, boxes, scales=scales), stage=stage)
+        regions = self.region_features(features, boxes, scale_idxs=scale_idxs)
+        return self._box_vectors(regions, stage=stage)
 
     def box_predictions(
         self, vectors: RegionVectors, proposals: Proposals, sizes: Tensor

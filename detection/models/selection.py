@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detection.config import RoIConfig
 from detection.ops.box_coder import BoxWeights, decode_boxes
-from detection.ops.boxes import clip_boxes, take_boxes
+from detection.ops.boxes import box_factors, clip_boxes, take_boxes
 from detection.ops.masks import paste_mask
 from detection.ops.nms import nms_keep
 from detection.ops.voting import vote_boxes
@@ -163,8 +163,7 @@ def to_detections(
             rows as any image has detections.
         aligned: see `paste_mask`.
     """
-    # (height, width) ratios -> (B, 4) factors of x1, y1, x2, y2
-    scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
+    scale = box_factors(images.sizes, images.original_sizes)  # to pixels of the file
     boxes = clip_boxes(selection.boxes * scale[:, None], images.original_sizes)
     columns = [boxes, selection.scores[..., None], selection.labels[..., None]]
     # (B, D, 6) in one transfer from the device; a float32 holds every label exactly

@@ -82,6 +82,14 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
+def box_factors(sizes: Tensor, new_sizes: Tensor) -> Tensor:
+    """Return the factors of x1, y1, x2, y2, (B, 4), from images of some sizes to resized ones.
+
+    sizes, new_sizes: (B, 2), (height, width).
+    """
+    return (new_sizes / sizes).flip(1).repeat(1, 2)  # to width, height, width, height
+
+
 def whole_image_boxes(sizes: Tensor) -> Tensor:
     """Return the box of each whole image, (B, 1, 4) float32, from `sizes` (B, 2)."""
     far = sizes.flip(-1).float()  # (B, 2) width, height

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detection.models.faster_rcnn import FasterRCNN
+from detection.ops.boxes import box_factors
 from detection.structures import ImageBatch
 from detection.tasks.detection import DetectionTask
 from engine.backend_settings import backend_settings
@@ -64,7 +65,6 @@ def predict_proposals(
 def _proposals_of(model: FasterRCNN, images: ImageBatch) -> list[Tensor]:
     """Return the valid proposals of each image on the CPU, in pixels of its file."""
     found = model.proposals(model.features(images), images)
-    # (B, 4) factors from network-input to original pixels
-    scale = (images.original_sizes / images.sizes).flip(1).repeat(1, 2)
+    scale = box_factors(images.sizes, images.original_sizes)  # to pixels of the file
     boxes = (found.boxes * scale[:, None]).float().cpu()
     return [each[valid] for each, valid in zip(boxes, found.valid.cpu(), strict=True)]

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from backbones.features import scaled_channels
-from backbones.resnet import KINDS, PLAIN_KINDS
+from backbones.resnet import KINDS, PLAIN_KINDS, WIDTHS
+from backbones.vgg_weights import FIRST_CONVOLUTION
 from detection.config import DetectionConfig, RPNConfig
 from engine.errors import UserError
 
-_LAST_WIDTH = 512  # channels inside the last stage of residual networks and VGG-16
+_LAST_WIDTH = WIDTHS[-1]
+"""Channels inside the last stage of residual networks; conv5_3 of VGG-16 has as many."""
 _PLAIN = {residual: plain for plain, residual in PLAIN_KINDS.items()}
 Keys = dict[str, Any]
 """Values by the path of their key: {"model.roi.hidden_dim": 1024}."""
@@ -22,9 +24,9 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
     """Return the keys of the detector that has these tensors, by our names.
 
     Only what names and shapes show: {} if the tensors are not those of a whole detector. The rows
-    of classes have no key, nor has a residual network that is none of `KINDS`.
+    of classes have no key, nor has a network that is none of `KINDS` or `PLAIN_KINDS`.
     """
-    is_vgg = "backbone.conv1_1.weight" in state
+    is_vgg = f"backbone.{FIRST_CONVOLUTION}" in state
     if not is_vgg and "backbone.conv1.weight" not in state:
         return {}
     if "rpn_head.objectness.weight" not in state:

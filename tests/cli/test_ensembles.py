@@ -1,4 +1,4 @@
-"""The command eval with several detectors and the improvements at test, and what it refuses."""
+"""The commands eval and predict with several detectors and the additions at test, and refusals."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pytest
 
 from backbones.classification.task import ClassificationTask
 from detection.commands import evaluate as eval_tool
+from detection.commands import predict as predict_tool
 from detection.commands.tasks import build_task
 from engine.checkpoint import read_safetensors, write_safetensors
 from tests.backbones.classification import tiny as classification
@@ -37,6 +38,18 @@ def test_runs_are_evaluated_together_with_everything(
     assert {entry["image_id"] for entry in found} == {10, 11, 12}
     plain = json.loads((trained / "detections.json").read_text())
     assert found != plain
+
+
+def test_runs_predict_together_and_a_folder_of_weights_alone_is_a_run(
+    site: Path, trained: Path, call: Call
+) -> None:
+    weights = site / "weights"
+    weights.mkdir()
+    shutil.copy(trained / "model.safetensors", weights)
+    outcome = call(predict_tool, trained, weights, "data", "--output", "out", *DEVICE)
+    assert outcome.code == 0, outcome.err
+    assert "ensemble of 2 detectors" in outcome.out
+    assert "in 3 images: out" in outcome.out
 
 
 def test_one_run_at_its_own_scale_gives_the_metrics_of_training(

@@ -119,7 +119,7 @@ def test_typo_in_the_file_is_one_line(tmp_path: Path) -> None:
         (["--scale", "bccd", "--data", "nowhere"], "nowhere/"),
     ],
 )
-def test_bad_words_of_the_detector_studies_are_one_line(
+def test_bad_arguments_of_the_detector_studies_are_one_line(
     site: Path, call: Call, study: str, arguments: list[str], message: str
 ) -> None:
     outcome = call(repro, "run", study, *arguments, "--device", "cpu")

@@ -50,7 +50,7 @@ def test_each_size_is_that_of_a_config_with_that_scale_alone(size: tuple[int, in
     for short_side, each in zip(sizes.short_sides, found, strict=True):
         assert each == sizes_of(short_side).sizes(size)[0]
         assert min(each) <= short_side
-    areas = [found[index][0] * found[index][1] for index in sizes.scales]
+    areas = [found[index][0] * found[index][1] for index in sizes.scale_idxs]
     assert areas == sorted(areas)
 
 

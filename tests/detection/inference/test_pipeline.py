@@ -122,7 +122,7 @@ def check(
     batches = make_batches(config, case.shapes)
     pipeline = InferencePipeline(networks, config)
     found, _ = pipeline.select(batches)
-    numbers = pipeline._sizes.scales
+    numbers = pipeline._sizes.scale_idxs
     counts = []
     for row in range(len(batches[0].sizes)):
         images = [row_of(batch, row) for batch in batches]

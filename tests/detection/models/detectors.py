@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from backbones.config import BackboneKind
 from detection.config import (
     BackboneConfig,
-    BackboneKind,
     MaskConfig,
     ModelConfig,
     NeckConfig,

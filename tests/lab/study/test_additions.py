@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import UserError
 from tests.lab.study.finished import finish_run, finish_scoring, write_annotations
-from tests.lab.study.test_residual_backbone import CLASSIFIER, DATA, DETECTOR
+from tests.lab.study.tiny_configs import CLASSIFIER, DATA, DETECTOR
 from tools.lab.study.additions import AdditionsPlan, plan_study, run_study, write_report
 from tools.lab.study.config import AdditionsStudyConfig
 

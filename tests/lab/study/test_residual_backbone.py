@@ -8,6 +8,7 @@ import pytest
 from detection.config import DetectionConfig
 from engine.errors import UserError
 from tests.lab.study.finished import finish_run, finish_scoring, write_annotations
+from tests.lab.study.tiny_configs import CLASSIFIER, DATA, DETECTOR
 from tools.lab.study.config import BackboneStudyConfig
 from tools.lab.study.residual_backbone import (
     BackboneRuns,
@@ -17,35 +18,6 @@ from tools.lab.study.residual_backbone import (
     write_report,
 )
 
-CLASSIFIER = """\
-task: classification
-data: {root: objects, demo: {root: objects, num_train: 24, num_val: 12}}
-augment: {crop: 32}
-evaluation: {resize: 32, crop: 32}
-model: {backbone: {width_multiplier: 0.125}}
-loader: {workers: 0}
-loop: {max_steps: 2, batch_size: 8, log_every: 1}
-"""
-DETECTOR = """\
-data:
-  demo: {root: demo, num_train: 4, num_val: 4}
-  augment: {short_sides: [64], max_side: 96}
-  eval_short_side: 64
-  eval_max_side: 96
-model:
-  backbone: {width_multiplier: 0.125, norm: frozen, frozen_stages: 0}
-  rpn: {anchor_sizes: [16, 32], post_nms_topk_train: 30, post_nms_topk_test: 20}
-  roi: {num_samples: 16, score_thresh: 0.0}
-loader: {workers: 0}
-loop: {max_steps: 2, batch_size: 4, log_every: 1}
-"""
-DATA = {
-    "data.demo.root": "demo",
-    "data.train.images": "demo/train",
-    "data.train.annotations": "demo/annotations/train.json",
-    "data.val.images": "demo/val",
-    "data.val.annotations": "demo/annotations/val.json",
-}
 VALUES: dict[str, Any] = {
     "pretraining": {
         "config": "classifier.yaml",

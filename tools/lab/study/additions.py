@@ -19,7 +19,13 @@ from engine.errors import UserError
 from engine.files import write_file
 from tools.lab.planned_runs import run_status
 from tools.lab.study.config import AdditionExpectationConfig, AdditionsStudyConfig
-from tools.lab.study.expectations import RESAMPLING, Verdict, difference_text, mean_and_spread
+from tools.lab.study.expectations import (
+    RESAMPLING,
+    Verdict,
+    difference_text,
+    mean_and_spread,
+    verdict_on,
+)
 from tools.lab.study.scoring import Scores, Scoring, read_scores, score_all
 from tools.lab.study.training import (
     Run,
@@ -164,8 +170,8 @@ def plan_study(
         scored = config_of([*scale.networks[network], *tested, *changes])
         assert isinstance(scored, DetectionConfig)
         own = [runs[network, seed] for seed in chosen]
-        words = "".join(letter if letter.isalnum() else "_" for letter in name)
-        place = output / "evaluations" / f"{number}_{words}"
+        safe_name = "".join(letter if letter.isalnum() else "_" for letter in name)
+        place = output / "evaluations" / f"{number}_{safe_name}"
         groups = (
             {f"seeds{'_'.join(map(str, chosen))}": tuple(own)}
             if row.ensemble
@@ -246,15 +252,10 @@ def check_expectations(
     scale: AdditionsStudyConfig, rows: Sequence[Row]
 ) -> tuple[Verdict[AdditionExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
-    by_name = {row.planned.name: row for row in rows}
-    verdicts = []
-    for expectation in scale.expectations:
-        value = by_name[expectation.row].mean(expectation.score)
-        if expectation.above is not None and value is not None:
-            other = by_name[expectation.above].mean(expectation.score)
-            value = None if other is None else value - other
-        verdicts.append(Verdict(expectation, value))
-    return tuple(verdicts)
+    return tuple(
+        verdict_on(each, each.row, {row.planned.name: row.mean(each.score) for row in rows})
+        for each in scale.expectations
+    )
 
 
 def _row(planned: PlannedRow, scored: dict[str, tuple[Scores | None, ...]], *, first: str) -> Row:

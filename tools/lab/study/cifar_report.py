@@ -19,7 +19,7 @@ from engine.log import RunLog
 from tools.lab.planned_runs import run_status
 from tools.lab.study.cifar_runs import TAIL_FRACTION, Measurement, Run, measure
 from tools.lab.study.config import ExpectationConfig, ScaleConfig
-from tools.lab.study.expectations import Verdict, mean_and_spread
+from tools.lab.study.expectations import Verdict, mean_and_spread, verdict_on
 from tools.lab.study.responses import draw_responses, measure_responses
 from tools.lab.study.training import count_parameters, origins_table, train_runs
 from tools.lab.tables import console_table, markdown_table
@@ -192,16 +192,10 @@ def check_expectations(
     scale: ScaleConfig, rows: Sequence[Row]
 ) -> tuple[Verdict[ExpectationConfig], ...]:
     """Compare mean errors over seeds with every expectation of a scale."""
-    by_network = {row.network: row for row in rows}
-    verdicts = []
-    for expectation in scale.all_expectations():
-        value = by_network[expectation.network].mean(expectation.error)
-        if expectation.above is not None and value is not None:
-            other = by_network[expectation.above].mean(expectation.error)
-            # a difference needs both networks
-            value = None if other is None else value - other
-        verdicts.append(Verdict(expectation, value))
-    return tuple(verdicts)
+    return tuple(
+        verdict_on(each, each.network, {row.network: row.mean(each.error) for row in rows})
+        for each in scale.all_expectations()
+    )
 
 
 def _markdown(report: StudyReport, runs: Sequence[Run], *, command: str) -> str:

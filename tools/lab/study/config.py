@@ -47,8 +47,6 @@ class ExpectationConfig(BoundConfig):
     """The training error or the test error."""
     network: str
     """Network, by `model.backbone.kind`."""
-    above: str | None = None
-    """Network to subtract the error of; null: no subtraction."""
 
     @property
     def subject(self) -> str:
@@ -104,8 +102,6 @@ class BackboneExpectationConfig(BoundConfig):
     """Accuracy of the pretrained classifier, or a metric of the detector."""
     backbone: str
     """A backbone of the study."""
-    above: str | None = None
-    """Backbone to subtract the score of; null: no subtraction."""
 
     @property
     def subject(self) -> str:
@@ -161,8 +157,6 @@ class AdditionExpectationConfig(BoundConfig):
     """Metric."""
     row: str
     """A row of the study."""
-    above: str | None = None
-    """Row to subtract the score of; null: no subtraction."""
 
     @property
     def subject(self) -> str:

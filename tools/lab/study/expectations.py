@@ -1,6 +1,6 @@
 """Expected results of a study: bounds, their verdicts, and means with their spread over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -24,6 +24,8 @@ class BoundConfig(Config):
     """Lower bound, inclusive."""
     at_most: float | None = None
     """Upper bound, inclusive; exactly one of the two bounds is given."""
+    above: str | None = None
+    """What to subtract the value of, by name; null: no subtraction."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -69,6 +71,22 @@ class Verdict(Generic[E]):
         text = f"{self.expectation.subject}: wanted {self.expectation.bound}"
         measured = "" if self.value is None else f", measured {self.value:.2f}"
         return f"{text}{measured}: {self.outcome}"
+
+
+def verdict_on(expectation: E, name: str, values: Mapping[str, float | None]) -> Verdict[E]:
+    """Compare a value, or its difference to that of `expectation.above`, with an expectation.
+
+    Args:
+        expectation: the bound.
+        name: what it bounds the value of.
+        values: by name; None if a run is missing.
+    """
+    value = values[name]
+    if expectation.above is not None and value is not None:
+        other = values[expectation.above]
+        # a difference needs both values
+        value = None if other is None else value - other
+    return Verdict(expectation, value)
 
 
 def mean_and_spread(values: Sequence[float], *, num_runs: int) -> str:

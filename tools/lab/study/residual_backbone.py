@@ -22,7 +22,13 @@ from engine.errors import UserError
 from engine.files import write_file
 from tools.lab.planned_runs import run_status
 from tools.lab.study.config import BackboneExpectationConfig, BackboneStudyConfig
-from tools.lab.study.expectations import RESAMPLING, Verdict, difference_text, mean_and_spread
+from tools.lab.study.expectations import (
+    RESAMPLING,
+    Verdict,
+    difference_text,
+    mean_and_spread,
+    verdict_on,
+)
 from tools.lab.study.scoring import (
     Scores,
     Scoring,
@@ -43,6 +49,8 @@ from tools.lab.study.training import (
 from tools.lab.tables import console_table, markdown_table
 
 SCORES = ("top1", "ap", "ap50")
+NUM_CLASSES = 10
+"""Classes of the classifier whose parameters are counted: those of Imagenette."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class BackboneReport:
         """Headings of the table."""
         scores = ("top-1 % of the classifier", "AP of the detector", "AP50")
         difference = f"AP minus that with {self.reference}, 95 % interval"
-        return ("backbone", "parameters of the classifier", *scores, difference)
+        return ("backbone", f"parameters with {NUM_CLASSES} classes", *scores, difference)
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the cells of each backbone, under `headings`."""
@@ -247,15 +255,10 @@ def check_expectations(
     scale: BackboneStudyConfig, rows: Sequence[Row]
 ) -> tuple[Verdict[BackboneExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
-    by_backbone = {row.backbone: row for row in rows}
-    verdicts = []
-    for expectation in scale.expectations:
-        value = by_backbone[expectation.backbone].mean(expectation.score)
-        if expectation.above is not None and value is not None:
-            other = by_backbone[expectation.above].mean(expectation.score)
-            value = None if other is None else value - other
-        verdicts.append(Verdict(expectation, value))
-    return tuple(verdicts)
+    return tuple(
+        verdict_on(each, each.backbone, {row.backbone: row.mean(each.score) for row in rows})
+        for each in scale.expectations
+    )
 
 
 def _check_tasks(pretraining: Run, detector: Run) -> None:
@@ -286,7 +289,7 @@ def _row(
     if backbone != reference and len(tested) == len(others) == len(own):
         groups = ([each.matches for each in group] for group in (others, tested))
         difference = mean_difference(*groups)["ap"]
-    parameters = count_parameters(own[0].pretraining.config, num_classes=10)
+    parameters = count_parameters(own[0].pretraining.config, num_classes=NUM_CLASSES)
     return Row(backbone, parameters, len(own), scores, difference)
 
 
