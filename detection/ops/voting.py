@@ -39,26 +39,14 @@ def vote_boxes(
     """
     # 0 times NaN is NaN: without this, one box that is not finite would spoil every mean
     boxes = boxes.where((scores > 0)[..., None], 0.0)
-    parts = [
-        _vote(*rows, boxes, scores, labels, iou_thresh=iou_thresh)
-        for rows in zip(kept_boxes.split(_ROWS, 1), kept_labels.split(_ROWS, 1), strict=True)
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def _vote(
-    kept_boxes: Tensor,
-    kept_labels: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    *,
-    iou_thresh: float,
-) -> Tensor:
-    votes = box_iou(kept_boxes, boxes) >= iou_thresh  # (B, D, M)
-    votes &= kept_labels[..., None] == labels[:, None]
     # float64: autocast and TF32 would round the coordinates to some ten bits
-    weights = scores.clamp(min=0).double()[:, None] * votes
-    total = weights.sum(dim=2, keepdim=True)
-    mean = weights @ boxes.double() / total.where(total > 0, 1.0)
-    return mean.to(kept_boxes.dtype).where(total > 0, kept_boxes)
+    positions, weights = boxes.double(), scores.clamp(min=0).double()[:, None]  # (B, 1, M)
+    voted = []
+    for some, own in zip(kept_boxes.split(_ROWS, 1), kept_labels.split(_ROWS, 1), strict=True):
+        votes = box_iou(some, boxes) >= iou_thresh  # (B, _ROWS, M)
+        votes &= own[..., None] == labels[:, None]
+        own_weights = weights * votes
+        total = own_weights.sum(dim=2, keepdim=True)
+        mean = own_weights @ positions / total.where(total > 0, 1.0)
+        voted.append(mean.to(some.dtype).where(total > 0, some))
+    return torch.cat(voted, dim=1)

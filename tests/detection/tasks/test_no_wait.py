@@ -19,6 +19,8 @@ from backbones.norm import FrozenBatchNorm2d, NormKind, make_norm
 from backbones.prediction import prepare_for_prediction
 from detection.commands.tasks import build_task
 from detection.ops.nms import nms_operator
+from detection.structures import DetectionBatch
+from detection.tasks.detection import DetectionTask
 from engine.distributed import process_group
 from engine.schema import LoopConfig
 from engine.step import move_task
@@ -150,6 +152,17 @@ def test_a_prediction_asks_for_its_result_alone(tmp_path: Path, kind: str) -> No
     assert spotter.found == [TO_THE_HOST] * len(PREDICTIONS[kind])
 
 
+def check_first_request(task: DetectionTask, batch: DetectionBatch, kind: str) -> None:
+    """Check the first value that `predict` asks the device for.
+
+    It is the number of masks, or the sizes of all detections at once.
+    """
+    with WaitSpotter() as spotter, pytest.raises(DataDependentOutputException):
+        task.predict(batch)
+    before = [] if kind == "segmentation" else [TO_THE_HOST]
+    assert spotter.found == [*before, "_local_scalar_dense"]
+
+
 @pytest.mark.extended
 @with_cuda_types
 @pytest.mark.usefixtures("fake_kernels")
@@ -169,11 +182,7 @@ def test_a_detector_asks_for_its_detections_alone(
         assert spotter.found == []
         assert found.boxes.is_cuda
         assert (masks is not None) == (kind == "segmentation")
-        # the first value asked for: the number of masks, or, of all detections at once, the sizes
-        with WaitSpotter() as spotter, pytest.raises(DataDependentOutputException):
-            task.predict(batch)
-        before = [] if kind == "segmentation" else [TO_THE_HOST]
-        assert spotter.found == [*before, "_local_scalar_dense"]
+        check_first_request(task, batch, kind)
 
 
 ADDITIONS: dict[str, dict[str, Any]] = {
@@ -216,10 +225,7 @@ def test_an_ensemble_with_all_additions_asks_for_its_detections_alone(
         assert found.boxes.is_cuda
         assert found.boxes.dtype == torch.float32
         assert (masks is not None) == (kind == "segmentation")
-        with WaitSpotter() as spotter, pytest.raises(DataDependentOutputException):
-            task.predict(batch)
-        before = [] if kind == "segmentation" else [TO_THE_HOST]
-        assert spotter.found == [*before, "_local_scalar_dense"]
+        check_first_request(task, batch, kind)
 
 
 @with_cuda_types

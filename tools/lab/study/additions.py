@@ -152,7 +152,8 @@ def plan_study(
     Raises:
         UserError: a config file is missing, an override is wrong, or the task is another one.
     """
-    folder, chosen = data or "data", tuple(dict.fromkeys(seeds or scale.seeds))
+    folder = data or "data"
+    chosen = tuple(dict.fromkeys(scale.seeds if seeds is None else seeds))
     tested = tuple(data_overrides(scale.test, data=folder))
     config_of = partial(planned_config, scale.training, configs=configs, data=folder)
     runs: dict[tuple[str, int], Run] = {}

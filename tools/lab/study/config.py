@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engine.config import load_config
 from engine.schema import Config, PathText
-from tools.lab.study.expectations import BoundConfig
+from tools.lab.study.expectations import BoundConfig, check_names
 
 
 class FigureConfig(Config):
@@ -79,11 +79,7 @@ class ScaleConfig(Config):
     def _check(self) -> Self:
         pairs = [(each.network, each.above or each.network) for each in self.expectations]
         named = [*self.paper_errors, *(name for pair in pairs for name in pair)]
-        for name in named:
-            if name not in self.networks:
-                raise ValueError(
-                    f"expected one of networks ({', '.join(self.networks)}), got {name}"
-                )
+        check_names(named, self.networks, what="networks")
         return self
 
     def all_expectations(self) -> list[ExpectationConfig]:
@@ -133,11 +129,7 @@ class BackboneStudyConfig(Config):
         named = [self.reference]
         for each in self.expectations:
             named += [each.backbone, each.above or each.backbone]
-        for name in named:
-            if name not in self.backbones:
-                raise ValueError(
-                    f"expected one of backbones ({', '.join(self.backbones)}), got {name}"
-                )
+        check_names(named, self.backbones, what="backbones")
         return self
 
 
@@ -205,10 +197,8 @@ class AdditionsStudyConfig(Config):
                 expected = " or ".join(self.networks)
                 raise ValueError(f"rows.{name}.network: expected {expected}, got {row.network}")
             earlier.append(name)
-        for each in self.expectations:
-            for name in (each.row, each.above or each.row):
-                if name not in self.rows:
-                    raise ValueError(f"expected one of rows ({', '.join(earlier)}), got {name}")
+        pairs = [(each.row, each.above or each.row) for each in self.expectations]
+        check_names([name for pair in pairs for name in pair], self.rows, what="rows")
         return self
 
     def evaluation_of(self, name: str) -> tuple[str, tuple[str, ...]]:

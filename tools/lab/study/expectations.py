@@ -1,6 +1,7 @@
 """Expected results of a study: bounds, their verdicts, and means with their spread over seeds."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -17,7 +18,7 @@ RESAMPLING = (
 E = TypeVar("E", bound="BoundConfig")
 
 
-class BoundConfig(Config):
+class BoundConfig(Config, ABC):
     """A lower or an upper bound on a value, in percent or percentage points."""
 
     at_least: float | None = None
@@ -34,9 +35,9 @@ class BoundConfig(Config):
         return self
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """Name of the bounded value, for the report."""
-        raise NotImplementedError
 
     @property
     def bound(self) -> str:
@@ -50,6 +51,13 @@ class BoundConfig(Config):
         lowest = float("-inf") if self.at_least is None else self.at_least
         highest = float("inf") if self.at_most is None else self.at_most
         return lowest <= value <= highest
+
+
+def check_names(names: Iterable[str], known: Collection[str], *, what: str) -> None:
+    """Raise ValueError for a name that is not one of `known`; `what` is their key."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"expected one of {what} ({', '.join(known)}), got {name}")
 
 
 @dataclass(frozen=True)

@@ -201,10 +201,10 @@ def run_study(
     prepare_output(output)
     write = partial(write_report, scale, planned, output=output, command=command)
 
-    def score_and_write() -> None:
+    def score_and_write() -> BackboneReport:
         done = [each for each in planned if run_status(each.detector) == "done"]
         score_all([each.scoring for each in done], device=device)
-        write()
+        return write()
 
     pretrainings = {each.detector.name: each.pretraining for each in planned}
 
@@ -216,8 +216,7 @@ def run_study(
 
     trainings = trainings_of(planned)
     train_runs(trainings, device=device, before_each=export, after_each=score_and_write)
-    score_and_write()  # an evaluation may have been interrupted
-    return write()
+    return score_and_write()  # an evaluation may have been interrupted
 
 
 def write_report(
