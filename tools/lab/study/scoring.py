@@ -1,6 +1,5 @@
 """Scores of trained detectors on a study's test images, kept as files and read again."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -9,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from detection.commands.tasks import load_task
+from detection.data.json_files import parse_json
 from detection.evaluation.match_files import match_file
 from detection.evaluation.matching import MatchTable
 from engine.checkpoint import prepare_output
+from engine.checksum import file_digest
 from engine.errors import UserError
 from engine.evaluate import evaluate
 from engine.files import write_file
 from engine.log import RunLog
-from engine.paths import exists, read_bytes, read_text
+from engine.paths import exists
+from engine.run_folder import WEIGHTS_FILE
 from tools.lab.planned_runs import PlannedRun, run_status
 
 _DONE = "scored.json"
@@ -122,10 +124,7 @@ def _speed(scoring: Scoring) -> float | None:
 
 def _identity(scoring: Scoring) -> dict[str, Any]:
     """Return what an evaluation's files depend on."""
-    weights = {
-        run.name: hashlib.sha256(read_bytes(run.folder / "model.safetensors")).hexdigest()
-        for run in scoring.runs
-    }
+    weights = {run.name: file_digest(run.folder / WEIGHTS_FILE) for run in scoring.runs}
     return {"overrides": list(scoring.overrides), "weights": weights}
 
 
@@ -135,10 +134,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    content = parse_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object, got {type(content).__name__}")
     return content
