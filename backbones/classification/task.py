@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.build import build_network
 from backbones.classification.batch_transforms import (
     mixup_cutmix,
     pad_crop_flip,
@@ -21,7 +22,7 @@ from backbones.classification.cifar import CifarDataset
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.folder import FolderDataset
 from backbones.classification.metrics import ClassificationEvaluator
-from backbones.classification.model import Classifier, build_network
+from backbones.classification.model import Classifier
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.views import predict_probabilities
 from backbones.classification.visualize import draw_prediction

@@ -1,9 +1,8 @@
 """Build Faster R-CNN or Mask R-CNN from its config, with random weights."""
 
+from backbones.build import build_network
 from backbones.features import Backbone
 from backbones.fpn import FPN
-from backbones.resnet import build_resnet
-from backbones.vgg import VGG16
 from detection.config import BackboneConfig, DetectionConfig, ModelConfig
 from detection.models.anchors import AnchorGenerator
 from detection.models.box_head import (
@@ -19,17 +18,13 @@ from detection.models.rpn import RPNHead
 
 def build_backbone(config: BackboneConfig) -> Backbone:
     """Build a backbone without `fc`, with random weights; freeze its first stages."""
-    backbone: Backbone
-    if config.kind == "vgg16":
-        backbone = VGG16(None, width_multiplier=config.width_multiplier)
-    else:
-        backbone = build_resnet(
-            config.kind,
-            norm=config.norm,
-            norm_eps=config.norm_eps,
-            stride_in_1x1=config.stride_in_1x1,
-            width_multiplier=config.width_multiplier,
-        )
+    backbone = build_network(
+        config.kind,
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        stride_in_1x1=config.stride_in_1x1,
+        width_multiplier=config.width_multiplier,
+    )
     backbone.freeze_stages(config.frozen_stages)
     return backbone
 

@@ -4,7 +4,8 @@ import torch
 import torchvision.transforms.v2.functional as torchvision_functional
 from torch import Tensor
 
-from backbones.classification.model import Classifier, build_network
+from backbones.build import build_network
+from backbones.classification.model import Classifier
 from backbones.classification.views import View, predict_probabilities, ten_crops
 from engine.errors import UserError
 from tests.reference import classification as reference
