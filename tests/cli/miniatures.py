@@ -10,8 +10,12 @@ from tests.detection.datasets.voc_files import XmlRow, write_image, write_voc, w
 
 WNIDS = ("n01440764", "n02219486")
 """Two classes: a tench and an ant."""
-COCO_OBJECTS = ((17, (2, 3, 30, 30)), (1, (20, 5, 35, 33)))
-"""Category id (cat, person) and x, y, width, height."""
+CocoObject = tuple[int, tuple[int, int, int, int]]
+"""Category id, and x, y, width, height."""
+COCO_OBJECTS: Sequence[CocoObject] = ((17, (2, 3, 30, 30)), (1, (20, 5, 35, 33)))
+"""A cat and a person."""
+CELLS: Sequence[CocoObject] = ((1, (2, 3, 30, 30)), (2, (20, 5, 35, 33)))
+"""A white and a red blood cell."""
 OBJECTS: Sequence[XmlRow] = (("n02219486", 0, 0, 30, 20, ""), ("n01440764", 10, 5, 55, 38, ""))
 
 
@@ -33,26 +37,62 @@ def write_miniatures(data: Path) -> None:
 
 def write_coco_2014(root: Path) -> None:
     """Write COCO 2014's train and val, and test-dev of 2015, whose JSON has no annotations."""
-    categories = [{"id": k, "name": name} for k, name in zip(COCO_IDS, COCO_NAMES, strict=True)]
+    categories = dict(zip(COCO_IDS, COCO_NAMES, strict=True))
     for number, split in enumerate(("train2014", "val2014", "test2015")):
-        images = []
-        annotations = []
-        for image_id in (10 * number + 1, 10 * number + 2):
-            name = f"COCO_{split}_{image_id:012}.jpg"
-            write_image(root / split / name)
-            images.append({"id": image_id, "file_name": name, "height": 40, "width": 60})
-            for number_in_image, (category_id, box) in enumerate(COCO_OBJECTS):
-                entry = {"image_id": image_id, "category_id": category_id, "iscrowd": 0}
-                entry |= {"id": 10 * image_id + number_in_image, "area": box[2] * box[3]}
-                annotations.append({**entry, "bbox": box})
-        document: dict[str, Any] = {"info": {}, "images": images, "categories": categories}
-        name = "image_info_test-dev2015"
-        if split != "test2015":
-            document["annotations"] = annotations
-            name = f"instances_{split}"
-        path = root / "annotations" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document))
+        names = {
+            image_id: f"{split}/COCO_{split}_{image_id:012}.jpg"
+            for image_id in (10 * number + 1, 10 * number + 2)
+        }
+        for name in names.values():
+            write_image(root / name)
+        file_names = {image_id: name.split("/")[1] for image_id, name in names.items()}
+        document = coco_document(file_names, categories, COCO_OBJECTS)
+        name = f"instances_{split}"
+        if split == "test2015":
+            name = "image_info_test-dev2015"
+            del document["annotations"]
+        write_json(root / "annotations" / f"{name}.json", document)
+
+
+def write_bccd(root: Path) -> None:
+    """Write blood cells: one folder of images, and three splits of two images."""
+    categories = {1: "WBC", 2: "RBC", 3: "Platelets"}
+    for number, split in enumerate(("train", "val", "test")):
+        file_names = {k: f"BloodImage_{k:05}.jpg" for k in (10 * number + 1, 10 * number + 2)}
+        for name in file_names.values():
+            write_image(root / "images" / name)
+        document = coco_document(file_names, categories, CELLS)
+        write_json(root / "annotations" / f"{split}.json", document)
+
+
+def coco_document(
+    file_names: dict[int, str], categories: dict[int, str], objects: Sequence[CocoObject]
+) -> dict[str, Any]:
+    """Return COCO's JSON of images by their ids, each with these objects."""
+    images = [
+        {"id": image_id, "file_name": name, "height": 40, "width": 60}
+        for image_id, name in file_names.items()
+    ]
+    annotations = [
+        {
+            "id": 10 * image_id + number,
+            "image_id": image_id,
+            "category_id": category_id,
+            "iscrowd": 0,
+            "area": box[2] * box[3],
+            "bbox": box,
+        }
+        for image_id in file_names
+        for number, (category_id, box) in enumerate(objects)
+    ]
+    named = [{"id": category_id, "name": name} for category_id, name in categories.items()]
+    return {"info": {}, "images": images, "categories": named, "annotations": annotations}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
 
 
 def write_ilsvrc_detection(root: Path) -> None:

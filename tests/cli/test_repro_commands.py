@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from detection.localization.config import LocalizationConfig
 from engine.config import load_config
 from engine.schema import RunConfig
 from tests.cli.conftest import Call
-from tests.cli.miniatures import write_miniatures
+from tests.cli.miniatures import write_bccd, write_imagenet, write_miniatures
 from tools.lab.study import command as repro
 from tools.lab.study.config import load_repro
 
@@ -79,6 +80,7 @@ LOCALIZER = (
     *("evaluation.resize=64", "evaluation.crop=64", "evaluation.scales=[64]"),
 )
 REGIONS = (*LOCALIZER, "model.num_proposals=5", "model.side=32")
+DEMO = ("data.demo.num_train=8", "data.demo.num_val=4")
 
 
 @dataclass(frozen=True)
@@ -304,26 +306,59 @@ def test_commands_run_on_cifar(
             miniatures.run(command, call, f"data.root={cifar_root}")
 
 
-@pytest.mark.slow
-def test_study_runs_on_cifar(
-    site: Path, call: Call, cifar_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run `repro.py` with two steps for each network: the file that it reads is a copy."""
+def shorten_studies(site: Path) -> None:
+    """Write a copy of configs/ below a folder, in which each training of a study is short."""
     values = yaml.safe_load(repro.REPRO.read_text(encoding="utf-8"))
-    for scale in values["cifar_degradation"].values():
-        scale["overrides"] = [*scale.get("overrides", []), *CIFAR]
+    parts: list[tuple[dict[str, Any], Sequence[str]]] = []
+    parts += [(scale, CIFAR) for scale in values["cifar_degradation"].values()]
+    for scale in values["residual_backbone"].values():
+        parts += [(scale["pretraining"], CLASSIFIER), (scale["detection"], DETECTOR)]
+    parts += [(scale["training"], DETECTOR) for scale in values["detector_additions"].values()]
+    for part, overrides in parts:
+        demo = DEMO if "data.demo.root" in part.get("data", {}) else ()
+        # a new list: the file has aliases
+        part["overrides"] = [*part.get("overrides", []), *overrides, *demo]
     (site / "configs").mkdir()
-    (site / "configs" / "backbones").symlink_to(REPOSITORY / "configs" / "backbones")
+    for folder in ("backbones", "detection"):
+        (site / "configs" / folder).symlink_to(REPOSITORY / "configs" / folder)
     (site / "configs" / "repro.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def run_studies(
+    site: Path, call: Call, commands: Sequence[Command], *more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run `repro.py` commands with two steps for each network; `more` are arguments."""
+    shorten_studies(site)
     monkeypatch.setattr(repro, "REPRO", site / "configs" / "repro.yaml")
-    commands = {
-        command.text: command
-        for row in ROWS.values()
-        for command in row
-        if command.tool == "tools/repro.py" and uses_cifar(command)
-    }
-    assert len(commands) == 2
-    for command in commands.values():
-        outcome = call(repro, *command.arguments, "--data", cifar_root, "--device", "cpu")
+    for command in commands:
+        outcome = call(repro, *command.arguments, "--device", "cpu", *more)
         assert outcome.code == 0, outcome.err
         assert "report and figures: runs/repro/" in outcome.out
+
+
+STUDIES = {
+    command.text: command
+    for command in chain.from_iterable(ROWS.values())
+    if command.tool == "tools/repro.py"
+}
+CIFAR_STUDIES = [each for each in STUDIES.values() if uses_cifar(each)]
+DETECTOR_STUDIES = [each for each in STUDIES.values() if not uses_cifar(each)]
+
+
+@pytest.mark.slow
+def test_studies_run_on_cifar(
+    site: Path, call: Call, cifar_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(CIFAR_STUDIES) == 2
+    run_studies(site, call, CIFAR_STUDIES, "--data", str(cifar_root), monkeypatch=monkeypatch)
+
+
+@pytest.mark.extended
+def test_studies_of_detectors_run_on_miniatures(
+    site: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo is drawn by the command; the other data sets are miniatures."""
+    assert len(DETECTOR_STUDIES) == 3
+    write_imagenet(site / "data" / "imagenette128")
+    write_bccd(site / "data" / "bccd")
+    run_studies(site, call, DETECTOR_STUDIES, "--seeds", "0", "1", monkeypatch=monkeypatch)
