@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
@@ -136,6 +136,10 @@ def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | No
         found = json.loads(read_text(directory / "metrics.json"))
     except ValueError as error:
         raise UserError(f"{directory / 'metrics.json'}: expected JSON, got: {error}") from error
-    numbers = found.items() if isinstance(found, dict) else ()
-    values = {name: math.nan if value is None else value for name, value in numbers}
+    return metric_numbers(found) if isinstance(found, dict) else {}
+
+
+def metric_numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a metrics.json, which has null for NaN, without its texts."""
+    values = {name: math.nan if value is None else value for name, value in found.items()}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import UserError
 from tests.lab.study.finished import finish_run, finish_scoring, write_annotations
-from tests.lab.study.tiny_configs import CLASSIFIER, DATA, DETECTOR
+from tests.lab.study.tiny_configs import DATA, DETECTOR, write_configs
 from tools.lab.study.additions import AdditionsPlan, plan_study, run_study, write_report
 from tools.lab.study.config import AdditionsStudyConfig
 
@@ -36,12 +36,8 @@ VALUES: dict[str, Any] = {
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
     """Folder with the config of the training."""
-    folder = tmp_path / "configs"
-    folder.mkdir()
-    text = DETECTOR.replace("norm: frozen", "kind: resnet18, norm: group")
-    (folder / "detector.yaml").write_text(text)
-    (folder / "classifier.yaml").write_text(CLASSIFIER)
-    return folder
+    detector = DETECTOR.replace("norm: frozen", "kind: resnet18, norm: group")
+    return write_configs(tmp_path / "configs", detector=detector)
 
 
 def scale_of(**changes: Any) -> AdditionsStudyConfig:

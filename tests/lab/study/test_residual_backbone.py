@@ -8,7 +8,7 @@ import pytest
 from detection.config import DetectionConfig
 from engine.errors import UserError
 from tests.lab.study.finished import finish_run, finish_scoring, write_annotations
-from tests.lab.study.tiny_configs import CLASSIFIER, DATA, DETECTOR
+from tests.lab.study.tiny_configs import DATA, write_configs
 from tools.lab.study.config import BackboneStudyConfig
 from tools.lab.study.residual_backbone import (
     BackboneRuns,
@@ -36,11 +36,7 @@ VALUES: dict[str, Any] = {
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
     """Folder with the configs of both trainings."""
-    folder = tmp_path / "configs"
-    folder.mkdir()
-    (folder / "classifier.yaml").write_text(CLASSIFIER)
-    (folder / "detector.yaml").write_text(DETECTOR)
-    return folder
+    return write_configs(tmp_path / "configs")
 
 
 def scale_of(**changes: Any) -> BackboneStudyConfig:

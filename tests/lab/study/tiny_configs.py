@@ -1,5 +1,7 @@
 """Configs of tiny trainings on the demo, for the studies of detectors."""
 
+from pathlib import Path
+
 CLASSIFIER = """\
 task: classification
 data: {root: objects, demo: {root: objects, num_train: 24, num_val: 12}}
@@ -30,3 +32,11 @@ DATA = {
     "data.val.annotations": "demo/annotations/val.json",
 }
 """Paths below the folder that `--data` names."""
+
+
+def write_configs(folder: Path, *, detector: str = DETECTOR) -> Path:
+    """Write both configs into a new folder, and return it."""
+    folder.mkdir()
+    (folder / "classifier.yaml").write_text(CLASSIFIER)
+    (folder / "detector.yaml").write_text(detector)
+    return folder

@@ -22,19 +22,23 @@ from tools.lab.study.config import AdditionExpectationConfig, AdditionsStudyConf
 from tools.lab.study.expectations import (
     RESAMPLING,
     Verdict,
+    complete_mean,
     difference_text,
     mean_and_spread,
+    results_table,
+    verdict_lines,
     verdict_on,
 )
 from tools.lab.study.scoring import Scores, Scoring, read_scores, score_all
 from tools.lab.study.training import (
     Run,
+    chosen_seeds,
     data_overrides,
     origins_table,
     planned_config,
     train_runs,
 )
-from tools.lab.tables import console_table, markdown_table
+from tools.lab.tables import markdown_table
 
 SCORES = ("ap", "ap50", "ap75")
 
@@ -82,8 +86,7 @@ class Row:
 
     def mean(self, score: str) -> float | None:
         """Return a mean score over seeds; None if an evaluation is not done."""
-        values = self.values(score)
-        return statistics.fmean(values) if len(values) == len(self.scored) else None
+        return complete_mean(self.values(score), num_runs=len(self.scored))
 
     def score_text(self, score: str) -> str:
         """Return mean and spread of a score, or the one number of an ensemble."""
@@ -127,9 +130,8 @@ class AdditionsReport:
 
     def table(self) -> Table:
         """Return the rows and the expectations for the console."""
-        lines = "\n".join(verdict.line() for verdict in self.verdicts)
         title = "additions to a detector"
-        return console_table(self.headings, self.cells(), title=title, caption=lines)
+        return results_table(self.headings, self.cells(), self.verdicts, title=title)
 
 
 def plan_study(
@@ -153,7 +155,7 @@ def plan_study(
         UserError: a config file is missing, an override is wrong, or the task is another one.
     """
     folder = data or "data"
-    chosen = tuple(dict.fromkeys(scale.seeds if seeds is None else seeds))
+    chosen = chosen_seeds(scale.seeds, seeds)
     tested = tuple(data_overrides(scale.test, data=folder))
     config_of = partial(planned_config, scale.training, configs=configs, data=folder)
     runs: dict[tuple[str, int], Run] = {}
@@ -254,7 +256,7 @@ def check_expectations(
 ) -> tuple[Verdict[AdditionExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
     return tuple(
-        verdict_on(each, each.row, {row.planned.name: row.mean(each.score) for row in rows})
+        verdict_on(each, {row.planned.name: row.mean(each.score) for row in rows})
         for each in scale.expectations
     )
 
@@ -284,8 +286,7 @@ def _difference(
 def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> str:
     lines = ["# Additions to a detector (Table 9)", ""]
     lines += [markdown_table(report.headings, report.cells()), ""]
-    lines += [f"- {verdict.line()}" for verdict in report.verdicts]
-    lines += [""] if report.verdicts else []
+    lines += verdict_lines(report.verdicts)
     images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
     count = f" ({images.pop()})" if images else ""
     lines += [

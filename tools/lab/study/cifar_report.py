@@ -4,7 +4,6 @@ It reproduces section 4.2 of the paper: Figures 1, 6 and 7, and Table 6. Errors 
 as in the paper.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,17 @@ from engine.log import RunLog
 from tools.lab.planned_runs import run_status
 from tools.lab.study.cifar_runs import TAIL_FRACTION, Measurement, Run, measure
 from tools.lab.study.config import ExpectationConfig, ScaleConfig
-from tools.lab.study.expectations import Verdict, mean_and_spread, verdict_on
+from tools.lab.study.expectations import (
+    Verdict,
+    complete_mean,
+    mean_and_spread,
+    results_table,
+    verdict_lines,
+    verdict_on,
+)
 from tools.lab.study.responses import draw_responses, measure_responses
 from tools.lab.study.training import count_parameters, origins_table, train_runs
-from tools.lab.tables import console_table, markdown_table
+from tools.lab.tables import markdown_table
 
 HEADINGS = (
     "network",
@@ -61,8 +67,7 @@ class Row:
 
     def mean(self, kind: str) -> float | None:
         """Return the mean error; None if a run is not finished."""
-        errors = self.errors(kind)
-        return statistics.fmean(errors) if len(errors) == self.num_runs else None
+        return complete_mean(self.errors(kind), num_runs=self.num_runs)
 
     def mean_and_spread(self, kind: str) -> str:
         """Return "mean +- standard deviation"; it also counts the runs if some are missing."""
@@ -96,9 +101,8 @@ class StudyReport:
 
     def table(self) -> Table:
         """Return the networks and the expectations for the console."""
-        lines = "\n".join(verdict.line() for verdict in self.verdicts)
         title = "plain and residual nets on CIFAR-10"
-        return console_table(HEADINGS, self.cells(), title=title, caption=lines)
+        return results_table(HEADINGS, self.cells(), self.verdicts, title=title)
 
     def _verdict_on(self, row: Row) -> str:
         """Return the outcome of the comparison with the paper's error, or "-" if it has none."""
@@ -193,7 +197,7 @@ def check_expectations(
 ) -> tuple[Verdict[ExpectationConfig], ...]:
     """Compare mean errors over seeds with every expectation of a scale."""
     return tuple(
-        verdict_on(each, each.network, {row.network: row.mean(each.error) for row in rows})
+        verdict_on(each, {row.network: row.mean(each.error) for row in rows})
         for each in scale.all_expectations()
     )
 
@@ -201,10 +205,9 @@ def check_expectations(
 def _markdown(report: StudyReport, runs: Sequence[Run], *, command: str) -> str:
     lines = ["# Plain and residual nets on CIFAR-10", ""]
     lines.append(markdown_table(HEADINGS, report.cells()))
-    lines += ["", *(f"- {verdict.line()}" for verdict in report.verdicts)]
-    if report.verdicts:
-        lines.append("")
     lines += [
+        "",
+        *verdict_lines(report.verdicts),
         f"Training error: mean over the last {TAIL_FRACTION:.0%} of a run's log lines, on the",
         "augmented minibatches of training. Test error: top-1 error of the final evaluation.",
         "Spread: standard deviation over seeds. Verdicts compare means over seeds. Seconds:",

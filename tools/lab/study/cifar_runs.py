@@ -15,7 +15,7 @@ from engine.config import load_config
 from engine.errors import UserError
 from tools.lab.planned_runs import PlannedRun
 from tools.lab.study.config import ScaleConfig
-from tools.lab.study.training import curve_of, override, training_seconds
+from tools.lab.study.training import chosen_seeds, curve_of, override, training_seconds
 
 TAIL_FRACTION = 0.1
 """Fraction of the log lines, at the end of a run, that the training error is averaged over."""
@@ -69,7 +69,7 @@ def plan_runs(
     runs = []
     root = [] if data is None else [override("data.root", data)]
     for network, file in scale.networks.items():
-        for seed in dict.fromkeys(scale.seeds if seeds is None else seeds):
+        for seed in chosen_seeds(scale.seeds, seeds):
             overrides = [*scale.overrides, f"seed={seed}", *root]
             config = load_config(configs / file, overrides, schemas=SCHEMAS)
             assert isinstance(config, ClassificationConfig)

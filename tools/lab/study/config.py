@@ -49,6 +49,11 @@ class ExpectationConfig(BoundConfig):
     """Network, by `model.backbone.kind`."""
 
     @property
+    def name(self) -> str:
+        """The network."""
+        return self.network
+
+    @property
     def subject(self) -> str:
         """Name of the bounded value, for the report."""
         difference = "" if self.above is None else f" minus that of {self.above}"
@@ -77,9 +82,7 @@ class ScaleConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        pairs = [(each.network, each.above or each.network) for each in self.expectations]
-        named = [*self.paper_errors, *(name for pair in pairs for name in pair)]
-        check_names(named, self.networks, what="networks")
+        check_names(self.expectations, self.networks, what="networks", more=self.paper_errors)
         return self
 
     def all_expectations(self) -> list[ExpectationConfig]:
@@ -98,6 +101,11 @@ class BackboneExpectationConfig(BoundConfig):
     """Accuracy of the pretrained classifier, or a metric of the detector."""
     backbone: str
     """A backbone of the study."""
+
+    @property
+    def name(self) -> str:
+        """The backbone."""
+        return self.backbone
 
     @property
     def subject(self) -> str:
@@ -126,10 +134,7 @@ class BackboneStudyConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        named = [self.reference]
-        for each in self.expectations:
-            named += [each.backbone, each.above or each.backbone]
-        check_names(named, self.backbones, what="backbones")
+        check_names(self.expectations, self.backbones, what="backbones", more=[self.reference])
         return self
 
 
@@ -149,6 +154,11 @@ class AdditionExpectationConfig(BoundConfig):
     """Metric."""
     row: str
     """A row of the study."""
+
+    @property
+    def name(self) -> str:
+        """The row."""
+        return self.row
 
     @property
     def subject(self) -> str:
@@ -197,8 +207,7 @@ class AdditionsStudyConfig(Config):
                 expected = " or ".join(self.networks)
                 raise ValueError(f"rows.{name}.network: expected {expected}, got {row.network}")
             earlier.append(name)
-        pairs = [(each.row, each.above or each.row) for each in self.expectations]
-        check_names([name for pair in pairs for name in pair], self.rows, what="rows")
+        check_names(self.expectations, self.rows, what="rows")
         return self
 
     def evaluation_of(self, name: str) -> tuple[str, tuple[str, ...]]:

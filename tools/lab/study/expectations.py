@@ -1,14 +1,18 @@
 """Expected results of a study: bounds, their verdicts, and means with their spread over seeds."""
 
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Self, TypeVar
 
 from pydantic import model_validator
+from rich.table import Table
 
 from detection.evaluation.uncertainty import RESAMPLES, Difference, spread
 from engine.schema import Config
+from tools.lab.tables import console_table
 
 RESAMPLING = (
     f"Its interval is that of {RESAMPLES} resamples of the test images, the same for all runs, and",
@@ -36,6 +40,11 @@ class BoundConfig(Config, ABC):
 
     @property
     @abstractmethod
+    def name(self) -> str:
+        """What the value belongs to: a network, a backbone or a row."""
+
+    @property
+    @abstractmethod
     def subject(self) -> str:
         """Name of the bounded value, for the report."""
 
@@ -53,9 +62,19 @@ class BoundConfig(Config, ABC):
         return lowest <= value <= highest
 
 
-def check_names(names: Iterable[str], known: Collection[str], *, what: str) -> None:
-    """Raise ValueError for a name that is not one of `known`; `what` is their key."""
-    for name in names:
+def check_names(
+    expectations: Iterable[BoundConfig],
+    known: Collection[str],
+    *,
+    what: str,
+    more: Iterable[str] = (),
+) -> None:
+    """Raise ValueError if expectations name something that is not one of `known`.
+
+    what: the key of `known`. more: further names to check, the first ones.
+    """
+    pairs = [(each.name, each.above or each.name) for each in expectations]
+    for name in (*more, *chain.from_iterable(pairs)):
         if name not in known:
             raise ValueError(f"expected one of {what} ({', '.join(known)}), got {name}")
 
@@ -81,20 +100,41 @@ class Verdict(Generic[E]):
         return f"{text}{measured}: {self.outcome}"
 
 
-def verdict_on(expectation: E, name: str, values: Mapping[str, float | None]) -> Verdict[E]:
+def verdict_on(expectation: E, values: Mapping[str, float | None]) -> Verdict[E]:
     """Compare a value, or its difference to that of `expectation.above`, with an expectation.
 
     Args:
         expectation: the bound.
-        name: what it bounds the value of.
-        values: by name; None if a run is missing.
+        values: by the names that it can have; None if a run is missing.
     """
-    value = values[name]
+    value = values[expectation.name]
     if expectation.above is not None and value is not None:
         other = values[expectation.above]
         # a difference needs both values
         value = None if other is None else value - other
     return Verdict(expectation, value)
+
+
+def verdict_lines(verdicts: Sequence[Verdict[E]]) -> list[str]:
+    """Return the lines of a report: a list of verdicts and an empty line, or nothing."""
+    return [*(f"- {verdict.line()}" for verdict in verdicts), *([""] if verdicts else [])]
+
+
+def results_table(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    verdicts: Sequence[Verdict[E]],
+    *,
+    title: str,
+) -> Table:
+    """Return the results and the verdicts below them, for the console."""
+    caption = "\n".join(verdict.line() for verdict in verdicts)
+    return console_table(headings, cells, title=title, caption=caption)
+
+
+def complete_mean(values: Sequence[float], *, num_runs: int) -> float | None:
+    """Return the mean of the finished runs' values; None if a run is missing."""
+    return statistics.fmean(values) if len(values) == num_runs else None
 
 
 def mean_and_spread(values: Sequence[float], *, num_runs: int) -> str:

@@ -4,7 +4,6 @@ The claim of the paper's abstract in small: what residual learning is worth to a
 and 8 compare ResNet-101 with VGG-16). Scores are in percent here.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +24,11 @@ from tools.lab.study.config import BackboneExpectationConfig, BackboneStudyConfi
 from tools.lab.study.expectations import (
     RESAMPLING,
     Verdict,
+    complete_mean,
     difference_text,
     mean_and_spread,
+    results_table,
+    verdict_lines,
     verdict_on,
 )
 from tools.lab.study.scoring import (
@@ -38,6 +40,7 @@ from tools.lab.study.scoring import (
 )
 from tools.lab.study.training import (
     Run,
+    chosen_seeds,
     count_parameters,
     curve_of,
     data_overrides,
@@ -46,7 +49,7 @@ from tools.lab.study.training import (
     planned_config,
     train_runs,
 )
-from tools.lab.tables import console_table, markdown_table
+from tools.lab.tables import markdown_table
 
 SCORES = ("top1", "ap", "ap50")
 NUM_CLASSES = 10
@@ -80,8 +83,7 @@ class Row:
 
     def mean(self, score: str) -> float | None:
         """Return a mean score over seeds; None if a run is not finished."""
-        values = self.scores[score]
-        return statistics.fmean(values) if len(values) == self.num_runs else None
+        return complete_mean(self.scores[score], num_runs=self.num_runs)
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,8 @@ class BackboneReport:
 
     def table(self) -> Table:
         """Return the backbones and the expectations for the console."""
-        lines = "\n".join(verdict.line() for verdict in self.verdicts)
         title = "backbones of a detector"
-        return console_table(self.headings, self.cells(), title=title, caption=lines)
+        return results_table(self.headings, self.cells(), self.verdicts, title=title)
 
 
 def plan_runs(
@@ -140,7 +141,7 @@ def plan_runs(
     """
     folder = data or "data"
     planned = []
-    for seed in dict.fromkeys(scale.seeds if seeds is None else seeds):
+    for seed in chosen_seeds(scale.seeds, seeds):
         for backbone, changes in scale.backbones.items():
             common = [f"model.backbone.kind={backbone}", f"seed={seed}"]
             pretraining = Run(
@@ -255,7 +256,7 @@ def check_expectations(
 ) -> tuple[Verdict[BackboneExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
     return tuple(
-        verdict_on(each, each.backbone, {row.backbone: row.mean(each.score) for row in rows})
+        verdict_on(each, {row.backbone: row.mean(each.score) for row in rows})
         for each in scale.expectations
     )
 
@@ -301,8 +302,7 @@ def _markdown(
 ) -> str:
     lines = ["# Backbones of a detector, pretrained alike", ""]
     lines += [markdown_table(report.headings, report.cells()), "", "![curves](curves.png)", ""]
-    lines += [f"- {verdict.line()}" for verdict in report.verdicts]
-    lines += [""] if report.verdicts else []
+    lines += verdict_lines(report.verdicts)
     steps = [run.config.loop.max_steps for run in trainings_of(planned)[:2]]
     images = next((len(each.matches.image_ids) for each in scored.values()), 0)
     lines += [

@@ -1,7 +1,6 @@
 """Scores of trained detectors on a study's test images, kept as files and read again."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.evaluate import evaluate
 from engine.files import write_file
 from engine.log import RunLog
 from engine.paths import exists
-from engine.run_folder import WEIGHTS_FILE
+from engine.run_folder import WEIGHTS_FILE, metric_numbers
 from tools.lab.planned_runs import PlannedRun, run_status
 
 _DONE = "scored.json"
@@ -74,9 +73,7 @@ def read_metrics_file(folder: Path) -> dict[str, float]:
     Raises:
         UserError: it is missing or damaged.
     """
-    values = _read_object(folder / "metrics.json").items()
-    numbers = {name: value for name, value in values if not isinstance(value, str)}
-    return {name: math.nan if value is None else value for name, value in numbers.items()}
+    return metric_numbers(_read_object(folder / "metrics.json"))
 
 
 def is_scored(scoring: Scoring) -> bool:

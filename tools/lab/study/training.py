@@ -44,6 +44,11 @@ def data_overrides(paths: dict[str, str], *, data: str) -> list[str]:
     return [override(key, Path(data) / path) for key, path in paths.items()]
 
 
+def chosen_seeds(seeds: Sequence[int], chosen: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the seeds of a scale, or those that replace them (None: none do), each once."""
+    return tuple(dict.fromkeys(seeds if chosen is None else chosen))
+
+
 def planned_config(
     training: TrainingConfig, overrides: Sequence[str], *, configs: Path, data: str
 ) -> RunConfig:
