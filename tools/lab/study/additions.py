@@ -17,7 +17,6 @@ from detection.evaluation.uncertainty import Difference, mean_difference
 from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.files import write_file
-from tools.lab.planned_runs import run_status
 from tools.lab.study.config import AdditionExpectationConfig, AdditionsStudyConfig
 from tools.lab.study.expectations import (
     RESAMPLING,
@@ -29,14 +28,13 @@ from tools.lab.study.expectations import (
     verdict_lines,
     verdict_on,
 )
-from tools.lab.study.scoring import Scores, Scoring, read_scores, score_all
+from tools.lab.study.scoring import Scores, Scoring, read_scores, train_and_score
 from tools.lab.study.training import (
     Run,
     chosen_seeds,
     data_overrides,
     origins_table,
     planned_config,
-    train_runs,
 )
 from tools.lab.tables import markdown_table
 
@@ -215,18 +213,8 @@ def run_study(
     prepare_output(output)
     write = partial(write_report, scale, plan, output=output, command=command)
 
-    def score_and_write() -> AdditionsReport:
-        ready = [
-            scoring
-            for row in plan.rows
-            for scoring in row.scorings
-            if all(run_status(run) == "done" for run in scoring.runs)
-        ]
-        score_all(ready, device=device)
-        return write()
-
-    train_runs(plan.trainings, device=device, after_each=score_and_write)
-    return score_and_write()  # an evaluation may have been interrupted
+    scorings = [scoring for row in plan.rows for scoring in row.scorings]
+    return train_and_score(plan.trainings, scorings, write=write, device=device)
 
 
 def write_report(

@@ -36,7 +36,7 @@ from tools.lab.study.scoring import (
     Scoring,
     read_metrics_file,
     read_scores,
-    score_all,
+    train_and_score,
 )
 from tools.lab.study.training import (
     Run,
@@ -47,7 +47,6 @@ from tools.lab.study.training import (
     origins_table,
     override,
     planned_config,
-    train_runs,
 )
 from tools.lab.tables import markdown_table
 
@@ -201,12 +200,6 @@ def run_study(
     """
     prepare_output(output)
     write = partial(write_report, scale, planned, output=output, command=command)
-
-    def score_and_write() -> BackboneReport:
-        done = [each for each in planned if run_status(each.detector) == "done"]
-        score_all([each.scoring for each in done], device=device)
-        return write()
-
     pretrainings = {each.detector.name: each.pretraining for each in planned}
 
     def export(run: Run) -> None:
@@ -215,9 +208,13 @@ def run_study(
             metrics = read_metrics_file(pretrained)
             export_backbone(pretrained, metrics=metrics, device=device)
 
-    trainings = trainings_of(planned)
-    train_runs(trainings, device=device, before_each=export, after_each=score_and_write)
-    return score_and_write()  # an evaluation may have been interrupted
+    return train_and_score(
+        trainings_of(planned),
+        [each.scoring for each in planned],
+        write=write,
+        device=device,
+        before_each=export,
+    )
 
 
 def write_report(

@@ -1,10 +1,10 @@
 """Scores of trained detectors on a study's test images, kept as files and read again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from detection.commands.tasks import load_task
 from detection.data.json_files import parse_json
@@ -18,9 +18,11 @@ from engine.files import write_file
 from engine.log import RunLog
 from engine.paths import exists
 from engine.run_folder import WEIGHTS_FILE, metric_numbers
-from tools.lab.planned_runs import PlannedRun, run_status
+from tools.lab.planned_runs import run_status
+from tools.lab.study.training import Run, train_runs
 
 _DONE = "scored.json"
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Scoring:
     overrides: changes to the config of the run. annotations: COCO JSON of the scored images.
     """
 
-    runs: tuple[PlannedRun[Any], ...]
+    runs: tuple[Run, ...]
     overrides: tuple[str, ...]
     annotations: Path
     folder: Path
@@ -107,6 +109,38 @@ def score_all(scorings: Sequence[Scoring], *, device: str | None = None) -> None
         record = {**_identity(scoring), "images_per_second": metrics["images_per_second"]}
         # last: it says that all is written
         write_file(scoring.folder / _DONE, f"{json.dumps(record, indent=2)}\n")
+
+
+def train_and_score(
+    trainings: Sequence[Run],
+    scorings: Sequence[Scoring],
+    *,
+    write: Callable[[], R],
+    device: str | None,
+    before_each: Callable[[Run], object] | None = None,
+) -> R:
+    """Train and evaluate what is not done, and return the report of `write`.
+
+    The report is rewritten after each training, so that an interrupted study has one too.
+
+    Args:
+        trainings: the runs of a study, in order.
+        scorings: evaluations of these; each is made as soon as its runs are done.
+        write: writes the report of what is done so far.
+        device: as `--device`; None picks a GPU if there is one.
+        before_each: as for `train_runs`.
+
+    Raises:
+        UserError, DivergedError, InterruptedRunError: as `train_runs` and `score_all`.
+    """
+
+    def score_and_write() -> R:
+        ready = [each for each in scorings if all(run_status(run) == "done" for run in each.runs)]
+        score_all(ready, device=device)
+        return write()
+
+    train_runs(trainings, device=device, before_each=before_each, after_each=score_and_write)
+    return score_and_write()  # an evaluation may have been interrupted
 
 
 def _speed(scoring: Scoring) -> float | None:
