@@ -1,0 +1,64 @@
+"""Config schema of a detector's images, annotations and augmentation.
+
+Lengths are in pixels of the resized image unless stated otherwise.
+"""
+
+from pydantic import PositiveInt
+
+from backbones.config import DemoConfig
+from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveInts
+
+
+class SplitConfig(Config):
+    """A folder of images and its annotations in COCO's JSON format."""
+
+    images: PathText = ""
+    """Folder to which the JSON's `file_name`s are relative."""
+    annotations: PathText = ""
+    """COCO JSON file."""
+
+
+class AugmentConfig(Config):
+    """Augmentation of training images."""
+
+    short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
+    """Target lengths of the shorter side; one is drawn for each batch."""
+    max_side: PositiveInt = 1333
+    """Cap on the longer side."""
+    flip_prob: Fraction = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip_prob: Fraction = 0.0
+    """Probability of an up-down flip (for microscope and satellite images, not street scenes)."""
+    color_jitter: Fraction = 0.0
+    """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
+
+
+class DataConfig(Config):
+    """Images, annotations and the policies for bad ones."""
+
+    train: SplitConfig = SplitConfig()
+    """Training images; the classes are read from this JSON."""
+    val: SplitConfig = SplitConfig()
+    """Validation images."""
+    demo: DemoConfig | None = None
+    """If set, and a split lies in `demo.root`, missing demo images are generated there."""
+    cache: bool = True
+    """Keep a cached copy next to a JSON file of 20 MB or more; it loads over ten times as fast."""
+    keep_empty: bool = True
+    """Train on images without objects."""
+    on_bad_box: BadInputPolicy = "error"
+    """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
+    for segmentation without a readable mask: stop, or drop the object and count it."""
+    on_bad_image: BadInputPolicy = "error"
+    """An image that is missing at the start, truncated, or not of its annotated size: stop, or skip
+    the image and count it. An image that disappears later always stops the run."""
+    augment: AugmentConfig = AugmentConfig()
+    """Training-time augmentation."""
+    eval_short_side: PositiveInt = 800
+    """Shorter side at evaluation and prediction."""
+    eval_max_side: PositiveInt = 1333
+    """Cap on the longer side at evaluation and prediction."""
+    aspect_groups: PositiveInt = 8
+    """Maximum number of aspect-ratio groups; a training batch is of one group. 1: no grouping."""
+    size_divisor: PositiveInt = 32
+    """Batches are padded to multiples of this."""
