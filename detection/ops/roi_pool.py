@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from detection.ops.boxes import box_area
+from detection.ops.kernels.adaptive_roi_align import align_rois_adaptively
 from detection.ops.kernels.roi_align import align_rois
 from engine.kernels import kernels_kind
 
+_LEAST_CHANNELS = 16
+"""Channels from which `align_rois_adaptively` is faster than torchvision; an image has 3."""
 _OUTSIDE = -8.0
 """A coordinate, in cells, whose samples are all outside the map."""
 
@@ -65,7 +68,8 @@ def pool_rois(
 ) -> Tensor:
     """Pool every box from the pyramid level for its size, or from the only level.
 
-    The fast implementation is `align_rois`, for RoIAlign with a fixed number of samples.
+    The fast implementations are of RoIAlign: `align_rois` for a fixed number of samples, and on a
+    CPU `align_rois_adaptively` for an adaptive one.
 
     Args:
         features: L tensors (B, C, H_l, W_l), the finest first; p2 is the first if L > 1.
@@ -90,7 +94,19 @@ def pool_rois(
         levels = assign_levels(boxes, num_levels=len(features))
     elif levels is None:
         levels = boxes.new_zeros(boxes.shape[:2], dtype=torch.int64)
-    if kernels_kind() == "fast" and kind == "roi_align" and sampling_ratio > 0:
+    is_fast_align = kernels_kind() == "fast" and kind == "roi_align"
+    has_many_channels = features[0].shape[1] >= _LEAST_CHANNELS
+    if is_fast_align and sampling_ratio == 0 and boxes.device.type == "cpu" and has_many_channels:
+        return align_rois_adaptively(
+            features,
+            strides,
+            boxes,
+            levels,
+            resolution=resolution,
+            aligned=aligned,
+            bin_stride=bin_stride,
+        )
+    if is_fast_align and sampling_ratio > 0:
         return align_rois(
             features,
             strides,

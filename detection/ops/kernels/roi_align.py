@@ -82,11 +82,7 @@ def align_matrix(
     width = pick([width for _, width in shapes], levels)
     first_cell = torch.arange(len(boxes), device=boxes.device)[:, None] * (height * width)
 
-    # Corners in cells of the level. Both axes are computed at once: (M, 2), x and y. With `aligned`
-    # integer coordinates become cell centres.
-    corners = boxes / pick(strides, levels)[..., None] - (0.5 if aligned else 0.0)
-    low, high = corners.flatten(0, 1).split(2, dim=-1)
-    extent = high - low if aligned else (high - low).clamp(min=1)  # torchvision's legacy minimum
+    low, extent = corners_and_extents(strides, boxes, levels, aligned=aligned)
     sizes = torch.stack([width, height], dim=-1).flatten(0, 1)
     bins = torch.arange(0, resolution, bin_stride, device=boxes.device)
     cells, weights = _taps(low, extent / resolution, sizes, bins, sampling_ratio)
@@ -100,6 +96,20 @@ def align_matrix(
     idx_pairs = _pairs(rows.int(), columns.int())
     weight_pairs = _pairs(row_weights, column_weights)
     return torch.add(*idx_pairs).flatten(1, 2), torch.mul(*weight_pairs).flatten(1, 2)
+
+
+def corners_and_extents(
+    strides: Sequence[int], boxes: Tensor, levels: Tensor, *, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """Return where regions begin and how long they are, in cells of their level.
+
+    Arguments as for `align_rois`. Both results are (M, 2), x and y.
+    """
+    # With `aligned` integer coordinates become cell centres.
+    corners = boxes / pick(strides, levels)[..., None] - (0.5 if aligned else 0.0)
+    low, high = corners.flatten(0, 1).split(2, dim=-1)
+    # torchvision's legacy minimum
+    return low, high - low if aligned else (high - low).clamp(min=1)
 
 
 def _taps(

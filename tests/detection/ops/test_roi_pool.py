@@ -24,7 +24,10 @@ BOXES = {
     "no area": [64.0, 48.0, 64.0, 48.0],
     "turned around": [60.0, 60.0, 40.0, 40.0],
     "corner of a cell": [32.0, 32.0, 64.0, 64.0],
+    "larger than the map": [-90.0, -70.0, 200.0, 150.0],
+    "flat": [-40.0, 50.0, 160.0, 50.5],
 }
+CHANNELS = pytest.mark.parametrize("channels", [3, 16], ids=["3 channels", "16 channels"])
 ALIGNED = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 
 
@@ -47,9 +50,12 @@ def make_boxes(count: int) -> Tensor:
 
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
 @ALIGNED
+@CHANNELS
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
-def test_roi_align_is_the_reference(box: list[float], aligned: bool, sampling_ratio: int) -> None:
-    (feature,) = make_features(levels=1, dtype=torch.float64)
+def test_roi_align_is_the_reference(
+    box: list[float], aligned: bool, channels: int, sampling_ratio: int
+) -> None:
+    (feature,) = make_features(levels=1, channels=channels, dtype=torch.float64)
     pooled = pool_rois(
         [feature],
         [4],
@@ -111,8 +117,11 @@ POOLS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("levels", [1, 4], ids=["one level", "four levels"])
-def test_is_torchvisions_forward_and_backward(pool: dict[str, Any], levels: int) -> None:
-    features = make_features(levels=levels, channels=5, dtype=torch.float32)
+@pytest.mark.parametrize("channels", [5, 17], ids=["5 channels", "17 channels"])
+def test_is_torchvisions_forward_and_backward(
+    pool: dict[str, Any], levels: int, channels: int
+) -> None:
+    features = make_features(levels=levels, channels=channels, dtype=torch.float32)
     boxes = torch.cat([make_boxes(12), torch.tensor([list(BOXES.values())] * 2)], dim=1)
     if levels > 1:
         boxes[..., 2:] = boxes[..., 2:].maximum(boxes[..., :2])  # their mapper takes no others
@@ -138,6 +147,29 @@ def test_gradient(kind: Literal["roi_align", "roi_pool"]) -> None:
         return pool_rois(levels, STRIDES[:2], boxes, kind=kind, resolution=2)
 
     assert torch.autograd.gradcheck(pool, small)
+
+
+@pytest.mark.parametrize("bin_stride", [1, 2])
+def test_gradient_of_adaptive_roi_align(bin_stride: int) -> None:
+    features = make_features(levels=2, channels=16, dtype=torch.float64)
+    small = [feature.detach()[:1, :, :3, :4].clone().requires_grad_() for feature in features]
+    # a few samples per bin; over the border; on the second level; NaN; outside
+    boxes = torch.tensor(
+        [[[2.0, 1, 15, 9], [-9, 4, 30, 18], [0, 0, 230, 230], [torch.nan] * 4, [90, 0, 99, 9]]]
+    )
+
+    def pool(*levels: Tensor) -> Tensor:
+        return pool_rois(
+            levels,
+            STRIDES[:2],
+            boxes,
+            kind="roi_align",
+            resolution=3,
+            sampling_ratio=0,
+            bin_stride=bin_stride,
+        ).nan_to_num()
+
+    assert torch.autograd.gradcheck(pool, small, fast_mode=True)
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
@@ -169,13 +201,22 @@ def test_no_regions(pool: dict[str, Any]) -> None:
         assert grad.count_nonzero() == 0
 
 
-def test_bfloat16_accumulates_in_float32() -> None:
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_bfloat16_accumulates_in_float32(sampling_ratio: int) -> None:
     # 400 equal regions add up in the same cells: a bfloat16 sum would stop growing at 256 steps
     boxes = torch.tensor([20.0, 30.0, 70.0, 80.0]).expand(2, 400, 4)
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
-        feature = torch.ones(2, 8, *SIZE, dtype=dtype, requires_grad=True)
-        pooled = pool_rois([feature], [1], boxes, kind="roi_align", resolution=7)
+        feature = torch.ones(2, 16, *SIZE, dtype=dtype, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            pooled = pool_rois(
+                [feature],
+                [1],
+                boxes,
+                kind="roi_align",
+                resolution=7,
+                sampling_ratio=sampling_ratio,
+            )
         assert pooled.dtype == dtype
         torch.testing.assert_close(
             pooled.float(), torch.ones_like(pooled).float(), rtol=0, atol=0.02
@@ -185,18 +226,30 @@ def test_bfloat16_accumulates_in_float32() -> None:
     torch.testing.assert_close(grads[1], grads[0], rtol=0.02, atol=0.5)
 
 
-def test_gradient_repeats_to_the_bit() -> None:
+@pytest.mark.parametrize("pool", [POOLS["align"], POOLS["adaptive"]], ids=["fixed", "adaptive"])
+def test_gradient_repeats_to_the_bit(pool: dict[str, Any]) -> None:
     features = make_features(channels=16, dtype=torch.float32)
-    pooled = pool_rois(features, STRIDES, make_boxes(100), kind="roi_align", resolution=7)
+    pooled = pool_rois(features, STRIDES, make_boxes(100), **pool)
     first = torch.autograd.grad(pooled.sum(), features, retain_graph=True)
     again = torch.autograd.grad(pooled.sum(), features)
     torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
-def test_a_box_with_nan_reads_no_cell_outside_the_map() -> None:
-    features = make_features(dtype=torch.float32)
-    boxes = torch.tensor([[[float("nan")] * 4, BOXES["inside"]]]).expand(2, -1, -1)
-    pooled = pool_rois(features, STRIDES, boxes, kind="roi_align", resolution=7)
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_box_that_is_not_finite_reads_no_cell_outside_the_map(
+    value: float, sampling_ratio: int
+) -> None:
+    features = make_features(channels=16, dtype=torch.float32)
+    boxes = torch.tensor([[[value] * 4, BOXES["inside"]]]).expand(2, -1, -1)
+    pooled = pool_rois(
+        features,
+        STRIDES,
+        boxes,
+        kind="roi_align",
+        resolution=7,
+        sampling_ratio=sampling_ratio,
+    )
     assert pooled[0].isnan().all()
     assert pooled[1].isfinite().all()
 

@@ -1,5 +1,8 @@
 """Benchmarks: RoIAlign and NMS, which torchvision computes on a CPU with scalar loops."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torchvision
 from torch import Tensor
@@ -12,6 +15,8 @@ from detection.ops.roi_pool import assign_levels, pool_rois
 from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
+
+Pool = Callable[[list[Tensor]], Tensor]
 
 IMAGE = (800, 1344)
 """Height and width in pixels of a COCO image in training, after resize and padding."""
@@ -56,38 +61,76 @@ def roi_align(settings: Settings) -> list[Row]:
     taken = compare(pool, pool_as_peer, rounds=settings.rounds, log=settings.log)
     work = f"RoIAlign of 2 x {count} boxes, {channels} channels, forward and backward"
     rows = [Row(work, taken.ratio, promised=10, aim=18, detail=str(taken))]
-    counts = (8, 16) if settings.small else (300, 1000)
-    return rows + [_adaptive_roi_align(count, channels, settings) for count in counts]
+    # images, boxes per image, resolution
+    cases = [(1, 8, 7)] if settings.small else [(1, 300, 7), (2, 300, 7), (1, 300, 14)]
+    for case in cases:
+        rows += _adaptive_roi_align(
+            *case, channels=16 if settings.small else 256, settings=settings
+        )
+    return rows
 
 
-def _adaptive_roi_align(count: int, channels: int, settings: Settings) -> Row:
-    """Measure RoIAlign with sampling_ratio 0 on a pyramid, against pooling level by level."""
+def _adaptive_roi_align(
+    images: int, count: int, resolution: int, *, channels: int, settings: Settings
+) -> list[Row]:
+    """Measure RoIAlign with sampling_ratio 0 on a pyramid, against pooling level by level.
+
+    The peer always gets contiguous maps, as its model has them. This project's are channels-last,
+    as its own model has them, or contiguous, which its kernel copies first.
+    """
     generator = torch.Generator().manual_seed(0)
-    peers = [
-        torch.randn(1, channels, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
+    contiguous = [
+        torch.randn(images, channels, IMAGE[0] // stride, IMAGE[1] // stride, generator=generator)
         for stride in STRIDES
     ]
-    ours = [feature.contiguous(memory_format=torch.channels_last) for feature in peers]
-    boxes = _scattered_boxes(count, generator)[None]
+    for feature in contiguous:
+        feature.requires_grad_()
+    channels_last = [
+        feature.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        for feature in contiguous
+    ]
+    boxes = torch.stack([_scattered_boxes(count, generator) for _ in range(images)])
+    grad = torch.randn(images * count, channels, resolution, resolution, generator=generator)
 
-    def pool() -> Tensor:
-        return pool_rois(ours, STRIDES, boxes, kind="roi_align", resolution=7, sampling_ratio=0)
+    def pool(features: list[Tensor]) -> Tensor:
+        return pool_rois(
+            features, STRIDES, boxes, kind="roi_align", resolution=resolution, sampling_ratio=0
+        )
 
-    def pool_by_level() -> Tensor:
+    def pool_by_level(features: list[Tensor]) -> Tensor:
         """Pool the regions of each level alone and put them in their place, as detectron2 does."""
         levels = assign_levels(boxes, num_levels=len(STRIDES)).flatten()
-        rois = torch.cat([torch.zeros(count, 1), boxes[0]], dim=1)  # of image 0
-        pooled = torch.zeros(count, channels, 7, 7)
-        for level, (feature, stride) in enumerate(zip(peers, STRIDES, strict=True)):
+        image_of = torch.arange(images).repeat_interleave(count)
+        rois = torch.cat([image_of[:, None], boxes.flatten(0, 1)], dim=1)
+        pooled = torch.zeros_like(grad)
+        for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
             idxs = (levels == level).nonzero()[:, 0]
-            part = torchvision.ops.roi_align(feature, rois[idxs], 7, 1 / stride, 0, True)
+            part = torchvision.ops.roi_align(feature, rois[idxs], resolution, 1 / stride, 0, True)
             pooled.index_put_((idxs,), part)
         return pooled
 
-    work = f"RoIAlign of {count} boxes, {channels} channels, sampling_ratio 0, forward"
-    check_close(work, pool(), pool_by_level(), rtol=1e-4, atol=1e-4)
-    taken = compare(pool, pool_by_level, rounds=settings.rounds, log=settings.log)
-    return Row(work, taken.ratio, promised=0.5, aim=1, detail=str(taken))
+    @torch.no_grad()
+    def forward(pool: Pool, features: list[Tensor]) -> tuple[Tensor, ...]:
+        return (pool(features),)
+
+    def step(pool: Pool, features: list[Tensor]) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(pool(features), features, grad)
+        return gradients
+
+    work = f"RoIAlign of {images} x {count} boxes to {resolution}x{resolution}, sampling_ratio 0"
+    runs = [
+        (f"{work}, forward", forward, channels_last),
+        (f"{work}, forward, contiguous maps", forward, contiguous),
+        (f"{work}, forward and backward", step, channels_last),
+    ]
+    rows = []
+    for name, run, features in runs:
+        ours, peer = partial(run, pool, features), partial(run, pool_by_level, contiguous)
+        for mine, other in zip(ours(), peer(), strict=True):
+            check_close(name, mine, other, rtol=1e-4, atol=1e-4)
+        taken = compare(ours, peer, rounds=settings.rounds, log=settings.log)
+        rows.append(Row(name, taken.ratio, promised=1, aim=2, detail=str(taken)))
+    return rows
 
 
 def nms(settings: Settings) -> list[Row]:
