@@ -15,8 +15,8 @@ from detection.ops.kernels.adaptive_roi_align import align_rois_adaptively
 from detection.ops.kernels.roi_align import align_rois
 from engine.kernels import kernels_kind
 
-_LEAST_CHANNELS = 16
-"""Channels from which `align_rois_adaptively` is faster than torchvision; an image has 3."""
+_LEAST_CHANNELS = 64
+"""Channels from which `align_rois_adaptively` is faster than torchvision."""
 _OUTSIDE = -8.0
 """A coordinate, in cells, whose samples are all outside the map."""
 

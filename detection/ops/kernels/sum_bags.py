@@ -164,15 +164,34 @@ def _transposed_sum(idxs: Tensor, weights: Tensor, grad: Tensor, num_rows: int) 
     # Sorting the matrix entries by table row brings the entries of a row together. The sort is
     # stable, so they are always added in the same order.
     entry_rows, order = idxs.flatten().sort(stable=True)  # (M * K * J,)
-    # position of each row's first entry; a row that no bag reads gets an empty range
-    first_entry = torch.searchsorted(
-        entry_rows, torch.arange(num_rows, dtype=idxs.dtype, device=idxs.device), out_int32=True
-    )
-    return F.embedding_bag(
+    return sum_sorted(
+        entry_rows,
         # entry m * K * J + k * J + j belongs to bag m * K + k
         (order // idxs.shape[2]).to(idxs.dtype),
-        grad.flatten(0, 1).contiguous(),
-        first_entry,
-        mode="sum",
-        per_sample_weights=weights.flatten()[order],
+        weights.flatten()[order],
+        grad.flatten(0, 1),
+        num_rows,
+    )
+
+
+def sum_sorted(
+    entry_rows: Tensor, bags: Tensor, weights: Tensor, grad: Tensor, num_rows: int
+) -> Tensor:
+    """Return (P, C): for each table row the sum of weight * `grad` of its entries' bags.
+
+    Args:
+        entry_rows: (E,) int32, the row of each entry, in rising order.
+        bags: (E,) int32, the bag of each entry.
+        weights: (E,) of the dtype of `grad`.
+        grad: (bags, C).
+        num_rows: P.
+    """
+    # position of each row's first entry; a row that no bag reads gets an empty range
+    first_entry = torch.searchsorted(
+        entry_rows,
+        torch.arange(num_rows, dtype=entry_rows.dtype, device=entry_rows.device),
+        out_int32=True,
+    )
+    return F.embedding_bag(
+        bags, grad.contiguous(), first_entry, mode="sum", per_sample_weights=weights
     )

@@ -49,7 +49,7 @@ def step(features: list[Tensor], gt: Tensor, anchors: Tensor, seeds: Tensor) -> 
 @pytest.mark.extended
 @pytest.mark.usefixtures("kernels")
 def test_all_operations_compile_into_one_graph() -> None:
-    features = [torch.randn(2, 16, 64 // s, 64 // s, requires_grad=True) for s in (4, 8)]
+    features = [torch.randn(2, 64, 64 // s, 64 // s, requires_grad=True) for s in (4, 8)]
     corners = torch.rand(2, 6, 2) * 40
     gt = torch.cat([corners, corners + 5 + torch.rand(2, 6, 2) * 20], dim=-1)
     anchors = gt.flatten(0, 1).repeat(9, 1) + torch.randn(108, 4)

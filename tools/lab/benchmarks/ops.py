@@ -65,7 +65,7 @@ def roi_align(settings: Settings) -> list[Row]:
     cases = [(1, 8, 7)] if settings.small else [(1, 300, 7), (2, 300, 7), (1, 300, 14)]
     for case in cases:
         rows += _adaptive_roi_align(
-            *case, channels=16 if settings.small else 256, settings=settings
+            *case, channels=64 if settings.small else 256, settings=settings
         )
     return rows
 

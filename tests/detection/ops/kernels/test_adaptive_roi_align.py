@@ -18,7 +18,7 @@ def test_operator_is_registered_as_it_behaves() -> None:
 
 
 def test_only_the_part_of_the_map_that_a_region_covers_is_read() -> None:
-    features = [torch.randn(1, 16, 96 // stride, 96 // stride) for stride in STRIDES]
+    features = [torch.randn(1, 64, 96 // stride, 96 // stride) for stride in STRIDES]
     expected = _pool(features)
     features[0][..., 12, :] = torch.nan  # a row below the region
     features[1][:] = torch.nan  # a level without regions
