@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
         training mode.
         """
         self.num_frozen = count
-        for index, modules in enumerate(self._stages()):
+        for index, modules in enumerate(self.stages()):
             for module in modules:
                 module.requires_grad_(index >= count)
         self.train(self.training)
@@ -77,14 +77,14 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; frozen stages always stay in evaluation mode."""
         super().train(mode)
-        for modules in self._stages()[: self.num_frozen]:
+        for modules in self.stages()[: self.num_frozen]:
             for module in modules:
                 module.eval()
         return self
 
     @abstractmethod
-    def _stages(self) -> list[list[nn.Module]]:
-        """Return the modules of conv1, conv2, ..., for `freeze_stages`."""
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of conv1, conv2, ..., without the classifier `fc`."""
 
 
 def scaled_channels(channels: int, multiplier: float) -> int:

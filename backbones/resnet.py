@@ -126,7 +126,8 @@ class ResNet(Backbone):
                 assert isinstance(last, FrozenBatchNorm2d)
                 last.weight.fill_(scale)
 
-    def _stages(self) -> list[list[nn.Module]]:
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of conv1, then layer1, layer2, ..."""
         layers = [[getattr(self, f"layer{n}")] for n in range(1, len(self.feature_specs) + 1)]
         return [[self.conv1, self.bn1], *layers]
 

@@ -92,7 +92,8 @@ class VGG16(Backbone):
             for stage, (count, _) in enumerate(STAGES, start=1)
         ]
 
-    def _stages(self) -> list[list[nn.Module]]:
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the convolutions of conv1 to conv5, the last with fc6 and fc7."""
         stages: list[list[nn.Module]] = [list(layers) for layers in self._convolutions()]
         stages[-1] += [self.fc6, self.fc7, self.dropout]
         return stages

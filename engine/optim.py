@@ -15,46 +15,48 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from engine.errors import UserError
 from engine.schema import OptimConfig, ScheduleConfig
+from engine.task import HasStages
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -> Optimizer:
     """Build the optimiser for the parameters that require a gradient.
 
     Parameter groups differ in weight decay and learning rate; each stores its peak rate as
-    `base_lr`.
+    `base_lr`, and as `depth` how far its parameters are from the heads (see `_depths`).
 
     Args:
-        module: float32 parameters; those with `backbone` as a part of their dotted name use
-            `backbone_lr_factor`.
+        module: float32 parameters.
         config: kind, rates and decay.
         batch_size: images per update over all processes, for `reference_batch_size`.
 
     Raises:
-        UserError: no parameter is trained, or `backbone_lr_factor` is set without a trained
-            backbone.
+        UserError: no parameter is trained, or `backbone_lr_factor` or `layer_decay` is set without
+            a trained backbone.
     """
-    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    norms, depths = _norm_parameters(module), _depths(module, config)
+    groups: dict[tuple[bool, int], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             # 1-D parameters are biases and scales and shifts of norms; weights have 2 or more axes.
             decays = config.decay_norm_and_bias or parameter.ndim > 1
-            in_backbone = "backbone" in name.split(".")
-            groups.setdefault((decays, in_backbone), []).append((name, parameter))
+            if parameter in norms and config.decay_norm is not None:
+                decays = config.decay_norm
+            groups.setdefault((decays, depths[name]), []).append((name, parameter))
     if not groups:
         raise UserError("model: expected trainable parameters, got none (all stages are frozen)")
-    if config.backbone_lr_factor != 1.0 and not any(in_backbone for _, in_backbone in groups):
-        factor = config.backbone_lr_factor
-        raise UserError(
-            f"optim.backbone_lr_factor: expected 1 (no backbone is trained), got {factor:g}"
-        )
+    if all(depth == 0 for _, depth in groups):
+        _check_no_backbone(config)
 
     lr = effective_lr(config, batch_size)
+    factor = config.backbone_lr_factor if config.layer_decay is None else config.layer_decay
     param_groups: list[dict[str, Any]] = []
-    for (decays, in_backbone), named in groups.items():
-        group_lr = lr * (config.backbone_lr_factor if in_backbone else 1.0)
+    for (decays, depth), named in groups.items():
+        rate = lr * factor**depth
         decay = config.weight_decay if decays else 0.0
-        group = {"params": named, "lr": group_lr, "base_lr": group_lr, "weight_decay": decay}
-        param_groups.append(group)
+        group = {"params": named, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        param_groups.append({**group, "depth": depth})
     # fused kernels are fast and can skip an update on the device (see step_if_finite)
     if config.kind == "adamw":
         return AdamW(param_groups, lr=lr, betas=config.betas, fused=True)
@@ -64,6 +66,44 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) 
         for _, parameter in _named_parameters(optimizer):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _norm_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """Return the weights and biases of all norm layers."""
+    norms = (each for each in module.modules() if isinstance(each, _NORMS))
+    return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def _depths(module: nn.Module, config: OptimConfig) -> dict[str, int]:
+    """Return how far each parameter is from the heads, by name.
+
+    With `layer_decay`: 0 outside of the stages of a backbone, 1 in the last stage, 2 in the one
+    before. Otherwise 1 for parameters with `backbone` as a part of their dotted name.
+    """
+    if config.layer_decay is None:
+        return {name: int("backbone" in name.split(".")) for name, _ in module.named_parameters()}
+    depth_of = {
+        parameter: depth
+        for backbone in module.modules()
+        if isinstance(backbone, HasStages)
+        for depth, stage in enumerate(reversed(backbone.stages()), start=1)
+        for layer in stage
+        for parameter in layer.parameters()
+    }
+    return {name: depth_of.get(parameter, 0) for name, parameter in module.named_parameters()}
+
+
+def _check_no_backbone(config: OptimConfig) -> None:
+    """Raise UserError if a key asks for another rate in the backbone, of which nothing trains."""
+    for key, value, expected in (
+        ("backbone_lr_factor", config.backbone_lr_factor, 1.0),
+        ("layer_decay", config.layer_decay, None),
+    ):
+        if value != expected:
+            wanted = "null" if expected is None else f"{expected:g}"
+            raise UserError(
+                f"optim.{key}: expected {wanted} (no backbone is trained), got {value:g}"
+            )
 
 
 def effective_lr(config: OptimConfig, batch_size: int) -> float:
@@ -80,6 +120,18 @@ def lr_note(config: OptimConfig, batch_size: int) -> str | None:
     return (
         f"learning rate {effective_lr(config, batch_size):g} = optim.lr {config.lr:g} "
         f"x loop.batch_size {batch_size} / optim.reference_batch_size {config.reference_batch_size}"
+    )
+
+
+def layer_decay_note(optimizer: Optimizer, config: OptimConfig) -> str | None:
+    """Return a log line with the peak rate of each stage, or None without `layer_decay`."""
+    if config.layer_decay is None:
+        return None
+    rates = {group["depth"]: group["base_lr"] for group in optimizer.param_groups}
+    listed = ", ".join(f"{rates[depth]:g} at {depth}" for depth in sorted(rates))
+    return (
+        f"optim.layer_decay {config.layer_decay:g}: peak learning rates by number of stages to the "
+        f"heads: {listed}"
     )
 
 

@@ -8,6 +8,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.kernels import kernels_note
 from engine.log import RunLog
+from engine.optim import layer_decay_note
 from engine.optim import lr_note as rate_note
 from engine.payload import check_payload
 from engine.precision import precision_note
@@ -38,11 +39,12 @@ def start_notes(state: RunState) -> list[str]:
         f"{world.size} process(es) on {world.device.type}"
     )
     rate = rate_note(config.optim, config.loop.batch_size)
+    stage_rates = layer_decay_note(state.optimizer, config.optim)
     precision = precision_note(world.device, config.loop.precision)
     graphs = None
     if config.loop.compile:
         graphs = "loop.compile: 1 graph, compiled in the first step, which may take minutes"
-    optional = (note for note in (rate, precision, graphs) if note is not None)
+    optional = (note for note in (rate, stage_rates, precision, graphs) if note is not None)
     return [first, kernels_note(), *task.notes(), *optional]
 
 

@@ -85,10 +85,25 @@ class OptimConfig(Config):
     """L2 penalty (SGD) or decoupled decay (AdamW)."""
     decay_norm_and_bias: bool = True
     """Whether weight decay applies to norm parameters and biases too."""
+    decay_norm: bool | None = None
+    """Whether weight decay applies to the weights and biases of norm layers; null: as
+    `decay_norm_and_bias` says."""
     backbone_lr_factor: PositiveFloat = 1.0
     """Learning rate of parameters under `backbone.`, relative to the others."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Layer-wise learning-rate decay: a backbone's last stage learns at this factor times the rate
+    of the heads, and each stage before at this factor times the next one's; null: no decay."""
     clip_grad_norm: PositiveFloat | None = None
     """Largest global L2 norm of the gradient; null does not clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.layer_decay is not None and self.backbone_lr_factor != 1.0:
+            raise ValueError(
+                f"layer_decay: expected null with backbone_lr_factor={self.backbone_lr_factor:g}, "
+                f"got {self.layer_decay:g}"
+            )
+        return self
 
 
 class ScheduleConfig(Config):

@@ -154,6 +154,18 @@ class VariesInSize(Protocol):
 
 
 @runtime_checkable
+class HasStages(Protocol):
+    """A network of stages, part of a task's model, for `optim.layer_decay`."""
+
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """Return the modules of each stage, the first stage first.
+
+        Not the layers behind the last stage, which belong to the heads.
+        """
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """A problem that the engine trains and evaluates. Implementations are `nn.Module`s."""
 

@@ -16,7 +16,6 @@ from engine.optim import (
     lr_factor,
     lr_note,
     optimizer_state,
-    set_lr,
     step_if_finite,
 )
 from engine.schema import OptimConfig, ScheduleConfig
@@ -183,38 +182,6 @@ def test_state_of_another_optimizer_or_model_is_rejected() -> None:
     state.pop("head.bias")
     with pytest.raises(UserError, match=r"parameter head.bias is trained in the model only"):
         load_optimizer_state(sgd, state)
-
-
-def test_groups_by_decay_and_rate() -> None:
-    net = make_net()
-    net.head.bias.requires_grad_(False)  # type: ignore[union-attr]
-    config = OptimConfig(
-        lr=0.1, weight_decay=0.01, decay_norm_and_bias=False, backbone_lr_factor=0.5
-    )
-    optimizer = build_optimizer(net, config, batch_size=1)
-    got = {
-        name: (group["base_lr"], group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for name in group["param_names"]
-    }
-    assert got == {
-        "backbone.0.weight": (0.05, 0.05, 0.01),
-        "backbone.0.bias": (0.05, 0.05, 0.0),
-        "backbone.1.weight": (0.05, 0.05, 0.0),
-        "backbone.1.bias": (0.05, 0.05, 0.0),
-        "head.weight": (0.1, 0.1, 0.01),
-    }
-    wrapped = build_optimizer(nn.ModuleDict({"model": net}), config, batch_size=1)
-    assert [len(g["params"]) for g in wrapped.param_groups] == [1, 3, 1]
-    set_lr(optimizer, 0.1)
-    torch.testing.assert_close([g["lr"] for g in optimizer.param_groups], [0.005, 0.005, 0.01])
-
-
-def test_mistakes_in_trained_parameters_are_rejected() -> None:
-    with pytest.raises(UserError, match=r"expected 1 .no backbone is trained., got 0.5"):
-        build_optimizer(nn.Linear(2, 2), OptimConfig(backbone_lr_factor=0.5), batch_size=1)
-    with pytest.raises(UserError, match="expected trainable parameters"):
-        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig(), batch_size=1)
 
 
 def test_rate_scales_with_the_batch_size_if_configured() -> None:
