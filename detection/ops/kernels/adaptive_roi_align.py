@@ -6,7 +6,7 @@ and axes. A line is one row of a bin's cells. E entries: pairs of a bin and a ce
 Boxes are xyxy pixels of the network input; a cell of a level covers stride x stride pixels.
 
 As in `align_rois` the sums are embedding bags over the cells, channels innermost. Samples of a bin
-that read the same cell share one entry: with n samples along an axis at most n + 2 cells instead of
+that read the same cell share one entry: with n samples along an axis at most n + 1 cells instead of
 2 * n. The number of entries depends on the boxes. To read it costs nothing on a CPU, and a compiled
 graph sees one operator.
 """
