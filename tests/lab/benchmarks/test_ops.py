@@ -11,7 +11,7 @@ from tools.lab.benchmarks.measure import Row
 from tools.lab.benchmarks.settings import Settings
 
 
-@pytest.mark.parametrize(("benchmark", "num_rows"), [(ops.roi_align, 3), (ops.nms, 1)])
+@pytest.mark.parametrize(("benchmark", "num_rows"), [(ops.roi_align, 4), (ops.nms, 1)])
 def test_both_sides_agree(
     benchmark: Callable[[Settings], list[Row]], num_rows: int, tmp_path: Path
 ) -> None:
