@@ -13,7 +13,8 @@ class SplitConfig(Config):
     """A folder of images and its annotations in COCO's JSON format."""
 
     images: PathText = ""
-    """Folder to which the JSON's `file_name`s are relative."""
+    """Folder to which the JSON's `file_name`s are relative. For LVIS's files, which have none, the
+    folder that contains train2017/ and val2017/."""
     annotations: PathText = ""
     """COCO JSON file."""
 

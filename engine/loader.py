@@ -111,11 +111,11 @@ def training_batches(
 
 def _sample_copies(factors: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Return (N,) int64: each factor rounded down, or up with the probability of its fraction."""
-    # a generator of its own: the order does not depend on whether there are factors
+    # a generator of its own, so that factors of 1 leave the order and the seeds as they are
     rng = np.random.default_rng((seed, epoch, 1))
     whole = np.floor(factors)
-    extra: np.ndarray = rng.random(len(factors)) < factors - whole
-    return whole.astype(np.int64) + extra
+    copies: np.ndarray = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
+    return copies
 
 
 def split_batches(

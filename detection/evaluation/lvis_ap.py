@@ -4,13 +4,14 @@ The AP of a class is COCO's, with these differences. An image counts for a class
 objects of it, or is known to have none: detections of other classes are dropped. Unmatched
 detections of a class that is not annotated exhaustively in the image are ignored. At most
 MAX_DETECTIONS of an image are scored, over all classes, those with the highest scores. There are no
-crowd regions.
+crowd regions. As in lvis-api, objects and detections whose area is 0 are dropped.
 
 K categories, T=10 IoU thresholds, R=101 recall thresholds, A=4 ranges of area.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -75,6 +76,10 @@ def score_lvis(
     federated = ground_truth.federated
     assert federated is not None, "expected the ground truth of an LVIS file"
     _check_plain(ground_truth)
+    table, rows = ground_truth.table, ground_truth.rows
+    ground_truth = replace(ground_truth, rows=rows[table.areas[rows] > 0])
+    found = _most_confident(found)
+    found = found.at(np.flatnonzero(found.areas > 0))
     evaluator = hotcoco.COCOeval(
         *hotcoco_tables(found, ground_truth, iou_type=iou_type), iou_type, lvis_style=True
     )
@@ -93,6 +98,16 @@ def score_lvis(
         f"lvis_ap/{name}": _mean(everything[:, :, place])
         for place, name in enumerate(ground_truth.names.values())
     }
+
+
+def _most_confident(found: DetectionTable) -> DetectionTable:
+    """Return the MAX_DETECTIONS most confident detections of each image, in table order."""
+    # by image, then falling score; equal scores keep the table's order
+    order = np.lexsort((-found.scores, found.image_ids))
+    ascending = found.image_ids[order]
+    # position in that order minus the position of the image's first detection
+    ranks = np.arange(len(order)) - np.searchsorted(ascending, ascending)
+    return found.at(np.sort(order[ranks < MAX_DETECTIONS]))
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -12,6 +12,7 @@ Random numbers are those of `random.Random.random`, which Python keeps the same 
 import copy
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def miniature() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     Each image has negative classes, among which detections count as false positives, classes that
     are not exhaustive, and classes of which nothing is known. A frequent class has no objects.
-    Scores are multiples of 0.05, so that many are equal.
+    Scores are multiples of 0.05, so that many are equal. Some objects and detections have the area
+    0.
     """
     rng = random.Random(0)
     images = [
@@ -61,7 +63,7 @@ def miniature() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 # not the last class
                 "category_id": 3 * int(rng.random() * (NUM_CLASSES - 1)) + 1,
                 "bbox": box,
-                "area": round(0.8 * box[2] * box[3], 2),
+                "area": 0 if number % 40 == 7 else round(0.8 * box[2] * box[3], 2),
                 "segmentation": _polygons(box) if number % 3 else _run_lengths(box),
             }
         )
@@ -110,6 +112,8 @@ def _detection(
     box = [min(box[0], SIDE - 8.0), min(box[1], SIDE - 8.0), box[2], box[3]]
     box[2:] = [min(box[2], SIDE - box[0]), min(box[3], SIDE - box[1])]
     box = [round(value, 2) for value in box]
+    if number % 90 == 8:
+        box[2] = 0.0
     return {
         "image_id": image_id,
         "category_id": category_id,
@@ -128,15 +132,16 @@ def _scored_by_lvis_api(iou_type: str) -> dict[str, float]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    np.float = float  # type: ignore[attr-defined]
-    from lvis import LVIS, LVISEval, LVISResults
+    vars(np)["float"] = float
+    from lvis import LVIS, LVISEval, LVISResults  # type: ignore[import-not-found]
 
     document, results = miniature()
     # masks alone: with boxes lvis-api would take the area of the box for that of the mask
     results = without("segmentation" if iou_type == "bbox" else "bbox", results)
-    path = Path("/tmp/lvis_miniature.json")
-    path.write_text(json.dumps(document))
-    truth = LVIS(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lvis.json"
+        path.write_text(json.dumps(document))
+        truth = LVIS(str(path))
     evaluator = LVISEval(truth, LVISResults(truth, copy.deepcopy(results)), iou_type)
     evaluator.run()
     return {key: float(value) for key, value in evaluator.get_results().items()}
