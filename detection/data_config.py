@@ -50,7 +50,7 @@ class DataConfig(Config):
     repeat_thresh: Fraction | None = None
     """Repeat images of rare classes: an image with a class that fewer than this fraction of the
     training images contain occurs more than once in an epoch, sqrt(threshold / fraction) times on
-    average (Gupta et al. 2019, section 5.3; LVIS: 0.001). null: each image occurs once."""
+    average (LVIS, Gupta et al. 2019, appendix B.2: 0.001). null: each image occurs once."""
     on_bad_box: BadInputPolicy = "error"
     """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
     for segmentation without a readable mask: stop, or drop the object and count it."""

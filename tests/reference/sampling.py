@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], thresh: float) -> list[float]:
-    """Return the factor of each image (Gupta et al. 2019, section 5.3), from its classes."""
+    """Return the factor of each image (Gupta et al. 2019, appendix B.2), from its classes."""
     factors = []
     for own in classes:
         factor = 1.0

@@ -97,8 +97,8 @@ def test_lines_name_the_rarest_classes(write_coco: CocoWriter) -> None:
     assert open_data(path, repeat_thresh=0.5).notes("training")[1:3] == [
         "training data: data.repeat_thresh=0.5 repeats 3 of 8 images, at most 2.0 times on average;"
         " an epoch has 10 images on average",
-        "training data: rarest classes: class 1 (in 1 images, factor 2.0), class 2 (in 2 images, "
-        "factor 1.4), class 0 (in 8 images, factor 1.0)",
+        "training data: rarest classes: class 1 (images: 1, factor: 2.0), class 2 (images: 2, "
+        "factor: 1.4), class 0 (images: 8, factor: 1.0)",
     ]
     (line,) = factors_of(path, 0.1).lines()
     assert line.startswith("data.repeat_thresh=0.1 repeats no image")
