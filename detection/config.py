@@ -39,7 +39,7 @@ __all__ = [
     "SplitConfig",
 ]
 
-Protocol = Literal["voc07", "voc12", "ilsvrc"]
+Protocol = Literal["voc07", "voc12", "ilsvrc", "lvis"]
 BackendChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
@@ -67,8 +67,9 @@ class EvaluationConfig(Config):
     draw_score_thresh: Fraction = 0.5
     """Detections with a lower score are not drawn."""
     protocols: tuple[Protocol, ...] = ()
-    """Metrics in addition to COCO's: VOC's 11-point (voc07) or area (voc12) AP at IoU 0.5, or the
-    AP of ILSVRC detection."""
+    """Metrics in addition to COCO's: VOC's 11-point (voc07) or area (voc12) AP at IoU 0.5, the AP
+    of ILSVRC detection, or LVIS's APs, for LVIS's files alone. With lvis its AP decides which
+    checkpoint is best; COCO's AP takes objects that LVIS does not annotate for errors."""
     backend: BackendChoice = "auto"
     """Package that computes COCO's metrics. auto: during training hotcoco if it is installed, which
     is fast and gives the same numbers; pycocotools after the last step and in tools/eval.py."""

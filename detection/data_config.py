@@ -13,7 +13,8 @@ class SplitConfig(Config):
     """A folder of images and its annotations in COCO's JSON format."""
 
     images: PathText = ""
-    """Folder to which the JSON's `file_name`s are relative."""
+    """Folder to which the JSON's `file_name`s are relative. For LVIS's files, which have none, the
+    folder that contains train2017/ and val2017/."""
     annotations: PathText = ""
     """COCO JSON file."""
 
@@ -46,6 +47,10 @@ class DataConfig(Config):
     """Keep a cached copy next to a JSON file of 20 MB or more; it loads over ten times as fast."""
     keep_empty: bool = True
     """Train on images without objects."""
+    repeat_thresh: Fraction | None = None
+    """Repeat images of rare classes: an image with a class that fewer than this fraction of the
+    training images contain occurs more than once in an epoch, sqrt(threshold / fraction) times on
+    average (LVIS, Gupta et al. 2019, appendix B.2: 0.001). null: each image occurs once."""
     on_bad_box: BadInputPolicy = "error"
     """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
     for segmentation without a readable mask: stop, or drop the object and count it."""

@@ -17,7 +17,7 @@ import torch
 from engine.device_copies import copied_ahead
 from engine.errors import SkippedSampleError, UserError
 from engine.schema import LoaderConfig
-from engine.task import Batch, DataSet
+from engine.task import Batch, DataSet, HasRepeatFactors
 from engine.workers import read_ahead
 
 _MAX_SUBSTITUTES = 20  # bad images in a row after which training fails even if it may skip
@@ -51,13 +51,25 @@ class LoadedBatch:
     skipped: tuple[str, ...] = ()
 
 
+def repeat_factors_of(data: DataSet) -> np.ndarray | None:
+    """Return the data set's repeat factors; None if it has none and each image occurs once."""
+    return data.repeat_factors if isinstance(data, HasRepeatFactors) else None
+
+
 def training_batches(
-    groups: np.ndarray, *, batch_size: int, seed: int, repeats: int = 1, start: int = 0
+    groups: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    repeats: int = 1,
+    factors: np.ndarray | None = None,
+    start: int = 0,
 ) -> Iterator[list[SampleKey]]:
     """Plan global training batches endlessly, starting with batch `start`.
 
     Each epoch is one permutation of the data: each image is used once per epoch, or `repeats`
-    times in a row with different seeds. Images are queued until `batch_size` of their group are
+    times in a row with different seeds. With `factors`, the permutation contains an image several
+    times, with different seeds, too. Images are queued until `batch_size` of their group are
     available. Images left in a queue at the end of an epoch come first in the next one, so every
     batch is full.
 
@@ -65,7 +77,9 @@ def training_batches(
         groups: (N,) group of each image; a batch holds images of one group.
         batch_size: images in a batch, over all processes.
         seed: the run's seed.
-        repeats: number of times that each image is used in an epoch.
+        repeats: number of times in a row that each image is used.
+        factors: (N,) mean number of places of each image in an epoch, see `HasRepeatFactors`;
+            None: one place. If all are 1 the plan is the same as with None.
         start: number of batches to skip, for resuming.
 
     Raises:
@@ -78,8 +92,11 @@ def training_batches(
     for epoch in itertools.count():
         # a generator per epoch: its order does not depend on the epochs before
         rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(len(groups))
-        seeds = rng.integers(2**62, size=len(groups) * repeats)
+        places = np.arange(len(groups))
+        if factors is not None:
+            places = places.repeat(_sample_copies(factors, seed=seed, epoch=epoch))
+        order = places[rng.permutation(len(places))]
+        seeds = rng.integers(2**62, size=len(order) * repeats)
         indices = order.repeat(repeats)
         for index, sample_seed in zip(indices.tolist(), seeds.tolist(), strict=True):
             queue = queues[int(groups[index])]
@@ -90,6 +107,15 @@ def training_batches(
                     yield queue.copy()
                 planned += 1
                 queue.clear()
+
+
+def _sample_copies(factors: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Return (N,) int64: each factor rounded down, or up with the probability of its fraction."""
+    # a generator of its own, so that factors of 1 leave the order and the seeds as they are
+    rng = np.random.default_rng((seed, epoch, 1))
+    whole = np.floor(factors)
+    copies: np.ndarray = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
+    return copies
 
 
 def split_batches(

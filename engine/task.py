@@ -126,6 +126,19 @@ class HasDigest(Protocol):
 
 
 @runtime_checkable
+class HasRepeatFactors(Protocol):
+    """A data set in which some images occur more often in a training epoch than others."""
+
+    @property
+    def repeat_factors(self) -> np.ndarray | None:
+        """Mean number of times that each image occurs in an epoch, (N,) float64, at least 1.
+
+        None if each image occurs once.
+        """
+        ...
+
+
+@runtime_checkable
 class SharesLossCounts(Protocol):
     """A task whose losses are divided by a count that is known only after sampling.
 

@@ -20,7 +20,13 @@ from engine.errors import DivergedError, EvaluationError, InterruptedRunError, U
 from engine.evaluate import raise_evaluation_failure, run_evaluation
 from engine.files import write_file
 from engine.interrupt import StopRequest, stop_requests
-from engine.loader import LoadedBatch, read_batches, split_batches, training_batches
+from engine.loader import (
+    LoadedBatch,
+    read_batches,
+    repeat_factors_of,
+    split_batches,
+    training_batches,
+)
 from engine.log import RunLog
 from engine.meter import StepMeter
 from engine.optim import build_optimizer, lr_factor, set_lr
@@ -207,6 +213,7 @@ class _Run:
                 batch_size=loop.batch_size,
                 seed=self.config.seed,
                 repeats=self.config.loader.repeats,
+                factors=repeat_factors_of(self.data),
                 start=self.progress.step,
             ),
             rank=self.world.rank,

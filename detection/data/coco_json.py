@@ -66,6 +66,24 @@ def name_of(entry: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
+def image_name(entry: dict[str, Any]) -> str | None:
+    """Return an image's `file_name`, None if it has none.
+
+    Without that key it is the last two parts of `coco_url`, the only name in LVIS's files:
+    "train2017/000000391895.jpg", which is relative to the folder that contains train2017/.
+    """
+    name, url = entry.get("file_name"), entry.get("coco_url")
+    if "file_name" not in entry and isinstance(url, str):
+        name = "/".join(url.split("/")[-2:])
+    return name if isinstance(name, str) and _is_text(name) else None
+
+
+def image_name_of(entry: dict[str, Any], where: str) -> str:
+    """Return what `image_name` does; the message of a UserError begins with `where`."""
+    name = image_name(entry)
+    return name_of(entry, "file_name", where) if name is None else name
+
+
 def size_of(entry: dict[str, Any], where: str) -> tuple[int, int]:
     """Return an image's (height, width); the message of a UserError begins with `where`."""
     height, width = (int_of(entry, key, where, positive=True) for key in ("height", "width"))
@@ -177,7 +195,7 @@ def read_images(
     Args:
         entries: the images of the file.
         path: the file, for messages.
-        need_names: whether each image must have a `file_name`; if not, messages give its id.
+        need_names: whether each image must have a name; if not, messages give its id.
         need_sizes: whether to read sizes, which each image must have then. "if any": read those
             that are there.
     """
@@ -186,9 +204,9 @@ def read_images(
     ids, sizes, names = array("q"), array("q"), []
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
-        name = entry.get("file_name")
+        name = image_name(entry)
         if need_names:
-            name = name_of(entry, "file_name", where)
+            name = image_name_of(entry, where)
             where = f"{path}: image {shown(name)}"
         ids.append(int_of(entry, "id", where))
         size_from = where if need_names else f"{path}: image {ids[-1]}"
@@ -199,7 +217,7 @@ def read_images(
         elif need_sizes:
             size = size_of(entry, size_from)
         sizes.extend(size)
-        names.append(name.encode() if isinstance(name, str) and _is_text(name) else b"")
+        names.append(b"" if name is None else name.encode())
     if not ids:
         raise UserError(f"{path}: images: expected at least one, got none")
     images = ImageTable(

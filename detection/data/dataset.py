@@ -21,6 +21,7 @@ from detection.data.eval_sizes import EvalSizes
 from detection.data.grouping import aspect_groups
 from detection.data.image_files import image_path, unreadable_images
 from detection.data.masks import draw_masks
+from detection.data.repeat_factors import RepeatFactors
 from detection.data.sides_swapped import describe_swapped_sides
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
@@ -110,6 +111,8 @@ class CocoDetection:
         self.groups: np.ndarray = (
             self._shape_groups(sizes) if self._augment is None else self._aspect_groups(sizes)
         )
+        thresh = None if self._augment is None else self._config.repeat_thresh
+        self._repeats = None if thresh is None else RepeatFactors.of(self.annotations, rows, thresh)
 
     @property
     def classes(self) -> ClassMap:
@@ -120,6 +123,11 @@ class CocoDetection:
     def report(self) -> DataReport:
         """The counts of reading the file and of `check_images`."""
         return self.annotations.report
+
+    @property
+    def repeat_factors(self) -> np.ndarray | None:
+        """(N,) mean number of times that each image occurs in an epoch; None: once."""
+        return None if self._repeats is None else self._repeats.by_image
 
     def notes(self, name: str) -> list[str]:
         """Return log lines about the data; `name` is the name of the split."""
@@ -132,6 +140,8 @@ class CocoDetection:
                 f"{name} data: all {len(self.annotations.boxes)} boxes are crowd regions, which"
                 " are not scored: there will be no AP and AR"
             )
+        if self._repeats is not None:
+            notes += [f"{name} data: {line}" for line in self._repeats.lines()]
         if self._augment is not None:  # once per run: validation images usually have the same depth
             depth = bit_depth_note(map(self._path_of, self._rows.tolist()))
             notes += [depth] if depth else []

@@ -59,7 +59,9 @@ def read_document(path: Path) -> CocoDocument:
     """
     content = parse_coco(path)
     categories = read_categories(content["categories"], path)
-    read_images(content["images"], path, need_sizes=False)
+    names = read_images(content["images"], path, need_sizes=False).names
+    for row, entry in enumerate(content["images"]):  # LVIS's images have no `file_name`
+        entry["file_name"] = names[row].decode()
     row_of = {entry["id"]: row for row, entry in enumerate(content["images"])}
     label_of = {key: label for label, (key, _) in enumerate(categories)}
     image_rows, labels = [], []

@@ -6,7 +6,7 @@ coco_backends.py does the matching. K categories, T=10 IoU thresholds, R=101 rec
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from backbones.score_tables import pairs_table
 from detection.config import BackendChoice, Protocol
 from detection.data.coco import ClassMap, detections_to_coco
+from detection.data.lvis_json import read_federated_labels
 from detection.evaluation.coco_backends import Backend, accumulate, choose_backend, summarize
 from detection.evaluation.coco_results import (
     iou_types_of,
@@ -32,6 +33,7 @@ from detection.evaluation.detection_table import (
     table_of_detections,
 )
 from detection.evaluation.ground_truth import GroundTruth, read_ground_truth
+from detection.evaluation.lvis_ap import LVIS_SUMMARY, check_lvis, score_lvis
 from detection.evaluation.report import write_pr_curves
 from detection.evaluation.voc_ap import score_protocols
 from detection.structures import DetectionBatch, Detections
@@ -52,10 +54,10 @@ class CocoScore:
     """The scores of boxes or of masks.
 
     metrics: the twelve numbers of `SUMMARY` and `ap/<class>` in [0, 1], NaN if there is no such
-    object; `num_images`, `num_detections`; those of `score_protocols`. precision: (T, R, K) for all
-    areas and up to 100 detections per image, NaN for a class without objects. class_names: in
-    ascending order of category id. backend: the package that computed them. note: lines on what was
-    scored, shown with the table.
+    object; `num_images`, `num_detections`; those of `score_protocols` and `score_lvis`. precision:
+    (T, R, K) for all areas and up to 100 detections per image, NaN for a class without objects.
+    class_names: in ascending order of category id. backend: the package that computed COCO's
+    numbers. note: lines on what was scored, shown with the table.
     """
 
     metrics: dict[str, float]
@@ -83,6 +85,9 @@ class CocoScore:
         more = (
             [_table("mAP by other protocols, in percent", others, self.metrics)] if others else []
         )
+        if "lvis_ap" in self.metrics:
+            title = f"LVIS AP of {kind}, in percent, by hotcoco"
+            more.append(_table(title, LVIS_SUMMARY, self.metrics))
         keys = [f"ap/{name}" for name in self.class_names]
         return Group(summary, *more, self.note, _table("AP by class", keys, self.metrics))
 
@@ -150,21 +155,25 @@ def score_file(
             scored, and those without results count as images without detections.
         backend: the package that computes COCO's numbers; `auto` is pycocotools here, because the
             numbers may be published.
-        protocols: other protocols for boxes.
+        protocols: other protocols: VOC's and ILSVRC's for boxes, LVIS's for boxes and masks.
 
     Raises:
         UserError: a file cannot be read; a result is malformed, or its image or category is not
-            annotated; there are protocols but no boxes; the backend is not installed.
+            annotated; a protocol needs boxes and there are none, or is LVIS's and the annotations
+            are not; the backend is not installed.
     """
     chosen = choose_backend(backend, final=True)
+    check_lvis(protocols)
     results = read_results(path)
     iou_types = iou_types_of(results)
-    if "bbox" not in iou_types and protocols:
+    if "bbox" not in iou_types and _without_lvis(protocols):
         raise UserError(f"{path}: expected boxes with evaluation.protocols, got masks")
     # Masks are required if the results have only masks. If they have boxes as well, annotations
     # without masks are fine: then boxes are scored alone.
     need_masks: Literal[True, "if any"] = "if any" if "bbox" in iou_types else True
     ground_truth = read_ground_truth(annotations, with_masks="segm" in iou_types and need_masks)
+    if "lvis" in protocols:
+        ground_truth = replace(ground_truth, federated=read_federated_labels(annotations))
     matches = match_results(results, ground_truth, source=str(path))
     named = set(matches.image_ids.tolist())
     # if the file has no detections, score all images: the result is 0 instead of an error
@@ -187,7 +196,7 @@ def score_file(
             found,
             ground_truth,
             iou_type=iou_type,
-            protocols=protocols if iou_type == "bbox" else (),
+            protocols=protocols,
             backend=chosen,
             notes=[*lines, *notes],
         )
@@ -219,10 +228,18 @@ def _score(
     per_class = precision.mean(axis=(0, 1))
     metrics |= {f"ap/{name}": float(ap) for name, ap in zip(names, per_class, strict=True)}
     metrics |= {"num_images": len(ground_truth.image_ids), "num_detections": len(found.scores)}
-    metrics |= score_protocols(found, ground_truth, protocols=protocols)
+    if iou_type == "bbox":
+        metrics |= score_protocols(found, ground_truth, protocols=_without_lvis(protocols))
+    if "lvis" in protocols:
+        metrics |= score_lvis(found, ground_truth, iou_type=iou_type)
     lines = _note(found, ground_truth, iou_type=iou_type)
     note = "\n".join([*lines, *notes])
     return CocoScore(metrics, precision, names, iou_type, backend, note)
+
+
+def _without_lvis(protocols: Sequence[Protocol]) -> list[Protocol]:
+    """Return the protocols that score boxes alone."""
+    return [protocol for protocol in protocols if protocol != "lvis"]
 
 
 def _note(found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType) -> list[str]:
@@ -256,9 +273,10 @@ class CocoEvaluator:
         image_ids: the images that `compute` expects, each exactly once.
         allow_missing: whether images may be missing, because bad images are skipped; they count as
             images without detections.
-        protocols: other protocols for boxes.
+        protocols: other protocols, as for `score_file`; with LVIS's, its AP is the main metric.
         with_masks: whether to score masks too; mask AP is then the main metric.
         backend: the package that computes COCO's numbers.
+        notes: lines that are shown with the table.
     """
 
     def __init__(
@@ -271,14 +289,17 @@ class CocoEvaluator:
         protocols: Sequence[Protocol] = (),
         with_masks: bool = False,
         backend: Backend = "pycocotools",
+        notes: Sequence[str] = (),
     ) -> None:
-        self.main_metric = "mask_ap" if with_masks else "ap"
+        main_metric = "lvis_ap" if "lvis" in protocols else "ap"
+        self.main_metric = f"mask_{main_metric}" if with_masks else main_metric
         self._iou_types: tuple[IoUType, ...] = ("bbox", "segm") if with_masks else ("bbox",)
         self._ground_truth = ground_truth.within(image_ids)
         self._classes = classes
         self._allow_missing = allow_missing
         self._protocols = protocols
         self._backend = backend
+        self._notes = notes
         self._gathered: list[DetectionRows] = []
         self._report: CocoReport | None = None
 
@@ -307,8 +328,9 @@ class CocoEvaluator:
                 ),
                 self._ground_truth,
                 iou_type=iou_type,
-                protocols=self._protocols if iou_type == "bbox" else (),
+                protocols=self._protocols,
                 backend=self._backend,
+                notes=self._notes,
             )
             for iou_type in self._iou_types
         ]

@@ -126,18 +126,30 @@ def _by_hotcoco(
 ) -> Accumulated:
     import hotcoco  # optional
 
+    evaluator = hotcoco.COCOeval(*hotcoco_tables(found, ground_truth, iou_type=iou_type), iou_type)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    assert evaluator.eval is not None
+    return Accumulated(evaluator.eval["precision"], evaluator.eval["recall"])
+
+
+def hotcoco_tables(
+    found: DetectionTable, ground_truth: GroundTruth, *, iou_type: IoUType
+) -> tuple[Any, Any]:
+    """Return ground truth and detections as two `hotcoco.COCO`.
+
+    The ids of images and categories are replaced by their positions in ascending order. With
+    `ground_truth.federated`, images and categories have LVIS's keys, too.
+    """
+    import hotcoco  # optional
+
     # hotcoco takes results as one float64 array, which cannot represent all int64 ids. So image and
     # category ids are replaced by their positions in the ascending lists, found by searchsorted.
     images, categories = ground_truth.image_ids, np.array(list(ground_truth.names))
     table, rows = ground_truth.table, ground_truth.rows
     masks = iou_type == "segm"
     coco = hotcoco.COCO.from_arrays(
-        [
-            {"id": place, "height": height, "width": width}
-            for place, image_id in enumerate(images.tolist())
-            for height, width in [ground_truth.size_of(image_id)]
-        ],
-        [{"id": place, "name": name} for place, name in enumerate(ground_truth.names.values())],
+        *_hotcoco_entries(ground_truth),
         np.searchsorted(images, table.image_ids[rows]),
         np.searchsorted(categories, table.category_ids[rows]),
         table.xywh[rows],
@@ -161,8 +173,29 @@ def _by_hotcoco(
     if found.masks:  # areas of masks; load_res takes those of the boxes
         ids = np.arange(1, len(found.masks) + 1)  # load_res numbers results from 1
         detections.update_anns(ids=ids, area=found.areas)
-    evaluator = hotcoco.COCOeval(coco, detections, iou_type)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    assert evaluator.eval is not None
-    return Accumulated(evaluator.eval["precision"], evaluator.eval["recall"])
+    return coco, detections
+
+
+def _hotcoco_entries(
+    ground_truth: GroundTruth,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the entries of images and categories, numbered from 0."""
+    images: list[dict[str, Any]] = [
+        {"id": place, "height": height, "width": width}
+        for place, image_id in enumerate(ground_truth.image_ids.tolist())
+        for height, width in [ground_truth.size_of(image_id)]
+    ]
+    categories: list[dict[str, Any]] = [
+        {"id": place, "name": name} for place, name in enumerate(ground_truth.names.values())
+    ]
+    if (federated := ground_truth.federated) is not None:
+        place_of = {category_id: place for place, category_id in enumerate(ground_truth.names)}
+        for entry, image_id in zip(images, ground_truth.image_ids.tolist(), strict=True):
+            for key, lists in (
+                ("neg_category_ids", federated.negative),
+                ("not_exhaustive_category_ids", federated.not_exhaustive),
+            ):
+                entry[key] = [place_of[category_id] for category_id in lists[image_id]]
+        for entry, category_id in zip(categories, ground_truth.names, strict=True):
+            entry["frequency"] = federated.frequencies[category_id]
+    return images, categories

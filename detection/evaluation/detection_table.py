@@ -38,15 +38,17 @@ class DetectionTable:
     def within(self, image_ids: Iterable[int]) -> "DetectionTable":
         """Return the detections in some images, in the same order."""
         keep = np.flatnonzero(np.isin(self.image_ids, list(image_ids)))
-        if len(keep) == len(self.image_ids):
-            return self
+        return self if len(keep) == len(self.image_ids) else self.at(keep)
+
+    def at(self, rows: np.ndarray) -> "DetectionTable":
+        """Return the detections at `rows` (n,) int64, in their order."""
         return DetectionTable(
-            image_ids=self.image_ids[keep],
-            category_ids=self.category_ids[keep],
-            scores=self.scores[keep],
-            boxes=self.boxes[keep],
-            masks=[self.masks[row] for row in keep.tolist()] if self.masks else [],
-            areas=self.areas[keep],
+            image_ids=self.image_ids[rows],
+            category_ids=self.category_ids[rows],
+            scores=self.scores[rows],
+            boxes=self.boxes[rows],
+            masks=[self.masks[row] for row in rows.tolist()] if self.masks else [],
+            areas=self.areas[rows],
         )
 
     def of_category(self, category_id: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from detection.data.coco import Annotations
 from detection.data.coco_json import AnnotationTable, ImageTable, check_any, int_of, read_tables
+from detection.data.lvis_json import FederatedLabels
 from detection.data.segmentations import check_masks
 from detection.ops.rle import encode_window
 from engine.errors import UserError
@@ -26,7 +27,8 @@ class GroundTruth:
     path: the file. names: class names by category id, in ascending order. images: all images of the
     file. table: all annotations of the file. rows: (m,) int64, ascending rows of `table`: the
     scored objects. image_ids: (n,) int64, the scored images, ascending. with_masks: whether all
-    objects have masks; a crowd region without one gets an empty one.
+    objects have masks; a crowd region without one gets an empty one. federated: for LVIS's metric,
+    None unless that was asked for.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class GroundTruth:
     rows: np.ndarray
     image_ids: np.ndarray
     with_masks: bool
+    federated: FederatedLabels | None = None
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -99,7 +102,9 @@ class GroundTruth:
         return {"size": [height, width], "counts": code}
 
 
-def ground_truth_of(annotations: Annotations, *, with_masks: bool) -> GroundTruth:
+def ground_truth_of(
+    annotations: Annotations, *, with_masks: bool, federated: FederatedLabels | None = None
+) -> GroundTruth:
     """Return the ground truth of annotations that were read for scoring.
 
     It has no objects that `on_bad_box` dropped. All others have the unchanged values of the file.
@@ -107,6 +112,7 @@ def ground_truth_of(annotations: Annotations, *, with_masks: bool) -> GroundTrut
     Args:
         annotations: result of `read_coco` with `for_scoring`, and `need_masks` if masks are scored.
         with_masks: whether masks are scored.
+        federated: for LVIS's metric.
     """
     assert annotations.table is not None, "expected annotations that were read for scoring"
     classes = annotations.classes
@@ -119,6 +125,7 @@ def ground_truth_of(annotations: Annotations, *, with_masks: bool) -> GroundTrut
         rows=np.sort(annotations.rows_in_file),
         image_ids=np.sort(annotations.image_ids),
         with_masks=with_masks,
+        federated=federated,
     )
 
 

@@ -19,10 +19,12 @@ from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.data.coco_json import check_any
 from detection.data.dataset import CocoDetection
+from detection.data.lvis_json import FederatedLabels, read_federated_labels
 from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_backends import choose_backend
 from detection.evaluation.ground_truth import ground_truth_of
+from detection.evaluation.lvis_ap import check_lvis, lvis_notes
 from detection.inference.pipeline import InferencePipeline
 from detection.losses import roi_loss, rpn_loss, weighted
 from detection.models.box_head import next_stage_boxes
@@ -72,7 +74,9 @@ class DetectionTask(nn.Module):
     ) -> None:
         """Store the network to train; with an `ensemble`, predictions are of all networks."""
         super().__init__()
-        choose_backend(config.evaluation.backend, final=True)  # fails now if it is not installed
+        # these two fail now if a package is not installed
+        choose_backend(config.evaluation.backend, final=True)
+        check_lvis(config.evaluation.protocols)
         self.config = config
         self.model = model
         self.others = nn.ModuleList(ensemble)
@@ -83,6 +87,7 @@ class DetectionTask(nn.Module):
         self._stage_configs = tuple(roi.stage_config(stage) for stage in range(roi.stages))
         self._train_data: CocoDetection | None = None
         self._val_data: CocoDetection | None = None
+        self._federated: FederatedLabels | None = None  # of the validation images, for LVIS's AP
         self._loaded: list[WeightsReport] = []
 
     @classmethod
@@ -256,6 +261,8 @@ class DetectionTask(nn.Module):
                     evaluation=self.config.evaluation,
                 )
                 found.check_images()
+                if "lvis" in self.config.evaluation.protocols:
+                    self._federated = read_federated_labels(path)
             finally:
                 if _state_of(path) != before:
                     raise UserError(
@@ -269,14 +276,21 @@ class DetectionTask(nn.Module):
         """Return a COCO evaluator of the validation images; see `choose_backend`."""
         data = self.val_data()
         return CocoEvaluator(
-            ground_truth_of(data.annotations, with_masks=self.with_masks),
+            ground_truth_of(
+                data.annotations, with_masks=self.with_masks, federated=self._federated
+            ),
             self.classes,
             data.image_ids.tolist(),
             allow_missing=self.config.data.on_bad_image == "skip",
             protocols=self.config.evaluation.protocols,
             with_masks=self.with_masks,
             backend=choose_backend(self.config.evaluation.backend, final=final),
+            notes=self._lvis_notes(),
         )
+
+    def _lvis_notes(self) -> list[str]:
+        roi = self.config.model.roi
+        return lvis_notes(self.config.evaluation.protocols, roi.max_detections)
 
     def metadata(self) -> dict[str, str]:
         """Return class names, category ids, config and the origin of pretrained weights."""
@@ -297,7 +311,7 @@ class DetectionTask(nn.Module):
         notes = [line for report in self._loaded for line in report.lines()]
         for name, data in (("training", self.train_data()), ("validation", self.val_data())):
             notes += data.notes(name)
-        return notes
+        return notes + self._lvis_notes()
 
     def draw(self, batch: DetectionBatch, predictions: Sequence[Detections]) -> list[np.ndarray]:
         """Draw ground truth and predictions side by side, at the network's input size."""

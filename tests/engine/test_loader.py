@@ -1,6 +1,7 @@
 """Planning of batches, and reading them."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from tests.engine.toy import ToyData
 GROUPS = np.array([0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 1])
 
 
-def take(count: int, **changes: int) -> list[list[SampleKey]]:
-    arguments = {"batch_size": 3, "seed": 7} | changes
+def take(count: int, **changes: Any) -> list[list[SampleKey]]:
+    arguments: dict[str, Any] = {"batch_size": 3, "seed": 7} | changes
     return list(itertools.islice(training_batches(GROUPS, **arguments), count))
 
 
@@ -55,6 +56,31 @@ def test_repeats_of_an_image_are_adjacent_with_different_seeds() -> None:
     assert counts.tolist() == [9] * len(GROUPS)
     in_group = [key.index for key in drawn if GROUPS[key.index] == 0]
     assert all(len(set(in_group[i : i + 3])) == 1 for i in range(0, len(in_group), 3))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_factors_of_one_change_nothing(repeats: int) -> None:
+    factors = np.ones(len(GROUPS))
+    assert take(40, repeats=repeats, factors=factors) == take(40, repeats=repeats)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 23])
+def test_factors_are_sampled_again_on_resuming(start: int) -> None:
+    factors = np.linspace(1, 4, len(GROUPS))
+    planned = take(10 + start, factors=factors)
+    assert take(10, start=start, factors=factors) == planned[start:]
+    assert all(len({GROUPS[key.index] for key in batch}) == 1 for batch in planned)
+
+
+def test_whole_factors_are_places_in_every_epoch_in_random_order() -> None:
+    factors = np.array([1.0, 2.0, 3.0])
+    plan = training_batches(np.zeros(3, np.int64), batch_size=6, seed=3, factors=factors)
+    epochs = [[key.index for key in batch] for batch in itertools.islice(plan, 50)]
+    assert all(np.bincount(epoch).tolist() == [1, 2, 3] for epoch in epochs)
+    # all of an image's places are adjacent in 4 of 20 epochs at random, not in all
+    adjacent = sum("222" in "".join(map(str, epoch)) for epoch in epochs)
+    assert adjacent < 25
+    assert len({tuple(epoch) for epoch in epochs}) > 25
 
 
 def test_processes_and_parts_split_the_global_batch() -> None:

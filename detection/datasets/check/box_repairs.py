@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from detection.data.box_checks import MIN_SIDE
+from detection.data.coco_json import image_name
 from detection.data.segmentations import SegmentationsBuilder
 from detection.datasets.check.changes import Changes, Repair, drop_all
 from detection.datasets.check.columns import Columns
@@ -103,7 +104,7 @@ def _swap_sides(changes: Changes, finding: Finding, columns: Columns, context: C
     rows = finding.rows if finding.list_name == "images" else columns.images.rows
     for row in rows.tolist():
         height, width = entries[row].get("height"), entries[row].get("width")
-        fact = (context.facts or {}).get(str(entries[row].get("file_name")))
+        fact = (context.facts or {}).get(image_name(entries[row]) or "")
         if fact is not None and fact.size == (height, width):
             continue  # the boxes are wrong, not the size
         changes.set("images", row, "height", width)

@@ -17,8 +17,9 @@ from detection.data.coco_json import (
     box_of,
     class_name_of,
     flag_of,
+    image_name,
+    image_name_of,
     int_of,
-    name_of,
     read_annotations,
     size_of,
 )
@@ -37,7 +38,7 @@ def _flags_of(entry: dict[str, Any], where: str) -> None:
 
 IMAGE_CHECKS: Checks = {
     "image-id": lambda entry, where: int_of(entry, "id", where),
-    "image-name": lambda entry, where: name_of(entry, "file_name", where),
+    "image-name": image_name_of,
     "image-size": size_of,
 }
 CATEGORY_CHECKS: Checks = {
@@ -143,7 +144,7 @@ def _read_images(entries: Entries, faults: Faults) -> ImageColumns:
         if "image-id" not in codes:
             rows.append(row)
             ids.append(entry["id"])
-            names.append("" if "image-name" in codes else entry["file_name"])
+            names.append(image_name(entry) or "")
             is_sized = "image-size" not in codes
             sizes.append((entry["height"], entry["width"]) if is_sized else (0, 0))
     return ImageColumns(

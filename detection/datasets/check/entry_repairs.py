@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from detection.data.coco_json import has_control_characters, is_number
+from detection.data.coco_json import has_control_characters, image_name, is_number
 from detection.datasets.check.box_repairs import mend_area, mend_box
 from detection.datasets.check.changes import Changes, Repair, drop_all
 from detection.datasets.check.columns import Columns
@@ -126,20 +126,25 @@ def _renumber(changes: Changes, finding: Finding, columns: Columns, context: Con
     """Give new ids to entries that repeat one; drop images and categories that are equal."""
     list_name = finding.list_name
     entries, fresh = changes.document.lists[list_name], _new_ids(changes, list_name)
-    key = {"images": "file_name", "categories": "name"}.get(list_name)
     first: dict[Any, Any] = {}
     repeats = set(finding.rows.tolist())
-    if key is not None:
+    has_name = list_name in ("images", "categories")
+    if has_name:
         for row in entries.rows():
             if isinstance(entries[row], dict):
-                first.setdefault(repr(entries[row].get("id")), entries[row])
+                first.setdefault(repr(entries[row].get("id")), _name_in(list_name, entries[row]))
     for row in sorted(repeats):
         entry = entries[row]
-        if key is not None and first[repr(entry["id"])].get(key) == entry.get(key):
+        if has_name and first[repr(entry["id"])] == _name_in(list_name, entry):
             changes.drop(list_name, row, "it repeats another entry")
             continue
         changes.set(list_name, row, "id", fresh)
         fresh += 1
+
+
+def _name_in(list_name: str, entry: dict[str, Any]) -> Any:
+    """Return the name of an image or a category; None if it has none."""
+    return image_name(entry) if list_name == "images" else entry.get("name")
 
 
 def _join_classes(changes: Changes, finding: Finding, columns: Columns, context: Context) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.coco_json import shown
+from detection.data.coco_json import image_name, shown
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.kinds import KINDS, SEVERITIES, Kind
 
@@ -146,12 +146,12 @@ class FindingList:
 def _example_of(entry: Any, place: str, fault: str) -> Example:
     """Return an example of an entry of which nothing is certain."""
     entry = entry if isinstance(entry, dict) else {}
-    name, image_id, own_id = (entry.get(key) for key in ("file_name", "image_id", "id"))
+    image_id, own_id = (entry.get(key) for key in ("image_id", "id"))
     is_annotation = place.startswith("annotations")
     image_id = image_id if is_annotation else own_id
     return Example(
         f"{place}: {fault}",
-        name if isinstance(name, str) else None,
+        image_name(entry),
         image_id if type(image_id) is int and not place.startswith("categories") else None,
         own_id if type(own_id) is int and is_annotation else None,
     )

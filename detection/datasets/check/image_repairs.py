@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from detection.data.box_checks import lie_inside
+from detection.data.coco_json import image_name
 from detection.datasets.check.changes import Changes, Repair, drop_all
 from detection.datasets.check.columns import Columns
 from detection.datasets.check.findings import Finding
@@ -15,7 +16,7 @@ from detection.ops.boxes import xywh_to_xyxy
 def _fill_size(changes: Changes, finding: Finding, columns: Columns, context: Context) -> None:
     entries = changes.document.lists["images"]
     for row in finding.rows.tolist():
-        fact = (context.facts or {}).get(str(entries[row].get("file_name")))
+        fact = (context.facts or {}).get(image_name(entries[row]) or "")
         if fact is None or fact.size is None:
             changes.drop("images", row, "its size is not known")
         else:

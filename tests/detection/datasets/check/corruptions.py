@@ -218,12 +218,19 @@ def lack_masks(document: Document, rng: np.random.Generator) -> list[int]:
     return places
 
 
+def without_name(document: Document, rng: np.random.Generator) -> list[int]:
+    places = setting("file_name", "", None, del_, 7, "\ud800", name="images")(document, rng)
+    for at in places:
+        document["images"][at].pop("coco_url", None)  # which gives a name, too
+    return places
+
+
 NAN = float("nan")
 CORRUPTIONS: dict[str, Corruption] = {
     "image-not-object": replace_entries("images"),
     "annotation-not-object": replace_entries("annotations"),
     "image-id": setting("id", "a name", 12.5, None, del_, True, 2**70, name="images"),
-    "image-name": setting("file_name", "", None, del_, 7, "\ud800", name="images"),
+    "image-name": without_name,
     "image-name-odd": setting("file_name", "a\n.jpg", "\x1b[2J.jpg", name="images"),
     "image-size": setting("width", 0, -4, "640", None, del_, 1 << 21, name="images"),
     "annotation-id": setting("id", "x1", None, del_, 1.5),
