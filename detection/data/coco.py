@@ -107,7 +107,7 @@ class Annotations:
         return rows
 
     def is_plain(self, objects: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Return bool per object of these rows: it is a training object, not crowd, difficult or ignored."""
+        """Return bool per object: it is a training object, not crowd, difficult or ignored."""
         plain: np.ndarray = ~(
             self.is_crowd[objects] | self.is_difficult[objects] | self.is_ignored[objects]
         )

@@ -222,7 +222,7 @@ class CocoDetection:
         """Sample the short sides of a global training batch, and return the shape of the batch.
 
         All its images get the same short side, unless `short_side_per` gives each its own; then a
-        quarter of a batch of 8 is padding, instead of a twentieth.
+        fifth of a batch of 8 is padding, instead of a twentieth.
 
         Args:
             sample_keys: (index, seed) of its images. The sizes come from the annotations; no image
