@@ -24,7 +24,7 @@ class AugmentConfig(Config):
     """Augmentation of training images."""
 
     short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
-    """Target lengths of the shorter side; one is drawn for each `short_side_per`."""
+    """Target lengths of the shorter side; one is drawn for each batch, or image."""
     short_side_per: Literal["batch", "image"] = "batch"
     """Whether the images of a batch share the length of their shorter side, so that little is
     padding, or each has its own."""

@@ -230,10 +230,12 @@ class CocoDetection:
         """
         assert self._augment is not None, "evaluation batches have one padded shape already"
         # every process gets all keys of the global batch, so all sample the same numbers
-        short_sides = [self._augment.sample_short_side(seed) for _, seed in sample_keys]
-        is_shared = self._config.augment.short_side_per == "batch"
-        if is_shared:  # the first image's
-            short_sides = short_sides[:1] * len(sample_keys)
+        if self._config.augment.short_side_per == "image":
+            shared = None
+            short_sides = [self._augment.sample_short_side(seed) for _, seed in sample_keys]
+        else:  # by the first image's seed
+            shared = self._augment.sample_short_side(sample_keys[0][1])
+            short_sides = [shared] * len(sample_keys)
         sizes = [
             resized_size((height, width), short_side, self._config.augment.max_side)
             for (index, _), short_side in zip(sample_keys, short_sides, strict=True)
@@ -241,7 +243,7 @@ class CocoDetection:
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        return BatchShape(short_sides[0] if is_shared else None, largest)
+        return BatchShape(shared, largest)
 
     def collate(
         self, samples: Sequence[Sample], batch_shape: BatchShape | None = None
