@@ -3,6 +3,8 @@
 Lengths are in pixels of the resized image unless stated otherwise.
 """
 
+from typing import Literal
+
 from pydantic import PositiveInt
 
 from backbones.config import DemoConfig
@@ -23,7 +25,10 @@ class AugmentConfig(Config):
     """Augmentation of training images."""
 
     short_sides: PositiveInts = (640, 672, 704, 736, 768, 800)
-    """Target lengths of the shorter side; one is drawn for each batch."""
+    """Target lengths of the shorter side; one is drawn for each batch, or image."""
+    short_side_per: Literal["batch", "image"] = "batch"
+    """Whether the images of a batch share the length of their shorter side, so that little is
+    padding, or each has its own."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
     flip_prob: Fraction = 0.5
@@ -51,6 +56,9 @@ class DataConfig(Config):
     """Repeat images of rare classes: an image with a class that fewer than this fraction of the
     training images contain occurs more than once in an epoch, sqrt(threshold / fraction) times on
     average (LVIS, Gupta et al. 2019, appendix B.2: 0.001). null: each image occurs once."""
+    crowds: Literal["ignore", "drop"] = "ignore"
+    """Crowd regions in training. ignore: what lies in one is neither foreground nor background.
+    drop: as if they were not annotated, so it is background. Evaluation always keeps them."""
     on_bad_box: BadInputPolicy = "error"
     """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
     for segmentation without a readable mask: stop, or drop the object and count it."""

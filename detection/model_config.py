@@ -78,7 +78,7 @@ class RPNConfig(AnchorLossConfig):
     nms_thresh: Fraction = 0.7
     """IoU above which the lower-scored proposal is dropped."""
     min_size: NonNegativeFloat = 1e-3
-    """Minimum side of a proposal; smaller ones are dropped."""
+    """Proposals have sides above this; others are dropped. 0 drops those without area."""
     objectness_weight: NonNegativeFloat = 1.0
     """Weight of `rpn_objectness`."""
     box_weight: NonNegativeFloat = 1.0
@@ -137,6 +137,9 @@ class RoIConfig(RegionLossConfig):
     """IoU above which the lower-scored detection of the same class is dropped."""
     max_detections: PositiveInt = 100
     """Largest number of detections per image."""
+    drop_empty: Literal["first", "last"] = "first"
+    """Detections without area are dropped before NMS (first; a side below 0.01 counts as none), or
+    from the best `max_detections` (last)."""
 
     def resolution_with(self, neck: Literal["c4", "fpn"], backbone: BackboneKind) -> int:
         """Return the side of the pooled map with a neck and a backbone of these kinds."""
@@ -173,6 +176,9 @@ class MaskConfig(Config):
     """Weight of the loss `mask`."""
     aligned: bool = True
     """Half-pixel correction of targets, and exact boxes when pasting (torchvision has neither)."""
+    binary_targets: bool = False
+    """Whether a cell's target is 1 if the true mask covers half of it or more, otherwise 0. false:
+    the share that it covers."""
 
 
 class ModelConfig(Config):

@@ -43,7 +43,8 @@ def load_config(
 
     Args:
         path: the file. Its key `base` may name another file, relative to it, whose values it
-            overrides; that file may have a base too (at most MAX_BASES in total).
+            overrides, or a list of files, of which a later one overrides an earlier one. A base may
+            have bases too, in chains of at most MAX_BASES; no file comes twice.
         overrides: `a.b.c=value`, applied last. Values of text keys are taken literally, all
             others are YAML.
         schemas: schema for each value of the key `task`; the first one if the key is absent.
@@ -183,27 +184,45 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Ite
 
 
 def _read_layers(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of a config and its base files, by file name, the config first."""
+    """Return the values of a config and its base files, by file name.
+
+    Each overrides all that come after it: the config is first, then its last base with that one's
+    bases, and so on.
+    """
     layers: dict[str, dict[str, Any]] = {}
-    seen: list[Path] = []
-    while True:
-        values = _read_file(path, named_by=list(layers))
-        layers[str(path)] = values
-        seen.append(resolved(path))
-        base = values.pop("base", None)
-        if base is None:
-            return layers
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base: expected one file name, got {_format_value(base)}")
-        try:
-            path = path.parent / expanded_path(base)
-        except UserError as error:
-            raise UserError(f"{path}: base: {error}") from error
-        chain = " -> ".join([*layers, str(path)])
-        if resolved(path) in seen:
+    _add_layers(layers, path, named_by=[])
+    return layers
+
+
+def _add_layers(layers: dict[str, dict[str, Any]], path: Path, *, named_by: Sequence[Path]) -> None:
+    """Add a file and its bases to `layers`; `named_by` is the chain of files that leads to it."""
+    values = _read_file(path, named_by=[str(each) for each in named_by])
+    bases = _base_paths(values.pop("base", None), path)
+    layers[str(path)] = values
+    above = [*named_by, path]
+    for base in reversed(bases):
+        chain = " -> ".join(str(each) for each in (*above, base))
+        if resolved(base) in map(resolved, above):
             raise UserError(f"{chain}: base: expected a chain of files, got a cycle")
-        if len(layers) > MAX_BASES:
-            raise UserError(f"{chain}: base: expected at most {MAX_BASES} base files")
+        if len(above) > MAX_BASES:
+            raise UserError(f"{chain}: base: expected a chain of at most {MAX_BASES} base files")
+        # which of its values would hold, those of the file itself or of one that overrides it?
+        if resolved(base) in (resolved(Path(name)) for name in layers):
+            raise UserError(f"{chain}: base: expected each file once, got this one again")
+        _add_layers(layers, base, named_by=above)
+
+
+def _base_paths(value: Any, path: Path) -> list[Path]:
+    """Return the files that the key `base` of `path` names; [] if it is None."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{path}: base: expected a file name or a list of them, got {_format_value(value)}"
+        )
+    try:
+        return [path.parent / expanded_path(name) for name in names]
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from error
 
 
 def _read_file(path: Path, *, named_by: Sequence[str]) -> dict[str, Any]:

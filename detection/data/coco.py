@@ -106,7 +106,7 @@ class Annotations:
         rows: np.ndarray = np.searchsorted(self.offsets, objects, side="right") - 1
         return rows
 
-    def is_plain(self, objects: slice = slice(None)) -> np.ndarray:
+    def is_plain(self, objects: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Return bool per object: it is a training object, not crowd, difficult or ignored."""
         plain: np.ndarray = ~(
             self.is_crowd[objects] | self.is_difficult[objects] | self.is_ignored[objects]

@@ -34,11 +34,11 @@ from engine.errors import SkippedSampleError, UserError
 class BatchShape:
     """The common shape of all parts of a global training batch.
 
-    short_side: shorter side of its images after the resize. size: (height, width) that contains
-    all resized images.
+    short_side: shorter side of its images after the resize; None: each samples its own from its
+    seed. size: (height, width) that contains all resized images.
     """
 
-    short_side: int
+    short_side: int | None
     size: tuple[int, int]
 
 
@@ -91,6 +91,7 @@ class CocoDetection:
         self._augment: Augment | None = None
         self._missing: frozenset[int] = frozenset()  # rows that are skipped without a try
         self._batch_size = batch_size
+        self._drops_crowds = training and config.crowds == "drop"
         rows = np.arange(len(found))
         if training:
             augment = config.augment
@@ -142,6 +143,10 @@ class CocoDetection:
             )
         if self._repeats is not None:
             notes += [f"{name} data: {line}" for line in self._repeats.lines()]
+        if self._drops_crowds and self.report.crowds:
+            notes.append(
+                f"{name} data: {self.report.crowds} crowd regions dropped (data.crowds=drop)"
+            )
         if self._augment is not None:  # once per run: validation images usually have the same depth
             depth = bit_depth_note(map(self._path_of, self._rows.tolist()))
             notes += [depth] if depth else []
@@ -176,7 +181,7 @@ class CocoDetection:
         Args:
             index: in 0..N-1.
             seed: determines flips and colours, and the size of a training image if `batch_shape` is
-                None.
+                None or has no `short_side`.
             batch_shape: the shape of its training batch.
 
         Raises:
@@ -191,7 +196,7 @@ class CocoDetection:
             pixels = self._read(row)
         except BadImageError as error:
             raise bad_image_error(error, self._config.on_bad_image) from error
-        objects = self.annotations.objects_of(row)
+        objects = self._objects_of(row)
         original_size = (pixels.shape[0], pixels.shape[1])
         boxes = self.annotations.boxes[objects]
         # Difficult and ignored objects are treated like crowd regions: neither foreground nor
@@ -199,9 +204,9 @@ class CocoDetection:
         is_ignored = ~self.annotations.is_plain(objects)
         other_pixels: tuple[np.ndarray, ...] = ()
         if self._augment is not None:
-            short_side = (
-                batch_shape.short_side if batch_shape else self._augment.sample_short_side(seed)
-            )
+            short_side = batch_shape.short_side if batch_shape else None
+            if short_side is None:
+                short_side = self._augment.sample_short_side(seed)
             size = resized_size(original_size, short_side, self._config.augment.max_side)
             # masks are drawn at the final size; pixels and boxes are still in original pixels
             masks = self._draw_masks(row, size)
@@ -224,26 +229,31 @@ class CocoDetection:
         )
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> BatchShape:
-        """Sample the short side of a global training batch, and return the shape of the batch.
+        """Sample the short sides of a global training batch, and return the shape of the batch.
 
-        All its images get the same short side. If each image had its own, a quarter of a batch of
-        8 would be padding, instead of a twentieth.
+        All its images get the same short side, unless `short_side_per` gives each its own; then a
+        fifth of a batch of 8 is padding, instead of a twentieth.
 
         Args:
             sample_keys: (index, seed) of its images. The sizes come from the annotations; no image
                 is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape already"
-        # every process gets all keys of the global batch, so all use the first image's seed
-        short_side = self._augment.sample_short_side(sample_keys[0][1])
+        # every process gets all keys of the global batch, so all sample the same numbers
+        if self._config.augment.short_side_per == "image":
+            shared = None
+            short_sides = [self._augment.sample_short_side(seed) for _, seed in sample_keys]
+        else:  # by the first image's seed
+            shared = self._augment.sample_short_side(sample_keys[0][1])
+            short_sides = [shared] * len(sample_keys)
         sizes = [
             resized_size((height, width), short_side, self._config.augment.max_side)
-            for index, _ in sample_keys
+            for (index, _), short_side in zip(sample_keys, short_sides, strict=True)
             # a list of one element, to unpack the row
             for height, width in [self.annotations.sizes[self._rows[index]].tolist()]
         ]
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-        return BatchShape(short_side, largest)
+        return BatchShape(shared, largest)
 
     def collate(
         self, samples: Sequence[Sample], batch_shape: BatchShape | None = None
@@ -281,6 +291,12 @@ class CocoDetection:
         if self._augment is not None:
             self._select_rows(np.delete(self._rows, places))
 
+    def _objects_of(self, row: int) -> np.ndarray:
+        """Return the rows (N,) of the objects of image `row`, without crowd regions if dropped."""
+        rows = self.annotations.objects_of(row)
+        objects = np.arange(rows.start, rows.stop)
+        return objects[~self.annotations.is_crowd[objects]] if self._drops_crowds else objects
+
     def _path_of(self, row: int) -> Path:
         return image_path(self._folder, self.annotations.file_name(row))
 
@@ -305,7 +321,7 @@ class CocoDetection:
         if not self._with_masks:
             return np.zeros((0, *resized), np.bool_)
         annotations = self.annotations
-        objects = annotations.objects_of(row)
+        objects = self._objects_of(row)
         # segmentations are in file order, not grouped by image like the other arrays
         rows = annotations.rows_in_file[objects].tolist()
         crowds = annotations.is_crowd[objects].tolist()

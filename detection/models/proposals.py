@@ -52,7 +52,7 @@ def make_proposals(
 
     deltas = take_boxes(rpn.deltas, idxs)  # (B, M, 4)
     boxes = clip_boxes(decode_boxes(deltas, rpn.anchors[idxs]), sizes)
-    large = (boxes[..., 2:] - boxes[..., :2] >= config.min_size).all(dim=2)
+    large = (boxes[..., 2:] - boxes[..., :2] > config.min_size).all(dim=2)
     logits = logits.gather(1, idxs)
     valid = rpn.anchor_valid.gather(1, idxs) & torch.cat(exists, dim=1) & large
     # not min(), whose result would be a symbol in a compiled graph with a varying N

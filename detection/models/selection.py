@@ -18,7 +18,7 @@ from detection.ops.nms import nms_keep
 from detection.ops.voting import vote_boxes
 from detection.structures import Detections, ImageBatch, Proposals, RunLengthMasks
 
-MIN_SIDE = 1e-2  # pixels; detections with a shorter side are dropped, as in torchvision
+MIN_SIDE = 1e-2  # pixels; boxes with a shorter side are dropped before NMS, as in torchvision
 
 
 class BoxPredictions(NamedTuple):
@@ -64,6 +64,13 @@ class Selection(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+    def without_empty_boxes(self) -> "Selection":
+        """Return the detections whose boxes have an area; the rows of the others come last."""
+        has_area = (self.boxes[..., 2:] > self.boxes[..., :2]).all(dim=2)
+        scores = self.scores.masked_fill(~has_area, -1.0)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return Selection(take_boxes(self.boxes, order), scores, self.labels.gather(1, order))
 
     def without_empty_rows(self) -> "Selection":
         """Return the first rows, as many as the image with the most detections has."""
@@ -128,12 +135,15 @@ def select_detections(
     labels = idxs % num_classes  # (B, M); a flat index is roi * K + class
     boxes = take_boxes(boxes.flatten(1, 2), idxs)  # (B, M, 4)
     large = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=2)
+    enters = scores >= 0
+    if config.drop_empty == "first":
+        enters = enters & large
     max_detections = config.max_detections
     keep = nms_keep(
         boxes,
         scores,
         labels,
-        (scores >= 0) & large,
+        enters,
         iou_thresh=config.nms_thresh if nms_thresh is None else nms_thresh,
         max_kept=max_detections,
     )
@@ -141,6 +151,8 @@ def select_detections(
     kept_scores, order = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     kept_scores, order = kept_scores[:, :max_detections], order[:, :max_detections]  # (B, D)
     found = Selection(take_boxes(boxes, order), kept_scores, labels.gather(1, order))
+    if config.drop_empty == "last":
+        found = found.without_empty_boxes()
     if vote_iou_thresh is None:
         return found
     weights = scores.where(large, 0.0)

@@ -44,6 +44,8 @@ class SegmentationTask(DetectionTask):
             resolution=logits.shape[-1],
             aligned=config.mask.aligned,
         )
+        if config.mask.binary_targets:
+            target_masks = (target_masks >= 0.5).to(target_masks.dtype)
         # (B, F, K, M, M) -> (B, F, M, M): the masks of the true classes
         true_logits = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
         is_fg = rois.is_fg[:, foreground]

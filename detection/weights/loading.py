@@ -40,7 +40,11 @@ _TORCHVISION_SETTINGS: Keys = {
     "model.roi.aligned": False,
     "model.rpn.round_anchors": True,
 }
-_DETECTRON2_SETTINGS: Keys = {"model.roi.sampling_ratio": 0, "model.roi.aligned": True}
+_DETECTRON2_SETTINGS: Keys = {
+    "model.roi.sampling_ratio": 0,
+    "model.roi.aligned": True,
+    "model.roi.drop_empty": "last",
+}
 """What a project's detectors compute with; others load and give slightly different detections."""
 _RUN_SETTINGS = (
     *("model.backbone.stride_in_1x1", "model.backbone.pixel_mean", "model.backbone.pixel_std"),

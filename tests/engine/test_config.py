@@ -203,7 +203,8 @@ def test_base_then_file_then_overrides(tmp_path: Path) -> None:
         ("", ["task=[1]"], 'command line: task: expected first or second, got "[1]"'),
         ("task: [1]", [], "c.yaml: task: expected first or second, got [1]"),
         ("1: 2", [], "c.yaml: 1: unknown key; known here: "),
-        ("base: [a, b]", [], 'c.yaml: base: expected one file name, got ["a", "b"]'),
+        ("base: 1", [], "c.yaml: base: expected a file name or a list of them, got 1"),
+        ("base: [a, 1]", [], 'c.yaml: base: expected a file name or a list of them, got ["a", 1]'),
         ("base: gone.yaml", [], "gone.yaml: no such file"),
         ("seed: 1\nseed: 2", [], "c.yaml: not YAML: key seed is given twice (line 2, column 1)"),
         ("seed: [1", [], "c.yaml: not YAML: "),
@@ -240,7 +241,10 @@ def test_base_file_may_have_a_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.yaml", "b.yaml", "d.yaml"], "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected at"),
+        (
+            ["a.yaml", "b.yaml", "d.yaml"],
+            "c.yaml -> a.yaml -> b.yaml -> d.yaml: base: expected a chain of at most 2 base files",
+        ),
         (["c.yaml"], "c.yaml -> c.yaml: base: expected a chain of files, got a cycle"),
         (["a.yaml", "c.yaml"], "c.yaml -> a.yaml -> c.yaml: base: expected a chain"),
         (["gone.yaml"], "c.yaml: base: gone.yaml: no such file"),
@@ -261,6 +265,53 @@ def test_invalid_base_chains_are_rejected(
     with pytest.raises(UserError) as caught:
         load_config(tmp_path / "c.yaml", schemas=SCHEMAS)
     assert message in str(caught.value).replace(f"{tmp_path}/", "").replace(str(tmp_path), ".")
+
+
+def test_later_bases_override_earlier_ones_and_their_bases(tmp_path: Path) -> None:
+    write(tmp_path / "far.yaml", "optim: {lr: 1.0, momentum: 0.1}\nseed: 1\nfolder: far")
+    write(tmp_path / "a.yaml", "base: far.yaml\noptim: {lr: 2.0}\nseed: 2")
+    write(tmp_path / "deep.yaml", "optim: {momentum: 0.5}")
+    write(tmp_path / "b.yaml", "base: [deep.yaml]\nseed: 3")
+    config = load(tmp_path, "base: [a.yaml, b.yaml]\nloop: {max_steps: 4}")
+    assert (config.optim.lr, config.optim.momentum, config.seed) == (2.0, 0.5, 3)
+    assert (config.folder, config.loop.max_steps) == ("far", 4)
+    described = describe_config(tmp_path / "c.yaml").replace(f"{tmp_path}/", "")
+    assert described == ("config: c.yaml over b.yaml over deep.yaml over a.yaml over far.yaml")
+
+
+def test_an_empty_list_of_bases_names_none(tmp_path: Path) -> None:
+    assert load(tmp_path, "base: []\nseed: 3").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        ("[a.yaml, a.yaml]", "c.yaml -> a.yaml: base: expected each file once, got this one again"),
+        ("[a.yaml, ./a.yaml]", "c.yaml -> a.yaml: base: expected each file once"),
+        ("[b.yaml, a.yaml]", "c.yaml -> b.yaml -> a.yaml: base: expected each file once"),
+        ("[a.yaml, c.yaml]", "c.yaml -> c.yaml: base: expected a chain of files, got a cycle"),
+        ("[a.yaml, circle.yaml]", "c.yaml -> circle.yaml -> c.yaml: base: expected a chain"),
+        ("[long.yaml, a.yaml]", "c.yaml -> long.yaml -> circle.yaml -> c.yaml: base: expected a"),
+        ("[a.yaml, gone.yaml]", "c.yaml: base: gone.yaml: no such file"),
+    ],
+    ids=[
+        "twice",
+        "spelled otherwise",
+        "by two ways",
+        "itself",
+        "circle",
+        "circle below",
+        "missing",
+    ],
+)
+def test_invalid_lists_of_bases_are_rejected(tmp_path: Path, bases: str, message: str) -> None:
+    write(tmp_path / "a.yaml", "seed: 1")
+    write(tmp_path / "b.yaml", "base: a.yaml")
+    write(tmp_path / "circle.yaml", "base: c.yaml")
+    write(tmp_path / "long.yaml", "base: circle.yaml")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, f"base: {bases}")
+    assert message in str(caught.value).replace(f"{tmp_path}/", "")
 
 
 def test_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_the_nearest_file_or_the_command_line_sets_a_value(chain: Path) -> None:
     assert "optim" not in found
 
 
+def test_of_several_bases_the_last_one_sets_a_value(chain: Path) -> None:
+    write(Path("other.yaml"), "optim: {momentum: 0.7}\nseed: 5")
+    found = origins(write(Path("both.yaml"), "base: [near.yaml, other.yaml]\nfolder: x"))
+    assert found["seed"] == found["optim.momentum"] == "other.yaml"
+    assert found["optim.lr"] == "near.yaml"
+    assert found["extra.max_steps"] == "far.yaml"
+    assert found["folder"] == "both.yaml"
+
+
 def test_a_section_that_is_replaced_has_only_later_values(chain: Path) -> None:
     assert origins(chain, "extra=null")["extra"] == "command line"
     write(Path("none.yaml"), "base: far.yaml\nextra: null")

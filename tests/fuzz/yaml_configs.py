@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -91,8 +92,10 @@ class YamlConfigs:
         source = rng.choice(CONFIGS)
         path = case / "config.yaml"
         text = source.read_text()
-        if base := yaml.safe_load(text).get("base"):  # relative to the original file
-            text = text.replace(f"base: {base}", f"base: {(source.parent / base).resolve()}")
+        if bases := yaml.safe_load(text).get("base"):  # relative to the original file
+            names = bases if isinstance(bases, list) else [bases]
+            found = [str((source.parent / name).resolve()) for name in names]
+            text = re.sub(r"^base: .*$", f"base: {json.dumps(found)}", text, flags=re.MULTILINE)
         path.write_text(text)
         values = yaml.safe_load(text)
         schemas = SCHEMAS

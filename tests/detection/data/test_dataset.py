@@ -101,6 +101,7 @@ def test_a_batch_shares_its_short_side(document: Document, write_coco: CocoWrite
     for seed in range(12):
         sample_keys = [(0, seed), (1, seed + 1), (2, seed + 2)]
         batch_shape = data.batch_shape(sample_keys)
+        assert batch_shape.short_side is not None
         sizes = [data.load(index, own, batch_shape).pixels.shape[:2] for index, own in sample_keys]
         assert {min(size) for size in sizes[:1] + sizes[2:]} == {batch_shape.short_side}
         assert min(sizes[1]) == min(batch_shape.short_side, 54)  # 50x30 meets the cap of 90

@@ -43,11 +43,13 @@ def detections_one_by_one(
             boxes = torchvision.ops.clip_boxes_to_image(boxes, (height, width))
             sides = boxes[:, 2:] - boxes[:, :2]
             good = proposals.valid[i] & (scores > config.score_thresh)
-            good &= (sides >= 0.01).all(dim=1)
+            if config.drop_empty == "first":
+                good &= (sides >= 0.01).all(dim=1)
             boxes, scores = boxes[good], scores[good]
             for keep in torchvision.ops.nms(boxes, scores, config.nms_thresh).tolist():
                 rows.append((float(scores[keep]), (boxes[keep] * ratio).tolist(), label))
         rows = sorted(rows, reverse=True)[: config.max_detections]
+        rows = [row for row in rows if row[1][0] < row[1][2] and row[1][1] < row[1][3]]
         results.append(
             Detections(
                 boxes=torch.tensor([row[1] for row in rows]).view(-1, 4),
@@ -90,6 +92,27 @@ def test_equals_the_obvious_way(config: RoIConfig) -> None:
         torch.testing.assert_close(ours.scores, reference.scores)
         torch.testing.assert_close(ours.labels, reference.labels)
         torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("max_detections", [15, 1000])
+def test_empty_boxes_can_be_among_the_best(max_detections: int) -> None:
+    """As in detectron2: with `drop_empty=last` they leave fewer detections."""
+    class_logits, deltas, proposals = head_outputs(40, 8)
+    deltas = deltas * 40  # many boxes are outside the image
+    counts = {}
+    for when in ("first", "last"):
+        values = {"drop_empty": when, "max_detections": max_detections}
+        config = RoIConfig.model_validate(values)
+        found = detect(class_logits, deltas, proposals, images(), config=config)
+        expected = detections_one_by_one(class_logits, deltas, proposals, config)
+        for ours, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours.scores, reference.scores)
+            torch.testing.assert_close(ours.labels, reference.labels)
+            torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+        counts[when] = [len(detections) for detections in found]
+    if max_detections == 15:
+        assert counts["first"] == [15, 15, 15]
+        assert all(0 < count < 15 for count in counts["last"])
 
 
 @pytest.mark.parametrize("thresh", [0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5])

@@ -1,4 +1,7 @@
-"""`model.mask.aligned` reaches the masks that are learnt and those that are predicted."""
+"""`model.mask.aligned` reaches the masks that are learnt and those that are predicted.
+
+`model.mask.binary_targets` reaches those that are learnt.
+"""
 
 from pathlib import Path
 
@@ -18,9 +21,12 @@ from tests.reference.masks import paste_mask
 BIAS = 3.0
 
 
-def make_task(folder: Path, *, aligned: bool) -> tuple[SegmentationTask, DetectionBatch]:
+def make_task(
+    folder: Path, *, aligned: bool, binary: bool = False
+) -> tuple[SegmentationTask, DetectionBatch]:
     """Return a task whose mask logits are all BIAS, and a batch."""
-    model = {"mask": {"aligned": aligned, "num_convs": 1, "hidden_dim": 16}}
+    mask = {"aligned": aligned, "binary_targets": binary, "num_convs": 1, "hidden_dim": 16}
+    model = {"mask": mask}
     task, batch = tiny_task(folder, "fpn", task="segmentation", model=model)
     assert isinstance(task, SegmentationTask)
     assert task.model.mask_head is not None
@@ -30,9 +36,13 @@ def make_task(folder: Path, *, aligned: bool) -> tuple[SegmentationTask, Detecti
     return task, batch
 
 
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("aligned", [True, False])
-def test_masks_are_learnt_from_roi_align_of_the_annotations(tmp_path: Path, aligned: bool) -> None:
-    task, batch = make_task(tmp_path, aligned=aligned)
+def test_masks_are_learnt_from_roi_align_of_the_annotations(
+    tmp_path: Path, aligned: bool, binary: bool
+) -> None:
+    """Binary targets are detectron2's of masks that are not polygons: half a cell or more is 1."""
+    task, batch = make_task(tmp_path, aligned=aligned, binary=binary)
     _, (_, samples, _) = task.box_losses(batch)
     assert batch.targets.masks is not None
     bits = unpack_bits(batch.targets.masks, width=batch.images.pixels.shape[3]).float()
@@ -42,6 +52,9 @@ def test_masks_are_learnt_from_roi_align_of_the_annotations(tmp_path: Path, alig
         roi = torch.cat([torch.zeros(1), samples.boxes[image, sample]])[None]
         targets.append(torchvision.ops.roi_align(mask, roi, 28, aligned=aligned))
     wanted = torch.cat(targets)
+    assert ((wanted > 0) & (wanted < 1)).any()
+    if binary:
+        wanted = (wanted >= 0.5).float()
     expected = F.binary_cross_entropy_with_logits(torch.full_like(wanted, BIAS), wanted)
     torch.testing.assert_close(task.losses(batch)["mask"], expected, rtol=1e-5, atol=1e-6)
 

@@ -16,26 +16,16 @@ from detection.models.proposals import make_proposals
 from detection.predict import Detector
 from detection.structures import Detections, ImageBatch
 from detection.weights import load_detector_weights
-from engine.config import parse_config
+from engine.config import load_config
 from engine.errors import UserError
 from tests.detection.weights.matched_detections import check_detections
 
 pytestmark = pytest.mark.data
 
 NAMES = tuple("abcde")
-# what docs/WEIGHTS.md says for all of detectron2's files, and for each kind
-KEYS = [
-    "task=segmentation",
-    "model.backbone.kind=resnet50",
-    "model.backbone.stride_in_1x1=true",
-    "model.backbone.pixels=bgr",
-    "model.rpn.round_anchors=false",
-    "model.roi.sampling_ratio=0",
-]
-KIND_KEYS = {
-    "c4": ["model.neck.kind=c4", "data.size_divisor=1"],
-    "fpn": ["model.neck.kind=fpn", "data.size_divisor=32"],
-}
+CONFIGS = Path(__file__).resolve().parents[3] / "configs/segmentation"
+# what docs/WEIGHTS.md says for the files of its model zoo
+KEYS = ["model.backbone.stride_in_1x1=true", "model.backbone.pixels=bgr"]
 # of these narrow networks, and of how their detections were computed
 NARROW = [
     "model.backbone.width_multiplier=0.125",
@@ -49,12 +39,14 @@ NARROW = [
     "data.eval_max_side=240",
     "loop.precision=fp32",
 ]
+TOLERANCE = 2e-5
+"""Of boxes, relative to the image's side, and of scores."""
 FILES = [("c4", "mask_r50_c4.pkl"), ("fpn", "mask_r50_fpn.pkl"), ("fpn", "mask_r50_fpn.pth")]
 
 
 def make_config(neck: str, *changes: str) -> DetectionConfig:
-    overrides = [*KEYS, *KIND_KEYS[neck], *NARROW, *changes]
-    config = parse_config({}, overrides, schemas=SCHEMAS, source="test")
+    path = CONFIGS / f"mask_rcnn_r50_{neck}_coco_detectron2.yaml"
+    config = load_config(path, [*KEYS, *NARROW, *changes], schemas=SCHEMAS)
     assert isinstance(config, DetectionConfig)
     return config
 
@@ -96,18 +88,15 @@ def test_detects_what_detectron2_detects(data_dir: Path, neck: str, file: str) -
 
 def check(found: Detections, expected: dict[str, Tensor]) -> None:
     boxes, scores, labels = (expected[key] for key in ("boxes", "scores", "classes"))
-    # detectron2 drops empty boxes after it has taken the best 30, this project before
-    assert len(found) in (len(boxes), 30)
-    assert len(boxes) > 10
-    assert (found.scores[len(boxes) :] <= scores.min() + 1e-5).all()
-    rows = check_detections(found, boxes, scores, labels)
+    assert len(found) == len(boxes) > 10
+    rows = check_detections(found, boxes, scores, labels, tolerance=TOLERANCE)
     count, height, width = expected["masks_shape"].tolist()
     bits = np.unpackbits(expected["masks"].numpy())[: count * height * width]
     theirs = bits.reshape(count, height, width).astype(bool)
     assert found.masks is not None
     ours = np.stack(list(found.masks))[rows.numpy()]
     assert theirs.any()
-    assert (ours != theirs).mean() < 1e-4
+    assert (ours != theirs).mean() < 2e-5
 
 
 def check_parts(model: FasterRCNN, image: np.ndarray, expected: dict[str, Tensor]) -> None:
@@ -125,12 +114,15 @@ def check_parts(model: FasterRCNN, image: np.ndarray, expected: dict[str, Tensor
             close(features[name][0], expected[f"feature/{theirs}"])
     rpn = model.rpn(features, batch)
     proposals = make_proposals(rpn, size, config=model.config.rpn, training=False)
-    close(proposals.boxes[0], expected["proposals"], atol=1e-3)
+    # Random deltas move a box by up to 30 of its sides, which scales up the features' rounding:
+    # detectron2's boxes and ours are both up to 1e-5 of the image's side from those in float64.
+    tolerance = TOLERANCE * max(height, width)
+    torch.testing.assert_close(proposals.boxes[0], expected["proposals"], rtol=0, atol=tolerance)
     close(proposals.scores[0], expected["objectness_logits"].sigmoid())
 
 
-def close(ours: Tensor, theirs: Tensor, *, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +175,12 @@ def test_wrong_keys_are_named_in_one_line(
 
 
 def test_settings_that_change_detections_a_little_are_said(data_dir: Path) -> None:
-    config = make_config("c4", "model.roi.sampling_ratio=2", "data.size_divisor=32")
+    other = ("model.roi.sampling_ratio=2", "model.roi.drop_empty=first", "data.size_divisor=32")
+    config = make_config("c4", *other)
     _, notes = load(data_dir / "detectron2_mini/mask_r50_c4.pkl", config)
     assert notes[-2] == (
-        "detectron2 computes with model.roi.sampling_ratio=0 data.size_divisor=1; without it "
-        "detections differ a little"
+        "detectron2 computes with model.roi.sampling_ratio=0 model.roi.drop_empty=last "
+        "data.size_divisor=1; without it detections differ a little"
     )
 
 
