@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from backbones.bad_images import bad_image_error
-from backbones.images import BadImageError, bit_depth_note, read_image
+from backbones.images import (
+    BadImageError,
+    bit_depth_note,
+    decode,
+    image_size,
+    read_file,
+    read_image,
+)
 from backbones.weights import listing
 from detection.config import DataConfig, EvaluationConfig, SplitConfig
 from detection.data.box_checks import format_size
@@ -22,6 +29,7 @@ from detection.data.grouping import aspect_groups
 from detection.data.image_files import image_path, unreadable_images
 from detection.data.masks import draw_masks
 from detection.data.sides_swapped import describe_swapped_sides
+from detection.data.square_samples import SquareSamples
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine import paths
@@ -88,6 +96,7 @@ class CocoDetection:
         self._config = config
         self._eval_sizes = EvalSizes.of(config, evaluation or EvaluationConfig())
         self._augment: Augment | None = None
+        self._squares: SquareSamples | None = None
         self._missing: frozenset[int] = frozenset()  # rows that are skipped without a try
         self._batch_size = batch_size
         rows = np.arange(len(found))
@@ -99,6 +108,10 @@ class CocoDetection:
                 vertical_flip_prob=augment.vertical_flip_prob,
                 color_jitter=augment.color_jitter,
             )
+            if augment.large_scale_jitter is not None:
+                self._squares = SquareSamples(
+                    augment, found, read=self._read, with_masks=with_masks
+                )
             if not config.keep_empty:
                 rows = rows[_has_objects(found)]
         self._select_rows(rows)
@@ -144,7 +157,7 @@ class CocoDetection:
         parts = [found.image_ids, found.sizes, found.offsets, found.boxes, found.labels]
         parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
         parts += [found.file_names.data, found.file_names.offsets]
-        if self._with_masks:
+        if self._with_masks or self._config.augment.copy_paste_prob > 0:
             masks = found.segmentations.in_float32()
             parts += [masks.coordinates, masks.part_offsets, masks.object_offsets]
             parts += [masks.run_lengths.data, masks.run_lengths.offsets]
@@ -167,7 +180,7 @@ class CocoDetection:
             index: in 0..N-1.
             seed: determines flips and colours, and the size of a training image if `batch_shape` is
                 None.
-            batch_shape: the shape of its training batch.
+            batch_shape: the shape of its training batch; has no effect with large-scale jitter.
 
         Raises:
             UserError: the image is missing, or bad and `on_bad_image` is "error".
@@ -178,6 +191,8 @@ class CocoDetection:
         if row in self._missing:
             raise SkippedSampleError(f"{self._path_of(row)}: missing at the start of the run")
         try:
+            if self._squares is not None:
+                return self._squares.load(self._rows, index, seed=seed)
             pixels = self._read(row)
         except BadImageError as error:
             raise bad_image_error(error, self._config.on_bad_image) from error
@@ -217,13 +232,15 @@ class CocoDetection:
         """Sample the short side of a global training batch, and return the shape of the batch.
 
         All its images get the same short side. If each image had its own, a quarter of a batch of
-        8 would be padding, instead of a twentieth.
+        8 would be padding, instead of a twentieth. With large-scale jitter the shape is its square.
 
         Args:
             sample_keys: (index, seed) of its images. The sizes come from the annotations; no image
                 is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape already"
+        if self._squares is not None:
+            return BatchShape(self._squares.side, (self._squares.side, self._squares.side))
         # every process gets all keys of the global batch, so all use the first image's seed
         short_side = self._augment.sample_short_side(sample_keys[0][1])
         sizes = [
@@ -274,11 +291,17 @@ class CocoDetection:
     def _path_of(self, row: int) -> Path:
         return image_path(self._folder, self.annotations.file_name(row))
 
-    def _read(self, row: int) -> np.ndarray:
-        """Return the image of `row`, and check that it has the annotated size."""
+    def _read(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Return the image of `row`, and check that it has the annotated size.
+
+        A JPEG is decoded at 1 / `reduction` of its size, see `backbones.images.decode`.
+        """
         path = self._path_of(row)
-        pixels = read_image(path)
+        data = read_file(path)
         expected = tuple(self.annotations.sizes[row].tolist())
+        if reduction > 1 and image_size(data) == expected:  # of a JPEG's header; else None
+            return decode(data, path, reduction=reduction)
+        pixels = decode(data, path)
         if pixels.shape[:2] == expected:
             return pixels
         got = format_size(pixels.shape)
@@ -309,6 +332,8 @@ class CocoDetection:
 
     def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
         """Return the aspect ratio group of each image, (N,) int64; see `aspect_groups`."""
+        if self._squares is not None:  # all batches have one shape
+            return np.zeros(len(sizes), np.int64)
         augment = self._config.augment
         return aspect_groups(
             sizes,

@@ -15,8 +15,8 @@ from detection.ops.rle import decode, decode_columns
 
 
 @dataclass(frozen=True)
-class Region:
-    """A rectangle of whole pixels, inside an image."""
+class Rectangle:
+    """A rectangle of whole pixels of an image."""
 
     top: int
     left: int
@@ -34,9 +34,25 @@ class Region:
         return self.left + self.width
 
     @property
+    def xyxy(self) -> tuple[int, int, int, int]:
+        """The same as a box."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
     def slices(self) -> tuple[slice, slice]:
         """Index of the rows and columns in an array of the image."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def shifted(self, down: int, right: int) -> "Rectangle":
+        """Return the same rectangle, `down` rows and `right` columns further."""
+        return Rectangle(self.top + down, self.left + right, self.height, self.width)
+
+    def intersection(self, other: "Rectangle") -> "Rectangle":
+        """Return what both have in common; height or width is 0 if they are apart."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        height = max(0, min(self.bottom, other.bottom) - top)
+        width = max(0, min(self.right, other.right) - left)
+        return Rectangle(top, left, height, width)
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,9 @@ class TightMask:
         return cls(pixels[y : rows[-1] + 1, x : columns[-1] + 1], top + y, left + x)
 
     @property
-    def region(self) -> Region:
+    def rectangle(self) -> Rectangle:
         """The smallest box around the mask."""
-        return Region(self.top, self.left, *self.pixels.shape)
+        return Rectangle(self.top, self.left, *self.pixels.shape)
 
 
 def draw_masks(
@@ -87,17 +103,18 @@ def draw_masks(
     masks = np.zeros((len(idxs), *resized), np.bool_)
     for mask, index in zip(masks, idxs, strict=True):
         if index is not None:
-            drawn = draw_mask(segmentations, index, size, resized)
-            mask[drawn.region.slices] = drawn.pixels
+            drawn = draw_mask(segmentations, index, size=size, resized=resized)
+            mask[drawn.rectangle.slices] = drawn.pixels
     return masks
 
 
 def draw_mask(
     segmentations: Segmentations,
     index: int,
+    *,
     size: tuple[int, int],
     resized: tuple[int, int],
-    window: Region | None = None,
+    window: Rectangle | None = None,
 ) -> TightMask:
     """Return the mask of one object of an image that is resized, and cropped to a window.
 
@@ -114,7 +131,7 @@ def draw_mask(
     Raises:
         ValueError: as for `draw_masks`.
     """
-    window = Region(0, 0, *resized) if window is None else window
+    window = Rectangle(0, 0, *resized) if window is None else window
     code = segmentations.run_lengths[index]
     if not code:  # polygons are scaled and then drawn, which is more exact than resizing a mask
         scale = np.array([resized[1] / size[1], resized[0] / size[0]])
@@ -139,7 +156,7 @@ def draw_mask(
 
 
 def _enlarged(
-    mask: TightMask, size: tuple[int, int], resized: tuple[int, int], window: Region
+    mask: TightMask, size: tuple[int, int], resized: tuple[int, int], window: Rectangle
 ) -> TightMask:
     """Return the part inside a window of an enlarged mask: each pixel is that of the nearest one.
 
@@ -149,7 +166,7 @@ def _enlarged(
         resized: its (height, width) after the resize.
         window: of the resized image; the result is in its coordinates.
     """
-    box = mask.region
+    box = mask.rectangle
     top, rows = _nearest(size[0], resized[0], (box.top, box.bottom), (window.top, window.bottom))
     left, columns = _nearest(
         size[1], resized[1], (box.left, box.right), (window.left, window.right)
