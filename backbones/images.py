@@ -250,10 +250,15 @@ def _other_size(data: bytes, path: str | Path) -> tuple[int, int] | None:
 
 def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the image (H, W, 3) resized to `size` (height, width)."""
-    shrinks = size[0] < pixels.shape[0] or size[1] < pixels.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
+    method = resize_method((pixels.shape[0], pixels.shape[1]), size)
     resized: np.ndarray = cv2.resize(pixels, size[::-1], interpolation=method)
     return resized
+
+
+def resize_method(size: tuple[int, int], resized: tuple[int, int]) -> int:
+    """Return OpenCV's interpolation for resizing an image from `size` to `resized`."""
+    shrinks = resized[0] < size[0] or resized[1] < size[1]
+    return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # linear skips pixels when shrinking
 
 
 def enlarge(pixels: np.ndarray, length: int, *, wanted: int) -> np.ndarray:

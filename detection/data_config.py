@@ -3,9 +3,9 @@
 Lengths are in pixels of the resized image unless stated otherwise.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from backbones.config import DemoConfig
 from engine.schema import BadInputPolicy, Config, Fraction, PathText, PositiveInts
@@ -21,6 +21,25 @@ class SplitConfig(Config):
     """COCO JSON file."""
 
 
+class LargeScaleJitterConfig(Config):
+    """Large-scale jitter: a random square of an image that was resized by a random scale.
+
+    It is padded with grey where the image is smaller (Ghiasi et al. 2021).
+    """
+
+    size: PositiveInt = 1024
+    """Side of the square; the network's input in training."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Range of the longer side of the resized image, relative to `size`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.scale
+        if low > high:
+            raise ValueError(f"scale: expected two rising numbers, got {low} and {high}")
+        return self
+
+
 class AugmentConfig(Config):
     """Augmentation of training images."""
 
@@ -31,12 +50,24 @@ class AugmentConfig(Config):
     padding, or each has its own."""
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
+    large_scale_jitter: LargeScaleJitterConfig | None = None
+    """If set, training images are random squares of one size; `short_sides`, `max_side` and
+    `data.aspect_groups` then have no effect."""
+    copy_paste_prob: Fraction = 0.0
+    """Probability that half of the objects of a second training image are pasted over an image
+    (simple copy-paste, Ghiasi et al. 2021); needs `large_scale_jitter` and masks in the JSON."""
     flip_prob: Fraction = 0.5
     """Probability of a left-right flip."""
     vertical_flip_prob: Fraction = 0.0
     """Probability of an up-down flip (for microscope and satellite images, not street scenes)."""
     color_jitter: Fraction = 0.0
     """Strength of brightness, contrast and saturation changes; hue changes by a tenth of it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.copy_paste_prob > 0 and self.large_scale_jitter is None:
+            raise ValueError("copy_paste_prob: expected large_scale_jitter to be set too, got null")
+        return self
 
 
 class DataConfig(Config):
@@ -75,3 +106,13 @@ class DataConfig(Config):
     """Maximum number of aspect-ratio groups; a training batch is of one group. 1: no grouping."""
     size_divisor: PositiveInt = 32
     """Batches are padded to multiples of this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        jitter = self.augment.large_scale_jitter
+        if jitter is not None and jitter.size % self.size_divisor:
+            raise ValueError(
+                "augment.large_scale_jitter.size: expected a multiple of size_divisor "
+                f"({self.size_divisor}), got {jitter.size}"
+            )
+        return self

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from backbones.bad_images import bad_image_error
-from backbones.images import BadImageError, bit_depth_note, read_image
+from backbones.images import (
+    BadImageError,
+    bit_depth_note,
+    decode,
+    image_size,
+    read_file,
+    read_image,
+)
 from backbones.weights import listing
 from detection.config import DataConfig, EvaluationConfig, SplitConfig
 from detection.data.box_checks import format_size
@@ -23,6 +30,7 @@ from detection.data.image_files import image_path, unreadable_images
 from detection.data.masks import draw_masks
 from detection.data.repeat_factors import RepeatFactors
 from detection.data.sides_swapped import describe_swapped_sides
+from detection.data.square_samples import SquareSamples
 from detection.data.transforms import Augment, resize, resized_size
 from detection.structures import DetectionBatch
 from engine import paths
@@ -89,6 +97,7 @@ class CocoDetection:
         self._config = config
         self._eval_sizes = EvalSizes.of(config, evaluation or EvaluationConfig())
         self._augment: Augment | None = None
+        self._squares: SquareSamples | None = None
         self._missing: frozenset[int] = frozenset()  # rows that are skipped without a try
         self._batch_size = batch_size
         self._drops_crowds = training and config.crowds == "drop"
@@ -101,6 +110,14 @@ class CocoDetection:
                 vertical_flip_prob=augment.vertical_flip_prob,
                 color_jitter=augment.color_jitter,
             )
+            if augment.large_scale_jitter is not None:
+                self._squares = SquareSamples(
+                    augment,
+                    found,
+                    read=self._read,
+                    with_masks=with_masks,
+                    drop_crowds=self._drops_crowds,
+                )
             if not config.keep_empty:
                 rows = rows[_has_objects(found)]
         self._select_rows(rows)
@@ -159,7 +176,7 @@ class CocoDetection:
         parts = [found.image_ids, found.sizes, found.offsets, found.boxes, found.labels]
         parts += [found.is_crowd, found.is_difficult, found.is_ignored, found.areas]
         parts += [found.file_names.data, found.file_names.offsets]
-        if self._with_masks:
+        if self._with_masks or self._config.augment.copy_paste_prob > 0:
             masks = found.segmentations.in_float32()
             parts += [masks.coordinates, masks.part_offsets, masks.object_offsets]
             parts += [masks.run_lengths.data, masks.run_lengths.offsets]
@@ -182,7 +199,7 @@ class CocoDetection:
             index: in 0..N-1.
             seed: determines flips and colours, and the size of a training image if `batch_shape` is
                 None or has no `short_side`.
-            batch_shape: the shape of its training batch.
+            batch_shape: the shape of its training batch; has no effect with large-scale jitter.
 
         Raises:
             UserError: the image is missing, or bad and `on_bad_image` is "error".
@@ -193,6 +210,8 @@ class CocoDetection:
         if row in self._missing:
             raise SkippedSampleError(f"{self._path_of(row)}: missing at the start of the run")
         try:
+            if self._squares is not None:
+                return self._squares.load(self._rows, index, seed=seed)
             pixels = self._read(row)
         except BadImageError as error:
             raise bad_image_error(error, self._config.on_bad_image) from error
@@ -232,13 +251,16 @@ class CocoDetection:
         """Sample the short sides of a global training batch, and return the shape of the batch.
 
         All its images get the same short side, unless `short_side_per` gives each its own; then a
-        fifth of a batch of 8 is padding, instead of a twentieth.
+        fifth of a batch of 8 is padding, instead of a twentieth. With large-scale jitter the shape
+        is its square.
 
         Args:
             sample_keys: (index, seed) of its images. The sizes come from the annotations; no image
                 is read.
         """
         assert self._augment is not None, "evaluation batches have one padded shape already"
+        if self._squares is not None:
+            return BatchShape(self._squares.side, (self._squares.side, self._squares.side))
         # every process gets all keys of the global batch, so all sample the same numbers
         if self._config.augment.short_side_per == "image":
             shared = None
@@ -300,11 +322,17 @@ class CocoDetection:
     def _path_of(self, row: int) -> Path:
         return image_path(self._folder, self.annotations.file_name(row))
 
-    def _read(self, row: int) -> np.ndarray:
-        """Return the image of `row`, and check that it has the annotated size."""
+    def _read(self, row: int, reduction: int = 1) -> np.ndarray:
+        """Return the image of `row`, and check that it has the annotated size.
+
+        A JPEG is decoded at 1 / `reduction` of its size, see `backbones.images.decode`.
+        """
         path = self._path_of(row)
-        pixels = read_image(path)
+        data = read_file(path)
         expected = tuple(self.annotations.sizes[row].tolist())
+        if reduction > 1 and image_size(data) == expected:  # of a JPEG's header; else None
+            return decode(data, path, reduction=reduction)
+        pixels = decode(data, path)
         if pixels.shape[:2] == expected:
             return pixels
         got = format_size(pixels.shape)
@@ -335,6 +363,8 @@ class CocoDetection:
 
     def _aspect_groups(self, sizes: np.ndarray) -> np.ndarray:
         """Return the aspect ratio group of each image, (N,) int64; see `aspect_groups`."""
+        if self._squares is not None:  # all batches have one shape
+            return np.zeros(len(sizes), np.int64)
         augment = self._config.augment
         return aspect_groups(
             sizes,

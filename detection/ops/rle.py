@@ -61,6 +61,39 @@ def decode(code: bytes, size: tuple[int, int]) -> np.ndarray:
     return np.repeat(values, counts).reshape(size[1], size[0]).T
 
 
+def decode_columns(
+    code: bytes, size: tuple[int, int], *, first: int, end: int
+) -> tuple[np.ndarray, int]:
+    """Return the columns `first` to `end` - 1 of a mask that its first to last pixel lie in.
+
+    Only these columns are decoded: the cost is that of the object, not of its image.
+
+    Args:
+        code: as for `decode`.
+        size: (height, width) of the image.
+        first: first column to decode, 0 or more.
+        end: the column after the last one, W or less.
+
+    Returns:
+        (H, n) bool and the column where it begins; n is 0 if these columns have no pixel.
+
+    Raises:
+        ValueError: as for `decode`.
+    """
+    height = size[0]
+    counts = _counts_of(code, size)
+    ends = np.cumsum(counts)  # of the runs: zeros, ones, zeros, ones, ...
+    if len(ends) < 2:
+        return np.zeros((height, 0), np.bool_), first
+    # the first run of zeros ends where ones begin; the last odd run is the last one of ones
+    first = max(first, int(ends[0]) // height)
+    end = max(first, min(end, (int(ends[1::2][-1]) - 1) // height + 1))
+    # Runs are cut to these columns, and those outside get the length 0.
+    counts = np.diff(ends.clip(first * height, end * height), prepend=first * height)
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(end - first, height).T, first
+
+
 def code_of(value: Any, size: Sequence[int]) -> bytes:
     """Return the compressed string of an RLE object, after checking that its runs fill the image.
 

@@ -8,9 +8,13 @@ def check_detector(config: DetectionConfig) -> None:
     """Raise UserError if a batch norm of the detector would normalise a single value."""
     model, backbone = config.model, config.model.backbone
     augment, divisor = config.data.augment, config.data.size_divisor
-    shortest = min(*augment.short_sides, augment.max_side)
-    padded = -(-shortest // divisor) * divisor  # rounded up to a multiple
-    source = f"data.augment.short_sides={shortest}"
+    if augment.large_scale_jitter is not None:
+        padded = augment.large_scale_jitter.size
+        source = f"data.augment.large_scale_jitter.size={padded}"
+    else:
+        shortest = min(*augment.short_sides, augment.max_side)
+        padded = -(-shortest // divisor) * divisor  # rounded up to a multiple
+        source = f"data.augment.short_sides={shortest}"
     # The deepest stage on the whole image has the smallest map. In c4 networks the fifth stage runs
     # on RoIs, which have hundreds of values per channel.
     last = 5 if model.neck.kind == "fpn" else 4

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from detection.config import DataConfig, SplitConfig
 from detection.data.dataset import CocoDetection
-from detection.data.masks import draw_masks
+from detection.data.masks import Rectangle, draw_mask, draw_masks
 from detection.data.segmentations import SegmentationsBuilder
 from detection.evaluation.ground_truth import ground_truth_of, read_ground_truth
 from detection.ops.masks import unpack_bits
@@ -87,6 +87,27 @@ def test_resized_masks_move_by_less_than_half_a_pixel(name: str, factor: float) 
     inside, outside = np.logical_and.reduce(corners), ~np.logical_or.reduce(corners)
     assert found[inside].all()
     assert not found[outside].any()
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.6])
+@pytest.mark.parametrize("name", VALUES)
+def test_a_window_of_a_mask_is_that_of_the_whole(name: str, factor: float) -> None:
+    resized = (round(SIZE[0] * factor), round(SIZE[1] * factor))
+    packer = SegmentationsBuilder()
+    packer.add(VALUES[name][0], SIZE)
+    whole = draw(VALUES[name][0], resized)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        top, left = (int(rng.integers(side)) for side in resized)
+        height, width = int(rng.integers(resized[0] - top)), int(rng.integers(resized[1] - left))
+        window = Rectangle(top, left, height + 1, width + 1)
+        tight = draw_mask(packer.pack(), 0, size=SIZE, resized=resized, window=window)
+        found = np.zeros((window.height, window.width), np.bool_)
+        found[tight.rectangle.slices] = tight.pixels
+        np.testing.assert_array_equal(found, whole[window.slices])
+        if found.any():
+            outermost = tight.pixels[[0, -1]].any(axis=1), tight.pixels[:, [0, -1]].any(axis=0)
+            assert np.all(outermost)
 
 
 def test_crowds_have_no_mask() -> None:

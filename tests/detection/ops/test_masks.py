@@ -18,7 +18,7 @@ from detection.ops.masks import (
     paste_mask,
     unpack_bits,
 )
-from detection.ops.rle import decode, encode_window
+from detection.ops.rle import decode, decode_columns, encode_window
 from tests.reference.masks import paste_mask as paste_reference
 
 SIZE = (45, 60)
@@ -227,3 +227,25 @@ def test_codes_are_cocos(window: tuple[int, int, int, int]) -> None:
 def test_wrong_codes_are_refused(code: bytes, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected run"):
         decode(code, size)
+
+
+CUTS = {"all": (0, 12), "middle": (4, 8), "one": (6, 7), "none": (5, 5), "right": (9, 12)}
+
+
+@pytest.mark.parametrize(("first", "end"), CUTS.values(), ids=CUTS)
+def test_columns_are_those_of_the_whole_mask(first: int, end: int) -> None:
+    size = (7, 12)
+    one, edges = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    one[6, 6] = True
+    edges[:, 3] = edges[0, 4] = edges[6, 11] = True  # a run over the end of a column
+    for mask in (*blobs(20, size), one, edges, np.zeros(size, np.bool_), np.ones(size, np.bool_)):
+        code = encode_window(mask, top=0, left=0, size=size)
+        columns, left = decode_columns(code, size, first=first, end=end)
+        assert first <= left <= left + columns.shape[1] <= max(first, end) or not columns.size
+        found = np.zeros(size, np.bool_)
+        found[:, left : left + columns.shape[1]] = columns
+        expected = mask.copy()
+        expected[:, :first] = expected[:, end:] = False
+        np.testing.assert_array_equal(found, expected)
+        whole, _ = decode_columns(code, size, first=0, end=12)
+        assert not whole.size or (whole[:, 0].any() and whole[:, -1].any())

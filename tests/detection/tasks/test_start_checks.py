@@ -56,6 +56,10 @@ ONE_VALUE = {
     "parts": ("detection", ["loop.batch_size=4", "loop.accumulate=4"]),
     "smaller": ("detection", ["data.augment.short_sides=[64,9]"]),
     "cap": ("detection", ["data.augment.short_sides=[64]"]),
+    "squares": (
+        "detection",
+        ["data.augment.short_sides=[800]", "data.augment.large_scale_jitter.size=32"],
+    ),
     "c4": (
         "detection",
         ["model.neck.kind=c4", "data.size_divisor=16", "data.augment.max_side=16"],
@@ -81,6 +85,7 @@ def test_a_norm_of_one_value_is_refused(task: str, overrides: list[str]) -> None
 MORE_VALUES = {
     "two images": ("detection", ["loop.batch_size=2"]),
     "larger": ("detection", ["data.augment.short_sides=[33]", "data.augment.max_side=64"]),
+    "larger squares": ("detection", ["data.augment.large_scale_jitter.size=64"]),
     "group": ("detection", ["model.backbone.norm=group"]),
     "frozen": (
         "detection",

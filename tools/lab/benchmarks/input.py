@@ -27,6 +27,7 @@ from detection.data.dataset import CocoDetection
 from detection.data.transforms import resized_size
 from tools.lab.benchmarks.errors import DisagreementError
 from tools.lab.benchmarks.images import coco128
+from tools.lab.benchmarks.input_squares import square_rows
 from tools.lab.benchmarks.measure import Row, check_close, compare
 from tools.lab.benchmarks.settings import Settings
 
@@ -74,6 +75,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
                     detail=f"{count} images: {taken}; {seen}",
                 )
             )
+        rows += square_rows(split, settings)
     return rows
 
 
