@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import process_group
-from engine.sync_norm import GlobalBatchNorm2d, synchronise_norms
+from engine.sync_norm import MaskedBatchNorm2d, synchronise_norms
 
 
 def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
@@ -28,7 +28,7 @@ def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
         ).double()
         images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
         synchronise_norms(net, world)
-        synced = [isinstance(each, GlobalBatchNorm2d) for each in net.modules()]
+        synced = [isinstance(each, MaskedBatchNorm2d) for each in net.modules()]
         assert sum(synced) == (0 if world.size == 1 else 2)
         wrapped = net if world.size == 1 else DistributedDataParallel(net)
         wrapped(images[world.rank :: world.size]).pow(3).mean().backward()
