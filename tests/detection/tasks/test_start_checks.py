@@ -82,6 +82,10 @@ MORE_VALUES = {
     "two images": ("detection", ["loop.batch_size=2"]),
     "larger": ("detection", ["data.augment.short_sides=[33]", "data.augment.max_side=64"]),
     "group": ("detection", ["model.backbone.norm=group"]),
+    "stored statistics": (
+        "detection",
+        ["model.backbone.norm=fixed_statistics", "model.backbone.weights=x"],
+    ),
     "frozen": (
         "detection",
         ["model.backbone.frozen_stages=5", "model.backbone.weights=x"],
@@ -136,6 +140,11 @@ def test_processes_share_a_norm_or_not(
 FROZEN = {
     "defaults": ("detection", ["norm=frozen", "frozen_stages=2"], "norm=frozen and frozen_stages"),
     "norm": ("segmentation", ["norm=frozen"], "with norm=frozen, got none"),
+    "statistics": (
+        "detection",
+        ["norm=fixed_statistics"],
+        "with norm=fixed_statistics, got none",
+    ),
     "stages": ("detection", ["norm=group", "frozen_stages=1"], "with frozen_stages=1, got none"),
     "localizer": ("localization", ["frozen_stages=1"], "with frozen_stages=1, got none"),
     "regions": ("localization_regions", ["norm=frozen"], "with norm=frozen, got none"),
