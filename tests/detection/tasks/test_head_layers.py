@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from detection.config import SCHEMAS
+from detection.ops.nms import nms_operator
 from detection.tasks.detection import DetectionTask
 from engine.config import parse_config
+from engine.distributed import process_group
 from engine.errors import UserError
 from engine.sync_norm import MaskedBatchNorm2d
-from tests.detection.tasks.tiny import tiny_task
+from tests.detection.tasks.tiny import make_step, tiny_task
+from tests.fake_device import WaitSpotter
 
 TODAYS = {
     "backbone": {"kind": "resnet18", "norm": "batch", "frozen_stages": 0},
@@ -131,21 +134,35 @@ def test_every_stage_has_its_own_layers(root: Path) -> None:
     assert not torch.equal(*means)
 
 
+@pytest.mark.extended
+def test_a_training_step_calls_nothing_that_waits(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detection.models.proposals.nms_keep", nms_operator)
+    monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
+    task, batch = tiny_task(root, "fpn", task="segmentation", model=TODAYS)
+    with process_group("cpu", timeout_s=60) as world:
+        step = make_step(task, batch, world)
+        with WaitSpotter() as spotter:
+            step(0)
+    assert spotter.found == []
+    assert spotter.calls.total() > 1000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detection", "segmentation"])
 def test_forward_and_backward_compile_into_one_graph(root: Path, kind: str) -> None:
-    task, batch = tiny_task(root, "fpn", task=kind, model=TODAYS)
-    parameters = [p for p in task.model.parameters() if p.requires_grad]
-    before = statistics(task)
-    found = torch.compile(task.losses, backend="aot_eager", fullgraph=True)(batch)
-    gradients = torch.autograd.grad(torch.stack(list(found.values())).sum(), parameters)
-    after = statistics(task)
-    task.model.load_state_dict(task.model.state_dict() | before)
-    expected = task.losses(batch)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(after, statistics(task))
-    wanted = torch.autograd.grad(torch.stack(list(expected.values())).sum(), parameters)
-    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)
+    results = []
+    for compiled in (True, False):
+        task, batch = tiny_task(root, "fpn", task=kind, model=TODAYS)
+        run = torch.compile(
+            task.losses, backend="aot_eager", fullgraph=compiled, disable=not compiled
+        )
+        losses = run(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {name: p.grad for name, p in task.model.named_parameters()}
+        results.append([losses, statistics(task), gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 REFUSED = {
