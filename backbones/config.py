@@ -45,9 +45,9 @@ class NetworkConfig(Config):
     pixels: Literal["auto", "rgb", "bgr"] = "auto"
     """Pixels that `weights`, and a detector of detectron2, expect: rgb, normalised as below; bgr,
     without division by the std (MSRA); auto: read from the file."""
-    norm: Literal["batch", "frozen", "group"] = "batch"
-    """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); group norm. No
-    effect on VGG-16, which has none."""
+    norm: Literal["batch", "frozen", "fixed_statistics", "group"] = "batch"
+    """Norm layers: batch norm; frozen batch norm (the paper's choice for detection); batch norm
+    with the stored statistics, whose weight and bias train; group norm. No effect on VGG-16."""
     norm_eps: PositiveFloat = 1e-5
     """Constant added to the variance."""
     stride_in_1x1: bool = False

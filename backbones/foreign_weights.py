@@ -148,8 +148,9 @@ def add_missing_norm_statistics(
     if not added:
         return dict(tensors), []
     note = "batch norm is folded in the file: loaded with running mean 0, running variance 1 - eps"
-    if any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
-        # training norms would use batch statistics in place of the folded ones
+    norms = (modules.get(name.rpartition(".")[0]) for name in added)
+    if any(type(norm) is nn.BatchNorm2d for norm in norms):
+        # it would use batch statistics in place of the folded ones
         note += "; correct only if norms do not train (model.backbone.norm=frozen)"
     return {**tensors, **added}, [note]
 

@@ -1,11 +1,11 @@
-"""Normalisation layers (batch, frozen batch, group), and convolutions with a folded fixed norm.
+"""Normalisation layers (batch, fixed batch, group), and convolutions with a folded fixed norm.
 
 B images, C channels, H x W cells.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from backbones.kernels.conv_relu import add_relu, conv_relu
 from backbones.kernels.group_norm import group_norm
+from engine.sync_norm import MaskedBatchNorm2d
 
-NormKind = Literal["batch", "frozen", "group"]
+NormKind = Literal["batch", "frozen", "fixed_statistics", "group"]
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -55,6 +56,17 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that always uses its stored statistics; weight and bias are trained.
+
+    As in mmdetection with `norm_eval=True` and `requires_grad=True`.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, in which batch norm uses the stored statistics."""
+        return super().train(False)
+
+
 class GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` that calls our `group_norm`; the state dict is the same."""
 
@@ -72,7 +84,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """Return norm(conv(x)). A fixed norm is folded into the convolution, which still trains.
 
     Folding saves one pass over the map forward and one backward: see benchmark.py train. Fixed
-    norms are frozen batch norm, and batch norm in evaluation mode.
+    norms are frozen batch norm, and batch norm in evaluation mode, whose weight and bias may train.
     """
     folded = _folded(conv, norm)
     if folded is None:
@@ -82,12 +94,21 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def conv_norm_relu(
-    x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, add: Tensor | None = None
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.Module,
+    *,
+    add: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Return relu(norm(conv(x)) + add): see `conv_norm` and `conv_relu`."""
+    """Return relu(norm(conv(x)) + add): see `conv_norm` and `conv_relu`.
+
+    valid: (B,) bool, the rows that give a `MaskedBatchNorm2d` its statistics; None: all.
+    """
     folded = _folded(conv, norm)
     if folded is None:
-        return add_relu(norm(conv(x)), add)
+        y = conv(x)
+        return add_relu(norm(y, valid) if isinstance(norm, MaskedBatchNorm2d) else norm(y), add)
     assert not isinstance(conv.padding, str), "folded a convolution with padding given by name"
     return conv_relu(x, *folded, stride=conv.stride, padding=conv.padding, add=add)
 
@@ -190,6 +211,8 @@ def make_norm(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
             return nn.BatchNorm2d(channels, eps=eps)
         case "frozen":
             return FrozenBatchNorm2d(channels, eps=eps)
+        case "fixed_statistics":
+            return FixedStatisticsBatchNorm2d(channels, eps=eps)
         case "group":
             groups = next(g for g in range(32, 0, -1) if channels % g == 0)
             return GroupNorm(groups, channels, eps=eps)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backbones.blocks import BasicBlock, Bottleneck, PaperBottleneck, Pool, Shortcut
 from backbones.features import Backbone, FeatureSpec, scaled_channels
-from backbones.norm import FrozenBatchNorm2d, NormKind, conv_norm_relu, make_norm
+from backbones.norm import NormKind, conv_norm_relu, make_norm
 from engine.errors import UserError
 
 WIDTHS, CIFAR_WIDTHS = (64, 128, 256, 512), (16, 32, 64)
@@ -80,7 +80,7 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He initialisation: the paper's reference 13
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if norm == "frozen" and shortcut != "none":
+        if norm in ("frozen", "fixed_statistics") and shortcut != "none":
             self._scale_branches(sum(layers) ** -0.5)
 
     def features(self, x: Tensor, upto: int = 5) -> dict[str, Tensor]:
@@ -117,14 +117,14 @@ class ResNet(Backbone):
     def _scale_branches(self, scale: float) -> None:
         """Scale the residual branch of every block, so that random weights keep activations small.
 
-        Frozen norms do not normalise, so the sums would grow like 2^L over L blocks. Loaded weights
-        override the scale.
+        Norms with fixed statistics do not normalise, so the sums would grow like 2^L over L blocks.
+        Loaded weights override the scale.
         """
         for block in self.modules():
             if isinstance(block, BasicBlock | Bottleneck):
                 last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
-                assert isinstance(last, FrozenBatchNorm2d)
-                last.weight.fill_(scale)
+                assert isinstance(last.weight, Tensor)
+                nn.init.constant_(last.weight, scale)
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules of conv1, then layer1, layer2, ..."""

@@ -12,6 +12,8 @@ def check_frozen_has_weights(
 ) -> None:
     """Check that frozen stages or norms have pretrained weights: frozen random ones cannot learn.
 
+    Norms with fixed statistics count as frozen: random ones do not normalise.
+
     Args:
         config: the backbone's config.
         frozen_stages: number of stages that do not train.
@@ -20,7 +22,7 @@ def check_frozen_has_weights(
     Raises:
         UserError: no weights are loaded, and something is frozen.
     """
-    frozen_norms = config.has_norms and config.norm == "frozen"
+    frozen_norms = config.has_norms and config.norm in ("frozen", "fixed_statistics")
     if has_weights or not (frozen_norms or frozen_stages):
         return
     frozen = [f"frozen_stages={frozen_stages}"] if frozen_stages else []

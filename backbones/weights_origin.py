@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 
 OURS, TORCHVISION_DETECTOR = "a resdet detector", "torchvision's Faster or Mask R-CNN with FPN"
-TORCHVISION_V2 = "torchvision's Faster R-CNN, version 2"
 DETECTRON2_DETECTOR = "a detectron2 detector"
 MMDETECTION = "an mmdetection detector"
 CLASSIFIER = "a classifier"
@@ -28,7 +27,6 @@ _ORIGINS: tuple[tuple[str, str], ...] = (
     (r"head\.classification_head\.", "torchvision's RetinaNet"),
     (r"roi_heads\.keypoint_", "torchvision's Keypoint R-CNN"),
     (r"backbone\.body\.(\d|features)", "torchvision's Faster R-CNN on a MobileNet"),
-    (r"roi_heads\.box_head\.\d+\.", TORCHVISION_V2),
     (r"roi_heads\.box_predictor\.cls_score\.", TORCHVISION_DETECTOR),
     (
         r"(\w+\.)?(blocks\.\d+\.attn|encoder\.layer|patch_embed|layers\.\d+\.blocks)",

@@ -24,9 +24,10 @@ class BackboneConfig(NetworkConfig):
     kind: BackboneKind = "resnet101"
     """Architecture and depth. vgg16 (only with neck c4): conv5_3 is shared, fc6 and fc7 run on
     every RoI."""
-    norm: Literal["batch", "frozen", "group"] = "frozen"
-    """batch: batch norm; frozen: batch norm with fixed statistics and weights (the paper's choice
-    for detection); group: group norm. No effect on VGG-16, which has none."""
+    norm: Literal["batch", "frozen", "fixed_statistics", "group"] = "frozen"
+    """batch: batch norm, over all processes with loop.sync_batch_norm; frozen: batch norm with
+    fixed statistics and weights (the paper's choice for detection); fixed_statistics: its weights
+    train; group: group norm. No effect on VGG-16, which has none."""
     frozen_stages: int = Field(default=2, ge=0, le=5)
     """Number of stages that are not trained: 0 none, 1 conv1, 2 conv1 and conv2, ... 5 all (with
     fc6 and fc7 of VGG-16)."""
@@ -40,7 +41,7 @@ class NeckConfig(Config):
     channels: PositiveInt = 256
     """fpn: channels of every level."""
     norm: Literal["none", "batch", "group"] = "none"
-    """fpn: norm after each convolution."""
+    """fpn: norm after each convolution. batch: over all processes with loop.sync_batch_norm."""
 
 
 class AnchorLossConfig(Config):
@@ -61,6 +62,8 @@ class AnchorLossConfig(Config):
 class RPNConfig(AnchorLossConfig):
     """Region proposal network."""
 
+    num_convs: int = Field(default=1, ge=1, le=4)
+    """Number of 3x3 convolutions, each with ReLU, before the two output layers."""
     anchor_sizes: PositiveFloats = (32.0, 64.0, 128.0, 256.0, 512.0)
     """Square roots of anchor areas. c4: all on c4; fpn: one per level, p2 first."""
     anchor_ratios: PositiveFloats = (0.5, 1.0, 2.0)
@@ -116,8 +119,20 @@ class RoIConfig(RegionLossConfig):
     """roi_align: samples along a bin's side; 0 adapts to the RoI's size."""
     aligned: bool = True
     """roi_align: half-pixel correction (torchvision's detectors were trained without it)."""
+    num_convs: int = Field(default=0, ge=0, le=64)
+    """fpn: number of 3x3 convolutions, each with ReLU, before the linear layers."""
+    conv_dim: PositiveInt = 256
+    """fpn: channels of these convolutions."""
+    norm: Literal["none", "batch", "group"] = "none"
+    """fpn: norm after each of them. batch: batch norm over the sampled RoIs, without padding, and
+    over all processes with loop.sync_batch_norm."""
+    num_fcs: int = Field(default=2, ge=1, le=64)
+    """fpn: number of linear layers, each with ReLU, before the two output layers."""
     hidden_dim: PositiveInt = 1024
-    """fpn: width of the two hidden layers."""
+    """fpn: width of the linear layers."""
+    fc_init: Literal["torch", "caffe2_xavier"] = "torch"
+    """fpn: first weights of the linear layers: torch's default, or detectron2's c2_xavier_fill
+    (a standard deviation 1.7 times as large, biases 0)."""
     global_context: bool = False
     """Pool the whole image as one more RoI, and join its feature to that of every RoI before the
     two output layers (ResNet paper, appendix B)."""
@@ -172,6 +187,9 @@ class MaskConfig(Config):
     """fpn: number of 3x3 convolutions before the deconvolution; c4 uses conv5 instead."""
     hidden_dim: PositiveInt = 256
     """Channels of the convolutions and of the deconvolution."""
+    norm: Literal["none", "batch", "group"] = "none"
+    """fpn: norm after each 3x3 convolution. batch: batch norm over the foreground RoIs, and over
+    all processes with loop.sync_batch_norm."""
     weight: NonNegativeFloat = 1.0
     """Weight of the loss `mask`."""
     aligned: bool = True
@@ -214,7 +232,32 @@ class ModelConfig(Config):
             )
         if self.backbone.kind == "vgg16":
             self._check_vgg16()
+        self._check_head_layers()
         return self
+
+    def _check_head_layers(self) -> None:
+        is_c4 = self.neck.kind == "c4"
+        if is_c4 and self.roi.num_convs:
+            raise ValueError(
+                "roi.num_convs: expected 0 with neck.kind=c4 (conv5 runs on every RoI), "
+                f"got {self.roi.num_convs}"
+            )
+        if self.roi.norm != "none" and not self.roi.num_convs:
+            raise ValueError(
+                "roi.norm: expected none with roi.num_convs=0 (no convolution has a norm), "
+                f"got {self.roi.norm}"
+            )
+        if self.roi.norm == "batch" and self.roi.global_context:
+            raise ValueError(
+                "roi.norm: expected none or group with roi.global_context (the whole image is "
+                "one more RoI, which would have statistics of its own), got batch"
+            )
+        if self.mask.norm != "none" and (is_c4 or not self.mask.num_convs):
+            where = "neck.kind=c4" if is_c4 else "mask.num_convs=0"
+            raise ValueError(
+                f"mask.norm: expected none with {where} (the mask head has no 3x3 convolution), "
+                f"got {self.mask.norm}"
+            )
 
     def _check_vgg16(self) -> None:
         if self.neck.kind != "c4":

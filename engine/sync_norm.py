@@ -1,7 +1,8 @@
-"""Synchronised batch norm: statistics over the batches of all processes, on CPU and GPU.
+"""Batch norm over the valid rows of a batch, and over the batches of all processes.
 
-So N processes compute the same gradients as one process with the whole batch.
-B images of this process, C channels, H x W cells, M = B H W summed over all processes.
+Synchronised over processes, N of them compute the same gradients as one with the whole batch.
+B rows (images or RoIs) of this process, C channels, H x W cells, M: values per channel in the
+statistics, H W for each valid row of all processes.
 """
 
 from typing import Any
@@ -14,70 +15,114 @@ from engine.distributed import World
 
 
 def synchronise_norms(module: nn.Module, world: World) -> None:
-    """Replace every batch norm in `module`, in place, by one that uses all processes' statistics.
+    """Let every batch norm in `module`, in place, use the statistics of all processes.
 
     Parameters and buffers stay the same tensors with the same names. Does nothing on one process.
+    Subclasses of BatchNorm2d other than `MaskedBatchNorm2d` stay as they are.
     """
     if world.size == 1:
         return
-    if world.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:  # not subclasses, which may compute something else
-                setattr(parent, name, GlobalBatchNorm2d.over(child))
+            if isinstance(child, MaskedBatchNorm2d):
+                child.is_synchronised = True
+            elif type(child) is nn.BatchNorm2d:  # subclasses may compute something else
+                synced = (
+                    nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                    if world.device.type == "cuda"
+                    else MaskedBatchNorm2d.synchronised(child)
+                )
+                setattr(parent, name, synced)
 
 
 def has_synchronised_norms(module: nn.Module) -> bool:
-    """Return whether `synchronise_norms` has replaced the batch norms of `module`."""
-    kinds = (nn.SyncBatchNorm, GlobalBatchNorm2d)
-    return any(isinstance(each, kinds) for each in module.modules())
+    """Return whether `synchronise_norms` has synchronised the batch norms of `module`."""
+    return any(
+        isinstance(each, nn.SyncBatchNorm)
+        or (isinstance(each, MaskedBatchNorm2d) and each.is_synchronised)
+        for each in module.modules()
+    )
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over all processes in plain operations; torch's SyncBatchNorm needs a GPU."""
+class MaskedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d with statistics over the valid rows alone; it can be synchronised.
+
+    In plain operations, so on CPU and GPU, and without waiting for the device; torch's
+    SyncBatchNorm needs a GPU. Equals BatchNorm2d on a batch of the valid rows.
+    """
+
+    is_synchronised = False
+    """Whether statistics are over all processes."""
 
     @classmethod
-    def over(cls, norm: nn.BatchNorm2d) -> "GlobalBatchNorm2d":
+    def synchronised(cls, norm: nn.BatchNorm2d) -> "MaskedBatchNorm2d":
         """Return a synchronised norm that shares the tensors and settings of `norm`."""
         synced = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        synced.is_synchronised = True
         synced.weight, synced.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
             setattr(synced, name, buffer)
         return synced.train(norm.training)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); same shape and dtype out, computed in float32 or better."""
-        if not self.training:
+    def forward(self, input: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, H, W); same shape and dtype out, computed in float32 or better.
+
+        Args:
+            input: B may be 0. All rows are normalised, also those that are not valid.
+            valid: (B,) bool, the rows that give the statistics; None: all. Not used in evaluation
+                mode. If no row of any process is valid, the running statistics stay, and the norm
+                only scales and shifts.
+        """
+        if not self.training or (valid is None and not self.is_synchronised):
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        count = x.new_full((1,), x.numel() // x.shape[1])
+        if valid is None:
+            valid = x.new_ones(len(x), dtype=torch.bool)
+        count = valid.sum().to(x.dtype)[None] * (x.shape[2] * x.shape[3])
         # channel sums and count in one message: (C + 1,)
-        totals = _SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
-        mean = totals[:-1] / totals[-1]
+        totals = self._total(torch.cat([_sum_of_rows(x, valid), count]))
+        count = totals[-1].detach()
+        exists, count = count > 0, count.clamp(min=1)
+        mean = totals[:-1] / count
         centred = x - mean[:, None, None]
         # Squares of centred values. E[x^2] - mean^2 would lose precision by cancellation.
-        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / totals[-1]
-        self._update_running_statistics(mean.detach(), var.detach(), totals[-1].detach())
-        scale = self.weight * torch.rsqrt(var + self.eps)
+        var = self._total(_sum_of_rows(centred.square(), valid)) / count
+        self._update_running_statistics(mean.detach(), var.detach(), count, exists)
+        scale = self.weight * torch.rsqrt(var.where(exists, 1.0) + self.eps)
         normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normalised.to(input.dtype)
 
+    def _total(self, values: Tensor) -> Tensor:
+        """Return the sum over processes if synchronised, otherwise the values of this one."""
+        if not self.is_synchronised:
+            return values
+        total: Tensor = _SumOverProcesses.apply(values)
+        return total
+
     @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    def _update_running_statistics(
+        self, mean: Tensor, var: Tensor, count: Tensor, exists: Tensor
+    ) -> None:
         """Update running mean and variance like BatchNorm2d, with the unbiased variance.
 
-        mean, var: (C,), var biased. count: 0-dim, M.
+        mean, var: (C,), var biased. count: 0-dim, M, at least 1. exists: 0-dim bool, whether there
+        was any value; without one only the counter of batches changes.
         """
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        # Bessel's correction: the running variance is unbiased, the one used above is not
-        self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        # Bessel's correction: the running variance is unbiased, the one used above is not. A single
+        # value has variance 0.
+        unbiased = var * count / (count - 1).clamp(min=1)
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(new.where(exists, running), self.momentum)
+
+
+def _sum_of_rows(x: Tensor, valid: Tensor) -> Tensor:
+    """Return the channel sums (C,) of the valid rows of (B, C, H, W)."""
+    return x.sum((2, 3)).where(valid[:, None], 0.0).sum(0)
 
 
 class _SumOverProcesses(torch.autograd.Function):

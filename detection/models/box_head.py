@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.kernels.pooling import mean_over_cells
+from detection.config import RoIConfig
+from detection.models.region_convs import RegionConvs, init_convolutions
 from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import clip_boxes
 from detection.ops.precision import at_least_float32
@@ -16,22 +18,48 @@ from detection.ops.precision import at_least_float32
 class C4BoxHead(nn.Module):
     """Global average pooling of conv5's output on each RoI; conv5 is part of the backbone."""
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Return (N, C) from (N, C, h, w)."""
+    def forward(self, pooled: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return (N, C) from (N, C, h, w). It has no norm, so `valid` is not used."""
         return mean_over_cells(pooled)
 
 
 class FPNBoxHead(nn.Module):
-    """Two fully connected layers on each pooled RoI (FPN, section 4.2)."""
+    """3x3 convolutions (none in FPN, section 4.2), then fully connected layers, on each pooled RoI.
 
-    def __init__(self, in_channels: int, *, resolution: int, hidden_dim: int) -> None:
+    State dict keys: convs.conv1, convs.norm1, ..., fc1, fc2, ...
+
+    Args:
+        in_channels: C of the RoIs.
+        resolution: their side, in cells.
+        config: number and width of the layers, norm of the convolutions, initialisation.
+    """
+
+    def __init__(self, in_channels: int, *, resolution: int, config: RoIConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_channels * resolution**2, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
+        self.convs = RegionConvs(
+            in_channels, num_convs=config.num_convs, channels=config.conv_dim, norm=config.norm
+        )
+        init_convolutions(self.convs)
+        self.num_fcs = config.num_fcs
+        in_dim = self.convs.out_channels * resolution**2
+        for number in range(1, config.num_fcs + 1):
+            layer = nn.Linear(in_dim, config.hidden_dim)
+            if config.fc_init == "caffe2_xavier":
+                nn.init.kaiming_uniform_(layer.weight, a=1)  # detectron2's c2_xavier_fill
+                nn.init.zeros_(layer.bias)
+            self.add_module(f"fc{number}", layer)
+            in_dim = config.hidden_dim
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Return (N, hidden_dim) from (N, C, resolution, resolution)."""
-        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+    def forward(self, pooled: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return (N, hidden_dim) from (N, C, resolution, resolution).
+
+        valid: (N,) bool, the RoIs that give batch norm its statistics; None: all.
+        """
+        hidden: Tensor = self.convs(pooled, valid).flatten(1)
+        for number in range(1, self.num_fcs + 1):
+            layer: nn.Linear = getattr(self, f"fc{number}")
+            hidden = F.relu(layer(hidden))
+        return hidden
 
 
 class BoxPredictor(nn.Module):

@@ -77,12 +77,12 @@ def build_faster_rcnn(
         else FPNBoxHead(
             rpn_dim,
             resolution=roi.resolution_with("fpn", config.backbone.kind),
-            hidden_dim=roi.hidden_dim,
+            config=roi,
         )
         for _ in range(roi.stages)
     ]
     head_dim *= 2 if roi.global_context else 1  # the feature of the RoI and that of the image
-    rpn_head = RPNHead(rpn_dim, anchors.num_anchors)
+    rpn_head = RPNHead(rpn_dim, anchors.num_anchors, num_convs=rpn.num_convs)
     box_stages = [
         BoxStage(head, BoxPredictor(head_dim, num_classes=num_classes)) for head in box_heads
     ]
@@ -90,7 +90,11 @@ def build_faster_rcnn(
     mask_head = None
     if with_masks:
         mask_head = MaskHead(
-            mask_dim, num_convs=num_convs, hidden_dim=mask.hidden_dim, num_classes=num_classes
+            mask_dim,
+            num_convs=num_convs,
+            hidden_dim=mask.hidden_dim,
+            num_classes=num_classes,
+            norm=mask.norm,
         )
     return FasterRCNN(
         backbone,

@@ -208,7 +208,12 @@ class FasterRCNN(PixelNormalizedNetwork):
         return self.region_features(features, whole_image_boxes(sizes))
 
     def box_outputs(
-        self, regions: Tensor, *, stage: int = 0, context: Tensor | None = None
+        self,
+        regions: Tensor,
+        *,
+        stage: int = 0,
+        context: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return class logits and deltas of one stage of the region head.
 
@@ -216,12 +221,14 @@ class FasterRCNN(PixelNormalizedNetwork):
             regions: (B, R, C, h, w), the `region_features` of some boxes.
             stage: 0 is the first.
             context: the `context_features` of the images.
+            valid: (B, R) bool, the boxes that give batch norm its statistics in training; None:
+                all.
 
         Returns:
             class logits (B, R, K+1), background last, and deltas (B, R, K, 4) relative to the
             boxes, scaled by the stage's `box_weights_of`.
         """
-        vectors = self._box_vectors(regions, stage=stage)
+        vectors = self._box_vectors(regions, stage=stage, valid=valid)
         of_image = None if context is None else self._box_vectors(context, stage=stage)
         return self._output_layers(vectors, of_image, stage=stage)
 
@@ -277,12 +284,18 @@ class FasterRCNN(PixelNormalizedNetwork):
         return logits.float().sigmoid()
 
     def mask_logits(
-        self, features: Mapping[str, Tensor], boxes: Tensor, *, regions: Tensor | None = None
+        self,
+        features: Mapping[str, Tensor],
+        boxes: Tensor,
+        *,
+        regions: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Return mask logits (B, R, K, M, M) of every class over `boxes` (B, R, 4).
 
         Without a neck, masks use the same `region_features` as the boxes. Pass them as `regions`
-        if they are computed already.
+        if they are computed already. valid: (B, R) bool, the boxes that give batch norm its
+        statistics in training; None: all.
         """
         assert self.mask_head is not None, "this detector has no mask head"
         if self.fpn is not None:
@@ -291,7 +304,8 @@ class FasterRCNN(PixelNormalizedNetwork):
         else:
             shared = self.region_features(features, boxes) if regions is None else regions
             pooled = shared.flatten(0, 1)
-        logits: Tensor = self.mask_head(pooled).unflatten(0, boxes.shape[:2])
+        rows = None if valid is None else valid.flatten()
+        logits: Tensor = self.mask_head(pooled, rows).unflatten(0, boxes.shape[:2])
         return logits
 
     def _box_stage(self, stage: int) -> tuple[nn.Module, BoxPredictor]:
@@ -302,11 +316,12 @@ class FasterRCNN(PixelNormalizedNetwork):
         assert isinstance(later, BoxStage)
         return later.box_head, later.box_predictor
 
-    def _box_vectors(self, regions: Tensor, *, stage: int) -> Tensor:
-        """Return (B, R, D) from (B, R, C, h, w)."""
+    def _box_vectors(self, regions: Tensor, *, stage: int, valid: Tensor | None = None) -> Tensor:
+        """Return (B, R, D) from (B, R, C, h, w); valid: see `box_outputs`."""
         head, _ = self._box_stage(stage)
         # the head takes one batch of B * R RoIs
-        vectors: Tensor = head(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
+        rows = None if valid is None else valid.flatten()
+        vectors: Tensor = head(regions.flatten(0, 1), rows).unflatten(0, regions.shape[:2])
         return vectors
 
     def _output_layers(

@@ -3,11 +3,11 @@
 N RoIs of a batch, C channels, h x w cells of a pooled RoI, K classes, M cells along a mask's side.
 """
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detection.models.region_convs import RegionConvs, RegionNorm, init_convolutions
 
 
 class MaskHead(nn.Module):
@@ -18,29 +18,29 @@ class MaskHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, *, num_convs: int, hidden_dim: int, num_classes: int
+        self,
+        in_channels: int,
+        *,
+        num_convs: int,
+        hidden_dim: int,
+        num_classes: int,
+        norm: RegionNorm = "none",
     ) -> None:
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number in range(num_convs):
-            layers[f"conv{number + 1}"] = nn.Conv2d(in_channels, hidden_dim, 3, padding=1)
-            layers[f"relu{number + 1}"] = nn.ReLU(inplace=True)
-            in_channels = hidden_dim
-        self.convs = nn.Sequential(layers)
+        self.convs = RegionConvs(in_channels, num_convs=num_convs, channels=hidden_dim, norm=norm)
         # kernel 2, stride 2: every input cell makes 2x2 output cells, without overlap
-        self.deconv = nn.ConvTranspose2d(in_channels, hidden_dim, 2, stride=2)
+        self.deconv = nn.ConvTranspose2d(self.convs.out_channels, hidden_dim, 2, stride=2)
         self.logits = nn.Conv2d(hidden_dim, num_classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        init_convolutions(self)
         # As in detectron2: logits near 0, so before training all masks are about 0.5.
         nn.init.normal_(self.logits.weight, std=0.001)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Return logits (N, K, 2h, 2w) from (N, C, h, w)."""
-        logits: Tensor = self.logits(F.relu(self.deconv(self.convs(pooled))))
+    def forward(self, pooled: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return logits (N, K, 2h, 2w) from (N, C, h, w).
+
+        valid: (N,) bool, the RoIs that give batch norm its statistics; None: all.
+        """
+        logits: Tensor = self.logits(F.relu(self.deconv(self.convs(pooled, valid))))
         return logits
 
 

@@ -32,17 +32,26 @@ class RPNOutput:
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then two sibling 1x1 convolutions; all levels share them.
+    """3x3 convolutions, then two sibling 1x1 convolutions; all levels share them.
 
     Some of them are not called as modules, so their forward hooks may not run.
+
+    Args:
+        in_channels: C.
+        num_anchors: A.
+        num_convs: number of 3x3 convolutions, each with ReLU.
     """
 
-    def __init__(self, in_channels: int, num_anchors: int) -> None:
+    def __init__(self, in_channels: int, num_anchors: int, *, num_convs: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        # Apart from the first, so that its state dict keys do not depend on their number.
+        self.later_convs = nn.ModuleList(
+            nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(num_convs - 1)
+        )
         self.objectness = nn.Conv2d(in_channels, num_anchors, 1)
         self.deltas = nn.Conv2d(in_channels, num_anchors * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (*self._convs(), self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
@@ -56,8 +65,9 @@ class RPNHead(nn.Module):
         Returns:
             float32 even under autocast, because box arithmetic needs it.
         """
-        weight, bias = self.conv.weight, self.conv.bias
-        hidden = [conv_relu(level, weight, bias, padding=(1, 1)) for level in features]
+        hidden = list(features)
+        for conv in self._convs():
+            hidden = [conv_relu(x, conv.weight, conv.bias, padding=(1, 1)) for x in hidden]
         # (B, A, H, W) -> (B, H, W, A) -> (B, H*W*A): the order of AnchorGenerator. The same for
         # (B, A*4, H, W); the four deltas of an anchor stay adjacent.
         logits = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]
@@ -81,8 +91,20 @@ class RPNHead(nn.Module):
         """
         # An anchor's index is cell * A + its number within the cell.
         num_anchors = self.objectness.out_channels
-        around = pick_neighbours(features, idxs // num_anchors).flatten(2)  # (B, S, 9 C)
-        hidden = F.relu(_conv_at(around, self.conv))  # (B, S, C)
+        *convs, last = self._convs()
+        radius = len(convs) + 1
+        around, inside = pick_neighbours(features, idxs // num_anchors, radius=radius)
+        # As a batch of B * S small maps (B * S, C, D, D), D = 2 radius + 1. Each convolution
+        # without padding shrinks them by a cell on all sides, until the last reads 3x3.
+        maps, inside = around.flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
+        for conv in convs:
+            inside = inside[..., 1:-1, 1:-1]
+            maps = F.relu(F.conv2d(maps, conv.weight, conv.bias))
+            # outside of the feature map the next convolution is padded with zeros
+            maps = maps.masked_fill(~inside, 0.0)
+        # (B * S, C, 3, 3) -> (B, S, 9 C), the cells row by row
+        around = maps.permute(0, 2, 3, 1).flatten(1).unflatten(0, idxs.shape)
+        hidden = F.relu(_conv_at(around, last))  # (B, S, C)
         # (B, S, A) and (B, S, A*4): all anchors of the sampled cells, of which one is taken
         logits, deltas = _conv_at(hidden, self.objectness), _conv_at(hidden, self.deltas)
         anchor = (idxs % num_anchors)[..., None]  # (B, S, 1)
@@ -90,6 +112,10 @@ class RPNHead(nn.Module):
         deltas = deltas.unflatten(2, (num_anchors, 4))
         deltas = deltas.gather(2, anchor[..., None].expand(-1, -1, -1, 4)).squeeze(2)
         return logits.float(), deltas.float()
+
+    def _convs(self) -> list[nn.Conv2d]:
+        """Return the 3x3 convolutions in order."""
+        return [self.conv, *(conv for conv in self.later_convs if isinstance(conv, nn.Conv2d))]
 
 
 def _conv_at(x: Tensor, conv: nn.Conv2d) -> Tensor:

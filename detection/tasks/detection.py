@@ -162,7 +162,9 @@ class DetectionTask(nn.Module):
                 stage=stage,
             )
             regions = model.region_features(features, rois.boxes)  # (B, S, C, h, w)
-            class_logits, deltas = model.box_outputs(regions, stage=stage, context=context)
+            class_logits, deltas = model.box_outputs(
+                regions, stage=stage, context=context, valid=rois.valid
+            )
             labels = class_labels(rois, targets, num_classes=len(self.class_names))
             losses |= self._roi_losses(class_logits, deltas, rois, labels, stage=stage)
             if stage < model.num_stages - 1:

@@ -35,7 +35,8 @@ class SegmentationTask(DetectionTask):
         # Foreground comes first, so only the first F samples of each image can have a mask.
         foreground = slice(most_foreground(rois.is_fg, self._max_foreground()))
         boxes, gt_idxs = rois.boxes[:, foreground], rois.gt_idxs[:, foreground]
-        logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground])
+        is_fg = rois.is_fg[:, foreground]
+        logits = self.model.mask_logits(features, boxes, regions=pooled[:, foreground], valid=is_fg)
         target_masks = crop_masks(
             targets.masks,
             gt_idxs,
@@ -48,7 +49,6 @@ class SegmentationTask(DetectionTask):
             target_masks = (target_masks >= 0.5).to(target_masks.dtype)
         # (B, F, K, M, M) -> (B, F, M, M): the masks of the true classes
         true_logits = masks_of_labels(logits, targets.labels.gather(1, gt_idxs))
-        is_fg = rois.is_fg[:, foreground]
         masks = mask_loss(true_logits, target_masks, is_fg, count=batch.mask_count)
         return losses | {name: value * config.mask.weight for name, value in masks.items()}
 

@@ -26,20 +26,23 @@ from detection.weights.class_rows import DELTAS, LOGITS, MASKS
 from detection.weights.network_keys import Keys
 
 CLASSES = "roi_heads.box_predictor.cls_score.bias"
-NEEDED = (CLASSES, "proposal_generator.rpn_head.conv.weight")
+NEEDED = (CLASSES, "proposal_generator.rpn_head.objectness_logits.weight")
 _PREFIXES = {
+    "proposal_generator.rpn_head.conv.conv0.": "rpn_head.conv.",  # of several
     "proposal_generator.rpn_head.conv.": "rpn_head.conv.",
     "proposal_generator.rpn_head.objectness_logits.": "rpn_head.objectness.",
     "proposal_generator.rpn_head.anchor_deltas.": "rpn_head.deltas.",
-    "roi_heads.box_head.fc1.": "box_head.fc1.",
-    "roi_heads.box_head.fc2.": "box_head.fc2.",
+    "roi_heads.box_head.fc": "box_head.fc",
     "roi_heads.box_predictor.cls_score.": LOGITS,
     "roi_heads.box_predictor.bbox_pred.": DELTAS,
-    "roi_heads.mask_head.mask_fcn": "mask_head.convs.conv",
     "roi_heads.mask_head.deconv.": "mask_head.deconv.",
     "roi_heads.mask_head.predictor.": MASKS,
 }
 _FPN = re.compile(r"backbone\.fpn_(?P<kind>lateral|output)(?P<level>[2-5])\.(?P<norm>norm\.)?(\w+)")
+_RPN_CONV = re.compile(r"proposal_generator\.rpn_head\.conv\.conv(?P<number>[1-9]\d*)\.(\w+)")
+_REGION_CONV = re.compile(
+    r"roi_heads\.(?P<head>box_head\.conv|mask_head\.mask_fcn)(?P<number>\d+)\.(?P<norm>norm\.)?(\w+)"
+)
 _FPN_KINDS = {"lateral": "inner", "output": "layer"}
 _ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors\.\d+")
 
@@ -76,6 +79,11 @@ def _own_name(name: str, *, has_fpn_norm: bool) -> str:
         # with a norm, our convolution and norm are the two parts of a sequence
         part = ("1." if match["norm"] else "0.") if has_fpn_norm else ""
         return f"fpn.{_FPN_KINDS[match['kind']]}.{int(match['level']) - 2}.{part}{match[4]}"
+    if match := _RPN_CONV.fullmatch(name):
+        return f"rpn_head.later_convs.{int(match['number']) - 1}.{match[2]}"
+    if match := _REGION_CONV.fullmatch(name):
+        layer = "norm" if match["norm"] else "conv"
+        return f"{match['head'].partition('.')[0]}.convs.{layer}{match['number']}.{match[4]}"
     for theirs, own in _PREFIXES.items():
         if name.startswith(theirs):
             return own + name.removeprefix(theirs)

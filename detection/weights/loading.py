@@ -24,7 +24,6 @@ from backbones.weights_origin import (
     DETECTRON2_DETECTOR,
     OURS,
     TORCHVISION_DETECTOR,
-    TORCHVISION_V2,
     origin_of,
 )
 from detection.config import SCHEMAS, DetectionConfig
@@ -77,12 +76,12 @@ def load_detector_weights(
 ) -> WeightsReport:
     """Load a whole detector: our model.safetensors, or a file of torchvision or detectron2.
 
-    torchvision: Faster and Mask R-CNN with FPN, version 1. detectron2: Faster and Mask R-CNN on C4
-    or with FPN. Rows of classes are carried over by name. Files of other projects have no names:
-    with K classes they are taken in order; torchvision's by category id if its last output is the
-    largest id (with 91 outputs only if the ids are all of COCO's); files of 90 (torchvision) and 80
-    classes (detectron2) have COCO's names. Classes that the file does not have keep the model's
-    random rows (see `take_rows`).
+    torchvision: Faster and Mask R-CNN with FPN, versions 1 and 2. detectron2: Faster and Mask R-CNN
+    on C4 or with FPN. Rows of classes are carried over by name. Files of other projects have no
+    names: with K classes they are taken in order; torchvision's by category id if its last output
+    is the largest id (with 91 outputs only if the ids are all of COCO's); files of 90 (torchvision)
+    and 80 classes (detectron2) have COCO's names. Classes that the file does not have keep the
+    model's random rows (see `take_rows`).
 
     Args:
         model: the detector with random weights; changed in place.
@@ -237,12 +236,9 @@ def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> Us
         backbone_names(state, path=path)
     except UserError:
         advice = ""
-    parts = {
-        DETECTRON2_DETECTOR: " without the RPN or the single box head of Faster R-CNN",
-        TORCHVISION_V2: ", which has layers that ours has not: a box head of 4 convolutions with "
-        "norm (roi_heads.box_head.0 to 3), and a second convolution in the RPN (rpn.head.conv.1)",
-    }
+    without = " without the RPN or the single box head of Faster R-CNN"
+    lacks = without if kind == DETECTRON2_DETECTOR else ""
     return UserError(
         f"{path}: expected a detector of ours (model.safetensors), {TORCHVISION_DETECTOR} or "
-        f"{DETECTRON2_DETECTOR}, got {kind}{parts.get(kind, '')}{advice}"
+        f"{DETECTRON2_DETECTOR}, got {kind}{lacks}{advice}"
     )

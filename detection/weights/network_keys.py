@@ -39,6 +39,9 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
         "model.backbone.norm": None if is_vgg else _backbone_norm(state),
         "model.backbone.width_multiplier": _backbone_width(state),
         "model.neck.kind": "fpn" if has_fpn else "c4",
+        "model.rpn.num_convs": 1 + _count(state, "rpn_head.later_convs."),
+        "model.roi.num_convs": _count(state, "box_head.convs.conv"),
+        "model.roi.norm": _norm(state, "box_head.convs.norm1."),
         "model.roi.stages": 1 + _count(state, "later_stages."),
         "model.roi.global_context": _has_context(state),
     }
@@ -46,25 +49,34 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
         keys |= _fpn_keys(state)
     if has_masks:
         keys["model.mask.hidden_dim"] = _size(state, "mask_head.deconv.weight", 1)
+        keys["model.mask.norm"] = _norm(state, "mask_head.convs.norm1.")
     return {key: value for key, value in keys.items() if value is not None}
 
 
 def _fpn_keys(state: Mapping[str, Tensor]) -> Keys:
-    norm, convolution = "none", "fpn.inner.0.weight"
-    if "fpn.inner.0.0.weight" in state:
-        norm = "batch" if "fpn.inner.0.1.running_mean" in state else "group"
-        convolution = "fpn.inner.0.0.weight"
+    norm = _norm(state, "fpn.inner.0.1.")
+    convolution = "fpn.inner.0.weight" if norm == "none" else "fpn.inner.0.0.weight"
     keys: Keys = {
         "model.neck.channels": _size(state, convolution, 0),
         "model.neck.norm": norm,
+        "model.roi.conv_dim": _size(state, "box_head.convs.conv1.weight", 0),
+        "model.roi.num_fcs": _count(state, "box_head.fc") or None,
         "model.roi.hidden_dim": _size(state, "box_head.fc1.weight", 0),
     }
-    channels, inputs = keys["model.neck.channels"], _size(state, "box_head.fc1.weight", 1)
+    channels = keys["model.roi.conv_dim"] or keys["model.neck.channels"]
+    inputs = _size(state, "box_head.fc1.weight", 1)
     if channels and inputs:
         keys["model.roi.resolution"] = round((inputs / channels) ** 0.5)
     if any(name.startswith("mask_head.") for name in state):
-        keys["model.mask.num_convs"] = _count(state, "mask_head.convs.")
+        keys["model.mask.num_convs"] = _count(state, "mask_head.convs.conv")
     return keys
+
+
+def _norm(state: Mapping[str, Tensor], prefix: str) -> str:
+    """Return the kind of the norm below a prefix: batch, group, or none if there is none."""
+    if f"{prefix}weight" not in state:
+        return "none"
+    return "batch" if f"{prefix}running_mean" in state else "group"
 
 
 def _backbone_norm(state: Mapping[str, Tensor]) -> str:
@@ -82,8 +94,9 @@ def _has_context(state: Mapping[str, Tensor]) -> bool | None:
     """Return whether the output layers take the image's feature beside the RoI's; None: unknown."""
     inputs = _size(state, "box_predictor.class_logits.weight", 1)
     last = "conv3" if "backbone.layer4.0.conv3.weight" in state else "conv2"
-    # what feeds the output layers: with a pyramid fc2, with c4 conv5 or VGG-16's fc7
-    layers = ("box_head.fc2.weight", f"backbone.layer4.0.{last}.weight", "backbone.fc7.weight")
+    # what feeds the output layers: with a pyramid fc1 or a later layer of as many outputs, with c4
+    # conv5 or VGG-16's fc7
+    layers = ("box_head.fc1.weight", f"backbone.layer4.0.{last}.weight", "backbone.fc7.weight")
     features = next((size for name in layers if (size := _size(state, name, 0))), None)
     if features is None or inputs not in (features, 2 * features):
         return None
@@ -101,7 +114,7 @@ def _backbone_kind(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Return how many different modules come directly below a prefix."""
+    """Return how many different names come directly after a prefix."""
     below = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
     return len({name.partition(".")[0] for name in below})
 

@@ -152,7 +152,7 @@ def assert_same_on_pixels(
     torch.testing.assert_close(got, want, rtol=1e-4 if is_frozen else 1e-9, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["batch", "frozen"])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "fixed_statistics"])
 @pytest.mark.parametrize("kind", ["18", "50"])
 @pytest.mark.parametrize("wrap", ["", "blobs", "model"], ids=["bare", "blobs", "model"])
 def test_caffe2_with_folded_norms(tmp_path: Path, kind: str, wrap: str, norm: str) -> None:

@@ -49,6 +49,16 @@ def test_norm_replaces_the_bias_of_every_convolution(norm: str) -> None:
     assert fpn(features_of(32, 32))["p2"].shape == (2, 8, 8, 8)
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_first_weights_are_caffe2s_xavier(norm: str) -> None:
+    for name, weight in FPN(SPECS, channels=64, norm=norm).state_dict().items():  # type: ignore[arg-type]
+        if weight.ndim == 4:
+            bound = (3 / weight[0].numel()) ** 0.5  # of a uniform distribution with std fan_in^-0.5
+            assert 0.95 * bound < weight.abs().max() <= bound
+        elif name.endswith("bias"):
+            assert not weight.any()
+
+
 def test_feature_specs_on_a_backbone() -> None:
     backbone = resnet18(num_classes=None).eval()
     fpn = FPN(backbone.feature_specs)

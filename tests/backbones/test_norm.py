@@ -64,7 +64,26 @@ def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_forma
     torch.testing.assert_close(y.float(), batch(x.float()), rtol=0.02, atol=0.03)
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen", "group"])
+def test_fixed_statistics_are_those_of_evaluation_and_its_weights_train() -> None:
+    batch = trained_batch_norm(4)
+    norm = make_norm("fixed_statistics", 4, eps=1e-5)
+    norm.load_state_dict(batch.state_dict())
+    conv = nn.Conv2d(3, 4, 3, bias=False)
+    folded = nn.Sequential(conv, norm).train()
+    x = torch.randn(2, 3, 5, 5)
+    results = []
+    for run in (lambda: batch(conv(x)), lambda: norm(conv(x)), lambda: conv_norm(x, *folded)):
+        y = run()
+        norms = batch if not results else norm
+        leaves = [conv.weight, norms.weight, norms.bias]
+        results.append([y, *torch.autograd.grad(y.pow(3).sum(), leaves)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.state_dict(), batch.state_dict(), rtol=0, atol=0)
+    assert not norm.training
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen", "fixed_statistics", "group"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)  # the latter fused
 def test_conv_norm_is_the_two_in_a_row_and_trains_all_that_trains(
@@ -93,7 +112,7 @@ def test_conv_norm_is_the_two_in_a_row_and_trains_all_that_trains(
         torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("kind", ["batch", "frozen", "fixed_statistics"])
 @pytest.mark.parametrize(
     "setting",
     [
@@ -116,7 +135,7 @@ def test_conv_norm_drops_nothing_of_the_convolution(
     torch.testing.assert_close(conv_norm_relu(x, conv, norm), norm(conv(x)).relu())
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("kind", ["batch", "frozen", "fixed_statistics"])
 @pytest.mark.parametrize("which", ["conv", "norm"])
 def test_forward_hooks_see_what_the_layer_gives(kind: NormKind, which: str) -> None:
     conv, norm = nn.Conv2d(4, 6, 3, bias=False), make_norm(kind, 6).eval()
@@ -138,7 +157,7 @@ def test_a_norm_that_lacks_something_is_run_by_itself(setting: str) -> None:
     torch.testing.assert_close(conv_norm(x, conv, norm), norm(conv(x)))
 
 
-@pytest.mark.parametrize("kind", ["batch", "frozen"])
+@pytest.mark.parametrize("kind", ["batch", "frozen", "fixed_statistics"])
 def test_what_a_hook_does_before_the_convolution_counts(kind: NormKind) -> None:
     conv, norm = nn.Conv2d(4, 6, 3, bias=False), make_norm(kind, 6).eval()
     x = torch.randn(2, 4, 8, 8)

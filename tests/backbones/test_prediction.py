@@ -54,6 +54,7 @@ def trained(network: nn.Module) -> nn.Module:
     [
         ("resnet18", "batch", {}),
         ("resnet50", "frozen", {}),
+        ("resnet18", "fixed_statistics", {}),
         ("resnet50", "batch", {"stride_in_1x1": True}),
         ("resnet18", "batch", {"shortcut": "A"}),
     ],

@@ -50,7 +50,7 @@ def multiply_adds(model: nn.Module, size: int) -> int:
     return sum(counts)
 
 
-@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "fixed_statistics", "group"])
 @pytest.mark.parametrize("paper", [True, False], ids=["stride in 1x1", "stride in 3x3"])
 @pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
 def test_pool_then_stage_equals_pooling_and_then_the_stage(
@@ -259,8 +259,10 @@ def test_cifar_depth_is_6n_plus_2(depth: int) -> None:
         backbones.cifar_resnet(depth)
 
 
-@pytest.mark.parametrize("depth", [18, 101, 152])
-def test_random_weights_with_frozen_norms_keep_the_activation_scale(depth: int) -> None:
-    model = builder(f"resnet{depth}")(None, norm="frozen")
+@pytest.mark.parametrize(
+    ("depth", "norm"), [(18, "frozen"), (101, "frozen"), (152, "frozen"), (50, "fixed_statistics")]
+)
+def test_random_weights_with_fixed_norms_keep_the_activation_scale(depth: int, norm: str) -> None:
+    model = builder(f"resnet{depth}")(None, norm=norm)
     for feature in model.features(torch.randn(1, 3, 64, 64)).values():
         assert 0.02 < feature.std() < 50

@@ -6,11 +6,12 @@ import weakref
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.distributed import process_group
-from engine.sync_norm import GlobalBatchNorm2d, synchronise_norms
+from detection.models.region_convs import RegionConvs
+from engine.distributed import World, process_group
+from engine.sync_norm import MaskedBatchNorm2d, has_synchronised_norms, synchronise_norms
 
 
 def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
@@ -28,15 +29,40 @@ def main(output: str) -> weakref.ref[dist.ProcessGroup] | None:
         ).double()
         images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
         synchronise_norms(net, world)
-        synced = [isinstance(each, GlobalBatchNorm2d) for each in net.modules()]
+        synced = [isinstance(each, MaskedBatchNorm2d) for each in net.modules()]
         assert sum(synced) == (0 if world.size == 1 else 2)
+        assert has_synchronised_norms(net) == (world.size > 1)
         wrapped = net if world.size == 1 else DistributedDataParallel(net)
         wrapped(images[world.rank :: world.size]).pow(3).mean().backward()
         result = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
+        result |= some_rows(images, world)
         net.eval()
         if world.is_main:
             torch.save(result | {"evaluated": net(images).detach()}, output)
     return group
+
+
+# which images are valid; with two processes, the second has every other one
+VALID = {"unequal": [1, 1, 0, 1, 1, 0], "none on one": [1, 0, 1, 0, 0, 0], "none": [0] * 6}
+
+
+def some_rows(images: Tensor, world: World) -> dict[str, Tensor]:
+    """Return gradients and statistics of a norm on the valid rows among this process's share."""
+    result = {}
+    for case, flags in VALID.items():
+        torch.manual_seed(1)
+        net = RegionConvs(3, num_convs=2, channels=4, norm="batch").double()
+        synchronise_norms(net, world)
+        assert has_synchronised_norms(net) == (world.size > 1)
+        wrapped = net if world.size == 1 else DistributedDataParallel(net)
+        share = slice(world.rank, None, world.size)
+        valid = torch.tensor(flags, dtype=torch.bool)[share]
+        output = wrapped(images[share], valid)
+        # the same divisor on each process: DDP averages their gradients
+        (output.pow(3).mean((1, 2, 3)) * valid).mean().backward()
+        tensors = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
+        result |= {f"{case} {name}": tensor for name, tensor in tensors.items()}
+    return result
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
+import copy
+from typing import Literal
+
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -177,11 +181,70 @@ def test_c4_head_averages_and_owns_no_parameters() -> None:
 
 
 def test_hidden_layers_see_channel_row_column_in_any_memory_layout() -> None:
-    head = FPNBoxHead(4, resolution=7, hidden_dim=6)
-    assert head.fc1.weight.shape == (6, 4 * 7 * 7)
+    head = FPNBoxHead(4, resolution=7, config=RoIConfig(hidden_dim=6))
+    assert list(head.state_dict()) == ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    fc1, fc2 = (head.get_parameter(f"fc{n}.weight") for n in (1, 2))
+    bias1, bias2 = (head.get_parameter(f"fc{n}.bias") for n in (1, 2))
+    assert fc1.shape == (6, 4 * 7 * 7)
     pooled = torch.randn(5, 4, 7, 7)
-    expected = head.fc2(head.fc1(pooled.reshape(5, -1)).relu()).relu()
+    expected = F.linear(F.linear(pooled.reshape(5, -1), fc1, bias1).relu(), fc2, bias2).relu()
     torch.testing.assert_close(head(pooled.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_convolutions_before_linear_layers(norm: Literal["none", "batch", "group"]) -> None:
+    config = RoIConfig(num_convs=2, conv_dim=8, num_fcs=1, hidden_dim=6, norm=norm)
+    head = FPNBoxHead(4, resolution=5, config=config)
+    parts = ["conv1", "conv2"] if norm == "none" else ["conv1", "norm1", "conv2", "norm2"]
+    assert [name for name, _ in head.convs.named_children()] == parts
+    assert ("convs.conv1.bias" in head.state_dict()) == (norm == "none")
+    assert [name for name, _ in head.named_children()] == ["convs", "fc1"]
+    pooled = torch.randn(3, 4, 5, 5)
+    x = pooled
+    for name in parts:
+        x = head.get_submodule(f"convs.{name}")(x)
+        if name.startswith("norm") or norm == "none":
+            x = x.relu()
+    expected = head.get_submodule("fc1")(x.flatten(1)).relu()
+    torch.testing.assert_close(head(pooled), expected)
+    # He's initialisation with fan_out = 9 * 8
+    std = head.get_parameter("convs.conv2.weight").std().item()
+    assert std == pytest.approx((2 / 72) ** 0.5, rel=0.1)
+
+
+def test_batch_norm_sees_the_valid_rows_alone() -> None:
+    config = RoIConfig(num_convs=4, conv_dim=8, num_fcs=1, hidden_dim=6, norm="batch")
+    head = FPNBoxHead(4, resolution=3, config=config).double()
+    alone = copy.deepcopy(head)
+    for each in alone.modules():  # torch's own
+        for name, child in each.named_children():
+            if name.startswith("norm"):
+                plain = torch.nn.BatchNorm2d(8).double()
+                plain.load_state_dict(child.state_dict())
+                setattr(each, name, plain)
+    pooled, valid = torch.randn(6, 4, 3, 3).double(), torch.tensor([1, 1, 0, 1, 0, 1]).bool()
+    found, expected = head(pooled, valid)[valid], alone(pooled[valid])
+    torch.testing.assert_close(found, expected)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), list(network.parameters()))
+        for y, network in ((found, head), (expected, alone))
+    ]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(dict(head.named_buffers()), dict(alone.named_buffers()))
+
+
+def test_first_weights_of_linear_layers() -> None:
+    stds = {}
+    for init in ("torch", "caffe2_xavier"):
+        config = RoIConfig(num_convs=1, conv_dim=32, num_fcs=3, hidden_dim=64, fc_init=init)
+        state = FPNBoxHead(4, resolution=5, config=config).state_dict()
+        weights = [state[f"fc{number}.weight"] for number in (1, 2, 3)]
+        # times the root of the inputs, so that it does not depend on them
+        stds[init] = [weight.std().item() * weight.shape[1] ** 0.5 for weight in weights]
+        assert any(state[f"fc{n}.bias"].any() for n in (1, 2, 3)) == (init == "torch")
+    for plain, xavier in zip(*stds.values(), strict=True):
+        assert xavier == pytest.approx(1, rel=0.05)
+        assert xavier / plain == pytest.approx(3**0.5, rel=0.05)
 
 
 def test_predictor_shapes_and_first_weights() -> None:

@@ -39,7 +39,7 @@ def step(features: list[Tensor], gt: Tensor, anchors: Tensor, seeds: Tensor) -> 
     pooled = pool_rois(features, (4, 8), boxes, kind="roi_pool", resolution=3)
     vectors = (aligned + adaptive + pooled).mean(dim=(2, 3)).view(2, 16, -1)
     cells = idxs % (features[0].shape[2] * features[0].shape[3])
-    around = pick_neighbours(features, cells).sum(2)
+    around = pick_neighbours(features, cells)[0].sum((2, 3))
     losses = rpn_loss(around[..., 0], around[..., :4], deltas, is_fg, is_sample, beta=0.1)
     classes = vectors[..., :4].unflatten(2, (1, 4))
     losses |= roi_loss(vectors[..., :2], classes, 1 - is_fg.long(), deltas, keep, beta=0.1)

@@ -87,6 +87,10 @@ MORE_VALUES = {
     "larger": ("detection", ["data.augment.short_sides=[33]", "data.augment.max_side=64"]),
     "larger squares": ("detection", ["data.augment.large_scale_jitter.size=64"]),
     "group": ("detection", ["model.backbone.norm=group"]),
+    "stored statistics": (
+        "detection",
+        ["model.backbone.norm=fixed_statistics", "model.backbone.weights=x"],
+    ),
     "frozen": (
         "detection",
         ["model.backbone.frozen_stages=5", "model.backbone.weights=x"],
@@ -141,6 +145,11 @@ def test_processes_share_a_norm_or_not(
 FROZEN = {
     "defaults": ("detection", ["norm=frozen", "frozen_stages=2"], "norm=frozen and frozen_stages"),
     "norm": ("segmentation", ["norm=frozen"], "with norm=frozen, got none"),
+    "statistics": (
+        "detection",
+        ["norm=fixed_statistics"],
+        "with norm=fixed_statistics, got none",
+    ),
     "stages": ("detection", ["norm=group", "frozen_stages=1"], "with frozen_stages=1, got none"),
     "localizer": ("localization", ["frozen_stages=1"], "with frozen_stages=1, got none"),
     "regions": ("localization_regions", ["norm=frozen"], "with norm=frozen, got none"),

@@ -1,5 +1,6 @@
 """detectron2's networks: what they compute there, they compute here."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,54 @@ def test_80_classes_are_cocos_by_name(data_dir: Path, tmp_path: Path) -> None:
     assert torch.equal(masks[[0, 2]], theirs[[79, 0]])
     theirs = state["roi_heads.box_predictor.cls_score.bias"]
     assert torch.equal(logits[[0, 2, 3]], theirs[[79, 0, 80]])
+
+
+TODAYS = [  # of detectron2's "new baselines"
+    *("model.neck.norm=batch", "model.rpn.num_convs=2", "model.roi.num_fcs=1"),
+    *("model.roi.num_convs=4", "model.roi.norm=batch", "model.roi.conv_dim=16"),
+    "model.mask.norm=batch",
+]
+
+
+def in_detectron2(name: str) -> str:
+    """Return detectron2's name for a tensor of a head of ours."""
+    name = re.sub(r"^box_head\.convs\.conv(\d)\.", r"roi_heads.box_head.conv\1.", name)
+    name = re.sub(r"^box_head\.convs\.norm(\d)\.", r"roi_heads.box_head.conv\1.norm.", name)
+    name = re.sub(r"^box_head\.fc1\.", "roi_heads.box_head.fc1.", name)
+    name = re.sub(r"^mask_head\.convs\.conv(\d)\.", r"roi_heads.mask_head.mask_fcn\1.", name)
+    name = re.sub(r"^mask_head\.convs\.norm(\d)\.", r"roi_heads.mask_head.mask_fcn\1.norm.", name)
+    name = re.sub(r"^rpn_head\.conv\.", "proposal_generator.rpn_head.conv.conv0.", name)
+    name = re.sub(r"^rpn_head\.later_convs\.0\.", "proposal_generator.rpn_head.conv.conv1.", name)
+    for kind, level in (("lateral", "inner"), ("output", "layer")):
+        for number in range(4):
+            for part, index in (("", 0), ("norm.", 1)):
+                ours = f"fpn.{level}.{number}.{index}."
+                name = name.replace(ours, f"backbone.fpn_{kind}{number + 2}.{part}")
+    return name
+
+
+def test_heads_with_more_layers_and_norms(data_dir: Path, tmp_path: Path) -> None:
+    with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
+        theirs = torch.load(file, weights_only=True)["model"]
+    layers = ("rpn_head.conv.", "box_head.fc", "mask_fcn", "fpn_")
+    kept = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if not any(layer in name for layer in layers) or name.startswith("backbone.bottom_up")
+    }
+    config = make_config("fpn", *TODAYS)
+    wanted = {
+        name: torch.rand_like(tensor)
+        for name, tensor in build_detector(config, len(NAMES)).state_dict().items()
+        if tensor.is_floating_point() and in_detectron2(name) != name
+    }
+    path = tmp_path / "todays.pth"
+    state = kept | {in_detectron2(name): tensor for name, tensor in wanted.items()}
+    torch.save(state, path)
+    model, _ = load(path, config)
+    ours = model.state_dict()
+    torch.testing.assert_close({name: ours[name] for name in wanted}, wanted, rtol=0, atol=0)
+    with pytest.raises(UserError) as caught:
+        load(path, make_config("fpn", "model.roi.conv_dim=16"))
+    needed = str(caught.value).partition("it fits with ")[2].split(" ")
+    assert sorted(needed) == sorted(set(TODAYS) - {"model.roi.conv_dim=16"})

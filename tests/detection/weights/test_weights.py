@@ -327,11 +327,6 @@ def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
             "a detectron2 detector without the RPN or the single box head",
             True,
         ),
-        (
-            {"roi_heads.box_head.5.weight": torch.ones(1), **named("backbone.body.", RESNET)},
-            "torchvision's Faster R-CNN, version 2, which has layers that ours has not: a box head",
-            True,
-        ),
         ({"proposal_generator.w": torch.ones(1), **CLS_SCORE}, "a detectron2 detector", False),
         (
             {"bbox_head.fc_cls.bias": torch.ones(5), **named("backbone.", RESNET)},
@@ -350,7 +345,6 @@ def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
     ids=[
         "detectron2",
-        "version 2",
         "headless",
         "mmdetection",
         "detr",

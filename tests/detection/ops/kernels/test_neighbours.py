@@ -24,26 +24,32 @@ def all_cells(name: str) -> Tensor:
     return torch.stack([torch.arange(count), torch.randperm(count)])
 
 
+@pytest.mark.parametrize("radius", [1, 2, 4])
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_is_the_reference(name: str) -> None:
+def test_is_the_reference(name: str, radius: int) -> None:
     maps, cells = make_maps(name), all_cells(name)
-    found = pick_neighbours(maps, cells)
-    expected = [
-        torch.stack([reference.around(maps, image, cell) for cell in row])
-        for image, row in enumerate(cells.tolist())
-    ]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=0)
+    found, inside = pick_neighbours(maps, cells, radius=radius)
+    for image, row in enumerate(cells.tolist()):
+        for sample, cell in enumerate(row):
+            expected, exists = reference.around(maps, image, cell, radius=radius)
+            torch.testing.assert_close(found[image, sample], expected, rtol=0, atol=0)
+            assert torch.equal(inside[image, sample], exists)
 
 
 def test_a_cell_may_come_twice_and_none_at_all() -> None:
     maps = make_maps("three levels")
-    twice = pick_neighbours(maps, torch.tensor([[7, 7], [30, 0]]))
+    twice, _ = pick_neighbours(maps, torch.tensor([[7, 7], [30, 0]]))
     torch.testing.assert_close(twice[0, 0], twice[0, 1])
-    assert pick_neighbours(maps, torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 9, 3)
+    none, _ = pick_neighbours(maps, torch.zeros(2, 0, dtype=torch.int64))
+    assert none.shape == (2, 0, 3, 3, 3)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_gradient(name: str) -> None:
     maps, cells = make_maps(name, dtype=torch.float64), all_cells(name)[:, :7]
-    assert torch.autograd.gradcheck(lambda *levels: pick_neighbours(levels, cells), maps)
+
+    def pick(*levels: Tensor) -> Tensor:
+        return pick_neighbours(levels, cells, radius=2)[0]
+
+    assert torch.autograd.gradcheck(pick, maps)
