@@ -100,6 +100,7 @@ def test_they_differ_from_our_own_in_detectron2s_settings_alone(path: Path) -> N
         "model.rpn.round_anchors: true -> false",
         "model.rpn.min_size: 0.001 -> 0.0",
         "model.roi.sampling_ratio: 2 -> 0",
+        'model.roi.fc_init: "torch" -> "caffe2_xavier"',
         'model.roi.drop_empty: "first" -> "last"',
         "model.mask.binary_targets: false -> true",
     ]
