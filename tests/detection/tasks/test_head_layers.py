@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detection.config import SCHEMAS
 from detection.ops.nms import nms_operator
 from detection.tasks.detection import DetectionTask
+from detection.tasks.segmentation import SegmentationTask
 from engine.config import parse_config
 from engine.distributed import process_group
 from engine.errors import UserError
@@ -67,6 +68,7 @@ def test_norms_of_heads_see_the_samples_alone(root: Path, monkeypatch: pytest.Mo
     for values in seen.values():
         values.clear()
     task.losses(batch)
+    assert isinstance(task, SegmentationTask)
     limit = task._max_foreground()
     expected = {"box_head": rois.valid, "mask_head": rois.is_fg[:, :limit]}
     for head, wanted in expected.items():
