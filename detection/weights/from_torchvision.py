@@ -40,7 +40,7 @@ def _prefixes(*, has_fpn_norm: bool, num_convs: int) -> tuple[tuple[str, str], .
         num_convs: of the box head; 0: version 1.
     """
     fpn, convs = "" if has_fpn_norm else "0.", range(_MAX_CONVS)
-    linear = ("fc6.", "fc7.")
+    linear: tuple[str, ...] = ("fc6.", "fc7.")
     if num_convs:  # a sequence: the convolutions, a flatten, then pairs of linear layer and ReLU
         linear = tuple(f"{num_convs + 1 + 2 * i}." for i in convs)
     return (

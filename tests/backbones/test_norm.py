@@ -66,17 +66,19 @@ def test_frozen_keeps_dtype_and_layout_under_autocast(layout: torch.memory_forma
 
 def test_fixed_statistics_are_those_of_evaluation_and_its_weights_train() -> None:
     batch = trained_batch_norm(4)
-    norm = make_norm("fixed_statistics", 4, eps=1e-5)
+    norm = make_norm("fixed_statistics", 4).train()
     norm.load_state_dict(batch.state_dict())
     conv = nn.Conv2d(3, 4, 3, bias=False)
-    folded = nn.Sequential(conv, norm).train()
     x = torch.randn(2, 3, 5, 5)
     results = []
-    for run in (lambda: batch(conv(x)), lambda: norm(conv(x)), lambda: conv_norm(x, *folded)):
-        y = run()
-        norms = batch if not results else norm
-        leaves = [conv.weight, norms.weight, norms.bias]
-        results.append([y, *torch.autograd.grad(y.pow(3).sum(), leaves)])
+    for y, used in (
+        (batch(conv(x)), batch),
+        (norm(conv(x)), norm),
+        (conv_norm(x, conv, norm), norm),
+    ):
+        leaves = [conv.weight, *used.parameters()]
+        results.append((y, *torch.autograd.grad(y.pow(3).sum(), leaves)))
+    assert len(results[0]) == len(results[1]) == 4
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(results[2], results[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(norm.state_dict(), batch.state_dict(), rtol=0, atol=0)

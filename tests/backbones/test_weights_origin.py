@@ -22,7 +22,7 @@ LOGITS = "roi_heads.box_predictor.cls_score.weight"
         ),
         (["backbone.body.conv1.weight", "rpn.head.conv.weight", LOGITS], TORCHVISION_DETECTOR),
         (["backbone.body.0.0.weight", LOGITS], "torchvision's Faster R-CNN on a MobileNet"),
-        ([LOGITS, "roi_heads.box_head.0.0.weight"], "torchvision's Faster R-CNN, version 2"),
+        ([LOGITS, "roi_heads.box_head.0.0.weight"], TORCHVISION_DETECTOR),  # version 2
         ([LOGITS, "roi_heads.keypoint_head.0.weight"], "torchvision's Keypoint R-CNN"),
         (["head.classification_head.conv.0.0.weight"], "torchvision's RetinaNet"),
         (

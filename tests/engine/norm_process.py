@@ -48,7 +48,7 @@ VALID = {"unequal": [1, 1, 0, 1, 1, 0], "none on one": [1, 0, 1, 0, 0, 0], "none
 
 def some_rows(images: Tensor, world: World) -> dict[str, Tensor]:
     """Return gradients and statistics of a norm on the valid rows among this process's share."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for case, flags in VALID.items():
         torch.manual_seed(1)
         net = RegionConvs(3, num_convs=2, channels=4, norm="batch").double()
@@ -61,7 +61,9 @@ def some_rows(images: Tensor, world: World) -> dict[str, Tensor]:
         # the same divisor on each process: DDP averages their gradients
         (output.pow(3).mean((1, 2, 3)) * valid).mean().backward()
         tensors = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers())
-        result |= {f"{case} {name}": tensor for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            assert tensor is not None
+            result[f"{case} {name}"] = tensor
     return result
 
 

@@ -131,7 +131,7 @@ def test_all_batch_norms_are_synchronised_with_the_same_tensors(device: str) -> 
     assert not has_synchronised_norms(net)
     synchronise_norms(net, World(0, 2, torch.device(device)))
     assert has_synchronised_norms(net)
-    plain, masked, own = net[0][1], net[1], net[2]
+    plain, masked, own = (net.get_submodule(name) for name in ("0.1", "1", "2"))
     assert type(plain) is (nn.SyncBatchNorm if device == "cuda" else MaskedBatchNorm2d)
     assert type(masked) is MaskedBatchNorm2d
     assert masked.is_synchronised

@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbones.prediction import prepare_for_prediction
 from detection.config import SCHEMAS
 from detection.ops.nms import nms_operator
 from detection.tasks.detection import DetectionTask
+from detection.tasks.segmentation import SegmentationTask
 from engine.config import parse_config
-from engine.distributed import process_group
+from engine.distributed import World, process_group
 from engine.errors import UserError
-from engine.sync_norm import MaskedBatchNorm2d
+from engine.schema import LoopConfig
+from engine.sync_norm import MaskedBatchNorm2d, synchronise_norms
 from tests.detection.tasks.tiny import make_step, tiny_task
 from tests.fake_device import WaitSpotter
 
@@ -67,6 +71,7 @@ def test_norms_of_heads_see_the_samples_alone(root: Path, monkeypatch: pytest.Mo
     for values in seen.values():
         values.clear()
     task.losses(batch)
+    assert isinstance(task, SegmentationTask)
     limit = task._max_foreground()
     expected = {"box_head": rois.valid, "mask_head": rois.is_fg[:, :limit]}
     for head, wanted in expected.items():
@@ -120,6 +125,42 @@ def test_predictions_use_running_statistics(root: Path) -> None:
     ):
         torch.testing.assert_close(found[:, :1], alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics(task), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_all_four_parts_are_synchronised(root: Path, device: str) -> None:
+    task, _ = tiny_task(root, "fpn", task="segmentation", model=TODAYS)
+    synchronise_norms(task.model, World(0, 2, torch.device(device)))
+    norms = {
+        name: isinstance(each, nn.SyncBatchNorm) or getattr(each, "is_synchronised", False)
+        for name, each in task.model.named_modules()
+        if isinstance(each, _BatchNorm)
+    }
+    assert all(norms.values())
+    parts = [name.partition(".")[0] for name in norms]
+    assert {part: parts.count(part) for part in parts} == {
+        "backbone": 20, "fpn": 8, "box_head": 2, "mask_head": 2,
+    }  # fmt: skip
+
+
+def test_prepared_heads_predict_what_they_did(root: Path) -> None:
+    task, batch = tiny_task(root, "fpn", task="segmentation", model=TODAYS)
+    for _ in range(2):
+        task.losses(batch)
+    task.eval()
+    boxes = torch.tensor([[8.0, 8.0, 60.0, 60.0], [0.0, 0.0, 90.0, 40.0]]).expand(4, -1, -1)
+
+    def predict() -> list[Tensor]:
+        features = task.model.features(batch.images)
+        regions = task.model.region_features(features, boxes)
+        return [*task.model.box_outputs(regions), task.model.mask_logits(features, boxes)]
+
+    with torch.no_grad():
+        before = predict()
+        config = LoopConfig(precision="fp32")
+        prepare_for_prediction(task.model, config, device=torch.device("cpu"))
+        torch.testing.assert_close(predict(), before, rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(each, _BatchNorm) for each in task.model.modules())
 
 
 def test_every_stage_has_its_own_layers(root: Path) -> None:

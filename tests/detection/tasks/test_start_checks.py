@@ -154,6 +154,11 @@ FROZEN = {
     "localizer": ("localization", ["frozen_stages=1"], "with frozen_stages=1, got none"),
     "regions": ("localization_regions", ["norm=frozen"], "with norm=frozen, got none"),
     "classifier": ("classification", ["norm=frozen"], "with norm=frozen, got none"),
+    "statistics of a classifier": (
+        "classification",
+        ["norm=fixed_statistics"],
+        "with norm=fixed_statistics, got none",
+    ),
 }
 
 
