@@ -71,7 +71,8 @@ def roi_loss(
 
     Args:
         class_logits: (B, S, K + 1), background last.
-        deltas: (B, S, K, 4), predicted for each class; only those of the true class are used.
+        deltas: (B, S, K, 4), predicted for each class; only those of the true class are used. Or
+            (B, S, 1, 4), the same for all classes.
         labels: (B, S) int64 in 0..K; K is background.
         target_deltas: (B, S, 4); only foreground rows are used.
         valid: (B, S) bool; if none is valid, the losses are 0.
@@ -81,14 +82,14 @@ def roi_loss(
         `roi_class`: cross entropy, mean over samples. `roi_box`: smooth L1, summed over coordinates
         and foreground samples, divided by the number of all samples.
     """
-    num_classes = deltas.shape[2]
+    num_classes = class_logits.shape[2] - 1
     # cross_entropy takes (B * S, K + 1) and (B * S,); the result is (B, S) again
     classification = F.cross_entropy(
         at_least_float32(class_logits).flatten(0, 1), labels.flatten(), reduction="none"
     ).view_as(labels)
     # The deltas of the true class: (B, S, K, 4) indexed by (B, S, 1, 4) -> (B, S, 4). Background
     # (label K) has none; the clamp makes its index valid, and the mask below drops its error.
-    class_idxs = labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)
+    class_idxs = labels.clamp(max=deltas.shape[2] - 1)[..., None, None].expand(-1, -1, 1, 4)
     true_deltas = at_least_float32(deltas.gather(2, class_idxs)[:, :, 0])
     box = smooth_l1(true_deltas, target_deltas, beta=beta).sum(dim=-1)
     count = count_samples(valid)

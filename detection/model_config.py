@@ -136,8 +136,11 @@ class RoIConfig(RegionLossConfig):
     global_context: bool = False
     """Pool the whole image as one more RoI, and join its feature to that of every RoI before the
     two output layers (ResNet paper, appendix B)."""
+    class_agnostic_boxes: bool = False
+    """One predicted box for all classes, as in Cascade R-CNN; false: a box for each class."""
     stages: int = Field(default=1, ge=1, le=3)
-    """Number of stages of the region head; each works on the boxes of the stage before."""
+    """Number of stages of the region head; each works on the boxes of the stage before, and class
+    scores are the mean over all stages (Cascade R-CNN, 2018)."""
     later_fg_iou_thresh: tuple[Fraction, Fraction] = (0.6, 0.7)
     """`fg_iou_thresh` of the second and third stage (Cascade R-CNN, 2018)."""
     later_box_scale: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0)

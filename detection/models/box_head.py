@@ -63,19 +63,27 @@ class FPNBoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """The two output layers: class logits (background last) and a box for each class."""
+    """The two output layers: class logits (background last) and a box for each class.
 
-    def __init__(self, in_dim: int, *, num_classes: int) -> None:
+    With `class_agnostic_boxes` there is one box for all classes.
+    """
+
+    def __init__(
+        self, in_dim: int, *, num_classes: int, class_agnostic_boxes: bool = False
+    ) -> None:
         super().__init__()
         self.class_logits = nn.Linear(in_dim, num_classes + 1)
-        self.deltas = nn.Linear(in_dim, num_classes * 4)
+        self.deltas = nn.Linear(in_dim, (1 if class_agnostic_boxes else num_classes) * 4)
         # Small weights: before training the boxes are the proposals (Fast R-CNN, section 2.3).
         for layer, std in ((self.class_logits, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (N, K+1) and deltas (N, K, 4) from (N, in_dim), at least float32."""
+        """Return class logits (N, K+1) and deltas (N, K, 4) from (N, in_dim), at least float32.
+
+        Class-agnostic deltas are (N, 1, 4).
+        """
         class_logits: Tensor = self.class_logits(hidden)
         # (N, K * 4) -> (N, K, 4): the four deltas of a class are adjacent outputs
         deltas: Tensor = self.deltas(hidden).unflatten(1, (-1, 4))
@@ -104,12 +112,12 @@ def next_stage_boxes(
 
     Args:
         class_logits: (B, R, K+1), background last. Background is never the best class.
-        deltas: (B, R, K, 4) relative to the RoIs.
+        deltas: (B, R, K, 4) relative to the RoIs, or (B, R, 1, 4) for all classes.
         boxes: (B, R, 4) the RoIs, network-input pixels.
         sizes: (B, 2) height and width of the images before padding.
         box_weights: scale of the deltas.
     """
-    labels = class_logits[..., :-1].argmax(dim=2)
+    labels = class_logits[..., :-1].argmax(dim=2).clamp(max=deltas.shape[2] - 1)
     # (B, R, K, 4) indexed by (B, R, 1, 1) -> (B, R, 1, 4) -> (B, R, 4)
     best_deltas = torch.take_along_dim(deltas, labels[..., None, None], dim=2)[:, :, 0]
     return clip_boxes(decode_boxes(best_deltas, boxes, weights=box_weights), sizes)

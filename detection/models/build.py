@@ -84,7 +84,13 @@ def build_faster_rcnn(
     head_dim *= 2 if roi.global_context else 1  # the feature of the RoI and that of the image
     rpn_head = RPNHead(rpn_dim, anchors.num_anchors, num_convs=rpn.num_convs)
     box_stages = [
-        BoxStage(head, BoxPredictor(head_dim, num_classes=num_classes)) for head in box_heads
+        BoxStage(
+            head,
+            BoxPredictor(
+                head_dim, num_classes=num_classes, class_agnostic_boxes=roi.class_agnostic_boxes
+            ),
+        )
+        for head in box_heads
     ]
 
     mask_head = None

@@ -24,6 +24,7 @@ from detection.models.rpn import RPNHead, RPNOutput
 from detection.models.selection import (
     BoxPredictions,
     Selection,
+    class_scores,
     decode_predictions,
     select_detections,
     to_detections,
@@ -48,7 +49,8 @@ class FasterRCNN(PixelNormalizedNetwork):
     Without a neck, RPN and RoI pooling work on c4, and conv5 (the backbone's layer4) runs on every
     pooled RoI (the paper's appendix A). With a feature pyramid the RPN works on p2..p6 and RoI
     pooling on p2..p5. The second and third of `box_stages` classify and move the boxes of the stage
-    before (Cai and Vasconcelos 2018). Detections come from the last stage.
+    before (Cai and Vasconcelos 2018). A detection's score is the mean over all stages, its box is
+    the last stage's.
 
     With `config.roi.global_context` the whole image is one more RoI, and its feature is joined to
     that of every RoI before the two output layers (appendix B).
@@ -226,7 +228,7 @@ class FasterRCNN(PixelNormalizedNetwork):
 
         Returns:
             class logits (B, R, K+1), background last, and deltas (B, R, K, 4) relative to the
-            boxes, scaled by the stage's `box_weights_of`.
+            boxes, scaled by the stage's `box_weights_of`; class-agnostic ones are (B, R, 1, 4).
         """
         vectors = self._box_vectors(regions, stage=stage, valid=valid)
         of_image = None if context is None else self._box_vectors(context, stage=stage)
@@ -250,13 +252,14 @@ class FasterRCNN(PixelNormalizedNetwork):
     def box_predictions(
         self, vectors: RegionVectors, proposals: Proposals, sizes: Tensor
     ) -> BoxPredictions:
-        """Return the scores and boxes that the last stage predicts for proposals.
+        """Return the mean scores of all stages and the boxes of the last one for proposals.
 
         Args:
             vectors: gives the features of boxes, as `region_vectors` does with its first argument.
             proposals: network-input pixels.
             sizes: (B, 2) height and width of the images before padding.
         """
+        scores = []
         for stage in range(self.num_stages):
             of_image = None
             if self.config.roi.global_context:
@@ -264,6 +267,7 @@ class FasterRCNN(PixelNormalizedNetwork):
             class_logits, deltas = self._output_layers(
                 vectors(proposals.boxes, stage), of_image, stage=stage
             )
+            scores.append(class_scores(class_logits))
             weights = self.config.roi.box_weights_of(stage)
             # The last stage's boxes are decoded for every class.
             if stage < self.num_stages - 1:
@@ -271,7 +275,8 @@ class FasterRCNN(PixelNormalizedNetwork):
                     class_logits, deltas, proposals.boxes, sizes, box_weights=weights
                 )
                 proposals = replace(proposals, boxes=boxes)
-        return decode_predictions(class_logits, deltas, proposals, sizes, box_weights=weights)
+        mean = scores[0] if len(scores) == 1 else torch.stack(scores).mean(dim=0)
+        return decode_predictions(mean, deltas, proposals, sizes, box_weights=weights)
 
     def masks(
         self, features: Mapping[str, Tensor], found: Selection, *, all_masks: bool = False

@@ -78,28 +78,33 @@ class Selection(NamedTuple):
         return Selection(*(values[:, :count] for values in self))
 
 
+def class_scores(class_logits: Tensor) -> Tensor:
+    """Return scores (B, R, K) in [0, 1] from logits (B, R, K+1), background last."""
+    return class_logits.softmax(dim=2)[..., :-1]
+
+
 @torch.no_grad()
 def decode_predictions(
-    class_logits: Tensor,
+    scores: Tensor,
     deltas: Tensor,
     proposals: Proposals,
     sizes: Tensor,
     *,
     box_weights: BoxWeights,
 ) -> BoxPredictions:
-    """Return class scores and clipped boxes from the outputs of a region head.
+    """Return class scores and clipped boxes of every class from the outputs of a region head.
 
     Args:
-        class_logits: (B, R, K+1), background last.
-        deltas: (B, R, K, 4) relative to the proposals.
+        scores: (B, R, K).
+        deltas: (B, R, K, 4) relative to the proposals, or (B, R, 1, 4) for all classes.
         proposals: the RoIs.
         sizes: (B, 2) height and width of the images before padding.
         box_weights: scale of the deltas.
     """
-    scores = class_logits.softmax(dim=2)[..., :-1]
     boxes = decode_boxes(deltas, proposals.boxes[:, :, None], weights=box_weights)
     clipped = clip_boxes(boxes.flatten(1, 2), sizes)  # (B, R * K, 4)
-    return BoxPredictions(scores, clipped.view_as(boxes), proposals.valid)
+    of_classes = clipped.view_as(boxes).expand(*scores.shape, 4)  # no copy
+    return BoxPredictions(scores, of_classes, proposals.valid)
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ from detection.models.box_head import next_stage_boxes
 from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
+from detection.ops.boxes import box_area
+from detection.ops.gradients import scale_gradient
 from detection.ops.masks import unpack_bits
 from detection.samples import (
     SampledBoxes,
@@ -48,7 +50,7 @@ from engine.paths import resolved, status_of
 
 
 class Regions(NamedTuple):
-    """Inputs of the region head's last stage in training.
+    """Inputs of a stage of the region head in training.
 
     features: feature maps of the images, by level. samples: the boxes, foreground first. pooled:
     (B, S, C, h, w), the `region_features` of these boxes.
@@ -132,8 +134,12 @@ class DetectionTask(nn.Module):
         """
         return self.box_losses(batch)[0]
 
-    def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], Regions]:
-        """Return the losses, and the last stage's samples for other heads (masks)."""
+    def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], list[Regions]]:
+        """Return the losses, and the inputs of each stage for other heads (masks).
+
+        As published, the gradient from each stage into the features is divided by the number of
+        stages. With C4 it is that into conv5's output, which is the input of the stages.
+        """
         model, images, targets = self.model, batch.images, batch.targets
         config, crowd_ioa_thresh = self.config.model, self.config.model.crowd_ioa_thresh
         features = model.features(images)
@@ -152,6 +158,9 @@ class DetectionTask(nn.Module):
         proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
         boxes, valid = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
         context = model.context_features(features, images.sizes)
+        if context is not None:
+            context = scale_gradient(context, 1 / model.num_stages)
+        inputs: list[Regions] = []
         for stage, loss_config in enumerate(self._stage_configs):
             rois = sample_rois(
                 boxes,
@@ -162,8 +171,12 @@ class DetectionTask(nn.Module):
                 stage=stage,
             )
             regions = model.region_features(features, rois.boxes)  # (B, S, C, h, w)
+            inputs.append(Regions(features, rois, regions))
             class_logits, deltas = model.box_outputs(
-                regions, stage=stage, context=context, valid=rois.valid
+                scale_gradient(regions, 1 / model.num_stages),
+                stage=stage,
+                context=context,
+                valid=rois.valid,
             )
             labels = class_labels(rois, targets, num_classes=len(self.class_names))
             losses |= self._roi_losses(class_logits, deltas, rois, labels, stage=stage)
@@ -176,8 +189,8 @@ class DetectionTask(nn.Module):
                     images.sizes,
                     box_weights=loss_config.box_weights,
                 )
-                valid = rois.valid
-        return losses, Regions(features, rois, regions)
+                valid = rois.valid & (box_area(boxes) > 0)
+        return losses, inputs
 
     def _rpn_losses(
         self, objectness_logits: Tensor, deltas: Tensor, anchors: SampledBoxes

@@ -25,11 +25,12 @@ class SegmentationTask(DetectionTask):
     with_masks: ClassVar[bool] = True
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Return the detector's losses and `mask`, on the last stage's foreground samples.
+        """Return the detector's losses and `mask`.
 
-        Of these, each image gives at most as many as its first stage may have, to bound the cost.
+        In a cascade masks train on the foreground samples of the first stage, as in detectron2.
         """
-        losses, (features, rois, pooled) = self.box_losses(batch)
+        losses, inputs = self.box_losses(batch)
+        features, rois, pooled = inputs[0]
         config, targets = self.config.model, batch.targets
         assert targets.masks is not None, "the data set was created without masks"
         # Foreground comes first, so only the first F samples of each image can have a mask.
@@ -58,8 +59,8 @@ class SegmentationTask(DetectionTask):
         The number is known only after sampling. So the parts run once without the mask head; the
         caller disables gradients.
         """
-        samples = [self.box_losses(part)[1].samples for part in parts]
-        counts = [rois.is_fg[:, : self._max_foreground()].sum() for rois in samples]
+        samples = [self.box_losses(part)[1][0].samples for part in parts]
+        counts = [rois.is_fg.sum() for rois in samples]
         mean = torch.stack(counts).float().mean()
         return [replace(part, mask_count=mean) for part in parts]
 

@@ -35,6 +35,7 @@ def take_rows(
     *,
     num_in_file: int,
     path: Path | str,
+    class_agnostic_boxes: bool = False,
 ) -> dict[str, Tensor]:
     """Return a file's state with the rows of the model's classes, to the bit, and background's.
 
@@ -51,6 +52,7 @@ def take_rows(
         rows: for each of the model's classes its row in the file; None: it is new.
         num_in_file: F.
         path: of the file, for messages.
+        class_agnostic_boxes: boxes have the same rows for all classes, which are kept.
 
     Raises:
         UserError: a layer of the file has not the rows of F classes.
@@ -61,7 +63,7 @@ def take_rows(
     for name, tensor in state.items():
         # `in`, not startswith: names of later stages have a prefix
         layer = next((layer for layer in (LOGITS, DELTAS, MASKS) if layer in name), None)
-        if layer is None:
+        if layer is None or (layer == DELTAS and class_agnostic_boxes):
             continue
         per_class, num_more = (4, 0) if layer == DELTAS else (1, int(layer == LOGITS))
         require_rows(name, tensor, per_class * num_in_file + num_more, path)

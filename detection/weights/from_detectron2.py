@@ -1,4 +1,4 @@
-"""Conversion of detectron2's Faster and Mask R-CNN, on C4 or with FPN, to ours.
+"""Conversion of detectron2's Faster, Mask and Cascade R-CNN, on C4 or with FPN, to ours.
 
 A anchors on a cell: S sizes x R ratios. K classes. detectron2's background is the last logit, and
 its boxes have no rows for background, as ours.
@@ -25,8 +25,11 @@ from detection.config import BackboneConfig, DetectionConfig
 from detection.weights.class_rows import DELTAS, LOGITS, MASKS
 from detection.weights.network_keys import Keys
 
-CLASSES = "roi_heads.box_predictor.cls_score.bias"
-NEEDED = (CLASSES, "proposal_generator.rpn_head.objectness_logits.weight")
+_CLASSES = (
+    "roi_heads.box_predictor.cls_score.bias",
+    "roi_heads.box_predictor.0.cls_score.bias",  # of a cascade
+)
+_OBJECTNESS = "proposal_generator.rpn_head.objectness_logits.weight"
 _PREFIXES = {
     "proposal_generator.rpn_head.conv.conv0.": "rpn_head.conv.",  # of several
     "proposal_generator.rpn_head.conv.": "rpn_head.conv.",
@@ -43,19 +46,25 @@ _RPN_CONV = re.compile(r"proposal_generator\.rpn_head\.conv\.conv(?P<number>[1-9
 _REGION_CONV = re.compile(
     r"roi_heads\.(?P<head>box_head\.conv|mask_head\.mask_fcn)(?P<number>\d+)\.(?P<norm>norm\.)?(\w+)"
 )
+_STAGE = re.compile(r"roi_heads\.(?P<part>box_head|box_predictor)\.(?P<stage>\d+)\.(?P<layer>.+)")
 _FPN_KINDS = {"lateral": "inner", "output": "layer"}
 _ANCHORS = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors\.\d+")
 
 
+def is_detector(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state of detectron2 has the RPN and the box head of a detector."""
+    return _OBJECTNESS in state and any(name in state for name in _CLASSES)
+
+
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a detectron2 detector, one set of boxes and masks for each class.
+    """Rename the tensors of a detectron2 detector, with one mask for each class.
 
     The pixels, norms and anchors are still detectron2's: see `adapt`. Tensors that our network does
     not have keep their names, so that loading them fails.
     """
     names = detectron2_names(state)
     has_fpn_norm = any((match := _FPN.fullmatch(name)) and match["norm"] for name in state)
-    num_classes = state[CLASSES].numel() - 1
+    num_classes = next(state[name] for name in _CLASSES if name in state).numel() - 1
     ours = {}
     for name, tensor in state.items():
         if name.endswith(COUNTER) or name in ("pixel_mean", "pixel_std"):
@@ -66,10 +75,9 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[f"backbone.{names[name]}"] = tensor
             continue
         own = _own_name(name, has_fpn_norm=has_fpn_norm)
-        # class-agnostic boxes and masks: the same for every class
-        for prefix, rows in ((DELTAS, 4), (MASKS, 1)):
-            if own.startswith(prefix) and tensor.shape[:1] == (rows,):
-                tensor = tensor.repeat(num_classes, *[1] * (tensor.ndim - 1))
+        if own.startswith(MASKS) and tensor.shape[:1] == (1,):
+            # class-agnostic masks: the same for every class
+            tensor = tensor.repeat(num_classes, *[1] * (tensor.ndim - 1))
         ours[own] = tensor
     return ours
 
@@ -79,6 +87,11 @@ def _own_name(name: str, *, has_fpn_norm: bool) -> str:
         # with a norm, our convolution and norm are the two parts of a sequence
         part = ("1." if match["norm"] else "0.") if has_fpn_norm else ""
         return f"fpn.{_FPN_KINDS[match['kind']]}.{int(match['level']) - 2}.{part}{match[4]}"
+    if match := _STAGE.fullmatch(name):
+        stage = int(match["stage"])
+        prefix = f"later_stages.{stage - 1}." if stage else ""
+        of_one = f"roi_heads.{match['part']}.{match['layer']}"
+        return prefix + _own_name(of_one, has_fpn_norm=has_fpn_norm)
     if match := _RPN_CONV.fullmatch(name):
         return f"rpn_head.later_convs.{int(match['number']) - 1}.{match[2]}"
     if match := _REGION_CONV.fullmatch(name):

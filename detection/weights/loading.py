@@ -29,7 +29,13 @@ from backbones.weights_origin import (
 from detection.config import SCHEMAS, DetectionConfig
 from detection.weights.class_rows import LOGITS, class_note, rows_by_name, take_rows
 from detection.weights.coco_classes import COCO_IDS, COCO_NAMES
-from detection.weights.from_detectron2 import NEEDED, adapt, needed_keys, pixel_format, to_our_names
+from detection.weights.from_detectron2 import (
+    adapt,
+    is_detector,
+    needed_keys,
+    pixel_format,
+    to_our_names,
+)
 from detection.weights.from_torchvision import count_outputs, from_torchvision_fasterrcnn
 from detection.weights.network_keys import Keys, check_keys, differing, value_at
 from engine.errors import UserError
@@ -77,11 +83,11 @@ def load_detector_weights(
     """Load a whole detector: our model.safetensors, or a file of torchvision or detectron2.
 
     torchvision: Faster and Mask R-CNN with FPN, versions 1 and 2. detectron2: Faster and Mask R-CNN
-    on C4 or with FPN. Rows of classes are carried over by name. Files of other projects have no
-    names: with K classes they are taken in order; torchvision's by category id if its last output
-    is the largest id (with 91 outputs only if the ids are all of COCO's); files of 90 (torchvision)
-    and 80 classes (detectron2) have COCO's names. Classes that the file does not have keep the
-    model's random rows (see `take_rows`).
+    on C4 or with FPN, and Cascade R-CNN. Rows of classes are carried over by name. Files of other
+    projects have no names: with K classes they are taken in order; torchvision's by category id if
+    its last output is the largest id (with 91 outputs only if the ids are all of COCO's); files of
+    90 (torchvision) and 80 classes (detectron2) have COCO's names. Classes that the file does not
+    have keep the model's random rows (see `take_rows`).
 
     Args:
         model: the detector with random weights; changed in place.
@@ -101,7 +107,7 @@ def load_detector_weights(
     elif kind == TORCHVISION_DETECTOR:
         found = _torchvision_detector(state, class_names, category_ids, config=config, path=path)
         check_keys(found.tensors, config, {}, path=path)
-    elif kind == DETECTRON2_DETECTOR and all(name in state for name in NEEDED):
+    elif kind == DETECTRON2_DETECTOR and is_detector(state):
         found = _detectron2_detector(model, state, metadata, class_names, config=config, path=path)
     else:
         raise _no_detector(state, kind, path)
@@ -109,7 +115,12 @@ def load_detector_weights(
     tensors = dict(found.tensors)
     if rows != list(range(found.num_classes)):
         tensors = take_rows(
-            tensors, model.state_dict(), rows, num_in_file=found.num_classes, path=path
+            tensors,
+            model.state_dict(),
+            rows,
+            num_in_file=found.num_classes,
+            path=path,
+            class_agnostic_boxes=config.model.roi.class_agnostic_boxes,
         )
     load_strictly(model, tensors, path=path)
     return make_weights_report(
@@ -236,7 +247,7 @@ def _no_detector(state: Mapping[str, Tensor], kind: str, path: Path | str) -> Us
         backbone_names(state, path=path)
     except UserError:
         advice = ""
-    without = " without the RPN or the single box head of Faster R-CNN"
+    without = " without the RPN or the box head of Faster R-CNN"
     lacks = without if kind == DETECTRON2_DETECTOR else ""
     return UserError(
         f"{path}: expected a detector of ours (model.safetensors), {TORCHVISION_DETECTOR} or "

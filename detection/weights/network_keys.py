@@ -42,6 +42,7 @@ def network_keys(state: Mapping[str, Tensor]) -> Keys:
         "model.rpn.num_convs": 1 + _count(state, "rpn_head.later_convs."),
         "model.roi.num_convs": _count(state, "box_head.convs.conv"),
         "model.roi.norm": _norm(state, "box_head.convs.norm1."),
+        "model.roi.class_agnostic_boxes": _has_one_box(state),
         "model.roi.stages": 1 + _count(state, "later_stages."),
         "model.roi.global_context": _has_context(state),
     }
@@ -88,6 +89,16 @@ def _backbone_width(state: Mapping[str, Tensor]) -> float | None:
     layers = ("backbone.layer4.0.conv1.weight", "backbone.conv5_3.weight")
     channels = next((size for name in layers if (size := _size(state, name, 0))), None)
     return None if channels is None else channels / _LAST_WIDTH
+
+
+def _has_one_box(state: Mapping[str, Tensor]) -> bool | None:
+    """Return whether one box is predicted for all classes; None: there is one class, or unknown."""
+    logits, deltas = (
+        _size(state, f"box_predictor.{layer}.bias", 0) for layer in ("class_logits", "deltas")
+    )
+    if logits is None or deltas is None or logits <= 2:
+        return None
+    return deltas == 4
 
 
 def _has_context(state: Mapping[str, Tensor]) -> bool | None:

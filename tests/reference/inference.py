@@ -97,13 +97,22 @@ class RoIs:
         return logits[0].softmax(dim=0)[:-1].tolist(), deltas[0].tolist()
 
     def predict(self, box: Box) -> list[tuple[float, list[float]]]:
-        """Return score and box of each class, of the last stage."""
+        """Return of each class the mean score over the stages, and the last stage's box.
+
+        Cascade R-CNN (2018): every stage scores the box that the stages before moved, and moves it
+        on by the box of its own best class.
+        """
+        scores_of_stages = []
         for stage in range(self.network.num_stages):
             weights = self.network.config.roi.box_weights_of(stage)
             scores, deltas = self.outputs(box, stage)
+            scores_of_stages.append(scores)
             boxes = [clipped(decode(delta, box, weights), self.size) for delta in deltas]
+            if self.network.config.roi.class_agnostic_boxes:
+                boxes = boxes * len(scores)
             box = boxes[scores.index(max(scores))]
-        return list(zip(scores, boxes, strict=True))
+        means = [sum(of_class) / len(of_class) for of_class in zip(*scores_of_stages, strict=True)]
+        return list(zip(means, boxes, strict=True))
 
 
 def averaged(

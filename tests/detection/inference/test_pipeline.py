@@ -56,6 +56,7 @@ MIRROR = {"merge": "union", "mirror": True}
 POOL = {"pool": "roi_pool"}
 CONTEXT = {"global_context": True}
 TWO = {"stages": 2}
+CASCADE = {"stages": 3, "class_agnostic_boxes": True}
 OFF: dict[str, Any] = {"nms_thresh": 0.5, "vote_iou_thresh": None}
 CASES = {
     "refined on c4": Case(("c4",), REFINE),
@@ -63,6 +64,8 @@ CASES = {
     "voting alone": Case(("fpn",), {"vote_iou_thresh": 0.3}, nms_thresh=0.5, vote_iou_thresh=0.3),
     "context on c4": Case(("c4",), {"vote_iou_thresh": 1.0}, CONTEXT | TWO, 0.5, 1.0),
     "context on fpn": Case(("fpn",), {"vote_iou_thresh": 1.0}, CONTEXT, 0.5, 1.0),
+    "cascade on c4": Case(("c4",), {"vote_iou_thresh": 1.0}, CASCADE, 0.5, 1.0),
+    "cascade on fpn, refined": Case(("fpn",), REFINE, CASCADE),
     "maxout on c4": Case(("c4",), MAXOUT, **OFF),
     "maxout on c4, roi_pool, context": Case(("c4",), MAXOUT, POOL | CONTEXT, **OFF),
     "maxout on fpn, context, two stages": Case(("fpn",), MAXOUT, CONTEXT | TWO, **OFF),

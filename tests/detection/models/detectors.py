@@ -17,7 +17,12 @@ from detection.config import (
 )
 from detection.models.build import build_faster_rcnn
 from detection.models.faster_rcnn import FasterRCNN
-from detection.models.selection import decode_predictions, select_detections, to_detections
+from detection.models.selection import (
+    class_scores,
+    decode_predictions,
+    select_detections,
+    to_detections,
+)
 from detection.structures import Detections, ImageBatch, Proposals
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -69,7 +74,11 @@ def detect(
     """Return each image's detections from the head's output on its proposals."""
     roi = model.config.roi
     predictions = decode_predictions(
-        class_logits, deltas, proposals, images.sizes, box_weights=roi.box_weights_of(0)
+        class_scores(class_logits),
+        deltas,
+        proposals,
+        images.sizes,
+        box_weights=roi.box_weights_of(0),
     )
     return to_detections(select_detections(predictions, config=roi), images)
 

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from detection.config import RoIConfig
 from detection.models.box_head import BoxPredictor, C4BoxHead, FPNBoxHead
-from detection.models.selection import decode_predictions, select_detections, to_detections
+from detection.models.selection import (
+    class_scores,
+    decode_predictions,
+    select_detections,
+    to_detections,
+)
 from detection.ops.box_coder import decode_boxes
 from detection.structures import Detections, ImageBatch, Proposals
 from tests.detection.models.detectors import make_images, random_boxes
@@ -73,7 +78,7 @@ def detect(
     config: RoIConfig,
 ) -> list[Detections]:
     predictions = decode_predictions(
-        class_logits, deltas, proposals, images.sizes, box_weights=WEIGHTS
+        class_scores(class_logits), deltas, proposals, images.sizes, box_weights=WEIGHTS
     )
     return to_detections(select_detections(predictions, config=config), images)
 

@@ -119,7 +119,7 @@ def test_gradients_are_those_of_differences(neck: str) -> None:
 @pytest.mark.parametrize("neck", NECKS)
 def test_losses_are_those_of_each_roi_with_its_image(tmp_path: Path, neck: str) -> None:
     task, batch = tiny_task(tmp_path, neck, model=tiny_model(neck))
-    losses, (features, rois, _) = task.box_losses(batch)
+    losses, ((features, rois, _),) = task.box_losses(batch)
     rows = []
     for row, size in enumerate(batch.images.sizes):
         maps = {name: each[row][None] for name, each in features.items()}

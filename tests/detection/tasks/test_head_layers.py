@@ -67,7 +67,7 @@ def test_norms_of_heads_see_the_samples_alone(root: Path, monkeypatch: pytest.Mo
     # as on a GPU: a fixed number of rows in the mask head
     monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
     seen = {head: watch(task, head) for head in ("box_head", "mask_head")}
-    _, (_, rois, _) = task.box_losses(batch)
+    _, ((_, rois, _),) = task.box_losses(batch)
     for values in seen.values():
         values.clear()
     task.losses(batch)

@@ -68,7 +68,7 @@ def test_samples_of_the_last_stage(
     tmp_path: Path, stages: int, shift: float, scale: float, is_fg: bool
 ) -> None:
     task, batch = make_task(tmp_path, stages), make_batch()
-    _, (_, samples, _) = task.box_losses(batch)
+    samples = task.box_losses(batch)[1][-1].samples
     valid = samples.valid[0]
     assert valid.sum() == 2
     order = samples.gt_idxs[0, valid].argsort()

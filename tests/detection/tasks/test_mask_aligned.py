@@ -43,7 +43,7 @@ def test_masks_are_learnt_from_roi_align_of_the_annotations(
 ) -> None:
     """Binary targets are detectron2's of masks that are not polygons: half a cell or more is 1."""
     task, batch = make_task(tmp_path, aligned=aligned, binary=binary)
-    _, (_, samples, _) = task.box_losses(batch)
+    _, ((_, samples, _),) = task.box_losses(batch)
     assert batch.targets.masks is not None
     bits = unpack_bits(batch.targets.masks, width=batch.images.pixels.shape[3]).float()
     targets = []

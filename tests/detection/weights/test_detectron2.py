@@ -200,7 +200,7 @@ def test_anchors_in_the_files_buffers_are_checked(data_dir: Path, tmp_path: Path
     load(path, make_config("fpn", "model.rpn.anchor_sizes=[32,64,128,256,500]"))
 
 
-def test_class_agnostic_boxes_are_those_of_every_class(data_dir: Path, tmp_path: Path) -> None:
+def test_class_agnostic_boxes_need_their_key(data_dir: Path, tmp_path: Path) -> None:
     with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
         state = torch.load(file, weights_only=True)["model"]
     for part in ("weight", "bias"):
@@ -208,9 +208,37 @@ def test_class_agnostic_boxes_are_those_of_every_class(data_dir: Path, tmp_path:
         state[name] = state[name][:4]
     path = tmp_path / "agnostic.pth"
     torch.save(state, path)
-    model, _ = load(path, make_config("fpn"))
+    with pytest.raises(UserError, match=r"it fits with model\.roi\.class_agnostic_boxes=true$"):
+        load(path, make_config("fpn"))
+    model, _ = load(path, make_config("fpn", "model.roi.class_agnostic_boxes=true"))
     bias = state["roi_heads.box_predictor.bbox_pred.bias"]
-    torch.testing.assert_close(model.box_predictor.deltas.bias.view(5, 4), bias.expand(5, 4))
+    torch.testing.assert_close(model.box_predictor.deltas.bias.data, bias)
+
+
+def test_a_cascade_of_detectron2_loads(data_dir: Path, tmp_path: Path) -> None:
+    with (data_dir / "detectron2_mini/mask_r50_fpn.pth").open("rb") as file:
+        single = torch.load(file, weights_only=True)["model"]
+    state = {}
+    for name, tensor in single.items():
+        part = next((each for each in ("box_head", "box_predictor") if f".{each}." in name), None)
+        if part is None:
+            state[name] = tensor
+            continue
+        tensor = tensor[:4] if "bbox_pred" in name else tensor
+        for stage in range(3):
+            state[name.replace(f".{part}.", f".{part}.{stage}.")] = tensor + stage
+    path = tmp_path / "cascade.pth"
+    torch.save({"model": state}, path)
+    keys = ("model.roi.class_agnostic_boxes=true", "model.roi.stages=3")
+    with pytest.raises(UserError, match=f"it fits with {' '.join(keys)}$"):
+        load(path, make_config("fpn"))
+    model, _ = load(path, make_config("fpn", *keys))
+    ours = model.state_dict()
+    for stage, prefix in enumerate(("", "later_stages.0.", "later_stages.1.")):
+        for theirs, own in {"box_head": "fc2", "box_predictor": "class_logits"}.items():
+            layer = {"fc2": "fc2", "class_logits": "cls_score"}[own]
+            expected = single[f"roi_heads.{theirs}.{layer}.weight"] + stage
+            torch.testing.assert_close(ours[f"{prefix}{theirs}.{own}.weight"], expected)
 
 
 def test_80_classes_are_cocos_by_name(data_dir: Path, tmp_path: Path) -> None:

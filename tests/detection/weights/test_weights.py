@@ -324,7 +324,7 @@ def named(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (
             {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7), **CLS_SCORE},
-            "a detectron2 detector without the RPN or the single box head",
+            "a detectron2 detector without the RPN or the box head",
             True,
         ),
         ({"proposal_generator.w": torch.ones(1), **CLS_SCORE}, "a detectron2 detector", False),
