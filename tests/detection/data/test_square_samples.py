@@ -248,8 +248,7 @@ def test_dropped_crowds_change_nothing_else(folder: Path) -> None:
     num_dropped = 0
     for index, seed in product(range(len(kept)), range(5)):
         one, other = kept.load(index, seed), dropped.load(index, seed)
-        assert one.masks is not None
-        assert other.masks is not None
+        assert one.masks is not None and other.masks is not None  # noqa: PT018
         num_dropped += len(one.labels) - len(other.labels)
         np.testing.assert_array_equal(one.pixels, other.pixels)
         np.testing.assert_array_equal(one.boxes[~one.is_crowd], other.boxes[~other.is_crowd])
