@@ -25,6 +25,10 @@ COMMANDS = {
         "detection.commands.data_ilsvrc_to_coco",
         "convert ILSVRC's detection data set to COCO JSON",
     ),
+    "pack": (
+        "detection.commands.data_pack",
+        "write a copy of an image folder with smaller files, for fast pretraining",
+    ),
     "download": ("detection.commands.data_download", "download, check and unpack a data set"),
 }
 """For each subcommand, the module with its `main`, and a description."""

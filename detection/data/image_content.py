@@ -3,24 +3,20 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from backbones.images import BadImageError, decode, quiet_opencv, read_file
+from backbones.image_processes import map_images
+from backbones.images import BadImageError, decode, read_file
 from backbones.jpeg import JPEG_START, stored_size
 from detection.data.image_files import image_path
 from engine.errors import UserError
 from engine.log import RunLog
 
-FEWEST_FOR_PROCESSES = 500
-"""Starting processes takes as long as decoding some hundred images."""
 MOST_WORKERS = 8
 """More processes than this wait for the disk, and each takes memory."""
 DIGEST_BYTES = 16
@@ -69,21 +65,14 @@ def read_facts(folder: Path, names: Iterable[str], *, workers: int, log: RunLog)
         UserError: a process was killed.
     """
     wanted = [name for name in dict.fromkeys(names) if name]
-    read = partial(_fact_of, folder)
-    if workers == 0 or len(wanted) < FEWEST_FOR_PROCESSES:
-        found = log.progress(map(read, wanted), len(wanted), f"decoding images of {folder}")
-        return dict(zip(wanted, found, strict=True))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=quiet_opencv) as pool:
-        results = pool.map(read, wanted, chunksize=32)
-        try:
-            found = log.progress(results, len(wanted), f"decoding images of {folder}")
-            return dict(zip(wanted, found, strict=True))
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"{folder}: a process that decodes images was killed, for lack of memory? "
-                "--workers 0 takes the least"
-            ) from error
+    found = map_images(
+        partial(_fact_of, folder),
+        wanted,
+        workers=workers,
+        log=log,
+        what=f"decoding images of {folder}",
+    )
+    return dict(zip(wanted, found, strict=True))
 
 
 def _fact_of(folder: Path, name: str) -> ImageFact:

@@ -189,6 +189,6 @@ def test_classes_of_another_split(tmp_path: Path, split: dict[str, Any]) -> None
 def test_processes_find_what_one_finds(
     tmp_path: Path, split: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detection.data.image_content.FEWEST_FOR_PROCESSES", 2)
+    monkeypatch.setattr("backbones.image_processes.FEWEST_FOR_PROCESSES", 2)
     (tmp_path / "images" / "5.png").unlink()
     assert rows_of(tmp_path, split, workers=2) == rows_of(tmp_path, split, workers=0)
