@@ -157,3 +157,23 @@ def test_mistakes_are_one_line(voc: Path, call: Call, arguments: list[str], mess
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (voc / "v.json").exists()
+
+
+def test_a_folder_is_packed_and_checked(site: Path, call: Call) -> None:
+    for name in ("train/cat/1.png", "train/dog/2.jpg", "val/cat/3.jpg"):
+        (site / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(site / "src" / name)
+    arguments = ["pack", "src", "out", "--short-side", "10"]
+    outcome = call(prepare_data, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "out: 3 images packed, 0 kept" in outcome.out
+    assert (site / "out/train/cat/1.jpg").is_file()
+    assert "0 images packed, 3 kept" in call(prepare_data, *arguments).out
+    (site / "src/val/cat/4.jpg").write_bytes(b"no image")
+    outcome = call(prepare_data, *arguments)
+    assert outcome.code == 2
+    assert "4.jpg" in outcome.err
+    assert "--on-bad-image skip skips it" in outcome.err
+    outcome = call(prepare_data, *arguments, "--on-bad-image", "skip")
+    assert outcome.code == 0, outcome.err
+    assert "skipped: src/val/cat/4.jpg" in outcome.out

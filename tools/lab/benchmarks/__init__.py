@@ -14,6 +14,9 @@ BENCHMARKS = {  # the quick ones first
     "input": Benchmark(
         "input.input_pipeline", requires=("albumentations", "torchvision"), on_coco128=True
     ),
+    "pretraining-input": Benchmark(
+        "pretraining_input.pretraining_input", requires=("albumentations",)
+    ),
     "train": Benchmark(
         "training.train",
         ("r101_c4", "r50_fpn", "mask_r50_fpn"),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detection.config import SplitConfig
@@ -10,14 +11,19 @@ from engine.paths import is_file, resolved
 from tools.lab import REPOSITORY
 
 
+def shared_folder(name: str) -> Path:
+    """Return a folder in `RESDET_DATA`; it may be missing."""
+    default = REPOSITORY.parent / "shared" / "data"
+    return resolved(os.environ.get("RESDET_DATA", default)) / name
+
+
 def coco128() -> SplitConfig:
     """Return 128 images of COCO's training set: `coco128` in the folder `RESDET_DATA`.
 
     Raises:
         UserError: the images are missing.
     """
-    default = REPOSITORY.parent / "shared" / "data"
-    folder = resolved(os.environ.get("RESDET_DATA", default)) / "coco128"
+    folder = shared_folder("coco128")
     annotations = folder / "annotations" / "instances_train2017.json"
     if not is_file(annotations):
         raise UserError(

@@ -53,7 +53,7 @@ def input_pipeline(settings: Settings) -> list[Row]:
     folder = Path(split.images)
     ours = partial(_read_ours, data)
     rows = []
-    with _one_thread():
+    with one_thread():
         for name, peer, promised, aim in (
             ("PIL and torchvision's transforms", _torchvision_reader(data, folder), 3.2, 4.3),
             ("cv2 and albumentations, float", _albumentations_reader(data, folder), 1.6, 2.1),
@@ -202,7 +202,8 @@ def _check_same(ours: Batch, peer: Batch, data: CocoDetection, indices: list[int
 
 
 @contextlib.contextmanager
-def _one_thread() -> Generator[None]:
+def one_thread() -> Generator[None]:
+    """Compute with one thread of torch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
