@@ -31,6 +31,7 @@ from engine.paths import (
     read_text,
     require_folder,
     resolved,
+    status_of,
 )
 from engine.schema import BadInputPolicy
 
@@ -149,9 +150,14 @@ def pack_images(
         packed=packed,
         kept=len(entries) - packed,
         removed=len(removed),
-        bytes=sum((output / entry.file).stat().st_size for entry in entries),
+        bytes=sum(_size_of(output / entry.file) for entry in entries),
         skipped=tuple(each.error for each in outcomes if each.error),
     )
+
+
+def _size_of(path: Path) -> int:
+    status = status_of(path)
+    return 0 if status is None else status.st_size
 
 
 def _check_folders(source: Path, output: Path) -> None:

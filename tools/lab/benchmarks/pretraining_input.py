@@ -89,5 +89,5 @@ def _read(data: FolderDataset) -> None:
 
 
 def _kilobytes(folder: Path) -> float:
-    sizes = [path.stat().st_size for path in folder.rglob("*.jpg")]
-    return sum(sizes) / len(sizes) / 1000
+    names, _ = images_in(folder)
+    return sum((folder / name).stat().st_size for name in names) / len(names) / 1000
