@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from backbones.bad_images import bad_image_error
+from backbones.bitmaps import BITMAP_SUFFIX, as_bitmap
 from backbones.classification.config import ClassificationConfig
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import EvaluationTransform, TrainingTransform
@@ -31,7 +32,7 @@ from backbones.images import (
 )
 from engine.checksum import digest_of
 from engine.errors import UserError
-from engine.paths import is_folder
+from engine.paths import is_folder, open_file
 from engine.schema import BadInputPolicy
 
 NAMES_SHOWN = 10  # class names listed in a note
@@ -169,10 +170,18 @@ class FolderDataset:
         """
         path = self._folder / self.file_name(index)
         try:
-            pixels = self._transform(read_file(path), path, seed=seed)
+            pixels = self._read(path, seed)
         except BadImageError as error:
             raise bad_image_error(error, self._on_bad_image) from error
         return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
+
+    def _read(self, path: Path, seed: int) -> np.ndarray:
+        if isinstance(self._transform, TrainingTransform) and path.suffix == BITMAP_SUFFIX:
+            with open_file(path) as file:
+                bitmap = as_bitmap(file)
+                if bitmap is not None:
+                    return self._transform.of_bitmap(bitmap, seed=seed)
+        return self._transform(read_file(path), path, seed=seed)
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Return None: all images of a group have one shape."""

@@ -1,4 +1,6 @@
-"""Packed copies of image folders: smaller JPEG files, which decode faster, for pretraining.
+"""Packed copies of image folders, which are read faster in pretraining.
+
+The copies are smaller JPEG files, or uncompressed BMP files, of which only the crop is read.
 
 A copy has the layout of its source. Its manifest has a line for each file, with the SHA-256 of the
 source's bytes and of the copy's, so that an interrupted copy is continued and a changed one found.
@@ -16,6 +18,7 @@ from typing import IO
 import cv2
 import numpy as np
 
+from backbones.bitmaps import BITMAP_SUFFIX
 from backbones.image_processes import map_images
 from backbones.images import BadImageError, decode, images_in, read_file, resize_pixels
 from backbones.jpeg import JPEG_START
@@ -47,16 +50,16 @@ class PackSettings:
     """How images are packed.
 
     short_side: largest length of the shorter side, pixels; a larger image is shrunk. quality: of
-    the JPEG files, 1 to 100.
+    the JPEG files, 1 to 100; None: uncompressed BMP files.
     """
 
     short_side: int = 400
-    quality: int = 95
+    quality: int | None = 95
 
     def __post_init__(self) -> None:
         if self.short_side < 1:
             raise UserError(f"--short-side: expected at least 1, got {self.short_side}")
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"--quality: expected 1 to 100, got {self.quality}")
 
 
@@ -108,8 +111,8 @@ def pack_images(
     """Write a packed copy of the images in a folder, or complete one.
 
     JPEG files without EXIF data that need no shrinking are copied byte for byte. All others become
-    upright RGB JPEG files (baseline, 4:2:0), which decode fastest. Copies that are as the manifest
-    says, of unchanged sources, are kept.
+    upright RGB JPEG files (baseline, 4:2:0), which decode fastest. Without a quality, all become
+    BMP files. Copies that are as the manifest says, of unchanged sources, are kept.
 
     Args:
         source: has a folder for each class, or train/ and val/ with such folders. Hidden files and
@@ -128,7 +131,7 @@ def pack_images(
     require_folder(source, "the folder of images")
     _check_folders(source, output)
     names, _ = images_in(source)
-    targets = _target_names(source, names)
+    targets = _target_names(source, names, settings)
     make_folder(output)
     lock = FolderLock(output)
     try:
@@ -168,8 +171,11 @@ def _check_folders(source: Path, output: Path) -> None:
         )
 
 
-def _target_names(source: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the copy's name of each image: JPEG files keep theirs, others end with .jpg."""
+def _target_names(source: Path, names: Sequence[str], settings: PackSettings) -> dict[str, str]:
+    """Return the copy's name of each image: JPEG files keep theirs, others end with .jpg.
+
+    Uncompressed copies all end with .bmp.
+    """
     if not names:
         raise UserError(f"{source}: expected images in a folder for each class, got none")
     targets: dict[str, str] = {}
@@ -177,8 +183,11 @@ def _target_names(source: Path, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if "/" not in name:
             raise UserError(f"{source / name}: expected images in a folder for each class")
-        is_jpeg = name.lower().endswith(_JPEG_SUFFIXES)
-        target = name if is_jpeg else str(PurePosixPath(name).with_suffix(".jpg"))
+        target = name
+        if settings.quality is None:
+            target = str(PurePosixPath(name).with_suffix(BITMAP_SUFFIX))
+        elif not name.lower().endswith(_JPEG_SUFFIXES):
+            target = str(PurePosixPath(name).with_suffix(".jpg"))
         if target in sources:
             raise UserError(
                 f"{source}: expected images of different names, got {sources[target]} and {name}, "
@@ -260,17 +269,22 @@ def _packed(data: bytes, path: Path, settings: PackSettings) -> bytes:
     if scale < 1:
         size = max(1, round(height * scale)), max(1, round(width * scale))
         pixels = resize_pixels(pixels, size)
-    elif data.startswith(JPEG_START) and _EXIF not in data:
+    elif settings.quality is not None and data.startswith(JPEG_START) and _EXIF not in data:
         return data
     return _encode(pixels, settings.quality)
 
 
-def _encode(pixels: np.ndarray, quality: int) -> bytes:
-    flags = [
-        *(cv2.IMWRITE_JPEG_QUALITY, quality),
-        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
-    ]
-    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+def _encode(pixels: np.ndarray, quality: int | None) -> bytes:
+    """Return the image as a JPEG file, or as a BMP file of 24 bits without a quality."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    if quality is None:
+        done, encoded = cv2.imencode(BITMAP_SUFFIX, bgr)
+    else:
+        flags = [
+            *(cv2.IMWRITE_JPEG_QUALITY, quality),
+            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+        ]
+        done, encoded = cv2.imencode(".jpg", bgr, flags)
     assert done, "an RGB image can always be encoded"
     return encoded.tobytes()
 

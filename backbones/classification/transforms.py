@@ -14,6 +14,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from backbones.bitmaps import Bitmap
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.config import CropConfig
 from backbones.images import REDUCTIONS, decode, image_size, resize_pixels
@@ -117,6 +118,17 @@ def largest_reduction(window: CropWindow, side: int) -> int:
     return max(factor for factor in REDUCTIONS if factor == 1 or shortest >= factor * side)
 
 
+def whole_pixels(
+    window: CropWindow, size: tuple[int, int], *, reduction: int = 1
+) -> tuple[slice, slice]:
+    """Return the rows and columns of the window in an image of `size`; see `crop_and_resize`."""
+    height = min(size[0], max(1, round(window.height / reduction)))
+    width = min(size[1], max(1, round(window.width / reduction)))
+    top = min(size[0] - height, round(window.top / reduction))
+    left = min(size[1] - width, round(window.left / reduction))
+    return slice(top, top + height), slice(left, left + width)
+
+
 def crop_and_resize(
     pixels: np.ndarray, window: CropWindow, side: int, *, reduction: int = 1
 ) -> np.ndarray:
@@ -128,12 +140,9 @@ def crop_and_resize(
         side: height and width of the result.
         reduction: 1 for a full-size image.
     """
-    height, width = pixels.shape[:2]
-    crop_height = min(height, max(1, round(window.height / reduction)))
-    crop_width = min(width, max(1, round(window.width / reduction)))
-    top = min(height - crop_height, round(window.top / reduction))
-    left = min(width - crop_width, round(window.left / reduction))
-    return resize_pixels(pixels[top : top + crop_height, left : left + crop_width], (side, side))
+    size = pixels.shape[0], pixels.shape[1]
+    rows, columns = whole_pixels(window, size, reduction=reduction)
+    return resize_pixels(pixels[rows, columns], (side, side))
 
 
 def shift_colors(pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -194,6 +203,14 @@ class TrainingTransform:
             reduction = largest_reduction(window, crop)
             pixels = decode(data, path, reduction=reduction)
         return self.augment(crop_and_resize(pixels, window, crop, reduction=reduction), rng)
+
+    def of_bitmap(self, bitmap: Bitmap, *, seed: int) -> np.ndarray:
+        """Return what a call with the whole file returns; reads only the crop's rows."""
+        rng = np.random.default_rng(seed)
+        crop = self._config.crop
+        window = sample_crop_window(bitmap.size, rng, self._config)
+        pixels = bitmap.read(*whole_pixels(window, bitmap.size))
+        return self.augment(resize_pixels(pixels, (crop, crop)), rng)
 
     def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the crop (crop, crop, 3) after random flip, augmentation and colour shift."""
