@@ -18,7 +18,7 @@ from typing import IO
 import cv2
 import numpy as np
 
-from backbones.bitmaps import BITMAP_SUFFIX
+from backbones.bitmaps import BITMAP_SUFFIX, encode_bitmap
 from backbones.image_processes import map_images
 from backbones.images import BadImageError, decode, images_in, read_file, resize_pixels
 from backbones.jpeg import JPEG_START
@@ -275,16 +275,13 @@ def _packed(data: bytes, path: Path, settings: PackSettings) -> bytes:
 
 
 def _encode(pixels: np.ndarray, quality: int | None) -> bytes:
-    """Return the image as a JPEG file, or as a BMP file of 24 bits without a quality."""
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     if quality is None:
-        done, encoded = cv2.imencode(BITMAP_SUFFIX, bgr)
-    else:
-        flags = [
-            *(cv2.IMWRITE_JPEG_QUALITY, quality),
-            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
-        ]
-        done, encoded = cv2.imencode(".jpg", bgr, flags)
+        return encode_bitmap(pixels)
+    flags = [
+        *(cv2.IMWRITE_JPEG_QUALITY, quality),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+    ]
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
     assert done, "an RGB image can always be encoded"
     return encoded.tobytes()
 

@@ -3,19 +3,16 @@
 H, W height and width; all images are (H, W, 3) uint8 RGB.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from math import atan, degrees, exp, log, sqrt
+from math import exp, log, sqrt
 from pathlib import Path
-from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from backbones.bitmaps import Bitmap
 from backbones.classification.config import AugmentConfig, EvaluationConfig
+from backbones.classification.operations import RandomOperations, operation_ranges
 from backbones.config import CropConfig
 from backbones.images import REDUCTIONS, decode, image_size, resize_pixels
 
@@ -26,7 +23,6 @@ PCA_AXES = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 AREA_TRIES = 10  # as torchvision's RandomResizedCrop
-STRENGTHS = 31  # as torchvision's TrivialAugmentWide: 0, 1/30, ... 1
 
 
 @dataclass(frozen=True)
@@ -209,8 +205,9 @@ class TrainingTransform:
         rng = np.random.default_rng(seed)
         crop = self._config.crop
         window = sample_crop_window(bitmap.size, rng, self._config)
-        pixels = bitmap.read(*whole_pixels(window, bitmap.size))
-        return self.augment(resize_pixels(pixels, (crop, crop)), rng)
+        stored = bitmap.read_bgr(*whole_pixels(window, bitmap.size))
+        pixels = cv2.cvtColor(resize_pixels(stored, (crop, crop)), cv2.COLOR_BGR2RGB)
+        return self.augment(pixels, rng)
 
     def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the crop (crop, crop, 3) after random flip, augmentation and colour shift."""
@@ -264,141 +261,3 @@ class EvaluationTransform:
         if self.has_one_shape:
             return self._crop, self._crop
         return size_for_short_side(size, self._short_side)
-
-
-@dataclass(frozen=True)
-class OperationRanges:
-    """Range of each kind of operation: its value at strength 1.
-
-    shear: tangent of the angle. translate: pixels. rotate: degrees. color: distance of the factor
-    from 1. bits: number of dropped bits per colour. solarize: distance of the inversion threshold
-    from 255, as a share of 255. nothing: for operations without a value.
-    """
-
-    shear: float
-    translate: float
-    rotate: float
-    color: float
-    bits: float
-    solarize: float = 1.0
-    nothing: float = 0.0
-
-
-def operation_ranges(kind: str, *, side: int) -> OperationRanges:
-    """Return torchvision's ranges for "trivial" (TrivialAugmentWide, 2021) or "randaugment" (2019).
-
-    side: of the square image, in pixels; RandAugment's translations are proportional to it.
-    """
-    if kind == "trivial":
-        return OperationRanges(shear=0.99, translate=32, rotate=135, color=0.99, bits=6)
-    return OperationRanges(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
-
-
-class RandomOperations:
-    """Applies random operations from `OPERATIONS`, all with equal probability.
-
-    Args:
-        ranges: values of the operations at strength 1.
-        num_ops: number of operations, applied one after the other.
-        strength: of each operation, in [0, 1]; None samples it uniformly from 31 values.
-    """
-
-    def __init__(self, ranges: OperationRanges, *, num_ops: int, strength: float | None) -> None:
-        self._ranges = ranges
-        self._num_ops = num_ops
-        self._strength = strength
-
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the changed image, of the same shape."""
-        for _ in range(self._num_ops):
-            name = list(OPERATIONS)[rng.integers(len(OPERATIONS))]
-            strength = self._strength
-            if strength is None:
-                strength = float(rng.integers(STRENGTHS)) / (STRENGTHS - 1)
-            sign = 1 if rng.random() < 0.5 else -1
-            pixels = apply_operation(pixels, name, self._ranges, strength=sign * strength)
-        return pixels
-
-
-def apply_operation(
-    pixels: np.ndarray, name: str, ranges: OperationRanges, *, strength: float
-) -> np.ndarray:
-    """Return the image after operation `name`.
-
-    strength: in [-1, 1]; 0 changes little or nothing. The sign is the direction of a shift, a
-    rotation or a colour change; it has no effect on the other operations.
-    """
-    kind, _ = OPERATIONS[name]
-    changed: np.ndarray = _transform(name, strength * getattr(ranges, kind))(image=pixels)["image"]
-    return changed
-
-
-@cache  # creating a transform takes longer than applying it; at most 2 x 31 values per name
-def _transform(name: str, value: float) -> A.BasicTransform:
-    """Return operation `name` with exactly this value: always applied, nothing random."""
-    return OPERATIONS[name][1](value)
-
-
-def _affine(**changes: Any) -> A.Affine:
-    """Affine transform about the centre: bilinear, black outside the image."""
-    return A.Affine(**changes, p=1.0)
-
-
-def _shear(**degrees_by_axis: float) -> A.Affine:
-    angles = {"x": 0.0, "y": 0.0} | degrees_by_axis
-    return _affine(shear={axis: (angle, angle) for axis, angle in angles.items()})
-
-
-def _translate(**pixels_by_axis: int) -> A.Affine:
-    shifts = {"x": 0, "y": 0} | pixels_by_axis
-    return _affine(translate_px={axis: (shift, shift) for axis, shift in shifts.items()})
-
-
-def _color(name: str, value: float) -> A.ColorJitter:
-    unchanged, changed = (1.0, 1.0), (1.0 + value, 1.0 + value)
-    factors = dict.fromkeys(("brightness", "contrast", "saturation"), unchanged) | {name: changed}
-    return A.ColorJitter(**factors, hue=(0.0, 0.0), p=1.0)
-
-
-def _sharpness(value: float) -> A.Lambda:
-    """Sharpen (value above 0) or smooth (below 0) with Pillow's SMOOTH filter.
-
-    The result is image + value * (image - smoothed). A.Sharpen cannot smooth.
-    """
-    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    kernel = -value * smooth
-    kernel[1, 1] += 1 + value  # the image itself: a kernel of 1 at the centre
-
-    def sharpen(pixels: np.ndarray, **_: Any) -> np.ndarray:
-        sharpened: np.ndarray = cv2.filter2D(pixels, -1, kernel)
-        return sharpened
-
-    return A.Lambda(image=sharpen, p=1.0)
-
-
-def _posterize(value: float) -> A.BasicTransform:
-    dropped = round(abs(value))  # low bits set to 0
-    return A.Posterize(num_bits=8 - dropped, p=1.0) if dropped else A.NoOp(p=1.0)
-
-
-def _solarize(value: float) -> A.Solarize:
-    return A.Solarize(threshold_range=(1 - abs(value), 1 - abs(value)), p=1.0)
-
-
-OPERATIONS: dict[str, tuple[str, Callable[[float], A.BasicTransform]]] = {
-    "identity": ("nothing", lambda _: A.NoOp(p=1.0)),
-    "shear_x": ("shear", lambda value: _shear(x=degrees(atan(value)))),
-    "shear_y": ("shear", lambda value: _shear(y=degrees(atan(value)))),
-    "translate_x": ("translate", lambda value: _translate(x=int(value))),
-    "translate_y": ("translate", lambda value: _translate(y=int(value))),
-    "rotate": ("rotate", lambda value: _affine(rotate=(value, value))),
-    "brightness": ("color", lambda value: _color("brightness", value)),
-    "saturation": ("color", lambda value: _color("saturation", value)),
-    "contrast": ("color", lambda value: _color("contrast", value)),
-    "sharpness": ("color", _sharpness),
-    "posterize": ("bits", _posterize),
-    "solarize": ("solarize", _solarize),
-    "autocontrast": ("nothing", lambda _: A.AutoContrast(method="pil", p=1.0)),
-    "equalize": ("nothing", lambda _: A.Equalize(mode="pil", p=1.0)),
-}
-"""For each operation, the field of `OperationRanges` that scales it, and its constructor."""

@@ -10,16 +10,18 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 
 from backbones.classification.config import AugmentConfig, EvaluationConfig
-from backbones.classification.transforms import (
+from backbones.classification.operations import (
     OPERATIONS,
+    RandomOperations,
+    apply_operation,
+    operation_ranges,
+)
+from backbones.classification.transforms import (
     CropWindow,
     EvaluationTransform,
-    RandomOperations,
     TrainingTransform,
-    apply_operation,
     crop_and_resize,
     largest_reduction,
-    operation_ranges,
     sample_area_crop,
     sample_color_shift,
     sample_resized_crop,
