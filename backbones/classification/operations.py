@@ -95,7 +95,17 @@ def _operation(name: str, value: float, shape: tuple[int, ...]) -> Callable[...,
     # no operation looks at the pixels for its parameters
     image = {"image": np.zeros(shape, np.uint8)}
     parameters |= transform.get_params_dependent_on_data(parameters, image)
-    return partial(transform.apply, **parameters)
+    apply: Callable[..., np.ndarray] = partial(transform.apply, **parameters)
+    if isinstance(transform, A.Affine):  # its method compares the matrix with the identity anew
+        matrix = parameters["matrix"]
+        is_identity = np.allclose(matrix, np.eye(3))
+        apply = A.NoOp(p=1.0).apply if is_identity else _warp(matrix, shape)
+    return apply
+
+
+def _warp(matrix: np.ndarray, shape: tuple[int, ...]) -> Callable[..., np.ndarray]:
+    """Return an affine transform for images of one shape: bilinear, black outside the image."""
+    return partial(cv2.warpAffine, M=matrix[:2], dsize=shape[1::-1])
 
 
 def _affine(**changes: Any) -> A.Affine:
@@ -144,6 +154,19 @@ def _solarize(value: float) -> A.Solarize:
     return A.Solarize(threshold_range=(1 - abs(value), 1 - abs(value)), p=1.0)
 
 
+def _equalize(pixels: np.ndarray, **_: Any) -> np.ndarray:
+    """Equalize the histogram of each channel, as A.Equalize(mode="pil") in two thirds of its time."""
+    histograms = [cv2.calcHist([pixels], [c], None, [256], (0, 256)).ravel() for c in range(3)]
+    counts = np.stack(histograms, axis=1).astype(np.int64)  # (256, 3)
+    brightest = 255 - (counts[::-1] > 0).argmax(axis=0)
+    step = (counts.sum(axis=0) - counts[brightest, np.arange(3)]) // 255
+    table = (counts.cumsum(axis=0) + step // 2) // np.maximum(step, 1)
+    # step 0: a channel of nearly one value stays as it is
+    table = np.where(step > 0, table.clip(max=255), np.arange(256)[:, None])
+    equalized: np.ndarray = cv2.LUT(pixels, table.astype(np.uint8)[:, None])
+    return equalized
+
+
 OPERATIONS: dict[str, tuple[str, Callable[[float], A.BasicTransform]]] = {
     "identity": ("nothing", lambda _: A.NoOp(p=1.0)),
     "shear_x": ("shear", lambda value: _shear(x=degrees(atan(value)))),
@@ -158,6 +181,6 @@ OPERATIONS: dict[str, tuple[str, Callable[[float], A.BasicTransform]]] = {
     "posterize": ("bits", _posterize),
     "solarize": ("solarize", _solarize),
     "autocontrast": ("nothing", lambda _: A.AutoContrast(method="pil", p=1.0)),
-    "equalize": ("nothing", lambda _: A.Equalize(mode="pil", p=1.0)),
+    "equalize": ("nothing", lambda _: A.Lambda(image=_equalize, p=1.0)),
 }
 """For each operation, the field of `OperationRanges` that scales it, and its constructor."""
