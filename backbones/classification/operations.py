@@ -155,7 +155,7 @@ def _solarize(value: float) -> A.Solarize:
 
 
 def _equalize(pixels: np.ndarray, **_: Any) -> np.ndarray:
-    """Equalize the histogram of each channel, as A.Equalize(mode="pil") in two thirds of its time."""
+    """Equalize each channel's histogram: A.Equalize(mode="pil") in two thirds of its time."""
     histograms = [cv2.calcHist([pixels], [c], None, [256], (0, 256)).ravel() for c in range(3)]
     counts = np.stack(histograms, axis=1).astype(np.int64)  # (256, 3)
     brightest = 255 - (counts[::-1] > 0).argmax(axis=0)

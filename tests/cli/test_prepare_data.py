@@ -177,3 +177,20 @@ def test_a_folder_is_packed_and_checked(site: Path, call: Call) -> None:
     outcome = call(prepare_data, *arguments, "--on-bad-image", "skip")
     assert outcome.code == 0, outcome.err
     assert "skipped: src/val/cat/4.jpg" in outcome.out
+
+
+def test_a_folder_is_packed_without_compression(site: Path, call: Call) -> None:
+    (site / "src/train/cat").mkdir(parents=True)
+    write_image(site / "src/train/cat/1.png")
+    arguments = ["pack", "src", "out", "--format", "raw"]
+    outcome = call(prepare_data, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert (site / "out/train/cat/1.bmp").is_file()
+    assert "0 images packed, 1 kept" in call(prepare_data, *arguments).out
+    outcome = call(prepare_data, *arguments, "--quality", "90")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert "--quality: expected none with --format raw, got 90" in outcome.err
+    outcome = call(prepare_data, "pack", "src", "out")
+    assert outcome.code == 2
+    assert "choose another folder" in outcome.err

@@ -10,17 +10,21 @@ import cv2
 import numpy as np
 import pytest
 
+from backbones.classification.config import AugmentConfig
+from backbones.classification.folder import FolderDataset
 from backbones.classification.packing import (
     MANIFEST,
     PackReport,
     PackSettings,
     pack_images,
 )
-from backbones.images import read_image
+from backbones.classification.transforms import TrainingTransform
+from backbones.images import read_image, resize_pixels
 from engine.errors import UserError
 from engine.log import RunLog
 
 SMALL = PackSettings(short_side=40, quality=90)
+RAW = PackSettings(short_side=40, quality=None)
 SIZES = {
     "a/one.jpg": (30, 60),
     "a/two.JPEG": (60, 90),
@@ -196,6 +200,62 @@ def test_bad_images_stop_or_are_skipped(source: Path) -> None:
     assert not (source.parent / "out/train/b/bad.jpg").exists()
 
 
+def test_raw_copies_hold_the_shrunk_pixels(source: Path) -> None:
+    report = pack(source, RAW)
+    assert report.packed == 4
+    out = source.parent / "out/train"
+    for name in SIZES:
+        pixels = read_image(source / "train" / name)
+        scale = min(1, 40 / min(pixels.shape[:2]))
+        height, width = (round(side * scale) for side in pixels.shape[:2])
+        copy = read_image((out / name).with_suffix(".bmp"))
+        expected = pixels if scale == 1 else resize_pixels(pixels, (height, width))
+        np.testing.assert_array_equal(copy, expected)
+    assert pack(source, RAW).kept == 4
+    whole = (out / "a/one.bmp").read_bytes()
+    (out / "a/one.bmp").write_bytes(whole[:-1])
+    assert pack(source, RAW).packed == 1
+    assert (out / "a/one.bmp").read_bytes() == whole
+
+
+def test_training_reads_the_same_crops_from_raw_copies(source: Path) -> None:
+    """Crops read row by row are those of the same files, decoded as a whole."""
+    pack(source, RAW)
+    folder = source.parent / "out/train"
+    recipes = (
+        AugmentConfig(crop=16, auto="trivial"),
+        AugmentConfig(crop=16, short_sides=(20, 60), pca_std=0.1),
+    )
+    for config in recipes:
+        transform = TrainingTransform(config)
+        data = FolderDataset(folder, transform=transform)
+        for seed in range(12):
+            path = folder / data.file_name(seed % 4)
+            np.testing.assert_array_equal(
+                data.load(seed % 4, seed).pixels, transform(path.read_bytes(), path, seed=seed)
+            )
+
+
+def test_a_cut_raw_copy_is_a_bad_image(source: Path) -> None:
+    pack(source, RAW)
+    folder = source.parent / "out/train"
+    data = FolderDataset(folder, transform=TrainingTransform(AugmentConfig(crop=16)))
+    path = folder / data.file_name(0)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=rf"{path.name}: expected a whole image"):
+        data.load(0, 0)
+
+
+def refuse_raw(source: Path) -> None:
+    pack(source)
+    pack(source, RAW)
+
+
+def refuse_raw_clash(source: Path) -> None:
+    write(source / "train/b/four.png", (5, 5))
+    pack(source, RAW)
+
+
 def refuse_settings(source: Path) -> None:
     pack(source)
     pack(source, PackSettings(short_side=41))
@@ -235,12 +295,14 @@ def refuse_outside(source: Path) -> None:
             refuse_clash,
             r"got train/b/three\.(jpg|png) and train/b/three\.(jpg|png), which would both",
         ),
+        (refuse_raw, r"expected a copy with .*null.*, got .*90.*; choose another folder"),
+        (refuse_raw_clash, r"which would both become train/b/four\.bmp"),
         (refuse_inside, "expected a folder apart from"),
         (refuse_others, r"expected an empty folder or a packed copy, got mine\.txt"),
         (refuse_flat, "expected images in a folder for each class"),
         (refuse_outside, "expected a file below, got"),
     ],
-    ids=["settings", "clash", "inside", "others", "flat", "outside"],
+    ids=["settings", "clash", "raw", "raw clash", "inside", "others", "flat", "outside"],
 )
 def test_refused(source: Path, refuse: object, message: str) -> None:
     assert callable(refuse)
