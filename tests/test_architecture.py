@@ -23,7 +23,7 @@ MAY_PRINT = ("engine/log.py", "detection/commands/", "tools/", "tests/")
 # Packages that are slow to import, and the modules that may import them at the top. All others
 # import them in a function, so that commands start fast.
 SLOW_IMPORTS = {
-    "albumentations": ("backbones/classification/transforms.py", "tools/lab/benchmarks/"),
+    "albumentations": ("backbones/classification/operations.py", "tools/lab/benchmarks/"),
     "hotcoco": (),
     "matplotlib": (),
     "tensorboard": (),
