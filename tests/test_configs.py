@@ -55,6 +55,8 @@ def test_header_gives_command_time_and_score(path: Path) -> None:
     assert f"tools/{tool}.py {path.relative_to(REPOSITORY).as_posix()}" in header
     assert "Time: " in header or "Hours: " in header
     assert "Score: " in header
+    if path.parent.name == "backbones" and "_imagenet_" in path.stem:
+        assert "Cores: " in header
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
