@@ -8,6 +8,7 @@ because reading an object changes its reference count.
 import difflib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,8 +177,9 @@ class FolderDataset:
         return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
 
     def _read(self, path: Path, seed: int) -> np.ndarray:
+        """Return the network input; of an uncompressed copy, training reads only the crop."""
         if isinstance(self._transform, TrainingTransform) and path.suffix == BITMAP_SUFFIX:
-            with open_file(path) as file:
+            with suppress(UserError), open_file(path) as file:  # read_file says what is wrong
                 bitmap = as_bitmap(file)
                 if bitmap is not None:
                     return self._transform.of_bitmap(bitmap, seed=seed)

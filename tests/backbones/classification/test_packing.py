@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from backbones.classification.packing import (
 )
 from backbones.classification.transforms import TrainingTransform
 from backbones.images import read_image, resize_pixels
-from engine.errors import UserError
+from engine.errors import SkippedSampleError, UserError
 from engine.log import RunLog
 
 SMALL = PackSettings(short_side=40, quality=90)
@@ -243,6 +244,18 @@ def test_a_cut_raw_copy_is_a_bad_image(source: Path) -> None:
     path = folder / data.file_name(0)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match=rf"{path.name}: expected a whole image"):
+        data.load(0, 0)
+
+
+def test_a_fifo_instead_of_a_raw_copy_is_skipped(source: Path) -> None:
+    pack(source, RAW)
+    folder = source.parent / "out/train"
+    transform = TrainingTransform(AugmentConfig(crop=16))
+    data = FolderDataset(folder, transform=transform, on_bad_image="skip")
+    path = folder / data.file_name(0)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SkippedSampleError, match="a FIFO"):
         data.load(0, 0)
 
 
