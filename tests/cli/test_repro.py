@@ -14,10 +14,10 @@ from detection.models.build import build_detector
 from engine.config import differences
 from engine.errors import UserError
 from tests.cli.conftest import Call
-from tools.lab.study import additions, residual_backbone
 from tools.lab.study import command as repro
+from tools.lab.study import residual_backbone, variants
 from tools.lab.study.cifar_runs import plan_runs
-from tools.lab.study.config import load_repro
+from tools.lab.study.config import VariantsStudyConfig, load_repro
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPRO = load_repro(repro.REPRO)
@@ -64,14 +64,31 @@ def test_scales_of_the_study_of_backbones_load(name: str, tmp_path: Path) -> Non
                 assert keys <= {"model.backbone.kind", "model.backbone.weights", *named}
 
 
+@pytest.mark.parametrize(
+    "scale",
+    [
+        pytest.param(scale, id=f"{study}-{name}")
+        for study in repro.VARIANTS
+        for name, scale in getattr(REPRO, study.replace("-", "_")).items()
+    ],
+)
+def test_scales_of_the_studies_of_variants_load(scale: VariantsStudyConfig, tmp_path: Path) -> None:
+    plan = variants.plan_study(scale, configs=repro.REPRO.parent, output=tmp_path)
+    assert len(plan.trainings) == len(scale.seeds) * len(scale.networks)
+    for run in plan.trainings[: len(scale.networks)]:
+        build_detector(run.config, num_classes=3)
+    # an equal number of images
+    assert (
+        len({(run.config.loop.max_steps, run.config.loop.batch_size) for run in plan.trainings})
+        == 1
+    )
+
+
 @pytest.mark.parametrize("name", list(REPRO.detector_additions))
 def test_scales_of_the_study_of_additions_load(name: str, tmp_path: Path) -> None:
     scale = REPRO.detector_additions[name]
-    plan = additions.plan_study(scale, configs=repro.REPRO.parent, output=tmp_path)
+    plan = variants.plan_study(scale, configs=repro.REPRO.parent, output=tmp_path)
     assert len(scale.seeds) == 3
-    assert len(plan.trainings) == 3 * len(scale.networks)
-    for run in plan.trainings[: len(scale.networks)]:
-        build_detector(run.config, num_classes=3)
     by_row = {row.name: row for row in plan.rows}
     # an evaluation for each seed, or one of all seeds
     assert {row.name: len(row.scorings) for row in plan.rows} == {

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tools.lab.study.training import Run
 
 REPRO = REPOSITORY / "configs" / "repro.yaml"
-STUDIES = ("cifar-degradation", "residual-backbone", "detector-additions")
+VARIANTS = ("detector-additions", "cascade-stages", "strong-recipe")
+STUDIES = ("cifar-degradation", "residual-backbone", *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ def _study(name: str, config: "ReproConfig") -> Study:
             residual_backbone.trainings_of,
             residual_backbone.run_study,
         )
-    if name == "detector-additions":
-        from tools.lab.study import additions
+    if name in VARIANTS:
+        from tools.lab.study import variants
 
         return Study(
-            config.detector_additions,
-            additions.plan_study,
+            getattr(config, name.replace("-", "_")),
+            variants.plan_study,
             lambda plan: plan.trainings,
-            additions.run_study,
+            variants.run_study,
         )
     from tools.lab.study import cifar_report, cifar_runs
 

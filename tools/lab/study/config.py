@@ -147,7 +147,7 @@ class BackboneConfig(Config):
     """Changes to the config of the detector."""
 
 
-class AdditionExpectationConfig(BoundConfig):
+class VariantExpectationConfig(BoundConfig):
     """A bound on the score of a row, or on the difference to the score of another row."""
 
     score: Literal["ap", "ap50", "ap75"] = "ap"
@@ -167,8 +167,8 @@ class AdditionExpectationConfig(BoundConfig):
         return f"{self.score} of {self.row}{difference}"
 
 
-class AdditionRowConfig(Config):
-    """A row of the study of additions: a detector as it is tested."""
+class VariantRowConfig(Config):
+    """A row of a study of variants: a detector as it is tested."""
 
     after: str | None = None
     """Earlier row that this one adds to, and is compared with; null only for the first row."""
@@ -180,20 +180,24 @@ class AdditionRowConfig(Config):
     """Whether the detectors of all seeds are tested as one."""
 
 
-class AdditionsStudyConfig(Config):
-    """One scale of the study of a detector's additions (Table 9)."""
+class VariantsStudyConfig(Config):
+    """One scale of a study of variants of a detector, trained and tested alike."""
 
+    title: str
+    """First line of the report."""
+    compared: Literal["ap", "ap50", "ap75"] = "ap"
+    """Score whose differences are reported."""
     training: TrainingConfig
     """Training of the detectors."""
     networks: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
     """Changes to the config of the training, each `a.b.c=value`, by the name of the network."""
-    rows: Annotated[dict[str, AdditionRowConfig], Field(min_length=1)]
+    rows: Annotated[dict[str, VariantRowConfig], Field(min_length=1)]
     """Rows of the table by name."""
     test: dict[str, str] = Field(default_factory=dict)
     """Data that the detectors are scored on, as `data` of a training; empty: validation images."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds; every network is trained once with each."""
-    expectations: tuple[AdditionExpectationConfig, ...] = ()
+    expectations: tuple[VariantExpectationConfig, ...] = ()
     """Bounds on the results, in percent."""
 
     @model_validator(mode="after")
@@ -229,8 +233,12 @@ class ReproConfig(Config):
     """Scales of the study of plain and residual networks on CIFAR-10, by name."""
     residual_backbone: dict[str, BackboneStudyConfig]
     """Scales of the study of backbones of detectors, by name."""
-    detector_additions: dict[str, AdditionsStudyConfig]
-    """Scales of the study of a detector's additions, by name."""
+    detector_additions: dict[str, VariantsStudyConfig]
+    """Scales of the study of a detector's additions (Table 9), by name."""
+    cascade_stages: dict[str, VariantsStudyConfig]
+    """Scales of the study of Cascade R-CNN's stages, by name."""
+    strong_recipe: dict[str, VariantsStudyConfig]
+    """Scales of the study of today's recipe, by name."""
 
     def figures_table(self) -> Table:
         """Return every table and figure for the console; long commands are wrapped, not cut."""

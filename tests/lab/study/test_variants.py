@@ -8,10 +8,11 @@ import pytest
 from engine.errors import UserError
 from tests.lab.study.finished import finish_run, finish_scoring, write_annotations
 from tests.lab.study.tiny_configs import DATA, DETECTOR, write_configs
-from tools.lab.study.additions import AdditionsPlan, plan_study, run_study, write_report
-from tools.lab.study.config import AdditionsStudyConfig
+from tools.lab.study.config import VariantsStudyConfig
+from tools.lab.study.variants import VariantsPlan, plan_study, run_study, write_report
 
 VALUES: dict[str, Any] = {
+    "title": "Variants of a detector",
     "training": {"config": "detector.yaml", "data": DATA},
     "networks": {"plain": [], "context": ["model.roi.global_context=true"]},
     "rows": {
@@ -40,16 +41,16 @@ def configs(tmp_path: Path) -> Path:
     return write_configs(tmp_path / "configs", detector=detector)
 
 
-def scale_of(**changes: Any) -> AdditionsStudyConfig:
-    return AdditionsStudyConfig.model_validate({**VALUES, **changes})
+def scale_of(**changes: Any) -> VariantsStudyConfig:
+    return VariantsStudyConfig.model_validate({**VALUES, **changes})
 
 
-def plan(configs: Path, scale: AdditionsStudyConfig, **changes: Any) -> AdditionsPlan:
+def plan(configs: Path, scale: VariantsStudyConfig, **changes: Any) -> VariantsPlan:
     arguments = {"output": configs.parent / "study", "data": str(configs.parent / "data")}
     return plan_study(scale, configs=configs, **{**arguments, **changes})
 
 
-def report_of(scale: AdditionsStudyConfig, planned: AdditionsPlan, folder: Path) -> str:
+def report_of(scale: VariantsStudyConfig, planned: VariantsPlan, folder: Path) -> str:
     write_report(scale, planned, output=folder, command="python tools/repro.py run")
     return (folder / "report.md").read_text()
 
@@ -141,7 +142,7 @@ def test_inconsistent_rows_are_an_error(changes: dict[str, Any], message: str) -
         scale_of(**{"expectations": [], **changes})
 
 
-def finish_trainings(planned: AdditionsPlan) -> None:
+def finish_trainings(planned: VariantsPlan) -> None:
     for run in planned.trainings:
         finish_run(run, [{"kind": "eval", "step": 2, "ap": 0.5}], ap=0.5)
 

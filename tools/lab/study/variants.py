@@ -1,7 +1,7 @@
-"""The study of a detector's additions: Table 9 of the paper, row by row, each with its difference.
+"""A study of variants of a detector: trained and tested alike, each with its difference to another.
 
-Box refinement, global context, multi-scale testing and an ensemble (appendix B). Scores are in
-percent here, differences of `Difference` are fractions.
+The additions of Table 9, the stages of Cascade R-CNN, and today's recipe are such studies. Scores
+are in percent here, differences of `Difference` are fractions.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from detection.evaluation.uncertainty import Difference, mean_difference
 from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.files import write_file
-from tools.lab.study.config import AdditionExpectationConfig, AdditionsStudyConfig
+from tools.lab.study.config import VariantExpectationConfig, VariantsStudyConfig
 from tools.lab.study.expectations import (
     RESAMPLING,
     Verdict,
@@ -38,7 +38,9 @@ from tools.lab.study.training import (
 )
 from tools.lab.tables import markdown_table
 
-SCORES = ("ap", "ap50", "ap75")
+SCORES = ("ap", "ap50", "ap75", "mask_ap")
+"""Metrics of the table; `mask_ap` where there are masks."""
+HEADINGS = dict(zip(SCORES, ("AP", "AP50", "AP75", "mask AP"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class PlannedRow:
 
 
 @dataclass(frozen=True)
-class AdditionsPlan:
+class VariantsPlan:
     """The trainings of a scale in the order in which they are run, and the rows of the table."""
 
     seeds: tuple[int, ...]
@@ -67,8 +69,9 @@ class AdditionsPlan:
 class Row:
     """Results of a row.
 
-    scored: of its evaluations, None for those that are not done. step, total: AP minus that of the
-    row that it is compared with, and minus that of the first row, None if a run is missing.
+    scored: of its evaluations, None for those that are not done. step, total: compared score minus
+    that of the row that it is compared with, and minus that of the first row, None if a run is
+    missing.
     step_by_seed: the first of the two for each seed; empty for an ensemble.
     """
 
@@ -95,18 +98,32 @@ class Row:
 
 
 @dataclass(frozen=True)
-class AdditionsReport:
+class VariantsReport:
     """Results of everything that is finished so far."""
 
+    scale: VariantsStudyConfig
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    verdicts: tuple[Verdict[AdditionExpectationConfig], ...]
+    verdicts: tuple[Verdict[VariantExpectationConfig], ...]
+
+    @property
+    def compared(self) -> str:
+        """Name of the score whose differences are given."""
+        return HEADINGS[self.scale.compared]
+
+    @property
+    def scores(self) -> list[str]:
+        """Scores of the table: without that of masks, unless some detector has masks."""
+        found = {name for row in self.rows for each in row.scored if each for name in each.metrics}
+        return [name for name in SCORES if name in found or name != "mask_ap"]
 
     @property
     def headings(self) -> tuple[str, ...]:
         """Headings of the table."""
-        differences = ("AP minus that of", "difference, 95 % interval", "p")
-        return ("detector", "AP", "AP50", "AP75", *differences, "AP minus the first row's", "img/s")
+        name = self.compared
+        differences = (f"{name} minus that of", "difference, 95 % interval", "p")
+        scores = (HEADINGS[score] for score in self.scores)
+        return ("detector", *scores, *differences, f"{name} minus the first row's", "img/s")
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the cells of each row, under `headings`."""
@@ -116,7 +133,7 @@ class AdditionsReport:
             lines.append(
                 (
                     row.planned.name,
-                    *(row.score_text(name) for name in SCORES),
+                    *(row.score_text(name) for name in self.scores),
                     row.planned.after or "-",
                     "-" if row.step is None else difference_text(row.step),
                     "-" if row.step is None else f"{row.step.p_value:.3f}",
@@ -128,18 +145,17 @@ class AdditionsReport:
 
     def table(self) -> Table:
         """Return the rows and the expectations for the console."""
-        title = "additions to a detector"
-        return results_table(self.headings, self.cells(), self.verdicts, title=title)
+        return results_table(self.headings, self.cells(), self.verdicts, title=self.scale.title)
 
 
 def plan_study(
-    scale: AdditionsStudyConfig,
+    scale: VariantsStudyConfig,
     *,
     configs: Path,
     output: Path,
     seeds: Sequence[int] | None = None,
     data: str | None = None,
-) -> AdditionsPlan:
+) -> VariantsPlan:
     """Return the trainings and evaluations of a scale.
 
     Args:
@@ -183,17 +199,17 @@ def plan_study(
             for label, group in groups.items()
         )
         rows.append(PlannedRow(name, row.after, row.ensemble, scorings))
-    return AdditionsPlan(chosen, tuple(runs.values()), tuple(rows))
+    return VariantsPlan(chosen, tuple(runs.values()), tuple(rows))
 
 
 def run_study(
-    scale: AdditionsStudyConfig,
-    plan: AdditionsPlan,
+    scale: VariantsStudyConfig,
+    plan: VariantsPlan,
     *,
     output: Path,
     command: str,
     device: str | None = None,
-) -> AdditionsReport:
+) -> VariantsReport:
     """Train and evaluate what is not done; write report.md.
 
     The report is rewritten after each training, so that an interrupted study has one too.
@@ -218,8 +234,8 @@ def run_study(
 
 
 def write_report(
-    scale: AdditionsStudyConfig, plan: AdditionsPlan, *, output: Path, command: str
-) -> AdditionsReport:
+    scale: VariantsStudyConfig, plan: VariantsPlan, *, output: Path, command: str
+) -> VariantsReport:
     """Write report.md from what is done; the rest is "not run".
 
     Args:
@@ -232,16 +248,17 @@ def write_report(
         UserError: a folder holds a run of another config, or a file of a run is damaged.
     """
     scored = {row.name: tuple(map(read_scores, row.scorings)) for row in plan.rows}
-    rows = tuple(_row(row, scored, first=plan.rows[0].name) for row in plan.rows)
-    report = AdditionsReport(plan.seeds, rows, check_expectations(scale, rows))
+    first = plan.rows[0].name
+    rows = tuple(_row(row, scored, first=first, compared=scale.compared) for row in plan.rows)
+    report = VariantsReport(scale, plan.seeds, rows, check_expectations(scale, rows))
     prepare_output(output)
     write_file(output / "report.md", _markdown(report, plan, command=command))
     return report
 
 
 def check_expectations(
-    scale: AdditionsStudyConfig, rows: Sequence[Row]
-) -> tuple[Verdict[AdditionExpectationConfig], ...]:
+    scale: VariantsStudyConfig, rows: Sequence[Row]
+) -> tuple[Verdict[VariantExpectationConfig], ...]:
     """Compare mean scores over seeds with every expectation of a scale."""
     return tuple(
         verdict_on(each, {row.planned.name: row.mean(each.score) for row in rows})
@@ -249,30 +266,40 @@ def check_expectations(
     )
 
 
-def _row(planned: PlannedRow, scored: dict[str, tuple[Scores | None, ...]], *, first: str) -> Row:
-    """Return the results of a row, and its differences to the rows that it is compared with."""
+def _row(
+    planned: PlannedRow,
+    scored: dict[str, tuple[Scores | None, ...]],
+    *,
+    first: str,
+    compared: str,
+) -> Row:
+    """Return the results of a row, and its differences to the rows that it is compared with.
+
+    first: name of the first row. compared: the score.
+    """
+    difference = partial(_difference, score=compared)
     own = scored[planned.name]
     if planned.after is None:
         return Row(planned, own, None, None, ())
     before = scored[planned.after]
     by_seed: tuple[Difference | None, ...] = ()
     if len(own) == len(before) and not planned.is_ensemble:
-        by_seed = tuple(_difference([a], [b]) for a, b in zip(before, own, strict=True))
-    return Row(planned, own, _difference(before, own), _difference(scored[first], own), by_seed)
+        by_seed = tuple(difference([a], [b]) for a, b in zip(before, own, strict=True))
+    return Row(planned, own, difference(before, own), difference(scored[first], own), by_seed)
 
 
 def _difference(
-    before: Sequence[Scores | None], after: Sequence[Scores | None]
+    before: Sequence[Scores | None], after: Sequence[Scores | None], *, score: str
 ) -> Difference | None:
-    """Return the difference of the mean AP of two groups of evaluations, None if one is missing."""
+    """Return the difference of a mean score of two groups, None if an evaluation is missing."""
     groups = [[each.matches for each in group if each is not None] for group in (before, after)]
     if [len(group) for group in groups] != [len(before), len(after)]:
         return None
-    return mean_difference(*groups)["ap"]
+    return mean_difference(*groups)[score]
 
 
-def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> str:
-    lines = ["# Additions to a detector (Table 9)", ""]
+def _markdown(report: VariantsReport, plan: VariantsPlan, *, command: str) -> str:
+    lines = [f"# {report.scale.title}", ""]
     lines += [markdown_table(report.headings, report.cells()), ""]
     lines += verdict_lines(report.verdicts)
     images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
@@ -283,8 +310,9 @@ def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> 
         "and standard deviation over seeds. An ensemble joins the detectors of all seeds, and has",
         "one number.",
         "",
-        "Each row adds to the one named in its column. A difference is that of the mean AP over",
-        "seeds; of an ensemble, its AP minus the mean AP of the single detectors.",
+        "Each row adds to the test-time settings of the one named in its column. A difference is",
+        f"that of the mean {report.compared} over seeds; of an ensemble, its {report.compared} minus",
+        "the mean of the single detectors'.",
         *RESAMPLING,
         "img/s: images per second of an evaluation, scoring included.",
         "",
@@ -300,7 +328,15 @@ def _markdown(report: AdditionsReport, plan: AdditionsPlan, *, command: str) -> 
     lines += [markdown_table(headings, steps), "", f"Command: `{command}`", ""]
     lines += ["Test-time settings of each row:", ""]
     lines += [f"- {row.name}: {_settings(row)}" for row in plan.rows]
-    return "\n".join([*lines, "", origins_table(plan.trainings), ""])
+    training = report.scale.training
+    changes = " ".join(f"`{each}`" for each in training.overrides)
+    lines += ["", f"Settings of each training, besides {training.config} with {changes}:", ""]
+    lines += [
+        f"- {network}: {' '.join(f'`{each}`' for each in own) or 'none'}"
+        for network, own in report.scale.networks.items()
+    ]
+    lines += [""]
+    return "\n".join([*lines, origins_table(plan.trainings), ""])
 
 
 def _settings(row: PlannedRow) -> str:
