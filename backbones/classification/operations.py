@@ -44,8 +44,16 @@ def operation_ranges(kind: str, *, side: int) -> OperationRanges:
     return OperationRanges(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation of `OPERATIONS` and its value, in the unit of its field of `OperationRanges`."""
+
+    name: str
+    value: float
+
+
 class RandomOperations:
-    """Applies random operations from `OPERATIONS`, all with equal probability.
+    """Samples operations from `OPERATIONS`, all with equal probability.
 
     Args:
         ranges: values of the operations at strength 1.
@@ -58,28 +66,32 @@ class RandomOperations:
         self._num_ops = num_ops
         self._strength = strength
 
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the changed image, of the same shape."""
+    def sample(self, rng: np.random.Generator) -> tuple[Operation, ...]:
+        """Return the operations of an image, in their order."""
+        chosen = []
         for _ in range(self._num_ops):
             name = list(OPERATIONS)[rng.integers(len(OPERATIONS))]
             strength = self._strength
             if strength is None:
                 strength = float(rng.integers(STRENGTHS)) / (STRENGTHS - 1)
             sign = 1 if rng.random() < 0.5 else -1
-            pixels = apply_operation(pixels, name, self._ranges, strength=sign * strength)
-        return pixels
+            chosen.append(Operation(name, operation_value(name, self._ranges, sign * strength)))
+        return tuple(chosen)
 
 
-def apply_operation(
-    pixels: np.ndarray, name: str, ranges: OperationRanges, *, strength: float
-) -> np.ndarray:
-    """Return the image after operation `name`.
+def operation_value(name: str, ranges: OperationRanges, strength: float) -> float:
+    """Return the value of operation `name`.
 
     strength: in [-1, 1]; 0 changes little or nothing. The sign is the direction of a shift, a
     rotation or a colour change; it has no effect on the other operations.
     """
-    kind, _ = OPERATIONS[name]
-    changed: np.ndarray = _operation(name, strength * getattr(ranges, kind), pixels.shape)(pixels)
+    return strength * float(getattr(ranges, OPERATIONS[name][0]))
+
+
+def apply_operation(pixels: np.ndarray, operation: Operation) -> np.ndarray:
+    """Return the changed image, of the same shape."""
+    apply = _operation(operation.name, operation.value, pixels.shape)
+    changed: np.ndarray = apply(pixels)
     return changed
 
 

@@ -12,7 +12,12 @@ import numpy as np
 
 from backbones.bitmaps import Bitmap
 from backbones.classification.config import AugmentConfig, EvaluationConfig
-from backbones.classification.operations import RandomOperations, operation_ranges
+from backbones.classification.operations import (
+    Operation,
+    RandomOperations,
+    apply_operation,
+    operation_ranges,
+)
 from backbones.config import CropConfig
 from backbones.images import REDUCTIONS, decode, image_size, resize_pixels
 
@@ -33,6 +38,19 @@ class CropWindow:
     left: float
     height: float
     width: float
+
+
+@dataclass(frozen=True)
+class TrainingChoices:
+    """The random choices for a training image.
+
+    operations: applied to the crop after the flip. color_shift: (3,) float, added to R, G and B.
+    """
+
+    window: CropWindow
+    flip: bool
+    operations: tuple[Operation, ...]
+    color_shift: np.ndarray | None
 
 
 def size_for_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -192,37 +210,47 @@ class TrainingTransform:
         Raises:
             BadImageError: the data are not an image, or its end is missing.
         """
-        rng = np.random.default_rng(seed)
         crop = self._config.crop
         size, reduction = image_size(data), 1
         if size is None:
             pixels = decode(data, path)
-            window = sample_crop_window((pixels.shape[0], pixels.shape[1]), rng, self._config)
+            choices = self.sample((pixels.shape[0], pixels.shape[1]), seed=seed)
         else:
             # Sampling the window before decoding shows at how small a size the JPEG can be decoded.
-            window = sample_crop_window(size, rng, self._config)
-            reduction = largest_reduction(window, crop)
+            choices = self.sample(size, seed=seed)
+            reduction = largest_reduction(choices.window, crop)
             pixels = decode(data, path, reduction=reduction)
-        return self.augment(crop_and_resize(pixels, window, crop, reduction=reduction), rng)
+        pixels = crop_and_resize(pixels, choices.window, crop, reduction=reduction)
+        return augment(pixels, choices)
 
     def of_bitmap(self, bitmap: Bitmap, *, seed: int) -> np.ndarray:
         """Return what a call with the whole file returns; reads only the crop's rows."""
-        rng = np.random.default_rng(seed)
         crop = self._config.crop
-        window = sample_crop_window(bitmap.size, rng, self._config)
-        stored = bitmap.read_bgr(*whole_pixels(window, bitmap.size))
+        choices = self.sample(bitmap.size, seed=seed)
+        stored = bitmap.read_bgr(*whole_pixels(choices.window, bitmap.size))
         pixels = cv2.cvtColor(resize_pixels(stored, (crop, crop)), cv2.COLOR_BGR2RGB)
-        return self.augment(pixels, rng)
+        return augment(pixels, choices)
 
-    def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the crop (crop, crop, 3) after random flip, augmentation and colour shift."""
-        if rng.random() < self._config.flip_prob:
-            pixels = cv2.flip(pixels, 1)
-        if self._auto is not None:
-            pixels = self._auto(pixels, rng)
-        if self._config.pca_std > 0:
-            pixels = shift_colors(pixels, sample_color_shift(rng, self._config.pca_std))
-        return pixels
+    def sample(self, size: tuple[int, int], *, seed: int) -> TrainingChoices:
+        """Return all random choices for an image of `size` (height, width)."""
+        config, rng = self._config, np.random.default_rng(seed)
+        return TrainingChoices(
+            window=sample_crop_window(size, rng, config),
+            flip=rng.random() < config.flip_prob,
+            operations=() if self._auto is None else self._auto.sample(rng),
+            color_shift=sample_color_shift(rng, config.pca_std) if config.pca_std > 0 else None,
+        )
+
+
+def augment(pixels: np.ndarray, choices: TrainingChoices) -> np.ndarray:
+    """Return the crop (crop, crop, 3) after flip, operations and colour shift."""
+    if choices.flip:
+        pixels = cv2.flip(pixels, 1)
+    for operation in choices.operations:
+        pixels = apply_operation(pixels, operation)
+    if choices.color_shift is not None:
+        pixels = shift_colors(pixels, choices.color_shift)
+    return pixels
 
 
 class EvaluationTransform:

@@ -4,7 +4,8 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from backbones.classification.operations import OPERATIONS, apply_operation, operation_ranges
+from backbones.classification.operations import OPERATIONS, operation_ranges
+from tests.backbones.classification.tiny import operate
 
 
 def images() -> list[np.ndarray]:
@@ -26,6 +27,6 @@ def test_operations_equal_the_called_transforms(name: str) -> None:
         transform = A.Equalize(mode="pil", p=1.0) if name == "equalize" else build(value)
         for image in images():
             before = image.copy()
-            changed = apply_operation(image, name, ranges, strength=strength)
+            changed = operate(image, name, ranges, strength=strength)
             np.testing.assert_array_equal(changed, transform(image=before)["image"])
             np.testing.assert_array_equal(image, before)

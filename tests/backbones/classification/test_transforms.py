@@ -20,6 +20,7 @@ from backbones.classification.transforms import (
     CropWindow,
     EvaluationTransform,
     TrainingTransform,
+    augment,
     crop_and_resize,
     largest_reduction,
     sample_area_crop,
@@ -29,6 +30,7 @@ from backbones.classification.transforms import (
     size_for_short_side,
 )
 from backbones.images import BadImageError, decode, resize_pixels
+from tests.backbones.classification.tiny import operate
 from tests.reference.images import smooth_image
 
 PATH = Path("a.jpg")
@@ -208,18 +210,18 @@ def test_every_operation_changes_an_image(name: str, kind: str) -> None:
     image = smooth_image() // 2 + 40  # not the full range, for autocontrast
     ranges = operation_ranges(kind, side=48)
     for strength in (1.0, -1.0):
-        changed = apply_operation(image, name, ranges, strength=strength)
+        changed = operate(image, name, ranges, strength=strength)
         assert changed.shape == image.shape
         assert changed.dtype == np.uint8
         assert (changed != image).any() == (name != "identity")
-        again = apply_operation(image, name, ranges, strength=strength)
+        again = operate(image, name, ranges, strength=strength)
         torch.testing.assert_close(again, changed, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if OPERATIONS[name][0] != "nothing"])
 def test_strength_zero_changes_nothing(name: str) -> None:
     image = smooth_image().clip(0, 254)  # solarize starts at 255
-    changed = apply_operation(image, name, operation_ranges("trivial", side=48), strength=0.0)
+    changed = operate(image, name, operation_ranges("trivial", side=48), strength=0.0)
     torch.testing.assert_close(changed, image, rtol=0, atol=0)
 
 
@@ -235,7 +237,7 @@ def test_strength_zero_changes_nothing(name: str) -> None:
 )
 def test_colour_operations_equal_pillows(name: str, enhancer: Any, strength: float) -> None:
     image = smooth_image()
-    changed = apply_operation(image, name, operation_ranges("trivial", side=48), strength=strength)
+    changed = operate(image, name, operation_ranges("trivial", side=48), strength=strength)
     expected = np.asarray(enhancer(Image.fromarray(image)).enhance(1 + 0.99 * strength))
     inside = (slice(1, -1), slice(1, -1))  # Pillow does not sharpen the border
     assert np.abs(changed[inside].astype(int) - expected[inside]).max() <= 2
@@ -245,11 +247,9 @@ def test_posterize_and_solarize_equal_pillows() -> None:
     image = smooth_image()
     pillows = Image.fromarray(image)
     for kind, bits in (("trivial", 2), ("randaugment", 4)):
-        changed = apply_operation(
-            image, "posterize", operation_ranges(kind, side=48), strength=-1.0
-        )
+        changed = operate(image, "posterize", operation_ranges(kind, side=48), strength=-1.0)
         torch.testing.assert_close(changed, np.array(ImageOps.posterize(pillows, bits)))
-    changed = apply_operation(image, "solarize", operation_ranges("trivial", side=48), strength=0.5)
+    changed = operate(image, "solarize", operation_ranges("trivial", side=48), strength=0.5)
     torch.testing.assert_close(changed, np.array(ImageOps.solarize(pillows, 128)))
 
 
@@ -261,18 +261,18 @@ def test_geometric_operations_move_in_the_right_direction(sign: int) -> None:
         operation_ranges("trivial", side=101),
         operation_ranges("randaugment", side=101),
     )
-    moved = apply_operation(line, "translate_x", trivial, strength=sign)
+    moved = operate(line, "translate_x", trivial, strength=sign)
     assert moved[3].max(axis=1).argmax() == 50 + sign * 32
-    moved = apply_operation(line, "translate_x", randaugment, strength=sign * 0.5)
+    moved = operate(line, "translate_x", randaugment, strength=sign * 0.5)
     assert moved[3].max(axis=1).argmax() == 50 + sign * 22  # 0.5 * 150 / 331 * 101
-    turned = apply_operation(line.transpose(1, 0, 2), "translate_y", trivial, strength=sign)
+    turned = operate(line.transpose(1, 0, 2), "translate_y", trivial, strength=sign)
     assert turned[:, 3].max(axis=1).argmax() == 50 + sign * 32
-    sheared = apply_operation(line, "shear_x", randaugment, strength=sign)
+    sheared = operate(line, "shear_x", randaugment, strength=sign)
     offsets = [sheared[row].max(axis=1).argmax() - 50 for row in (10, 50, 90)]
     assert offsets[1] == 0
     assert abs(offsets[0]) == abs(offsets[2]) == 12  # 0.3 * 40
     assert offsets[0] == -offsets[2]
-    tilted = apply_operation(line, "rotate", randaugment, strength=sign)
+    tilted = operate(line, "rotate", randaugment, strength=sign)
     assert abs(tilted[30].max(axis=1).argmax() - 50) == 12  # tan(30 degrees) * 20
 
 
@@ -280,14 +280,15 @@ def test_operations_have_equal_probability() -> None:
     image = smooth_image() // 2 + 40
     ranges = operation_ranges("randaugment", side=48)
     by_result = {
-        apply_operation(image, name, ranges, strength=sign * 0.5).tobytes(): name
+        operate(image, name, ranges, strength=sign * 0.5).tobytes(): name
         for name in OPERATIONS
         for sign in (1, -1)
     }
     assert len(by_result) == 9 * 2 + 5  # nine operations have two directions
     auto = RandomOperations(ranges, num_ops=1, strength=0.5)
     rng = np.random.default_rng(0)
-    counts = Counter(by_result[auto(image, rng).tobytes()] for _ in range(1400))
+    drawn = [operation for _ in range(1400) for operation in auto.sample(rng)]
+    counts = Counter(by_result[apply_operation(image, each).tobytes()] for each in drawn)
     assert set(counts) == set(OPERATIONS)
     assert min(counts.values()) > 60  # 100 each if uniform
 
@@ -324,7 +325,8 @@ def test_flip_is_random() -> None:
     image = smooth_image()
     for prob in (0.0, 0.25, 1.0):
         transform = make_transform(flip_prob=prob, pca_std=0.0)
-        changed = [transform.augment(image, np.random.default_rng(seed)) for seed in range(200)]
+        choices = [transform.sample((48, 48), seed=seed) for seed in range(200)]
+        changed = [augment(image, each) for each in choices]
         flipped = [np.array_equal(each, image[:, ::-1]) for each in changed]
         plain = [np.array_equal(each, image) for each in changed]
         assert all(a != b for a, b in zip(flipped, plain, strict=True))

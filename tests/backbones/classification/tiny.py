@@ -7,6 +7,12 @@ import numpy as np
 from PIL import Image
 
 from backbones.classification.config import SCHEMAS, ClassificationConfig
+from backbones.classification.operations import (
+    Operation,
+    OperationRanges,
+    apply_operation,
+    operation_value,
+)
 from engine.config import parse_config
 
 SIDE = 40
@@ -41,3 +47,10 @@ def tiny_config(root: Path, **changes: Any) -> ClassificationConfig:
     config = parse_config(values | changes | {"loop": loop}, schemas=SCHEMAS, source="test")
     assert isinstance(config, ClassificationConfig)
     return config
+
+
+def operate(
+    pixels: np.ndarray, name: str, ranges: OperationRanges, *, strength: float
+) -> np.ndarray:
+    """Return the image after operation `name` of a strength in [-1, 1]."""
+    return apply_operation(pixels, Operation(name, operation_value(name, ranges, strength)))
