@@ -123,21 +123,24 @@ class NormTask(ToyTask):
         super().__init__()
         self.model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
 
-with process_group("cpu", timeout_s=60) as world:
-    task = NormTask()
-    module = wrap_losses(task, LoopConfig(sync_batch_norm=False), world)
-    assert not module.will_sync_module_buffers()
-    rows = [task.data.load(index, 10 * world.rank + index) for index in range(4)]
-    batch = task.data.collate(rows)
-    own = batch.inputs.mean(0)
-    assert not torch.equal(own, broadcast_object(own)) or world.is_main
-    optimizer = build_optimizer(task.model, OptimConfig(), batch_size=8)
-    training_step(module, optimizer, [batch], clip_grad_norm=None, stop=False)
-    norm = task.model[0]
-    torch.testing.assert_close(norm.running_mean, 0.1 * mean_over_ranks(own))
-    everywhere = broadcast_object({name: each.clone() for name, each in norm.named_buffers()})
-    torch.testing.assert_close(dict(norm.named_buffers()), everywhere, rtol=0, atol=0)
-    assert norm.num_batches_tracked == 1
+def run():  # the wrapped module must not outlive the process group: gloo's threads hold it
+    with process_group("cpu", timeout_s=60) as world:
+        task = NormTask()
+        module = wrap_losses(task, LoopConfig(sync_batch_norm=False), world)
+        assert not module.will_sync_module_buffers()
+        rows = [task.data.load(index, 10 * world.rank + index) for index in range(4)]
+        batch = task.data.collate(rows)
+        own = batch.inputs.mean(0)
+        assert not torch.equal(own, broadcast_object(own)) or world.is_main
+        optimizer = build_optimizer(task.model, OptimConfig(), batch_size=8)
+        training_step(module, optimizer, [batch], clip_grad_norm=None, stop=False)
+        norm = task.model[0]
+        torch.testing.assert_close(norm.running_mean, 0.1 * mean_over_ranks(own))
+        everywhere = broadcast_object({name: each.clone() for name, each in norm.named_buffers()})
+        torch.testing.assert_close(dict(norm.named_buffers()), everywhere, rtol=0, atol=0)
+        assert norm.num_batches_tracked == 1
+
+run()
 """
 
 
