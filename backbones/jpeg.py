@@ -12,9 +12,11 @@ have more."""
 
 # 0xFF, then neither a stuffed zero, nor a restart marker, nor a fill byte. ITU-T T.81, B.1.1.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_END, _APP1, _SCAN = 0xD9, 0xE1, 0xDA
+_END, _APP1, _APP14, _SCAN = 0xD9, 0xE1, 0xEE, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # headers that hold the size
+_HUFFMAN_FRAMES = frozenset(range(0xC0, 0xC3))  # baseline, extended, progressive
 _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x0112
+_ADOBE = b"Adobe"
 _EXIF_ROTATED = range(5, 9)  # orientations that swap height and width
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker")
 
@@ -54,6 +56,34 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
         elif marker == _END:
             return size or (0, 0)
     return None
+
+
+def is_plain(data: bytes) -> bool:
+    """Return whether any decoder gives the same image of the JPEG in `data`.
+
+    It is whole, upright, with 8 bits, Huffman coding, and grey or YCbCr colours. Others are turned
+    by EXIF data, or their colours are stored in another way, of which decoders differ in support.
+    """
+    frame = None
+    for marker, start, _ in _segments(data) if data.startswith(JPEG_START) else ():
+        content = _content(data, start) if marker != _SCAN else b""
+        if marker == _APP1 and content.startswith(_EXIF):
+            if _exif_orientation(content[len(_EXIF) :]) != 1:
+                return False
+        elif marker == _APP14 and content.startswith(_ADOBE) and content[11:12] == b"\0":
+            return False  # no colour transform: RGB or CMYK
+        elif marker in _FRAMES and frame is None:
+            frame = marker, content
+        elif marker == _END:
+            # sample precision, height and width, number of components
+            return (
+                frame is not None
+                and frame[0] in _HUFFMAN_FRAMES
+                and len(frame[1]) >= 6
+                and frame[1][0] == 8
+                and frame[1][5] in (1, 3)
+            )
+    return False
 
 
 def tells_damage(data: bytes, message: str) -> bool:

@@ -9,11 +9,10 @@ source's bytes and of the copy's, so that an interrupted copy is continued and a
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from backbones.bitmaps import BITMAP_SUFFIX, encode_bitmap
 from backbones.image_processes import map_images
 from backbones.images import BadImageError, decode, images_in, read_file, resize_pixels
-from backbones.jpeg import JPEG_START
+from backbones.jpeg import is_plain
 from engine.errors import UserError
 from engine.files import write_file
 from engine.locks import FolderLock
@@ -31,7 +30,6 @@ from engine.paths import (
     make_folder,
     names_in,
     open_file,
-    read_text,
     require_folder,
     resolved,
     status_of,
@@ -41,7 +39,6 @@ from engine.schema import BadInputPolicy
 MANIFEST = "packed.jsonl"
 """Name of the manifest in the folder of the copy."""
 _VERSION = 1
-_EXIF = b"Exif\0\0"  # it may say that the image is rotated
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -110,9 +107,10 @@ def pack_images(
 ) -> PackReport:
     """Write a packed copy of the images in a folder, or complete one.
 
-    JPEG files without EXIF data that need no shrinking are copied byte for byte. All others become
-    upright RGB JPEG files (baseline, 4:2:0), which decode fastest. Without a quality, all become
-    BMP files. Copies that are as the manifest says, of unchanged sources, are kept.
+    JPEG files that need no shrinking are copied byte for byte, unless EXIF data turn them or their
+    colours are stored in a rare way (see `is_plain`). All others become upright RGB JPEG files
+    (baseline, 4:2:0), which decode fastest. Without a quality, all become BMP files. Copies that
+    are as the manifest says, of unchanged sources, are kept.
 
     Args:
         source: has a folder for each class, or train/ and val/ with such folders. Hidden files and
@@ -143,8 +141,8 @@ def pack_images(
         files = {entry.file for entry in entries}
         removed = [entry for entry in known.values() if entry.file not in files]
         for entry in removed:
-            with suppress(FileNotFoundError):
-                (output / entry.file).unlink()
+            with _writing(output / entry.file):
+                (output / entry.file).unlink(missing_ok=True)
         write_file(output / MANIFEST, _manifest_text(settings, entries))
     finally:
         lock.release(output)
@@ -214,15 +212,18 @@ def _pack_all(
     jobs = [(name, target, known.get(name)) for name, target in targets.items()]
     work = partial(_pack_one, source, output, settings)
     outcomes = []
-    with _open_manifest(output, settings) as manifest:
+    path = output / MANIFEST
+    write_file(path, _manifest_text(settings, list(known.values())))
+    with path.open("a", encoding="utf-8") as manifest:
         for outcome in map_images(
             work, jobs, workers=workers, log=log, what=f"packing images of {source}"
         ):
             if outcome.error and policy == "error":
                 raise UserError(f"{outcome.error}; --on-bad-image skip skips it")
             if outcome.entry is not None and outcome.is_new:
-                manifest.write(_line(outcome.entry))
-                manifest.flush()
+                with _writing(path):
+                    manifest.write(_line(outcome.entry))
+                    manifest.flush()
             outcomes.append(outcome)
     return outcomes
 
@@ -254,9 +255,16 @@ def _pack_one(
 def _write(path: Path, content: bytes) -> None:
     """Write a file in one move. Without waiting for the disk: the manifest shows what was lost."""
     partial_path = path.with_name(f".{path.name}.partial")  # hidden, so it is no image
-    try:
+    with _writing(path):
         partial_path.write_bytes(content)
         partial_path.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -269,7 +277,7 @@ def _packed(data: bytes, path: Path, settings: PackSettings) -> bytes:
     if scale < 1:
         size = max(1, round(height * scale)), max(1, round(width * scale))
         pixels = resize_pixels(pixels, size)
-    elif settings.quality is not None and data.startswith(JPEG_START) and _EXIF not in data:
+    elif settings.quality is not None and is_plain(data):
         return data
     return _encode(pixels, settings.quality)
 
@@ -296,18 +304,6 @@ def _line(entry: PackedFile) -> str:
 
 def _manifest_text(settings: PackSettings, entries: Sequence[PackedFile]) -> str:
     return _header(settings) + "".join(map(_line, entries))
-
-
-def _open_manifest(output: Path, settings: PackSettings) -> IO[str]:
-    """Open the manifest to append lines; a line that a kill cut off is dropped."""
-    path = output / MANIFEST
-    if not exists(path):
-        write_file(path, _header(settings))
-    else:
-        text = read_text(path)
-        if not text.endswith("\n"):
-            write_file(path, text[: text.rfind("\n") + 1])
-    return path.open("a", encoding="utf-8")
 
 
 def _read_manifest(output: Path, settings: PackSettings) -> dict[str, PackedFile]:

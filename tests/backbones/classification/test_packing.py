@@ -21,8 +21,10 @@ from backbones.classification.packing import (
 )
 from backbones.classification.transforms import TrainingTransform
 from backbones.images import read_image, resize_pixels
+from backbones.jpeg import is_plain
 from engine.errors import SkippedSampleError, UserError
 from engine.log import RunLog
+from tests.reference.images import encoded, smooth_image
 
 SMALL = PackSettings(short_side=40, quality=90)
 RAW = PackSettings(short_side=40, quality=None)
@@ -188,6 +190,26 @@ def test_exif_rotation_is_applied(source: Path) -> None:
     copy = source.parent / "out/train/a/turned.jpg"
     assert read_image(copy, rotate=False).shape[:2] == (30, 20)
     np.testing.assert_allclose(read_image(copy).mean(), read_image(path).mean(), atol=2)
+
+
+def test_copies_are_plain_jpeg_files(source: Path) -> None:
+    path = source / "train/a/cmyk.jpg"
+    path.write_bytes(encoded(smooth_image(20, 30), mode="CMYK"))
+    pack(source)
+    copies = contents(source.parent / "out/train")
+    assert "a/cmyk.jpg" in copies
+    assert all(map(is_plain, copies.values()))
+    assert not is_plain(path.read_bytes())
+
+
+def test_a_copy_that_cannot_be_removed_is_one_line(source: Path) -> None:
+    pack(source)
+    (source / "train/b/three.png").unlink()
+    copy = source.parent / "out/train/b/three.jpg"
+    copy.unlink()
+    copy.mkdir()
+    with pytest.raises(UserError, match=r"three\.jpg: cannot be written: "):
+        pack(source)
 
 
 def test_bad_images_stop_or_are_skipped(source: Path) -> None:
