@@ -83,6 +83,19 @@ def detect(
     return to_detections(select_detections(predictions, config=config), images)
 
 
+def check_detections(
+    class_logits: Tensor, deltas: Tensor, proposals: Proposals, config: RoIConfig
+) -> list[Detections]:
+    """Compare the detections with those of the obvious way, and return them."""
+    found = detect(class_logits, deltas, proposals, images(), config=config)
+    expected = detections_one_by_one(class_logits, deltas, proposals, config)
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.scores, reference.scores)
+        torch.testing.assert_close(ours.labels, reference.labels)
+        torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+    return found
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -95,12 +108,7 @@ def detect(
 )
 def test_equals_the_obvious_way(config: RoIConfig) -> None:
     class_logits, deltas, proposals = head_outputs(40, 30)
-    found = detect(class_logits, deltas, proposals, images(), config=config)
-    expected = detections_one_by_one(class_logits, deltas, proposals, config)
-    for ours, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.scores, reference.scores)
-        torch.testing.assert_close(ours.labels, reference.labels)
-        torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+    check_detections(class_logits, deltas, proposals, config)
 
 
 @pytest.mark.parametrize("max_detections", [15, 1000])
@@ -112,12 +120,7 @@ def test_empty_boxes_can_be_among_the_best(max_detections: int) -> None:
     for when in ("first", "last"):
         values = {"drop_empty": when, "max_detections": max_detections}
         config = RoIConfig.model_validate(values)
-        found = detect(class_logits, deltas, proposals, images(), config=config)
-        expected = detections_one_by_one(class_logits, deltas, proposals, config)
-        for ours, reference in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours.scores, reference.scores)
-            torch.testing.assert_close(ours.labels, reference.labels)
-            torch.testing.assert_close(ours.boxes, reference.boxes, rtol=1e-5, atol=1e-3)
+        found = check_detections(class_logits, deltas, proposals, config)
         counts[when] = [len(detections) for detections in found]
     if max_detections == 15:
         assert counts["first"] == [15, 15, 15]

@@ -10,39 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.prediction import prepare_for_prediction
 from detection.config import SCHEMAS
-from detection.ops.nms import nms_operator
 from detection.tasks.detection import DetectionTask
 from detection.tasks.segmentation import SegmentationTask
 from engine.config import parse_config
-from engine.distributed import World, process_group
+from engine.distributed import World
 from engine.errors import UserError
 from engine.schema import LoopConfig
 from engine.sync_norm import MaskedBatchNorm2d, synchronise_norms
-from tests.detection.tasks.tiny import make_step, tiny_task
-from tests.fake_device import WaitSpotter
-
-TODAYS = {
-    "backbone": {"kind": "resnet18", "norm": "batch", "frozen_stages": 0},
-    "neck": {"kind": "fpn", "channels": 32, "norm": "batch"},
-    "rpn": {
-        "num_convs": 2,
-        "anchor_sizes": [16, 32, 64, 96, 128],
-        "num_samples": 64,
-        "pre_nms_topk_train": 20,
-        "post_nms_topk_train": 8,
-    },
-    # more samples than proposals: some are not valid
-    "roi": {
-        "num_samples": 32,
-        "hidden_dim": 32,
-        "num_convs": 2,
-        "conv_dim": 16,
-        "num_fcs": 1,
-        "norm": "batch",
-        "fc_init": "caffe2_xavier",
-    },
-    "mask": {"num_convs": 2, "hidden_dim": 16, "norm": "batch"},
-}
+from tests.detection.tasks.tiny import TODAYS, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -173,21 +148,6 @@ def test_every_stage_has_its_own_layers(root: Path) -> None:
     ]
     assert all(mean.any() for mean in means)
     assert not torch.equal(*means)
-
-
-@pytest.mark.extended
-def test_a_training_step_calls_nothing_that_waits(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("detection.models.proposals.nms_keep", nms_operator)
-    monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
-    task, batch = tiny_task(root, "fpn", task="segmentation", model=TODAYS)
-    with process_group("cpu", timeout_s=60) as world:
-        step = make_step(task, batch, world)
-        with WaitSpotter() as spotter:
-            step(0)
-    assert spotter.found == []
-    assert spotter.calls.total() > 1000
 
 
 @pytest.mark.slow

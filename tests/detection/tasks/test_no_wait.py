@@ -32,7 +32,7 @@ from tests.detection.localization.tiny_localizer import (
     train_first_stage,
     write_tiny_imagenet,
 )
-from tests.detection.tasks.tiny import NECKS, make_step, tiny_task
+from tests.detection.tasks.tiny import NECKS, TODAYS, make_step, tiny_task
 from tests.fake_device import (
     TO_THE_HOST,
     WaitSpotter,
@@ -52,15 +52,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("neck", [pytest.param("c4", marks=pytest.mark.slow), "fpn"])
+@pytest.mark.parametrize(
+    ("kind", "neck", "changes"),
+    [
+        *((kind, "fpn", {}) for kind in KINDS),
+        *(pytest.param(kind, "c4", {}, marks=pytest.mark.slow) for kind in KINDS),
+        pytest.param("segmentation", "fpn", {"model": TODAYS}, id="today's heads"),
+    ],
+)
 def test_a_training_step_calls_nothing_that_waits(
-    root: Path, neck: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, kind: str, neck: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a compiled graph and on a device: on a CPU both are free to look at values.
     monkeypatch.setattr("detection.models.proposals.nms_keep", nms_operator)
     monkeypatch.setattr("detection.tasks.segmentation.most_foreground", lambda _, limit: limit)
-    task, batch = tiny_task(root, neck, task=kind)
+    task, batch = tiny_task(root, neck, task=kind, **changes)
     with process_group("cpu", timeout_s=60) as world:
         step = make_step(task, batch, world)
         with WaitSpotter() as spotter:

@@ -72,6 +72,31 @@ def tiny_config(
     return config
 
 
+TODAYS = {
+    "backbone": {"kind": "resnet18", "norm": "batch", "frozen_stages": 0},
+    "neck": {"kind": "fpn", "channels": 32, "norm": "batch"},
+    "rpn": {
+        "num_convs": 2,
+        "anchor_sizes": [16, 32, 64, 96, 128],
+        "num_samples": 64,
+        "pre_nms_topk_train": 20,
+        "post_nms_topk_train": 8,
+    },
+    # more samples than proposals: some are not valid
+    "roi": {
+        "num_samples": 32,
+        "hidden_dim": 32,
+        "num_convs": 2,
+        "conv_dim": 16,
+        "num_fcs": 1,
+        "norm": "batch",
+        "fc_init": "caffe2_xavier",
+    },
+    "mask": {"num_convs": 2, "hidden_dim": 16, "norm": "batch"},
+}
+"""Model with the layers of today's recipe in neck and heads, and batch norm."""
+
+
 def tiny_task(
     root: Path, neck: str, *, task: str = "detection", **changes: Any
 ) -> tuple[DetectionTask, DetectionBatch]:
