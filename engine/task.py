@@ -20,8 +20,8 @@ class Batch(Protocol):
         """Image ids, (B,) int64, on the CPU or the device."""
         ...
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
-        """Return the batch with every tensor on `device`."""
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch with every tensor on `device`; what is encoded is decoded there."""
         ...
 
     def pin_memory(self) -> Self:

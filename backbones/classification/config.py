@@ -35,6 +35,8 @@ NetworkKind = Literal[
 ]
 
 
+DecodePlace = Literal["workers", "device"]
+
 CIFAR_SIDE = 32
 """Height and width of CIFAR's images."""
 
@@ -54,6 +56,11 @@ class DataConfig(Config):
     """cifar: number of training images held out for validation, instead of the test images."""
     on_bad_image: BadInputPolicy = "error"
     """folder: stop at an image that cannot be decoded, or skip and count it."""
+    decode: DecodePlace = "workers"
+    """folder: where training images are decoded, cropped and augmented. device: a batch at a time,
+    on a GPU by nvJPEG (package torchcodec); the workers only read the files. They still decode what
+    is not a plain JPEG (turned by EXIF data, CMYK, PNG, ...), and validation images. A damaged
+    JPEG that has its end stops the run."""
 
 
 class AugmentConfig(CropConfig):

@@ -8,7 +8,6 @@ because reading an object changes its reference count.
 import difflib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,16 @@ import numpy as np
 import torch
 
 from backbones.bad_images import bad_image_error
-from backbones.bitmaps import BITMAP_SUFFIX, as_bitmap
-from backbones.classification.config import ClassificationConfig
+from backbones.classification.config import ClassificationConfig, DecodePlace
+from backbones.classification.encoded import (
+    EncodedBatch,
+    EncodedSample,
+    encode_sample,
+    encoded_batch,
+)
 from backbones.classification.structures import ClassificationBatch
-from backbones.classification.transforms import EvaluationTransform, TrainingTransform
+from backbones.classification.transforms import EvaluationTransform, TrainingTransform, augment
+from backbones.device_jpeg import require_decoder
 from backbones.images import (
     SUFFIXES,
     BadImageError,
@@ -33,7 +38,7 @@ from backbones.images import (
 )
 from engine.checksum import digest_of
 from engine.errors import UserError
-from engine.paths import is_folder, open_file
+from engine.paths import is_folder
 from engine.schema import BadInputPolicy
 
 NAMES_SHOWN = 10  # class names listed in a note
@@ -68,10 +73,11 @@ class FolderDataset:
         class_names: the training classes, for a validation split; a class without images gives a
             note. None (training) takes the folder names, sorted; each must contain an image.
         on_bad_image: stop the run at an image that cannot be decoded, or skip it.
+        decode: `data.decode`; of use to training images.
 
     Raises:
         UserError: the folder is missing, or has no classes or no images; a class has no images, or
-            is not a training class.
+            is not a training class; the images are decoded on the device without torchcodec.
     """
 
     def __init__(
@@ -81,7 +87,11 @@ class FolderDataset:
         transform: TrainingTransform | EvaluationTransform,
         class_names: Sequence[str] | None = None,
         on_bad_image: BadInputPolicy = "error",
+        decode: DecodePlace = "workers",
     ) -> None:
+        if decode == "device":
+            require_decoder()
+        self._decode = decode
         self._folder = folder
         self._transform = transform
         self._on_bad_image = on_bad_image
@@ -130,6 +140,7 @@ class FolderDataset:
             _split_folder(config, "train"),
             transform=TrainingTransform(config.augment),
             on_bad_image=config.data.on_bad_image,
+            decode=config.data.decode,
         )
 
     @classmethod
@@ -162,36 +173,37 @@ class FolderDataset:
         name = self.class_names[self._labels[index]]
         return f"{name}/{os.fsdecode(self._paths[index])}"
 
-    def load(self, index: int, seed: int, batch_shape: None = None) -> ClassificationSample:
+    def load(
+        self, index: int, seed: int, batch_shape: None = None
+    ) -> ClassificationSample | EncodedSample:
         """Read image `index`; all random choices depend only on `seed`.
 
         Raises:
             UserError: the image is missing, or it is bad and `on_bad_image` is error.
             SkippedSampleError: the image is bad and `on_bad_image` is skip.
         """
-        path = self._folder / self.file_name(index)
+        path, label = self._folder / self.file_name(index), int(self._labels[index])
+        transform = self._transform
         try:
-            pixels = self._read(path, seed)
+            if isinstance(transform, EvaluationTransform):
+                pixels = transform(read_file(path), path, seed=seed)
+            elif self._decode == "device":
+                return encode_sample(path, transform, label=label, image_id=index, seed=seed)
+            else:
+                pixels = augment(*transform.crop_file(path, seed=seed))
         except BadImageError as error:
             raise bad_image_error(error, self._on_bad_image) from error
-        return ClassificationSample(pixels, int(self._labels[index]), image_id=index, seed=seed)
-
-    def _read(self, path: Path, seed: int) -> np.ndarray:
-        """Return the network input; of an uncompressed copy, training reads only the crop."""
-        if isinstance(self._transform, TrainingTransform) and path.suffix == BITMAP_SUFFIX:
-            with suppress(UserError), open_file(path) as file:  # read_file says what is wrong
-                bitmap = as_bitmap(file)
-                if bitmap is not None:
-                    return self._transform.of_bitmap(bitmap, seed=seed)
-        return self._transform(read_file(path), path, seed=seed)
+        return ClassificationSample(pixels, label, image_id=index, seed=seed)
 
     def batch_shape(self, sample_keys: Sequence[tuple[int, int]]) -> None:
         """Return None: all images of a group have one shape."""
 
     def collate(
-        self, samples: Sequence[ClassificationSample], batch_shape: Any = None
-    ) -> ClassificationBatch:
+        self, samples: Sequence[Any], batch_shape: Any = None
+    ) -> ClassificationBatch | EncodedBatch:
         """Make a batch of at least one sample, all of one shape; pixels are channels last."""
+        if isinstance(samples[0], EncodedSample):
+            return encoded_batch(samples)
         pixels = np.stack([sample.pixels for sample in samples])
         return ClassificationBatch(
             pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),

@@ -3,6 +3,7 @@
 H, W height and width; all images are (H, W, 3) uint8 RGB.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from backbones.bitmaps import Bitmap
+from backbones.bitmaps import BITMAP_SUFFIX, Bitmap, as_bitmap
 from backbones.classification.config import AugmentConfig, EvaluationConfig
 from backbones.classification.operations import (
     Operation,
@@ -19,7 +20,9 @@ from backbones.classification.operations import (
     operation_ranges,
 )
 from backbones.config import CropConfig
-from backbones.images import REDUCTIONS, decode, image_size, resize_pixels
+from backbones.images import REDUCTIONS, decode, image_size, read_file, resize_pixels
+from engine.errors import UserError
+from engine.paths import open_file
 
 # Principal components of the RGB values of ImageNet's training images on the scale 0..1: variances,
 # and axes as columns. AlexNet (2012), section 4.1; values from facebookarchive/fb.resnet.torch.
@@ -190,6 +193,8 @@ class TrainingTransform:
     """
 
     def __init__(self, config: AugmentConfig) -> None:
+        self.side = config.crop
+        """Height and width of the result."""
         self._config = config
         self._auto: RandomOperations | None = None
         if config.auto != "none":
@@ -200,7 +205,11 @@ class TrainingTransform:
             )
 
     def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return the network input, (crop, crop, 3) uint8 RGB.
+        """Return the network input, (crop, crop, 3) uint8 RGB; see `crop`."""
+        return augment(*self.crop(data, path, seed=seed))
+
+    def crop(self, data: bytes, path: Path, *, seed: int) -> tuple[np.ndarray, TrainingChoices]:
+        """Return the random crop (crop, crop, 3) uint8 RGB, and the choices for it.
 
         Args:
             data: the bytes of an image file.
@@ -210,7 +219,6 @@ class TrainingTransform:
         Raises:
             BadImageError: the data are not an image, or its end is missing.
         """
-        crop = self._config.crop
         size, reduction = image_size(data), 1
         if size is None:
             pixels = decode(data, path)
@@ -218,18 +226,30 @@ class TrainingTransform:
         else:
             # Sampling the window before decoding shows at how small a size the JPEG can be decoded.
             choices = self.sample(size, seed=seed)
-            reduction = largest_reduction(choices.window, crop)
+            reduction = largest_reduction(choices.window, self.side)
             pixels = decode(data, path, reduction=reduction)
-        pixels = crop_and_resize(pixels, choices.window, crop, reduction=reduction)
-        return augment(pixels, choices)
+        return crop_and_resize(pixels, choices.window, self.side, reduction=reduction), choices
 
-    def of_bitmap(self, bitmap: Bitmap, *, seed: int) -> np.ndarray:
-        """Return what a call with the whole file returns; reads only the crop's rows."""
-        crop = self._config.crop
+    def crop_file(self, path: Path, *, seed: int) -> tuple[np.ndarray, TrainingChoices]:
+        """Return `crop` of a file; of an uncompressed copy, only the crop's rows are read.
+
+        Raises:
+            UserError: there is no such file, or it cannot be opened.
+            BadImageError: as for `crop`.
+        """
+        if path.suffix == BITMAP_SUFFIX:
+            with suppress(UserError), open_file(path) as file:  # read_file says what is wrong
+                bitmap = as_bitmap(file)
+                if bitmap is not None:
+                    return self.crop_bitmap(bitmap, seed=seed)
+        return self.crop(read_file(path), path, seed=seed)
+
+    def crop_bitmap(self, bitmap: Bitmap, *, seed: int) -> tuple[np.ndarray, TrainingChoices]:
+        """Return what `crop` returns for the whole file; reads only the crop's rows."""
         choices = self.sample(bitmap.size, seed=seed)
         stored = bitmap.read_bgr(*whole_pixels(choices.window, bitmap.size))
-        pixels = cv2.cvtColor(resize_pixels(stored, (crop, crop)), cv2.COLOR_BGR2RGB)
-        return augment(pixels, choices)
+        resized = resize_pixels(stored, (self.side, self.side))
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), choices
 
     def sample(self, size: tuple[int, int], *, seed: int) -> TrainingChoices:
         """Return all random choices for an image of `size` (height, width)."""

@@ -16,6 +16,7 @@ from backbones.classification.config import (
     EvaluationConfig,
 )
 from backbones.classification.folder import FolderDataset
+from backbones.classification.structures import ClassificationBatch
 from backbones.images import BadImageError, read_image, resize_pixels
 from engine.errors import SkippedSampleError, UserError
 from engine.loader import evaluation_batches
@@ -106,6 +107,7 @@ def test_collate_makes_a_batch(root: Path) -> None:
     assert as_engine_sees_it.batch_shape([(0, 1), (1, 2)]) is None
     pairs = [(1, 2**61), (4, 3)]
     batch = data.collate([data.load(*pair) for pair in pairs])
+    assert isinstance(batch, ClassificationBatch)
     assert batch.pixels.shape == (2, 3, 24, 24)
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.tolist() == [0, 2]
@@ -279,6 +281,7 @@ def test_real_images(data_dir: Path) -> None:
     assert train.class_names[0] == "n01440764"
     assert train.file_name(0).startswith("n01440764/ILSVRC2012_val_")
     batch = train.collate([train.load(index, index) for index in range(0, 7000, 700)])
+    assert isinstance(batch, ClassificationBatch)
     assert batch.pixels.shape == (10, 3, 224, 224)
     assert batch.labels.tolist() == list(range(10))
     assert 80 < batch.pixels.float().mean() < 150

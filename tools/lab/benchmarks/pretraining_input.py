@@ -4,13 +4,14 @@ The full-size files are those of imagenette128, enlarged to 500 x 375, about Ima
 Files are in memory after the first round, so that no disk is measured. Rates are medians.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import cv2
 
-from backbones.classification.config import SCHEMAS, ClassificationConfig
+from backbones.classification.config import SCHEMAS, ClassificationConfig, DecodePlace
 from backbones.classification.folder import FolderDataset
 from backbones.classification.packing import PackSettings, pack_images
 from backbones.classification.transforms import TrainingTransform
@@ -56,28 +57,42 @@ def pretraining_input(settings: Settings) -> list[Row]:
             on_bad_image="error",
             log=RunLog(None, is_main=False),
         )
+    rows = []
     with one_thread():
-        return [
-            _row(recipe, kind, folder, full, settings)
-            for recipe in RECIPES
-            for kind, folder in copies.items()
-        ]
+        for recipe in RECIPES:
+            whole = _dataset(full, recipe)
+            for kind, folder in copies.items():
+                rows.append(_row(recipe, kind, folder, whole, settings))
+            encoded = _dataset(full, recipe, decode="device")
+            name = f"{recipe}: data.decode=device (reading alone) against workers, full size"
+            rows.append(_compared(name, encoded, whole, settings))
+    return rows
 
 
-def _row(recipe: str, kind: PackSettings, folder: Path, full: Path, settings: Settings) -> Row:
-    packed, whole = _dataset(folder, recipe), _dataset(full, recipe)
-    taken = compare(
-        partial(_read, packed), partial(_read, whole), rounds=settings.rounds, log=settings.log
-    )
-    ours, peer = (len(packed) / median(each) for each in (taken.ours, taken.peer))
+def _row(
+    recipe: str, kind: PackSettings, folder: Path, whole: FolderDataset, settings: Settings
+) -> Row:
     is_raw = kind.quality is None
-    return Row(
+    row = _compared(
         f"{recipe}: {'raw' if is_raw else 'JPEG'} {kind.short_side} against full size",
-        taken.ratio,
-        aim=AIM if is_raw and (recipe, kind.short_side) in AIMED_AT else None,
-        detail=f"{ours:.0f} and {peer:.0f} images/s; {taken}; {_kilobytes(folder):.1f} and "
-        f"{_kilobytes(full):.1f} kB a file",
+        _dataset(folder, recipe),
+        whole,
+        settings,
     )
+    return replace(
+        row,
+        aim=AIM if is_raw and (recipe, kind.short_side) in AIMED_AT else None,
+        detail=f"{row.detail}; {_kilobytes(folder):.1f} kB a file",
+    )
+
+
+def _compared(name: str, data: FolderDataset, peer: FolderDataset, settings: Settings) -> Row:
+    taken = compare(
+        partial(_read, data), partial(_read, peer), rounds=settings.rounds, log=settings.log
+    )
+    rates = (len(data) / median(each) for each in (taken.ours, taken.peer))
+    detail = " and ".join(f"{rate:.0f}" for rate in rates)
+    return Row(name, taken.ratio, detail=f"{detail} images/s; {taken}")
 
 
 def _write_enlarged(source: Path, target: Path, *, count: int) -> None:
@@ -89,12 +104,12 @@ def _write_enlarged(source: Path, target: Path, *, count: int) -> None:
         cv2.imwrite(str(path), enlarged[..., ::-1])  # OpenCV's quality is 95
 
 
-def _dataset(folder: Path, recipe: str) -> FolderDataset:
+def _dataset(folder: Path, recipe: str, *, decode: DecodePlace = "workers") -> FolderDataset:
     name, crop = RECIPES[recipe]
     path = REPOSITORY / "configs/backbones" / name
     config = load_config(path, [f"augment.crop={crop}"], schemas=SCHEMAS)
     assert isinstance(config, ClassificationConfig)
-    return FolderDataset(folder, transform=TrainingTransform(config.augment))
+    return FolderDataset(folder, transform=TrainingTransform(config.augment), decode=decode)
 
 
 def _read(data: FolderDataset) -> None:

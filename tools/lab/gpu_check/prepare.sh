@@ -13,5 +13,5 @@ python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$2" -
   --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
   --platform manylinux1_x86_64 --platform any -d .gpu/wheels albumentations==2.0.8 albucore==0.0.24 \
   simsimd stringzilla msgspec pycocotools pydantic==2.14.4 pydantic_core==2.50.5 annotated-types \
-  typing-inspection typing_extensions hotcoco hypothesis
+  typing-inspection typing_extensions hotcoco hypothesis torchcodec
 du -sm .gpu

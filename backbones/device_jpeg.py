@@ -1,0 +1,64 @@
+"""JPEG decoding on a device: with nvJPEG on a GPU, by the optional package torchcodec."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.images import BadImageError
+from engine.errors import UserError
+
+
+def require_decoder() -> Any:
+    """Return the module `torchcodec.decoders`.
+
+    Raises:
+        UserError: torchcodec is not installed, decodes no images, or does not fit this torch.
+    """
+    try:
+        decoders = import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            "decoding on the device: expected the package torchcodec, from 0.16 on "
+            f"(pip install 'resdet[fast]'), got: {reason}"
+        ) from error
+    if not hasattr(decoders, "decode_jpeg"):
+        raise UserError(
+            "decoding on the device: expected torchcodec from 0.16 on, got an older one"
+        )
+    return decoders
+
+
+def decode_jpegs(
+    files: Sequence[Tensor], names: Sequence[str], device: torch.device
+) -> list[Tensor]:
+    """Return the images (3, H, W) uint8 RGB on `device`, each of its own size.
+
+    Args:
+        files: the bytes of each file, (N,) uint8 on the CPU, for which `jpeg.is_plain` holds.
+        names: of the files, for errors.
+        device: where the images are decoded.
+
+    Raises:
+        UserError: see `require_decoder`.
+        BadImageError: an image cannot be decoded.
+    """
+    decode = require_decoder().decode_jpeg
+    if not files:
+        return []
+    try:
+        images: list[Tensor] = decode(list(files), device=device)
+    except RuntimeError as error:
+        for file, name in zip(files, names, strict=True):  # which one was it?
+            try:
+                decode(file, device=device)
+            except RuntimeError as reason:
+                raise BadImageError(
+                    f"{name}: expected a JPEG that can be decoded on {device}, got "
+                    f"{str(reason).strip().splitlines()[0]}; data.decode=workers skips bad images"
+                ) from reason
+        raise UserError(f"decoding on {device}: {error}") from error
+    return images
