@@ -114,7 +114,7 @@ def test_table_of_keys_gives_their_defaults() -> None:
 
 def test_keys_in_the_text_exist() -> None:
     for key in re.findall(KEY, ALL_TEXT):
-        if key in ("data.download", "data.root"):
+        if key in ("data.decode", "data.download", "data.root"):
             default_of(key, schema=ClassificationConfig)
         elif key == "data.demo.root":  # data.demo is null by default
             assert "root" in DemoConfig.model_fields

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from math import atan, degrees
-from typing import Any
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
@@ -44,8 +44,7 @@ def operation_ranges(kind: str, *, side: int) -> OperationRanges:
     return OperationRanges(shear=0.3, translate=150 / 331 * side, rotate=30, color=0.9, bits=4)
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """An operation of `OPERATIONS` and its value, in the unit of its field of `OperationRanges`."""
 
     name: str
@@ -103,21 +102,65 @@ def _operation(name: str, value: float, shape: tuple[int, ...]) -> Callable[...,
     takes as long as many of the operations.
     """
     transform = OPERATIONS[name][1](value)
-    parameters = transform.get_params() | {"shape": shape}
+    if isinstance(transform, A.Affine):  # its method compares the matrix with the identity anew
+        matrix = _matrix(transform, shape)
+        is_identity = np.array_equal(matrix, np.eye(2, 3))
+        return A.NoOp(p=1.0).apply if is_identity else _warp(matrix, shape)
+    apply: Callable[..., np.ndarray] = partial(transform.apply, **_parameters(transform, shape))
+    return apply
+
+
+@cache
+def affine_matrix(name: str, value: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the (2, 3) float64 matrix of an affine operation, for images of one shape.
+
+    It takes the (x, y, 1) of a pixel's centre, (0, 0, 1) for the first pixel, to the place in the
+    result. A matrix close to the identity is returned as exactly the identity. The array is
+    cached: do not change it.
+    """
+    return _matrix(OPERATIONS[name][1](value), shape)
+
+
+@cache
+def color_table(name: str, value: float) -> np.ndarray:
+    """Return the (256,) uint8 table of an operation that changes each colour value by itself.
+
+    name: brightness, posterize or solarize. The array is cached: do not change it.
+    """
+    ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    table: np.ndarray = _operation(name, value, ramp.shape)(ramp)[:, 0, 0]
+    return table
+
+
+def sharpness_kernel(value: float) -> np.ndarray:
+    """Return the (3, 3) float64 filter: image + value * (image - smoothed), with Pillow's SMOOTH.
+
+    value: above 0 sharpens, below 0 smooths.
+    """
+    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    kernel = -value * smooth
+    kernel[1, 1] += 1 + value  # the image itself: a kernel of 1 at the centre
+    return kernel
+
+
+def _parameters(transform: A.BasicTransform, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the parameters of a transform whose ranges are single values."""
+    parameters: dict[str, Any] = transform.get_params() | {"shape": shape}
     # no operation looks at the pixels for its parameters
     image = {"image": np.zeros(shape, np.uint8)}
     parameters |= transform.get_params_dependent_on_data(parameters, image)
-    apply: Callable[..., np.ndarray] = partial(transform.apply, **parameters)
-    if isinstance(transform, A.Affine):  # its method compares the matrix with the identity anew
-        matrix = parameters["matrix"]
-        is_identity = np.allclose(matrix, np.eye(3))
-        apply = A.NoOp(p=1.0).apply if is_identity else _warp(matrix, shape)
-    return apply
+    return parameters
+
+
+def _matrix(transform: A.Affine, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the (2, 3) matrix; exactly the identity if it is close to it."""
+    matrix: np.ndarray = _parameters(transform, shape)["matrix"]
+    return np.eye(2, 3) if np.allclose(matrix, np.eye(3)) else matrix[:2]
 
 
 def _warp(matrix: np.ndarray, shape: tuple[int, ...]) -> Callable[..., np.ndarray]:
     """Return an affine transform for images of one shape: bilinear, black outside the image."""
-    return partial(cv2.warpAffine, M=matrix[:2], dsize=shape[1::-1])
+    return partial(cv2.warpAffine, M=matrix, dsize=shape[1::-1])
 
 
 def _affine(**changes: Any) -> A.Affine:
@@ -142,13 +185,8 @@ def _color(name: str, value: float) -> A.ColorJitter:
 
 
 def _sharpness(value: float) -> A.Lambda:
-    """Sharpen (value above 0) or smooth (below 0) with Pillow's SMOOTH filter.
-
-    The result is image + value * (image - smoothed). A.Sharpen cannot smooth.
-    """
-    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    kernel = -value * smooth
-    kernel[1, 1] += 1 + value  # the image itself: a kernel of 1 at the centre
+    """Sharpen or smooth with `sharpness_kernel`. A.Sharpen cannot smooth."""
+    kernel = sharpness_kernel(value)
 
     def sharpen(pixels: np.ndarray, **_: Any) -> np.ndarray:
         sharpened: np.ndarray = cv2.filter2D(pixels, -1, kernel)
