@@ -313,13 +313,15 @@ def shorten_studies(site: Path) -> None:
     parts += [(scale, CIFAR) for scale in values["cifar_degradation"].values()]
     for scale in values["residual_backbone"].values():
         parts += [(scale["pretraining"], CLASSIFIER), (scale["detection"], DETECTOR)]
-    parts += [(scale["training"], DETECTOR) for scale in values["detector_additions"].values()]
+    for study in repro.VARIANTS:
+        scales = values[study.replace("-", "_")].values()
+        parts += [(scale["training"], DETECTOR) for scale in scales]
     for part, overrides in parts:
         demo = DEMO if "data.demo.root" in part.get("data", {}) else ()
         # a new list: the file has aliases
         part["overrides"] = [*part.get("overrides", []), *overrides, *demo]
     (site / "configs").mkdir()
-    for folder in ("backbones", "detection"):
+    for folder in ("backbones", "detection", "segmentation"):
         (site / "configs" / folder).symlink_to(REPOSITORY / "configs" / folder)
     (site / "configs" / "repro.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
@@ -358,7 +360,7 @@ def test_studies_of_detectors_run_on_miniatures(
     site: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo is drawn by the command; the other data sets are miniatures."""
-    assert len(DETECTOR_STUDIES) == 3
+    assert len(DETECTOR_STUDIES) == 5
     write_imagenet(site / "data" / "imagenette128")
     write_bccd(site / "data" / "bccd")
     run_studies(site, call, DETECTOR_STUDIES, "--seeds", "0", "1", monkeypatch=monkeypatch)

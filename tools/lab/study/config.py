@@ -15,7 +15,7 @@ from tools.lab.study.expectations import BoundConfig, check_names
 
 
 class FigureConfig(Config):
-    """A table or figure of the paper, and the commands that reproduce it."""
+    """A table or figure of the paper, or a later result, and the commands that reproduce it."""
 
     what: str
     """Number of the table or figure, and what it shows."""
@@ -24,7 +24,7 @@ class FigureConfig(Config):
     cost: str
     """Time on one GPU: measured, or an estimate with its arithmetic."""
     expected: str
-    """Numbers of the paper."""
+    """Numbers of the paper, or what is expected in small."""
     tolerance: str
     """Allowed distance from the paper's numbers."""
 
@@ -228,7 +228,7 @@ class ReproConfig(Config):
     """The content of configs/repro.yaml."""
 
     figures: tuple[FigureConfig, ...]
-    """Every table and figure of the paper."""
+    """Every table and figure of the paper, then later results."""
     cifar_degradation: dict[str, ScaleConfig]
     """Scales of the study of plain and residual networks on CIFAR-10, by name."""
     residual_backbone: dict[str, BackboneStudyConfig]

@@ -304,15 +304,18 @@ def _markdown(report: VariantsReport, plan: VariantsPlan, *, command: str) -> st
     lines += verdict_lines(report.verdicts)
     images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
     count = f" ({images.pop()})" if images else ""
+    ensembles = [
+        "An ensemble joins the detectors of all seeds, and has one number. Its difference is that to",
+        "the mean of the single detectors.",
+    ]
     lines += [
         f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
         f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
-        "and standard deviation over seeds. An ensemble joins the detectors of all seeds, and has",
-        "one number.",
+        "and standard deviation over seeds.",
+        *(ensembles if any(row.is_ensemble for row in plan.rows) else []),
         "",
         "Each row adds to the test-time settings of the one named in its column. A difference is",
-        f"that of the mean {report.compared} over seeds; of an ensemble, its {report.compared}",
-        "minus the mean of the single detectors'.",
+        f"that of the mean {report.compared} over seeds.",
         *RESAMPLING,
         "img/s: images per second of an evaluation, scoring included.",
         "",
