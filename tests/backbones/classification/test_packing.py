@@ -151,7 +151,8 @@ def test_a_cut_line_of_the_manifest_is_dropped(source: Path) -> None:
     assert len(manifest.read_text().splitlines()) == 5
 
 
-def test_a_killed_copy_is_continued(source: Path) -> None:
+@pytest.mark.parametrize("settings", [SMALL, RAW], ids=["JPEG", "raw"])
+def test_a_killed_copy_is_continued(source: Path, settings: PackSettings) -> None:
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -163,16 +164,16 @@ def test_a_killed_copy_is_continued(source: Path) -> None:
         "        os._exit(9)\n"
         "    write(path, content)\n"
         "packing._write = dying\n"
-        "packing.pack_images(Path(sys.argv[1]), Path(sys.argv[2]), packing.PackSettings(40, 90),\n"
+        f"packing.pack_images(Path(sys.argv[1]), Path(sys.argv[2]), packing.{settings},\n"
         "    workers=0, on_bad_image='error', log=RunLog(None, is_main=True))\n"
     )
     out = source.parent / "out"
     done = subprocess.run([sys.executable, "-c", script, str(source), str(out)], check=False)
     assert done.returncode == 9
-    report = pack(source)
+    report = pack(source, settings)
     assert (report.packed, report.kept) == (2, 2)
     whole = contents(out)
-    pack(source, name="other")
+    pack(source, settings, name="other")
     assert contents(source.parent / "other") == whole
 
 

@@ -302,26 +302,8 @@ def _markdown(report: VariantsReport, plan: VariantsPlan, *, command: str) -> st
     lines = [f"# {report.scale.title}", ""]
     lines += [markdown_table(report.headings, report.cells()), ""]
     lines += verdict_lines(report.verdicts)
-    images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
-    count = f" ({images.pop()})" if images else ""
-    ensembles = [
-        "An ensemble joins the detectors of all seeds, and has one number. Its difference is that to",
-        "the mean of the single detectors.",
-    ]
-    lines += [
-        f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
-        f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
-        "and standard deviation over seeds.",
-        *(ensembles if any(row.is_ensemble for row in plan.rows) else []),
-        "",
-        "Each row adds to the test-time settings of the one named in its column. A difference is",
-        f"that of the mean {report.compared} over seeds.",
-        *RESAMPLING,
-        "img/s: images per second of an evaluation, scoring included.",
-        "",
-        "The same differences for each seed alone:",
-        "",
-    ]
+    lines += _notes(report, plan)
+    lines += ["", "The same differences for each seed alone:", ""]
     headings = ("detector", *(f"seed {seed}" for seed in report.seeds))
     steps = []
     for row in report.rows:
@@ -332,14 +314,31 @@ def _markdown(report: VariantsReport, plan: VariantsPlan, *, command: str) -> st
     lines += ["Test-time settings of each row:", ""]
     lines += [f"- {row.name}: {_settings(row)}" for row in plan.rows]
     training = report.scale.training
-    changes = " ".join(f"`{each}`" for each in training.overrides)
+    changes = _quoted(training.overrides)
     lines += ["", f"Settings of each training, besides {training.config} with {changes}:", ""]
-    lines += [
-        f"- {network}: {' '.join(f'`{each}`' for each in own) or 'none'}"
-        for network, own in report.scale.networks.items()
+    lines += [f"- {name}: {_quoted(own)}" for name, own in report.scale.networks.items()]
+    return "\n".join([*lines, "", origins_table(plan.trainings), ""])
+
+
+def _notes(report: VariantsReport, plan: VariantsPlan) -> list[str]:
+    """Return the lines below the table that say what its numbers are."""
+    images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
+    count = f" ({images.pop()})" if images else ""
+    ensembles = [
+        "An ensemble joins the detectors of all seeds, and has one number. Its difference is to",
+        "the mean of the single detectors.",
     ]
-    lines += [""]
-    return "\n".join([*lines, origins_table(plan.trainings), ""])
+    return [
+        f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
+        f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
+        "and standard deviation over seeds.",
+        *(ensembles if any(row.is_ensemble for row in plan.rows) else []),
+        "",
+        "Each row adds to the test-time settings of the one named in its column. A difference is",
+        f"that of the mean {report.compared} over seeds.",
+        *RESAMPLING,
+        "img/s: images per second of an evaluation, scoring included.",
+    ]
 
 
 def _settings(row: PlannedRow) -> str:
@@ -351,4 +350,9 @@ def _settings(row: PlannedRow) -> str:
         if row.is_ensemble
         else [scoring.runs[0].name.rsplit("-seed", 1)[0]]
     )
-    return " ".join([*names, *(f"`{each}`" for each in own)])
+    return " ".join([*names, *([_quoted(own)] if own else [])])
+
+
+def _quoted(overrides: Sequence[str]) -> str:
+    """Return overrides as code, or "none"."""
+    return " ".join(f"`{each}`" for each in overrides) or "none"
