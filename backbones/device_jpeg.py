@@ -20,10 +20,9 @@ def require_decoder() -> Any:
     try:
         decoders = import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
             "decoding on the device: expected the package torchcodec, from 0.16 on "
-            f"(pip install 'resdet[fast]'), got: {reason}"
+            f"(pip install 'resdet[fast]'), got: {_first_line(error)}"
         ) from error
     if not hasattr(decoders, "decode_jpeg"):
         raise UserError(
@@ -58,7 +57,11 @@ def decode_jpegs(
             except RuntimeError as reason:
                 raise BadImageError(
                     f"{name}: expected a JPEG that can be decoded on {device}, got "
-                    f"{str(reason).strip().splitlines()[0]}; data.decode=workers skips bad images"
+                    f"{_first_line(reason)}; data.decode=workers can skip bad images"
                 ) from reason
-        raise UserError(f"decoding on {device}: {error}") from error
+        raise UserError(f"decoding a batch on {device}: {_first_line(error)}") from error
     return images
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

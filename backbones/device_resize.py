@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_CHUNK = 32
-"""Images whose weights are computed at once."""
+_CHUNK = 8
+"""Images whose weights are computed at once: some 1 GB if one of them has a side of 4000 pixels."""
 
 
 def crop_and_resize(

@@ -15,7 +15,7 @@ from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import TrainingChoices, TrainingTransform, whole_pixels
 from backbones.device_jpeg import decode_jpegs
 from backbones.device_resize import crop_and_resize
-from backbones.images import read_file
+from backbones.images import MAX_PIXELS, read_file
 from backbones.jpeg import is_plain, jpeg_size
 
 
@@ -109,7 +109,7 @@ def encode_sample(
     side = transform.side
     data = b"" if path.suffix == BITMAP_SUFFIX else read_file(path)
     size = jpeg_size(data) if is_plain(data) else None
-    if size is not None:
+    if size is not None and 0 < size[0] * size[1] <= MAX_PIXELS:
         choices, pixels = transform.sample(size, seed=seed), np.zeros((0, side, side, 3), np.uint8)
     else:
         data, size = b"", (0, 0)

@@ -159,6 +159,20 @@ def test_a_run_decodes_on_the_device(root: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_an_image_too_large_to_decode_is_refused_by_the_worker(tmp_path: Path) -> None:
+    data = bytearray(encoded(smooth_image(60, 60)))
+    frame = data.index(b"\xff\xc0") + 5
+    data[frame : frame + 4] = (60_000).to_bytes(2, "big") * 2
+    path = tmp_path / "a" / "large.jpg"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    dataset = FolderDataset(
+        tmp_path, transform=TrainingTransform(AugmentConfig(crop=CROP)), decode="device"
+    )
+    with pytest.raises(BadImageError, match=r"large\.jpg: expected at most \d+ pixels"):
+        dataset.load(0, 0)
+
+
 def test_a_damaged_file_ends_the_run_with_its_name(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "train" / "a"
     copy.mkdir(parents=True)
