@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from detection.data.box_checks import MIN_SIDE
 from detection.data.masks import Rectangle, TightMask
 
 
@@ -31,16 +32,44 @@ class Objects:
         return Objects(self.boxes[keep], self.labels[keep], self.is_crowd[keep], masks)
 
     def fitted(self) -> "Objects":
-        """Return the objects with the boxes around their masks, without those of empty masks.
+        """Return the objects with boxes that exceed their masks by at most a pixel.
 
-        Objects without a mask keep their boxes.
+        A box is not moved to the edge of its mask, which has whole pixels: small objects would lose
+        a large part of their size. Objects with empty masks are dropped; those without a mask keep
+        their boxes.
         """
+        around = self._boxes_around_masks()
+        low = np.maximum(self.boxes[:, :2], around[:, :2] - 1)
+        high = np.minimum(self.boxes[:, 2:], around[:, 2:] + 1)
+        return self._with_boxes(np.concatenate([low, high], axis=1))
+
+    def covered(self, masks: tuple[TightMask | None, ...]) -> "Objects":
+        """Return the objects with masks that lost pixels: a box loses what its mask loses.
+
+        Objects of which nothing is left are dropped.
+        """
+        rest = replace(self, masks=masks)
+        before, after = self._boxes_around_masks(), rest._boxes_around_masks()
+        return rest._with_boxes(np.where(after == before, self.boxes, after))
+
+    def _boxes_around_masks(self) -> np.ndarray:
+        """Return (N, 4) float32; of an object without a mask its box."""
         boxes = self.boxes.copy()
         for box, mask in zip(boxes, self.masks, strict=True):
             if mask is not None:
                 box[:] = mask.rectangle.xyxy
-        keep = np.array([mask is None or mask.pixels.size > 0 for mask in self.masks], np.bool_)
-        return replace(self, boxes=boxes).take(keep)
+        return boxes
+
+    def _with_boxes(self, boxes: np.ndarray) -> "Objects":
+        """Return the objects with other boxes (N, 4), without those of empty masks.
+
+        Along an axis where nothing of a box is left (box and mask disagree), it is its mask's.
+        """
+        low, high = boxes[:, :2], boxes[:, 2:]
+        is_empty = np.tile(high - low < MIN_SIDE, 2)
+        boxes = np.where(is_empty, self._boxes_around_masks(), boxes)
+        keep = [mask is None or mask.pixels.size > 0 for mask in self.masks]
+        return replace(self, boxes=boxes).take(np.array(keep, np.bool_))
 
     @property
     def rectangle(self) -> Rectangle:
@@ -55,8 +84,8 @@ def paste(pixels: np.ndarray, objects: Objects, *, pasted: Objects, patch: np.nd
     """Paste objects of a second image over a first one, and return the objects of the result.
 
     Pixels under the union of the pasted masks come from the second image. The first image's masks
-    lose these pixels, and their boxes are those around what is left; an object is dropped if
-    nothing is left. Regions to ignore of the first image stay as they are. Pasted objects are last.
+    lose these pixels, and their boxes with them; an object is dropped if nothing is left. Regions
+    to ignore of the first image stay as they are. Pasted objects are last.
 
     Args:
         pixels: (S, S, 3) uint8, the first image; changed in place.
@@ -71,7 +100,7 @@ def paste(pixels: np.ndarray, objects: Objects, *, pasted: Objects, patch: np.nd
         union[mask.rectangle.shifted(-frame.top, -frame.left).slices] |= mask.pixels
     cv2.copyTo(patch, union.view(np.uint8), pixels[frame.slices])
     left_over = [mask and _without(mask, union, frame=frame) for mask in objects.masks]
-    rest = replace(objects, masks=tuple(left_over)).fitted()
+    rest = objects.covered(tuple(left_over))
     return Objects(
         np.concatenate([rest.boxes, pasted.boxes]),
         np.concatenate([rest.labels, pasted.labels]),

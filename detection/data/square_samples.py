@@ -26,8 +26,8 @@ ReadImage = Callable[[int, int], np.ndarray]
 class SquareSamples:
     """Reads training images as squares; each depends on its index and its seed alone.
 
-    Without masks, boxes are clipped to the square. With masks, or to paste objects, they are the
-    boxes around the masks inside the square. Objects of which nothing is left are dropped.
+    Boxes are clipped to the square. With masks, or to paste objects, they exceed the masks inside
+    the square by at most a pixel. Objects of which nothing is left are dropped.
 
     Args:
         config: its `large_scale_jitter` must be set.

@@ -59,6 +59,33 @@ def box_around(mask: np.ndarray) -> list[int] | None:
     return [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
 
 
+def fitted_box(box: Sequence[float], mask: np.ndarray) -> list[float] | None:
+    """Return a box xyxy without what is farther than a pixel from a mask; None if it is empty."""
+    around = box_around(mask)
+    if around is None:
+        return None
+    fitted = [max(box[side], around[side] - 1) for side in (0, 1)]
+    fitted += [min(box[side], around[side] + 1) for side in (2, 3)]
+    return with_sides(fitted, around)
+
+
+def with_sides(box: list[float], around: list[int]) -> list[float]:
+    """Return a box with the sides of another one along an axis where it is empty."""
+    for low, high in ((0, 2), (1, 3)):
+        if box[high] - box[low] < 0.01:
+            box[low], box[high] = around[low], around[high]
+    return box
+
+
+def covered_box(box: Sequence[float], mask: np.ndarray, rest: np.ndarray) -> list[float] | None:
+    """Return a box xyxy after its mask lost pixels; None if nothing is left."""
+    before, after = box_around(mask), box_around(rest)
+    if before is None or after is None:
+        return None
+    moved = [side if old == new else new for side, old, new in zip(box, before, after, strict=True)]
+    return with_sides(moved, after)
+
+
 def clipped_box(
     box: Sequence[float],
     *,

@@ -1,6 +1,7 @@
 """Pasting of objects against the reference; samples as a whole are in test_square_samples.py."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,7 @@ def check(first: Sequence[np.ndarray], pasted: Sequence[np.ndarray]) -> Objects:
     masks = [(i, mask) for i, mask in enumerate(remaining) if mask.any()]
     masks += [(100 + i, mask) for i, mask in enumerate(pasted)]
     assert found.labels.tolist() == [label for label, _ in masks]
+    # the boxes around the whole masks lose what the masks lose
     for tight, box, (_, mask) in zip(found.masks, found.boxes, masks, strict=True):
         assert tight is not None
         whole = np.zeros((SIDE, SIDE), np.bool_)
@@ -78,6 +80,20 @@ def test_one_pixel_that_is_left_is_an_object() -> None:
 def test_the_same_object_covers_itself() -> None:
     masks = random_masks(np.random.default_rng(3), 2)
     assert check(masks, masks).labels.tolist() == [100, 101]
+
+
+def test_a_box_keeps_the_sides_that_are_not_covered() -> None:
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[4:9, 5:11] = True
+    over = np.zeros_like(mask)
+    over[:, 9:] = True
+    box = np.array([[5.4, 4.2, 10.7, 8.6]], np.float32)
+    exact = replace(objects_of([mask]), boxes=box).fitted()
+    np.testing.assert_array_equal(exact.boxes, box)
+    second = objects_of([over])
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    found = paste(pixels, exact, pasted=second, patch=pixels[second.rectangle.slices].copy())
+    np.testing.assert_array_equal(found.boxes[0], np.array([5.4, 4.2, 9, 8.6], np.float32))
 
 
 def test_a_region_to_ignore_stays() -> None:
