@@ -51,11 +51,12 @@ class AugmentConfig(Config):
     max_side: PositiveInt = 1333
     """Cap on the longer side."""
     large_scale_jitter: LargeScaleJitterConfig | None = None
-    """If set, training images are random squares of one size; `short_sides`, `max_side` and
-    `data.aspect_groups` then have no effect."""
+    """If set, training images are random squares of one size; `short_sides`, `short_side_per`,
+    `max_side` and `data.aspect_groups` then have no effect."""
     copy_paste_prob: Fraction = 0.0
-    """Probability that half of the objects of a second training image are pasted over an image
-    (simple copy-paste, Ghiasi et al. 2021); needs `large_scale_jitter` and masks in the JSON."""
+    """Probability that objects of a second training image, each chosen with probability 1/2, are
+    pasted over an image (simple copy-paste, Ghiasi et al. 2021); needs `large_scale_jitter` and
+    masks in the JSON."""
     flip_prob: Fraction = 0.5
     """Probability of a left-right flip."""
     vertical_flip_prob: Fraction = 0.0
@@ -91,8 +92,9 @@ class DataConfig(Config):
     """Crowd regions in training. ignore: what lies in one is neither foreground nor background.
     drop: as if they were not annotated, so it is background. Evaluation always keeps them."""
     on_bad_box: BadInputPolicy = "error"
-    """An object with an empty box, a box with NaN or outside its image, or an impossible area, or
-    for segmentation without a readable mask: stop, or drop the object and count it."""
+    """An object with an empty box, a box with NaN or outside its image, or an impossible area, or,
+    for segmentation and copy-paste, without a readable mask: stop, or drop the object and count
+    it."""
     on_bad_image: BadInputPolicy = "error"
     """An image that is missing at the start, truncated, or not of its annotated size: stop, or skip
     the image and count it. An image that disappears later always stops the run."""

@@ -245,6 +245,11 @@ class ModelConfig(Config):
                 "roi.num_convs: expected 0 with neck.kind=c4 (conv5 runs on every RoI), "
                 f"got {self.roi.num_convs}"
             )
+        if is_c4 and self.neck.norm != "none":
+            raise ValueError(
+                "neck.norm: expected none with neck.kind=c4 (it has no convolution), "
+                f"got {self.neck.norm}"
+            )
         if self.roi.norm != "none" and not self.roi.num_convs:
             raise ValueError(
                 "roi.norm: expected none with roi.num_convs=0 (no convolution has a norm), "

@@ -88,8 +88,14 @@ def training_batches(
     if len(groups) == 0:
         raise UserError("training data: expected at least one image, got none")
     queues: dict[int, list[SampleKey]] = {int(group): [] for group in np.unique(groups)}
-    planned = 0
-    for epoch in itertools.count():
+    first_epoch = planned = skipped = 0
+    if len(queues) == 1 and factors is None:
+        # Each epoch is as long, so begin with the first batch of the epoch in which `start` begins.
+        length = len(groups) * repeats
+        first_epoch = start * batch_size // length
+        planned = -(-first_epoch * length // batch_size)
+        skipped = planned * batch_size - first_epoch * length
+    for epoch in itertools.count(first_epoch):
         # a generator per epoch: its order does not depend on the epochs before
         rng = np.random.default_rng((seed, epoch))
         places = np.arange(len(groups))
@@ -98,7 +104,8 @@ def training_batches(
         order = places[rng.permutation(len(places))]
         seeds = rng.integers(2**62, size=len(order) * repeats)
         indices = order.repeat(repeats)
-        for index, sample_seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+        of_epoch = zip(indices.tolist(), seeds.tolist(), strict=True)
+        for index, sample_seed in itertools.islice(of_epoch, skipped, None):
             queue = queues[int(groups[index])]
             queue.append(SampleKey(index, sample_seed))
             if len(queue) == batch_size:
@@ -107,6 +114,7 @@ def training_batches(
                     yield queue.copy()
                 planned += 1
                 queue.clear()
+        skipped = 0
 
 
 def _sample_copies(factors: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:

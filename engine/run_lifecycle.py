@@ -16,6 +16,7 @@ from engine.run_folder import WEIGHTS_FILE
 from engine.run_state import RunState
 from engine.schema import RunConfig
 from engine.step import num_compiled_graphs
+from engine.sync_norm import accumulated_norms_note
 
 
 def check_batch_size(config: RunConfig, world: World) -> None:
@@ -44,7 +45,8 @@ def start_notes(state: RunState) -> list[str]:
     graphs = None
     if config.loop.compile:
         graphs = "loop.compile: 1 graph, compiled in the first step, which may take minutes"
-    optional = (note for note in (rate, stage_rates, precision, graphs) if note is not None)
+    norms = accumulated_norms_note(task.model, config.loop)
+    optional = (note for note in (rate, stage_rates, precision, norms, graphs) if note is not None)
     return [first, kernels_note(), *task.notes(), *optional]
 
 

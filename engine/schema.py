@@ -149,7 +149,7 @@ class LoopConfig(Config):
     """Global batch size: images per update, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
     """Gradient accumulation: parts into which a process's share of a batch is split to save
-    memory; losses are averaged."""
+    memory; losses are averaged. Batch norm takes its statistics from one part."""
     precision: PrecisionSetting = "fp32"
     """Precision of the forward pass. bf16 uses autocast, weights stay float32; `auto` is bf16 if
     the device supports it in hardware, otherwise fp32."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.distributed import World
+from engine.schema import LoopConfig
 
 
 def synchronise_norms(module: nn.Module, world: World) -> None:
@@ -41,6 +42,18 @@ def has_synchronised_norms(module: nn.Module) -> bool:
         isinstance(each, nn.SyncBatchNorm)
         or (isinstance(each, MaskedBatchNorm2d) and each.is_synchronised)
         for each in module.modules()
+    )
+
+
+def accumulated_norms_note(module: nn.Module, loop: LoopConfig) -> str | None:
+    """Return a log line if batch norms see parts of a batch, which changes what they compute."""
+    kinds = (nn.BatchNorm2d, MaskedBatchNorm2d)
+    if loop.accumulate == 1 or not any(type(each) in kinds for each in module.modules()):
+        return None
+    count = loop.batch_size // loop.accumulate
+    return (
+        f"loop.accumulate={loop.accumulate}: batch norm takes its statistics from "
+        f"{'at most ' if not loop.sync_batch_norm else ''}{count} of {loop.batch_size} images"
     )
 
 

@@ -88,7 +88,7 @@ class CocoDetection:
             classes=classes,
             on_bad_box=config.on_bad_box,
             need_boxes=training,
-            need_masks=with_masks,
+            need_masks=with_masks or (training and config.augment.copy_paste_prob > 0),
             for_scoring=not training,
             cache_from=CACHED_BYTES if config.cache else None,
         )

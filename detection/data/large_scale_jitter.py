@@ -1,9 +1,9 @@
 """Large-scale jitter: a random square of an image that was resized by a random scale.
 
-"Simple Copy-Paste is a Strong Data Augmentation Method" (Ghiasi et al., CVPR 2021), in the form of
-detectron2's new baselines: the image is resized, a square of S x S is cropped where it is larger
-and padded with grey at the right and bottom where it is smaller, then the square is mirrored.
-N boxes of one image.
+"Simple Copy-Paste is a Strong Data Augmentation Method" (Ghiasi et al., CVPR 2021): the image is
+resized, a square of S x S is cropped where it is larger and padded with grey at the right and
+bottom where it is smaller, then the square is mirrored. detectron2's new baselines do the same, but
+with one random number for both axes of the crop. N boxes of one image.
 """
 
 import math
@@ -155,12 +155,18 @@ def crop_resized(
         _Span.of(shown, length=decoded[axis], scale=(reduction * resized[axis], size[axis]))
         for axis, shown in enumerate(((window.top, window.bottom), (window.left, window.right)))
     )
+    method = resize_method(decoded, resized)
+    part = pixels[rows.first : rows.end, columns.first : columns.end]
+    sizes = tuple(round(span.factor * (span.end - span.first)) for span in (rows, columns))
+    if sizes == part.shape[:2] and decoded != resized:
+        # OpenCV would return a copy, because the rounded sizes are equal
+        return cv2.resize(pixels, resized[::-1], interpolation=method)[window.slices]
     part = cv2.resize(
-        pixels[rows.first : rows.end, columns.first : columns.end],
+        part,
         None,  # else the factors would be those of the crop, whose size is rounded
         fx=columns.factor,
         fy=rows.factor,
-        interpolation=resize_method(decoded, resized),
+        interpolation=method,
     )
     cropped: np.ndarray = part[rows.offset :, columns.offset :][: window.height, : window.width]
     return cropped

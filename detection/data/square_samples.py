@@ -14,7 +14,6 @@ from detection.data.large_scale_jitter import PAD_VALUE, SquareView, sample_view
 from detection.data.masks import TightMask, draw_mask
 from detection.data.transforms import NO_MASKS, Augment
 from detection.data_config import AugmentConfig
-from engine.errors import UserError
 
 CHOICE_PROB = 0.5
 """Probability that an object of the second image is pasted: a random subset, as in the paper."""
@@ -31,13 +30,10 @@ class SquareSamples:
 
     Args:
         config: its `large_scale_jitter` must be set.
-        annotations: of all images.
+        annotations: of all images; with masks, if there are to be any or objects are pasted.
         read: reads one of them.
         with_masks: whether samples have masks.
         drop_crowds: whether crowd regions are dropped (`data.crowds`).
-
-    Raises:
-        UserError: objects are to be pasted, and one of them has no mask.
     """
 
     def __init__(
@@ -57,8 +53,6 @@ class SquareSamples:
         self._with_masks = with_masks
         self._drop_crowds = drop_crowds
         self._draws_masks = with_masks or config.copy_paste_prob > 0
-        if config.copy_paste_prob > 0:
-            _check_masks(annotations)
         self._colors: Augment | None = None
         if config.color_jitter > 0:
             self._colors = Augment(
@@ -176,15 +170,3 @@ class SquareSamples:
             pixels, np.zeros((0, 4), np.float32), NO_MASKS, seed=seed, size=(height, width)
         )
         return changed
-
-
-def _check_masks(annotations: Annotations) -> None:
-    """Raise UserError if an object that may be pasted has no mask."""
-    there = annotations.segmentations.are_there[annotations.rows_in_file]
-    plain = annotations.is_plain()
-    missing = int((plain & ~there).sum())
-    if missing:
-        raise UserError(
-            f"{annotations.path}: expected a mask (segmentation) of each object, which "
-            f"data.augment.copy_paste_prob needs, got none for {missing} of {plain.sum()}"
-        )

@@ -41,7 +41,7 @@ class Augment:
     """Random flips and colour changes, determined by a seed in any process.
 
     Args:
-        short_sides: lengths from which the shorter side of a batch is sampled.
+        short_sides: lengths from which the shorter side of a batch, or an image, is sampled.
         flip_prob: probability of a horizontal flip.
         vertical_flip_prob: probability of a vertical flip.
         color_jitter: strength of brightness, contrast and saturation changes; hue has a tenth.
@@ -103,7 +103,7 @@ class Augment:
         return *resize(pixels, boxes, size), masks
 
     def sample_short_side(self, seed: int) -> int:
-        """Return the short side of a batch; `seed` is the seed of its first image."""
+        """Return a short side; `seed` is that of the image, or of its batch's first image."""
         return self._sample_short_side(np.random.default_rng(seed))
 
     def _sample_short_side(self, rng: np.random.Generator) -> int:

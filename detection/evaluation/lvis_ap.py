@@ -75,7 +75,7 @@ def score_lvis(
 
     federated = ground_truth.federated
     assert federated is not None, "expected the ground truth of an LVIS file"
-    _check_plain(ground_truth)
+    check_lvis_objects(ground_truth)
     table, rows = ground_truth.table, ground_truth.rows
     ground_truth = replace(ground_truth, rows=rows[table.areas[rows] > 0])
     found = _most_confident(found)
@@ -116,7 +116,12 @@ def _mean(precision: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def _check_plain(ground_truth: GroundTruth) -> None:
+def check_lvis_objects(ground_truth: GroundTruth) -> None:
+    """Check that no object is a crowd region or ignored, which LVIS does not have.
+
+    Raises:
+        UserError: one is.
+    """
     table, rows = ground_truth.table, ground_truth.rows
     for key, marked in (("iscrowd", table.is_crowd), ("ignore", table.is_ignored)):
         for row in rows[marked[rows]][:1].tolist():

@@ -24,7 +24,7 @@ from detection.datasets.demo import make_demo
 from detection.evaluation.coco_ap import CocoEvaluator
 from detection.evaluation.coco_backends import choose_backend
 from detection.evaluation.ground_truth import ground_truth_of
-from detection.evaluation.lvis_ap import check_lvis, lvis_notes
+from detection.evaluation.lvis_ap import check_lvis, check_lvis_objects, lvis_notes
 from detection.inference.pipeline import InferencePipeline
 from detection.losses import roi_loss, rpn_loss, weighted
 from detection.models.box_head import next_stage_boxes
@@ -137,8 +137,9 @@ class DetectionTask(nn.Module):
     def box_losses(self, batch: DetectionBatch) -> tuple[dict[str, Tensor], list[Regions]]:
         """Return the losses, and the inputs of each stage for other heads (masks).
 
-        As published, the gradient from each stage into the features is divided by the number of
-        stages. With C4 it is that into conv5's output, which is the input of the stages.
+        As in detectron2 and the code of Cascade R-CNN's authors, the gradient from each stage into
+        the features is divided by the number of stages. With C4 it is that into conv5's output,
+        which is the input of the stages.
         """
         model, images, targets = self.model, batch.images, batch.targets
         config, crowd_ioa_thresh = self.config.model, self.config.model.crowd_ioa_thresh
@@ -278,6 +279,7 @@ class DetectionTask(nn.Module):
                 found.check_images()
                 if "lvis" in self.config.evaluation.protocols:
                     self._federated = read_federated_labels(path)
+                    check_lvis_objects(ground_truth_of(found.annotations, with_masks=False))
             finally:
                 if _state_of(path) != before:
                     raise UserError(

@@ -53,6 +53,16 @@ def test_other_files_are_one_line(lvis: Path, call: Call) -> None:
     )
 
 
+def test_a_crowd_region_is_found_before_training(lvis: Path, call: Call) -> None:
+    document = json.loads((lvis / "lvis.json").read_text())
+    document["annotations"][0]["iscrowd"] = 1
+    (lvis / "lvis.json").write_text(json.dumps(document))
+    outcome = call(train_det, "tiny.yaml", *LVIS, *TRAIN, "--output", "run", "--device", "cpu")
+    assert outcome.code == 2
+    assert "iscrowd: expected 0, as in LVIS (evaluation.protocols: lvis), got 1" in outcome.err
+    assert "step" not in outcome.out
+
+
 @pytest.mark.extended
 def test_training_needs_nothing_but_the_paths(lvis: Path, call: Call) -> None:
     outcome = call(train_det, "tiny.yaml", *LVIS, *TRAIN, "--output", "run", "--device", "cpu")

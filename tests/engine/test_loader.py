@@ -1,6 +1,7 @@
 """Planning of batches, and reading them."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,20 @@ def test_every_image_is_used_once_per_epoch() -> None:
 @pytest.mark.parametrize("start", [0, 1, 5, 23])
 def test_start_skips_exactly_the_batches_before(start: int) -> None:
     assert take(10, start=start) == take(10 + start)[start:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 11, 25])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_one_group_starts_without_the_epochs_before(batch_size: int, repeats: int) -> None:
+    def of_one_group(start: int) -> Iterator[list[SampleKey]]:
+        groups = np.zeros(11, dtype=np.int64)
+        return training_batches(groups, batch_size=batch_size, seed=7, repeats=repeats, start=start)
+
+    planned = list(itertools.islice(of_one_group(0), 60))
+    for start in range(0, 50, 7):
+        assert list(itertools.islice(of_one_group(start), 10)) == planned[start : start + 10]
+    # planning all batches before this one would take hours
+    assert len(next(of_one_group(10**9))) == batch_size
 
 
 def test_seed_changes_order_and_sample_seeds() -> None:

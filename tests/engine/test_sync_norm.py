@@ -4,13 +4,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine.distributed import World
-from engine.sync_norm import MaskedBatchNorm2d, has_synchronised_norms, synchronise_norms
+from engine.schema import LoopConfig
+from engine.sync_norm import (
+    MaskedBatchNorm2d,
+    accumulated_norms_note,
+    has_synchronised_norms,
+    synchronise_norms,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -138,3 +145,25 @@ def test_all_batch_norms_are_synchronised_with_the_same_tensors(device: str) -> 
     assert not plain.training
     assert type(own) is OwnNorm
     assert {name: tensor.data_ptr() for name, tensor in net.state_dict().items()} == state
+
+
+@pytest.mark.parametrize(
+    ("norm", "loop", "expected"),
+    [
+        (nn.BatchNorm2d(2), {"accumulate": 4}, "batch norm takes its statistics from 4 of 16"),
+        (MaskedBatchNorm2d(2), {"accumulate": 2}, "loop.accumulate=2: batch norm takes"),
+        (
+            nn.BatchNorm2d(2),
+            {"accumulate": 4, "sync_batch_norm": False},
+            "from at most 4 of 16 images",
+        ),
+        (nn.BatchNorm2d(2), {}, None),
+        (nn.GroupNorm(1, 2), {"accumulate": 4}, None),
+    ],
+    ids=["plain", "masked", "own", "not accumulated", "group"],
+)
+def test_a_note_says_that_parts_of_a_batch_are_normalised(
+    norm: nn.Module, loop: dict[str, Any], expected: str | None
+) -> None:
+    note = accumulated_norms_note(nn.Sequential(norm), LoopConfig(batch_size=16, **loop))
+    assert note is None if expected is None else expected in str(note)

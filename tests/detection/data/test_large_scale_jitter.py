@@ -49,20 +49,36 @@ def test_a_crop_is_that_of_the_whole_resized_image(size: tuple[int, int]) -> Non
     pixels = smooth_image(*size)
     for _ in range(40):
         view = sample_view(size, config, rng=rng)
-        whole = resize_pixels(pixels, view.resized)
         # a part of the window, as for pasting
-        height, width = (int(rng.integers(1, side + 1)) for side in whole.shape[:2])
+        height, width = (int(rng.integers(1, side + 1)) for side in view.resized)
         region = Rectangle(
-            int(rng.integers(whole.shape[0] - height + 1)),
-            int(rng.integers(whole.shape[1] - width + 1)),
+            int(rng.integers(view.resized[0] - height + 1)),
+            int(rng.integers(view.resized[1] - width + 1)),
             height,
             width,
         )
-        found = crop_resized(pixels, region, size=size, resized=view.resized)
-        difference = np.abs(found.astype(int) - whole[region.slices])
-        # at most 1 / 64 of the largest step between neighbouring pixels, and the rounding
-        steps = [np.abs(np.diff(pixels.astype(int), axis=axis)).max(initial=0) for axis in (0, 1)]
-        assert difference.max() <= 1 + sum(steps) / 64
+        check_crop(pixels, region, resized=view.resized)
+
+
+@pytest.mark.parametrize("resized", [(61, 81), (59, 79), (60, 80), (61, 80), (62, 83)], ids=str)
+def test_a_small_crop_at_nearly_the_same_size_is_resized(resized: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(60, 80, 3), dtype=np.uint8)
+    for _ in range(100):
+        height, width = rng.integers(1, 14, size=2).tolist()
+        top, left = (int(rng.integers(side - 14)) for side in resized)
+        check_crop(pixels, Rectangle(top, left, height, width), resized=resized)
+
+
+def check_crop(pixels: np.ndarray, region: Rectangle, *, resized: tuple[int, int]) -> None:
+    """Compare a crop with that of the whole resized image."""
+    size = pixels.shape[0], pixels.shape[1]
+    whole = resize_pixels(pixels, resized)
+    found = crop_resized(pixels, region, size=size, resized=resized)
+    difference = np.abs(found.astype(int) - whole[region.slices])
+    # at most 1 / 64 of the largest step between neighbouring pixels, and the rounding
+    steps = [np.abs(np.diff(pixels.astype(int), axis=axis)).max(initial=0) for axis in (0, 1)]
+    assert difference.max() <= 1 + sum(steps) / 64
 
 
 def test_an_image_that_is_enlarged_is_decoded_in_full() -> None:

@@ -171,6 +171,10 @@ REFUSED = {
         ["model.roi.num_convs=1"],
         "roi.num_convs: expected 0 with neck.kind=c4",
     ),
+    "a norm in the neck c4": (
+        ["model.neck.norm=group"],
+        "neck.norm: expected none with neck.kind=c4",
+    ),
     "a norm of no convolution": (
         ["model.neck.kind=fpn", "model.roi.norm=batch"],
         "roi.norm: expected none with roi.num_convs=0 (no convolution has a norm), got batch",
