@@ -17,6 +17,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # headers that hold
 _HUFFMAN_FRAMES = frozenset(range(0xC0, 0xC3))  # baseline, extended, progressive
 _EXIF, _EXIF_ORIENTATION = b"Exif\0\0", 0x0112
 _ADOBE = b"Adobe"
+_LUMA_SAMPLINGS = b"\x11\x21\x12\x22\x41"  # 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1
 _EXIF_ROTATED = range(5, 9)  # orientations that swap height and width
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker")
 
@@ -59,10 +60,11 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_plain(data: bytes) -> bool:
-    """Return whether any decoder gives the same image of the JPEG in `data`.
+    """Return whether all decoders read the JPEG in `data`, as far as its headers tell.
 
-    It is whole, upright, with 8 bits, Huffman coding, and grey or YCbCr colours. Others are turned
-    by EXIF data, or their colours are stored in another way, of which decoders differ in support.
+    It has an end, is upright, with 8 bits, Huffman coding, and grey or YCbCr colours in a usual
+    subsampling. Others are turned by EXIF data, or decoders differ in how they read their colours.
+    Damage between the headers is not noticed.
     """
     frame = None
     for marker, start, _ in _segments(data) if data.startswith(JPEG_START) else ():
@@ -75,15 +77,24 @@ def is_plain(data: bytes) -> bool:
         elif marker in _FRAMES and frame is None:
             frame = marker, content
         elif marker == _END:
-            # sample precision, height and width, number of components
-            return (
-                frame is not None
-                and frame[0] in _HUFFMAN_FRAMES
-                and len(frame[1]) >= 6
-                and frame[1][0] == 8
-                and frame[1][5] in (1, 3)
-            )
+            return frame is not None and _is_plain_frame(*frame)
     return False
+
+
+def _is_plain_frame(marker: int, content: bytes) -> bool:
+    # sample precision, height, width, number of components; of each: id, sampling, table
+    if marker not in _HUFFMAN_FRAMES or content[:1] != b"\x08" or len(content) < 6:
+        return False
+    if content[5] == 1:
+        return len(content) == 9
+    ids, samplings = content[6::3], content[7::3]
+    return (
+        content[5] == 3
+        and len(content) == 15
+        and ids != b"RGB"
+        and samplings[0] in _LUMA_SAMPLINGS
+        and samplings[1:] == b"\x11\x11"
+    )
 
 
 def tells_damage(data: bytes, message: str) -> bool:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from engine.structures import tensors_of
@@ -18,12 +19,21 @@ _BATCHES_AHEAD = 1
 step on the batch before it, and has the time of that whole step."""
 
 
+def copy_of_array(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return a small array as a tensor on `device`; the host does not wait for the copy."""
+    values = torch.from_numpy(array)
+    if device.type == "cuda":  # a copy of memory that is not pinned may wait
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def copied_ahead(
     batches: Iterator[Item], copy: Callable[[Item], Item], *, device: torch.device
 ) -> Generator[Item, None, None]:
     """Yield copy(batch) for each batch, in order; the copies run on a CUDA stream of their own.
 
-    The current stream waits for the copy before it uses a batch. The host waits for no copy.
+    The current stream waits for the copy before it uses a batch. The caller's thread waits for no
+    copy; the thread that copies may, where a batch is decoded on the way.
 
     Args:
         batches: dataclasses of tensors on the CPU; closed as in `ahead`.

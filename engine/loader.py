@@ -222,8 +222,8 @@ def read_batches(
         data: the images.
         plan: batches to read.
         config: number of workers, prefetched batches per worker, and the timeout.
-        device: where batches are moved. To a GPU they are copied one batch ahead, in a thread;
-            they must be dataclasses of tensors, or of such dataclasses.
+        device: where batches are moved. To a GPU they are copied, or decoded there, one batch ahead
+            in a thread; the moved ones must be dataclasses of tensors, or of such dataclasses.
         substitute: True replaces a skipped image by the next one (training); False drops it
             (evaluation).
 
@@ -240,7 +240,7 @@ def read_batches(
 
 
 def _moved(loaded: LoadedBatch, *, device: torch.device) -> LoadedBatch:
-    """Return the batch on `device`; the copy to a GPU is asynchronous, on the current stream."""
+    """Return the batch on `device`; a copy to a GPU is asynchronous, on the current stream."""
     batch = loaded.batch
     if batch is not None:
         if device.type == "cuda":  # only copies from pinned memory are asynchronous

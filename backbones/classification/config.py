@@ -59,8 +59,15 @@ class DataConfig(Config):
     decode: DecodePlace = "workers"
     """folder: where training images are decoded, cropped and augmented. device: a batch at a time,
     on a GPU by nvJPEG (package torchcodec); the workers only read the files. They still decode what
-    is not a plain JPEG (turned by EXIF data, CMYK, PNG, ...), and validation images. A damaged
-    JPEG that has its end stops the run."""
+    is not a plain JPEG (turned by EXIF data, CMYK, PNG, ...), and validation images. Damage inside
+    a JPEG may not be noticed, or stops the run. All images of two batches are in the device's
+    memory at full size."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "folder" and self.decode == "device":
+            raise ValueError(f"decode: expected workers with kind={self.kind}, got device")
+        return self
 
 
 class AugmentConfig(CropConfig):

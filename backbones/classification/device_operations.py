@@ -34,6 +34,7 @@ from backbones.classification.operations import (
     color_table,
     sharpness_kernel,
 )
+from engine.device_copies import copy_of_array
 
 _MAX_IMAGES = 64
 """Images that are changed together. It limits memory: an affine operation takes 42 bytes per value,
@@ -66,7 +67,7 @@ def apply_operations(pixels: Tensor, operations: Sequence[Operation]) -> Tensor:
     for apply, group in places.items():
         for start in range(0, len(group), _MAX_IMAGES):
             part = group[start : start + _MAX_IMAGES]
-            index = _to_device(np.array(part), pixels)
+            index = copy_of_array(np.array(part), pixels.device)
             result = apply(pixels.index_select(0, index), [operations[place] for place in part])
             changed.index_copy_(0, index, result)
     return changed
@@ -79,7 +80,7 @@ def _warp(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     matrices = [
         cv2.invertAffineTransform(affine_matrix(name, value, shape)) for name, value in operations
     ]
-    whole, share = _source_places(_to_device(np.stack(matrices), images), height, width)
+    whole, share = _source_places(copy_of_array(np.stack(matrices), images.device), height, width)
     x_share, y_share = share[:, :, None].unbind(dim=1)  # (N, 1, H, W)
     left, top = whole.unbind(dim=1)
     # A border of 1 black pixel stands for all that is outside: places farther away are moved to it.
@@ -127,7 +128,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 def _fixed_tables(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     """Change brightness, posterize or solarize: the table depends on the value alone."""
     tables = np.stack([color_table(name, value) for name, value in operations])
-    return _look_up(images, _to_device(tables, images)[:, None])
+    return _look_up(images, copy_of_array(tables, images.device)[:, None])
 
 
 def _contrast(images: Tensor, operations: Sequence[Operation]) -> Tensor:
@@ -154,7 +155,7 @@ def _sharpness(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     """Filter with `sharpness_kernel`; the image is mirrored about its outer pixels."""
     height, width = images.shape[2:]
     kernels = np.stack([sharpness_kernel(value) for _, value in operations]).astype(np.float32)
-    weights = _to_device(kernels, images)[..., None, None, None]  # (N, 3, 3, 1, 1, 1)
+    weights = copy_of_array(kernels, images.device)[..., None, None, None]  # (N, 3, 3, 1, 1, 1)
     mirrored = images.index_select(2, _mirrored_places(height, images.device))
     mirrored = mirrored.index_select(3, _mirrored_places(width, images.device))
     total = torch.zeros((), device=images.device)
@@ -214,7 +215,7 @@ def _grey(images: Tensor) -> Tensor:
 
 def _factors(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     """Return (N, 1) float64: 1 is the image unchanged."""
-    return _to_device(np.array([[1.0 + value] for _, value in operations]), images)
+    return copy_of_array(np.array([[1.0 + value] for _, value in operations]), images.device)
 
 
 def _multiply_add(factor: Tensor, values: Tensor, addend: Tensor) -> Tensor:
@@ -229,14 +230,6 @@ def _multiply_add(factor: Tensor, values: Tensor, addend: Tensor) -> Tensor:
 def _to_uint8(values: Tensor) -> Tensor:
     """Round to the nearest value in 0..255, halves to even."""
     return values.round().clamp(0, 255).to(torch.uint8)
-
-
-def _to_device(array: np.ndarray, images: Tensor) -> Tensor:
-    """Copy a small array to the images' device; the host does not wait."""
-    values = torch.from_numpy(array)
-    if images.is_cuda:  # a copy of memory that is not pinned may wait
-        values = values.pin_memory()
-    return values.to(images.device, non_blocking=True)
 
 
 _Batched = Callable[[Tensor, Sequence[Operation]], Tensor]

@@ -21,8 +21,9 @@ from backbones.classification.config import ClassificationConfig, DecodePlace
 from backbones.classification.encoded import (
     EncodedBatch,
     EncodedSample,
-    encode_sample,
-    encoded_batch,
+    collate_encoded,
+    read_sample,
+    undecoded_note,
 )
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.transforms import EvaluationTransform, TrainingTransform, augment
@@ -42,6 +43,8 @@ from engine.paths import is_folder
 from engine.schema import BadInputPolicy
 
 NAMES_SHOWN = 10  # class names listed in a note
+_LOOKED_AT = 100
+"""About how many files are looked at, to say how many are not decoded on the device."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class FolderDataset:
         class_names: the training classes, for a validation split; a class without images gives a
             note. None (training) takes the folder names, sorted; each must contain an image.
         on_bad_image: stop the run at an image that cannot be decoded, or skip it.
-        decode: `data.decode`; of use to training images.
+        decode: `data.decode`, for training images only.
 
     Raises:
         UserError: the folder is missing, or has no classes or no images; a class has no images, or
@@ -125,6 +128,10 @@ class FolderDataset:
         if class_names is None:  # only for training; validation images are most likely the same
             depth = bit_depth_note(folder / self.file_name(index) for index in range(len(self)))
             self.notes += (depth,) if depth else ()
+        if decode == "device":
+            looked_at = range(0, len(self), max(1, len(self) // _LOOKED_AT))
+            note = undecoded_note([folder / self.file_name(index) for index in looked_at])
+            self.notes += (note,) if note else ()
         self.groups = np.zeros(len(paths), dtype=np.int64)
         if isinstance(transform, EvaluationTransform) and not transform.has_one_shape:
             self.groups = self._shape_groups(transform)
@@ -173,10 +180,11 @@ class FolderDataset:
         name = self.class_names[self._labels[index]]
         return f"{name}/{os.fsdecode(self._paths[index])}"
 
-    def load(
-        self, index: int, seed: int, batch_shape: None = None
-    ) -> ClassificationSample | EncodedSample:
+    def load(self, index: int, seed: int, batch_shape: None = None) -> Any:
         """Read image `index`; all random choices depend only on `seed`.
+
+        Returns:
+            A ClassificationSample; an EncodedSample of an image that is decoded on the device.
 
         Raises:
             UserError: the image is missing, or it is bad and `on_bad_image` is error.
@@ -188,7 +196,7 @@ class FolderDataset:
             if isinstance(transform, EvaluationTransform):
                 pixels = transform(read_file(path), path, seed=seed)
             elif self._decode == "device":
-                return encode_sample(path, transform, label=label, image_id=index, seed=seed)
+                return read_sample(path, transform, label=label, image_id=index, seed=seed)
             else:
                 pixels = augment(*transform.crop_file(path, seed=seed))
         except BadImageError as error:
@@ -203,7 +211,8 @@ class FolderDataset:
     ) -> ClassificationBatch | EncodedBatch:
         """Make a batch of at least one sample, all of one shape; pixels are channels last."""
         if isinstance(samples[0], EncodedSample):
-            return encoded_batch(samples)
+            assert isinstance(self._transform, TrainingTransform)
+            return collate_encoded(samples, side=self._transform.side)
         pixels = np.stack([sample.pixels for sample in samples])
         return ClassificationBatch(
             pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),

@@ -214,17 +214,15 @@ def _pack_all(
     outcomes = []
     path = output / MANIFEST
     write_file(path, _manifest_text(settings, list(known.values())))
-    with path.open("a", encoding="utf-8") as manifest:
-        for outcome in map_images(
-            work, jobs, workers=workers, log=log, what=f"packing images of {source}"
-        ):
-            if outcome.error and policy == "error":
-                raise UserError(f"{outcome.error}; --on-bad-image skip skips it")
-            if outcome.entry is not None and outcome.is_new:
-                with _writing(path):
-                    manifest.write(_line(outcome.entry))
-                    manifest.flush()
-            outcomes.append(outcome)
+    for outcome in map_images(
+        work, jobs, workers=workers, log=log, what=f"packing images of {source}"
+    ):
+        if outcome.error and policy == "error":
+            raise UserError(f"{outcome.error}; --on-bad-image skip skips it")
+        if outcome.entry is not None and outcome.is_new:
+            with _writing(path), path.open("a", encoding="utf-8") as manifest:
+                manifest.write(_line(outcome.entry))
+        outcomes.append(outcome)
     return outcomes
 
 

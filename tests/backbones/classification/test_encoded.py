@@ -1,5 +1,6 @@
 """Training images decoded on the device: the pixels of the workers, batches, runs."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
-from backbones.classification.config import AugmentConfig
+from backbones.classification.config import AugmentConfig, DataConfig
 from backbones.classification.encoded import EncodedBatch, augment_batch
 from backbones.classification.folder import FolderDataset
+from backbones.classification.load_and_export import recompute_batch_norm
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.task import ClassificationTask
 from backbones.classification.transforms import TrainingTransform, augment
@@ -59,9 +62,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("images"))
 
 
-def open_training(root: Path, decode: Any, **augmentation: Any) -> FolderDataset:
+def dataset_of(folder: Path, decode: Any, **augmentation: Any) -> FolderDataset:
     transform = TrainingTransform(AugmentConfig(crop=CROP, **augmentation))
-    return FolderDataset(root / "train", transform=transform, decode=decode)
+    return FolderDataset(folder, transform=transform, decode=decode)
+
+
+def open_training(root: Path, decode: Any, **augmentation: Any) -> FolderDataset:
+    return dataset_of(root / "train", decode, **augmentation)
 
 
 def batch_of(data: FolderDataset, device: torch.device) -> Batch:
@@ -79,9 +86,13 @@ def check_batches(root: Path, name: str, device: torch.device) -> None:
     for field in ("labels", "image_ids", "seeds"):
         torch.testing.assert_close(getattr(ours, field), getattr(expected, field))
     assert ours.pixels.shape == expected.pixels.shape
+    for batch in (ours, expected):
+        assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     difference = (ours.pixels.int() - expected.pixels.int()).abs().float()
-    assert difference.mean() < 1
-    assert (difference > 8).float().mean() < 0.01
+    if device.type == "cpu":
+        assert difference.mean() < 1
+        assert (difference > 8).float().mean() < 0.01
+    assert difference.mean() < 4  # nvJPEG does not interpolate subsampled colours
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -107,7 +118,6 @@ def test_only_plain_jpeg_files_are_left_to_the_device(root: Path) -> None:
     }
     assert left == {"03.png", "04.bmp", "05.jpg"}
     assert batch.crops.shape == (3, 3, CROP, CROP)
-    assert batch.pin_memory() is batch
 
 
 @pytest.mark.parametrize("name", ["03.png", "00.jpg"])
@@ -150,13 +160,34 @@ def test_worker_processes_send_encoded_batches(root: Path) -> None:
 
 
 def test_a_run_decodes_on_the_device(root: Path, tmp_path: Path) -> None:
-    losses = []
-    for place in ("device", "workers"):
-        config = tiny_config(root, data={"root": str(root), "decode": place}, loop={"log_every": 1})
-        fit(ClassificationTask.for_training(config), config, output=tmp_path / place, device="cpu")
-        lines = (tmp_path / place / "metrics.jsonl").read_text().splitlines()
-        losses.append(float(lines[0].split('"class": ')[1].split(",")[0]))
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    config = tiny_config(root, data={"root": str(root), "decode": "device"})
+    task = ClassificationTask.for_training(config)
+    expected = "data.decode=device: 3 of 14 training images that were looked at are not plain JPEG"
+    assert any(expected in note for note in task.notes())
+    metrics = fit(task, config, output=tmp_path / "run", device="cpu")
+    assert 0 <= metrics["top1"] <= 1
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:1]
+    assert 0 < json.loads(line)["class"] < 10
+    assert recompute_batch_norm(task, limit=8) == 8
+
+
+def test_cifar_cannot_be_decoded_on_the_device() -> None:
+    with pytest.raises(ValidationError, match="decode: expected workers with kind=cifar10, got"):
+        DataConfig(kind="cifar10", decode="device")
+
+
+def test_damage_inside_a_file_may_not_be_noticed(tmp_path: Path) -> None:
+    """Packing, and decoding by the workers, notice it."""
+    noise = np.random.default_rng(0).integers(256, size=(60, 60, 3)).astype(np.uint8)
+    data = encoded(noise, quality=95)
+    data = data[: len(data) // 2] + b"\xff\xd9"
+    path = tmp_path / "a" / "bad.jpg"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    with pytest.raises(BadImageError, match="damaged"):
+        dataset_of(tmp_path, "workers").load(0, 0)
+    dataset = dataset_of(tmp_path, "device")
+    assert len(dataset.collate([dataset.load(0, 0)]).to(CPU)) == 1
 
 
 def test_an_image_too_large_to_decode_is_refused_by_the_worker(tmp_path: Path) -> None:
@@ -166,9 +197,7 @@ def test_an_image_too_large_to_decode_is_refused_by_the_worker(tmp_path: Path) -
     path = tmp_path / "a" / "large.jpg"
     path.parent.mkdir()
     path.write_bytes(data)
-    dataset = FolderDataset(
-        tmp_path, transform=TrainingTransform(AugmentConfig(crop=CROP)), decode="device"
-    )
+    dataset = dataset_of(tmp_path, "device")
     with pytest.raises(BadImageError, match=r"large\.jpg: expected at most \d+ pixels"):
         dataset.load(0, 0)
 
