@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _table(files: Sequence[Path], sources: "Sequence[Source]") -> "Table":
-    """Return what came from each file; columns of zeros are left out, but the first two."""
+    """Return what came from each file; columns of zeros are dropped, but the first two."""
     from rich.table import Table
 
     columns = {

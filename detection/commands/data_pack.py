@@ -72,7 +72,7 @@ def _parser() -> CommandParser:
         "--on-bad-image",
         choices=("error", "skip"),
         default="error",
-        help="stop at an image that cannot be decoded, or leave it out (default: error)",
+        help="stop at an image that cannot be decoded, or skip it (default: error)",
     )
     add_workers(parser)
     return parser

@@ -83,7 +83,7 @@ def by_position(table: MatchTable, sizes: np.ndarray, *, score_thresh: float) ->
 
 
 def by_object_count(table: MatchTable, *, score_thresh: float) -> list[Part]:
-    """Return ranges of the number of objects in the image; images without any are left out."""
+    """Return ranges of the number of objects in the image; images without any are skipped."""
     counts = np.bincount(table.gt_image[~table.gt_crowd], minlength=len(table.image_ids))
     return by_image(
         table,

@@ -27,7 +27,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     Args:
         title: what was scored.
         lead: one line below the title.
-        sections: in order; those without a body are left out.
+        sections: in order; those without a body are skipped.
     """
     shown = [section for section in sections if section.body]
     folder = Path(__file__).parent

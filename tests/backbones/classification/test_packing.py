@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,20 @@ def test_a_copy_that_cannot_be_removed_is_one_line(source: Path) -> None:
     copy.mkdir()
     with pytest.raises(UserError, match=r"three\.jpg: cannot be written: "):
         pack(source)
+
+
+def test_a_manifest_that_cannot_be_written_is_one_line(source: Path) -> None:
+    pack(source)
+    manifest = source.parent / "out" / MANIFEST
+    (source / "train/a/one.jpg").write_bytes((source / "train/b/four.jpg").read_bytes())
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # what is written at the start still fits, a further line does not
+    resource.setrlimit(resource.RLIMIT_FSIZE, (manifest.stat().st_size + 1, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written: File too large"):
+            pack(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_bad_images_stop_or_are_skipped(source: Path) -> None:

@@ -1,5 +1,6 @@
-"""The study of additions: rows and their settings, report and verdicts from files, a tiny study."""
+"""Studies of variants: rows and their settings, report and verdicts from files, a tiny study."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_config_of_another_task_is_an_error(configs: Path) -> None:
         rows={"plain": {"network": "plain"}},
         expectations=[],
     )
-    with pytest.raises(UserError, match="plain: task: expected detection, got classification"):
+    with pytest.raises(UserError, match="plain: task: expected detection or segmentation, got"):
         plan(configs, scale)
 
 
@@ -175,8 +176,35 @@ def test_report_of_a_finished_study(configs: Path, tmp_path: Path) -> None:
         "- two scales: context `evaluation.refine_boxes=true` `evaluation.scales=[48, 64]`" in text
     )
     assert "- ensemble: context-seed0 context-seed1 `evaluation.refine_boxes=true`" in text
-    assert "on the test images (6)" in text
+    assert "on the validation images (6)" in text
     assert text.count("| a machine, torch 0.0, commit 123 |") == 4
+
+
+@pytest.mark.parametrize("all_have_masks", [True, False])
+def test_report_compares_the_chosen_score(
+    configs: Path, tmp_path: Path, all_have_masks: bool
+) -> None:
+    rows = {"plain": {"network": "plain"}, "context": {"after": "plain", "network": "context"}}
+    expectations = [{"row": "context", "score": "ap75", "above": "plain", "at_least": 0}]
+    scale = scale_of(rows=rows, expectations=expectations, compared="ap75", title="Two networks")
+    planned = plan(configs, scale)
+    write_annotations(planned.rows[0].scorings[0].annotations)
+    finish_trainings(planned)
+    for row, found in zip(planned.rows, (1, 3), strict=True):
+        for scoring in row.scorings:
+            finish_scoring(scoring, found=found)
+            if all_have_masks or row.name == "plain":
+                path = scoring.folder / "metrics.json"
+                path.write_text(json.dumps({**json.loads(path.read_text()), "mask_ap": 0.25}))
+    text = report_of(scale, planned, tmp_path / "report")
+    assert text.startswith("# Two networks\n")
+    masks = " mask AP |" if all_have_masks else ""
+    assert f"| detector | AP | AP50 | AP75 |{masks} AP75 minus that of | difference" in text
+    assert ("25.00 +- 0.00" in text) == all_have_masks
+    assert "- ap75 of context minus that of plain: wanted at least 0.00, measured 49.50" in text
+    assert "difference is that of the mean AP75 over seeds" in text
+    assert "nsemble" not in text
+    assert "- context: `model.roi.global_context=true`" in text
 
 
 def test_missing_evaluations_are_reported_as_not_run(configs: Path, tmp_path: Path) -> None:

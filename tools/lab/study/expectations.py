@@ -15,7 +15,7 @@ from engine.schema import Config
 from tools.lab.tables import console_table
 
 RESAMPLING = (
-    f"Its interval is that of {RESAMPLES} resamples of the test images, the same for all runs, and",
+    f"Its interval is that of {RESAMPLES} resamples of these images, the same for all runs, and",
     "does not cover the seeds.",
 )
 """Lines of a report on the intervals of differences."""

@@ -39,7 +39,7 @@ from tools.lab.study.training import (
 from tools.lab.tables import markdown_table
 
 SCORES = ("ap", "ap50", "ap75", "mask_ap")
-"""Metrics of the table; `mask_ap` where there are masks."""
+"""Metrics that the table can have."""
 HEADINGS = dict(zip(SCORES, ("AP", "AP50", "AP75", "mask AP"), strict=True))
 
 
@@ -113,9 +113,10 @@ class VariantsReport:
 
     @property
     def scores(self) -> list[str]:
-        """Scores of the table: without that of masks, unless some detector has masks."""
-        found = {name for row in self.rows for each in row.scored if each for name in each.metrics}
-        return [name for name in SCORES if name in found or name != "mask_ap"]
+        """Scores of the table: that of masks only if all evaluated detectors have masks."""
+        found = [each.metrics for row in self.rows for each in row.scored if each]
+        has_masks = bool(found) and all("mask_ap" in metrics for metrics in found)
+        return [name for name in SCORES if has_masks or name != "mask_ap"]
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ def plan_study(
             config = config_of([*overrides, f"seed={seed}"])
             if not isinstance(config, DetectionConfig):
                 got = config.model_dump()["task"]
-                raise UserError(f"{network}: task: expected detection, got {got}")
+                raise UserError(f"{network}: task: expected detection or segmentation, got {got}")
             runs[network, seed] = Run(config, output / f"{network}-seed{seed}")
     rows = []
     for number, (name, row) in enumerate(scale.rows.items(), start=1):
@@ -323,19 +324,20 @@ def _markdown(report: VariantsReport, plan: VariantsPlan, *, command: str) -> st
 def _notes(report: VariantsReport, plan: VariantsPlan) -> list[str]:
     """Return the lines below the table that say what its numbers are."""
     images = {len(each.matches.image_ids) for row in report.rows for each in row.scored if each}
+    which = "test" if report.scale.test else "validation"
     count = f" ({images.pop()})" if images else ""
+    steps = sorted({run.config.loop.max_steps for run in plan.trainings})
     ensembles = [
-        "An ensemble joins the detectors of all seeds, and has one number. Its difference is to",
-        "the mean of the single detectors.",
+        "An ensemble joins the detectors of all seeds, and has one number.",
     ]
     return [
-        f"Training: {plan.trainings[0].config.loop.max_steps} steps; seeds "
-        f"{', '.join(map(str, plan.seeds))}. Scores: on the test images{count}, in percent, mean",
-        "and standard deviation over seeds.",
+        f"Training: {' or '.join(map(str, steps))} steps; seeds {', '.join(map(str, plan.seeds))}. "
+        f"Scores: on the {which} images{count}, in percent,",
+        "mean and standard deviation over seeds.",
         *(ensembles if any(row.is_ensemble for row in plan.rows) else []),
         "",
-        "Each row adds to the test-time settings of the one named in its column. A difference is",
-        f"that of the mean {report.compared} over seeds.",
+        "Each row has the test-time settings of the one that it is compared with, and its own. A",
+        f"difference is that of the mean {report.compared} over seeds.",
         *RESAMPLING,
         "img/s: images per second of an evaluation, scoring included.",
     ]
