@@ -31,6 +31,7 @@ from detection.models.box_head import next_stage_boxes
 from detection.models.build import build_detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.proposals import make_proposals
+from detection.models.rpn import RPNOutput
 from detection.ops.boxes import box_area
 from detection.ops.gradients import scale_gradient
 from detection.ops.masks import unpack_bits
@@ -156,21 +157,13 @@ class DetectionTask(nn.Module):
             crowd_ioa_thresh=crowd_ioa_thresh,
         )
         losses = self._rpn_losses(*model.rpn_at(features, anchors.idxs), anchors)
-        proposals = make_proposals(rpn, images.sizes, config=config.rpn, training=True)
-        boxes, valid = with_ground_truth(proposals, targets)  # (B, P + G, 4), (B, P + G)
+        boxes, valid = self._candidates(rpn, batch)
         context = model.context_features(features, images.sizes)
         if context is not None:
             context = scale_gradient(context, 1 / model.num_stages)
         inputs: list[Regions] = []
         for stage, loss_config in enumerate(self._stage_configs):
-            rois = sample_rois(
-                boxes,
-                valid,
-                batch,
-                config=loss_config,
-                crowd_ioa_thresh=crowd_ioa_thresh,
-                stage=stage,
-            )
+            rois = self._sample(boxes, valid, batch, stage=stage)
             regions = model.region_features(features, rois.boxes)  # (B, S, C, h, w)
             inputs.append(Regions(features, rois, regions))
             class_logits, deltas = model.box_outputs(
@@ -192,6 +185,30 @@ class DetectionTask(nn.Module):
                 )
                 valid = rois.valid & (box_area(boxes) > 0)
         return losses, inputs
+
+    @torch.no_grad()
+    def first_stage_samples(self, batch: DetectionBatch) -> SampledBoxes:
+        """Return the samples of the region head's first stage, which `box_losses` takes too."""
+        rpn = self.model.rpn(self.model.features(batch.images), batch.images)
+        return self._sample(*self._candidates(rpn, batch), batch, stage=0)
+
+    def _candidates(self, rpn: RPNOutput, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
+        """Return proposals and ground truth (B, P + G, 4), and which of them are valid."""
+        config = self.config.model.rpn
+        proposals = make_proposals(rpn, batch.images.sizes, config=config, training=True)
+        return with_ground_truth(proposals, batch.targets)
+
+    def _sample(
+        self, boxes: Tensor, valid: Tensor, batch: DetectionBatch, *, stage: int
+    ) -> SampledBoxes:
+        return sample_rois(
+            boxes,
+            valid,
+            batch,
+            config=self._stage_configs[stage],
+            crowd_ioa_thresh=self.config.model.crowd_ioa_thresh,
+            stage=stage,
+        )
 
     def _rpn_losses(
         self, objectness_logits: Tensor, deltas: Tensor, anchors: SampledBoxes

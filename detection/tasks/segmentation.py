@@ -56,11 +56,9 @@ class SegmentationTask(DetectionTask):
     def with_counts(self, parts: Sequence[DetectionBatch]) -> list[DetectionBatch]:
         """Return the parts of a step with their mean number of foreground samples.
 
-        The number is known only after sampling. So the parts run once without the mask head; the
-        caller disables gradients.
+        The number is known only after sampling. So the parts run once without the region head.
         """
-        samples = [self.box_losses(part)[1][0].samples for part in parts]
-        counts = [rois.is_fg.sum() for rois in samples]
+        counts = [self.first_stage_samples(part).is_fg.sum() for part in parts]
         mean = torch.stack(counts).float().mean()
         return [replace(part, mask_count=mean) for part in parts]
 
