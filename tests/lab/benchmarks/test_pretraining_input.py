@@ -10,5 +10,5 @@ from tools.lab.benchmarks.settings import Settings
 def test_copies_are_read(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESDET_DATA", str(data_dir))
     rows = pretraining_input(Settings(folder=tmp_path, log=print, rounds=1, small=True))
-    assert len(rows) == 2 * len(RECIPES)
+    assert len(rows) == 3 * len(RECIPES)  # JPEG and raw copies, and decoding on the device
     assert all("images/s" in row.detail for row in rows)
