@@ -327,14 +327,12 @@ def _notes(report: VariantsReport, plan: VariantsPlan) -> list[str]:
     which = "test" if report.scale.test else "validation"
     count = f" ({images.pop()})" if images else ""
     steps = sorted({run.config.loop.max_steps for run in plan.trainings})
-    ensembles = [
-        "An ensemble joins the detectors of all seeds, and has one number.",
-    ]
+    ensemble = "An ensemble joins the detectors of all seeds, and has one number."
     return [
         f"Training: {' or '.join(map(str, steps))} steps; seeds {', '.join(map(str, plan.seeds))}. "
         f"Scores: on the {which} images{count}, in percent,",
         "mean and standard deviation over seeds.",
-        *(ensembles if any(row.is_ensemble for row in plan.rows) else []),
+        *([ensemble] if any(row.is_ensemble for row in plan.rows) else []),
         "",
         "Each row has the test-time settings of the one that it is compared with, and its own. A",
         f"difference is that of the mean {report.compared} over seeds.",
