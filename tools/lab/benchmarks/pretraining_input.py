@@ -45,7 +45,7 @@ def pretraining_input(settings: Settings) -> list[Row]:
     """Measure the reading of the same images from copies of several sizes and both formats."""
     count = 8 if settings.small else 512
     full = settings.folder / "full"
-    _write_enlarged(shared_folder("imagenette128") / "train", full, count=count)
+    write_enlarged(shared_folder("imagenette128") / "train", full, count=count)
     copies = {}
     for kind in (JPEG[0], RAW[1]) if settings.small else (*JPEG, *RAW):
         copies[kind] = settings.folder / f"{kind.short_side}_{kind.quality}"
@@ -95,7 +95,8 @@ def _compared(name: str, data: FolderDataset, peer: FolderDataset, settings: Set
     return Row(name, taken.ratio, detail=f"{detail} images/s; {taken}")
 
 
-def _write_enlarged(source: Path, target: Path, *, count: int) -> None:
+def write_enlarged(source: Path, target: Path, *, count: int) -> None:
+    """Write `count` images of a folder, evenly chosen, enlarged to `FULL_SIZE`, as JPEG files."""
     names, _ = images_in(source)
     for name in names[:: len(names) // count][:count]:
         enlarged = cv2.resize(read_image(source / name), FULL_SIZE, interpolation=cv2.INTER_CUBIC)
