@@ -204,10 +204,6 @@ class TrainingTransform:
                 strength=None if config.auto == "trivial" else config.auto_magnitude,
             )
 
-    def __call__(self, data: bytes, path: Path, *, seed: int) -> np.ndarray:
-        """Return the network input, (crop, crop, 3) uint8 RGB; see `crop`."""
-        return augment(*self.crop(data, path, seed=seed))
-
     def crop(self, data: bytes, path: Path, *, seed: int) -> tuple[np.ndarray, TrainingChoices]:
         """Return the random crop (crop, crop, 3) uint8 RGB, and the choices for it.
 

@@ -26,6 +26,7 @@ from engine.schema import LoaderConfig
 from engine.task import Batch
 from engine.trainer import fit
 from tests.backbones.classification.tiny import tiny_config
+from tests.backbones.test_device_jpeg import gpu_that_decodes
 from tests.reference.images import encoded, smooth_image
 
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def test_batches_are_nearly_those_of_the_workers(name: str, root: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_batches_are_nearly_those_of_the_workers_on_a_gpu(name: str, root: Path) -> None:
-    check_batches(root, name, torch.device("cuda"))
+    check_batches(root, name, gpu_that_decodes())
 
 
 def test_only_plain_jpeg_files_are_left_to_the_device(root: Path) -> None:
