@@ -50,7 +50,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "segmentation/mask_rcnn_r50_fpn_lsj_coco": LSJ | EPOCHS_400,
     "segmentation/mask_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_400,
     "detection/faster_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_100,
-    # Ghiasi et al. 2021, and the heads of detectron2's new baselines
+    # Ghiasi et al. 2021 (not checked against the text), and detectron2's new baselines
     "segmentation/mask_rcnn_r101_fpn_copy_paste_coco": LSJ
     | {
         "data.augment.large_scale_jitter.size": 1280,
