@@ -54,9 +54,8 @@ class AugmentConfig(Config):
     """If set, training images are random squares of one size; `short_sides`, `short_side_per`,
     `max_side` and `data.aspect_groups` then have no effect."""
     copy_paste_prob: Fraction = 0.0
-    """Probability that objects of a second training image, each chosen with probability 1/2, are
-    pasted over an image (simple copy-paste, Ghiasi et al. 2021); needs `large_scale_jitter` and
-    masks in the JSON."""
+    """Probability that a random subset of a second training image's objects is pasted over an image
+    (simple copy-paste, Ghiasi et al. 2021); needs `large_scale_jitter` and masks in the JSON."""
     flip_prob: Fraction = 0.5
     """Probability of a left-right flip."""
     vertical_flip_prob: Fraction = 0.0

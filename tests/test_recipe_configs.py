@@ -50,21 +50,23 @@ SOURCES: dict[str, dict[str, Any]] = {
     "segmentation/mask_rcnn_r50_fpn_lsj_coco": LSJ | EPOCHS_400,
     "segmentation/mask_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_400,
     "detection/faster_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_100,
-    # Ghiasi et al. 2021 (not checked against the text), and detectron2's new baselines
+    # Ghiasi et al. 2021, section 4.1; tensorflow/tpu, models/official/detection/projects/copy_paste/
+    # configs/maskrcnn_resnet101_1280.yaml; and detectron2's new baselines
     "segmentation/mask_rcnn_r101_fpn_copy_paste_coco": LSJ
     | {
         "data.augment.large_scale_jitter.size": 1280,
         "data.augment.copy_paste_prob": 1.0,
         "data.eval_short_side": 1280,
+        "model.backbone.stride_in_1x1": False,
+        "model.roi.num_fcs": 2,
         "optim.lr": 0.32,
         "optim.reference_batch_size": 256,
+        "optim.decay_norm_and_bias": False,
         "schedule.warmup_factor": 0.01,
         "schedule.warmup_steps": 1000,
-        "schedule.milestones": [
-            round(share * 576 * COCO_IMAGES / 256) for share in (0.9, 0.95, 0.975)
-        ],
+        "schedule.milestones": [243_000, 256_500, 263_250],
         "loop.batch_size": 256,
-        "loop.max_steps": round(576 * COCO_IMAGES / 256),
+        "loop.max_steps": 270_000,
     },
     # mmdetection, configs/resnet_strikes_back/faster-rcnn_r50-rsb-pre_fpn_1x_coco.py
     "detection/faster_rcnn_r50_fpn_adamw_coco": {
@@ -108,7 +110,7 @@ def test_schedules_have_the_epochs_of_their_headers() -> None:
     epochs = {
         "detection/faster_rcnn_r101_fpn_lsj_coco": 100,
         "segmentation/mask_rcnn_r101_fpn_lsj_coco": 400,
-        "segmentation/mask_rcnn_r101_fpn_copy_paste_coco": 576,
+        "segmentation/mask_rcnn_r101_fpn_copy_paste_coco": 589,
         "detection/faster_rcnn_r50_fpn_adamw_coco": 12,
     }
     for name, count in epochs.items():

@@ -15,9 +15,6 @@ from detection.data.masks import TightMask, draw_mask
 from detection.data.transforms import NO_MASKS, Augment
 from detection.data_config import AugmentConfig
 
-CHOICE_PROB = 0.5
-"""Probability that an object of the second image is pasted: a random subset, as in the paper."""
-
 ReadImage = Callable[[int, int], np.ndarray]
 """Reads the image of a row of the annotations, (H, W, 3) uint8; a JPEG smaller by a reduction."""
 
@@ -102,9 +99,6 @@ class SquareSamples:
             masks=masks,
         )
 
-    def _count(self, row: int) -> int:
-        return len(self._annotations.labels[self._annotations.objects_of(row)])
-
     def _sample_view(self, row: int, rng: np.random.Generator) -> SquareView:
         height, width = self._annotations.sizes[row].tolist()
         return sample_view((height, width), self._config, rng=rng)
@@ -125,12 +119,18 @@ class SquareSamples:
     ) -> Objects:
         """Paste objects of image `row` over `pixels`, in place; return the objects of the result.
 
-        Regions to ignore are never pasted; each other object is, with a probability of 1/2.
+        Of the N objects that the square of image `row` shows, without regions to ignore, a random
+        subset is pasted: its size is drawn uniformly from 0 to N, as in the authors' code
+        (tensorflow/tpu, models/official/detection/dataloader/extract_objects_parser.py).
         """
         view = self._sample_view(row, rng)
-        is_chosen = rng.random(self._count(row)) < CHOICE_PROB
-        plain = self._annotations.is_plain(self._annotations.objects_of(row))
-        pasted = self._objects(row, view, chosen=is_chosen & plain)
+        objects_of_row = self._annotations.objects_of(row)
+        _, is_shown = view.place_boxes(self._annotations.boxes[objects_of_row])
+        shown = np.flatnonzero(is_shown & self._annotations.is_plain(objects_of_row))
+        count = rng.integers(len(shown) + 1)
+        is_chosen = np.zeros(len(is_shown), np.bool_)
+        is_chosen[rng.permutation(shown)[:count]] = True
+        pasted = self._objects(row, view, chosen=is_chosen)
         if not len(pasted.labels):
             return objects
         patch = view.cut(self._read(row, view.reduction), pasted.rectangle)

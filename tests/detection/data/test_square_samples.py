@@ -73,12 +73,10 @@ class Reference:
         if second.random() < self.augment.copy_paste_prob:
             partner = (index + int(second.integers(len(self.data)))) % len(self.data)
             other, others = self.view(partner, second)
-            chosen = second.random(len(others)) < 0.5
-            pasted = [
-                each
-                for each, is_chosen in zip(others, chosen, strict=True)
-                if is_chosen and not each["is_crowd"]
-            ]
+            shown = [number for number, each in enumerate(others) if each["is_shown"]]
+            count = int(second.integers(len(shown) + 1))
+            chosen = sorted(second.permutation(shown).tolist()[:count])
+            pasted = [others[number] for number in chosen]
             plain = [each for each in objects if not each["is_crowd"]]
             pixels, masks = reference.paste(
                 pixels,
@@ -115,6 +113,7 @@ class Reference:
                 {
                     "label": int(found.labels[number]),
                     "is_crowd": is_crowd,
+                    "is_shown": is_left(box) and not is_crowd,
                     "box": box if is_crowd else reference.fitted_box(box, mask),
                     "mask": mask,
                 }
