@@ -50,8 +50,8 @@ SOURCES: dict[str, dict[str, Any]] = {
     "segmentation/mask_rcnn_r50_fpn_lsj_coco": LSJ | EPOCHS_400,
     "segmentation/mask_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_400,
     "detection/faster_rcnn_r101_fpn_lsj_coco": LSJ | EPOCHS_100,
-    # Ghiasi et al. 2021, section 4.1; tensorflow/tpu, models/official/detection/projects/copy_paste/
-    # configs/maskrcnn_resnet101_1280.yaml; and detectron2's new baselines
+    # Ghiasi et al. 2021, section 4.1; their config maskrcnn_resnet101_1280.yaml in tensorflow/tpu,
+    # models/official/detection/projects/copy_paste; and detectron2's new baselines
     "segmentation/mask_rcnn_r101_fpn_copy_paste_coco": LSJ
     | {
         "data.augment.large_scale_jitter.size": 1280,
