@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.errors import UserError
-from engine.log import METRICS_FILE, RunLog, read_metrics
+from engine.log import RunLog, read_metrics
 from engine.paths import status_of
+from engine.run_files import LOG_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes  # for annotations in modules that draw panels
@@ -34,7 +35,7 @@ def plot_when_training_ends(run_dir: Path, *, is_main: bool) -> Iterator[None]:
         run_dir: the run folder.
         is_main: whether this process writes files.
     """
-    logged = run_dir / METRICS_FILE
+    logged = run_dir / LOG_FILE
     before = status_of(logged)
     try:
         yield
@@ -59,7 +60,7 @@ def plot_training_curves(run_dir: Path) -> Path:
         UserError: metrics.jsonl cannot be read.
         OSError: the plot cannot be written.
     """
-    records, _ = read_metrics(run_dir / METRICS_FILE)
+    records, _ = read_metrics(run_dir / LOG_FILE)
     trained = [record for record in records if record["kind"] == "train"]
     scored = [record for record in records if record["kind"] == "eval"]
     figure, (losses, rate, scores) = make_panels(3, columns=3, size=4.0)

@@ -31,6 +31,7 @@ from engine.distributed import is_main_process
 from engine.errors import DamagedFileError, UserError
 from engine.files import write_atomically
 from engine.paths import exists, is_file, is_folder, names_in, open_file
+from engine.run_files import WEIGHTS_FILE
 
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
@@ -305,7 +306,7 @@ def find_weights_file(path: Path) -> Path:
         raise UserError(f"{path}: no such run folder or file")
     if not is_folder(path):
         return path
-    weights = path / "model.safetensors"
+    weights = path / WEIGHTS_FILE
     if not is_file(weights):
         raise UserError(
             f"{path}: expected model.safetensors of a finished run, got none; for an unfinished "

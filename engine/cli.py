@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from engine.errors import InterruptedRunError, StoppedError, UserError
 from engine.paths import exists, is_file, names_in, resolved
+from engine.run_files import CONFIG_FILE
 from engine.text import escape_unencodable_output, printable, shortened
 
 _OVERRIDE = re.compile(r"[\w.]+=")
@@ -181,8 +182,8 @@ def parse_training(description: str, *, default: Path) -> TrainingArguments:
             f"--output: expected a folder for this run only, got {resolved(output)}, which "
             "contains the working directory"
         )
-    if parsed.resume and not files and is_file(output / "config.yaml"):
-        config = output / "config.yaml"
+    if parsed.resume and not files and is_file(output / CONFIG_FILE):
+        config = output / CONFIG_FILE
     if parsed.resume and not names_in(output / "checkpoints", "step_*.pt"):
         raise UserError(f"--resume: expected checkpoints in {output / 'checkpoints'}, got none")
 

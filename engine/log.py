@@ -34,6 +34,7 @@ from engine.errors import UserError
 from engine.events import EventFile
 from engine.files import write_file
 from engine.paths import is_file, read_bytes
+from engine.run_files import LOG_FILE
 from engine.text import printable
 
 T = TypeVar("T")
@@ -42,8 +43,6 @@ RATE_WINDOW = 20
 """Number of log lines over which the speed is averaged for the estimated time."""
 PLAIN_PROGRESS_S = 30.0
 """Seconds between progress lines if the output is not a terminal."""
-METRICS_FILE = "metrics.jsonl"
-"""File in a run folder with one JSON line per logged step and per evaluation."""
 WIDTH = 100
 """Columns of a step's lines, and of tables if the output is not a terminal."""
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -219,7 +218,7 @@ class RunLog:
         """
         self._times = deque([(step, time.monotonic())], maxlen=RATE_WINDOW)
         self._purge_step = step + 1  # the next event file tells TensorBoard to drop later events
-        path = self._directory / METRICS_FILE if self._directory else None
+        path = self._directory / LOG_FILE if self._directory else None
         if path is None or not is_file(path):
             return
         # the last step that is kept of each kind; records of other kinds are dropped
@@ -227,7 +226,7 @@ class RunLog:
         records, _ = read_metrics(path)
         kept = [each for each in records if each["step"] <= last.get(each["kind"], -1)]
         text = "".join(f"{json.dumps(record)}\n" for record in kept)
-        self._try(METRICS_FILE, lambda: write_file(path, text))
+        self._try(LOG_FILE, lambda: write_file(path, text))
 
     def close(self) -> None:
         """Write pending lines and close the files."""
@@ -272,7 +271,7 @@ class RunLog:
     def _write_lines(self) -> None:
         """Append the pending lines to metrics.jsonl; all of them or none."""
         if self._directory is not None and self._pending:
-            path = self._directory / METRICS_FILE
+            path = self._directory / LOG_FILE
             self._try(path.name, lambda: _append_lines(path, self._pending))
 
     def _try_event(self, write: Callable[[EventFile], object]) -> None:

@@ -10,16 +10,14 @@ from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
 from engine.locks import FolderLock
 from engine.paths import exists, is_file, names_in, read_text, status_of
-
-WEIGHTS_FILE = "model.safetensors"
-"""File in a run folder with the exported weights of a finished run."""
+from engine.run_files import CONFIG_FILE, LOG_FILE, SCORES_FILE, WEIGHTS_FILE
 
 
 def contains_run(directory: Path) -> bool:
     """Return whether a run was started in a folder: it has checkpoints or a run's config.yaml."""
     if exists(directory / "checkpoints"):
         return True
-    config = directory / "config.yaml"
+    config = directory / CONFIG_FILE
     try:
         return is_file(config) and "\nloop:\n" in read_text(config)
     except UserError:  # not text: a file of another program
@@ -28,7 +26,7 @@ def contains_run(directory: Path) -> bool:
 
 def _has_results(directory: Path) -> bool:
     """Return whether a run has a logged step, a checkpoint or weights."""
-    logged = status_of(directory / "metrics.jsonl")
+    logged = status_of(directory / LOG_FILE)
     return bool(
         names_in(directory / "checkpoints", "*.pt")
         or exists(directory / WEIGHTS_FILE)
@@ -48,10 +46,10 @@ def move_run_aside(directory: Path) -> Path | None:
         UserError: the folder has a config.yaml that is not a run's, or cannot be renamed.
     """
     if not contains_run(directory):
-        if exists(directory / "config.yaml"):
+        if exists(directory / CONFIG_FILE):
             raise UserError(
                 f"{directory}: expected an empty folder or a run folder, got one with another "
-                "config.yaml"
+                f"{CONFIG_FILE}"
             )
         return None
     if not _has_results(directory):
@@ -114,7 +112,7 @@ def is_start_without_checkpoint(directory: Path, config_text: str) -> bool:
     """
     if names_in(directory / "checkpoints", "*.pt") or exists(directory / WEIGHTS_FILE):
         return False
-    config = directory / "config.yaml"
+    config = directory / CONFIG_FILE
     try:
         return is_file(config) and read_text(config) == config_text
     except UserError:  # not text: a file of another program
@@ -127,13 +125,13 @@ def finished_metrics(directory: Path, *, run_step: int) -> dict[str, float] | No
     Raises:
         UserError: its files are damaged.
     """
-    if not is_file(directory / WEIGHTS_FILE) or not is_file(directory / "metrics.json"):
+    if not is_file(directory / WEIGHTS_FILE) or not is_file(directory / SCORES_FILE):
         return None
     # the files may be of an earlier run with fewer steps
     if read_safetensors(directory / WEIGHTS_FILE)[1].get("run_step") != str(run_step):
         return None
     try:
-        found = json.loads(read_text(directory / "metrics.json"))
+        found = json.loads(read_text(directory / SCORES_FILE))
     except ValueError as error:
         raise UserError(f"{directory / 'metrics.json'}: expected JSON, got: {error}") from error
     return metric_numbers(found) if isinstance(found, dict) else {}

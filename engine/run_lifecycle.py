@@ -12,7 +12,7 @@ from engine.optim import layer_decay_note
 from engine.optim import lr_note as rate_note
 from engine.payload import check_payload
 from engine.precision import precision_note
-from engine.run_folder import WEIGHTS_FILE
+from engine.run_files import WEIGHTS_FILE
 from engine.run_state import RunState
 from engine.schema import RunConfig
 from engine.step import num_compiled_graphs

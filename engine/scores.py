@@ -8,8 +8,9 @@ from typing import Any
 
 from engine.config import differences
 from engine.errors import UserError
-from engine.log import METRICS_FILE, read_metrics
+from engine.log import read_metrics
 from engine.paths import exists, read_text
+from engine.run_files import LOG_FILE, SCORES_FILE, WEIGHTS_FILE
 from engine.schema import RunConfig
 
 
@@ -38,11 +39,11 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
     Raises:
         UserError: metrics.json or metrics.jsonl is missing, or metrics.json is not of a run.
     """
-    for file in ("metrics.json", "metrics.jsonl"):
+    for file in (SCORES_FILE, LOG_FILE):
         if not exists(folder / file):
             raise UserError(f"{folder / file}: expected the file of an evaluated run, got none")
-    metrics = _read_metrics(folder / "metrics.json", names)
-    lines, num_damaged = read_metrics(folder / METRICS_FILE)
+    metrics = _read_metrics(folder / SCORES_FILE, names)
+    lines, num_damaged = read_metrics(folder / LOG_FILE)
     evaluations = [line for line in lines if line["kind"] in ("eval", "final")]
     steps = max((line["step"] for line in lines), default=None)
     notes = []
@@ -50,7 +51,7 @@ def read_scores(folder: Path, names: Sequence[str]) -> RunScores:
     if evaluations and not matching:
         notes.append("its scores match no evaluation in metrics.jsonl")
     last_evaluation = max((line["step"] for line in evaluations), default=0)
-    is_exported = exists(folder / "model.safetensors")
+    is_exported = exists(folder / WEIGHTS_FILE)
     if not is_exported or (steps is not None and steps > last_evaluation):
         notes.append(f"unfinished: logged up to step {steps}, evaluated up to {last_evaluation}")
     if num_damaged:

@@ -33,6 +33,7 @@ from engine.optim import build_optimizer, lr_factor, set_lr
 from engine.progress import Progress
 from engine.provenance import note_start
 from engine.resuming import metrics_if_finished, opened_run_folder, resume_run
+from engine.run_files import CONFIG_FILE
 from engine.run_lifecycle import (
     check_batch_size,
     divergence_advice,
@@ -148,7 +149,7 @@ class _Run:
         elif self.world.is_main and self.checkpoints.latest() is not None:
             raise UserError(f"{self.output}: holds a run; resume it, or choose another folder")
         if self.world.is_main:
-            write_file(self.output / "config.yaml", dump_config(self.config))
+            write_file(self.output / CONFIG_FILE, dump_config(self.config))
             note_start(self.output, step=self.progress.step, device=self.world.device)
         for note in start_notes(self.state):
             self.log.note(note)

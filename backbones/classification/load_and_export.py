@@ -22,7 +22,7 @@ from engine.loader import read_batches, split_batches, training_batches
 from engine.log import RunLog
 from engine.paths import status_of
 from engine.precision import autocast
-from engine.run_folder import WEIGHTS_FILE
+from engine.run_files import BACKBONE_FILE, WEIGHTS_FILE
 
 
 def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
@@ -78,7 +78,7 @@ def export_backbone(
         UserError: the run has not finished, or its training images are missing.
     """
     log = RunLog(None, is_main=True)
-    path = output / "backbone.safetensors"
+    path = output / BACKBONE_FILE
     if _is_newer(path, output / WEIGHTS_FILE):
         log.note(f"{path}: already made from these weights")
         return

@@ -23,6 +23,7 @@ from backbones.classification.visualize import draw_confusion
 from backbones.score_tables import pairs_table
 from engine.errors import UserError
 from engine.files import write_file
+from engine.run_files import SCORES_FILE
 
 MAX_DRAWN = 50
 """Largest number of classes for which confusion.png is drawn."""
@@ -106,7 +107,7 @@ class ClassificationScore:
             UserError: a file cannot be written.
         """
         text = json.dumps(self.metrics, indent=2, ensure_ascii=False)
-        write_file(directory / "metrics.json", f"{text}\n")
+        write_file(directory / SCORES_FILE, f"{text}\n")
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["true / predicted", *self.class_names])

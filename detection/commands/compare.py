@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
+from engine.run_files import CONFIG_FILE, DETECTIONS_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,7 +147,7 @@ def _files_of(path: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
     from engine.config import parse_config
     from engine.paths import exists, is_file
 
-    results = path if path.suffix == ".json" and is_file(path) else path / "detections.json"
+    results = path if path.suffix == ".json" and is_file(path) else path / DETECTIONS_FILE
     if not exists(results):
         raise UserError(f"{results}: expected the detections of an evaluated run, got none")
     if overrides or results == path:
@@ -163,4 +164,4 @@ def _config_of(folder: Path) -> "RunConfig":
     from detection.commands.schemas import ALL_SCHEMAS
     from engine.config import load_config
 
-    return load_config(folder / "config.yaml", schemas=ALL_SCHEMAS)
+    return load_config(folder / CONFIG_FILE, schemas=ALL_SCHEMAS)

@@ -113,7 +113,8 @@ def _split_runs(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     that has the weights of one.
     """
     from engine.paths import exists
-    from engine.run_folder import WEIGHTS_FILE, contains_run
+    from engine.run_files import WEIGHTS_FILE
+    from engine.run_folder import contains_run
 
     def is_run(path: Path) -> bool:
         is_weights = path.suffix in (".safetensors", ".pt")

@@ -20,8 +20,8 @@ from engine.files import write_file
 from engine.interrupt import stop_requests
 from engine.log import RunLog
 from engine.paths import exists
+from engine.run_files import DETECTIONS_FILE
 
-RESULTS = "detections.json"
 PARTIAL = "detections.partial.jsonl"
 """One entry of the results per line, while the prediction runs or after it was killed."""
 
@@ -44,8 +44,9 @@ def predict_files(
 ) -> PredictionSummary:
     """Detect objects in image files; write the detections and a drawing of each image to `output`.
 
-    Results are on disk after each image. At the end they are in `RESULTS`, even after an error; if
-    the process is killed, they are in `PARTIAL`. An image that cannot be read or drawn is skipped.
+    Results are on disk after each image. At the end they are in detections.json, even after an
+    error; if the process is killed, they are in `PARTIAL`. An image that cannot be read or drawn is
+    skipped.
 
     Args:
         detector: the trained detector.
@@ -57,7 +58,7 @@ def predict_files(
         UserError: results cannot be written.
         InterruptedRunError: Ctrl-C or SIGTERM; the results so far are written.
     """
-    earlier = exists(output / RESULTS) or exists(output / PARTIAL)
+    earlier = exists(output / DETECTIONS_FILE) or exists(output / PARTIAL)
     drawings = free_paths(paths, output, replace=earlier)
     classes = ClassMap(detector.class_names, detector.category_ids)
     skipped: list[str] = []
@@ -82,7 +83,8 @@ def predict_files(
     # a request during the last images changes nothing
     if request.requested and done + len(skipped) < len(paths):
         raise InterruptedRunError(
-            f"interrupted after {done} of {len(paths)} images; their results: {output / RESULTS}"
+            f"interrupted after {done} of {len(paths)} images; "
+            f"their results: {output / DETECTIONS_FILE}"
         )
     return PredictionSummary(len(results.entries), done, tuple(skipped), tuple(not_drawn))
 
@@ -103,11 +105,11 @@ def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> st
 
 
 class _ResultsWriter:
-    """Appends results to `PARTIAL`; at the end writes them, sorted by image, to `RESULTS`."""
+    """Appends results to `PARTIAL`; at the end writes them, sorted by image, to detections.json."""
 
     def __init__(self, folder: Path) -> None:
         self.entries: list[Mapping[str, Any]] = []
-        self._path, self._partial = folder / RESULTS, folder / PARTIAL
+        self._path, self._partial = folder / DETECTIONS_FILE, folder / PARTIAL
 
     def __enter__(self) -> Self:
         try:

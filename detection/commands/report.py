@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli import CommandParser, command_line, split_arguments
 from engine.errors import UserError
+from engine.run_files import CONFIG_FILE, DETECTIONS_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from detection.config import DetectionConfig
@@ -103,9 +104,9 @@ def _report_run(run: Path, overrides: Sequence[str], arguments: Namespace, log: 
     from engine.paths import is_file, require_folder
 
     require_folder(run, "a run folder or a COCO results file")
-    if not is_file(run / "config.yaml"):
+    if not is_file(run / CONFIG_FILE):
         raise UserError(f"{run}: expected a run folder with config.yaml, got one without")
-    config = load_config(run / "config.yaml", overrides, schemas=ALL_SCHEMAS)
+    config = load_config(run / CONFIG_FILE, overrides, schemas=ALL_SCHEMAS)
     if isinstance(config, DetectionConfig):
         _report_detection(_results_of(run), config, run, overrides, arguments, log)
         return
@@ -127,7 +128,7 @@ def _results_of(path: Path) -> Path:
     """Return the results file of a run folder, or the path itself if it is a file."""
     from engine.paths import exists, is_file
 
-    results = path if is_file(path) else path / "detections.json"
+    results = path if is_file(path) else path / DETECTIONS_FILE
     if not exists(results):
         raise UserError(
             f"{results}: expected the detections of a finished run, got none; "
@@ -187,7 +188,7 @@ def _wants_proposals(
     if arguments.proposals is not None or run is None:
         return bool(arguments.proposals)
     images = config.data.val.images
-    if not is_file(run / "model.safetensors") or not images or not is_folder(images):
+    if not is_file(run / WEIGHTS_FILE) or not images or not is_folder(images):
         log.note("recall of proposals: skipped, because the run's weights or images are not there")
         return False
     if pick_device(arguments.device).type == "cpu" and num_images > MOST_IMAGES_ON_CPU:

@@ -39,6 +39,7 @@ from detection.evaluation.voc_ap import score_protocols
 from detection.structures import DetectionBatch, Detections
 from engine.errors import UserError
 from engine.files import write_file
+from engine.run_files import DETECTIONS_FILE, SCORES_FILE
 
 # in the order of COCOeval.summarize
 SUMMARY = (
@@ -122,7 +123,7 @@ class CocoReport:
         numbers = {k: None if math.isnan(v) else v for k, v in self.metrics.items()}
         metrics = {**numbers, "engine": self.scores[0].backend}
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        write_file(directory / "metrics.json", f"{text}\n")
+        write_file(directory / SCORES_FILE, f"{text}\n")
         # not strict: there may be only one score
         for score, prefix in zip(self.scores, ("", "mask_"), strict=False):
             path = directory / f"{prefix}pr_curves.png"
@@ -341,7 +342,7 @@ class CocoEvaluator:
         """Write `CocoReport`'s files and detections.json (COCO results, original ids)."""
         self._reported().write(directory)
         lines = ",\n".join(json.dumps(result) for result in self._results())
-        write_file(directory / "detections.json", f"[{lines}]\n")
+        write_file(directory / DETECTIONS_FILE, f"[{lines}]\n")
 
     def table(self) -> Group:
         """Return the summary and the AP of every class for the console."""

@@ -22,6 +22,7 @@ from detection.ops.boxes import box_iou
 from detection.structures import DetectionBatch, Detections
 from engine.errors import UserError
 from engine.files import write_file
+from engine.run_files import SCORES_FILE
 
 IOU_THRESH = 0.5
 # titles of the metrics that the table shows, in percent
@@ -168,7 +169,7 @@ class LocalizationEvaluator:
     def write(self, directory: Path) -> None:
         """Write metrics.json, and localizations.json with the predicted boxes of every image."""
         text = json.dumps(self._metrics, indent=2, ensure_ascii=False)
-        write_file(directory / "metrics.json", f"{text}\n")
+        write_file(directory / SCORES_FILE, f"{text}\n")
         rows = []
         for result in self._results:
             given, *predicted = [self._to_json(row) for row in result.rows]

@@ -12,9 +12,10 @@ from detection.report.charts import Line, line_chart
 from detection.report.markup import Markup, escaped, number, percent, table
 from detection.report.page import Section, side_by_side
 from engine.checksum import file_digest
-from engine.log import METRICS_FILE, read_metrics
+from engine.log import read_metrics
 from engine.paths import is_file, read_text
 from engine.provenance import current_commit, describe_machine
+from engine.run_files import CONFIG_FILE, LOG_FILE
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
 _MOST_POINTS = 500  # of a training curve
@@ -47,9 +48,9 @@ def read_curves(folder: Path) -> dict[str, dict[str, list[Any]]]:
     A kind has `step` too. Empty if there is no metrics.jsonl. Metrics of single classes are left
     out, and long curves are thinned to about `_MOST_POINTS` lines.
     """
-    if not is_file(folder / METRICS_FILE):
+    if not is_file(folder / LOG_FILE):
         return {}
-    records, _ = read_metrics(folder / METRICS_FILE)
+    records, _ = read_metrics(folder / LOG_FILE)
     curves: dict[str, dict[str, list[Any]]] = {}
     for kind in ("train", "eval"):
         lines = [each for each in records if each["kind"] == kind]
@@ -129,7 +130,7 @@ def origin_section(
 
 def read_config_text(folder: Path) -> str | None:
     """Return the config.yaml of a run folder as text; None if there is none."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     return read_text(path) if is_file(path) else None
 
 

@@ -11,6 +11,7 @@ from engine.checkpoint import prepare_output
 from engine.config import differences, load_config
 from engine.errors import InterruptedRunError, UserError
 from engine.paths import exists, names_in
+from engine.run_files import CONFIG_FILE, LOG_FILE, SCORES_FILE, WEIGHTS_FILE
 from engine.schema import RunConfig
 from engine.task import Task
 from engine.trainer import fit
@@ -39,7 +40,7 @@ def run_status(run: PlannedRun[C]) -> RunStatus:
     Raises:
         UserError: the folder holds a run of another config.
     """
-    saved = run.folder / "config.yaml"
+    saved = run.folder / CONFIG_FILE
     if not exists(saved):
         return "not run"
     schemas = {str(run.config.model_dump()["task"]): type(run.config)}
@@ -50,7 +51,7 @@ def run_status(run: PlannedRun[C]) -> RunStatus:
             "remove it, or choose another --output"
         )
     # metrics.json is written at every evaluation, model.safetensors only at the end.
-    if all(exists(run.folder / name) for name in ("metrics.json", "model.safetensors")):
+    if all(exists(run.folder / name) for name in (SCORES_FILE, WEIGHTS_FILE)):
         return "done"
     return "interrupted" if names_in(run.folder / "checkpoints", "step_*.pt") else "not run"
 
@@ -77,7 +78,7 @@ def train_or_resume(
     task = make_task(run.config)
     prepare_output(run.folder)
     if not resume:  # remove the log of an earlier start that wrote no checkpoint
-        (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+        (run.folder / LOG_FILE).unlink(missing_ok=True)
     try:
         fit(task, run.config, output=run.folder, resume=resume, device=device)
     except InterruptedRunError as error:

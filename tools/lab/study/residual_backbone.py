@@ -19,6 +19,7 @@ from detection.evaluation.uncertainty import Difference, mean_difference
 from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.files import write_file
+from engine.run_files import BACKBONE_FILE
 from tools.lab.planned_runs import run_status
 from tools.lab.study.config import BackboneExpectationConfig, BackboneStudyConfig
 from tools.lab.study.expectations import (
@@ -152,9 +153,7 @@ def plan_runs(
                 ),
                 output / f"{backbone}-pretraining-seed{seed}",
             )
-            weights = override(
-                "model.backbone.weights", pretraining.folder / "backbone.safetensors"
-            )
+            weights = override("model.backbone.weights", pretraining.folder / BACKBONE_FILE)
             overrides = [*common, *changes.detection, weights]
             tested = tuple(data_overrides(scale.test, data=folder))
             config, scored = (

@@ -17,7 +17,8 @@ from engine.evaluate import evaluate
 from engine.files import write_file
 from engine.log import RunLog
 from engine.paths import exists
-from engine.run_folder import WEIGHTS_FILE, metric_numbers
+from engine.run_files import DETECTIONS_FILE, SCORES_FILE, WEIGHTS_FILE
+from engine.run_folder import metric_numbers
 from tools.lab.planned_runs import run_status
 from tools.lab.study.training import Run, train_runs
 
@@ -63,7 +64,7 @@ def read_scores(scoring: Scoring) -> Scores | None:
     speed = _speed(scoring)
     if speed is None:
         return None
-    matched = match_file(scoring.folder / "detections.json", scoring.annotations).matches
+    matched = match_file(scoring.folder / DETECTIONS_FILE, scoring.annotations).matches
     if "bbox" not in matched:
         raise UserError(f"{scoring.folder / 'detections.json'}: expected boxes, got none")
     return Scores(read_metrics_file(scoring.folder), speed, matched["bbox"])
@@ -75,7 +76,7 @@ def read_metrics_file(folder: Path) -> dict[str, float]:
     Raises:
         UserError: it is missing or damaged.
     """
-    return metric_numbers(_read_object(folder / "metrics.json"))
+    return metric_numbers(_read_object(folder / SCORES_FILE))
 
 
 def is_scored(scoring: Scoring) -> bool:

@@ -18,9 +18,10 @@ from engine.config import load_config
 from engine.distributed import pick_device
 from engine.errors import UserError
 from engine.files import write_file
-from engine.log import METRICS_FILE, RunLog, read_metrics
+from engine.log import RunLog, read_metrics
 from engine.paths import exists, read_text
 from engine.provenance import current_commit, describe_machine
+from engine.run_files import LOG_FILE
 from engine.schema import RunConfig
 from engine.task import Task
 from tools.lab.planned_runs import PlannedRun, run_status, train_or_resume
@@ -146,7 +147,7 @@ def records_of(run: Run) -> list[dict[str, Any]]:
     Raises:
         UserError: metrics.jsonl is missing or damaged.
     """
-    path = run.folder / METRICS_FILE
+    path = run.folder / LOG_FILE
     records, num_damaged = read_metrics(path)
     if num_damaged:
         raise UserError(
@@ -170,7 +171,7 @@ def curve_of(run: Run, kind: str, key: str) -> list[tuple[int, float]]:
     values = [(record["step"], record.get(key)) for record in lines]
     curve = [(step, value) for step, value in values if value is not None]
     if not curve:
-        raise UserError(f"{run.folder / METRICS_FILE}: expected lines with {key}, got none")
+        raise UserError(f"{run.folder / LOG_FILE}: expected lines with {key}, got none")
     return curve
 
 

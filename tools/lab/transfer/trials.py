@@ -18,6 +18,7 @@ from engine.errors import UserError
 from engine.files import write_file
 from engine.log import RunLog
 from engine.paths import is_file, names_in, read_text
+from engine.run_files import SCORES_FILE
 from engine.schema import Config, PathText, RunConfig
 from tools.lab.planned_runs import PlannedRun, run_status, train_or_resume
 from tools.lab.tables import console_table, markdown_table
@@ -148,7 +149,7 @@ def run_trials(
 
 def _score_of(run: Run, name: str) -> float:
     """Return a score from the metrics.json of a finished run; NaN if it is null there."""
-    path = run.folder / "metrics.json"
+    path = run.folder / SCORES_FILE
     try:
         value = json.loads(read_text(path))[name]
         return float("nan") if value is None else float(value)
