@@ -23,6 +23,7 @@ from engine.schema import Config, Fraction, RunConfig
 __all__ = [
     "SCHEMAS",
     "AnchorLossConfig",
+    "ApProtocol",
     "AugmentConfig",
     "BackboneConfig",
     "BackendChoice",
@@ -32,14 +33,13 @@ __all__ = [
     "MaskConfig",
     "ModelConfig",
     "NeckConfig",
-    "Protocol",
     "RPNConfig",
     "RegionLossConfig",
     "RoIConfig",
     "SplitConfig",
 ]
 
-Protocol = Literal["voc07", "voc12", "ilsvrc", "lvis"]
+ApProtocol = Literal["voc07", "voc12", "ilsvrc", "lvis"]
 BackendChoice = Literal["auto", "pycocotools", "hotcoco"]
 
 
@@ -66,7 +66,7 @@ class EvaluationConfig(Config):
     IoU, weighted by score. null: 0.5 where predictions are joined, otherwise no voting; 1: none."""
     draw_score_thresh: Fraction = 0.5
     """Detections with a lower score are not drawn."""
-    protocols: tuple[Protocol, ...] = ()
+    protocols: tuple[ApProtocol, ...] = ()
     """Metrics in addition to COCO's: VOC's 11-point (voc07) or area (voc12) AP at IoU 0.5, the AP
     of ILSVRC detection, or LVIS's APs, for LVIS's files alone. With lvis its AP decides which
     checkpoint is best; COCO's AP takes objects that LVIS does not annotate for errors."""

@@ -25,7 +25,7 @@ from engine.precision import autocast
 from engine.run_files import BACKBONE_FILE, WEIGHTS_FILE
 
 
-def load_trained(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
+def load_classifier(paths: Sequence[Path], overrides: Sequence[str] = ()) -> ClassificationTask:
     """Load one classifier, or several as an ensemble with averaged probabilities.
 
     Args:
@@ -82,7 +82,7 @@ def export_backbone(
     if _is_newer(path, output / WEIGHTS_FILE):
         log.note(f"{path}: already made from these weights")
         return
-    task = load_trained([output])
+    task = load_classifier([output])
     export = task.config.export
     backbone = task.config.model.backbone
     if export.recompute_norms and backbone.has_norms and backbone.norm == "batch":

@@ -86,7 +86,7 @@ def load_task(
         raise UserError(f"expected one localizer, got {len(paths)}: {paths[1]}")
     task: DetectionTask | LocalizationBaseTask | ClassificationTask
     if kind == "classification":
-        from backbones.classification.load_and_export import load_trained as load_classifier
+        from backbones.classification.load_and_export import load_classifier
 
         task = load_classifier(paths, overrides)
     elif kind in LOCALIZATION:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 
 from backbones.score_tables import pairs_table
-from detection.config import BackendChoice, Protocol
+from detection.config import ApProtocol, BackendChoice
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.data.lvis_json import read_federated_labels
 from detection.evaluation.coco_backends import Backend, accumulate, choose_backend, summarize
@@ -145,7 +145,7 @@ def score_file(
     *,
     named_images: bool = False,
     backend: BackendChoice = "auto",
-    protocols: Sequence[Protocol] = (),
+    protocols: Sequence[ApProtocol] = (),
 ) -> CocoReport:
     """Score the boxes and masks of a COCO results file.
 
@@ -210,7 +210,7 @@ def _score(
     ground_truth: GroundTruth,
     *,
     iou_type: IoUType,
-    protocols: Sequence[Protocol],
+    protocols: Sequence[ApProtocol],
     backend: Backend,
     notes: Sequence[str] = (),
 ) -> CocoScore:
@@ -238,7 +238,7 @@ def _score(
     return CocoScore(metrics, precision, names, iou_type, backend, note)
 
 
-def _without_lvis(protocols: Sequence[Protocol]) -> list[Protocol]:
+def _without_lvis(protocols: Sequence[ApProtocol]) -> list[ApProtocol]:
     """Return the protocols that score boxes alone."""
     return [protocol for protocol in protocols if protocol != "lvis"]
 
@@ -287,7 +287,7 @@ class CocoEvaluator:
         image_ids: Iterable[int],
         *,
         allow_missing: bool = False,
-        protocols: Sequence[Protocol] = (),
+        protocols: Sequence[ApProtocol] = (),
         with_masks: bool = False,
         backend: Backend = "pycocotools",
         notes: Sequence[str] = (),

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from detection.config import Protocol
+from detection.config import ApProtocol
 from detection.data.lvis_json import FREQUENCIES
 from detection.evaluation.coco_backends import hotcoco_tables
 from detection.evaluation.detection_table import DetectionTable, IoUType
@@ -35,7 +35,7 @@ MAX_DETECTIONS = 300
 _AP50, _AP75 = 0, 5  # among the IoU thresholds 0.5, 0.55, ... 0.95
 
 
-def check_lvis(protocols: Sequence[Protocol]) -> None:
+def check_lvis(protocols: Sequence[ApProtocol]) -> None:
     """Raise UserError if LVIS's metric is wanted and hotcoco is not installed."""
     if "lvis" in protocols and find_spec("hotcoco") is None:
         raise UserError(
@@ -44,7 +44,7 @@ def check_lvis(protocols: Sequence[Protocol]) -> None:
         )
 
 
-def lvis_notes(protocols: Sequence[Protocol], max_detections: int) -> list[str]:
+def lvis_notes(protocols: Sequence[ApProtocol], max_detections: int) -> list[str]:
     """Return a log line if a network returns fewer detections of an image than LVIS scores."""
     if "lvis" not in protocols or max_detections >= MAX_DETECTIONS:
         return []

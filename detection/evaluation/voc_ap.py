@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from detection.config import Protocol
+from detection.config import ApProtocol
 from detection.evaluation.detection_table import DetectionTable
 from detection.evaluation.ground_truth import GroundTruth
 from detection.ops.boxes import box_iou, xywh_to_xyxy
@@ -63,7 +63,7 @@ class _Pairs:
 
 
 def score_protocols(
-    found: DetectionTable, ground_truth: GroundTruth, *, protocols: Sequence[Protocol]
+    found: DetectionTable, ground_truth: GroundTruth, *, protocols: Sequence[ApProtocol]
 ) -> dict[str, float]:
     """Score boxes by the rules of other benchmarks than COCO.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.classification.load_and_export import load_trained
+from backbones.classification.load_and_export import load_classifier
 from backbones.classification.structures import ClassificationBatch
 from backbones.classification.views import resize_short_side
 from backbones.weights import listing
@@ -32,7 +32,7 @@ class ImageClassifier:
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        self._task = load_trained([path])
+        self._task = load_classifier([path])
         names = self._task.class_names
         if set(names) != set(class_names):
             raise UserError(

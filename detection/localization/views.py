@@ -16,7 +16,8 @@ from detection.localization.config import EvaluationConfig
 from detection.localization.localizer import Localizer
 from detection.models.proposals import select_by_nms
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_area, box_iou, flip_boxes
+from detection.ops.boxes import box_area, flip_boxes
+from detection.ops.voting import vote_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
 
@@ -129,16 +130,17 @@ def merge_candidates(
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
     if config.merge == "vote":
-        # IoU of the best box with all: (..., 1, M) without its middle dimension
-        overlaps = box_iou(chosen, boxes)[..., 0, :]
-        # the best box always votes: the IoU of an empty box is 0 even with itself
-        votes = (overlaps >= config.vote_iou_thresh).scatter(-1, best, True)
-        weights = scores * votes
-        # at least `tiny`: the sum must not be 0 if all scores are
-        weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) * votes
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        # mean of the voting boxes, weighted by score
-        chosen = (boxes * weights[..., None]).sum(dim=-2, keepdim=True)
+        boxes, scores = boxes.flatten(0, -3), scores.flatten(0, -2)  # (B, M, 4), (B, M)
+        labels = torch.zeros_like(scores, dtype=torch.int64)  # all of one class
+        voted = vote_boxes(
+            chosen.flatten(0, -3),
+            labels[:, :1],
+            boxes,
+            scores,
+            labels,
+            iou_thresh=config.vote_iou_thresh,
+        )
+        chosen = voted.reshape(chosen.shape)
     return chosen[..., 0, :], best_scores[..., 0]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from backbones import build_resnet, resnet18, vgg16
 from backbones.classification.load_and_export import (
     export_backbone,
-    load_trained,
+    load_classifier,
     recompute_batch_norm,
 )
 from backbones.classification.structures import ClassificationBatch
@@ -122,7 +122,7 @@ def test_exported_backbone_has_the_weights_and_recomputed_statistics(run: Path) 
 
 
 def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> None:
-    task = load_trained([run])
+    task = load_classifier([run])
     seen = []
     handle = task.model.backbone.get_submodule("conv1").register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.double())
@@ -142,11 +142,11 @@ def test_recomputed_statistics_are_means_over_training_batches(run: Path) -> Non
 def test_an_ensemble_of_two_is_the_mean_of_both(run: Path, folder: Path, tmp_path: Path) -> None:
     config = tiny_config(folder, loop={"max_steps": 1}, seed=1)
     fit(ClassificationTask.for_training(config), config, output=tmp_path)
-    one = load_trained([run])
+    one = load_classifier([run])
     data: Any = one.val_data()
     batch = data.collate([data.load(i, seed=0) for i in range(3)])
     first, second, both = (
-        torch.stack(load_trained(runs).predict(batch))
+        torch.stack(load_classifier(runs).predict(batch))
         for runs in ([run], [tmp_path], [run, tmp_path])
     )
     assert (first - second).abs().amax(dim=1).min() > 0.01
@@ -161,7 +161,7 @@ def test_ensemble_with_different_classes_is_an_error(run: Path, tmp_path: Path) 
     config = tiny_config(root, loop={"max_steps": 1})
     fit(ClassificationTask.for_training(config), config, output=tmp_path / "other")
     with pytest.raises(UserError, match=r"expected the classes of .* \(blue, red\), got"):
-        load_trained([run, tmp_path / "other"])
+        load_classifier([run, tmp_path / "other"])
 
 
 @pytest.mark.parametrize("num_classes", [None, 7])
@@ -221,7 +221,7 @@ def test_exported_vgg_loads_into_a_detectors_network(folder: Path, tmp_path: Pat
         for name, tensor in network.state_dict().items():
             assert tensor.equal(task.model.backbone.state_dict()[name]), name
     batch = batch_of(task)
-    found = load_trained([tmp_path]).predict(batch)
+    found = load_classifier([tmp_path]).predict(batch)
     torch.testing.assert_close(found, task.eval().predict(batch))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from detection.config import Protocol
+from detection.config import ApProtocol
 from detection.evaluation.coco_ap import CocoScore, score_file
 from detection.evaluation.voc_ap import (
     FALSE_POSITIVE,
@@ -23,7 +23,7 @@ from detection.evaluation.voc_ap import (
 from engine.errors import UserError
 from tests.reference import voc_ap as reference
 
-ALL: tuple[Protocol, ...] = ("voc07", "voc12", "ilsvrc")
+ALL: tuple[ApProtocol, ...] = ("voc07", "voc12", "ilsvrc")
 VALUES = {"right": TRUE_POSITIVE, "neither": NOT_COUNTED, "wrong": FALSE_POSITIVE}
 Rows = Sequence[tuple[int, Sequence[float]]]
 
@@ -196,7 +196,7 @@ def score(
     tmp_path: Path,
     truth: dict[str, Any] | None = None,
     *,
-    protocols: Sequence[Protocol] = (),
+    protocols: Sequence[ApProtocol] = (),
     image_id: int | None = None,
 ) -> CocoScore:
     """Score all images, or one of them."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.load_and_export import load_trained
+from backbones.classification.load_and_export import load_classifier
 from backbones.classification.structures import ClassificationBatch
 from backbones.plots import make_panels, save_figure
 from engine.distributed import pick_device
@@ -35,7 +35,7 @@ def measure_responses(
     Raises:
         UserError: the weights or the images are missing or damaged.
     """
-    task, place = load_trained([run]), pick_device(device)
+    task, place = load_classifier([run]), pick_device(device)
     task.model.to(place)
     data, size = task.val_data(), task.config.loop.eval_batch_size
     keys = [SampleKey(index, index) for index in range(min(num_images, len(data)))]
