@@ -48,8 +48,8 @@ def move_run_aside(directory: Path) -> Path | None:
     if not contains_run(directory):
         if exists(directory / CONFIG_FILE):
             raise UserError(
-                f"{directory}: expected an empty folder or a run folder, got one with another "
-                f"{CONFIG_FILE}"
+                f"{directory}: expected an empty folder or a run folder, got one with "
+                f"another {CONFIG_FILE}"
             )
         return None
     if not _has_results(directory):

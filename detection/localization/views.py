@@ -119,7 +119,7 @@ def merge_candidates(
     """Merge candidate boxes into one.
 
     Args:
-        boxes: (..., M, 4).
+        boxes: (..., M, 4), with one leading dimension or more.
         scores: (..., M).
         config: `merge` and `vote_iou_thresh`.
 
@@ -130,13 +130,13 @@ def merge_candidates(
     best_scores, best = scores.max(dim=-1, keepdim=True)
     chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
     if config.merge == "vote":
-        boxes, scores = boxes.flatten(0, -3), scores.flatten(0, -2)  # (B, M, 4), (B, M)
-        labels = torch.zeros_like(scores, dtype=torch.int64)  # all of one class
+        rows, row_scores = boxes.flatten(0, -3), scores.flatten(0, -2)  # (B, M, 4), (B, M)
+        labels = torch.zeros_like(row_scores, dtype=torch.int64)  # all of one class
         voted = vote_boxes(
             chosen.flatten(0, -3),
             labels[:, :1],
-            boxes,
-            scores,
+            rows,
+            row_scores,
             labels,
             iou_thresh=config.vote_iou_thresh,
         )
