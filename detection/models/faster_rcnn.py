@@ -131,7 +131,10 @@ class FasterRCNN(PixelNormalizedNetwork):
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
-        pixels = self._masked_pixels(images)
+        return self.features_of(self._masked_pixels(images))
+
+    def features_of(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the `features` of normalised pixels (B, 3, H, W), in which padding is 0."""
         if self.fpn is None:
             return self.backbone.features(pixels, upto=4)
         pyramid: dict[str, Tensor] = self.fpn(self.backbone.features(pixels))
