@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection.config import DetectionConfig
 from detection.data.eval_sizes import EvalSizes
-from detection.export.resizing import count_taps, resize_and_pad, resized_size
+from detection.export.resizing import count_taps, number, resize, sides_of
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.selection import BoxPredictions, select_detections
 from detection.ops.boxes import box_factors, clip_boxes
@@ -53,7 +53,7 @@ class DetectorGraph(nn.Module):
             -1. Masks: "pasted", (B, N, H, W) bool; "cells", (B, N, M, M) float32 probabilities
             over the boxes.
         """
-        batch = self._batch(images)
+        batch = self.batch(images)
         network = self.network
         features = network.features(batch)
         predictions = _predict_boxes(network, features, batch)
@@ -77,30 +77,30 @@ class DetectorGraph(nn.Module):
         pasted = paste_masks(cells, boxes, (height, width), aligned=network.config.mask.aligned)
         return *outputs, pasted
 
-    def _batch(self, images: Tensor) -> ImageBatch:
+    def batch(self, images: Tensor) -> ImageBatch:
         """Return images (B, H, W, 3) as they come out of the detector's data pipeline."""
-        original = [torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[1:3]]
-        size = resized_size(
-            original[0], original[1], short_side=self._short_side, max_side=self._max_side
-        )
+        original = sides_of(images)
+        size = self._resized(original)
         # the shape of the network's input: numbers that depend on the image's
-        height, width = (
-            _number((side + self._divisor - 1) // self._divisor, least=1) * self._divisor
+        rows, columns = (
+            torch.arange(number((side + self._divisor - 1) // self._divisor) * self._divisor)
             for side in size
         )
-        num_taps = _number(count_taps(images, size), least=2)
-        pixels = resize_and_pad(images, size, (height, width), num_taps).to(torch.uint8)
+        num_taps = number(count_taps(images, size), least=2)
+        pixels = resize(images, size, rows, columns, num_taps).to(torch.uint8)
         sizes = torch.stack(size).expand(images.shape[0], 2)
         unused = torch.zeros_like(sizes[:, 0])
         original_sizes = torch.stack(original).to(torch.int64).expand_as(sizes)
         return ImageBatch(pixels, sizes, original_sizes, image_ids=unused, seeds=unused)
 
-
-def _number(scalar: Tensor, *, least: int) -> int:
-    """Return an int64 scalar as a number, which is a symbol in an exported graph."""
-    number = cast(int, scalar.item())
-    torch._check(number >= least)
-    return number
+    def _resized(self, sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what `transforms.resized_size` does, as int64 scalars, for float64 scalars."""
+        scale = torch.minimum(
+            self._short_side / torch.minimum(*sides), self._max_side / torch.maximum(*sides)
+        )
+        # torch rounds halves to even, as Python does
+        height, width = ((side * scale).round().clamp(min=1).to(torch.int64) for side in sides)
+        return height, width
 
 
 class RawDetectorGraph(nn.Module):
@@ -141,9 +141,7 @@ def _predict_boxes(
     return network.box_predictions(vectors, proposals, images.sizes)
 
 
-def paste_masks(
-    cells: Tensor, boxes: Tensor, size: tuple[int, int], *, aligned: bool
-) -> Tensor:
+def paste_masks(cells: Tensor, boxes: Tensor, size: tuple[int, int], *, aligned: bool) -> Tensor:
     """Paste predicted masks into their images: `ops.masks.paste_mask` for a batch, as one graph.
 
     Args:

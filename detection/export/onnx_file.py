@@ -1,12 +1,12 @@
 """Writing of a model as an ONNX file, and running it with onnxruntime."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from detection.export.model import Arrays
 from detection.export.onnx_operators import OPSET, translations
 from detection.export.program import Program
 
@@ -36,17 +36,23 @@ def write_onnx(program: Program, path: Path, *, metadata: Mapping[str, str]) -> 
     exported.save(path, external_data=False)
 
 
-def open_session(path: Path, *, device: torch.device) -> Any:
-    """Return an `onnxruntime.InferenceSession` of a file.
+def onnx_runner(path: Path, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
+    """Return a function that runs an ONNX file with onnxruntime, on a GPU if it can.
 
-    device: on a GPU, its CUDA provider is used where onnxruntime has one.
+    Args:
+        path: the file.
+        outputs: names of its outputs, in order.
     """
     import onnxruntime
 
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; warnings are about the optimiser's own work
-    return onnxruntime.InferenceSession(path, options, providers=providers)
+    options.log_severity_level = 3  # errors; warnings are about its own optimisation
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+    return run

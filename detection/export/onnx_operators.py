@@ -48,9 +48,7 @@ def _nms_keep(
     in_groups = op.Where(wanted, op.Unsqueeze(scores, _ints(1)), _floats(_LOWEST))
     limit = _ints(2**31 - 1 if max_kept is None else max_kept)
     # (n, 3): image, group, box
-    found = op.NonMaxSuppression(
-        boxes, in_groups, limit, _floats(iou_thresh), _floats(_LOWEST / 2)
-    )
+    found = op.NonMaxSuppression(boxes, in_groups, limit, _floats(iou_thresh), _floats(_LOWEST / 2))
     places = op.Gather(found, _ints(0, 2), axis=1)
     # ScatterND has no bool on every provider
     nothing = op.ConstantOfShape(op.Shape(valid), value=_tensor(np.zeros(1, np.int32)))

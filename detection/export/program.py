@@ -25,12 +25,12 @@ class Program:
 
     def traced(self) -> torch.export.ExportedProgram:
         """Return the graph of public operators, with dynamic shapes."""
-        dynamic = torch.export.Dim.DYNAMIC
         shapes = {}
         for name, example in self.inputs.items():
             still = {*self.fixed[name], *([] if self.batch is None else [0])}
             shapes[name] = {
-                dim: None if dim in still else dynamic for dim in range(example.ndim)
+                dim: torch.export.Dim.STATIC if dim in still else torch.export.Dim.DYNAMIC
+                for dim in range(example.ndim)
             }
         graph = self.graph.eval().requires_grad_(False)
         examples = tuple(self.inputs.values())
