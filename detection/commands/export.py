@@ -11,6 +11,8 @@ from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
 FORMATS = ("onnx", "torch", "aoti")
+NUM_IMAGES = 8
+"""Images that a file is compared on."""
 
 
 def make_parser() -> CommandParser:
@@ -50,6 +52,18 @@ def make_parser() -> CommandParser:
         type=Path,
         help="folder of images to compare on (default: the run's validation images, or drawn ones)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "half", "int8"),
+        default="fp32",
+        help="of the network's layers, with --format onnx: float32 (default), float16, or 8-bit "
+        "integers with the ranges of the run's training images",
+    )
+    parser.add_argument(
+        "--ap",
+        action="store_true",
+        help="measure the AP of the file on the run's validation images, and write the detections",
+    )
     parser.add_argument("--license", help="text for the file's metadata")
     return parser
 
@@ -61,11 +75,15 @@ def main() -> None:
     if len(paths) != 1:
         raise UserError(f"command line: expected one RUN_OR_CHECKPOINT, got {len(paths)}")
     batch = _batch_size(arguments.batch)
+    if arguments.precision != "fp32" and arguments.format != "onnx":
+        raise UserError(f"--precision {arguments.precision}: expected --format onnx")
+    if arguments.raw and arguments.precision == "int8":
+        raise UserError("--precision int8: expected a file without --raw")
 
     from backbones.images import quiet_opencv
     from detection.export import files
     from detection.export.loading import load_for_export
-    from detection.export.proof_images import proof_images
+    from detection.export.run_images import run_images
     from engine.checkpoint import prepare_output
     from engine.log import RunLog
     from engine.run_folder import run_folder_of
@@ -81,18 +99,11 @@ def main() -> None:
     model, metadata = load_for_export(paths[0], overrides, masks=arguments.masks, raw=arguments.raw)
     if arguments.license:
         metadata["license"] = arguments.license
-    images, origin = proof_images(arguments.images, model.config)
+    images, origin = run_images(arguments.images, model.config, split="val", count=NUM_IMAGES)
     log.note(f"to be compared on {origin}")
     prepare_output(output.parent)
-    files.write_proved(
-        model,
-        output,
-        format_name=arguments.format,
-        metadata=metadata,
-        images=images,
-        batch=batch,
-        log=log,
-    )
+    options = files.ExportOptions(arguments.format, batch, arguments.precision, arguments.ap)
+    files.write_proved(model, output, options, metadata=metadata, images=images, log=log)
     if arguments.format == "onnx" and not arguments.raw:
         log.note(files.copy_script(output.parent))
 

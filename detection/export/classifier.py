@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.classification.config import CIFAR_SIDE
+from backbones.classification.config import CIFAR_SIDE, ClassificationConfig
 from backbones.classification.model import Classifier
 from backbones.classification.task import ClassificationTask
 from backbones.classification.transforms import EvaluationTransform
@@ -46,7 +46,8 @@ class ClassifierGraph(nn.Module):
             pixels = images.permute(0, 3, 1, 2).float()
         else:
             pixels = self._center(images, self._short_side)
-        return self.network(self.network.normalize(pixels)).softmax(dim=1)
+        logits: Tensor = self.network(self.network.normalize(pixels))
+        return logits.softmax(dim=1)
 
     def _center(self, images: Tensor, short_side: int) -> Tensor:
         """Return the centre crop (B, 3, crop, crop) of the resized images."""
@@ -71,6 +72,8 @@ class ExportedClassifier(ExportedModel):
     Raises:
         UserError: the config tests more than the centre crop.
     """
+
+    config: ClassificationConfig
 
     def __init__(self, task: ClassificationTask, *, raw: bool = False) -> None:
         self._task, self._raw = task, raw

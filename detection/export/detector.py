@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from backbones.norm import fold_norms
-from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
+from detection.config import DetectionConfig
 from detection.export.agreement import compare_detections
+from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
 from detection.export.model import Arrays, Differences, ExportedModel
 from detection.export.program import Program, image_example
 from detection.inference.trained import TrainedDetector
@@ -38,6 +39,8 @@ class ExportedDetector(ExportedModel):
         UserError: the config asks for additions at test time, which a file does not contain.
     """
 
+    config: DetectionConfig
+
     def __init__(
         self, trained: TrainedDetector, *, masks: MaskKind = "pasted", raw: bool = False
     ) -> None:
@@ -49,7 +52,7 @@ class ExportedDetector(ExportedModel):
                     f"evaluation.{key}: expected {shown}, because a file holds one network's own "
                     f"prediction, got {json.dumps(value)}; add evaluation.{key}={shown}"
                 )
-        self._classes = trained.classes
+        self.classes = trained.classes
         network = copy.deepcopy(trained.model)  # the detector changes its own
         fold_norms(network)
         self._network, self._raw = network, raw
@@ -73,8 +76,8 @@ class ExportedDetector(ExportedModel):
         """Return class names, category ids, config and score threshold."""
         return {
             "task": self.config.task,
-            "class_names": json.dumps(self._classes.names),
-            "category_ids": json.dumps(self._classes.category_ids),
+            "class_names": json.dumps(self.classes.names),
+            "category_ids": json.dumps(self.classes.category_ids),
             "config": self.config.model_dump_json(),
             "score_thresh": str(self.config.model.roi.score_thresh),
         }
@@ -92,7 +95,7 @@ class ExportedDetector(ExportedModel):
         roi = self.config.model.roi
         values = dict.fromkeys(("boxes", "scores", "masks", "unpaired"), 0.0)
         count = 0
-        pairs = zip(self._detector.predict(images), self._found(images, outputs), strict=True)
+        pairs = zip(self._detector.predict(images), self.detections(images, outputs), strict=True)
         for expected, found in pairs:
             result = compare_detections(
                 expected, found, score_thresh=roi.score_thresh, max_detections=roi.max_detections
@@ -105,7 +108,7 @@ class ExportedDetector(ExportedModel):
     def _batch(self, images: np.ndarray) -> ImageBatch:
         return self._images_graph.batch(torch.from_numpy(images))
 
-    def _found(self, images: np.ndarray, outputs: Arrays) -> list[Detections]:
+    def detections(self, images: np.ndarray, outputs: Arrays) -> list[Detections]:
         """Return the detections in a file's outputs."""
         arrays = {name: torch.from_numpy(values) for name, values in outputs.items()}
         if self._raw:

@@ -5,7 +5,7 @@ mask's side, R RoIs per image, K classes.
 """
 
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn

@@ -10,6 +10,9 @@ from detection.export.model import Arrays
 from detection.export.onnx_operators import OPSET, translations
 from detection.export.program import Program
 
+NAMESPACE = "namespace"
+"""The key of a node's metadata that names the module of the network it belongs to."""
+
 
 def write_onnx(program: Program, path: Path, *, metadata: Mapping[str, str]) -> None:
     """Write a model as one ONNX file of standard operators.
@@ -33,6 +36,9 @@ def write_onnx(program: Program, path: Path, *, metadata: Mapping[str, str]) -> 
         )
     assert exported is not None
     exported.model.metadata_props.update(metadata)
+    for node in exported.model.graph:  # stack traces, with the paths of this machine
+        for key in [key for key in node.metadata_props if key != NAMESPACE]:
+            del node.metadata_props[key]
     exported.save(path, external_data=False)
 
 

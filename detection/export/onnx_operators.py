@@ -39,7 +39,7 @@ def _nms_keep(
     `max_kept` limits each group instead of each image. Callers take the best `max_kept` survivors,
     so that this makes no difference.
     """
-    from onnxscript import opset18 as op
+    op = _operators()
 
     last = op.ReduceMax(groups, keepdims=0)
     numbers = op.Range(_scalar(0), op.Add(last, _scalar(1)), _scalar(1))
@@ -61,7 +61,7 @@ def _stable_sort(
     x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> Any:
     """TopK of the whole axis: of equal values the lower index comes first."""
-    from onnxscript import opset18 as op
+    op = _operators()
 
     count = op.Gather(op.Shape(x), _ints(dim))
     return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
@@ -80,7 +80,7 @@ def _roi_align(
 
     `pool_rois` moves RoIs of other levels there, and onnxruntime would spend its time on them.
     """
-    from onnxscript import opset18 as op
+    op = _operators()
 
     right = op.Squeeze(op.Slice(rois, _ints(3), _ints(4), _ints(1)), _ints(1))  # x2, (M,)
     # samples more than a cell outside the map are zero
@@ -109,29 +109,30 @@ def _roi_pool(
     features: Any, rois: Any, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> Any:
     """RoIPool; the second result, the positions of the maxima, is not used and stands for it."""
-    from onnxscript import opset18 as op
+    op = _operators()
 
     shape = (pooled_height, pooled_width)
     pooled = op.MaxRoiPool(features, rois, pooled_shape=shape, spatial_scale=spatial_scale)
     return pooled, pooled
 
 
-def _scalar(value: int) -> Any:
-    from onnxscript import opset18 as op
+def _operators() -> Any:
+    """Return onnxscript's functions for the operators of `OPSET`."""
+    import onnxscript
 
-    return op.Constant(value_int=value)
+    return onnxscript.opset18
+
+
+def _scalar(value: int) -> Any:
+    return _operators().Constant(value_int=value)
 
 
 def _ints(*values: int) -> Any:
-    from onnxscript import opset18 as op
-
-    return op.Constant(value_ints=values)
+    return _operators().Constant(value_ints=values)
 
 
 def _floats(*values: float) -> Any:
-    from onnxscript import opset18 as op
-
-    return op.Constant(value_floats=values)
+    return _operators().Constant(value_floats=values)
 
 
 def _tensor(values: np.ndarray) -> Any:

@@ -1,7 +1,7 @@
 """Resizing of images inside an exported graph, with OpenCV's arithmetic.
 
-B images of H x W pixels, H' x W' pixels of the result, T taps: source pixels of a result pixel along
-one axis.
+B images of H x W pixels, H' x W' pixels of the result, T taps: the source pixels of a result pixel
+along one axis.
 """
 
 from typing import NamedTuple, cast

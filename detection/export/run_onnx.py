@@ -34,12 +34,14 @@ for path in arguments.images:
     pixels = np.asarray(image)[None]  # (1, height, width, 3) uint8 RGB
     if isinstance(batch, int):
         pixels = pixels.repeat(batch, axis=0)
-    results = dict(zip(outputs, session.run(None, {"images": pixels})))
+    results = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
     if "probabilities" in results:
         probabilities = results["probabilities"][0]
         for label in probabilities.argsort()[::-1][:5]:
             print(f"{path}\t{names[label]}\t{probabilities[label]:.3f}")
         continue
-    for box, score, label in zip(results["boxes"][0], results["scores"][0], results["labels"][0]):
-        if label >= 0 and score >= arguments.score:  # results["masks"][0] has the objects' masks
+    # of the first image of the batch; results["masks"], if there, are the objects' masks
+    boxes, scores, labels = (results[name][0] for name in ("boxes", "scores", "labels"))
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        if label >= 0 and score >= arguments.score:
             print(f"{path}\t{names[label]}\t{score:.3f}\t" + " ".join(f"{x:.1f}" for x in box))

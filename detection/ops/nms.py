@@ -68,7 +68,7 @@ _IS_PUBLIC = ContextVar("is_public", default=False)
 
 @contextmanager
 def public_nms() -> Iterator[None]:
-    """Let a program that is exported inside call torchvision's NMS, which it needs to run elsewhere.
+    """Export programs with torchvision's NMS instead of `nms_operator`, to run elsewhere.
 
     `max_kept` then has no effect: whoever calls `nms_keep` takes the best of the survivors.
     """

@@ -1,6 +1,7 @@
-"""Images that an exported file is proved on: given ones, the run's own, or drawn ones."""
+"""Images to run an exported file on: given ones, the run's own, or drawn ones."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,29 +13,27 @@ from engine.errors import UserError
 from engine.paths import is_folder
 from engine.schema import RunConfig
 
-NUM_IMAGES = 8
-"""Images that a file is proved on."""
 
-
-def proof_images(
-    folder: Path | None, config: RunConfig, *, count: int = NUM_IMAGES
+def run_images(
+    folder: Path | None, config: RunConfig, *, split: Literal["train", "val"], count: int
 ) -> tuple[list[np.ndarray], str]:
     """Return images (H, W, 3) uint8 RGB of several sizes, and a text that says what they are.
 
     Args:
-        folder: where to take them from, at any depth; None: the run's validation images if they are
-            there, otherwise images are drawn.
+        folder: where to take them from, at any depth; None: the run's own images of `split` if they
+            are there, otherwise images are drawn.
         config: of the run.
+        split: of the run's data.
         count: largest number of images.
 
     Raises:
         UserError: the given folder has no images, or an image cannot be read.
     """
-    source = folder or _validation_folder(config)
+    source = folder or _folder_of(config, split)
     if source is None:
         rng = np.random.default_rng(0)
         drawn = [_cut(draw_scene(rng).pixels, number) for number in range(count)]
-        return drawn, f"{count} drawn images; the run's validation images are not there"
+        return drawn, f"{count} drawn images; the run's own are not there"
     names, _ = images_in(source)
     if not names:
         raise UserError(f"{source}: expected images, got none")
@@ -43,13 +42,13 @@ def proof_images(
     return images, f"{len(images)} images of {source}"
 
 
-def _validation_folder(config: RunConfig) -> Path | None:
-    """Return the folder of a run's validation images if there is one."""
+def _folder_of(config: RunConfig, split: Literal["train", "val"]) -> Path | None:
+    """Return the folder of a run's images if there is one."""
     named = None
     if isinstance(config, DetectionConfig):
-        named = config.data.val.images
+        named = getattr(config.data, split).images
     elif isinstance(config, ClassificationConfig) and config.data.kind == "folder":
-        named = f"{config.data.root}/val"
+        named = f"{config.data.root}/{split}"
     return Path(named) if named and is_folder(named) else None
 
 
