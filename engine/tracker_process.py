@@ -94,9 +94,9 @@ class MlflowTracker:
         }:
             mlflow.set_experiment(PROJECT)
         run = mlflow.start_run(run_id=run_id, run_name=output.name)
-        uri = mlflow.get_tracking_uri()
+        self.run_id = run.info.run_id
         # without a password, because it is logged
-        self.run_id, self.place = run.info.run_id, re.sub("//[^/]*@", "//", uri)
+        self.place: str | None = re.sub("//[^/]*@", "//", mlflow.get_tracking_uri())
         mlflow.log_dict(config, "config.yaml")
         if run_id is None:  # mlflow refuses other values, which a resumed run may have
             for part in _parts(_flat(config), _MAX_PARAMS):
