@@ -55,7 +55,7 @@ def post(running: Service, body: bytes) -> tuple[int, Any]:
 def test_threads_get_the_objects_of_their_images(running: Service) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the service: the results are equal bit for bit
-    expected, _ = direct_answers(load_detector(running.weights, device="cpu"), running.paths)
+    expected = direct_answers(load_detector(running.weights, device="cpu"), running.paths)
     torch.set_num_threads(threads)
     bodies = [path.read_bytes() for path in running.paths]
     with ThreadPoolExecutor(4) as pool:
@@ -124,7 +124,7 @@ def test_lost_and_wrong_answers_are_counted() -> None:
     ]
     answers[3] = Answer(1, [0], "", 0.01, 100.0)
     answers[4] = Answer(0, None, "status 503: busy", 0.01, 100.0)
-    rows = rows_of(answers, [[0], [1]], num_requests=11)
+    rows = rows_of(answers, [[0], [1]], num_requests=11, rate=1.0)
     assert [row.value for row in rows[:4]] == [8, 2, 1, 8.0]
     assert rows[1].detail == "status 503: busy"
     assert [row.holds for row in rows[:4]] == [False, False, False, True]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import cv2
 import torch
 
 from backbones.config import DemoConfig
+from backbones.images import read_image
 from detection.commands.schemas import SCHEMAS
 from detection.commands.tasks import build_task
 from detection.datasets.demo import make_demo
@@ -32,7 +34,7 @@ from engine.config import load_config
 from engine.paths import names_in, read_bytes, read_text
 from tools.lab import REPOSITORY
 from tools.lab.benchmarks.errors import DisagreementError
-from tools.lab.benchmarks.measure import Row
+from tools.lab.benchmarks.measure import Row, mean_seconds
 from tools.lab.benchmarks.settings import Settings
 
 NUM_REQUESTS, NUM_CLIENTS, NUM_IMAGES = 1000, 8, 24
@@ -66,36 +68,49 @@ def service(settings: Settings) -> list[Row]:
     torch.set_num_threads(1)  # as in the service, so that the results are the same bit for bit
     try:
         detector = load_detector(weights, device="cpu")
-        expected, before = direct_answers(detector, paths)
+        expected = direct_answers(detector, paths)
         with serving(weights, settings.folder) as (process, port):
+            row = speed_row(detector, paths[: 8 if settings.small else None], port=port)
             settings.log(f"{num_requests} requests from {num_clients} clients")
             begun = time.perf_counter()
             answers = send_all(
                 bodies, port=port, pid=process.pid, requests=num_requests, clients=num_clients
             )
-            seconds = time.perf_counter() - begun
-        _, after = direct_answers(detector, paths)
+            rate = len(answers) / (time.perf_counter() - begun)
     finally:
         torch.set_num_threads(threads)
-    rate, direct = len(answers) / seconds, 2 * len(paths) / (before + after)
-    return [
-        *rows_of(answers, expected, num_requests=num_requests),
-        Row(
-            "requests a second, relative to images a second of the detector alone",
-            rate / direct,
-            "x",
-            detail=f"{rate:.1f} and {direct:.1f} a second, one thread",
-        ),
-    ]
+    return [*rows_of(answers, expected, num_requests=num_requests, rate=rate), row]
 
 
-def rows_of(answers: Sequence[Answer], expected: Sequence[Any], *, num_requests: int) -> list[Row]:
+def speed_row(detector: Detector, paths: Sequence[Path], *, port: int) -> Row:
+    """Return the row on the time of an answer to one client, next to that of the detector alone."""
+    asked, alone = [], []
+    for path in paths:
+        post = partial(request, port, "POST", "/detect", read_bytes(path))
+        asked.append(mean_seconds(post, calls=1))
+        alone.append(mean_seconds(partial(detector.predict, [path]), calls=1))
+    return Row(
+        "speed for one client, relative to the detector in its own process",
+        statistics.median(b / a for a, b in zip(asked, alone, strict=True)),
+        "x",
+        detail=f"in turn: {_median_ms(asked)} against {_median_ms(alone)}",
+    )
+
+
+def _median_ms(seconds: Sequence[float]) -> str:
+    return f"{1000 * statistics.median(seconds):.0f} ms"
+
+
+def rows_of(
+    answers: Sequence[Answer], expected: Sequence[Any], *, num_requests: int, rate: float
+) -> list[Row]:
     """Return the rows on lost and wrong answers, times and memory.
 
     Args:
         answers: in the order of the requests.
         expected: objects by image.
         num_requests: how many answers there should be.
+        rate: answers a second.
     """
     right = [answer for answer in answers if answer.objects == expected[answer.image]]
     lost = [answer for answer in answers if answer.objects is None]
@@ -106,6 +121,7 @@ def rows_of(answers: Sequence[Answer], expected: Sequence[Any], *, num_requests:
         statistics.median(answer.memory for answer in part)
         for part in (answers[:fifth], answers[-fifth:])
     )
+    within = f"95 % within {cuts[94]:.0f} ms, 99 % within {cuts[98]:.0f} ms"
     wrong = len(answers) - len(lost) - len(right)
     reasons = "; ".join(sorted({answer.problem for answer in lost}))
     return [
@@ -126,7 +142,7 @@ def rows_of(answers: Sequence[Answer], expected: Sequence[Any], *, num_requests:
             cuts[49],
             "ms",
             smaller_is_better=True,
-            detail=f"95 % within {cuts[94]:.0f} ms, 99 % within {cuts[98]:.0f} ms",
+            detail=f"{rate:.1f} a second; {within}",
         ),
     ]
 
@@ -150,20 +166,18 @@ def write_detector(folder: Path) -> tuple[Path, list[Path]]:
     images = folder / "demo" / "val"
     paths = [images / name for name in names_in(images)]
     for index in range(0, len(paths), 2):  # every other image is a PNG file
-        pixels, paths[index] = cv2.imread(str(paths[index])), paths[index].with_suffix(".png")
-        cv2.imwrite(str(paths[index]), pixels)
+        pixels, paths[index] = read_image(paths[index]), paths[index].with_suffix(".png")
+        cv2.imwrite(str(paths[index]), pixels[..., ::-1])
     return weights, paths
 
 
-def direct_answers(detector: Detector, paths: Sequence[Path]) -> tuple[list[Any], float]:
-    """Return what the service should answer for each image, and the seconds that it took.
+def direct_answers(detector: Detector, paths: Sequence[Path]) -> list[Any]:
+    """Return what the service should answer for each image.
 
     Raises:
         DisagreementError: an answer has no objects, or two are equal: a wrong one could be missed.
     """
-    begun = time.perf_counter()
     found = [detector.predict([path])[0] for path in paths]
-    seconds = time.perf_counter() - begun
     answers = [
         [
             {"class": detector.class_names[label], "score": score, "box": box}
@@ -175,7 +189,7 @@ def direct_answers(detector: Detector, paths: Sequence[Path]) -> tuple[list[Any]
     ]
     if not all(answers) or len({json.dumps(each) for each in answers}) < len(answers):
         raise DisagreementError("service: expected other objects in each image, got equal or none")
-    return answers, seconds
+    return answers
 
 
 @contextmanager
