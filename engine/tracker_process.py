@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, Protocol
 
 PROJECT = "resdet"
@@ -89,9 +90,8 @@ class MlflowTracker:
         import mlflow
 
         self._mlflow = mlflow
-        if run_id is None and not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {
-            *os.environ
-        }:
+        chosen = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
+        if run_id is None and not chosen:
             mlflow.set_experiment(PROJECT)
         run = mlflow.start_run(run_id=run_id, run_name=output.name)
         self.run_id = run.info.run_id
@@ -104,8 +104,8 @@ class MlflowTracker:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Send numbers."""
-        # characters that mlflow refuses, as class names may have them
-        named = {re.sub(r"[^\w.\- /]", "_", name): value for name, value in values.items()}
+        # class names may have characters that mlflow refuses, or parts such as "//"
+        named = {normpath(re.sub(r"[^\w.\- /]", "_", name)): x for name, x in values.items()}
         for part in _parts(named, _MAX_METRICS):
             self._mlflow.log_metrics(part, step=step, synchronous=True)
 
@@ -187,7 +187,8 @@ def main() -> None:
             else:
                 getattr(tracker, call)(*arguments)
         except (Exception, SystemExit) as error:
-            traceback.print_exc()
+            with suppress(OSError):  # the disk is full
+                traceback.print_exc()
             answer["error"] = f"{type(error).__name__}: {error}"
         with suppress(OSError):  # the run's process has been killed
             answers.write(f"{json.dumps(answer)}\n")
