@@ -23,11 +23,11 @@ MAX_REQUESTS = 32
 READ_S = 30
 """Longest time for the upload of an image, seconds."""
 
+if "RESDET_RUN" not in os.environ:
+    sys.exit("RESDET_RUN: expected the path of a run or of a model.safetensors, got none")
 quiet_opencv()
 try:
     detector = load_detector(os.environ["RESDET_RUN"])
-except KeyError:
-    sys.exit("RESDET_RUN: expected the path of a run or of a model.safetensors, got none")
 except UserError as error:
     sys.exit(f"RESDET_RUN: {error}")
 # One thread decodes and detects, so the detector is never used by two, and memory stays bounded.
