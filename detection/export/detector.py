@@ -88,7 +88,7 @@ class ExportedDetector(ExportedModel):
             return {"images": images}
         batch = self._batch(images)
         pixels = self._network.network_input(batch)
-        return {"pixels": pixels.numpy(), "sizes": batch.sizes.numpy()}
+        return {"pixels": pixels.contiguous().numpy(), "sizes": batch.sizes.numpy()}
 
     def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:
         """Compare the detections with the detector's, image by image."""

@@ -1,5 +1,6 @@
 """A model as a graph with named inputs and outputs, traced by torch.export."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,18 +25,27 @@ class Program:
     batch: int | None = None
 
     def traced(self) -> torch.export.ExportedProgram:
-        """Return the graph of public operators, with dynamic shapes."""
+        """Return the graph of public operators, with symbols for what is dynamic."""
+        export = torch.export
+        # one symbol for all inputs
+        batch = export.Dim("batch", min=1) if self.batch is None else export.Dim.STATIC
         shapes = {}
         for name, example in self.inputs.items():
-            still = {*self.fixed[name], *([] if self.batch is None else [0])}
-            shapes[name] = {
-                dim: torch.export.Dim.STATIC if dim in still else torch.export.Dim.DYNAMIC
-                for dim in range(example.ndim)
-            }
+            fixed = self.fixed[name]
+            others = [
+                export.Dim.STATIC if dim in fixed else export.Dim.DYNAMIC
+                for dim in range(1, example.ndim)
+            ]
+            shapes[name] = dict(enumerate([batch, *others]))
         graph = self.graph.eval().requires_grad_(False)
-        examples = tuple(self.inputs.values())
-        with torch.no_grad():
-            return torch.export.export(graph, examples, dynamic_shapes=shapes, strict=False)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's and torchvision's own code
+            return export.export(
+                graph,
+                tuple(self.inputs.values()),
+                dynamic_shapes=tuple(shapes.values()),
+                strict=False,
+            )
 
 
 def image_example(batch: int | None, *, height: int = 96, width: int = 128) -> Tensor:
