@@ -42,7 +42,8 @@ def test_file_is_written_with_its_script_which_needs_no_other_packages(
     assert len(props["weights_sha256"]) == 64
     assert props["license"] == "mine"
     (site / "bare.py").write_text(BARE)
-    command = [sys.executable, "bare.py", trained / "run_onnx.py", path, *images, "--score", "0"]
+    script = trained / "run_onnx.py"
+    command = [sys.executable, "bare.py", str(script), str(path), *images, "--score", "0"]
     done = subprocess.run(command, cwd=site, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
@@ -76,6 +77,9 @@ WRONG = {
         ("trained", "evaluation.refine_boxes=true"),
         "evaluation.refine_boxes: expected false",
     ),
+    "size": (("trained", "--size", "480"), "--size: expected HEIGHTxWIDTH in pixels"),
+    "aoti": (("trained", "--format", "aoti", "--batch", "1"), "--format aoti: expected --batch N"),
+    "ap of one size": (("trained", "--ap", "--size", "64x64"), "--ap: expected a file without"),
     "no images": (("trained", "--images", "empty"), "empty: expected images, got none"),
     "no such run": (("absent",), "absent: "),
     "ap without data": (
@@ -108,13 +112,15 @@ def test_script_runs_in_an_environment_of_three_packages(
     packages = ["numpy", "onnxruntime", "Pillow"]
     subprocess.run([venv / "bin/pip", "install", "--quiet", *packages], check=True)
     command = [
-        venv / "bin/python",
-        trained / "run_onnx.py",
-        trained / "model.onnx",
-        site / "data/0.jpg",
-        "--score",
-        "0",
+        str(path)
+        for path in (
+            venv / "bin/python",
+            trained / "run_onnx.py",
+            trained / "model.onnx",
+            site / "data/0.jpg",
+        )
     ]
+    command += ["--score", "0"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "cow" in done.stdout or "ant" in done.stdout

@@ -35,7 +35,7 @@ def make_model(kind: str, *, raw: bool = False, view: str = "center") -> Exporte
 
 
 def run_graph(model: ExportedClassifier, inputs: Arrays) -> Arrays:
-    program = model.program(None)
+    program = model.program()
     tensors = [torch.from_numpy(np.ascontiguousarray(each)) for each in inputs.values()]
     with torch.no_grad():
         return {program.outputs[0]: program.graph(*tensors).numpy()}
@@ -62,7 +62,7 @@ def test_other_views_are_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_file_agrees_with_the_classifier(kind: str, tmp_path: Path) -> None:
     model, path = make_model(kind), tmp_path / "model.onnx"
-    program = model.program(None)
+    program = model.program()
     write_onnx(program, path, metadata=model.metadata())
     rows = list(prove(onnx_runner(path, program.outputs), model, make_images(), batch=None))
     assert {row.batch for row in rows} == {1, 3}
