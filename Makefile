@@ -61,4 +61,4 @@ bench: $(STAMP) ## measure speed and memory against other libraries
 	$(PY) tools/benchmark.py all
 
 clean: ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) runs data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs data/demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -160,7 +160,8 @@ def parse_training(description: str, *, default: Path) -> TrainingArguments:
         "positional",
         nargs="*",
         metavar="CONFIG | key=value",
-        help="a YAML file (default: the demo's), and overrides such as optim.lr=0.01",
+        help="a YAML file or the name of an installed config (default: the demo's), and overrides "
+        "such as optim.lr=0.01",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
