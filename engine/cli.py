@@ -90,6 +90,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
+    # A notebook sets a backend for its plots. Where it is absent, matplotlib cannot be imported.
+    os.environ.pop("MPLBACKEND", None)
     escape_unencodable_output()
     try:
         main()
