@@ -121,14 +121,9 @@ def test_help_imports_no_large_package(tool: str) -> None:
 
 @pytest.mark.extended
 def test_a_notebooks_backend_for_plots_is_not_used(site: Path) -> None:
-    command = [sys.executable, TOOLS / "prepare_data.py", "stats", "data/train.json"]
+    command = [sys.executable, str(TOOLS / "prepare_data.py"), "stats", "data/train.json"]
+    command += ["--output", "stats"]
     environment = {**os.environ, "MPLBACKEND": "module://absent"}
-    done = subprocess.run(
-        [*command, "--output", "stats"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (site / "stats" / "stats.png").is_file()

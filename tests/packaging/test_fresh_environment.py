@@ -52,7 +52,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def test_pretrain(site: Site) -> None:
-    out = site.run("resdet", "pretrain", "demo_objects", "loop.max_steps=2")
+    out = site.run("resdet", "pretrain", "demo_objects", *SHORT)
     assert "next: resdet eval runs/demo_objects" in out
 
 

@@ -91,6 +91,14 @@ def test_configs_are_found_by_name_in_any_folder(unpacked: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_installed_package_says_its_version(unpacked: Path, wheel: Path, tmp_path: Path) -> None:
+    program = "from engine.provenance import current_commit; print(current_commit())"
+    environment = {"PYTHONPATH": str(unpacked), "PATH": ""}
+    command = [sys.executable, "-c", program]
+    said = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert said == f"version {wheel.name.split('-')[1]}\n"
+
+
 @pytest.mark.slow
 def test_mypy_finds_the_types_of_an_installed_package(unpacked: Path, tmp_path: Path) -> None:
     # mypy heeds py.typed in site-packages only; those of this environment come after the wheel's
