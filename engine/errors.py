@@ -42,6 +42,12 @@ class DivergedError(StoppedError):
     exit_code = 3
 
 
+class DisagreementError(StoppedError):
+    """Two sides of a check differ, such as an exported file and its model; exit code 4."""
+
+    exit_code = 4
+
+
 class InterruptedRunError(StoppedError):
     """Ctrl-C or SIGTERM stopped the run after it wrote a checkpoint; exit code 130."""
 

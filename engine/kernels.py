@@ -11,17 +11,21 @@ import os
 import warnings
 from typing import Literal
 
+import torch
+
 from engine.errors import UserError
 
 VARIABLE = "RESDET_KERNELS"
 
 
 def kernels_kind() -> Literal["fast", "reference"]:
-    """Return which kernels run.
+    """Return which kernels run; reference in an exported program, which has to run elsewhere.
 
     Raises:
         UserError: the variable has another value.
     """
+    if torch.compiler.is_exporting():
+        return "reference"
     value = os.environ.get(VARIABLE, "fast")
     if value == "fast":
         return "fast"

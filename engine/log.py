@@ -1,4 +1,4 @@
-"""Logging of a run to the console, `metrics.jsonl` and TensorBoard. Nothing else in a run prints.
+"""Logging of a run to the console, `metrics.jsonl`, TensorBoard and a tracker. Nothing else prints.
 
 A log that cannot be written never ends a run. The problem is reported once, and lines of
 metrics.jsonl are kept in memory until they can be written.
@@ -35,7 +35,9 @@ from engine.events import EventFile
 from engine.files import write_file
 from engine.paths import is_file, read_bytes
 from engine.run_files import LOG_FILE
+from engine.schema import RunConfig
 from engine.text import printable
+from engine.tracking import Tracking
 
 T = TypeVar("T")
 
@@ -111,6 +113,13 @@ class RunLog:
         self._failed: set[str] = set()  # what could not be written; each is reported once
         self._times = deque([(0, time.monotonic())], maxlen=RATE_WINDOW)
         self._bar: tuple[Progress, TaskID] | None = None
+        self._tracking: Tracking | None = None
+        self._completed = False
+
+    def track(self, config: RunConfig) -> None:
+        """Send the config, and from now on numbers and images, to the tracker of `loop.tracker`."""
+        if self._directory is not None and config.loop.tracker != "none":
+            self._tracking = Tracking(config.loop.tracker, config, self._directory, say=self.note)
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -166,9 +175,10 @@ class RunLog:
     def final(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of the exported weights, which are those after `step` updates."""
         self._record("final", step, metrics)
+        self._completed = True
 
     def images(self, step: int, images: Sequence[np.ndarray], tag: str) -> None:
-        """Write (H, W, 3) uint8 RGB images to TensorBoard, and the newest ones to pictures/."""
+        """Log (H, W, 3) uint8 RGB images; only the newest ones are kept in pictures/."""
         if self._directory is None:
             return
         for index, image in enumerate(images):
@@ -176,6 +186,8 @@ class RunLog:
             path = self._directory / "pictures" / f"{tag}_{index:02d}.png"
             self._try_event(partial(EventFile.image, step=step, name=name, pixels=image))
             self._try(path.name, partial(_write_png, path, image))
+            if self._tracking is not None:
+                self._tracking.image(step, name, image)
 
     def advance(self, step: int, max_steps: int) -> None:
         """Update the progress bar, on a terminal."""
@@ -237,6 +249,9 @@ class RunLog:
         if self._events is not None:
             self._try("TensorBoard's events", self._events.close)
             self._events = None
+        if self._tracking is not None:
+            self._tracking.finish(completed=self._completed)
+            self._tracking = None
 
     def _print_parts(self, parts: Sequence[str]) -> None:
         """Print the parts of a line; if it is longer than WIDTH, on several lines, indented."""
@@ -267,6 +282,8 @@ class RunLog:
         self._write_lines()
         named = {f"{kind}/{name}": value for name, value in numbers.items()}
         self._try_event(lambda file: file.scalars(step, named))
+        if self._tracking is not None:
+            self._tracking.scalars(step, named)
 
     def _write_lines(self) -> None:
         """Append the pending lines to metrics.jsonl; all of them or none."""

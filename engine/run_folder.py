@@ -9,7 +9,7 @@ from typing import Any, Self
 from engine.checkpoint import prepare_output, read_safetensors
 from engine.errors import UserError
 from engine.locks import FolderLock
-from engine.paths import exists, is_file, names_in, read_text, status_of
+from engine.paths import exists, is_file, is_folder, names_in, read_text, status_of
 from engine.run_files import CONFIG_FILE, LOG_FILE, SCORES_FILE, WEIGHTS_FILE
 
 
@@ -22,6 +22,12 @@ def contains_run(directory: Path) -> bool:
         return is_file(config) and "\nloop:\n" in read_text(config)
     except UserError:  # not text: a file of another program
         return False
+
+
+def run_folder_of(path: Path) -> Path:
+    """Return RUN for RUN, RUN/model.safetensors and RUN/checkpoints/step_N.pt."""
+    folder = path if is_folder(path) else path.parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _has_results(directory: Path) -> bool:

@@ -58,6 +58,7 @@ BadInputPolicy = Literal["error", "skip"]
 """For bad data: `error` stops the run with a one-line message, `skip` skips and counts them."""
 Precision = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["fp32", "bf16", "auto"]
+TrackerName = Literal["none", "wandb", "mlflow", "trackio"]
 
 
 class Config(BaseModel):
@@ -184,6 +185,9 @@ class LoopConfig(Config):
     """Predictions drawn into the run folder and TensorBoard at each evaluation."""
     log_every: PositiveInt = 20
     """Steps between log lines."""
+    tracker: TrackerName = "none"
+    """Experiment tracker that gets the config, metrics and drawn images too: a package of that name
+    (`pip install 'resdet[track]'`). One that fails does not end the run."""
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     export: Literal["best", "last"] = "best"

@@ -47,6 +47,7 @@ from engine.schema import RunConfig
 from engine.step import WeightAverage, move_task, training_step, wrap_losses
 from engine.step_status import StepStatuses
 from engine.task import Batch, Task
+from engine.tracking import check_tracker
 
 
 def fit(
@@ -85,6 +86,7 @@ def fit(
         backend_settings(config.loop, world.device),
     ):
         check_batch_size(config, world)
+        check_tracker(config.loop.tracker)
         log = RunLog(output, is_main=world.is_main)
         run = _Run(task, config, output, world, log)
         with contextlib.ExitStack() as stack:
@@ -151,6 +153,7 @@ class _Run:
         if self.world.is_main:
             write_file(self.output / CONFIG_FILE, dump_config(self.config))
             note_start(self.output, step=self.progress.step, device=self.world.device)
+            self.log.track(self.config)
         for note in start_notes(self.state):
             self.log.note(note)
         loaded_batches, progress = self._loaded_batches(), self.progress

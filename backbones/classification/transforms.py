@@ -297,7 +297,10 @@ class EvaluationTransform:
         Raises:
             BadImageError: the data are not an image, or its end is missing.
         """
-        pixels = decode(data, path)
+        return self.view(decode(data, path))
+
+    def view(self, pixels: np.ndarray) -> np.ndarray:
+        """Return an image (H, W, 3), resized and cropped."""
         height, width = size_for_short_side((pixels.shape[0], pixels.shape[1]), self._short_side)
         pixels = resize_pixels(pixels, (height, width))
         if self.has_one_shape:

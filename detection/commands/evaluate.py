@@ -53,7 +53,7 @@ def _score_runs(
     from detection.commands.tasks import load_task
     from engine.evaluate import evaluate
     from engine.log import make_console
-    from engine.paths import is_folder
+    from engine.run_folder import run_folder_of
 
     task = load_task(runs, overrides)
     if len(runs) > 1:
@@ -61,10 +61,7 @@ def _score_runs(
             f"ensemble of {len(runs)} networks; data and test settings are those of {runs[0]}"
         )
         make_console().print(ensemble)
-    # RUN for RUN, RUN/model.safetensors and RUN/checkpoints/step_N.pt
-    folder = runs[0] if is_folder(runs[0]) else runs[0].parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
-    evaluate(task, task.config, output=output or folder / "eval", device=device)
+    evaluate(task, task.config, output=output or run_folder_of(runs[0]) / "eval", device=device)
 
 
 def _score_file(path: Path, overrides: Sequence[str], output: Path | None, named: bool) -> None:

@@ -10,6 +10,7 @@ COMMANDS = {
     "eval": ("detection.commands.evaluate", "evaluate a trained model, or a COCO results file"),
     "pretrain": ("detection.commands.pretrain", "train a classifier as a backbone for detectors"),
     "predict": ("detection.commands.predict", "detect objects in images"),
+    "export": ("detection.commands.export", "write a model to a file that runs on its own"),
     "report": ("detection.commands.report", "write a page on why the score is what it is"),
     "compare": ("detection.commands.compare", "print the scores of several runs in one table"),
     "config": ("detection.commands.config", "print all config keys, or the values of a config"),

@@ -118,6 +118,6 @@ def next_stage_boxes(
         box_weights: scale of the deltas.
     """
     labels = class_logits[..., :-1].argmax(dim=2).clamp(max=deltas.shape[2] - 1)
-    # (B, R, K, 4) indexed by (B, R, 1, 1) -> (B, R, 1, 4) -> (B, R, 4)
-    best_deltas = torch.take_along_dim(deltas, labels[..., None, None], dim=2)[:, :, 0]
+    # (B, R, K, 4) indexed by (B, R, 1, 4) -> (B, R, 1, 4) -> (B, R, 4)
+    best_deltas = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
     return clip_boxes(decode_boxes(best_deltas, boxes, weights=box_weights), sizes)

@@ -131,7 +131,10 @@ class FasterRCNN(PixelNormalizedNetwork):
 
     def features(self, images: ImageBatch) -> dict[str, Tensor]:
         """Return the feature maps (B, C, H, W) by name: c2..c4, or p2..p6 with a neck."""
-        pixels = self._masked_pixels(images)
+        return self.features_of(self.network_input(images))
+
+    def features_of(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the `features` of normalised pixels (B, 3, H, W), in which padding is 0."""
         if self.fpn is None:
             return self.backbone.features(pixels, upto=4)
         pyramid: dict[str, Tensor] = self.fpn(self.backbone.features(pixels))
@@ -360,7 +363,7 @@ class FasterRCNN(PixelNormalizedNetwork):
             bin_stride=bin_stride,
         )
 
-    def _masked_pixels(self, images: ImageBatch) -> Tensor:
+    def network_input(self, images: ImageBatch) -> Tensor:
         """Return normalised float pixels (B, 3, H, W); padding is 0, as in a padded convolution."""
         height, width = images.pixels.shape[2:]
         sizes = images.sizes[:, :, None, None]  # (B, 2, 1, 1)

@@ -57,7 +57,8 @@ def make_proposals(
     valid = rpn.anchor_valid.gather(1, idxs) & torch.cat(exists, dim=1) & large
     # not min(), whose result would be a symbol in a compiled graph with a varying N
     num_anchors = rpn.anchors.shape[0]
-    topk = post_nms_topk if num_anchors >= post_nms_topk else num_anchors
+    is_enough = torch.compiler.is_exporting() or num_anchors >= post_nms_topk
+    topk = post_nms_topk if is_enough else num_anchors
     # Ranked by logit: the sigmoid makes all logits above 17 one number.
     found = select_by_nms(boxes, logits, level_idxs, valid, nms_thresh=config.nms_thresh, topk=topk)
     return replace(found, scores=found.scores.sigmoid().where(found.valid, 0.0))

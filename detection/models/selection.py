@@ -74,7 +74,11 @@ class Selection(NamedTuple):
 
     def without_empty_rows(self) -> "Selection":
         """Return the first rows, as many as the image with the most detections has."""
-        count = int((self.scores >= 0).sum(dim=1).max())  # detections come first in every row
+        # detections come first in every row
+        count = (self.scores >= 0).sum(dim=1).max().item()
+        # for an exported program, in which the count is a symbol
+        torch._check(count >= 0)
+        torch._check(count <= self.scores.shape[1])
         return Selection(*(values[:, :count] for values in self))
 
 

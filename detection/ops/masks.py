@@ -21,7 +21,7 @@ from engine.kernels import kernels_kind
 
 _CPU_CHUNK_BYTES = 1 << 26  # 64 MiB of unpacked float32 masks at a time
 _CHUNK_BYTES = 1 << 30  # 1 GiB; on a GPU each chunk costs a few launches
-_THRESHOLD = 0.5
+THRESHOLD = 0.5
 
 
 def pack_bits(masks: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def paste_mask(
     left, columns = _pasting_weights(box[0::2], size[1], len(cells), aligned=aligned)
     top, rows = _pasting_weights(box[1::2], size[0], len(cells), aligned=aligned)
     # (h, M) @ (M, M) @ (M, w): the pixels of the box's window
-    window = rows @ cells @ columns.T > _THRESHOLD
+    window = rows @ cells @ columns.T > THRESHOLD
     return encode_window(window, top=top, left=left, size=size)
 
 

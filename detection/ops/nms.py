@@ -4,8 +4,11 @@ B images, P boxes per image.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +46,8 @@ def nms_keep(
     Returns:
         keep (B, P) bool.
     """
+    if torch.compiler.is_exporting() and _IS_PUBLIC.get():
+        return _keep_in_one_call(boxes, scores, groups, valid, iou_thresh=iou_thresh)
     if torch.compiler.is_compiling():
         # Only while compiling: calling an operator imports the compiler, which takes a second.
         settings = {"iou_thresh": iou_thresh, "max_kept": max_kept}
@@ -56,6 +61,22 @@ def nms_keep(
 nms_operator = torch.library.custom_op("resdet::nms_keep", nms_keep, mutates_args=())
 """`nms_keep` as one operator of a compiled graph."""
 nms_operator.register_fake(lambda boxes, scores, groups, valid, **_: torch.empty_like(valid))
+
+
+_IS_PUBLIC = ContextVar("is_public", default=False)
+
+
+@contextmanager
+def public_nms() -> Iterator[None]:
+    """Export programs with torchvision's NMS instead of `nms_operator`, to run elsewhere.
+
+    `max_kept` then has no effect: whoever calls `nms_keep` takes the best of the survivors.
+    """
+    token = _IS_PUBLIC.set(True)
+    try:
+        yield
+    finally:
+        _IS_PUBLIC.reset(token)
 
 
 def _kernel_for(device: torch.device) -> Callable[..., Tensor]:
@@ -96,6 +117,26 @@ def _keep_by_torchvision(
     # Of the survivors of all groups, only the best max_kept stay.
     order = scores.masked_fill(~keep, -torch.inf).sort(descending=True, stable=True).indices
     return keep.scatter(1, order[:, max_kept:], False)
+
+
+def _keep_in_one_call(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, iou_thresh: float
+) -> Tensor:
+    """`nms_keep` without a limit, as one call of torchvision's NMS, for exported programs.
+
+    Boxes of different images and groups are moved apart, in float64, which leaves the IoU within a
+    group as it is.
+    """
+    import torchvision
+
+    images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    places = images * (groups.max() + 1) + groups
+    apart = boxes.double() + (places * (boxes.max().double() + 1))[..., None]
+    idxs = valid.flatten().nonzero()[:, 0]
+    ranks = scores.flatten()[idxs].double()
+    kept = torchvision.ops.nms(apart.flatten(0, 1)[idxs], ranks, float(np.float32(iou_thresh)))
+    keep = torch.zeros_like(valid.flatten())
+    return keep.index_fill(0, idxs[kept], True).view_as(valid)
 
 
 def _keep_in_blocks(

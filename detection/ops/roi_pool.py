@@ -122,7 +122,7 @@ def pool_rois(
 
     # For a box that is not finite, torchvision's kernels would read outside the map.
     finite = boxes.isfinite().all(dim=2, keepdim=True)
-    images = torch.arange(len(boxes), device=boxes.device)[:, None, None].expand_as(finite)
+    images = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand_as(finite)
     size = (resolution, resolution)
     parts = []
     # Every level pools every RoI, so no shape depends on values. The RoIs of other levels get an

@@ -19,7 +19,7 @@ TOOLS = {
     for script, name in (
         *(("train_det", "train"), ("pretrain_backbone", "pretrain"), ("eval", "eval")),
         *(("predict", "predict"), ("prepare_data", "data"), ("report", "report")),
-        ("compare", "compare"),
+        *(("compare", "compare"), ("export", "export")),
     )
 }
 STARTS = "|".join(["resdet", *map(re.escape, TOOLS)])

@@ -101,7 +101,7 @@ def test_padding_is_zero_after_normalisation_and_the_layout_stays() -> None:
     batch = ImageBatch(
         pixels, batch.sizes, batch.original_sizes, batch.image_ids, seeds=batch.seeds
     )
-    normalized = model._masked_pixels(batch)
+    normalized = model.network_input(batch)
     assert normalized.is_contiguous(memory_format=torch.channels_last)
     mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)

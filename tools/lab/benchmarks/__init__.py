@@ -33,6 +33,7 @@ BENCHMARKS = {  # the quick ones first
     "worker-memory": Benchmark("memory.worker_memory", requires=("albumentations",)),
     "evaluation": Benchmark("scoring.evaluation", requires=("pycocotools",)),
     "report": Benchmark("report.report"),
+    "service": Benchmark("service.service", requires=("fastapi", "uvicorn")),
     "gpu-train": Benchmark(
         "gpu.gpu_train", ("r101_fpn", "r101_c4"), on_gpu=True, requires=("albumentations",)
     ),

@@ -1,0 +1,139 @@
+"""Export of detectors: program, metadata, and comparison of detections."""
+
+import copy
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.norm import fold_norms
+from detection.config import DetectionConfig
+from detection.export.agreement import compare_detections
+from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
+from detection.export.model import Arrays, Differences, ExportedModel
+from detection.export.program import Program, image_example
+from detection.inference.trained import TrainedDetector
+from detection.models.selection import BoxPredictions, select_detections, to_detections
+from detection.ops.masks import paste_mask
+from detection.ops.rle import encode_window
+from detection.predict import Detector
+from detection.structures import Detections, ImageBatch, RunLengthMasks
+from engine.errors import UserError
+
+TOLERANCE = 1e-3
+"""Largest difference of boxes in pixels, of scores, and of the share of a mask's pixels."""
+_PLAIN = {"scales": (), "mirror": False, "refine_boxes": False, "vote_iou_thresh": None}
+"""Values of `evaluation` with which prediction is one network's own."""
+
+
+class ExportedDetector(ExportedModel):
+    """A detector with or without a mask head.
+
+    Args:
+        trained: a single network; it can neither be trained nor saved afterwards.
+        masks: as for `DetectorGraph`.
+        raw: the network alone, see `RawDetectorGraph`.
+
+    Raises:
+        UserError: the config asks for additions at test time, which a file does not contain.
+    """
+
+    config: DetectionConfig
+
+    def __init__(
+        self, trained: TrainedDetector, *, masks: MaskKind = "pasted", raw: bool = False
+    ) -> None:
+        self.config = config = trained.config
+        for key, plain in _PLAIN.items():
+            if (value := getattr(config.evaluation, key)) != plain:
+                shown = json.dumps(plain)
+                raise UserError(
+                    f"evaluation.{key}: expected {shown}, because a file holds one network's own "
+                    f"prediction, got {json.dumps(value)}; add evaluation.{key}={shown}"
+                )
+        self.classes = trained.classes
+        network = copy.deepcopy(trained.model)  # the detector changes its own
+        fold_norms(network)
+        self._network, self._raw = network, raw
+        self._images_graph = DetectorGraph(network, config, masks=masks)
+        self._detector = Detector(trained, device=torch.device("cpu"))
+
+    def program(self, batch: int | None) -> Program:
+        """Return the program; see `DetectorGraph` and `RawDetectorGraph`."""
+        examples = image_example(batch)
+        if self._raw:
+            arrays = self.inputs(examples.numpy())
+            inputs = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            fixed = {"pixels": (1,), "sizes": (1,)}
+            graph = RawDetectorGraph(self._network)
+            return Program(graph, inputs, fixed, ("scores", "boxes", "valid"), batch)
+        masks = ("masks",) if self._network.mask_head is not None else ()
+        names = ("boxes", "scores", "labels", *masks)
+        return Program(self._images_graph, {"images": examples}, {"images": (3,)}, names, batch)
+
+    def metadata(self) -> dict[str, str]:
+        """Return class names, category ids, config and score threshold."""
+        return {
+            "task": self.config.task,
+            "class_names": json.dumps(self.classes.names),
+            "category_ids": json.dumps(self.classes.category_ids),
+            "config": self.config.model_dump_json(),
+            "score_thresh": str(self.config.model.roi.score_thresh),
+        }
+
+    def inputs(self, images: np.ndarray) -> Arrays:
+        """Return the images, or for the network alone normalised pixels and sizes."""
+        if not self._raw:
+            return {"images": images}
+        batch = self._batch(images)
+        pixels = self._network.network_input(batch)
+        return {"pixels": pixels.numpy(), "sizes": batch.sizes.numpy()}
+
+    def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:
+        """Compare the detections with the detector's, image by image."""
+        roi = self.config.model.roi
+        values = dict.fromkeys(("boxes", "scores", "masks", "unpaired"), 0.0)
+        count = 0
+        pairs = zip(self._detector.predict(images), self.detections(images, outputs), strict=True)
+        for expected, found in pairs:
+            result = compare_detections(
+                expected, found, score_thresh=roi.score_thresh, max_detections=roi.max_detections
+            )
+            values = {name: max(value, getattr(result, name)) for name, value in values.items()}
+            count += len(expected)
+        limits = {"boxes": TOLERANCE, "scores": TOLERANCE, "masks": TOLERANCE, "unpaired": 0}
+        return Differences(values, limits, count)
+
+    def _batch(self, images: np.ndarray) -> ImageBatch:
+        return self._images_graph.batch(torch.from_numpy(images))
+
+    def detections(self, images: np.ndarray, outputs: Arrays) -> list[Detections]:
+        """Return the detections in a file's outputs."""
+        arrays = {name: torch.from_numpy(values) for name, values in outputs.items()}
+        if self._raw:
+            predictions = BoxPredictions(arrays["scores"], arrays["boxes"], arrays["valid"])
+            found = select_detections(predictions, config=self.config.model.roi)
+            return to_detections(found, self._batch(images))
+        size = (images.shape[1], images.shape[2])
+        detections = []
+        for row, labels in enumerate(arrays["labels"]):
+            kept = labels >= 0
+            boxes = arrays["boxes"][row][kept]
+            masks = None
+            if "masks" in arrays:
+                masks = self._run_lengths(arrays["masks"][row][kept], boxes, size)
+            detections.append(Detections(boxes, arrays["scores"][row][kept], labels[kept], masks))
+        return detections
+
+    def _run_lengths(self, masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> RunLengthMasks:
+        """Return masks of the image, or cells of its boxes, as run lengths."""
+        if masks.dtype == torch.bool:
+            codes = [encode_window(mask.numpy(), top=0, left=0, size=size) for mask in masks]
+        else:
+            aligned = self.config.model.mask.aligned
+            codes = [
+                paste_mask(cells, box, size, aligned=aligned)
+                for cells, box in zip(masks.numpy(), boxes.numpy(), strict=True)
+            ]
+        return RunLengthMasks(size, tuple(codes))

@@ -1,0 +1,55 @@
+"""What a trained model must offer to be exported, and how its file's results are compared."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from detection.export.program import Program
+from engine.schema import RunConfig
+
+Arrays = Mapping[str, np.ndarray]
+"""Inputs or outputs of a file, by name."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest differences between a file's results and the model's, for some images.
+
+    values: by name. limits: the largest that are allowed, by the same names. count: number of
+    results that were compared.
+    """
+
+    values: Mapping[str, float]
+    limits: Mapping[str, float]
+    count: int
+
+    def are_allowed(self) -> bool:
+        """Return whether each difference is within its limit; NaN is not."""
+        return all(self.values[name] <= limit for name, limit in self.limits.items())
+
+
+class ExportedModel(ABC):
+    """A trained model that can be exported: its program, and its own results to compare with.
+
+    config: of the run.
+    """
+
+    config: RunConfig
+
+    @abstractmethod
+    def program(self, batch: int | None) -> Program:
+        """Return the program of the file; batch: images in a batch, None: any number."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, str]:
+        """Return what users of the file need to know, as text by key; lists are JSON."""
+
+    @abstractmethod
+    def inputs(self, images: np.ndarray) -> Arrays:
+        """Return the file's inputs for images (B, H, W, 3) uint8 RGB."""
+
+    @abstractmethod
+    def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:
+        """Compare the file's outputs for images (B, H, W, 3) with the model's own results."""

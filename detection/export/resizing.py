@@ -1,0 +1,139 @@
+"""Resizing of images inside an exported graph, with OpenCV's arithmetic.
+
+B images of H x W pixels, H' x W' pixels of the result, T taps: the source pixels of a result pixel
+along one axis.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+_COEFFICIENT = 2048
+"""OpenCV rounds the weights of an enlarged 8-bit image to 11 bits."""
+_LEAST_OVERLAP = 1e-3
+"""OpenCV's INTER_AREA skips a pixel of which a smaller part is covered."""
+
+
+class Taps(NamedTuple):
+    """Source pixels of each result pixel along an axis.
+
+    idxs: (L, T) int64. weights: (L, T) float64.
+    """
+
+    idxs: Tensor
+    weights: Tensor
+
+
+def number(scalar: Tensor, *, least: int = 1) -> int:
+    """Return an int64 scalar as a number of at least `least`; a symbol in an exported graph."""
+    value = cast(int, scalar.item())
+    torch._check(value >= least)
+    return value
+
+
+def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return height and width of images (B, H, W, 3) as float64 scalars."""
+    height, width = (
+        torch.scalar_tensor(side, dtype=torch.float64, device=images.device)
+        for side in images.shape[1:3]
+    )
+    return height, width
+
+
+def resize(
+    images: Tensor, size: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, num_taps: int
+) -> Tensor:
+    """Return a window of images that are resized as by `images.resize_pixels`.
+
+    The result is that of OpenCV to the last bit where images grow. Where they shrink, a few pixels
+    in 100,000 may differ by 1: sums of float32 are rounded in another order.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        size: height and width of the resized images, int64 scalars.
+        rows: (H',) int64, rows of the resized images; those beyond the last repeat it.
+        columns: (W',) int64, as `rows`.
+        num_taps: T, from `count_taps`.
+
+    Returns:
+        (B, 3, H', W') float32 with whole numbers from 0 to 255.
+    """
+    height, width = sides_of(images)
+    new_height, new_width = (side.to(torch.float64) for side in size)
+    grows = (new_height >= height) & (new_width >= width)
+    is_half = (height == 2 * new_height) & (width == 2 * new_width)
+    of_rows = _taps(rows, height, new_height, num_taps, grows=grows)
+    of_columns = _taps(columns, width, new_width, num_taps, grows=grows, one_at_borders=True)
+
+    # Along x, then along y, as OpenCV does. (B, H, W, 3) -> (B, H, W', T, 3) -> (B, H, W', 3).
+    idxs, weights = of_columns
+    taken = images.index_select(2, idxs.flatten()).unflatten(2, idxs.shape)
+    along_x = (taken.float() * weights[..., None].float()).sum(dim=3)
+    # The weights of enlarged images are whole numbers here, and OpenCV drops their last bits.
+    along_x = torch.where(grows, (along_x / 16).floor(), along_x)
+    idxs, weights = of_rows
+    taken = along_x.index_select(1, idxs.flatten()).unflatten(1, idxs.shape)
+    parts = taken.double() * weights[:, :, None, None]  # (B, H', T, W', 3)
+    parts = torch.where(grows, (parts / 65536).floor(), parts)
+    resized = parts.float().sum(dim=2)
+    enlarged = ((resized + 2) / 4).floor()
+    # at half the size OpenCV rounds halves up, otherwise to even
+    reduced = torch.where(is_half, (resized + 0.5).floor(), resized.round())
+    pixels = torch.where(grows, enlarged, reduced).clamp(0, 255)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def count_taps(images: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
+    """Return T, an int64 scalar: 2 for images that grow, otherwise enough for the area."""
+    height, width = (
+        (side / new_side).ceil() + 1 for side, new_side in zip(sides_of(images), size, strict=True)
+    )
+    return torch.maximum(height, width).to(torch.int64)
+
+
+def _taps(
+    places: Tensor,
+    length: Tensor,
+    new_length: Tensor,
+    num_taps: int,
+    *,
+    grows: Tensor,
+    one_at_borders: bool = False,
+) -> Taps:
+    """Return the source pixels of result pixels along one axis.
+
+    Args:
+        places: (L,) int64, the result pixels.
+        length: number of source pixels, a float64 scalar.
+        new_length: number of result pixels, a float64 scalar.
+        num_taps: T.
+        grows: scalar bool, the image becomes larger: INTER_LINEAR, otherwise INTER_AREA.
+        one_at_borders: INTER_LINEAR: beyond the first and the last centre only one tap has a
+            weight, as for columns. False: both are the nearest pixel, as for rows.
+    """
+    scale = length / new_length
+    places = places.double().minimum(new_length - 1)[:, None]
+    taps = torch.arange(num_taps, device=places.device).double()
+
+    # INTER_LINEAR: OpenCV computes the centres in float64 and keeps them in float32
+    centres = ((places + 0.5) * scale - 0.5).float()
+    first = centres.floor()
+    fraction = (centres - first).double()
+    first = first.double()
+    if one_at_borders:
+        fraction = torch.where((first >= 0) & (first < length - 1), fraction, 0.0)
+    # the first two taps are the neighbours, the others have no weight
+    near = torch.where(taps == 0, 1 - fraction, torch.where(taps == 1, fraction, 0.0))
+    linear_weights = (near * _COEFFICIENT).round()
+
+    # INTER_AREA: the share of each source pixel in the result pixel's area
+    start = places * scale
+    pixels = start.floor() + taps
+    covered = torch.minimum(start + scale, pixels + 1) - torch.maximum(start, pixels)
+    covered = torch.where(covered > _LEAST_OVERLAP, covered, 0.0)
+    area_weights = (covered / torch.minimum(scale, length - start)).float().double()
+
+    idxs = torch.where(grows, first + taps, pixels)
+    idxs = idxs.clamp(min=0).minimum(length - 1).to(torch.int64)
+    return Taps(idxs, torch.where(grows, linear_weights, area_weights))

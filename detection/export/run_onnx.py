@@ -1,0 +1,47 @@
+"""Run a model that `resdet export` wrote: python run_onnx.py MODEL.onnx IMAGE ...
+
+Needs numpy, onnxruntime and Pillow. Prints a line for each detected object: file, class, score,
+and the box x1 y1 x2 y2 in pixels. Classifiers print their five best classes.
+"""
+
+import argparse
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model")
+parser.add_argument("images", nargs="+")
+parser.add_argument("--score", type=float, default=0.5, help="minimum score (default: 0.5)")
+arguments = parser.parse_args()
+
+available = onnxruntime.get_available_providers()
+providers = [
+    name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
+]
+session = onnxruntime.InferenceSession(arguments.model, providers=providers)
+metadata = session.get_modelmeta().custom_metadata_map
+names = json.loads(metadata["class_names"])
+outputs = [output.name for output in session.get_outputs()]
+batch, height, width, _ = session.get_inputs()[0].shape  # numbers if fixed, else texts
+
+for path in arguments.images:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    if isinstance(height, int):  # a classifier of small images
+        image = image.resize((width, height))
+    pixels = np.asarray(image)[None]  # (1, height, width, 3) uint8 RGB
+    if isinstance(batch, int):
+        pixels = pixels.repeat(batch, axis=0)
+    results = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
+    if "probabilities" in results:
+        probabilities = results["probabilities"][0]
+        for label in probabilities.argsort()[::-1][:5]:
+            print(f"{path}\t{names[label]}\t{probabilities[label]:.3f}")
+        continue
+    # of the first image of the batch; results["masks"], if there, are the objects' masks
+    boxes, scores, labels = (results[name][0] for name in ("boxes", "scores", "labels"))
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        if label >= 0 and score >= arguments.score:
+            print(f"{path}\t{names[label]}\t{score:.3f}\t" + " ".join(f"{x:.1f}" for x in box))
