@@ -13,6 +13,10 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SHORT = ("loop.max_steps=4", "loop.eval_every=0", "data.demo.num_train=12", "data.demo.num_val=6")
+SHORT_PRETRAINING = (
+    *("loop.max_steps=2", "loop.batch_size=8"),
+    *("data.demo.num_train=80", "data.demo.num_val=80"),
+)
 
 
 class Site:
@@ -52,7 +56,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def test_pretrain(site: Site) -> None:
-    out = site.run("resdet", "pretrain", "demo_objects", *SHORT)
+    out = site.run("resdet", "pretrain", "demo_objects", *SHORT_PRETRAINING)
     assert "next: resdet eval runs/demo_objects" in out
 
 
