@@ -17,7 +17,10 @@ SOURCES = {
 VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers"}
 # the GPU check reads what it has written itself
 MAY_QUERY_PATHS = ("tests/", "engine/paths.py", "tools/lab/gpu_check/")
-MAY_PRINT = ("engine/log.py", "detection/commands/", "tools/", "tests/")
+MAY_PRINT = (
+    *("engine/log.py", "detection/commands/", "tools/", "tests/"),
+    "detection/export/run_onnx.py",  # a script for users of exported files
+)
 # Packages that are slow to import, and the modules that may import them at the top. All others
 # import them in a function, so that commands start fast.
 SLOW_IMPORTS = {

@@ -26,7 +26,7 @@ from detection.export.torch_file import (
 )
 from engine.errors import DisagreementError, UserError
 from engine.files import write_file
-from engine.log import RunLog, make_console
+from engine.log import RunLog
 from engine.paths import exists, read_text
 from engine.run_files import DETECTIONS_FILE
 
@@ -155,8 +155,7 @@ def _compare(
     comparisons = prove(run, model, images, batch=batch)
     rows = list(log.progress(comparisons, len(images), "comparing the file with the model"))
     title = f"Largest differences between {name} in {precision} and the model"
-    table = proof_table(rows, title, with_limits=precision == "fp32")
-    make_console().print(table, soft_wrap=False)
+    log.table(proof_table(rows, title, with_limits=precision == "fp32"))
     return sum(not row.differences.are_allowed() for row in rows)
 
 
