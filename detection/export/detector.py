@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backbones.norm import fold_norms
 from detection.config import DetectionConfig
+from detection.data.collate import round_up
 from detection.export.agreement import compare_detections
 from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
 from detection.export.model import Arrays, Differences, ExportedModel
@@ -70,10 +71,20 @@ class ExportedDetector(ExportedModel):
         )
         if not self._raw:
             return program
-        arrays = self.inputs(program.inputs["images"].numpy())
+        if size is None:
+            # of other lengths than 1 on each level, which would be fixed
+            height, width = (round_up(side, self.config.data.size_divisor) for side in (256, 320))
+            count = len(program.inputs["images"])
+            inputs = {
+                "pixels": torch.zeros(count, 3, height, width),
+                "sizes": torch.tensor([[height, width]]).repeat(count, 1),
+            }
+        else:
+            arrays = self.inputs(program.inputs["images"].numpy())
+            inputs = {name: torch.from_numpy(values) for name, values in arrays.items()}
         return Program(
             RawDetectorGraph(self._network),
-            {name: torch.from_numpy(values) for name, values in arrays.items()},
+            inputs,
             {"pixels": (1,) if size is None else (1, 2, 3), "sizes": (1,)},
             ("scores", "boxes", "valid"),
             batch,

@@ -133,11 +133,16 @@ def nms_in_one_call(
     places = images * (groups.max() + 1) + groups
     extent = (boxes.max() - boxes.min()).double() + 1
     apart = boxes.double() + (places * extent)[..., None]
-    idxs = valid.flatten().nonzero()[:, 0]
-    ranks = scores.flatten()[idxs].double()
-    kept = torchvision.ops.nms(apart.flatten(0, 1)[idxs], ranks, float(np.float32(iou_thresh)))
-    keep = torch.zeros_like(valid.flatten())
-    return keep.index_fill(0, idxs[kept], True).view_as(valid)
+    # Two boxes more, apart from all others, that are always kept: programs that torch exports assert
+    # that torchvision's NMS keeps at least two.
+    more = apart.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-1.0, -1.0, 0.0, 0.0]]) + boxes.min()
+    count = scores.numel()
+    idxs = torch.cat([valid.flatten(), valid.new_ones(2)]).nonzero()[:, 0]
+    rows = torch.cat([apart.flatten(0, 1), more])[idxs]
+    ranks = torch.cat([scores.flatten().double(), more.new_zeros(2)])[idxs]
+    kept = torchvision.ops.nms(rows, ranks, float(np.float32(iou_thresh)))
+    keep = valid.new_zeros(count + 2).index_fill(0, idxs[kept], True)
+    return keep[:count].view_as(valid)
 
 
 def _keep_in_blocks(

@@ -60,6 +60,15 @@ def test_file_agrees_with_the_detector(
     assert sum(row.differences.count for row in rows) > 30
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_images_without_detections(format_name: str, tmp_path: Path) -> None:
+    model = ExportedDetector(make_trained(task="segmentation", roi={"score_thresh": 0.9999}))
+    rows = prove_file(model, tmp_path / "m", make_images(), format_name)
+    assert sum(row.differences.count for row in rows) == 0
+    assert all(row.differences.are_allowed() for row in rows), rows
+
+
 @pytest.fixture(scope="module")
 def raw_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportedDetector, Path]:
     model = ExportedDetector(make_trained(), raw=True)
