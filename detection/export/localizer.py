@@ -5,6 +5,9 @@ B images of H x W pixels, T requested classes per image.
 
 import copy
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +20,6 @@ from detection.export.localizer_graph import (
     LocalizerGraph,
     RawLocalizerGraph,
     RegionsGraph,
-    resize_images,
     view_of,
 )
 from detection.export.model import Arrays, Differences, ExportedModel
@@ -29,6 +31,7 @@ from detection.localization.task import LocalizationTask
 from detection.structures import ImageBatch
 from engine.errors import UserError
 
+Network = TypeVar("Network", bound=nn.Module)
 TOLERANCE = 1e-3
 """Largest difference of boxes in pixels, of scores, and of the outputs of the network alone."""
 
@@ -62,8 +65,8 @@ class ExportedLocalizer(ExportedModel):
         elif raw:
             raise UserError("--raw: expected a run of task localization, got localization_regions")
         else:
-            first, network = _folded(task.first_stage), _folded(task.model)
-            self._graph = RegionsGraph(first, network, task.config)
+            networks = _folded(task.first_stage), _folded(task.model)
+            self._graph = RegionsGraph(*networks, task.config)
 
     def program(self, batch: int | None) -> Program:
         """Return the program; see the graphs."""
@@ -116,9 +119,10 @@ class ExportedLocalizer(ExportedModel):
         return (torch.arange(count)[:, None] + places) % num_classes
 
     def _views(self, images: np.ndarray) -> Tensor:
-        """Return the first stage's views of images (B, H, W, 3) as (B, 3, h, w)."""
-        evaluation = self.config.evaluation
-        return view_of(resize_images(torch.from_numpy(images), evaluation), evaluation).pixels
+        """Return the network's views of images (B, H, W, 3) as (B, 3, h, w) uint8."""
+        batch = self._batch(images)
+        height, width = batch.sizes[0]
+        return view_of(batch.pixels, (height, width), self.config.evaluation).pixels
 
     def _batch(self, images: np.ndarray) -> ImageBatch:
         """Return images (B, H, W, 3) resized as the evaluation's data set does it."""
@@ -131,7 +135,18 @@ class ExportedLocalizer(ExportedModel):
         return ImageBatch(pixels, sizes, originals, image_ids=unused, seeds=unused)
 
 
-def _folded(network: nn.Module) -> nn.Module:
+def load_localizer(
+    path: Path, overrides: Sequence[str], *, task: str
+) -> LocalizationTask | LocalizationRegionsTask:
+    """Load a run of task `localization` or `localization_regions`, without its classifier."""
+    # the classes are an input of the file, so the classifier is not needed, and may be deleted
+    changes = [*overrides, "evaluation.classifier=null"]
+    if task == "localization":
+        return LocalizationTask.from_run(path, changes)
+    return LocalizationRegionsTask.from_run(path, changes)
+
+
+def _folded(network: Network) -> Network:
     """Return a copy of a network in evaluation mode, with fixed norms folded."""
     copied = copy.deepcopy(network).eval()
     fold_norms(copied)

@@ -1,12 +1,13 @@
 """A localizer as one graph from images and classes to boxes, for export: first and second stage.
 
-B images of H x W pixels, h x w of them resized, T requested classes per image, K classes, N anchors.
+B images of H x W pixels, h x w after the resize; T requested classes per image, K classes, N
+anchors.
 """
 
 import torch
 from torch import Tensor, nn
 
-from detection.export.resizing import count_taps, number, resize, sides_of
+from detection.export.resizing import resize_whole, sides_of, size_for_short_side
 from detection.localization.config import EvaluationConfig, LocalizationRegionsConfig
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
@@ -34,7 +35,8 @@ class LocalizerGraph(nn.Module):
             classes: (B, T) int64 in 0..K-1.
         """
         config = self._config
-        view = view_of(resize_images(images, config), config)
+        size = size_for_short_side(images, config.short_side)
+        view = view_of(resize_whole(images, size), size, config)
         boxes, scores = candidates_of(self.network, view, classes, count=config.candidates)
         best, scores = merge_candidates(boxes, scores, config=config)
         height, width = (side.float() for side in sides_of(images))
@@ -59,13 +61,14 @@ class RegionsGraph(nn.Module):
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores of classes; see `LocalizerGraph`."""
         config, evaluation = self._config.model, self._config.evaluation
-        whole = resize_images(images, evaluation)
+        size = size_for_short_side(images, evaluation.short_side)
+        whole = resize_whole(images, size)
+        view = view_of(whole, size, evaluation)
         count = max(evaluation.candidates, config.num_proposals)
-        view = view_of(whole, evaluation)
         boxes, scores = candidates_of(self.first, view, classes, count=count)
         # one row for each class of each image: (B, T, ...) -> (B * T, ...)
-        pixels = whole.pixels[:, None].expand(-1, classes.shape[1], -1, -1, -1).flatten(0, 1)
-        sizes = torch.stack(list(whole.size)).expand(pixels.shape[0], 2)
+        pixels = whole[:, None].expand(-1, classes.shape[1], -1, -1, -1).flatten(0, 1)
+        sizes = torch.stack(size).expand(pixels.shape[0], 2)
         proposals = propose(
             boxes.flatten(0, 1),
             scores.flatten(0, 1),
@@ -77,8 +80,7 @@ class RegionsGraph(nn.Module):
             self.network, pixels, proposals, classes.flatten(), sizes=sizes, config=self._config
         )
         height, width = (
-            side.float() / resized
-            for side, resized in zip(sides_of(images), whole.size, strict=True)
+            side.float() / resized for side, resized in zip(sides_of(images), size, strict=True)
         )
         best = best * torch.stack([width, height, width, height])
         return best.unflatten(0, classes.shape), scores.unflatten(0, classes.shape)
@@ -106,23 +108,17 @@ class RawLocalizerGraph(nn.Module):
         return output.logits, output.deltas, output.anchors
 
 
-def resize_images(images: Tensor, config: EvaluationConfig) -> View:
-    """Return images (B, H, W, 3) as the evaluation's data set resizes them, as a view of all."""
-    sides = sides_of(images)
-    # torch rounds halves to even, as Python does
-    height, width = size = tuple(
-        (side * config.short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
-    )
-    rows, columns = (torch.arange(number(side)) for side in size)
-    num_taps = number(count_taps(images, size), least=2)
-    return View(resize(images, size, rows, columns, num_taps), (0, 0), size)
+def view_of(pixels: Tensor, size: tuple[Tensor, Tensor], config: EvaluationConfig) -> View:
+    """Return the view of resized images that the network sees: the centre crop, or all.
 
-
-def view_of(whole: View, config: EvaluationConfig) -> View:
-    """Return the view of resized images that the network sees: the centre crop, or all."""
+    Args:
+        pixels: (B, 3, h, w).
+        size: their height and width, int64 scalars.
+        config: of the run's evaluation.
+    """
     if config.view == "dense":
-        return whole
+        return View(pixels, (0, 0), size)
     window = torch.arange(config.crop)
-    top, left = ((side - config.crop) // 2 for side in whole.size)
-    pixels = whole.pixels.index_select(2, top + window).index_select(3, left + window)
-    return View(pixels, (left, top), whole.size)
+    top, left = ((side - config.crop) // 2 for side in size)
+    center = pixels.index_select(2, top + window).index_select(3, left + window)
+    return View(center, (left, top), size)

@@ -41,6 +41,22 @@ def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
     return height, width
 
 
+def size_for_short_side(images: Tensor, short_side: int) -> tuple[Tensor, Tensor]:
+    """Return what `transforms.size_for_short_side` does for images (B, H, W, 3), int64 scalars."""
+    sides = sides_of(images)
+    # torch rounds halves to even, as Python does
+    height, width = (
+        (side * short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
+    )
+    return height, width
+
+
+def resize_whole(images: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
+    """Return whole images, resized to `size`, as (B, 3, H', W'); see `resize`."""
+    rows, columns = (torch.arange(number(side)) for side in size)
+    return resize(images, size, rows, columns, number(count_taps(images, size), least=2))
+
+
 def resize(
     images: Tensor, size: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, num_taps: int
 ) -> Tensor:
