@@ -57,7 +57,7 @@ class ExportedDetector(ExportedModel):
         fold_norms(network)
         self._network, self._raw = network, raw
         self._images_graph = DetectorGraph(network, config, masks=masks)
-        self._detector = Detector(trained, device=torch.device("cpu"))
+        self.detector = Detector(trained, device=torch.device("cpu"))
 
     def program(self, batch: int | None) -> Program:
         """Return the program; see `DetectorGraph` and `RawDetectorGraph`."""
@@ -95,7 +95,7 @@ class ExportedDetector(ExportedModel):
         roi = self.config.model.roi
         values = dict.fromkeys(("boxes", "scores", "masks", "unpaired"), 0.0)
         count = 0
-        pairs = zip(self._detector.predict(images), self.detections(images, outputs), strict=True)
+        pairs = zip(self.detector.predict(images), self.detections(images, outputs), strict=True)
         for expected, found in pairs:
             result = compare_detections(
                 expected, found, score_thresh=roi.score_thresh, max_detections=roi.max_detections

@@ -116,19 +116,17 @@ class RawDetectorGraph(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores (B, R, K), boxes (B, R, K, 4) and valid (B, R) of the proposals.
 
         Args:
-            pixels: (B, 3, H, W) float32, normalised; H and W are multiples of the size divisor.
-                Boxes are in these pixels.
+            pixels: (B, 3, H, W) float32, normalised and then padded with zeros; H and W are
+                multiples of the size divisor. Boxes are in these pixels.
+            sizes: (B, 2) int64, height and width before padding.
         """
-        batch, height, width = pixels.shape[0], pixels.shape[2], pixels.shape[3]
         features = self.network.features_of(pixels)
-        sides = [torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)]
-        sizes = torch.stack(sides).expand(batch, 2)
         unused = torch.zeros_like(sizes[:, 0])
-        # the pixels of the batch are not read again
+        # its pixels are not read: the features are there
         images = ImageBatch(pixels.to(torch.uint8), sizes, sizes, image_ids=unused, seeds=unused)
         return _predict_boxes(self.network, features, images)
 

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,8 @@ from engine.files import write_file
 from engine.log import RunLog, make_console
 from engine.paths import exists, read_text
 from engine.run_files import DETECTIONS_FILE
+
+Precision = Literal["fp32", "half", "int8"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ExportOptions:
 
     format: str = "onnx"
     batch: int | None = None
-    precision: Literal["fp32", "half", "int8"] = "fp32"
+    precision: Precision = "fp32"
     with_ap: bool = False
 
 
@@ -112,7 +115,8 @@ def write_proved(
         log.note(f"writing {output.name}; this takes a minute or more")
         kind.write(program, path, metadata=metadata)
         runners = {"fp32": kind.open(path, program.outputs)}
-        differing = _compare(model, runners["fp32"], images, options, log=log, name=output.name)
+        compare = partial(_compare, model, images, name=output.name, batch=options.batch, log=log)
+        differing = compare(runners["fp32"], precision="fp32")
         if differing:
             raise DisagreementError(
                 f"{output}: not written: its results differ from the model's on {differing} of "
@@ -121,8 +125,7 @@ def write_proved(
         if options.precision != "fp32":
             path = _converted(path, model, options, log=log)
             runners[options.precision] = kind.open(path, program.outputs)
-            name = f"{output.name} in {options.precision}"
-            _compare(model, runners[options.precision], images, options, log=log, name=name)
+            compare(runners[options.precision], precision=options.precision)
         if options.with_ap:
             results = output.with_name(f"{output.stem}_{DETECTIONS_FILE}")
             print_ap(model, runners, results=results, batch=options.batch or 1, log=log)
@@ -133,17 +136,19 @@ def write_proved(
 
 def _compare(
     model: ExportedModel,
-    run: Runner,
     images: Sequence[np.ndarray],
-    options: ExportOptions,
+    run: Runner,
     *,
-    log: RunLog,
     name: str,
+    precision: Precision,
+    batch: int | None,
+    log: RunLog,
 ) -> int:
     """Print how a file's results differ from the model's; return on how many images too much."""
-    comparisons = prove(run, model, images, batch=options.batch)
+    comparisons = prove(run, model, images, batch=batch)
     rows = list(log.progress(comparisons, len(images), "comparing the file with the model"))
-    table = proof_table(rows, f"Largest differences between {name} and the model")
+    title = f"Largest differences between {name} in {precision} and the model"
+    table = proof_table(rows, title, with_limits=precision == "fp32")
     make_console().print(table, soft_wrap=False)
     return sum(not row.differences.are_allowed() for row in rows)
 

@@ -44,8 +44,8 @@ def prove(
         yield ProofRow(count, size, model.differences(stacked, outputs))
 
 
-def proof_table(rows: Sequence[ProofRow], title: str) -> Table:
-    """Return a table of the comparisons, with the largest differences in the last row."""
+def proof_table(rows: Sequence[ProofRow], title: str, *, with_limits: bool) -> Table:
+    """Return a table of the comparisons, with the allowed differences in the last row."""
     table = Table(title=title)
     names = list(rows[0].differences.values)
     for column in ("images", "compared", *names):
@@ -55,8 +55,9 @@ def proof_table(rows: Sequence[ProofRow], title: str) -> Table:
         shown = row.differences
         values = [_formatted(shown.values[name]) for name in names]
         table.add_row(f"{row.batch} x {height} x {width}", str(shown.count), *values)
-    limits = rows[0].differences.limits
-    table.add_row("limit", "", *(_formatted(limits[name]) for name in names))
+    if with_limits:
+        limits = rows[0].differences.limits
+        table.add_row("limit", "", *(_formatted(limits[name]) for name in names))
     return table
 
 

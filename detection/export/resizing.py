@@ -18,7 +18,7 @@ _LEAST_OVERLAP = 1e-3
 class Taps(NamedTuple):
     """Source pixels of each result pixel along an axis.
 
-    idxs: (L, T) int64. weights: (L, T) float64.
+    idxs: (T, L) int64. weights: (T, L) float64.
     """
 
     idxs: Tensor
@@ -62,8 +62,8 @@ def resize(
 ) -> Tensor:
     """Return a window of images that are resized as by `images.resize_pixels`.
 
-    The result is that of OpenCV to the last bit where images grow. Where they shrink, a few pixels
-    in 100,000 may differ by 1: sums of float32 are rounded in another order.
+    The result is OpenCV's to the last bit. Only where images shrink by a factor of 15 or more may a
+    few pixels differ by 1, because longer sums are added in another order.
 
     Args:
         images: (B, H, W, 3) uint8.
@@ -82,22 +82,28 @@ def resize(
     of_rows = _taps(rows, height, new_height, num_taps, grows=grows)
     of_columns = _taps(columns, width, new_width, num_taps, grows=grows, one_at_borders=True)
 
-    # Along x, then along y, as OpenCV does. (B, H, W, 3) -> (B, H, W', T, 3) -> (B, H, W', 3).
-    idxs, weights = of_columns
-    taken = images.index_select(2, idxs.flatten()).unflatten(2, idxs.shape)
-    along_x = (taken.float() * weights[..., None].float()).sum(dim=3)
+    # Along x, then along y, as OpenCV does. The taps come first: then both torch and onnxruntime add
+    # them in order, like OpenCV, which decides how sums next to a half are rounded.
+    # (B, H, W, 3) -> (T, B, H, W', 3) -> (B, H, W', 3)
+    taken = _taken(images, of_columns.idxs, dim=2).float()
+    along_x = (taken * of_columns.weights[:, None, None, :, None].float()).sum(dim=0)
     # The weights of enlarged images are whole numbers here, and OpenCV drops their last bits.
     along_x = torch.where(grows, (along_x / 16).floor(), along_x)
-    idxs, weights = of_rows
-    taken = along_x.index_select(1, idxs.flatten()).unflatten(1, idxs.shape)
-    parts = taken.double() * weights[:, :, None, None]  # (B, H', T, W', 3)
+    # (B, H, W', 3) -> (T, B, H', W', 3) -> (B, H', W', 3)
+    taken = _taken(along_x, of_rows.idxs, dim=1).double()
+    parts = taken * of_rows.weights[:, None, :, None, None]
     parts = torch.where(grows, (parts / 65536).floor(), parts)
-    resized = parts.float().sum(dim=2)
+    resized = parts.float().sum(dim=0)
     enlarged = ((resized + 2) / 4).floor()
     # at half the size OpenCV rounds halves up, otherwise to even
     reduced = torch.where(is_half, (resized + 0.5).floor(), resized.round())
     pixels = torch.where(grows, enlarged, reduced).clamp(0, 255)
     return pixels.permute(0, 3, 1, 2)
+
+
+def _taken(images: Tensor, idxs: Tensor, *, dim: int) -> Tensor:
+    """Return the pixels at `idxs` (T, L) along a dimension of images, with T as first dimension."""
+    return images.index_select(dim, idxs.flatten()).unflatten(dim, idxs.shape).movedim(dim, 0)
 
 
 def count_taps(images: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
@@ -129,8 +135,8 @@ def _taps(
             weight, as for columns. False: both are the nearest pixel, as for rows.
     """
     scale = length / new_length
-    places = places.double().minimum(new_length - 1)[:, None]
-    taps = torch.arange(num_taps, device=places.device).double()
+    places = places.double().minimum(new_length - 1)
+    taps = torch.arange(num_taps, device=places.device).double()[:, None]
 
     # INTER_LINEAR: OpenCV computes the centres in float64 and keeps them in float32
     centres = ((places + 0.5) * scale - 0.5).float()

@@ -47,7 +47,7 @@ def nms_keep(
         keep (B, P) bool.
     """
     if torch.compiler.is_exporting() and _IS_PUBLIC.get():
-        return _keep_in_one_call(boxes, scores, groups, valid, iou_thresh=iou_thresh)
+        return nms_in_one_call(boxes, scores, groups, valid, iou_thresh=iou_thresh)
     if torch.compiler.is_compiling():
         # Only while compiling: calling an operator imports the compiler, which takes a second.
         settings = {"iou_thresh": iou_thresh, "max_kept": max_kept}
@@ -119,7 +119,7 @@ def _keep_by_torchvision(
     return keep.scatter(1, order[:, max_kept:], False)
 
 
-def _keep_in_one_call(
+def nms_in_one_call(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, iou_thresh: float
 ) -> Tensor:
     """`nms_keep` without a limit, as one call of torchvision's NMS, for exported programs.
@@ -131,7 +131,8 @@ def _keep_in_one_call(
 
     images = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
     places = images * (groups.max() + 1) + groups
-    apart = boxes.double() + (places * (boxes.max().double() + 1))[..., None]
+    extent = (boxes.max() - boxes.min()).double() + 1
+    apart = boxes.double() + (places * extent)[..., None]
     idxs = valid.flatten().nonzero()[:, 0]
     ranks = scores.flatten()[idxs].double()
     kept = torchvision.ops.nms(apart.flatten(0, 1)[idxs], ranks, float(np.float32(iou_thresh)))

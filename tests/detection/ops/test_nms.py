@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.ops.nms import nms_keep, nms_operator
+from detection.ops.nms import nms_in_one_call, nms_keep, nms_operator
 from tests.reference import nms as reference
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -33,6 +33,24 @@ def test_is_the_reference(boxes: list[list[float]], scores: list[float]) -> None
         iou_thresh=0.3,
     )
     assert keep[0].tolist() == reference.nms(boxes, scores, groups[0].tolist(), 0.3)
+
+
+@pytest.mark.parametrize(("boxes", "scores"), list(CASES.values())[1:], ids=list(CASES)[1:])
+def test_in_one_call_is_the_reference(boxes: list[list[float]], scores: list[float]) -> None:
+    # the boxes in two images and two groups, and a copy that is not valid
+    rows = torch.tensor(boxes)
+    count = len(boxes)
+    groups = torch.tensor([[0] * count + [3] * count + [3] * count] * 2)
+    valid = torch.tensor([[True] * 2 * count + [False] * count] * 2)
+    keep = nms_in_one_call(
+        rows.repeat(3, 1).expand(2, -1, -1),
+        torch.tensor(scores).repeat(3).expand(2, -1),
+        groups,
+        valid,
+        iou_thresh=0.3,
+    )
+    kept = reference.nms(boxes, scores, [0] * count, 0.3)
+    assert keep.tolist() == [kept * 2 + [False] * count] * 2
 
 
 @pytest.fixture

@@ -26,6 +26,12 @@ BENCHMARKS = {  # the quick ones first
     "inference": Benchmark(
         "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, requires=("torchvision",)
     ),
+    "export": Benchmark(
+        "export.export",
+        ("r101_c4", "r50_fpn"),
+        on_coco128=True,
+        requires=("onnx", "onnxruntime", "onnxscript"),
+    ),
     "annotations": Benchmark("annotations.annotation_loading", requires=("pycocotools",)),
     "data-stats": Benchmark("annotations.annotation_statistics"),
     "data-check": Benchmark("data_check.data_check"),
