@@ -1,5 +1,6 @@
 """A model as a graph with named inputs and outputs, traced by torch.export."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,9 @@ class Program:
             }
         graph = self.graph.eval().requires_grad_(False)
         examples = tuple(self.inputs.values())
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torchvision's NMS calls a function of torch by its old name
+            warnings.simplefilter("ignore", FutureWarning)
             return torch.export.export(graph, examples, dynamic_shapes=shapes, strict=False)
 
 
