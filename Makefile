@@ -8,7 +8,7 @@ WORKERS ?= 2
 STAMP := $(VENV)/.installed
 DEMO_STEPS := loop.max_steps=600 loop.eval_every=600
 
-.PHONY: help venv demo test test-extended test-reference test-slow test-gpu check bench clean
+.PHONY: help venv demo test test-extended test-reference test-slow test-gpu check bench site clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -60,5 +60,9 @@ check: $(STAMP) ## check lint rules, formatting, types and import directions
 bench: $(STAMP) ## measure speed and memory against other libraries
 	$(PY) tools/benchmark.py all
 
+site: $(STAMP) ## build the pages of docs/ as a site, in site/
+	$(PY) -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 clean: ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) runs data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs data/demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

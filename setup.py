@@ -1,5 +1,11 @@
-"""For tools that ask for it; what is installed, and from where, stands in pyproject.toml."""
+"""Packages of the wheel; all else stands in pyproject.toml, which cannot rename a folder.
 
-from setuptools import setup
+`configs/NAME` is installed as `detection/configs/NAME`: as a top-level folder it could collide with
+one of another project. `tools/` and `tests/` stay in the repository.
+"""
 
-setup()
+from setuptools import find_namespace_packages, find_packages, setup
+
+code = find_packages(include=["engine*", "backbones*", "detection*"])
+configs = [f"detection.configs.{name}" for name in find_namespace_packages("configs")]
+setup(packages=[*code, *configs], package_dir={"detection.configs": "configs"})

@@ -90,6 +90,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
+    # A notebook sets a backend for its plots. Where it is absent, matplotlib cannot be imported.
+    os.environ.pop("MPLBACKEND", None)
     escape_unencodable_output()
     try:
         main()
@@ -160,7 +162,8 @@ def parse_training(description: str, *, default: Path) -> TrainingArguments:
         "positional",
         nargs="*",
         metavar="CONFIG | key=value",
-        help="a YAML file (default: the demo's), and overrides such as optim.lr=0.01",
+        help="a YAML file or the name of an installed config (default: the demo's), and overrides "
+        "such as optim.lr=0.01",
     )
     parser.add_argument("--output", type=Path, help="run folder (default: runs/<name of CONFIG>)")
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")

@@ -126,6 +126,11 @@ class RunLog:
         if self._is_main:
             self._console.print(printable(text), highlight=False)
 
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        if self._is_main:
+            self._console.print(table, soft_wrap=False)
+
     def step(
         self,
         step: int,

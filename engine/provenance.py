@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def current_commit() -> str:
-    """Return the full commit hash of this clone; "unknown" if there is none or git cannot tell it.
+    """Return the full commit hash of this clone, or `version X` of the installed package.
 
-    `-dirty` is appended if tracked files have uncommitted changes.
+    `-dirty` is appended if tracked files have uncommitted changes. "unknown" if git cannot tell the
+    commit, or this is neither a clone nor installed.
     """
     if not exists(REPOSITORY / ".git"):  # git would look in the folders above
-        return "unknown"
+        found = {each.version for each in distributions(name="resdet", path=[str(REPOSITORY)])}
+        return f"version {found.pop()}" if found else "unknown"
     # --exclude=* ignores tags, so that the result is always a hash
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

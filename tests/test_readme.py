@@ -20,12 +20,12 @@ from engine.schema import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = {
-    name: (REPOSITORY / name).read_text(encoding="utf-8")
-    for name in (
-        *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/CONFIGS.md"),
-        *("docs/DATA.md", "docs/RUNS.md", "docs/CLUSTER.md", "docs/WEIGHTS.md", "docs/REPORT.md"),
-        *("docs/TEST_TIME.md", "docs/DETECTRON2.md", "docs/SERVICE.md"),
+    path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+    for path in (
+        *(REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"),
+        *sorted((REPOSITORY / "docs").glob("*.md")),
     )
+    if path.name != "LOG.md"  # its commands are those of their day
 }
 README = DOCUMENTS["README.md"]
 ALL_TEXT = "\n".join(DOCUMENTS.values())

@@ -1,11 +1,11 @@
 """Command `config`: list config keys, or print the resolved values of a config file.
 
-Usage: resdet config [CONFIG | TASK] [key=value ...] [--search TEXT]
+Usage: resdet config [CONFIG | TASK] [key=value ...] [--search TEXT] [--list]
 """
 
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from detection.commands.config_files import find_config
+from detection.commands.config_files import ALL_FOLDERS, CONFIGS, config_names, find_config
 from detection.commands.schemas import ALL_SCHEMAS
 from engine.cli import CommandParser, split_arguments
 from engine.config_keys import key_elsewhere, key_paths
 from engine.errors import UserError
-from engine.paths import exists
+from engine.paths import read_text
 
 Row = tuple[str, str, str, str]
 """Key, type, default and meaning."""
@@ -34,18 +34,22 @@ def main() -> None:
         "positional",
         nargs="*",
         metavar="CONFIG | TASK | key=value",
-        help=f"a YAML file or one of {', '.join(ALL_SCHEMAS)} (default: detection), then overrides",
+        help="a YAML file, a name that --list prints, or one of "
+        f"{', '.join(ALL_SCHEMAS)} (default: detection); then overrides",
     )
     parser.add_argument(
         "--search",
         metavar="TEXT",
         help="print only keys with these words in their name or meaning, of TASK or of all tasks",
     )
+    parser.add_argument("--list", action="store_true", help="print the names of all configs")
     parsed = parser.parse_intermixed_args()
     names, overrides = split_arguments(parsed.positional)
     if len(names) > 1:
         raise UserError(f"command line: expected one CONFIG or TASK, got {names[0]} and {names[1]}")
-    if parsed.search is not None:
+    if parsed.list:
+        _print_table(("config", "what it is"), map(_config_row, config_names(ALL_FOLDERS)))
+    elif parsed.search is not None:
         _print_found(parsed.search, names, overrides)
     elif overrides or (names and str(names[0]) not in ALL_SCHEMAS):
         _print_values(names[0] if names else Path("detection"), overrides)
@@ -63,13 +67,7 @@ def _print_values(name: Path, overrides: list[str]) -> None:
         path, overrides = None, [f"task={name}", *overrides]
         config = parse_config({}, overrides, schemas=ALL_SCHEMAS, source="command line")
     else:
-        path = find_config(name)
-        if not path.suffix and not exists(path):
-            near = get_close_matches(str(name), ALL_SCHEMAS, n=1)
-            raise UserError(
-                f"{name}: expected a YAML file or one of {', '.join(ALL_SCHEMAS)}, got neither"
-                f"{f'; nearest: {near[0]}' if near else ''}"
-            )
+        path = find_config(name, others=ALL_SCHEMAS)
         config = load_config(path, overrides, schemas=ALL_SCHEMAS)
     text = dump_config(config, value_origins(config, path, overrides))
     make_console().print(text, highlight=False, markup=False, end="")
@@ -116,6 +114,13 @@ def found_rows(text: str, tasks: Sequence[str]) -> dict[Row, list[str]]:
                 found.setdefault(row, []).append(task)
     first = sorted(found, key=lambda row: not any(word in row[0] for word in words))
     return {row: found[row] for row in first}
+
+
+def _config_row(name: str) -> tuple[str, str]:
+    """Return the name of a config, and what the first paragraph of its header says."""
+    lines = read_text(CONFIGS / f"{name}.yaml").splitlines()
+    paragraph = takewhile(lambda line: line.startswith("# "), lines)
+    return name, " ".join(line.removeprefix("# ") for line in paragraph)
 
 
 def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

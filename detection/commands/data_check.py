@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detection.commands.config_files import find_config
+from detection.commands.config_files import TRAIN_FOLDERS, find_config
 from detection.commands.data_inputs import add_workers, say_large, workers_of
 from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
@@ -112,7 +112,7 @@ def _network_view(config: Path | None, overrides: Sequence[str]) -> "NetworkView
     if config is None:
         found = parse_config({}, overrides, schemas=SCHEMAS, source="command line")
     else:
-        found = load_config(find_config(config), overrides, schemas=SCHEMAS)
+        found = load_config(find_config(config, TRAIN_FOLDERS), overrides, schemas=SCHEMAS)
     if not isinstance(found, DetectionConfig):
         raise UserError(f"{config}: expected a config of a detector, got {type(found).__name__}")
     return NetworkView.of(found)

@@ -37,6 +37,11 @@ def make_parser() -> CommandParser:
         "--batch", default="dynamic", help="images in a batch; dynamic (default): any number"
     )
     parser.add_argument(
+        "--size",
+        metavar="HEIGHTxWIDTH",
+        help="size of all images, such as 480x640 (default: any); aoti needs it and --batch",
+    )
+    parser.add_argument(
         "--masks",
         choices=("pasted", "cells"),
         default="pasted",
@@ -74,7 +79,11 @@ def main() -> None:
     paths, overrides = split_arguments(arguments.positional)
     if len(paths) != 1:
         raise UserError(f"command line: expected one RUN_OR_CHECKPOINT, got {len(paths)}")
-    batch = _batch_size(arguments.batch)
+    batch, size = _batch_size(arguments.batch), _image_size(arguments.size)
+    if arguments.format == "aoti" and (batch is None or size is None):
+        raise UserError("--format aoti: expected --batch N and --size HEIGHTxWIDTH as well")
+    if arguments.ap and (size is not None or arguments.raw):
+        raise UserError("--ap: expected a file without --size and --raw")
     if arguments.precision != "fp32" and arguments.format != "onnx":
         raise UserError(f"--precision {arguments.precision}: expected --format onnx")
     if arguments.raw and arguments.precision == "int8":
@@ -102,7 +111,9 @@ def main() -> None:
     images, origin = run_images(arguments.images, model.config, split="val", count=NUM_IMAGES)
     log.note(f"to be compared on {origin}")
     prepare_output(output.parent)
-    options = files.ExportOptions(arguments.format, batch, arguments.precision, arguments.ap)
+    options = files.ExportOptions(
+        arguments.format, batch, size, precision=arguments.precision, with_ap=arguments.ap
+    )
     files.write_proved(model, output, options, metadata=metadata, images=images, log=log)
     if arguments.format == "onnx" and not arguments.raw:
         log.note(files.copy_script(output.parent))
@@ -115,3 +126,13 @@ def _batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--batch: expected dynamic or a number of at least 1, got {text}")
     return int(text)
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    """Return the value of `--size`."""
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise UserError(f"--size: expected HEIGHTxWIDTH in pixels, such as 480x640, got {text}")
+    return int(sides[0]), int(sides[1])

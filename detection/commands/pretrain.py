@@ -6,7 +6,7 @@ Usage: resdet pretrain [CONFIG] [key=value ...] [--output DIR] [--resume]
 (tools/pretrain_backbone.py)
 """
 
-from detection.commands.config_files import CONFIGS, find_config
+from detection.commands.config_files import CONFIGS, PRETRAIN_FOLDERS, find_config
 from engine.cli import command_line, parse_training
 
 DEMO = CONFIGS / "backbones" / "demo_objects.yaml"
@@ -20,7 +20,7 @@ def main() -> None:
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    path = find_config(arguments.config)
+    path = find_config(arguments.config, PRETRAIN_FOLDERS)
     config = load_config(path, arguments.overrides, schemas=SCHEMAS)
     if arguments.is_main:
         make_console().print(describe_config(path, arguments.overrides))

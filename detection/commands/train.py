@@ -3,7 +3,7 @@
 Usage: resdet train [CONFIG] [key=value ...] [--output DIR] [--resume] (tools/train_det.py)
 """
 
-from detection.commands.config_files import CONFIGS, find_config
+from detection.commands.config_files import CONFIGS, TRAIN_FOLDERS, find_config
 from engine.cli import command_line, parse_training
 
 DEMO = CONFIGS / "detection" / "demo.yaml"
@@ -20,7 +20,7 @@ def main() -> None:
     from engine.config import describe_config, load_config
     from engine.log import make_console
 
-    path = find_config(arguments.config)
+    path = find_config(arguments.config, TRAIN_FOLDERS)
     config = load_config(path, arguments.overrides, schemas=SCHEMAS)
     if arguments.is_main:
         make_console().print(describe_config(path, arguments.overrides))

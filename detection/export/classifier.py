@@ -18,8 +18,8 @@ from backbones.classification.transforms import EvaluationTransform
 from backbones.images import resize_pixels
 from backbones.norm import fold_norms
 from detection.export.model import Arrays, Differences, ExportedModel
-from detection.export.program import Program, image_example
-from detection.export.resizing import count_taps, number, resize, size_for_short_side
+from detection.export.program import ImageSize, Program, image_program
+from detection.export.resizing import count_taps, resize, sides_of, size_for_short_side
 from engine.errors import UserError
 
 TOLERANCE = 1e-3
@@ -51,10 +51,11 @@ class ClassifierGraph(nn.Module):
 
     def _center(self, images: Tensor, short_side: int) -> Tensor:
         """Return the centre crop (B, 3, crop, crop) of the resized images."""
-        size = size_for_short_side(images, short_side)
+        sides = sides_of(images)
+        size = size_for_short_side(sides, short_side)
         window = torch.arange(self._crop, device=images.device)
         rows, columns = ((side - self._crop) // 2 + window for side in size)
-        num_taps = number(count_taps(images, size), least=2)
+        num_taps = count_taps(sides, size)
         return resize(images, size, rows, columns, num_taps)
 
 
@@ -89,18 +90,17 @@ class ExportedClassifier(ExportedModel):
             crop=config.evaluation.crop,
         )
 
-    def program(self, batch: int | None) -> Program:
+    def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
         """Return the program; see `ClassifierGraph`."""
-        example = image_example(batch)
-        if self._raw:
-            inputs = {"pixels": torch.from_numpy(self.inputs(example.numpy())["pixels"])}
-            network = self._graph.network.backbone
-            return Program(network, inputs, {"pixels": (1, 2, 3)}, ("logits",), batch)
-        fixed = (3,) if self._is_resized else (1, 2, 3)
-        example = example if self._is_resized else example[:, :CIFAR_SIDE, :CIFAR_SIDE]
-        return Program(
-            self._graph, {"images": example}, {"images": fixed}, ("probabilities",), batch
-        )
+        if not self._is_resized:
+            size = (CIFAR_SIDE, CIFAR_SIDE)
+        program = image_program(self._graph, ("probabilities",), batch=batch, size=size)
+        if not self._raw:
+            return program
+        arrays = self.inputs(program.inputs["images"].numpy())
+        pixels = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        network = self._graph.network.backbone
+        return Program(network, pixels, {"pixels": (1, 2, 3)}, ("logits",), batch)
 
     def metadata(self) -> dict[str, str]:
         """Return class names and config."""
@@ -115,7 +115,7 @@ class ExportedClassifier(ExportedModel):
         """Return the images, CIFAR's at its size; for the network alone normalised pixels."""
         if self._raw:
             network = self._graph.network
-            return {"pixels": network.normalize(self._views(images)).numpy()}
+            return {"pixels": network.normalize(self._views(images)).contiguous().numpy()}
         if self._is_resized:
             return {"images": images}
         return {"images": self._views(images).permute(0, 2, 3, 1).contiguous().numpy()}

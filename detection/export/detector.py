@@ -12,7 +12,7 @@ from detection.config import DetectionConfig
 from detection.export.agreement import compare_detections
 from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
 from detection.export.model import Arrays, Differences, ExportedModel
-from detection.export.program import Program, image_example
+from detection.export.program import ImageSize, Program, image_program
 from detection.inference.trained import TrainedDetector
 from detection.models.selection import BoxPredictions, select_detections, to_detections
 from detection.ops.masks import paste_mask
@@ -55,22 +55,29 @@ class ExportedDetector(ExportedModel):
         self.classes = trained.classes
         network = copy.deepcopy(trained.model)  # the detector changes its own
         fold_norms(network)
-        self._network, self._raw = network, raw
-        self._images_graph = DetectorGraph(network, config, masks=masks)
+        self._network, self._masks, self._raw = network, masks, raw
+        self._images_graph = DetectorGraph(network, config)
         self.detector = Detector(trained, device=torch.device("cpu"))
 
-    def program(self, batch: int | None) -> Program:
+    def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
         """Return the program; see `DetectorGraph` and `RawDetectorGraph`."""
-        examples = image_example(batch)
-        if self._raw:
-            arrays = self.inputs(examples.numpy())
-            inputs = {name: torch.from_numpy(values) for name, values in arrays.items()}
-            fixed = {"pixels": (1,), "sizes": (1,)}
-            graph = RawDetectorGraph(self._network)
-            return Program(graph, inputs, fixed, ("scores", "boxes", "valid"), batch)
         masks = ("masks",) if self._network.mask_head is not None else ()
-        names = ("boxes", "scores", "labels", *masks)
-        return Program(self._images_graph, {"images": examples}, {"images": (3,)}, names, batch)
+        program = image_program(
+            DetectorGraph(self._network, self.config, masks=self._masks, image_size=size),
+            ("boxes", "scores", "labels", *masks),
+            batch=batch,
+            size=size,
+        )
+        if not self._raw:
+            return program
+        arrays = self.inputs(program.inputs["images"].numpy())
+        return Program(
+            RawDetectorGraph(self._network),
+            {name: torch.from_numpy(values) for name, values in arrays.items()},
+            {"pixels": (1,) if size is None else (1, 2, 3), "sizes": (1,)},
+            ("scores", "boxes", "valid"),
+            batch,
+        )
 
     def metadata(self) -> dict[str, str]:
         """Return class names, category ids, config and score threshold."""
@@ -88,7 +95,7 @@ class ExportedDetector(ExportedModel):
             return {"images": images}
         batch = self._batch(images)
         pixels = self._network.network_input(batch)
-        return {"pixels": pixels.numpy(), "sizes": batch.sizes.numpy()}
+        return {"pixels": pixels.contiguous().numpy(), "sizes": batch.sizes.numpy()}
 
     def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:
         """Compare the detections with the detector's, image by image."""

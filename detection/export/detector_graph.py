@@ -5,7 +5,7 @@ mask's side, R RoIs per image, K classes.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ from detection.structures import ImageBatch
 MaskKind = Literal["pasted", "cells"]
 
 
+class _NetworkShape(NamedTuple):
+    """What follows from the images' size.
+
+    size: height and width of the resized images, int64 scalars. padded: with padding. num_taps: as
+    for `resize`.
+    """
+
+    size: tuple[Tensor, Tensor]
+    padded: tuple[int, int]
+    num_taps: int
+
+
 class DetectorGraph(nn.Module):
     """From images to detections in their own pixels: resize, normalise, detect, paste masks.
 
@@ -29,10 +41,16 @@ class DetectorGraph(nn.Module):
         network: in evaluation mode, with fixed norms folded.
         config: of the run; its image sizes and padding are used.
         masks: what is returned of masks, if there is a mask head; see `forward`.
+        image_size: (height, width) of all images; None: they have any size.
     """
 
     def __init__(
-        self, network: FasterRCNN, config: DetectionConfig, *, masks: MaskKind = "pasted"
+        self,
+        network: FasterRCNN,
+        config: DetectionConfig,
+        *,
+        masks: MaskKind = "pasted",
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -40,6 +58,10 @@ class DetectorGraph(nn.Module):
         self._short_side, self._max_side = sizes.short_sides[0], sizes.max_sides[0]
         self._divisor = config.data.size_divisor
         self._masks = masks
+        self._fixed_shape = None
+        if image_size is not None:
+            height, width = (torch.tensor(side, dtype=torch.float64) for side in image_size)
+            self._fixed_shape = self._network_shape((height, width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores and labels, and masks if there is a mask head.
@@ -79,19 +101,22 @@ class DetectorGraph(nn.Module):
 
     def batch(self, images: Tensor) -> ImageBatch:
         """Return images (B, H, W, 3) as they come out of the detector's data pipeline."""
-        original = sides_of(images)
-        size = self._resized(original)
-        # the shape of the network's input: numbers that depend on the image's
-        rows, columns = (
-            torch.arange(number((side + self._divisor - 1) // self._divisor) * self._divisor)
-            for side in size
-        )
-        num_taps = number(count_taps(images, size), least=2)
+        sides = sides_of(images)
+        size, (height, width), num_taps = self._fixed_shape or self._network_shape(sides)
+        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
         pixels = resize(images, size, rows, columns, num_taps).to(torch.uint8)
         sizes = torch.stack(size).expand(images.shape[0], 2)
         unused = torch.zeros_like(sizes[:, 0])
-        original_sizes = torch.stack(original).to(torch.int64).expand_as(sizes)
+        original_sizes = torch.stack(sides).to(torch.int64).expand_as(sizes)
         return ImageBatch(pixels, sizes, original_sizes, image_ids=unused, seeds=unused)
+
+    def _network_shape(self, sides: tuple[Tensor, Tensor]) -> _NetworkShape:
+        size = self._resized(sides)
+        # numbers that depend on the images' size
+        height, width = (
+            number((side + self._divisor - 1) // self._divisor) * self._divisor for side in size
+        )
+        return _NetworkShape(size, (height, width), count_taps(sides, size))
 
     def _resized(self, sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what `transforms.resized_size` does, as int64 scalars, for float64 scalars."""

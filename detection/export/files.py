@@ -10,9 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from backbones.images import resize_pixels
 from detection.export.model import ExportedModel
 from detection.export.onnx_file import onnx_runner, write_onnx
 from detection.export.onnx_precision import write_half, write_int8
+from detection.export.program import ImageSize
 from detection.export.proof import Runner, proof_table, prove
 from detection.export.run_images import run_images
 from detection.export.scoring import check_can_score, print_ap
@@ -24,7 +26,7 @@ from detection.export.torch_file import (
 )
 from engine.errors import DisagreementError, UserError
 from engine.files import write_file
-from engine.log import RunLog, make_console
+from engine.log import RunLog
 from engine.paths import exists, read_text
 from engine.run_files import DETECTIONS_FILE
 
@@ -60,12 +62,15 @@ FORMATS = {
 class ExportOptions:
     """How a model is exported.
 
-    format: a name of `FORMATS`. batch: images in a batch; None: any number. precision: of the
-    network's layers, for ONNX. with_ap: measure the AP of a detector's file.
+    format: a name of `FORMATS`. batch: images in a batch; None: any number. size: (height, width)
+    of all images; None: any. AOTInductor needs both: with symbols it compiled wrong code (torch
+    2.14). precision: of the network's layers, for ONNX. with_ap: measure the AP of a detector's
+    file.
     """
 
     format: str = "onnx"
     batch: int | None = None
+    size: ImageSize | None = None
     precision: Precision = "fp32"
     with_ap: bool = False
 
@@ -106,9 +111,11 @@ def write_proved(
         DisagreementError: the results differ; nothing is written.
         UserError: AP is wanted, and the run's validation images are not there.
     """
-    kind, program = FORMATS[options.format], model.program(options.batch)
+    kind = FORMATS[options.format]
+    program = model.program(batch=options.batch, size=options.size)
     if options.with_ap:
         check_can_score(model)
+    images = _of_size(images, options.size)
     # beside the output, so that the file only has to be renamed
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
         path = Path(folder) / output.name
@@ -148,8 +155,7 @@ def _compare(
     comparisons = prove(run, model, images, batch=batch)
     rows = list(log.progress(comparisons, len(images), "comparing the file with the model"))
     title = f"Largest differences between {name} in {precision} and the model"
-    table = proof_table(rows, title, with_limits=precision == "fp32")
-    make_console().print(table, soft_wrap=False)
+    log.table(proof_table(rows, title, with_limits=precision == "fp32"))
     return sum(not row.differences.are_allowed() for row in rows)
 
 
@@ -162,8 +168,14 @@ def _converted(path: Path, model: ExportedModel, options: ExportOptions, *, log:
     images, origin = run_images(None, model.config, split="train", count=NUM_CALIBRATION_IMAGES)
     log.note(f"ranges for 8-bit integers: {origin}")
     count = options.batch or 1
-    write_int8(path, target, (model.inputs(np.stack([image] * count)) for image in images))
+    batches = (np.stack([image] * count) for image in _of_size(images, options.size))
+    write_int8(path, target, map(model.inputs, batches))
     return target
+
+
+def _of_size(images: Sequence[np.ndarray], size: ImageSize | None) -> list[np.ndarray]:
+    """Return images, resized if they have to have one size."""
+    return [image if size is None else resize_pixels(image, size) for image in images]
 
 
 def copy_script(folder: Path) -> str:

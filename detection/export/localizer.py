@@ -6,6 +6,7 @@ B images of H x W pixels, T requested classes per image.
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from detection.export.localizer_graph import (
     view_of,
 )
 from detection.export.model import Arrays, Differences, ExportedModel
-from detection.export.program import Program, image_example
+from detection.export.program import ImageSize, Program, image_program
 from detection.localization.classifier import NUM_TOP_CLASSES
 from detection.localization.config import EvaluationConfig, LocalizationBaseConfig
 from detection.localization.regions_task import LocalizationRegionsTask
@@ -55,30 +56,35 @@ class ExportedLocalizer(ExportedModel):
         self._task, self._raw = task, raw
         self.config = task.config
         _check_one_view(self.config.evaluation)
-        self._graph: nn.Module
-        if isinstance(task, LocalizationTask):
-            network = _folded(task.model)
-            if raw:
-                self._graph = RawLocalizerGraph(network)
-            else:
-                self._graph = LocalizerGraph(network, task.config.evaluation)
-        elif raw:
+        if raw and isinstance(task, LocalizationRegionsTask):
             raise UserError("--raw: expected a run of task localization, got localization_regions")
-        else:
-            networks = _folded(task.first_stage), _folded(task.model)
-            self._graph = RegionsGraph(*networks, task.config)
 
-    def program(self, batch: int | None) -> Program:
+    def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
         """Return the program; see the graphs."""
-        arrays = self.inputs(image_example(batch).numpy())
-        inputs = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        program = image_program(self._graph(size), ("boxes", "scores"), batch=batch, size=size)
+        images = program.inputs["images"]
         # a single class would fix the dimension
-        inputs["classes"] = inputs["classes"][:, :1].repeat(1, 2)
+        classes = torch.zeros(len(images), 2, dtype=torch.int64)
+        if not self._raw:
+            inputs = {"images": images, "classes": classes}
+            return replace(program, inputs=inputs, fixed={**program.fixed, "classes": ()})
+        pixels = torch.from_numpy(self.inputs(images.numpy())["pixels"])
+        return replace(
+            program,
+            inputs={"pixels": pixels, "classes": classes},
+            fixed={"pixels": (1,) if size is None else (1, 2, 3), "classes": ()},
+            outputs=("logits", "deltas", "anchors"),
+        )
+
+    def _graph(self, size: ImageSize | None) -> nn.Module:
+        task = self._task
+        if isinstance(task, LocalizationRegionsTask):
+            networks = _folded(task.first_stage), _folded(task.model)
+            return RegionsGraph(*networks, task.config, image_size=size)
+        network = _folded(task.model)
         if self._raw:
-            fixed = {"pixels": (1,), "classes": ()}
-            return Program(self._graph, inputs, fixed, ("logits", "deltas", "anchors"), batch)
-        fixed = {"images": (3,), "classes": ()}
-        return Program(self._graph, inputs, fixed, ("boxes", "scores"), batch)
+            return RawLocalizerGraph(network)
+        return LocalizerGraph(network, task.config.evaluation, image_size=size)
 
     def metadata(self) -> dict[str, str]:
         """Return class names and config."""
@@ -94,7 +100,7 @@ class ExportedLocalizer(ExportedModel):
         if not self._raw:
             return {"images": images, "classes": classes}
         pixels = self._task.model.normalize(self._views(images))
-        return {"pixels": pixels.numpy(), "classes": classes}
+        return {"pixels": pixels.contiguous().numpy(), "classes": classes}
 
     @torch.no_grad()
     def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:

@@ -7,7 +7,14 @@ anchors.
 import torch
 from torch import Tensor, nn
 
-from detection.export.resizing import resize_whole, sides_of, size_for_short_side
+from detection.export.program import ImageSize
+from detection.export.resizing import (
+    count_taps,
+    number,
+    resize,
+    sides_of,
+    size_for_short_side,
+)
 from detection.localization.config import EvaluationConfig, LocalizationRegionsConfig
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
@@ -21,11 +28,15 @@ class LocalizerGraph(nn.Module):
     Args:
         network: in evaluation mode, with fixed norms folded.
         config: of the run's evaluation, with one view.
+        image_size: (height, width) of all images; None: they have any size.
     """
 
-    def __init__(self, network: Localizer, config: EvaluationConfig) -> None:
+    def __init__(
+        self, network: Localizer, config: EvaluationConfig, *, image_size: ImageSize | None = None
+    ) -> None:
         super().__init__()
         self.network, self._config = network, config
+        self._resize = WholeResize(config.short_side, image_size)
 
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the box (B, T, 4) xyxy, in pixels of the images, and the score (B, T) of classes.
@@ -35,8 +46,7 @@ class LocalizerGraph(nn.Module):
             classes: (B, T) int64 in 0..K-1.
         """
         config = self._config
-        size = size_for_short_side(images, config.short_side)
-        view = view_of(resize_whole(images, size), size, config)
+        view = view_of(*self._resize(images), config)
         boxes, scores = candidates_of(self.network, view, classes, count=config.candidates)
         best, scores = merge_candidates(boxes, scores, config=config)
         height, width = (side.float() for side in sides_of(images))
@@ -50,19 +60,25 @@ class RegionsGraph(nn.Module):
         first: the network of the first stage, in evaluation mode, with fixed norms folded.
         network: that of the second stage, as well.
         config: of the second stage's run, with one view and no mirrored regions.
+        image_size: as for `LocalizerGraph`.
     """
 
     def __init__(
-        self, first: Localizer, network: RegionClassifier, config: LocalizationRegionsConfig
+        self,
+        first: Localizer,
+        network: RegionClassifier,
+        config: LocalizationRegionsConfig,
+        *,
+        image_size: ImageSize | None = None,
     ) -> None:
         super().__init__()
         self.first, self.network, self._config = first, network, config
+        self._resize = WholeResize(config.evaluation.short_side, image_size)
 
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores of classes; see `LocalizerGraph`."""
         config, evaluation = self._config.model, self._config.evaluation
-        size = size_for_short_side(images, evaluation.short_side)
-        whole = resize_whole(images, size)
+        whole, size = self._resize(images)
         view = view_of(whole, size, evaluation)
         count = max(evaluation.candidates, config.num_proposals)
         boxes, scores = candidates_of(self.first, view, classes, count=count)
@@ -106,6 +122,36 @@ class RawLocalizerGraph(nn.Module):
         """
         output = self.network.predict_normalized(pixels, classes)
         return output.logits, output.deltas, output.anchors
+
+
+class WholeResize:
+    """Resizes whole images as the evaluation's data set does.
+
+    Args:
+        short_side: shorter side of the result.
+        image_size: (height, width) of all images; None: they have any size.
+    """
+
+    def __init__(self, short_side: int, image_size: ImageSize | None) -> None:
+        self._short_side = short_side
+        self._fixed = None
+        if image_size is not None:
+            height, width = (torch.tensor(side, dtype=torch.float64) for side in image_size)
+            self._fixed = self._shape((height, width))
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return pixels (B, 3, h, w) of images (B, H, W, 3), and h and w as int64 scalars."""
+        size, (height, width), num_taps = self._fixed or self._shape(sides_of(images))
+        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
+        return resize(images, size, rows, columns, num_taps), size
+
+    def _shape(
+        self, sides: tuple[Tensor, Tensor]
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int], int]:
+        """Return h and w as scalars and as numbers, and the taps, for H and W as scalars."""
+        size = size_for_short_side(sides, self._short_side)
+        height, width = (number(side) for side in size)
+        return size, (height, width), count_taps(sides, size)
 
 
 def view_of(pixels: Tensor, size: tuple[Tensor, Tensor], config: EvaluationConfig) -> View:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.export.program import Program
+from detection.export.program import ImageSize, Program
 from engine.schema import RunConfig
 
 Arrays = Mapping[str, np.ndarray]
@@ -39,8 +39,11 @@ class ExportedModel(ABC):
     config: RunConfig
 
     @abstractmethod
-    def program(self, batch: int | None) -> Program:
-        """Return the program of the file; batch: images in a batch, None: any number."""
+    def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
+        """Return the program of the file.
+
+        batch: images in a batch; None: any number. size: (height, width) of all images; None: any.
+        """
 
     @abstractmethod
     def metadata(self) -> dict[str, str]:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+ImageSize = tuple[int, int]
+"""(height, width) of images, in pixels."""
+
 
 @dataclass(frozen=True)
 class Program:
     """A model that can be exported.
 
     graph: the model; its parameters need no gradients. inputs: an example of each input, by name,
-    in order. fixed: for each input the dimensions whose length is fixed; the others are dynamic,
-    except the batch if `batch` is given. outputs: names, in order. batch: images in a batch; None:
-    any number.
+    in order. fixed: for each input the dimensions of fixed length besides the batch; the others may
+    have any length. outputs: names, in order. batch: images in a batch; None: any number.
     """
 
     graph: nn.Module
@@ -25,23 +27,37 @@ class Program:
     batch: int | None = None
 
     def traced(self) -> torch.export.ExportedProgram:
-        """Return the graph of public operators, with dynamic shapes."""
+        """Return the graph of public operators, with symbols for what is dynamic."""
+        export = torch.export
+        # one symbol for all inputs
+        batch = export.Dim("batch", min=1) if self.batch is None else export.Dim.STATIC
         shapes = {}
         for name, example in self.inputs.items():
-            still = {*self.fixed[name], *([] if self.batch is None else [0])}
-            shapes[name] = {
-                dim: torch.export.Dim.STATIC if dim in still else torch.export.Dim.DYNAMIC
-                for dim in range(example.ndim)
-            }
+            fixed = self.fixed[name]
+            others = [
+                export.Dim.STATIC if dim in fixed else export.Dim.DYNAMIC
+                for dim in range(1, example.ndim)
+            ]
+            shapes[name] = dict(enumerate([batch, *others]))
         graph = self.graph.eval().requires_grad_(False)
-        examples = tuple(self.inputs.values())
         with torch.no_grad(), warnings.catch_warnings():
-            # torchvision's NMS calls a function of torch by its old name
-            warnings.simplefilter("ignore", FutureWarning)
-            return torch.export.export(graph, examples, dynamic_shapes=shapes, strict=False)
+            warnings.simplefilter("ignore")  # about torch's and torchvision's own code
+            return export.export(
+                graph,
+                tuple(self.inputs.values()),
+                dynamic_shapes=tuple(shapes.values()),
+                strict=False,
+            )
 
 
-def image_example(batch: int | None, *, height: int = 96, width: int = 128) -> Tensor:
-    """Return black images (B, height, width, 3) uint8; two if the number is dynamic."""
+def image_program(
+    graph: nn.Module, outputs: tuple[str, ...], *, batch: int | None, size: ImageSize | None
+) -> Program:
+    """Return the program of a graph whose input is `images` (B, H, W, 3) uint8.
+
+    batch: as in `Program`. size: (H, W); None: any.
+    """
     # a batch of one would fix the dimension
-    return torch.zeros(2 if batch is None else batch, height, width, 3, dtype=torch.uint8)
+    example = torch.zeros(batch or 2, *(size or (96, 128)), 3, dtype=torch.uint8)
+    fixed = (3,) if size is None else (1, 2, 3)
+    return Program(graph, {"images": example}, {"images": fixed}, outputs, batch)

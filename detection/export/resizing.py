@@ -41,20 +41,13 @@ def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
     return height, width
 
 
-def size_for_short_side(images: Tensor, short_side: int) -> tuple[Tensor, Tensor]:
-    """Return what `transforms.size_for_short_side` does for images (B, H, W, 3), int64 scalars."""
-    sides = sides_of(images)
+def size_for_short_side(sides: tuple[Tensor, Tensor], short_side: int) -> tuple[Tensor, Tensor]:
+    """Return what `transforms.size_for_short_side` does, as int64 scalars, for float64 scalars."""
     # torch rounds halves to even, as Python does
     height, width = (
         (side * short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
     )
     return height, width
-
-
-def resize_whole(images: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
-    """Return whole images, resized to `size`, as (B, 3, H', W'); see `resize`."""
-    rows, columns = (torch.arange(number(side)) for side in size)
-    return resize(images, size, rows, columns, number(count_taps(images, size), least=2))
 
 
 def resize(
@@ -82,8 +75,8 @@ def resize(
     of_rows = _taps(rows, height, new_height, num_taps, grows=grows)
     of_columns = _taps(columns, width, new_width, num_taps, grows=grows, one_at_borders=True)
 
-    # Along x, then along y, as OpenCV does. The taps come first: then both torch and onnxruntime add
-    # them in order, like OpenCV, which decides how sums next to a half are rounded.
+    # Along x, then along y, as OpenCV does. With the taps first, torch and onnxruntime add them in
+    # order, as OpenCV does; the order decides how sums next to a half are rounded.
     # (B, H, W, 3) -> (T, B, H, W', 3) -> (B, H, W', 3)
     taken = _taken(images, of_columns.idxs, dim=2).float()
     along_x = (taken * of_columns.weights[:, None, None, :, None].float()).sum(dim=0)
@@ -103,15 +96,21 @@ def resize(
 
 def _taken(images: Tensor, idxs: Tensor, *, dim: int) -> Tensor:
     """Return the pixels at `idxs` (T, L) along a dimension of images, with T as first dimension."""
-    return images.index_select(dim, idxs.flatten()).unflatten(dim, idxs.shape).movedim(dim, 0)
+    taken: Tensor = images.index_select(dim, idxs.flatten()).unflatten(dim, idxs.shape)
+    return taken.movedim(dim, 0)
 
 
-def count_taps(images: Tensor, size: tuple[Tensor, Tensor]) -> Tensor:
-    """Return T, an int64 scalar: 2 for images that grow, otherwise enough for the area."""
+def count_taps(sides: tuple[Tensor, Tensor], size: tuple[Tensor, Tensor]) -> int:
+    """Return T: 2 for images that grow, otherwise enough for the area.
+
+    Args:
+        sides: height and width of the images, float64 scalars.
+        size: those of the resized images, int64 scalars.
+    """
     height, width = (
-        (side / new_side).ceil() + 1 for side, new_side in zip(sides_of(images), size, strict=True)
+        (side / new_side).ceil() + 1 for side, new_side in zip(sides, size, strict=True)
     )
-    return torch.maximum(height, width).to(torch.int64)
+    return number(torch.maximum(height, width).to(torch.int64), least=2)
 
 
 def _taps(

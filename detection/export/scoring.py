@@ -16,7 +16,7 @@ from detection.export.model import ExportedModel
 from detection.export.proof import Runner
 from engine.errors import UserError
 from engine.files import write_file
-from engine.log import RunLog, make_console
+from engine.log import RunLog
 from engine.paths import is_file, is_folder
 
 _SHOWN = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
@@ -72,5 +72,5 @@ def print_ap(
             for column in ("file", *shown):
                 table.add_column(column)
         table.add_row(name, *(f"{100 * score.metrics[key]:.2f}" for key in shown))
-    make_console().print(table, soft_wrap=False)
+    log.table(table)
     log.note(f"detections: {results}")

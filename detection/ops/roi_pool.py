@@ -146,7 +146,8 @@ def _contiguous(feature: Tensor) -> Tensor:
     On a CPU torch transposes matrices, so single images, three times as fast as a batch in
     channels-last layout.
     """
-    if feature.device.type != "cpu" or feature.is_contiguous() or not len(feature):
+    is_exporting = torch.compiler.is_exporting()  # the number of images is a symbol then
+    if is_exporting or feature.device.type != "cpu" or feature.is_contiguous() or not len(feature):
         return feature.contiguous()
     images = [image.flatten(1).contiguous().view(image.shape) for image in feature]
     return images[0][None] if len(images) == 1 else torch.stack(images)

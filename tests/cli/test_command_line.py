@@ -1,5 +1,6 @@
 """Command line of every tool: invalid paths are one-line errors, --help imports little."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -116,3 +117,13 @@ def test_help_imports_no_large_package(tool: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith("usage: ")
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.extended
+def test_a_notebooks_backend_for_plots_is_not_used(site: Path) -> None:
+    command = [sys.executable, str(TOOLS / "prepare_data.py"), "stats", "data/train.json"]
+    command += ["--output", "stats"]
+    environment = {**os.environ, "MPLBACKEND": "module://absent"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (site / "stats" / "stats.png").is_file()

@@ -2,15 +2,24 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from detection.commands import config, main
-from detection.commands.config_files import CONFIGS, find_config
+from detection.commands import config, config_files, main
+from detection.commands.config_files import (
+    ALL_FOLDERS,
+    CONFIGS,
+    PRETRAIN_FOLDERS,
+    TRAIN_FOLDERS,
+    config_names,
+    find_config,
+)
 from detection.commands.schemas import ALL_SCHEMAS
 from engine.cli import command_line
 from engine.config import load_config
+from engine.errors import UserError
 from tests.cli.conftest import Call, Outcome
 
 DEMO = Path("configs/detection/demo.yaml")
@@ -57,6 +66,86 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     DEMO.parent.mkdir(parents=True)
     DEMO.write_text("task: detection")
     assert find_config(DEMO) == DEMO
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("demo", "detection/demo.yaml"),
+        ("detection/demo", "detection/demo.yaml"),
+        ("segmentation/demo", "segmentation/demo.yaml"),
+        ("resnet101_ilsvrc", "localization/resnet101_ilsvrc.yaml"),
+        ("resnet18_imagenette", "backbones/resnet18_imagenette.yaml"),
+    ],
+)
+def test_a_config_is_found_by_its_name(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a folder of the user does not hide a config
+    assert find_config(Path(name)) == CONFIGS / file
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    if not own.is_dir():
+        own.touch()
+        assert find_config(Path(name)) == Path(name)
+
+
+def test_every_config_has_a_name_that_a_command_takes() -> None:
+    for name in config_names(ALL_FOLDERS):
+        folders = PRETRAIN_FOLDERS if name.startswith("backbones/") else TRAIN_FOLDERS
+        assert find_config(Path(name), folders) == CONFIGS / f"{name}.yaml"
+        short = name.partition("/")[2]
+        expected = "detection/demo" if short == "demo" else name
+        assert find_config(Path(short), folders) == CONFIGS / f"{expected}.yaml"
+
+
+def test_a_name_of_several_configs_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("detection/one", "segmentation/two", "localization/two"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").touch()
+    monkeypatch.setattr(config_files, "CONFIGS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    got = "two: expected one config, got segmentation/two and localization/two"
+    with pytest.raises(UserError, match=f"^{got}$"):
+        find_config(Path("two"))
+    Path("one.yaml").touch()  # a copy that the user has changed: which one is meant?
+    with pytest.raises(UserError, match=r"^one: expected one config, got one.yaml and detection/o"):
+        find_config(Path("one"))
+    Path("mine.yaml").touch()
+    with pytest.raises(UserError, match=r"got neither; nearest: mine.yaml$"):
+        find_config(Path("mine"))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "hint"),
+    [
+        ("train", "faster_rcnn_r50_fpn_coc", "; nearest: faster_rcnn_r50_fpn_coco"),
+        (
+            *("train", "resnet18_imagenette"),
+            "; backbones/resnet18_imagenette is for another command",
+        ),
+        ("pretrain", "detection/demo", "; detection/demo is for another command"),
+        ("data", "detection/demos", "; nearest: detection/demo"),
+    ],
+)
+def test_an_unknown_name_is_one_line(
+    command: str, name: str, hint: str, call: Call, site: Path
+) -> None:
+    arguments = ["check", "data/train.json", "--config", name] if command == "data" else [name]
+    found = call(import_module(main.COMMANDS[command][0]), *arguments)
+    assert found.code == 2
+    expected = f"{name}: expected a YAML file or a config of `resdet config --list`, got neither"
+    assert found.err == f"error: {expected}{hint}\n"
+
+
+def test_all_configs_are_listed(call: Call, site: Path) -> None:
+    found = call(config, "--list")
+    assert found.code == 0
+    assert [name for name in config_names(ALL_FOLDERS) if f" {name} " not in found.out] == []
+    assert "Template for your own data: a few hundred images with a COCO JSON" in found.out
 
 
 @pytest.mark.parametrize(
@@ -119,7 +208,8 @@ def test_neither_a_config_nor_a_task(call: Call, site: Path, name: str, nearest:
     assert found.code == 2
     tasks = ", ".join(ALL_SCHEMAS)
     assert found.err == (
-        f"error: {name}: expected a YAML file or one of {tasks}, got neither{nearest}\n"
+        f"error: {name}: expected a YAML file, {tasks} or a config of `resdet config --list`, "
+        f"got neither{nearest}\n"
     )
 
 

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def run_graph(model: ExportedDetector, inputs: Arrays) -> Arrays:
-    program = model.program(None)
+    program = model.program()
     tensors = [torch.from_numpy(np.ascontiguousarray(each)) for each in inputs.values()]
     with torch.no_grad():
         outputs = program.graph(*tensors)

@@ -15,7 +15,7 @@ from detection.export.files import ExportOptions, copy_script, write_proved
 from detection.export.model import Arrays, Differences, ExportedModel
 from detection.export.onnx_file import onnx_runner, write_onnx
 from detection.export.onnx_precision import write_half, write_int8
-from detection.export.program import Program
+from detection.export.program import ImageSize, Program
 from detection.export.proof import ProofRow, prove
 from detection.export.torch_file import program_runner, write_program
 from engine.errors import DisagreementError
@@ -40,7 +40,7 @@ def prove_file(
     model: ExportedDetector, path: Path, images: list[np.ndarray], format_name: str
 ) -> list[ProofRow]:
     write, open_file = FORMATS[format_name]
-    program = model.program(None)
+    program = model.program()
     write(program, path, metadata=model.metadata())
     return list(prove(open_file(path, program.outputs), model, images, batch=None))
 
@@ -64,7 +64,7 @@ def test_file_agrees_with_the_detector(
 def raw_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportedDetector, Path]:
     model = ExportedDetector(make_trained(), raw=True)
     path = tmp_path_factory.mktemp("raw") / "raw.onnx"
-    write_onnx(model.program(None), path, metadata=model.metadata() | {"license": "ours"})
+    write_onnx(model.program(), path, metadata=model.metadata() | {"license": "ours"})
     return model, path
 
 
@@ -121,7 +121,7 @@ class DoublingModel(ExportedModel):
     def __init__(self, factor: float) -> None:
         self._factor = factor
 
-    def program(self, batch: int | None) -> Program:
+    def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
         count = 2 if batch is None else batch
         images = torch.zeros(count, 6, 8, 3, dtype=torch.uint8)
         return Program(Doubling(), {"images": images}, {"images": (3,)}, ("sums",), batch)

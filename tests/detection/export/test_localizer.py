@@ -83,7 +83,7 @@ def run_graph(program: Program, inputs: Arrays) -> Arrays:
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_agrees_with_the_task(view: dict[str, Any], second: bool, tmp_path: Path) -> None:
     model = ExportedLocalizer(make_task(tmp_path, second=second, evaluation=view))
-    program = model.program(None)
+    program = model.program()
     for images in batches():
         outputs = run_graph(program, model.inputs(images))
         found = model.differences(images, outputs)
@@ -95,7 +95,7 @@ def test_agrees_with_the_task(view: dict[str, Any], second: bool, tmp_path: Path
 @pytest.mark.parametrize("per_class", [False, True], ids=["agnostic", "per class"])
 def test_raw_agrees_with_the_network(per_class: bool, tmp_path: Path) -> None:
     model = ExportedLocalizer(make_task(tmp_path, model={"per_class": per_class}), raw=True)
-    program = model.program(None)
+    program = model.program()
     for images in batches():
         found = model.differences(images, run_graph(program, model.inputs(images)))
         assert set(found.values) == {"logits", "deltas", "anchors"}
@@ -105,7 +105,7 @@ def test_raw_agrees_with_the_network(per_class: bool, tmp_path: Path) -> None:
 def test_other_results_are_not_allowed(tmp_path: Path) -> None:
     model = ExportedLocalizer(make_task(tmp_path))
     images = batches()[0]
-    outputs = dict(run_graph(model.program(None), model.inputs(images)))
+    outputs = dict(run_graph(model.program(), model.inputs(images)))
     outputs["boxes"] = outputs["boxes"] + np.float32(2e-3)
     assert not model.differences(images, outputs).are_allowed()
 
@@ -159,7 +159,7 @@ def exported(
 def onnx_path(exported: ExportedLocalizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime")
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    write_onnx(exported.program(None), path, metadata=exported.metadata())
+    write_onnx(exported.program(), path, metadata=exported.metadata())
     return path
 
 
@@ -175,12 +175,12 @@ def check_file(model: ExportedLocalizer, run: Callable[[Arrays], Arrays]) -> Non
 
 @pytest.mark.extended
 def test_onnx_file_agrees_with_the_task(exported: ExportedLocalizer, onnx_path: Path) -> None:
-    check_file(exported, onnx_runner(onnx_path, exported.program(None).outputs))
+    check_file(exported, onnx_runner(onnx_path, exported.program().outputs))
 
 
 @pytest.mark.extended
 def test_torch_program_agrees_with_the_task(exported: ExportedLocalizer, tmp_path: Path) -> None:
-    program = exported.program(None)
+    program = exported.program()
     write_program(program, tmp_path / "model.pt2", metadata=exported.metadata())
     check_file(exported, program_runner(tmp_path / "model.pt2", program.outputs))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from backbones.images import resize_pixels
-from detection.export.resizing import count_taps, number, resize
+from detection.export.resizing import count_taps, resize, sides_of
 
 SIZES = {
     "grows": ((60, 80), (64, 85)),
@@ -24,7 +24,7 @@ SIZES = {
 def resized(pixels: np.ndarray, size: tuple[int, int], rows: Tensor, columns: Tensor) -> np.ndarray:
     images = torch.from_numpy(pixels)[None]
     height, width = (torch.tensor(side) for side in size)
-    taps = number(count_taps(images, (height, width)))
+    taps = count_taps(sides_of(images), (height, width))
     found = resize(images, (height, width), rows, columns, taps)
     array: np.ndarray = found[0].permute(1, 2, 0).numpy()
     return array

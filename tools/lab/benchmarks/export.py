@@ -29,7 +29,7 @@ def export(settings: Settings) -> list[Row]:
         )
         model = ExportedDetector(TrainedDetector(config, task.classes, task.model.eval()))
         path = settings.folder / f"{case.name}.onnx"
-        program = model.program(None)
+        program = model.program()
         write_onnx(program, path, metadata=model.metadata())
         run = onnx_runner(path, program.outputs)
         inputs = model.inputs(image[None])
