@@ -18,12 +18,18 @@ from detection.export.localizer import ExportedLocalizer
 from detection.export.model import Arrays
 from detection.export.onnx_file import onnx_runner, write_onnx
 from detection.export.program import Program
+from detection.export.run_images import run_images
 from detection.export.torch_file import program_runner, write_program
 from detection.localization.regions_task import LocalizationRegionsTask
 from detection.localization.task import LocalizationTask
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
-from tests.detection.localization.tiny_localizer import CLASSES, regions_config, tiny_config
+from tests.detection.localization.tiny_localizer import (
+    CLASSES,
+    regions_config,
+    tiny_config,
+    write_tiny_imagenet,
+)
 from tests.reference.images import smooth_image
 
 Task = LocalizationTask | LocalizationRegionsTask
@@ -92,6 +98,15 @@ def test_agrees_with_the_task(view: dict[str, Any], second: bool, tmp_path: Path
         assert np.ptp(outputs["boxes"][..., 2]) > 0
 
 
+@pytest.mark.parametrize("second", [False, True], ids=["first stage", "second stage"])
+def test_agrees_with_images_of_one_size(second: bool, tmp_path: Path) -> None:
+    model = ExportedLocalizer(make_task(tmp_path, second=second))
+    program = model.program(batch=1, size=SIZES[0])
+    assert program.fixed == {"images": (1, 2, 3), "classes": ()}
+    images = batches()[0]
+    assert model.differences(images, run_graph(program, model.inputs(images))).are_allowed()
+
+
 @pytest.mark.parametrize("per_class", [False, True], ids=["agnostic", "per class"])
 def test_raw_agrees_with_the_network(per_class: bool, tmp_path: Path) -> None:
     model = ExportedLocalizer(make_task(tmp_path, model={"per_class": per_class}), raw=True)
@@ -143,6 +158,13 @@ def test_a_run_is_loaded_without_its_classifier(tmp_path: Path) -> None:
     assert model.config.evaluation.merge == "vote"
     assert json.loads(metadata["class_names"]) == list(CLASSES)
     assert metadata["task"] == "localization"
+
+
+def test_a_run_is_compared_on_its_own_images(tmp_path: Path) -> None:
+    config = tiny_config(write_tiny_imagenet(tmp_path / "patches"))
+    images, origin = run_images(None, config, split="val", count=2)
+    assert origin == f"2 images of {tmp_path / 'patches' / 'val'}"
+    assert [image.shape for image in images] == [(32, 32, 3), (21, 32, 3)]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["first stage", "second stage"])
