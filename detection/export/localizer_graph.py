@@ -164,7 +164,7 @@ def view_of(pixels: Tensor, size: tuple[Tensor, Tensor], config: EvaluationConfi
     """
     if config.view == "dense":
         return View(pixels, (0, 0), size)
-    window = torch.arange(config.crop)
+    window = torch.arange(config.crop, device=pixels.device)
     top, left = ((side - config.crop) // 2 for side in size)
     center = pixels.index_select(2, top + window).index_select(3, left + window)
     return View(center, (left, top), size)
