@@ -50,8 +50,14 @@ def load_for_export(
         from detection.inference.trained import load_trained
 
         model = ExportedDetector(load_trained(path, changes), masks=masks, raw=raw)
+    elif task in ("localization", "localization_regions"):
+        from detection.export.localizer import ExportedLocalizer, load_localizer
+
+        model = ExportedLocalizer(load_localizer(path, changes, task=task), raw=raw)
     else:
-        raise UserError(f"{path}: expected a run of a detector or classifier, got {task or 'none'}")
+        raise UserError(
+            f"{path}: expected a run of a detector, classifier or localizer, got {task or 'none'}"
+        )
     return model, {
         **model.metadata(),
         "weights_sha256": file_digest(weights),

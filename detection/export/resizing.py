@@ -41,6 +41,15 @@ def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
     return height, width
 
 
+def size_for_short_side(sides: tuple[Tensor, Tensor], short_side: int) -> tuple[Tensor, Tensor]:
+    """Return what `transforms.size_for_short_side` does, as int64 scalars, for float64 scalars."""
+    # torch rounds halves to even, as Python does
+    height, width = (
+        (side * short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
+    )
+    return height, width
+
+
 def resize(
     images: Tensor, size: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, num_taps: int
 ) -> Tensor:

@@ -9,6 +9,7 @@ from backbones.classification.config import ClassificationConfig
 from backbones.images import images_in, read_image
 from detection.config import DetectionConfig
 from detection.datasets.demo import draw_scene
+from detection.localization.config import LocalizationBaseConfig
 from engine.errors import UserError
 from engine.paths import is_folder
 from engine.schema import RunConfig
@@ -49,6 +50,9 @@ def _folder_of(config: RunConfig, split: Literal["train", "val"]) -> Path | None
         named = getattr(config.data, split).images
     elif isinstance(config, ClassificationConfig) and config.data.kind == "folder":
         named = f"{config.data.root}/{split}"
+    elif isinstance(config, LocalizationBaseConfig) and config.data.root:
+        below = "Data/CLS-LOC/" if config.data.kind == "ilsvrc" else ""
+        named = f"{config.data.root}/{below}{split}"
     return Path(named) if named and is_folder(named) else None
 
 

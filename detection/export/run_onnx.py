@@ -1,7 +1,8 @@
 """Run a model that `resdet export` wrote: python run_onnx.py MODEL.onnx IMAGE ...
 
 Needs numpy, onnxruntime and Pillow. Prints a line for each detected object: file, class, score,
-and the box x1 y1 x2 y2 in pixels. Classifiers print their five best classes.
+and the box x1 y1 x2 y2 in pixels. Classifiers print their five best classes, localizers the box of
+each --class NAME.
 """
 
 import argparse
@@ -15,6 +16,9 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model")
 parser.add_argument("images", nargs="+")
 parser.add_argument("--score", type=float, default=0.5, help="minimum score (default: 0.5)")
+parser.add_argument(
+    "--class", dest="classes", action="append", default=[], metavar="NAME", help="for localizers"
+)
 arguments = parser.parse_args()
 
 available = onnxruntime.get_available_providers()
@@ -25,6 +29,11 @@ session = onnxruntime.InferenceSession(arguments.model, providers=providers)
 metadata = session.get_modelmeta().custom_metadata_map
 names = json.loads(metadata["class_names"])
 outputs = [output.name for output in session.get_outputs()]
+localizes = "classes" in [each.name for each in session.get_inputs()]
+if localizes != bool(arguments.classes) or set(arguments.classes) - set(names):
+    expected = f"names such as {', '.join(names[:5])}" if localizes else "none with this model"
+    parser.error(f"--class: expected {expected}, got {', '.join(arguments.classes) or 'none'}")
+wanted = [names.index(name) for name in arguments.classes]
 batch, height, width, _ = session.get_inputs()[0].shape  # numbers if fixed, else texts
 
 for path in arguments.images:
@@ -34,14 +43,18 @@ for path in arguments.images:
     pixels = np.asarray(image)[None]  # (1, height, width, 3) uint8 RGB
     if isinstance(batch, int):
         pixels = pixels.repeat(batch, axis=0)
-    results = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
+    inputs = {"images": pixels}
+    if localizes:
+        inputs["classes"] = np.array([wanted] * len(pixels), dtype=np.int64)
+    results = dict(zip(outputs, session.run(None, inputs), strict=True))
     if "probabilities" in results:
         probabilities = results["probabilities"][0]
         for label in probabilities.argsort()[::-1][:5]:
             print(f"{path}\t{names[label]}\t{probabilities[label]:.3f}")
         continue
     # of the first image of the batch; results["masks"], if there, are the objects' masks
-    boxes, scores, labels = (results[name][0] for name in ("boxes", "scores", "labels"))
+    boxes, scores = results["boxes"][0], results["scores"][0]
+    labels = wanted if localizes else results["labels"][0]
     for box, score, label in zip(boxes, scores, labels, strict=True):
-        if label >= 0 and score >= arguments.score:
+        if localizes or (label >= 0 and score >= arguments.score):
             print(f"{path}\t{names[label]}\t{score:.3f}\t" + " ".join(f"{x:.1f}" for x in box))

@@ -107,6 +107,11 @@ class EvaluationConfig(EvaluationViewConfig):
     """Run, checkpoint or weights of tools/pretrain_backbone.py with the same classes. If set, its
     five most probable classes are localized too, besides the annotated class."""
 
+    @property
+    def short_side(self) -> int:
+        """Shorter side of the resized image that all views are made from."""
+        return max(self.scales) if self.view == "dense" else self.resize
+
 
 class LocalizationBaseConfig(RunConfig):
     """Base config of both localization stages."""

@@ -59,10 +59,7 @@ class LocalizationDataset:
         self.images = read_split(config, split, class_names=class_names)
         self._on_bad_image = config.data.on_bad_image
         self._crop = TrainingCrop(config.augment) if training else None
-        evaluation = config.evaluation
-        # the views of a dense evaluation are all made from the image at the largest scale
-        dense = evaluation.view == "dense"
-        self._short_side = max(evaluation.scales) if dense else evaluation.resize
+        self._short_side = config.evaluation.short_side
         # (N,) batches hold images of one group. Crops all have one shape; whole images are grouped
         # by shape, so that no batch needs padding.
         self.groups = np.zeros(len(self), dtype=np.int64)

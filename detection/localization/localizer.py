@@ -114,7 +114,11 @@ class Localizer(PixelNormalizedNetwork):
             pixels: (B, 3, H, W) RGB on the scale 0..255, no padding.
             classes: (B, T) int64 in 0..K-1; without effect if the head is class-agnostic.
         """
-        features = self.backbone.features(self.normalize(pixels), upto=self._last_stage)[self.level]
+        return self.predict_normalized(self.normalize(pixels), classes)
+
+    def predict_normalized(self, pixels: Tensor, classes: Tensor) -> LocalizerOutput:
+        """Do what `forward` does, for normalised pixels."""
+        features = self.backbone.features(pixels, upto=self._last_stage)[self.level]
         if self.head.num_classes == 1:  # class-agnostic: the only class is 0
             classes = torch.zeros_like(classes)
         logits, deltas = self.head(features, classes)

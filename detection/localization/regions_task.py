@@ -15,11 +15,17 @@ from detection.localization.base_task import LocalizationBaseTask
 from detection.localization.build import build_region_classifier
 from detection.localization.config import LocalizationBaseConfig, LocalizationRegionsConfig
 from detection.localization.dataset import CROWD_IOA_THRESH
+from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.task import LocalizationTask
-from detection.localization.views import merge_candidates, propose
+from detection.localization.views import (
+    find_candidates,
+    indices_of_boxes,
+    merge_candidates,
+    propose,
+)
 from detection.losses import roi_loss
-from detection.ops.box_coder import decode_boxes
+from detection.ops.box_coder import BoxWeights, decode_boxes
 from detection.ops.boxes import box_factors, clip_boxes, flip_boxes
 from detection.samples import class_labels, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
@@ -59,6 +65,11 @@ class LocalizationRegionsTask(LocalizationBaseTask):
         # In a list, which hides it from nn.Module: it is not trained, averaged (EMA) or saved.
         self._first = [first.model.requires_grad_(False)]
 
+    @property
+    def first_stage(self) -> Localizer:
+        """The network that makes the proposals."""
+        return self._first[0]
+
     @classmethod
     def for_training(cls, config: LocalizationBaseConfig) -> Self:
         """Build the task as the base class does, after a check that the first stage exists."""
@@ -95,40 +106,23 @@ class LocalizationRegionsTask(LocalizationBaseTask):
 
     def locate(self, images: ImageBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Find one box for each of `classes` (B, T); see the base class."""
-        config = self.config.evaluation
         found = []
         for label in classes.unbind(1):  # class by class, so that memory holds the regions of one
             proposals = self._propose(images, label, whole=False)
-            boxes, scores = self._refine(images.pixels, proposals.boxes, label)
-            if config.mirror:
-                width = images.pixels.shape[3]
-                regions = flip_boxes(proposals.boxes, width)
-                mirrored, mirrored_scores = self._refine(images.pixels.flip(3), regions, label)
-                # mean of both views, with the mirrored boxes flipped back
-                boxes = (boxes + flip_boxes(mirrored, width)) / 2
-                scores = (scores + mirrored_scores) / 2
-            boxes = clip_boxes(boxes, images.sizes)
-            # padding of the proposals must not win or vote
-            scores = scores.masked_fill(~proposals.valid, 0.0)
-            found.append(merge_candidates(boxes, scores, config=config))
+            found.append(
+                locate_among(
+                    self.model,
+                    images.pixels,
+                    proposals,
+                    label,
+                    sizes=images.sizes,
+                    config=self.config,
+                )
+            )
         # from network-input to original pixels
         scale = box_factors(images.sizes, images.original_sizes)
         boxes = torch.stack([box for box, _ in found], dim=1) * scale[:, None]
         return boxes, torch.stack([score for _, score in found], dim=1)
-
-    def _refine(self, pixels: Tensor, regions: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Refine regions (B, P, 4) for the class `label` (B,).
-
-        Returns:
-            boxes (B, P, 4) and scores (B, P), the softmax probability of the class.
-        """
-        class_logits, deltas = self.model(pixels, regions)
-        # All K classes are predicted; only the outputs of the requested one are used.
-        # (B, P, 1) index of the class; deltas are (B, P, K, 4)
-        own = label[:, None, None].expand(-1, deltas.shape[1], 1)
-        own_deltas = torch.take_along_dim(deltas, own[..., None], dim=2)[:, :, 0]
-        boxes = decode_boxes(own_deltas, regions, weights=self.config.model.box_weights)
-        return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]
 
     def notes(self) -> list[str]:
         """Return the log lines of the base class, and the source of the proposals."""
@@ -153,11 +147,70 @@ class LocalizationRegionsTask(LocalizationBaseTask):
             side = min(images.pixels.shape[2:])
             # the crops of a batch are square, so their side is the short side: no resize
             changes |= {"view": "dense", "scales": (side,), "mirror": False}
-        return propose(
-            self._first[0].to(images.pixels.device),
-            images,
-            label,
+        boxes, scores = find_candidates(
+            self.first_stage.to(images.pixels.device),
+            images.pixels,
+            label[:, None],
             config=views.model_copy(update=changes),
+        )
+        return propose(
+            boxes[:, 0],
+            scores[:, 0],
+            images.sizes,
             nms_thresh=config.nms_thresh,
             count=config.num_proposals,
         )
+
+
+def locate_among(
+    model: RegionClassifier,
+    pixels: Tensor,
+    proposals: Proposals,
+    label: Tensor,
+    *,
+    sizes: Tensor,
+    config: LocalizationRegionsConfig,
+) -> tuple[Tensor, Tensor]:
+    """Refine the proposals of one class per image, and merge them into one box.
+
+    Args:
+        model: in evaluation mode.
+        pixels: (B, 3, H, W), the network's input.
+        proposals: P of each image.
+        label: (B,) the class.
+        sizes: (B, 2) height and width of the network's input.
+        config: how the boxes are merged.
+
+    Returns:
+        boxes (B, 4) xyxy in network-input pixels, scores (B,) in [0, 1].
+    """
+    evaluation, weights = config.evaluation, config.model.box_weights
+    boxes, scores = _refine(model, pixels, proposals.boxes, label, weights=weights)
+    if evaluation.mirror:
+        width = pixels.shape[3]
+        regions = flip_boxes(proposals.boxes, width)
+        mirrored, mirrored_scores = _refine(model, pixels.flip(3), regions, label, weights=weights)
+        # mean of both views, with the mirrored boxes flipped back
+        boxes = (boxes + flip_boxes(mirrored, width)) / 2
+        scores = (scores + mirrored_scores) / 2
+    boxes = clip_boxes(boxes, sizes)
+    # padding of the proposals must not win or vote
+    scores = scores.masked_fill(~proposals.valid, 0.0)
+    return merge_candidates(boxes, scores, config=evaluation)
+
+
+def _refine(
+    model: RegionClassifier, pixels: Tensor, regions: Tensor, label: Tensor, *, weights: BoxWeights
+) -> tuple[Tensor, Tensor]:
+    """Refine regions (B, P, 4) for the class `label` (B,).
+
+    Returns:
+        boxes (B, P, 4) and scores (B, P), the softmax probability of the class.
+    """
+    class_logits, deltas = model(pixels, regions)
+    # All K classes are predicted; only the outputs of the requested one are used.
+    # (B, P, 1) index of the class; deltas are (B, P, K, 4)
+    own = label[:, None, None].expand(-1, deltas.shape[1], 1)
+    own_deltas = deltas.gather(2, indices_of_boxes(own))[:, :, 0]
+    boxes = decode_boxes(own_deltas, regions, weights=weights)
+    return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from backbones.classification.views import resize_short_side
 from detection.localization.config import EvaluationConfig
@@ -23,16 +24,16 @@ from engine.errors import UserError
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One view of a batch of images.
 
     pixels: (B, 3, h, w). corner: x, y of the view's top left corner in the image. size: (H, W) of
-    the whole image at the view's scale.
+    the whole image at the view's scale. In an exported graph both are scalars.
     """
 
     pixels: Tensor
-    corner: tuple[int, int]
-    size: tuple[int, int]
+    corner: tuple[int | Tensor, int | Tensor]
+    size: tuple[int | Tensor, int | Tensor]
 
 
 @torch.no_grad()
@@ -60,35 +61,26 @@ def localize(
     return best.clamp(0, 1) * images.original_sizes.flip(1).repeat(1, 2)[:, None], scores
 
 
-@torch.no_grad()
 def propose(
-    model: Localizer,
-    images: ImageBatch,
-    classes: Tensor,
-    *,
-    config: EvaluationConfig,
-    nms_thresh: float,
-    count: int,
+    boxes: Tensor, scores: Tensor, sizes: Tensor, *, nms_thresh: float, count: int
 ) -> Proposals:
-    """Propose boxes of one class per image, in network-input pixels.
+    """Make proposals in network-input pixels from the candidates of one class per image.
 
     Args:
-        model: in evaluation mode.
-        images: images of one shape, without padding.
-        classes: (B,) int64.
-        config: views.
+        boxes: (B, M, 4), as of `find_candidates`.
+        scores: (B, M).
+        sizes: (B, 2) height and width of the network's input.
         nms_thresh: IoU above which NMS removes the lower-scored box.
         count: maximum number of boxes per image.
     """
-    boxes, scores = find_candidates(model, images.pixels, classes[:, None], config=config)
-    boxes = boxes[:, 0].clamp(0, 1) * images.sizes.flip(1).repeat(1, 2)[:, None]
-    scores = scores[:, 0]
+    boxes = boxes.clamp(0, 1) * sizes.flip(1).repeat(1, 2)[:, None]
     # NMS compares all boxes of an image, because all are of one class
     one_group = torch.zeros_like(scores, dtype=torch.int64)
     has_area = box_area(boxes) > 0
     return select_by_nms(boxes, scores, one_group, has_area, nms_thresh=nms_thresh, topk=count)
 
 
+@torch.no_grad()
 def find_candidates(
     model: Localizer, pixels: Tensor, classes: Tensor, *, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
@@ -101,16 +93,31 @@ def find_candidates(
     found = []
     for view in _views(pixels, config):
         for mirrored in (False, True) if config.mirror else (False,):
-            output = model(view.pixels.flip(3) if mirrored else view.pixels, classes)
-            count = min(config.candidates, output.logits.shape[1])
-            logits, idxs = output.logits.transpose(1, 2).topk(count, dim=2)  # (B, T, M)
-            # (B, T, N, 4), then the deltas of the chosen anchors (B, T, M, 4)
-            deltas = output.deltas.transpose(1, 2)
-            deltas = torch.take_along_dim(deltas, idxs[..., None], dim=2)
-            boxes = decode_boxes(deltas, output.anchors[idxs])
-            found.append((_in_image(boxes, view, mirrored=mirrored), logits.sigmoid()))
+            found.append(
+                candidates_of(model, view, classes, count=config.candidates, mirrored=mirrored)
+            )
     # dim 2 is M: candidates of all views side by side
     return torch.cat([boxes for boxes, _ in found], 2), torch.cat([s for _, s in found], 2)
+
+
+def candidates_of(
+    model: Localizer, view: View, classes: Tensor, *, count: int, mirrored: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the highest-scored boxes of one view, at most `count`; see `find_candidates`."""
+    output = model(view.pixels.flip(3) if mirrored else view.pixels, classes)
+    logits = output.logits.transpose(1, 2)  # (B, T, N)
+    num_anchors = logits.shape[2]
+    if torch.compiler.is_exporting():
+        # N is a symbol, so that there is no min(): anchors that do not exist have a score of 0
+        logits = F.pad(logits, (0, count), value=-torch.inf)
+    else:
+        count = min(count, num_anchors)
+    logits, idxs = logits.topk(count, dim=2)  # (B, T, M)
+    idxs = idxs.clamp(max=num_anchors - 1)
+    # (B, T, N, 4), then the deltas of the chosen anchors (B, T, M, 4)
+    deltas = output.deltas.transpose(1, 2).gather(2, indices_of_boxes(idxs))
+    boxes = decode_boxes(deltas, output.anchors[idxs])
+    return _in_image(boxes, view, mirrored=mirrored), logits.sigmoid()
 
 
 def merge_candidates(
@@ -128,7 +135,7 @@ def merge_candidates(
     """
     # best: (..., 1) index of the box with the highest score
     best_scores, best = scores.max(dim=-1, keepdim=True)
-    chosen = torch.take_along_dim(boxes, best[..., None], dim=-2)  # (..., 1, 4)
+    chosen = boxes.gather(-2, indices_of_boxes(best))  # (..., 1, 4)
     if config.merge == "vote":
         rows, row_scores = boxes.flatten(0, -3), scores.flatten(0, -2)  # (B, M, 4), (B, M)
         labels = torch.zeros_like(row_scores, dtype=torch.int64)  # all of one class
@@ -144,7 +151,13 @@ def merge_candidates(
     return chosen[..., 0, :], best_scores[..., 0]
 
 
-def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
+def indices_of_boxes(idxs: Tensor) -> Tensor:
+    """Return indices (..., M) of boxes as (..., M, 4), to gather from (..., N, 4)."""
+    # not take_along_dim, which would fix the number of images in an exported graph
+    return idxs[..., None].expand(*idxs.shape, 4)
+
+
+def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[View]:
     """Yield views one by one, so that memory holds the activations of only one."""
     height, width = pixels.shape[2:]
     if config.view == "center":
@@ -157,14 +170,14 @@ def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[_View]:
         # the central crop; its corner converts boxes back to the image
         top, left = (height - crop) // 2, (width - crop) // 2
         center = pixels[:, :, top : top + crop, left : left + crop]
-        yield _View(center, (left, top), (height, width))
+        yield View(center, (left, top), (height, width))
         return
     for scale in config.scales:
         resized = resize_short_side(pixels, scale)
-        yield _View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
+        yield View(resized, (0, 0), (resized.shape[2], resized.shape[3]))
 
 
-def _in_image(boxes: Tensor, view: _View, *, mirrored: bool) -> Tensor:
+def _in_image(boxes: Tensor, view: View, *, mirrored: bool) -> Tensor:
     """Convert boxes (B, T, M, 4) from a view's pixels to fractions of the image's sides."""
     if mirrored:  # first undo the flip, in the view's own pixels
         boxes = flip_boxes(boxes, view.pixels.shape[3])
