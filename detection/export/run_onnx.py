@@ -38,8 +38,10 @@ batch, height, width, _ = session.get_inputs()[0].shape  # numbers if fixed, els
 
 for path in arguments.images:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    if isinstance(height, int):  # a classifier of small images
+    original_size = image.size
+    if isinstance(height, int):  # a file for images of one size
         image = image.resize((width, height))
+    factors = np.tile(np.divide(original_size, image.size), 2)  # of boxes, to the original size
     pixels = np.asarray(image)[None]  # (1, height, width, 3) uint8 RGB
     if isinstance(batch, int):
         pixels = pixels.repeat(batch, axis=0)
@@ -53,7 +55,7 @@ for path in arguments.images:
             print(f"{path}\t{names[label]}\t{probabilities[label]:.3f}")
         continue
     # of the first image of the batch; results["masks"], if there, are the objects' masks
-    boxes, scores = results["boxes"][0], results["scores"][0]
+    boxes, scores = results["boxes"][0] * factors, results["scores"][0]
     labels = wanted if localizes else results["labels"][0]
     for box, score, label in zip(boxes, scores, labels, strict=True):
         if localizes or (label >= 0 and score >= arguments.score):

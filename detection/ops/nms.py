@@ -133,8 +133,8 @@ def nms_in_one_call(
     places = images * (groups.max() + 1) + groups
     extent = (boxes.max() - boxes.min()).double() + 1
     apart = boxes.double() + (places * extent)[..., None]
-    # Two boxes more, apart from all others, that are always kept: programs that torch exports assert
-    # that torchvision's NMS keeps at least two.
+    # Two boxes more, apart from all others, are always kept: exported programs assert that
+    # torchvision's NMS keeps at least two.
     more = apart.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-1.0, -1.0, 0.0, 0.0]]) + boxes.min()
     count = scores.numel()
     idxs = torch.cat([valid.flatten(), valid.new_ones(2)]).nonzero()[:, 0]
