@@ -15,7 +15,7 @@ from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.inference.trained import load_trained
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, find_images, load_detector
+from detection.predict import Detector, load_detector
 from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
@@ -263,24 +263,6 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
         UserError, match=r"device: expected one of the \d+ GPUs of this machine, got cuda:99"
     ):
         load_detector(run, device="cuda:99")
-
-
-def test_images_are_found_in_folders(tmp_path: Path) -> None:
-    files = ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "deep/c.webp", "deep/x.json", "out/a.jpg")
-    for name in files:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    inputs = [tmp_path, tmp_path / "notes.txt"]
-    found = find_images([*inputs, tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
-    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
-    assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
-    assert found.num_others == 2
-    assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
-    with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
-        find_images([tmp_path / "out"], skip_folder=tmp_path / "out")
-    with pytest.raises(UserError, match="no such image or folder"):
-        find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
 
 
 def test_importing_the_package_is_quick() -> None:
