@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,59 @@ def test_paths_give_what_arrays_give(run: Path, images: list[np.ndarray], tmp_pa
     assert_same(detector.predict([path, str(path)]), expected)
 
 
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_stream_with_threads_gives_what_predict_gives(
+    run: Path, images: list[np.ndarray], threads: int
+) -> None:
+    detector = load_detector(run, device="cpu")
+    bad: list[str] = []
+    several: list[Any] = [images[0], "absent.jpg", *images[1:]]
+    found = dict(detector.stream(several, batch_size=2, threads=threads, on_bad=bad.append))
+    assert bad == ["absent.jpg: no such file"]
+    expected = detector.predict(images, batch_size=2)
+    assert_same([found[index] for index in (0, 2, 3, 4, 5)], expected)
+    with pytest.raises(UserError, match=r"^absent.jpg: no such file$"):
+        list(detector.stream(several, threads=threads))
+
+
+def test_results_have_the_decoded_images_if_asked(run: Path, images: list[np.ndarray]) -> None:
+    detector = load_detector(run, device="cpu")
+    for keep in (True, False):
+        for batch in detector.batches(images, keep_pixels=keep, threads=1):
+            for result in batch:
+                assert result.size == images[result.index].shape[:2]
+                assert result.pixels is (images[result.index] if keep else None)
+
+
+def test_threads_predict_at_once(run: Path, images: list[np.ndarray]) -> None:
+    """The settings of torch's backends belong to the process: those of one would reach another."""
+    detectors = [
+        load_detector(run, device="cpu", overrides=[f"loop.deterministic={value}"])
+        for value in ("true", "false")
+    ]
+    expected = [detector.predict(images, batch_size=2) for detector in detectors]
+
+    def predict(number: int) -> list[Detections]:
+        return detectors[number % 2].predict(images, batch_size=2)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(predict, range(12))):
+            for one, other in zip(found, expected[number % 2], strict=True):
+                assert torch.equal(one.boxes, other.boxes)
+                assert torch.equal(one.scores, other.scores)
+                assert torch.equal(one.labels, other.labels)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+URLS: list[Any] = ["https://a.org/b.jpg", Path("http://a.org/b.jpg"), "data:image/png;base64,AAAA"]
+
+
+@pytest.mark.parametrize("url", URLS, ids=str)
+def test_urls_are_refused_in_one_line(run: Path, url: Any) -> None:
+    with pytest.raises(UserError, match=r"^image 0: expected a path, got the URL .*; download it"):
+        load_detector(run, device="cpu").predict([url])
+
+
 def test_cuda_graphs_need_a_gpu(run: Path) -> None:
     with pytest.raises(UserError, match="cuda_graphs: expected a GPU, got the device cpu"):
         load_detector(run, device="cpu", cuda_graphs=True)
@@ -208,6 +262,12 @@ def test_what_is_no_image_is_one_line(run: Path, image: Any) -> None:
 def test_one_image_is_no_list(run: Path, images: Any) -> None:
     with pytest.raises(UserError, match="images: expected a list of images, got"):
         load_detector(run, device="cpu").predict(images)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, "2"])
+def test_numbers_of_threads_that_are_none(run: Path, threads: Any) -> None:
+    with pytest.raises(UserError, match="threads: expected an integer of at least 0"):
+        next(load_detector(run, device="cpu").batches([], threads=threads))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
