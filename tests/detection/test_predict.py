@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -141,21 +142,37 @@ def test_results_have_the_decoded_images_if_asked(run: Path, images: list[np.nda
 
 def test_threads_predict_at_once(run: Path, images: list[np.ndarray]) -> None:
     """The settings of torch's backends belong to the process: those of one would reach another."""
+    settings = (True, False)
     detectors = [
-        load_detector(run, device="cpu", overrides=[f"loop.deterministic={value}"])
-        for value in ("true", "false")
+        load_detector(run, device="cpu", overrides=[f"loop.deterministic={value}".lower()])
+        for value in settings
     ]
-    expected = [detector.predict(images, batch_size=2) for detector in detectors]
+    inside: list[bool] = []
 
-    def predict(number: int) -> list[Detections]:
-        return detectors[number % 2].predict(images, batch_size=2)
+    def watched(work: Callable[..., list[Detections]], setting: bool) -> Callable[..., Any]:
+        def predict(batches: Any) -> list[Detections]:
+            inside.append(setting)
+            found = work(batches)
+            assert inside == [setting]
+            assert torch.are_deterministic_algorithms_enabled() == setting
+            inside.clear()
+            return found
 
+        return predict
+
+    for detector, setting in zip(detectors, settings, strict=True):
+        detector._predict = watched(detector._predict, setting)
+
+    def predict(number: int) -> Detections:
+        return detectors[number % 2].predict([images[number % 5]])[0]
+
+    expected = [predict(number) for number in range(10)]
     with ThreadPoolExecutor(4) as pool:
-        for number, found in enumerate(pool.map(predict, range(12))):
-            for one, other in zip(found, expected[number % 2], strict=True):
-                assert torch.equal(one.boxes, other.boxes)
-                assert torch.equal(one.scores, other.scores)
-                assert torch.equal(one.labels, other.labels)
+        for number, one in enumerate(pool.map(predict, range(40))):
+            other = expected[number % 10]
+            assert torch.equal(one.boxes, other.boxes)
+            assert torch.equal(one.scores, other.scores)
+            assert torch.equal(one.labels, other.labels)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
