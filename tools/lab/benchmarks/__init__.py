@@ -26,6 +26,7 @@ BENCHMARKS = {  # the quick ones first
     "inference": Benchmark(
         "inference.inference", ("r101_c4", "r50_fpn"), precisions=True, requires=("torchvision",)
     ),
+    "predict": Benchmark("predict.prediction", on_coco128=True),
     "annotations": Benchmark("annotations.annotation_loading", requires=("pycocotools",)),
     "data-stats": Benchmark("annotations.annotation_statistics"),
     "data-check": Benchmark("data_check.data_check"),
