@@ -11,6 +11,7 @@ from detection.inference.image_batches import (
     ImageReader,
     ReadImage,
 )
+from detection.inference.image_inputs import ImageInput
 from tests.detection.inference.networks import make_config
 
 BATCH = 3
@@ -31,7 +32,7 @@ def indices(batches: Iterator[list[ReadImage]]) -> list[list[int]]:
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_threads_change_neither_order_nor_content(threads: int) -> None:
-    images = [*make_images(30), "absent.jpg"]
+    images: list[ImageInput] = [*make_images(30), "absent.jpg"]
     reader = ImageReader(make_config())
 
     def batches(threads: int) -> list[list[ReadImage]]:
