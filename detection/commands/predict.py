@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from detection.commands.predict_inputs import FoundImages
     from engine.log import RunLog
 
-FORMATS = ("coco", "csv", "yolo", "coco-annotations")
-"""The values of --format; detections.json, which is `coco`, is always written."""
-
 
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
@@ -122,8 +119,8 @@ def main() -> None:
     )
     with LockedRunFolder(arguments.output) as folder:
         log = RunLog(None, is_main=True)
-        for note in (*folder.notes, kernels_note()):
-            log.note(note)
+        for line in (*folder.notes, kernels_note()):
+            log.note(line)
         if len(runs) > 1:
             log.note(f"ensemble of {len(runs)} detectors, with the settings of {runs[0]}")
         if note := bit_depth_note(found.paths):
@@ -134,8 +131,10 @@ def main() -> None:
 
 def _check_arguments(arguments: argparse.Namespace, images: Sequence[Path]) -> None:
     """Raise UserError for an option that is wrong whatever the run."""
+    from detection.commands.predict_formats import FORMATS
     from engine.run_folder import contains_run
 
+    known = ("coco", *FORMATS)
     if not images:
         raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
     if list(map(str, images)).count("-") > 1:
@@ -147,22 +146,20 @@ def _check_arguments(arguments: argparse.Namespace, images: Sequence[Path]) -> N
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads: expected at least 1, got {arguments.threads}")
     for name in arguments.format.split(","):
-        if name not in FORMATS:
-            raise UserError(f"--format: expected {', '.join(FORMATS)}, got {name!r:.60}")
+        if name not in known:
+            raise UserError(f"--format: expected {', '.join(known)}, got {name!r:.60}")
 
 
 def _labels_of(names: str | None, class_names: Sequence[str]) -> list[int] | None:
-    """Return the labels of comma-separated class names; None: no class was chosen."""
+    """Return the labels of class names with commas between them; None: no class was chosen."""
     if names is None:
         return None
     labels = set()
-    for name in names.split(","):
+    for name in [names] if names in class_names else names.split(","):
         if name not in class_names:
             near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"--classes: expected classes of the run, got {name!r:.60}; did you "
-                f"mean {near!r:.60}?"
-            )
+            expected = f"expected classes of the run, got {name!r:.60}"
+            raise UserError(f"--classes: {expected}; did you mean {near!r:.60}?")
         labels.add(class_names.index(name))
     return sorted(labels)
 
@@ -174,18 +171,14 @@ def _job_of(
     import hashlib
 
     from engine.checkpoint import find_weights_file
+    from engine.checksum import file_digest
     from engine.kernels import kernels_kind
-    from engine.paths import open_file
 
-    weights = []
-    for run in runs:
-        with open_file(find_weights_file(run)) as file:
-            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
     listed = hashlib.sha256()
     for path in paths:
         listed.update(os.fsencode(path) + b"\0")
     return {
-        "weights": weights,
+        "weights": [file_digest(find_weights_file(run)) for run in runs],
         "overrides": list(overrides),
         "images": {"count": len(paths), "sha256": listed.hexdigest()},
         "device": device,
