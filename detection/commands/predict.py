@@ -70,7 +70,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--threads",
         type=int,
-        help="threads that decode and resize images (default: 1; on a GPU one a core, at most 8)",
+        help="threads that read and resize images (default: 1; on a GPU one a core, at most 8)",
     )
     return parser
 

@@ -4,7 +4,7 @@ Results go to JSON lines as they come, and from there, in image order, to the fi
 """
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -56,15 +56,15 @@ class PredictionOptions:
     """What to write, and how.
 
     formats: keys of `FORMATS`. drawings: draw each image. crops: save each detection as an image.
-    labels: the classes whose detections are kept; None: all. threads: that read images ahead of
-    the network. resume: go on with an interrupted prediction in the output folder. job: what must
-    be the same for that, besides these options.
+    labels: the classes whose detections are kept, ascending; None: all. threads: that read images
+    ahead of the network. resume: go on with an interrupted prediction in the output folder. job:
+    what must be the same for that, besides these options.
     """
 
     formats: Sequence[str] = ()
     drawings: bool = True
     crops: bool = False
-    labels: Collection[int] | None = None
+    labels: Sequence[int] | None = None
     threads: int = 1
     resume: bool = False
     job: Mapping[str, Any] = field(default_factory=dict)
@@ -183,8 +183,7 @@ def _open_lines(paths: Sequence[str], output: Path, options: PredictionOptions) 
         numbers = free_numbers(paths, kept, replace=is_earlier).tolist()
         return {"numbers": numbers if max(numbers) > 1 else []}
 
-    labels = None if options.labels is None else sorted(options.labels)
-    job = {"classes": labels, "drawings": options.drawings, "crops": options.crops}
+    job = {"classes": options.labels, "drawings": options.drawings, "crops": options.crops}
     return ResultLines(
         path, {**options.job, **job}, count=len(paths), start=start, resume=options.resume
     )
@@ -208,10 +207,10 @@ class _Recorder:
         paths: Sequence[str],
         classes: ClassMap,
         *,
-        labels: Collection[int] | None,
+        labels: Sequence[int] | None,
     ) -> None:
         self._lines, self._files, self._paths, self._classes = lines, files, paths, classes
-        self._labels = None if labels is None else torch.tensor(sorted(labels))
+        self._labels = None if labels is None else torch.tensor(labels)
         # numbers of the names of drawings; without any, all are 1
         self._numbers = array("L", lines.started["numbers"] or [1] * len(paths))
 
