@@ -97,7 +97,7 @@ class Detector:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
         waiting: defaultdict[tuple[int, ...], list[Sample]] = defaultdict(list)
-        for index, image in enumerate(_check_iterable(images)):
+        for index, image in enumerate(check_iterable(images)):
             try:
                 sample = self._sample(index, pixels_of(image, place=index))
             except UserError as error:
@@ -195,7 +195,7 @@ def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:
         raise BadImageError(f"image {place}: expected a whole image: {error}") from error
 
 
-def _check_iterable(images: Any) -> Iterable[Any]:
+def check_iterable(images: Any) -> Iterable[Any]:
     """Return `images` if it is an iterable of images; raise UserError for a single image."""
     is_single = isinstance(images, str | bytes | Path) or type(images).__module__.startswith("PIL.")
     if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from detection.commands.predict_tiles import add_tile_options, in_tiles
 from engine.cli import CommandParser, split_arguments
 
 MAX_NAMED = 20
@@ -42,6 +43,7 @@ def make_parser() -> CommandParser:
         action="store_true",
         help="on a GPU: launch each batch as one CUDA graph per shape; for images of few sizes",
     )
+    add_tile_options(parser)
     return parser
 
 
@@ -84,14 +86,15 @@ def main() -> None:
     )
     # the output folder may be inside an input folder: do not predict on earlier drawings
     found = find_images(images, skip_folder=arguments.output)
-    prepare_output(arguments.output)
     log = RunLog(None, is_main=True)
+    predictor = in_tiles(detector, arguments, log=log)
+    prepare_output(arguments.output)
     log.note(kernels_note())
     if len(runs) > 1:
         log.note(f"ensemble of {len(runs)} detectors, with the settings of {runs[0]}")
     if note := bit_depth_note(found.paths):
         log.note(note)
-    written = predict_files(detector, found.paths, arguments.output, log=log)
+    written = predict_files(predictor, found.paths, arguments.output, log=log)
     if found.num_others:
         log.note(f"{found.num_others} files that are not images were skipped")
     bad = [f"skipped: {reason}" for reason in (*found.problems, *written.skipped)]

@@ -12,8 +12,8 @@ import cv2
 
 from backbones.images import read_image
 from detection.data.coco import ClassMap, detections_to_coco
-from detection.predict import Detector
 from detection.structures import Detections
+from detection.tiled import Predictor
 from detection.visualize import draw_detections, free_paths, write_image
 from engine.errors import InterruptedRunError, UserError
 from engine.files import write_file
@@ -40,7 +40,7 @@ class PredictionSummary:
 
 
 def predict_files(
-    detector: Detector, paths: Sequence[Path], output: Path, *, log: RunLog
+    detector: Predictor, paths: Sequence[Path], output: Path, *, log: RunLog
 ) -> PredictionSummary:
     """Detect objects in image files; write the detections and a drawing of each image to `output`.
 
@@ -89,7 +89,7 @@ def predict_files(
     return PredictionSummary(len(results.entries), done, tuple(skipped), tuple(not_drawn))
 
 
-def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> str | None:
+def _draw(detector: Predictor, source: Path, found: Detections, path: Path) -> str | None:
     """Draw detections and write the image; return an error message, None on success."""
     threshold = detector.config.evaluation.draw_score_thresh
     try:
