@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 
+from detection.tiled import TiledDetector
 from tests.detection.data.many_masks import memory
-from tests.detection.test_tiled import TiledDetector, make_detector
+from tests.detection.test_tiled import make_detector
 
 
 def main() -> None:

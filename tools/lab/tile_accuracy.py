@@ -17,6 +17,7 @@ import torch
 
 from backbones.images import read_image
 from detection.data.coco import ClassMap, detections_to_coco
+from detection.data.json_files import parse_json
 from detection.evaluation.coco_ap import score_file
 from detection.ops.boxes import clip_boxes
 from detection.predict import load_detector
@@ -57,7 +58,7 @@ class Mosaics:
         Raises:
             UserError: the images are of several sizes, or fewer than a mosaic holds.
         """
-        document = json.loads(annotations.read_text(encoding="utf-8"))
+        document = parse_json(annotations)
         images = document["images"]
         sizes = {(image["height"], image["width"]) for image in images}
         count = len(images) // GRID**2 * GRID**2
