@@ -25,10 +25,11 @@ def encode_window(window: np.ndarray, *, top: int, left: int, size: tuple[int, i
     columns = np.zeros((window.shape[1], window.shape[0] + 2), np.int8)
     columns[:, 1:-1] = window.T
     steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run begins, -1 after its end
-    # Position of each step in the column-wise image: column * height + row.
-    origin = (left + np.arange(window.shape[1]))[:, None] * height + top
-    places = origin + np.arange(window.shape[0] + 1)
-    begins, ends = places[steps == 1], places[steps == -1]
+    begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    # from column * (h + 1) + row to the position in the image, column * height + row
+    for places in (begins, ends):
+        column, row = np.divmod(places, window.shape[0] + 1)
+        places[:] = (left + column) * height + top + row
     return _encode_runs(begins, ends, size)
 
 
