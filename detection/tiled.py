@@ -110,20 +110,23 @@ class TiledDetector:
                     raise
                 on_bad(str(error))
                 continue
-            height, width = pixels.shape[:2]
-            tiles = tile_grid((height, width), self._tile, overlap=self._overlap)
-            if len(tiles) > 1:
-                if self._on_cut is not None:
-                    name = source if isinstance(source, str | Path) else f"image {index}"
-                    self._on_cut(f"{name}: {width} x {height} pixels, {len(tiles)} tiles")
-                # first, so that nothing holds the last pixels while the next image is decoded
-                tiles = [Tile(0, 0, height, width), *tiles]
-            image = _CutImage(index, (height, width), tiles)
+            image = self._cut(index, source, pixels)
             for place, tile in enumerate(image.tiles):
                 places[number] = (image, place)
                 number += 1
                 yield _part(pixels, tile)
             del pixels  # before the next image is decoded
+
+    def _cut(self, index: int, source: ImageInput, pixels: np.ndarray) -> _CutImage:
+        height, width = pixels.shape[:2]
+        tiles = tile_grid((height, width), self._tile, overlap=self._overlap)
+        if len(tiles) > 1:
+            if self._on_cut is not None:
+                name = source if isinstance(source, str | Path) else f"image {index}"
+                self._on_cut(f"{name}: {width} x {height} pixels, {len(tiles)} tiles")
+            # first, so that nothing holds the last pixels while the next image is decoded
+            tiles = [Tile(0, 0, height, width), *tiles]
+        return _CutImage(index, (height, width), tiles)
 
     def _join(self, image: _CutImage) -> Detections:
         found = [image.found[place] for place in range(len(image.tiles))]
