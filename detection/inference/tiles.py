@@ -90,7 +90,7 @@ def join_tiles(
     1. A detection that an inner border of its tile cuts is dropped if another tile holds its box
        whole: that tile sees all of it and more.
     2. Of the whole image, only objects larger than a tile are taken: tiles show others larger. Cut
-       detections of their class that lie in them are their parts, and are dropped.
+       detections of their class that lie in them, with no higher score, are dropped as their parts.
     3. NMS for each class. The boxes of the others, of several tiles, vote on those that stay. A
        mask stays as its tile has it.
 
@@ -123,6 +123,7 @@ def join_tiles(
     # (large, cut): the share of each cut box in each large one, as of crowds
     shares = box_iou(boxes[large], boxes[cut], is_crowd=torch.ones(int(large.sum())).bool())
     is_part = (shares >= PART_THRESH) & (labels[large][:, None] == labels[cut])
+    is_part &= scores[large][:, None] >= scores[cut]
     keep[cut] = ~is_part.any(dim=0)
 
     stays = nms_keep(boxes[None], scores[None], labels[None], keep[None], iou_thresh=nms_thresh)

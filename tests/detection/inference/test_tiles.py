@@ -91,14 +91,15 @@ def test_cut_objects_give_way_to_the_tile_that_sees_them_whole() -> None:
 
 def test_objects_larger_than_a_tile_are_the_whole_images() -> None:
     left, right = (20, 10, 100, 50, 0.9, 1), (80, 10, 150, 50, 0.8, 1)
-    large = (20, 10, 150, 50, 0.3, 1)
+    large = (20, 10, 150, 50, 0.9, 1)
     assert joined((LEFT, [left]), (RIGHT, [right]), whole=[large]) == [large]
-    other = (*large[:5], 2)
-    assert joined((LEFT, [left]), (RIGHT, [right]), whole=[other]) == [left, right, other]
+    other, unsure = (*large[:5], 2), (*large[:4], 0.1, 1)
+    assert joined((LEFT, [left]), (RIGHT, [right]), whole=[other]) == [other, left, right]
+    assert joined((LEFT, [left]), (RIGHT, [right]), whole=[unsure]) == [left, right]
     # of a part of which less than half is inside, and one that no border cuts
     apart, inside = (85, 40, 179, 70, 0.8, 1), (110, 15, 140, 45, 0.2, 1)
     found = joined((LEFT, []), (RIGHT, [apart, inside]), whole=[large])
-    assert found == [apart, large, inside]
+    assert found == [large, apart, inside]
     # what a tile could hold is not the whole image's
     assert joined((LEFT, []), (RIGHT, []), whole=[(20, 10, 120, 99, 0.9, 1)]) == []
 
