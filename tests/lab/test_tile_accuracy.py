@@ -20,6 +20,21 @@ SIZE = (20, 30)
 BOX = (25.0, 4.0, 30.0, 12.0)
 """Of the one object of each image, at its right border."""
 
+QUICK = [
+    "data.augment.short_sides=[192]",
+    "data.augment.max_side=256",
+    "data.eval_short_side=192",
+    "data.eval_max_side=256",
+    "model.neck.channels=64",
+    "model.rpn.anchor_sizes=[8,16,32,64,128]",
+    "model.roi.hidden_dim=128",
+    "schedule.warmup_steps=20",
+    "loop.max_steps=120",
+    "loop.eval_every=0",
+    "loop.ema_decay=0.98",
+    "loader.workers=1",
+]
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
@@ -74,30 +89,25 @@ def test_too_few_images(site: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_tiles_find_what_single_images_do(data_dir: Path, tmp_path: Path) -> None:
     """On mosaics of 64 test images of blood cells."""
     bccd = data_dir / "bccd"
-    values = {
-        "data.train.images": bccd / "images",
-        "data.train.annotations": bccd / "annotations/train.json",
-        "data.val.images": bccd / "images",
-        "data.val.annotations": bccd / "annotations/val.json",
-        "loop.max_steps": 200,
-        "loop.eval_every": 200,
-        "loop.ema_decay": 0.98,
-    }
+    files = [
+        f"data.{split}.{key}={bccd / value}"
+        for split in ("train", "val")
+        for key, value in (("images", "images"), ("annotations", f"annotations/{split}.json"))
+    ]
     config = load_config(
-        REPOSITORY / "configs/detection/bccd.yaml",
-        [f"{key}={value}" for key, value in values.items()],
-        schemas=SCHEMAS,
+        REPOSITORY / "configs/detection/bccd.yaml", [*QUICK, *files], schemas=SCHEMAS
     )
     fit(build_task(config), config, output=tmp_path / "run", device="cpu")
     mosaics = Mosaics.read(bccd / "images", bccd / "annotations/test.json")
     settings = [((480, 640), 0.0), ((480, 480), 0.5)]
     rows = measure(mosaics, tmp_path / "run", settings)
     (_, single, _), (_, whole, _), (_, same, _), (_, found, cut) = rows
-    assert single > 0.4
+    assert single > 0.25
     assert whole < 0.1
-    assert same == pytest.approx(single, abs=0.002)
-    assert cut == pytest.approx(single, abs=0.005)
+    assert same == pytest.approx(single, abs=0.005)
+    assert cut > single - 0.005
     assert found > single - 0.05
