@@ -4,6 +4,7 @@ Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 RGB tensors, or Pi
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 
 from backbones.prediction import prepare_for_prediction
+from detection.config import DetectionConfig
 from detection.data.collate import Sample, collate_detection
 from detection.inference.graphed import GraphedDetector
-from detection.inference.image_batches import ImageReader
+from detection.inference.image_batches import ImageReader, ReadImage
 from detection.inference.image_inputs import ImageInput
 from detection.inference.pipeline import InferencePipeline
 from detection.inference.trained import TrainedDetector, load_ensemble
@@ -34,38 +36,28 @@ thread, and the CUDA graphs of a detector share their memory."""
 class ImageResult:
     """What was found in an image, or the error that says why it cannot be used.
 
-    index: of the image in the input. size: (height, width) of the image. pixels: (H, W, 3) uint8
-    RGB if they were asked for. An image that cannot be used has `error` alone.
+    index: of the image in the input. name: its path, or `image 3`. size: (height, width) of the
+    image. pixels: (H, W, 3) uint8 RGB if they were asked for. An image that cannot be used has
+    `error` alone, one that is only read `size` and `pixels`.
     """
 
     index: int
+    name: str
     found: Detections | None = None
     size: tuple[int, int] | None = None
     pixels: np.ndarray | None = None
     error: UserError | None = None
 
 
-class Detector:
-    """Detects objects in images with the same sizes, padding and arithmetic as evaluation.
+class Predictor(ABC):
+    """What predicts on images: a `Detector`, or what wraps one.
 
-    It takes over the networks of `trained`, which can then neither be trained nor saved. Several
-    threads may call it at once: they read images at the same time, and networks take turns.
+    class_names and category_ids: of the classes, by label. config: of the run.
     """
 
-    def __init__(
-        self, trained: TrainedDetector, *, device: torch.device, cuda_graphs: bool = False
-    ) -> None:
-        self.class_names = trained.classes.names
-        self.category_ids = trained.classes.category_ids
-        self.config = trained.config
-        self._device = device
-        self._reader = ImageReader(self.config)
-        for network in trained.networks:
-            prepare_for_prediction(network, self.config.loop, device=device)
-        pipeline = InferencePipeline(trained.networks, self.config)
-        self._predict = (
-            GraphedDetector(pipeline, device=device).predict if cuda_graphs else pipeline.predict
-        )
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    config: DetectionConfig
 
     def predict(self, images: Iterable[ImageInput], *, batch_size: int = 4) -> list[Detections]:
         """Return the objects detected in each image, in its own pixels, on the CPU.
@@ -113,6 +105,7 @@ class Detector:
                     raise result.error
                 on_bad(str(result.error))
 
+    @abstractmethod
     def batches(
         self,
         images: Iterable[ImageInput],
@@ -123,9 +116,8 @@ class Detector:
     ) -> Iterator[list[ImageResult]]:
         """Yield the results of each batch, and of each image that cannot be used by itself.
 
-        All images of a batch have the same padded shape, so that no result depends on the other
-        images. Batches come in the order in which they are filled. At most five times
-        `batch_size` images, and one for each thread, are held in memory besides the results.
+        Results depend on the images that are not yet yielded and their order alone. So after any
+        batch, the same call with those images yields the same results.
 
         Args:
             images: as for `predict`; advanced in the caller's thread.
@@ -136,19 +128,72 @@ class Detector:
         Raises:
             UserError: `images` is a single image, or a number is not one.
         """
+
+
+class Detector(Predictor):
+    """Detects objects in images with the same sizes, padding and arithmetic as evaluation.
+
+    It takes over the networks of `trained`, which can then neither be trained nor saved. Several
+    threads may call it at once: they read images at the same time, and networks take turns.
+    """
+
+    def __init__(
+        self, trained: TrainedDetector, *, device: torch.device, cuda_graphs: bool = False
+    ) -> None:
+        self.class_names = trained.classes.names
+        self.category_ids = trained.classes.category_ids
+        self.config = trained.config
+        self._device = device
+        self._reader = ImageReader(self.config)
+        for network in trained.networks:
+            prepare_for_prediction(network, self.config.loop, device=device)
+        pipeline = InferencePipeline(trained.networks, self.config)
+        self._predict = (
+            GraphedDetector(pipeline, device=device).predict if cuda_graphs else pipeline.predict
+        )
+
+    def batches(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int = 4,
+        threads: int = 0,
+        keep_pixels: bool = False,
+        only_read: Callable[[tuple[int, int]], bool] | None = None,
+    ) -> Iterator[list[ImageResult]]:
+        """Yield results as `Predictor.batches`.
+
+        All images of a batch have the same padded shape, so that no result depends on the other
+        images. Batches come in the order in which they are filled. At most five times
+        `batch_size` images, and one for each thread, are held in memory besides the results.
+
+        only_read: called with (height, width) of an image; if true, the image is not predicted: its
+        result has the decoded image and comes by itself.
+        """
         _check_count("batch_size", batch_size, least=1)
         _check_count("threads", threads, least=0)
-        for batch in self._reader.batches(
-            images, batch_size=batch_size, threads=threads, keep_pixels=keep_pixels
-        ):
-            samples = [image.sample for image in batch if image.sample is not None]
-            if not samples:
-                yield [ImageResult(image.index, error=image.error) for image in batch]
-                continue
-            yield [
-                ImageResult(image.index, found, sample.original_size, image.pixels)
-                for image, sample, found in zip(batch, samples, self._detect(samples), strict=True)
+        read = self._reader.batches(
+            images,
+            batch_size=batch_size,
+            threads=threads,
+            keep_pixels=keep_pixels,
+            only_read=only_read,
+        )
+        yield from map(self._results, read)  # a loop's variable would hold a large image too long
+
+    def _results(self, batch: Sequence[ReadImage]) -> list[ImageResult]:
+        samples = [image.sample for image in batch if image.sample is not None]
+        if samples:
+            found = self._detect(samples)
+            return [
+                ImageResult(image.index, image.name, each, sample.original_size, image.pixels)
+                for image, sample, each in zip(batch, samples, found, strict=True)
             ]
+        (image,) = batch
+        if image.pixels is None:
+            return [ImageResult(image.index, image.name, error=image.error)]
+        height, width = image.pixels.shape[:2]
+        return [ImageResult(image.index, image.name, size=(height, width), pixels=image.pixels)]
 
     def _detect(self, samples: Sequence[Sample]) -> list[Detections]:
         batch = collate_detection(samples, size_divisor=self.config.data.size_divisor)

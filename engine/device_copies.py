@@ -63,7 +63,12 @@ def _record(batch: object, user: torch.cuda.Stream) -> None:
 
 
 def ahead(
-    source: Iterator[Item], transform: Callable[[Item], Result], *, depth: int, threads: int = 1
+    source: Iterator[Item],
+    transform: Callable[[Item], Result],
+    *,
+    depth: int,
+    threads: int = 1,
+    depth_after: Callable[[Result], int] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield transform(item) for each item, in order, computed ahead in background threads.
 
@@ -81,14 +86,19 @@ def ahead(
         depth: number of items that are taken from the source beyond the one asked for; the caller
             waits until the source has given them.
         threads: at most `depth` + 1 are used.
+        depth_after: returns a smaller depth, but at least 1, for the items that follow a result,
+            if few of its kind fit in memory. The first result is then awaited before others start.
     """
+    allowed = depth
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
             futures = _submitted(source, transform, pool)
-            pending = deque(islice(futures, depth + 1))
+            pending = deque(islice(futures, depth + 1 if depth_after is None else 1))
             while pending:
+                if depth_after is not None:
+                    allowed = min(depth, max(1, depth_after(pending[0].result())))
                 yield pending.popleft().result()
-                pending.extend(islice(futures, 1))
+                pending.extend(islice(futures, max(0, allowed + 1 - len(pending))))
     finally:
         if isinstance(source, Generator):
             source.close()

@@ -24,7 +24,7 @@ DOCUMENTS = {
     for name in (
         *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/CONFIGS.md"),
         *("docs/DATA.md", "docs/RUNS.md", "docs/CLUSTER.md", "docs/WEIGHTS.md", "docs/REPORT.md"),
-        *("docs/TEST_TIME.md", "docs/DETECTRON2.md", "docs/PREDICT.md"),
+        *("docs/TEST_TIME.md", "docs/TILES.md", "docs/DETECTRON2.md", "docs/PREDICT.md"),
     )
 }
 README = DOCUMENTS["README.md"]

@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detection.commands.predict_tiles import add_tile_options, in_tiles, tile_job
 from engine.cli import CommandParser, split_arguments
 from engine.errors import UserError
 
@@ -72,6 +73,7 @@ def make_parser() -> CommandParser:
         type=int,
         help="threads that read and resize images (default: 1; on a GPU one a core, at most 8)",
     )
+    add_tile_options(parser)
     return parser
 
 
@@ -108,6 +110,8 @@ def main() -> None:
     labels = _labels_of(arguments.classes, detector.class_names)
     # the output folder may be inside an input folder: do not predict on earlier drawings
     found = find_images(images, skip_folder=arguments.output)
+    log = RunLog(None, is_main=True)
+    predictor = in_tiles(detector, arguments, log=log)
     options = PredictionOptions(
         formats=[each for each in arguments.format.split(",") if each != "coco"],
         drawings=not arguments.no_drawings,
@@ -115,17 +119,16 @@ def main() -> None:
         labels=labels,
         threads=arguments.threads or (1 if device.type == "cpu" else min(os.cpu_count() or 1, 8)),
         resume=arguments.resume,
-        job=_job_of(runs, overrides, found.paths, device=device.type),
+        job=_job_of(runs, overrides, found.paths, device=device.type) | tile_job(arguments),
     )
     with LockedRunFolder(arguments.output) as folder:
-        log = RunLog(None, is_main=True)
         for line in (*folder.notes, kernels_note()):
             log.note(line)
         if len(runs) > 1:
             log.note(f"ensemble of {len(runs)} detectors, with the settings of {runs[0]}")
         if note := bit_depth_note(found.paths):
             log.note(note)
-        written = predict_files(detector, found.paths, arguments.output, options=options, log=log)
+        written = predict_files(predictor, found.paths, arguments.output, options=options, log=log)
     _report(found, written, arguments, log)
 
 

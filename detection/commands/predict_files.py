@@ -9,16 +9,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from detection.commands.predict_formats import FORMATS, LABELS, write_results
 from detection.commands.predict_images import CROPS, ImageFiles
 from detection.commands.predict_lines import ResultLines, has_job
-from detection.config import DetectionConfig
 from detection.data.coco import ClassMap, detections_to_coco
-from detection.predict import ImageResult
+from detection.predict import ImageResult, Predictor
 from detection.visualize import free_numbers
 from engine.device_copies import ahead
 from engine.errors import InterruptedRunError, UserError
@@ -32,23 +31,6 @@ PARTIAL = "detections.partial.jsonl"
 MAX_NAMED = 20
 """Failed images of which the message is kept; there may be thousands."""
 _BATCHES_BEHIND = 1  # batches that wait for being written, besides the one that is
-
-
-class FileDetector(Protocol):
-    """What predicts on files: a `Detector`, or what wraps one."""
-
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    config: DetectionConfig
-
-    def batches(
-        self, images: Iterable[str], *, threads: int, keep_pixels: bool
-    ) -> Iterator[list[ImageResult]]:
-        """Yield results as `Detector.batches`.
-
-        An interrupted prediction is resumed after a whole batch, with the images that are not done.
-        The results must be the same then: what later batches are depends on these images alone.
-        """
 
 
 @dataclass(frozen=True)
@@ -100,7 +82,7 @@ class PredictionSummary:
 
 
 def predict_files(
-    detector: FileDetector,
+    detector: Predictor,
     paths: Sequence[str],
     output: Path,
     *,

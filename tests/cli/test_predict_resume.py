@@ -20,6 +20,8 @@ from tests.cli.conftest import Call
 PARTIAL = "detections.partial.jsonl"
 SHAPES = [(64, 64), (64, 90), (90, 64), (64, 64), (40, 60), (64, 64), (64, 90), (60, 40), (64, 64)]
 FORMATS = ("--format", "csv,yolo,coco-annotations", "--save-crops")
+TILES = ("--tile", "60x70000")
+"""Seven images are cut, while others wait for images of their shape."""
 
 
 @pytest.fixture
@@ -70,15 +72,17 @@ def cuts(lines: Sequence[bytes]) -> Iterator[bytes]:
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("options", [FORMATS, (*FORMATS, *TILES)], ids=["whole", "tiles"])
 def test_a_killed_prediction_is_resumed_at_any_point(
-    images: Path, trained: Path, call: Call
+    images: Path, trained: Path, call: Call, options: Sequence[str]
 ) -> None:
     for name in ("whole", "killed"):
         Path(name).mkdir()
         Path(name, "0.jpg").write_bytes(b"mine")
-    expected = call(predict, *arguments(trained, "whole", *FORMATS))
+    expected = call(predict, *arguments(trained, "whole", *options))
     assert expected.code == 0, expected.err
-    lines = killed_at_the_end(trained, "killed", call, *FORMATS)
+    assert expected.out.count(" tiles\n") == (7 if "--tile" in options else 0)
+    lines = killed_at_the_end(trained, "killed", call, *options)
     whole = files_of(Path("whole"))
     # the path of the output folder is in data.yaml
     del whole["data.yaml"]
@@ -94,7 +98,7 @@ def test_a_killed_prediction_is_resumed_at_any_point(
         shutil.copytree("killed", "resumed", ignore=kept)
         shutil.copy("whole/0.jpg", "resumed")
         Path("resumed", PARTIAL).write_bytes(cut)
-        outcome = call(predict, *arguments(trained, "resumed", *FORMATS, "--resume"))
+        outcome = call(predict, *arguments(trained, "resumed", *options, "--resume"))
         assert outcome.code == 0, outcome.err
         found = files_of(Path("resumed"))
         del found["data.yaml"]
@@ -172,7 +176,7 @@ def test_a_full_disk_in_between_is_one_line(images: Path, trained: Path, call: C
 
 
 def test_another_job_is_not_resumed(images: Path, trained: Path, call: Call) -> None:
-    killed_at_the_end(trained, "out", call)
+    killed_at_the_end(trained, "out", call, *TILES)
     before = files_of(Path("out"))
     shutil.copytree(trained, "other")
     with Path("other", "model.safetensors").open("r+b") as file:
@@ -180,13 +184,15 @@ def test_another_job_is_not_resumed(images: Path, trained: Path, call: Call) -> 
         last = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 1]))
-    default = arguments(trained, "out", "--resume")
+    default = arguments(trained, "out", *TILES, "--resume")
     cases = {
         "overrides": [*default, "model.roi.nms_thresh=0.4"],
         "images": [*default, "data/0.jpg"],
         "drawings": [*default, "--no-drawings"],
         "crops": [*default, "--save-crops"],
         "classes": [*default, "--classes", "cow"],
+        "tile": arguments(trained, "out", "--resume"),
+        "overlap": [*default, "--overlap", "0.3"],
     }
     for key, changed in cases.items():
         outcome = call(predict, *changed)

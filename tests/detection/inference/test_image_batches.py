@@ -8,6 +8,7 @@ import pytest
 from detection.inference.image_batches import (
     BATCHES_AHEAD,
     BATCHES_WAITING,
+    BYTES_AHEAD,
     ImageReader,
     ReadImage,
 )
@@ -86,3 +87,24 @@ def test_few_images_are_in_memory(threads: int) -> None:
     ahead = BATCHES_AHEAD * BATCH + threads - 1 if threads else 0
     assert most == BATCHES_WAITING * BATCH + ahead
     assert given == taken == 60
+
+
+def test_of_huge_images_few_are_read_ahead() -> None:
+    taken = given = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for _ in range(9):
+            taken += 1
+            yield huge
+
+    huge = np.zeros((BYTES_AHEAD // 30_000 // 3 + 1, 30_000, 3), np.uint8)  # is never touched
+    reader = ImageReader(make_config())
+    for batch in reader.batches(
+        counted(), batch_size=BATCH, threads=3, keep_pixels=False, only_read=lambda size: True
+    ):
+        (image,) = batch
+        assert (image.sample, image.pixels is huge) == (None, True)
+        given += 1
+        assert taken - given <= 2  # one of them is asked for
+    assert given == 9
