@@ -162,9 +162,18 @@ class Detections(Movable):
 
     def above(self, score_thresh: float) -> "Detections":
         """Return the detections with at least this score."""
-        keep = self.scores >= score_thresh
+        return self.where(self.scores >= score_thresh)
+
+    def where(self, keep: Tensor) -> "Detections":
+        """Return the detections that `keep` (N,) bool marks."""
         masks = self.masks
         if masks is not None:
             codes = zip(masks.codes, keep.tolist(), strict=True)
             masks = RunLengthMasks(masks.size, tuple(code for code, kept in codes if kept))
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)
+
+    def mask_array(self) -> np.ndarray | None:
+        """Return the masks as (N, H, W) bool, a byte for each pixel; None without masks."""
+        if self.masks is None:
+            return None
+        return np.array(list(self.masks), np.bool_).reshape(len(self), *self.masks.size)

@@ -7,9 +7,10 @@ images are enlarged before drawing, so that labels are readable.
 import colorsys
 import math
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from backbones.text_rendering import paste_text, render_text
 from detection.structures import Detections
 from engine.errors import UserError
 from engine.files import write_file
-from engine.paths import exists, resolved
+from engine.paths import names_in, resolved
 
 READABLE_SIDE = 480
 """Small images are enlarged until their longer side has about this many pixels."""
@@ -132,46 +133,74 @@ def write_image(path: Path, image: np.ndarray) -> None:
     Raises:
         UserError: the file cannot be written, or the image is too large for a JPEG.
     """
+    write_file(path, encode_image(path, image))
+
+
+def encode_image(path: Path, image: np.ndarray) -> bytes:
+    """Return the content of an image file, in the format of the path's suffix.
+
+    Raises:
+        UserError: the image is too large for a JPEG.
+    """
     if path.suffix == ".jpg" and max(image.shape[:2]) > _JPEG_SIDE:
         size = f"{image.shape[1]}x{image.shape[0]} (width x height)"
         raise UserError(f"{path}: expected sides of at most {_JPEG_SIDE} pixels, got {size}")
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done, f"no encoder for {path.suffix}"
-    write_file(path, data.tobytes())
+    return data.tobytes()
 
 
 def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> list[Path]:
     """Return a different path in `directory` for the drawing of each source, named like the source.
 
-    No path is that of a source, so that drawing into the folder of the images keeps them. Without
-    `replace` no path is that of an existing file. Long names are cut.
+    As `free_numbers` chooses them.
+    """
+    numbers = free_numbers(sources, directory, replace=replace)
+    return [directory / numbered_name(*each) for each in zip(sources, numbers, strict=True)]
+
+
+def free_numbers(
+    sources: Sequence[Path | str], directory: Path | None, *, replace: bool
+) -> "array[int]":
+    """Return the number of each source for `numbered_name`, so that no two names are equal.
+
+    No name is that of a source in `directory`, so that drawing into the folder of the images keeps
+    them. Without `replace` no name is that of an existing file. None: there is nothing to keep.
 
     Raises:
-        UserError: the system does not allow looking for a path.
+        UserError: the system does not allow looking into the folder.
     """
-    folder = resolved(directory)
-    taken = {_resolved_if_any(source) for source in sources}
+    taken = set(names_in(directory)) if directory else set()
+    if directory and taken and replace:
+        folder = resolved(directory)
+        found = (_resolved_if_any(source) for source in sources)
+        taken = {path.name for path in found if path is not None and path.parent == folder}
     last_number: dict[str, int] = {}
-    paths = []
+    numbers = array("L")
     for source in sources:
-        # cut by bytes; half a character at the end stays a valid name
-        stem = os.fsdecode(os.fsencode(source.stem)[:_NAME_BYTES])
-        # The first drawing of a name is NAME.jpg, the next NAME_2.jpg; the search starts after the
-        # last number used.
+        # The search starts after the last number used; 1 need not be stored, as it is taken.
+        stem = PurePath(source).stem
         number = last_number.get(stem, 0) + 1
-        while True:
-            name = f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg"
-            path = folder / name
-            if path not in taken and (replace or not exists(path)):
-                break
+        while (name := numbered_name(source, number)) in taken:
             number += 1
-        last_number[stem] = number
-        taken.add(path)
-        paths.append(directory / name)
-    return paths
+        if number > 1:
+            last_number[stem] = number
+        taken.add(name)
+        numbers.append(number)
+    return numbers
 
 
-def _resolved_if_any(source: Path) -> Path | None:
+def numbered_name(source: Path | str, number: int) -> str:
+    """Return the file name of a drawing: NAME.jpg, and NAME_2.jpg for the next of the same name.
+
+    Long names are cut.
+    """
+    # cut by bytes; half a character at the end stays a valid name
+    stem = os.fsdecode(os.fsencode(PurePath(source).stem)[:_NAME_BYTES])
+    return f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg"
+
+
+def _resolved_if_any(source: Path | str) -> Path | None:
     """Return the resolved path of a source; None if the system cannot resolve it."""
     with suppress(UserError):
         return resolved(source)

@@ -63,43 +63,54 @@ def _record(batch: object, user: torch.cuda.Stream) -> None:
 
 
 def ahead(
-    source: Iterator[Item], transform: Callable[[Item], Result], *, depth: int
+    source: Iterator[Item],
+    transform: Callable[[Item], Result],
+    *,
+    depth: int,
+    threads: int = 1,
+    depth_after: Callable[[Result], int] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield transform(item) for each item, in order, computed ahead in one background thread.
+    """Yield transform(item) for each item, in order, computed ahead in background threads.
 
     The source is advanced in the caller's thread. Images are read in worker processes
     (engine.workers): Linux kills those when the thread that started them ends, and Ctrl-C could
     not stop a thread that waits for them.
 
     An error of the source or of `transform` is raised after the results before it. At the end, or
-    if this generator is closed early, the thread ends, and the source is closed if it is a
+    if this generator is closed early, the threads end, and the source is closed if it is a
     generator.
 
     Args:
         source: the items.
-        transform: called in the thread, for one item at a time.
+        transform: called in the threads, in each for one item at a time.
         depth: number of items that are taken from the source beyond the one asked for; the caller
             waits until the source has given them.
+        threads: at most `depth` + 1 are used.
+        depth_after: returns a smaller depth, but at least 1, for the items that follow a result,
+            if few of its kind fit in memory. The first result is then awaited before others start.
     """
+    allowed = depth
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-            futures = _submitted(source, transform, thread)
-            pending = deque(islice(futures, depth + 1))
+        with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+            futures = _submitted(source, transform, pool)
+            pending = deque(islice(futures, depth + 1 if depth_after is None else 1))
             while pending:
+                if depth_after is not None:
+                    allowed = min(depth, max(1, depth_after(pending[0].result())))
                 yield pending.popleft().result()
-                pending.extend(islice(futures, 1))
+                pending.extend(islice(futures, max(0, allowed + 1 - len(pending))))
     finally:
         if isinstance(source, Generator):
             source.close()
 
 
 def _submitted(
-    source: Iterator[Item], transform: Callable[[Item], Result], thread: ThreadPoolExecutor
+    source: Iterator[Item], transform: Callable[[Item], Result], pool: ThreadPoolExecutor
 ) -> Iterator[Future[Result]]:
     """Yield the future result for each item; an error of the source becomes the last result."""
 
     def submit(item: Item) -> Future[Result]:
-        return thread.submit(transform, item)
+        return pool.submit(transform, item)
 
     try:
         yield from map(submit, source)  # a loop's variable would keep an item until the next one

@@ -1,156 +1,220 @@
-"""Prediction on image files: writes detections.json and drawings to a folder as it proceeds."""
+"""Prediction on image files: reading ahead of the network, results and drawings behind it.
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+Results go to JSON lines as they come, and from there, in image order, to the files of each format.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import cv2
+import torch
 
-from backbones.images import read_image
+from detection.commands.predict_formats import FORMATS, LABELS, write_results
+from detection.commands.predict_images import CROPS, ImageFiles
+from detection.commands.predict_lines import ResultLines, has_job
 from detection.data.coco import ClassMap, detections_to_coco
-from detection.predict import Detector
-from detection.structures import Detections
-from detection.visualize import draw_detections, free_paths, write_image
+from detection.predict import ImageResult, Predictor
+from detection.visualize import free_numbers
+from engine.device_copies import ahead
 from engine.errors import InterruptedRunError, UserError
-from engine.files import write_file
 from engine.interrupt import stop_requests
 from engine.log import RunLog
-from engine.paths import exists
+from engine.paths import exists, names_in
 from engine.run_files import DETECTIONS_FILE
 
 PARTIAL = "detections.partial.jsonl"
-"""One entry of the results per line, while the prediction runs or after it was killed."""
+"""The JSON lines, until the prediction is complete."""
+MAX_NAMED = 20
+"""Failed images of which the message is kept; there may be thousands."""
+_BATCHES_BEHIND = 1  # batches that wait for being written, besides the one that is
 
 
 @dataclass(frozen=True)
-class PredictionSummary:
-    """Counts of objects and images, and error messages of failed images.
+class PredictionOptions:
+    """What to write, and how.
 
-    skipped: messages of images without results. not_drawn: messages of images without a drawing.
+    formats: keys of `FORMATS`. drawings: draw each image. crops: save each detection as an image.
+    labels: the classes whose detections are kept, ascending; None: all. threads: that read images
+    ahead of the network. resume: go on with an interrupted prediction in the output folder. job:
+    what must be the same for that, besides these options.
     """
 
-    objects: int
-    images: int
-    skipped: tuple[str, ...]
-    not_drawn: tuple[str, ...]
+    formats: Sequence[str] = ()
+    drawings: bool = True
+    crops: bool = False
+    labels: Sequence[int] | None = None
+    threads: int = 1
+    resume: bool = False
+    job: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PredictionSummary:
+    """Counts of objects and images, and the first error messages of failed images.
+
+    skipped: images without results. not_drawn: images of which a drawing or crop is missing.
+    """
+
+    objects: int = 0
+    images: int = 0
+    num_skipped: int = 0
+    num_not_drawn: int = 0
+    skipped: list[str] = field(default_factory=list)
+    not_drawn: list[str] = field(default_factory=list)
+
+    def counting(self, lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the lines and count them."""
+        for line in lines:
+            if "skipped" in line:
+                self.num_skipped += 1
+                self.skipped += [line["skipped"]] * (len(self.skipped) < MAX_NAMED)
+            else:
+                self.images += 1
+                self.objects += len(line["detections"])
+            if "not_drawn" in line:
+                self.num_not_drawn += 1
+                self.not_drawn += [line["not_drawn"]] * (len(self.not_drawn) < MAX_NAMED)
+            yield line
 
 
 def predict_files(
-    detector: Detector, paths: Sequence[Path], output: Path, *, log: RunLog
+    detector: Predictor,
+    paths: Sequence[str],
+    output: Path,
+    *,
+    options: PredictionOptions,
+    log: RunLog,
 ) -> PredictionSummary:
     """Detect objects in image files; write the detections and a drawing of each image to `output`.
 
-    Results are on disk after each image. At the end they are in detections.json, even after an
-    error; if the process is killed, they are in `PARTIAL`. An image that cannot be read or drawn is
-    skipped.
+    Results are on disk after each batch, in `PARTIAL`. At the end, even after an error, they are in
+    detections.json; at the end without an error also in the other formats. An image that cannot be
+    read or drawn is skipped.
 
     Args:
         detector: the trained detector.
         paths: image files; the `image_id` of a result is the index of its image in `paths`.
         output: an existing folder. If it has earlier results, earlier drawings are replaced.
+        options: what to write.
         log: shows the progress.
 
     Raises:
-        UserError: results cannot be written.
+        UserError: results cannot be written, or are of another job than the one to resume.
         InterruptedRunError: Ctrl-C or SIGTERM; the results so far are written.
     """
-    earlier = exists(output / DETECTIONS_FILE) or exists(output / PARTIAL)
-    drawings = free_paths(paths, output, replace=earlier)
     classes = ClassMap(detector.class_names, detector.category_ids)
-    skipped: list[str] = []
-    not_drawn: list[str] = []
-    done = 0
-    stream = detector.stream(paths, on_bad=skipped.append)
-    with stop_requests(after="this batch") as request, _ResultsWriter(output) as results:
-        for index, found in log.progress(stream, len(paths), "predicting"):
-            # category ids are those of the training data; names let eval.py match other annotations
-            names = [detector.class_names[label] for label in found.labels.tolist()]
-            results.add(
-                {"file_name": str(paths[index]), "category_name": name, **entry}
-                for name, entry in zip(
-                    names, detections_to_coco(index, found, classes), strict=True
-                )
+    thresh = detector.config.evaluation.draw_score_thresh if options.drawings else None
+    files = ImageFiles(output, classes, draw_thresh=thresh, crops=options.crops)
+    with _open_lines(paths, output, options) as lines:
+        missing = lines.missing()
+        if options.resume:
+            log.note(f"{output}: {len(paths) - len(missing)} of {len(paths)} images are done")
+        found = detector.batches(
+            (paths[index] for index in missing),
+            threads=options.threads,
+            keep_pixels=files.need_pixels,
+        )
+        in_all = ([replace(each, index=missing[each.index]) for each in batch] for batch in found)
+        recorder = _Recorder(lines, files, paths, classes, labels=options.labels)
+        try:
+            with (
+                stop_requests(after="this batch") as request,
+                closing(ahead(in_all, recorder.record, depth=_BATCHES_BEHIND)) as recorded,
+            ):
+                done = chain.from_iterable(recorded)
+                for _ in log.progress(done, len(missing), "predicting"):
+                    if request.requested:
+                        break
+        except BaseException:
+            with suppress(UserError):  # do not hide the first error
+                write_results(lines, output, classes)
+            raise
+        summary = PredictionSummary()
+        write_results(summary.counting(lines), output, classes)
+        num_left = len(lines.missing())
+        if request.requested and num_left:  # a request during the last images changes nothing
+            raise InterruptedRunError(
+                f"interrupted after {len(paths) - num_left} of {len(paths)} images; their results: "
+                f"{output / DETECTIONS_FILE}; --resume goes on with the others"
             )
-            reason = _draw(detector, paths[index], found, drawings[index])
-            not_drawn += [reason] if reason else []
-            done += 1
-            if request.requested:  # leaving the `with` block writes the results
-                break
-    # a request during the last images changes nothing
-    if request.requested and done + len(skipped) < len(paths):
-        raise InterruptedRunError(
-            f"interrupted after {done} of {len(paths)} images; "
-            f"their results: {output / DETECTIONS_FILE}"
-        )
-    return PredictionSummary(len(results.entries), done, tuple(skipped), tuple(not_drawn))
+        for name in options.formats:
+            for line in FORMATS[name](lines, output, classes):
+                log.note(line)
+        lines.remove()
+    return summary
 
 
-def _draw(detector: Detector, source: Path, found: Detections, path: Path) -> str | None:
-    """Draw detections and write the image; return an error message, None on success."""
-    threshold = detector.config.evaluation.draw_score_thresh
-    try:
-        drawing = draw_detections(
-            read_image(source), found, class_names=detector.class_names, score_thresh=threshold
-        )
-        write_image(path, drawing)
-    except UserError as error:
-        return str(error)
-    except (cv2.error, MemoryError) as error:
-        return f"{source}: cannot be drawn: {' '.join(str(error).split())}"
-    return None
+def _open_lines(paths: Sequence[str], output: Path, options: PredictionOptions) -> ResultLines:
+    """Return the lines of a new job or of the one to resume."""
+    path = output / PARTIAL
+    is_started = has_job(path)
+    is_earlier = is_started or exists(output / DETECTIONS_FILE)
+    if not (options.resume and is_started):
+        # files of other images would stay among the new ones
+        for folder in [CROPS] * options.crops + [LABELS] * ("yolo" in options.formats):
+            if names_in(output / folder):
+                expected = "expected no files of an earlier prediction, got some"
+                raise UserError(f"{output / folder}: {expected}; remove it, or choose an --output")
+
+    def start() -> dict[str, Any]:
+        kept = output if options.drawings else None
+        numbers = free_numbers(paths, kept, replace=is_earlier).tolist()
+        return {"numbers": numbers if max(numbers) > 1 else []}
+
+    job = {"classes": options.labels, "drawings": options.drawings, "crops": options.crops}
+    return ResultLines(
+        path, {**options.job, **job}, count=len(paths), start=start, resume=options.resume
+    )
 
 
-class _ResultsWriter:
-    """Appends results to `PARTIAL`; at the end writes them, sorted by image, to detections.json."""
+class _Recorder:
+    """Writes the files and lines of images.
 
-    def __init__(self, folder: Path) -> None:
-        self.entries: list[Mapping[str, Any]] = []
-        self._path, self._partial = folder / DETECTIONS_FILE, folder / PARTIAL
+    Args:
+        lines: gets the lines.
+        files: writes drawings and crops.
+        paths: of the images.
+        classes: of the detector.
+        labels: the classes whose detections are kept; None: all.
+    """
 
-    def __enter__(self) -> Self:
-        try:
-            self._file = self._partial.open("w", encoding="ascii")
-        except OSError as error:
-            raise self._write_error(error) from error
-        return self
-
-    def add(self, entries: Any) -> None:
-        """Append the entries of one image."""
-        new = list(entries)
-        self.entries += new
-        try:
-            self._file.writelines(f"{json.dumps(entry)}\n" for entry in new)
-            self._file.flush()  # the results of this image survive a kill
-        except OSError as error:
-            raise self._write_error(error) from error
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        lines: ResultLines,
+        files: ImageFiles,
+        paths: Sequence[str],
+        classes: ClassMap,
+        *,
+        labels: Sequence[int] | None,
     ) -> None:
-        # closing may fail on a full disk; the entries are in memory and are written below
-        with suppress(OSError):
-            self._file.close()
-        try:
-            self._finish()
-        except UserError:
-            if error is None:  # do not hide the first error
-                raise
+        self._lines, self._files, self._paths, self._classes = lines, files, paths, classes
+        self._labels = None if labels is None else torch.tensor(labels)
+        # numbers of the names of drawings; without any, all are 1
+        self._numbers = array("L", lines.started["numbers"] or [1] * len(paths))
 
-    def _finish(self) -> None:
-        # Images are processed in batches of one shape, not in order. sorted() is stable, so the
-        # detections of an image keep their order.
-        ordered = sorted(self.entries, key=lambda entry: entry["image_id"])
-        lines = ",\n".join(json.dumps(entry) for entry in ordered)
-        write_file(self._path, f"[{lines}]\n")
-        with suppress(OSError):
-            self._partial.unlink()
+    def record(self, batch: Sequence[ImageResult]) -> list[int]:
+        """Write what was found in the images of a batch; return their indices."""
+        self._lines.append([(result.index, self._values(result)) for result in batch])
+        return [result.index for result in batch]
 
-    def _write_error(self, error: OSError) -> UserError:
-        return UserError(f"{self._partial}: cannot be written: {error.strerror}")
+    def _values(self, result: ImageResult) -> dict[str, Any]:
+        """Write the files of an image; return the values of its line."""
+        index, source = result.index, self._paths[result.index]
+        if result.found is None:
+            return {"file_name": source, "skipped": str(result.error)}
+        if self._labels is not None:
+            kept = torch.isin(result.found.labels, self._labels)
+            result = replace(result, found=result.found.where(kept))
+        assert result.found is not None
+        reason = self._files.write(source, self._numbers[index], result)
+        return {
+            "file_name": source,
+            "number": self._numbers[index],
+            "size": result.size,
+            "detections": detections_to_coco(index, result.found, self._classes),
+            **({"not_drawn": reason} if reason else {}),
+        }

@@ -20,15 +20,59 @@ def encode_window(window: np.ndarray, *, top: int, left: int, size: tuple[int, i
         left: column where it begins.
         size: (height, width) of the image, which contains the window.
     """
-    height, width = size
+    height = size[0]
     # Transposed, with a zero above and below every column: each run has a begin and an end.
     columns = np.zeros((window.shape[1], window.shape[0] + 2), np.int8)
     columns[:, 1:-1] = window.T
     steps = np.diff(columns, axis=1)  # (w, h + 1): 1 where a run begins, -1 after its end
-    # Position of each step in the column-wise image: column * height + row.
-    origin = (left + np.arange(window.shape[1]))[:, None] * height + top
-    places = origin + np.arange(window.shape[0] + 1)
-    begins, ends = places[steps == 1], places[steps == -1]
+    begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    # from column * (h + 1) + row to the position in the image, column * height + row
+    for places in (begins, ends):
+        column, row = np.divmod(places, window.shape[0] + 1)
+        places[:] = (left + column) * height + top + row
+    return _encode_runs(begins, ends, size)
+
+
+def pad(
+    code: bytes, size: tuple[int, int], *, top: int, left: int, new_size: tuple[int, int]
+) -> bytes:
+    """Pad the mask of a part of an image with zeros to that of the whole image, run by run.
+
+    The cost is that of the runs and of the columns that they cross.
+
+    Args:
+        code: as for `decode`, of the part.
+        size: (height, width) of the part.
+        top: row of the image where the part begins.
+        left: column where it begins.
+        new_size: (height, width) of the image, which contains the part.
+
+    Raises:
+        ValueError: as for `decode`.
+    """
+    height = size[0]
+    bounds = np.cumsum(_counts_of(code, size))  # of the runs: zeros, ones, zeros, ones, ...
+    begins, ends = bounds[:-1:2], bounds[1::2]
+    begins, ends = begins[begins < ends], ends[begins < ends]  # an empty run crosses no column
+    # A run that crosses columns of the part is one piece for each: in the image they lie apart.
+    first, last = begins // height, (ends - 1) // height
+    pieces = last - first + 1
+    owner = np.repeat(np.arange(len(begins)), pieces)
+    # column of each piece: 0, 1, ... within each run, from its first
+    column = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces - first, pieces)
+    # from column * height + row to (left + column) * new height + top + row
+    shift = (left + column) * new_size[0] + top - column * height
+    begins = np.maximum(begins[owner], column * height) + shift
+    ends = np.minimum(ends[owner], (column + 1) * height) + shift
+    return _encode_runs(begins, ends, new_size)
+
+
+def _encode_runs(begins: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> bytes:
+    """Encode the runs of ones from positions (N,) to positions (N,), ascending; N may be 0.
+
+    A position is column * height + row. Runs may touch; none is empty.
+    """
+    height, width = size
     # A run that ends at the bottom of a column and one that begins at the top of the next are one
     # run. apart[i]: run i is not joined to run i + 1. Such runs keep their end, and the run after
     # them keeps its begin; roll moves the last True to the first run, which keeps its begin too.

@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from detection.config import DetectionConfig
 from detection.data.coco import ClassMap
 from detection.inference.trained import load_trained
 from detection.models.build import build_faster_rcnn
-from detection.predict import Detector, find_images, load_detector
+from detection.predict import Detector, load_detector
 from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
@@ -114,6 +116,75 @@ def test_paths_give_what_arrays_give(run: Path, images: list[np.ndarray], tmp_pa
     assert_same(detector.predict([path, str(path)]), expected)
 
 
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_stream_with_threads_gives_what_predict_gives(
+    run: Path, images: list[np.ndarray], threads: int
+) -> None:
+    detector = load_detector(run, device="cpu")
+    bad: list[str] = []
+    several: list[Any] = [images[0], "absent.jpg", *images[1:]]
+    found = dict(detector.stream(several, batch_size=2, threads=threads, on_bad=bad.append))
+    assert bad == ["absent.jpg: no such file"]
+    expected = detector.predict(images, batch_size=2)
+    assert_same([found[index] for index in (0, 2, 3, 4, 5)], expected)
+    with pytest.raises(UserError, match=r"^absent.jpg: no such file$"):
+        list(detector.stream(several, threads=threads))
+
+
+def test_results_have_the_decoded_images_if_asked(run: Path, images: list[np.ndarray]) -> None:
+    detector = load_detector(run, device="cpu")
+    for keep in (True, False):
+        for batch in detector.batches(images, keep_pixels=keep, threads=1):
+            for result in batch:
+                assert result.size == images[result.index].shape[:2]
+                assert result.pixels is (images[result.index] if keep else None)
+
+
+def test_threads_predict_at_once(run: Path, images: list[np.ndarray]) -> None:
+    """The settings of torch's backends belong to the process: those of one would reach another."""
+    settings = (True, False)
+    detectors = [
+        load_detector(run, device="cpu", overrides=[f"loop.deterministic={value}".lower()])
+        for value in settings
+    ]
+    inside: list[bool] = []
+
+    def watched(work: Callable[..., list[Detections]], setting: bool) -> Callable[..., Any]:
+        def predict(batches: Any) -> list[Detections]:
+            inside.append(setting)
+            found = work(batches)
+            assert inside == [setting]
+            assert torch.are_deterministic_algorithms_enabled() == setting
+            inside.clear()
+            return found
+
+        return predict
+
+    for detector, setting in zip(detectors, settings, strict=True):
+        detector._predict = watched(detector._predict, setting)
+
+    def predict(number: int) -> Detections:
+        return detectors[number % 2].predict([images[number % 5]])[0]
+
+    expected = [predict(number) for number in range(10)]
+    with ThreadPoolExecutor(4) as pool:
+        for number, one in enumerate(pool.map(predict, range(40))):
+            other = expected[number % 10]
+            assert torch.equal(one.boxes, other.boxes)
+            assert torch.equal(one.scores, other.scores)
+            assert torch.equal(one.labels, other.labels)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+URLS: list[Any] = ["https://a.org/b.jpg", Path("http://a.org/b.jpg"), "data:image/png;base64,AAAA"]
+
+
+@pytest.mark.parametrize("url", URLS, ids=str)
+def test_urls_are_refused_in_one_line(run: Path, url: Any) -> None:
+    with pytest.raises(UserError, match=r"^image 0: expected a path, got the URL .*; download it"):
+        load_detector(run, device="cpu").predict([url])
+
+
 def test_cuda_graphs_need_a_gpu(run: Path) -> None:
     with pytest.raises(UserError, match="cuda_graphs: expected a GPU, got the device cpu"):
         load_detector(run, device="cpu", cuda_graphs=True)
@@ -210,6 +281,12 @@ def test_one_image_is_no_list(run: Path, images: Any) -> None:
         load_detector(run, device="cpu").predict(images)
 
 
+@pytest.mark.parametrize("threads", [-1, 1.5, "2"])
+def test_numbers_of_threads_that_are_none(run: Path, threads: Any) -> None:
+    with pytest.raises(UserError, match="threads: expected an integer of at least 0"):
+        next(load_detector(run, device="cpu").batches([], threads=threads))
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
 def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
     with pytest.raises(UserError, match="batch_size: expected an integer of at least 1"):
@@ -263,24 +340,6 @@ def test_files_that_are_no_detector(run: Path, tmp_path: Path) -> None:
         UserError, match=r"device: expected one of the \d+ GPUs of this machine, got cuda:99"
     ):
         load_detector(run, device="cuda:99")
-
-
-def test_images_are_found_in_folders(tmp_path: Path) -> None:
-    files = ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "deep/c.webp", "deep/x.json", "out/a.jpg")
-    for name in files:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    inputs = [tmp_path, tmp_path / "notes.txt"]
-    found = find_images([*inputs, tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
-    names = [path.relative_to(tmp_path).as_posix() for path in found.paths]
-    assert names == ["a.jpg", "b.PNG", "deep/c.webp", "notes.txt"]
-    assert found.num_others == 2
-    assert found.problems == [f"{tmp_path / 'absent.jpg'}: no such image or folder"]
-    with pytest.raises(UserError, match=r"expected images \(.*\) apart from .*, got none"):
-        find_images([tmp_path / "out"], skip_folder=tmp_path / "out")
-    with pytest.raises(UserError, match="no such image or folder"):
-        find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
 
 
 def test_importing_the_package_is_quick() -> None:

@@ -1,10 +1,19 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from detection.structures import DetectionBatch, Detections, ImageBatch, Proposals, Targets
+from detection.ops.rle import encode_window
+from detection.structures import (
+    DetectionBatch,
+    Detections,
+    ImageBatch,
+    Proposals,
+    RunLengthMasks,
+    Targets,
+)
 
 
 def images(**changes: Any) -> ImageBatch:
@@ -85,3 +94,25 @@ def test_a_batch_moves_as_one() -> None:
     assert len(parts) == 10
     assert all(part.device.type == "meta" for part in parts)
     assert batch.images.pixels.device.type == "cpu"
+
+
+def test_masks_are_an_array_of_any_number() -> None:
+    masks = np.zeros((2, 30, 40), np.bool_)
+    masks[1, 3:9, 5:20] = True
+    codes = tuple(encode_window(mask, top=0, left=0, size=(30, 40)) for mask in masks)
+    found = Detections(
+        torch.zeros(2, 4),
+        torch.ones(2),
+        torch.tensor([0, 1]),
+        RunLengthMasks((30, 40), codes),
+    )
+    array = found.mask_array()
+    assert array is not None
+    assert array.dtype == np.bool_
+    np.testing.assert_array_equal(array, masks)
+    none = found.where(found.labels > 1).mask_array()
+    assert none is not None
+    assert none.shape == (0, 30, 40)
+    assert replace(found, masks=None).mask_array() is None
+    kept = found.where(found.labels == 1)
+    assert (kept.labels.tolist(), kept.masks) == ([1], RunLengthMasks((30, 40), codes[1:]))

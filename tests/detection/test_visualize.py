@@ -162,9 +162,12 @@ def test_written_image_reads_back(tmp_path: Path) -> None:
         write_image(tmp_path / "a.png" / "b.png", image)
 
 
-def test_free_paths_spare_sources_and_each_other() -> None:
-    sources = [Path("in/a.png"), Path("other/a.jpg"), Path("out/b.jpg"), Path("out/c.png")]
-    names = [path.name for path in free_paths(sources, Path("out"), replace=True)]
+def test_free_paths_spare_sources_and_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.jpg").touch()
+    sources = [Path("in/a.png"), Path("other/a.jpg"), out / "b.jpg", out / "c.png"]
+    names = [path.name for path in free_paths(sources, out, replace=True)]
     assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]
 
 

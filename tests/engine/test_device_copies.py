@@ -76,6 +76,18 @@ def test_at_most_depth_items_are_ahead(depth: int) -> None:
     results.close()
 
 
+def test_fewer_items_are_ahead_after_results_that_ask_for_fewer() -> None:
+    source = Source()
+    results = ahead(source.items(), double, depth=4, depth_after=lambda doubled: 10 - doubled)
+    ahead_of = []
+    for asked_for in range(1, 8):
+        next(results)
+        ahead_of.append(source.taken - asked_for)
+    # nothing before the first result; then as many as the one before allows, and at least one
+    assert ahead_of == [0, 4, 4, 4, 4, 3, 2]
+    results.close()
+
+
 def test_source_is_read_in_this_thread_and_items_are_transformed_in_one_other() -> None:
     source, threads = Source(5), set()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from detection.ops.rle import code_of, decode, encode_window
+from detection.ops.rle import code_of, decode, encode_window, pad
 from tests.fuzz.strategies import QUICK
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 12))
@@ -42,6 +42,9 @@ def test_a_window_is_encoded_as_the_image_that_holds_it(
     size = (whole.shape[0], whole.shape[1])
     code = encode_window(window, top=top, left=left, size=size)
     np.testing.assert_array_equal(decode(code, size), whole)
+    part_size = (window.shape[0], window.shape[1])
+    part = encode_window(window, top=0, left=0, size=part_size)
+    assert pad(part, part_size, top=top, left=left, new_size=size) == code
     assert code == coco_mask.encode(np.asfortranarray(whole.astype(np.uint8)))["counts"]
 
 

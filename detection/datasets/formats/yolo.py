@@ -176,6 +176,9 @@ def _object_of(parts: list[str], layout: _Layout, where: str, document: Document
     if layout.has_keypoints and len(values) > 4:
         document.dropped.add("keypoints of objects, whose boxes are kept", where)
         values = values[:4]
+    if len(values) == 5:
+        document.dropped.add("confidences of predicted objects, whose boxes are kept", where)
+        values = values[:4]
     if len(values) == 4:
         x, y, width, height = values
         found.box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
@@ -185,7 +188,8 @@ def _object_of(parts: list[str], layout: _Layout, where: str, document: Document
         found.polygons = [values]
     else:
         raise ValueError(
-            "expected a class and 4 numbers (a box), or 6 or more (the points of a polygon), "
+            "expected a class and 4 numbers (a box; a fifth is its confidence), or 6 or more (the "
+            "points of a polygon), "
             f"got {len(values)}"
         )
     if max(map(abs, values)) > 2:

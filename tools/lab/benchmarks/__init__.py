@@ -32,6 +32,7 @@ BENCHMARKS = {  # the quick ones first
         on_coco128=True,
         requires=("onnx", "onnxruntime", "onnxscript"),
     ),
+    "predict": Benchmark("predict.prediction", on_coco128=True),
     "annotations": Benchmark("annotations.annotation_loading", requires=("pycocotools",)),
     "data-stats": Benchmark("annotations.annotation_statistics"),
     "data-check": Benchmark("data_check.data_check"),

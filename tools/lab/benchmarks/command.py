@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="only check, within seconds, that both sides agree"
     )
+    parser.add_argument("--images", type=int, help="images of `predict` (default: 2000)")
     parser.add_argument("--output", type=Path, help="folder for the tables (default: results)")
     arguments = parser.parse_args()
     on_cpu = [name for name, each in BENCHMARKS.items() if not each.on_gpu]
@@ -65,7 +66,9 @@ def _measure(names: list[str], arguments: Namespace) -> None:
     if output is not None:
         prepare_output(output)
     console, measured = make_console(), {}
-    chosen = {key: getattr(arguments, key) for key in ("rounds", "small", "model", "precision")}
+    chosen = {
+        key: getattr(arguments, key) for key in ("rounds", "small", "model", "precision", "images")
+    }
     for number, name in enumerate(names, start=1):
         console.print(f"benchmark {number} of {len(names)}: {name}")
         start = time.monotonic()

@@ -22,6 +22,7 @@ class Settings:
     measurements; their median is reported. small: use sizes that take a second. model: the network
     to measure; None for all networks of the benchmark. precision: "fp32", "bf16", or None for both.
     output: an existing folder for files other than the table, such as traces; None keeps none.
+    images: number of images of the benchmark that predicts on files; None for its own.
     """
 
     folder: Path
@@ -31,10 +32,13 @@ class Settings:
     model: str | None = None
     precision: "Precision | None" = None
     output: Path | None = None
+    images: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise UserError(f"--rounds: expected at least 1, got {self.rounds}")
+        if self.images is not None and self.images < 1:
+            raise UserError(f"--images: expected at least 1, got {self.images}")
 
     def precisions(self) -> "list[Precision]":
         """Return the selected precision, or both."""

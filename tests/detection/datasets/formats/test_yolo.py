@@ -102,7 +102,7 @@ def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: P
         ("-1 0.5 0.5 0.1 0.1", "line 2: expected a class from 0 to 1, got -1"),
         ("cat 0.5 0.5 0.1 0.1", "line 2: expected numbers, got 'cat 0.5"),
         ("0 0.5 0.5 0.1", "line 2: expected a class and 4 numbers"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "line 2: expected a class and 4 numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.9 0.9 0.9", "line 2: expected a class and 4 numbers"),
         ("0 30 20 10 10", "line 2: expected fractions of the image, 0 to 1, got 30"),
         ("0 0.5 0.5 0 0.1", "line 2: bbox width: expected at least 0.01 pixels, got 0"),
         ("0 nan 0.5 0.1 0.1", "line 2: bbox: expected finite numbers"),
@@ -136,6 +136,15 @@ def test_keypoints_are_dropped(tmp_path: Path) -> None:
     checked = read_checked(tmp_path, "yolo")
     assert rows_of(checked) == [("images/a.jpg", "person", XYWH)]
     assert dict(checked.rows)["dropped, keypoints of objects, whose boxes are kept"] == 1
+
+
+def test_confidences_are_dropped(tmp_path: Path) -> None:
+    write_files(tmp_path, LABELIMG | {"a.txt": f"{BOX.strip()} 0.9\n"})
+    write_image(tmp_path / "a.jpg")
+    checked = read_checked(tmp_path, "yolo")
+    assert rows_of(checked) == [("a.jpg", "traffic light", XYWH)]
+    reason = "dropped, confidences of predicted objects, whose boxes are kept"
+    assert dict(checked.rows)[reason] == 1
 
 
 def test_written_segments_join_parts_without_changing_area(tmp_path: Path) -> None:

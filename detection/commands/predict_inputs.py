@@ -1,0 +1,81 @@
+"""The images that a prediction is asked for: files, folders, and a list on standard input."""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones.images import SUFFIXES, images_in
+from engine.errors import UserError
+from engine.paths import exists, is_folder
+
+STDIN = Path("-")
+"""In place of an image: paths of images come on standard input."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Image files to predict on.
+
+    paths: the images; text, which takes less memory than a Path. problems: a message for each input
+    without images. num_others: number of other files in the folders.
+    """
+
+    paths: list[str]
+    problems: list[str]
+    num_others: int
+
+
+def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
+    """Return the given files, and the images in the given folders at any depth, sorted by name.
+
+    Args:
+        inputs: files and folders; `STDIN` once. Hidden files and folders inside them are skipped.
+        skip_folder: a folder to skip, such as the output folder.
+
+    Raises:
+        UserError: no input gives an image; the message is that of the first input.
+    """
+    found: list[str] = []
+    problems: list[str] = []
+    num_others = 0
+    for path in inputs:
+        try:
+            inside, others = _images_of(path, skip_folder=skip_folder)
+            found += inside
+            num_others += others
+        except UserError as error:
+            problems.append(str(error))
+    if not found:
+        raise UserError(problems[0])
+    return FoundImages(found, problems, num_others)
+
+
+def _images_of(path: Path, *, skip_folder: Path) -> tuple[list[str], int]:
+    """Return the images of one input and how many other files it has."""
+    if path == STDIN:
+        return _listed_images(sys.stdin.buffer.read()), 0
+    if not exists(path):
+        raise UserError(f"{path}: no such image or folder")
+    if not is_folder(path):
+        return [str(path)], 0
+    inside, others = images_in(path, skip_folder=skip_folder)
+    if not inside:
+        raise UserError(
+            f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {skip_folder}, "
+            "got none"
+        )
+    return [str(path / name) for name in inside], others
+
+
+def _listed_images(data: bytes) -> list[str]:
+    """Return the paths of a list, one a line, or with NUL after each (`find -print0`).
+
+    They are not looked for: there may be a million, and reading a missing one says so.
+    """
+    lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+    paths = [os.fsdecode(line) for line in lines if line.strip()]
+    if not paths:
+        raise UserError("-: expected paths of images on standard input, one a line, got none")
+    return paths
