@@ -5,6 +5,7 @@ Usage: resdet export RUN_OR_CHECKPOINT [--format onnx|torch|aoti] [key=value ...
 The file is written only if its results on images agree with the model's; otherwise exit code 4.
 """
 
+import signal
 from pathlib import Path
 
 from engine.cli import CommandParser, split_arguments
@@ -32,7 +33,7 @@ def make_parser() -> CommandParser:
         help="onnx (default); torch: a torch.export program; aoti: compiled for this processor by "
         "AOTInductor, which needs a C++ compiler",
     )
-    parser.add_argument("--output", type=Path, help="default: model.onnx or model.pt2 in the run")
+    parser.add_argument("--output", type=Path, help="default: in the run, by format")
     parser.add_argument(
         "--batch", default="dynamic", help="images in a batch; dynamic (default): any number"
     )
@@ -77,6 +78,8 @@ def main() -> None:
     """Parse the command line, export, compare."""
     arguments = make_parser().parse_intermixed_args()
     paths, overrides = split_arguments(arguments.positional)
+    # SIGTERM ends the command as Ctrl-C does: without its temporary files
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if len(paths) != 1:
         raise UserError(f"command line: expected one RUN_OR_CHECKPOINT, got {len(paths)}")
     batch, size = _batch_size(arguments.batch), _image_size(arguments.size)
@@ -95,6 +98,7 @@ def main() -> None:
     from detection.export.run_images import run_images
     from engine.checkpoint import prepare_output
     from engine.log import RunLog
+    from engine.paths import is_folder
     from engine.run_folder import run_folder_of
 
     chosen = files.FORMATS[arguments.format]
@@ -103,6 +107,8 @@ def main() -> None:
     suffix = Path(chosen.file_name).suffix
     if output.suffix != suffix:
         raise UserError(f"--output: expected a name that ends in {suffix}, got {output}")
+    if is_folder(output):
+        raise UserError(f"--output: expected a file, got the folder {output}")
     quiet_opencv()
     log = RunLog(None, is_main=True)
     model, metadata = load_for_export(paths[0], overrides, masks=arguments.masks, raw=arguments.raw)

@@ -31,9 +31,9 @@ def compare_detections(
 ) -> DetectionDifferences:
     """Pair the detections of an image and return how much they differ.
 
-    Detections form a pair if they have the same label and each other's nearest boxes, by falling
-    score. One without a partner is not counted if rounding decides whether it is there: its score
-    is next to the threshold, or it is the last of `max_detections`.
+    A detection's partner has its label and the nearest box; by falling score each is taken once.
+    One without a partner is not counted if rounding decides whether it is there: its score is next
+    to the threshold, or the other list is full and has no lower score. NaN makes a difference NaN.
 
     Args:
         expected: of the network.
@@ -45,20 +45,22 @@ def compare_detections(
     boxes = scores = 0.0
     one_alone = in_any = 0
     for ours, theirs in pairs:
-        boxes = max(boxes, _distance(expected.boxes[ours], found.boxes[theirs]))
-        scores = max(scores, abs(float(expected.scores[ours] - found.scores[theirs])))
+        # np.maximum keeps NaN, unlike max
+        boxes = float(np.maximum(boxes, _distance(expected.boxes[ours], found.boxes[theirs])))
+        score = abs(float(expected.scores[ours] - found.scores[theirs]))
+        scores = float(np.maximum(scores, score))
         if expected.masks is not None and found.masks is not None:
             one, other = expected.masks[ours], found.masks[theirs]
             one_alone += int(np.count_nonzero(one ^ other))
             in_any += int(np.count_nonzero(one | other))
     unpaired = 0
-    for side, detections in enumerate((expected, found)):
+    for side, (detections, others) in enumerate(((expected, found), (found, expected))):
         paired = {pair[side] for pair in pairs}
         limit = score_thresh
-        if len(detections) == max_detections:
-            limit = max(limit, float(detections.scores[-1]))
+        if len(others) == max_detections:
+            limit = max(limit, float(others.scores.min()))
         unpaired += sum(
-            index not in paired and score > limit + _ROUNDING
+            index not in paired and not score <= limit + _ROUNDING
             for index, score in enumerate(detections.scores.tolist())
         )
     return DetectionDifferences(boxes, scores, one_alone / max(in_any, 1), unpaired)

@@ -10,6 +10,7 @@ from torch import Tensor
 from backbones.norm import fold_norms
 from detection.config import DetectionConfig
 from detection.data.collate import round_up
+from detection.data.eval_sizes import EvalSizes
 from detection.export.agreement import compare_detections
 from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
 from detection.export.model import Arrays, Differences, ExportedModel
@@ -23,8 +24,12 @@ from detection.structures import Detections, ImageBatch, RunLengthMasks
 from engine.errors import UserError
 
 TOLERANCE = 1e-3
-"""Largest difference of boxes in pixels, of scores, and of the share of a mask's pixels."""
-_PLAIN = {"scales": (), "mirror": False, "refine_boxes": False, "vote_iou_thresh": None}
+"""Largest difference of boxes in pixels, of scores, and of the share of a mask's pixels.
+
+Pixels are those of the image, or of the network's input if that is smaller: rounding grows with
+both.
+"""
+_PLAIN = {"mirror": False, "refine_boxes": False, "vote_iou_thresh": None}
 """Values of `evaluation` with which prediction is one network's own."""
 
 
@@ -53,6 +58,12 @@ class ExportedDetector(ExportedModel):
                     f"evaluation.{key}: expected {shown}, because a file holds one network's own "
                     f"prediction, got {json.dumps(value)}; add evaluation.{key}={shown}"
                 )
+        if len(scales := config.evaluation.scales) > 1:
+            raise UserError(
+                "evaluation.scales: expected one, because a file holds one network's own "
+                f"prediction, got {list(scales)}; add evaluation.scales=[{scales[0]}]"
+            )
+        self._sizes = EvalSizes.of(config.data, config.evaluation)
         self.classes = trained.classes
         network = copy.deepcopy(trained.model)  # the detector changes its own
         fold_norms(network)
@@ -118,10 +129,17 @@ class ExportedDetector(ExportedModel):
             result = compare_detections(
                 expected, found, score_thresh=roi.score_thresh, max_detections=roi.max_detections
             )
-            values = {name: max(value, getattr(result, name)) for name, value in values.items()}
+            for name, value in values.items():  # np.maximum keeps NaN, unlike max
+                values[name] = float(np.maximum(value, getattr(result, name)))
             count += len(expected)
+        values["boxes"] /= self._reduction((images.shape[1], images.shape[2]))
         limits = {"boxes": TOLERANCE, "scores": TOLERANCE, "masks": TOLERANCE, "unpaired": 0}
         return Differences(values, limits, count)
+
+    def _reduction(self, size: ImageSize) -> float:
+        """Return the factor by which images are reduced for the network, at least 1."""
+        resized = self._sizes.sizes(size)[0]
+        return max(1.0, size[0] / resized[0], size[1] / resized[1])
 
     def _batch(self, images: np.ndarray) -> ImageBatch:
         return self._images_graph.batch(torch.from_numpy(images))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from detection.export.model import Arrays
-from detection.export.onnx_operators import OPSET, translations
+from detection.export.onnx_operators import IR_VERSION, OPSET, translations
 from detection.export.program import Program
 
 NAMESPACE = "namespace"
@@ -35,6 +35,7 @@ def write_onnx(program: Program, path: Path, *, metadata: Mapping[str, str]) -> 
             custom_translation_table=translations(),
         )
     assert exported is not None
+    exported.model.ir_version = IR_VERSION
     exported.model.metadata_props.update(metadata)
     for node in exported.model.graph:  # stack traces, with the paths of this machine
         for key in [key for key in node.metadata_props if key != NAMESPACE]:

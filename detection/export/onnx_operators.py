@@ -12,8 +12,8 @@ import torch
 
 from detection.ops.nms import nms_operator
 
-OPSET = 18
-"""Version of ONNX's operators, which onnxruntime supports from 1.14 on."""
+OPSET, IR_VERSION = 18, 8
+"""Versions of ONNX's operators and of its files, which onnxruntime reads from 1.14 on."""
 _LOWEST = -3e38
 """Below every score; float32's lowest number is -3.4e38."""
 

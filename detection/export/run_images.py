@@ -35,6 +35,8 @@ def run_images(
         rng = np.random.default_rng(0)
         drawn = [_cut(draw_scene(rng).pixels, number) for number in range(count)]
         return drawn, f"{count} drawn images; the run's own are not there"
+    if not is_folder(source):
+        raise UserError(f"--images: expected a folder, got {source}")
     names, _ = images_in(source)
     if not names:
         raise UserError(f"{source}: expected images, got none")

@@ -7,6 +7,7 @@ each --class NAME.
 
 import argparse
 import json
+import sys
 
 import numpy as np
 import onnxruntime
@@ -37,7 +38,14 @@ wanted = [names.index(name) for name in arguments.classes]
 batch, height, width, _ = session.get_inputs()[0].shape  # numbers if fixed, else texts
 
 for path in arguments.images:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    try:
+        opened = ImageOps.exif_transpose(Image.open(path))
+        if opened.mode.startswith(("I", "F")):  # convert() would clip them
+            raise OSError(f"expected 8 bits a channel, got Pillow's mode {opened.mode}")
+        image = opened.convert("RGB")
+    except OSError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        continue
     original_size = image.size
     if isinstance(height, int):  # a file for images of one size
         image = image.resize((width, height))

@@ -11,6 +11,8 @@ from torch import Tensor
 from detection.export.model import Arrays
 from detection.export.program import Program
 from detection.ops.nms import public_nms
+from engine.errors import UserError
+from engine.text import shortened
 
 METADATA_FILE = "metadata.json"
 """Name of the metadata inside a program's file."""
@@ -36,13 +38,21 @@ def write_compiled(program: Program, path: Path, *, metadata: Mapping[str, str])
         program: the model.
         path: an existing file is replaced.
         metadata: stored in the package.
+
+    Raises:
+        UserError: there is no C++ compiler, or it fails.
     """
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InductorError
 
     with public_nms():
         exported = program.traced()
     configs = {"aot_inductor.metadata": dict(metadata)}
-    aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configs)
+    try:
+        aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configs)
+    except InductorError as error:  # no C++ compiler, or one that failed
+        reason = shortened(" ".join(str(error).split()))
+        raise UserError(f"--format aoti: torch cannot compile the model: {reason}") from error
 
 
 def program_runner(path: Path, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:

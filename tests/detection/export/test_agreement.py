@@ -54,6 +54,15 @@ def test_rounding_may_decide_what_is_next_to_a_limit() -> None:
     expected, found = (detections((0, 0.9, 1), (x, 0.5, 1)) for x in (30, 60))
     assert compare(expected, found, most=2).unpaired == 0
     assert compare(expected, found).unpaired == 2
+    # a list that is not full has no reason to lack a detection
+    assert compare(expected, detections(), most=2).unpaired == 2
+    assert compare(detections((0, 0.9, 1)), detections((60, 0.5, 0)), most=1).unpaired == 1
+
+
+def test_nan_is_never_within_a_limit() -> None:
+    expected = detections((0, 0.9, 1))
+    assert np.isnan(compare(expected, detections((0, np.nan, 1))).scores)
+    assert compare(expected, detections((np.nan, 0.9, 1))).unpaired == 2
 
 
 def test_masks_differ_by_the_share_of_their_pixels() -> None:

@@ -95,11 +95,27 @@ def test_pasted_masks_are_paste_masks(aligned: bool) -> None:
 
 
 ADDITIONS: dict[str, dict[str, Any]] = {
-    "scales": {"scales": [48, 64]},
+    "scales": {"scales": [48, 64]},  # one scale is allowed
     "refine_boxes": {"refine_boxes": True},
     "vote_iou_thresh": {"vote_iou_thresh": 0.5},
     "mirror": {"mirror": True, "merge": "union"},
 }
+
+
+def test_one_scale_at_test_time_is_the_size_of_images() -> None:
+    model = ExportedDetector(make_trained(evaluation={"scales": [48]}))
+    image = make_images()[0][None]
+    assert model.differences(image, run_graph(model, {"images": image})).are_allowed()
+    assert model.inputs(image)["images"] is image
+
+
+@pytest.mark.parametrize("scores", [np.nan, 0.5])
+def test_wrong_outputs_are_not_allowed(scores: float) -> None:
+    model = ExportedDetector(make_trained())
+    image = make_images()[0][None]
+    outputs = dict(run_graph(model, {"images": image}))
+    outputs["scores"] = outputs["scores"] * np.float32(scores)
+    assert not model.differences(image, outputs).are_allowed()
 
 
 @pytest.mark.parametrize("key", ADDITIONS)
