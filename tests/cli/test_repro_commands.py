@@ -56,7 +56,8 @@ SHORT = (
     *("loop.max_steps=2", "loop.eval_every=0", "loop.accumulate=1", "loop.precision=fp32"),
     *("loop.log_every=1", "loop.drawn_images=1", "loader.workers=0"),
 )
-NARROW = ("model.backbone.width_multiplier=0.125",)
+# 16 channels at least: with 8, oneDNN's float32 kernels for AVX-512 crash (docs/LOG.md, 2026-11-29)
+NARROW = ("model.backbone.width_multiplier=0.25",)
 CLASSIFIER = (
     *(*SHORT, *NARROW, "loop.batch_size=4", "augment.crop=32", "augment.short_sides=[36,40]"),
     *("evaluation.resize=36", "evaluation.crop=32", "evaluation.scales=[32,40]"),
