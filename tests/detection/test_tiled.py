@@ -155,13 +155,12 @@ def test_one_image_is_no_list() -> None:
         tiled.predict(varied(60, 80))
 
 
-@pytest.mark.extended
+@pytest.mark.slow  # fails in some runs, for a reason not found: docs/TILES.md
 def test_memory_is_bounded_whatever_the_number_of_tiles() -> None:
     """An image of 6,000 x 6,000 pixels is 105,000 kB, which are not counted; 49 or 1,024 tiles."""
     taken = []
     for tile in ("1080", "232"):
         command = [sys.executable, "-m", "tests.detection.large_image", "6000", tile]
-        # with several threads malloc sometimes holds hundreds of MB that were freed
         settings = {**os.environ, "OMP_NUM_THREADS": "1"}
         outcome = subprocess.run(
             command, check=True, capture_output=True, cwd=REPOSITORY, env=settings
