@@ -19,7 +19,7 @@ from backbones.images import resize_pixels
 from backbones.norm import fold_norms
 from detection.export.model import Arrays, Differences, ExportedModel
 from detection.export.program import ImageSize, Program, image_program
-from detection.export.resizing import count_taps, resize, sides_of, size_for_short_side
+from detection.export.resizing import count_taps, resize, short_side_sizing, sides_of
 from engine.errors import UserError
 
 TOLERANCE = 1e-3
@@ -52,7 +52,7 @@ class ClassifierGraph(nn.Module):
     def _center(self, images: Tensor, short_side: int) -> Tensor:
         """Return the centre crop (B, 3, crop, crop) of the resized images."""
         sides = sides_of(images)
-        size = size_for_short_side(sides, short_side)
+        size = short_side_sizing(short_side)(sides)
         window = torch.arange(self._crop, device=images.device)
         rows, columns = ((side - self._crop) // 2 + window for side in size)
         num_taps = count_taps(sides, size)

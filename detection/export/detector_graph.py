@@ -5,14 +5,15 @@ mask's side, R RoIs per image, K classes.
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from detection.config import DetectionConfig
 from detection.data.eval_sizes import EvalSizes
-from detection.export.resizing import count_taps, number, resize, sides_of
+from detection.export.program import ImageSize
+from detection.export.resizing import Sides, WholeResize, sides_of
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.selection import BoxPredictions, select_detections
 from detection.ops.boxes import box_factors, clip_boxes
@@ -20,18 +21,6 @@ from detection.ops.masks import THRESHOLD
 from detection.structures import ImageBatch
 
 MaskKind = Literal["pasted", "cells"]
-
-
-class _NetworkShape(NamedTuple):
-    """What follows from the images' size.
-
-    size: height and width of the resized images, int64 scalars. padded: with padding. num_taps: as
-    for `resize`.
-    """
-
-    size: tuple[Tensor, Tensor]
-    padded: tuple[int, int]
-    num_taps: int
 
 
 class DetectorGraph(nn.Module):
@@ -50,18 +39,16 @@ class DetectorGraph(nn.Module):
         config: DetectionConfig,
         *,
         masks: MaskKind = "pasted",
-        image_size: tuple[int, int] | None = None,
+        image_size: ImageSize | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         sizes = EvalSizes.of(config.data, config.evaluation)
         self._short_side, self._max_side = sizes.short_sides[0], sizes.max_sides[0]
-        self._divisor = config.data.size_divisor
+        self._resize = WholeResize(
+            self._resized, divisor=config.data.size_divisor, image_size=image_size
+        )
         self._masks = masks
-        self._fixed_shape = None
-        if image_size is not None:
-            height, width = (torch.tensor(side, dtype=torch.float64) for side in image_size)
-            self._fixed_shape = self._network_shape((height, width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return boxes, scores and labels, and masks if there is a mask head.
@@ -101,24 +88,15 @@ class DetectorGraph(nn.Module):
 
     def batch(self, images: Tensor) -> ImageBatch:
         """Return images (B, H, W, 3) as they come out of the detector's data pipeline."""
-        sides = sides_of(images)
-        size, (height, width), num_taps = self._fixed_shape or self._network_shape(sides)
-        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
-        pixels = resize(images, size, rows, columns, num_taps).to(torch.uint8)
+        pixels, size = self._resize(images)
         sizes = torch.stack(size).expand(images.shape[0], 2)
         unused = torch.zeros_like(sizes[:, 0])
-        original_sizes = torch.stack(sides).to(torch.int64).expand_as(sizes)
-        return ImageBatch(pixels, sizes, original_sizes, image_ids=unused, seeds=unused)
-
-    def _network_shape(self, sides: tuple[Tensor, Tensor]) -> _NetworkShape:
-        size = self._resized(sides)
-        # numbers that depend on the images' size
-        height, width = (
-            number((side + self._divisor - 1) // self._divisor) * self._divisor for side in size
+        original_sizes = torch.stack(sides_of(images)).to(torch.int64).expand_as(sizes)
+        return ImageBatch(
+            pixels.to(torch.uint8), sizes, original_sizes, image_ids=unused, seeds=unused
         )
-        return _NetworkShape(size, (height, width), count_taps(sides, size))
 
-    def _resized(self, sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _resized(self, sides: Sides) -> Sides:
         """Return what `transforms.resized_size` does, as int64 scalars, for float64 scalars."""
         scale = torch.minimum(
             self._short_side / torch.minimum(*sides), self._max_side / torch.maximum(*sides)

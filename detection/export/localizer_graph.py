@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.export.program import ImageSize
-from detection.export.resizing import (
-    count_taps,
-    number,
-    resize,
-    sides_of,
-    size_for_short_side,
-)
+from detection.export.resizing import WholeResize, short_side_sizing, sides_of
 from detection.localization.config import EvaluationConfig, LocalizationRegionsConfig
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
@@ -36,7 +30,7 @@ class LocalizerGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self._config = network, config
-        self._resize = WholeResize(config.short_side, image_size)
+        self._resize = WholeResize(short_side_sizing(config.short_side), image_size=image_size)
 
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the box (B, T, 4) xyxy, in pixels of the images, and the score (B, T) of classes.
@@ -73,7 +67,8 @@ class RegionsGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.first, self.network, self._config = first, network, config
-        self._resize = WholeResize(config.evaluation.short_side, image_size)
+        sizing = short_side_sizing(config.evaluation.short_side)
+        self._resize = WholeResize(sizing, image_size=image_size)
 
     def forward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores of classes; see `LocalizerGraph`."""
@@ -122,36 +117,6 @@ class RawLocalizerGraph(nn.Module):
         """
         output = self.network.predict_normalized(pixels, classes)
         return output.logits, output.deltas, output.anchors
-
-
-class WholeResize:
-    """Resizes whole images as the evaluation's data set does.
-
-    Args:
-        short_side: shorter side of the result.
-        image_size: (height, width) of all images; None: they have any size.
-    """
-
-    def __init__(self, short_side: int, image_size: ImageSize | None) -> None:
-        self._short_side = short_side
-        self._fixed = None
-        if image_size is not None:
-            height, width = (torch.tensor(side, dtype=torch.float64) for side in image_size)
-            self._fixed = self._shape((height, width))
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return pixels (B, 3, h, w) of images (B, H, W, 3), and h and w as int64 scalars."""
-        size, (height, width), num_taps = self._fixed or self._shape(sides_of(images))
-        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
-        return resize(images, size, rows, columns, num_taps), size
-
-    def _shape(
-        self, sides: tuple[Tensor, Tensor]
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int], int]:
-        """Return h and w as scalars and as numbers, and the taps, for H and W as scalars."""
-        size = size_for_short_side(sides, self._short_side)
-        height, width = (number(side) for side in size)
-        return size, (height, width), count_taps(sides, size)
 
 
 def view_of(pixels: Tensor, size: tuple[Tensor, Tensor], config: EvaluationConfig) -> View:

@@ -4,11 +4,18 @@ B images of H x W pixels, H' x W' pixels of the result, T taps: the source pixel
 along one axis.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from detection.export.program import ImageSize
+
+Sides = tuple[Tensor, Tensor]
+"""Height and width of images as scalars: float64, int64 if they are of resized images."""
+Sizing = Callable[[Sides], Sides]
+"""Returns height and width of the resized images for those of the images."""
 _COEFFICIENT = 2048
 """OpenCV rounds the weights of an enlarged 8-bit image to 11 bits."""
 _LEAST_OVERLAP = 1e-3
@@ -32,7 +39,7 @@ def number(scalar: Tensor, *, least: int = 1) -> int:
     return value
 
 
-def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
+def sides_of(images: Tensor) -> Sides:
     """Return height and width of images (B, H, W, 3) as float64 scalars."""
     height, width = (
         torch.scalar_tensor(side, dtype=torch.float64, device=images.device)
@@ -41,18 +48,58 @@ def sides_of(images: Tensor) -> tuple[Tensor, Tensor]:
     return height, width
 
 
-def size_for_short_side(sides: tuple[Tensor, Tensor], short_side: int) -> tuple[Tensor, Tensor]:
-    """Return what `transforms.size_for_short_side` does, as int64 scalars, for float64 scalars."""
-    # torch rounds halves to even, as Python does
-    height, width = (
-        (side * short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
-    )
-    return height, width
+def short_side_sizing(short_side: int) -> Sizing:
+    """Return `transforms.size_for_short_side` for scalars."""
+
+    def resized(sides: Sides) -> Sides:
+        # torch rounds halves to even, as Python does
+        height, width = (
+            (side * short_side / torch.minimum(*sides)).round().to(torch.int64) for side in sides
+        )
+        return height, width
+
+    return resized
 
 
-def resize(
-    images: Tensor, size: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, num_taps: int
-) -> Tensor:
+class WholeResize:
+    """Resizes whole images and pads them right and bottom.
+
+    Args:
+        sizing: the size of the resized images.
+        divisor: multiple to which height and width are padded.
+        image_size: (height, width) of all images; None: they have any size, so that the shape of
+            the result is a symbol in an exported graph.
+    """
+
+    def __init__(
+        self, sizing: Sizing, *, divisor: int = 1, image_size: ImageSize | None = None
+    ) -> None:
+        self._sizing, self._divisor = sizing, divisor
+        self._fixed = None
+        if image_size is not None:
+            height, width = (torch.tensor(side, dtype=torch.float64) for side in image_size)
+            self._fixed = self._shape((height, width))
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Sides]:
+        """Return the result (B, 3, H', W') of `resize`, and the size before padding.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+        """
+        size, (height, width), num_taps = self._fixed or self._shape(sides_of(images))
+        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
+        return resize(images, size, rows, columns, num_taps), size
+
+    def _shape(self, sides: Sides) -> tuple[Sides, tuple[int, int], int]:
+        """Return the size before padding, H' and W', and the number of taps."""
+        size = self._sizing(sides)
+        height, width = (
+            number((side + self._divisor - 1) // self._divisor) * self._divisor for side in size
+        )
+        return size, (height, width), count_taps(sides, size)
+
+
+def resize(images: Tensor, size: Sides, rows: Tensor, columns: Tensor, num_taps: int) -> Tensor:
     """Return a window of images that are resized as by `images.resize_pixels`.
 
     The result is OpenCV's to the last bit. Only where images shrink by a factor of 15 or more may a
@@ -100,7 +147,7 @@ def _taken(images: Tensor, idxs: Tensor, *, dim: int) -> Tensor:
     return taken.movedim(dim, 0)
 
 
-def count_taps(sides: tuple[Tensor, Tensor], size: tuple[Tensor, Tensor]) -> int:
+def count_taps(sides: Sides, size: Sides) -> int:
     """Return T: 2 for images that grow, otherwise enough for the area.
 
     Args:
