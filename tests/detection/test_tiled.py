@@ -155,16 +155,17 @@ def test_one_image_is_no_list() -> None:
         tiled.predict(varied(60, 80))
 
 
-@pytest.mark.slow  # fails in some runs, for a reason not found: docs/TILES.md
+@pytest.mark.extended
 def test_memory_is_bounded_whatever_the_number_of_tiles() -> None:
     """An image of 6,000 x 6,000 pixels is 105,000 kB, which are not counted; 49 or 1,024 tiles."""
     taken = []
     for tile in ("1080", "232"):
         command = [sys.executable, "-m", "tests.detection.large_image", "6000", tile]
-        settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # glibc returns what is freed at once, so that only what is held counts (docs/LOG.md)
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
         outcome = subprocess.run(
             command, check=True, capture_output=True, cwd=REPOSITORY, env=settings
         )
         taken.append(int(outcome.stdout))
     assert max(taken) < 50_000
-    assert taken[1] < taken[0] + 25_000  # the tiles themselves have 165,000
+    assert taken[1] < taken[0] + 10_000  # the tiles themselves have 165,000
