@@ -4,7 +4,6 @@ B images, K classes.
 """
 
 import copy
-import json
 from functools import partial
 
 import numpy as np
@@ -17,13 +16,10 @@ from backbones.classification.task import ClassificationTask
 from backbones.classification.transforms import EvaluationTransform
 from backbones.images import resize_pixels
 from backbones.norm import fold_norms
-from detection.export.model import Arrays, Differences, ExportedModel
+from detection.export.model import TOLERANCE, Arrays, Differences, ExportedModel
 from detection.export.program import ImageSize, Program, image_program
 from detection.export.resizing import count_taps, resize, short_side_sizing, sides_of
 from engine.errors import UserError
-
-TOLERANCE = 1e-3
-"""Largest difference of a probability, or of a logit."""
 
 
 class ClassifierGraph(nn.Module):
@@ -74,7 +70,8 @@ class ExportedClassifier(ExportedModel):
 
     def __init__(self, task: ClassificationTask, *, raw: bool = False) -> None:
         self._task, self._raw = task, raw
-        self.config = config = task.config
+        self.config, self.class_names = task.config, task.class_names
+        config = task.config
         view = config.evaluation.view
         if view != "center":
             raise UserError(
@@ -101,15 +98,6 @@ class ExportedClassifier(ExportedModel):
         pixels = {name: torch.from_numpy(values) for name, values in arrays.items()}
         network = self._graph.network.backbone
         return Program(network, pixels, {"pixels": (1, 2, 3)}, ("logits",), batch)
-
-    def metadata(self) -> dict[str, str]:
-        """Return class names and config."""
-        config = self.config
-        return {
-            "task": config.task,
-            "class_names": json.dumps(list(self._task.class_names)),
-            "config": config.model_dump_json(),
-        }
 
     def inputs(self, images: np.ndarray) -> Arrays:
         """Return the images, CIFAR's at its size; for the network alone normalised pixels."""

@@ -13,7 +13,7 @@ from detection.data.collate import round_up
 from detection.data.eval_sizes import EvalSizes
 from detection.export.agreement import compare_detections
 from detection.export.detector_graph import DetectorGraph, MaskKind, RawDetectorGraph
-from detection.export.model import Arrays, Differences, ExportedModel
+from detection.export.model import TOLERANCE, Arrays, Differences, ExportedModel
 from detection.export.program import ImageSize, Program, image_program
 from detection.inference.trained import TrainedDetector
 from detection.models.selection import BoxPredictions, select_detections, to_detections
@@ -23,12 +23,6 @@ from detection.predict import Detector
 from detection.structures import Detections, ImageBatch, RunLengthMasks
 from engine.errors import UserError
 
-TOLERANCE = 1e-3
-"""Largest difference of boxes in pixels, of scores, and of the share of a mask's pixels.
-
-Pixels are those of the image, or of the network's input if that is smaller: rounding grows with
-both.
-"""
 _PLAIN = {"mirror": False, "refine_boxes": False, "vote_iou_thresh": None}
 """Values of `evaluation` with which prediction is one network's own."""
 
@@ -64,7 +58,7 @@ class ExportedDetector(ExportedModel):
                 f"prediction, got {list(scales)}; add evaluation.scales=[{scales[0]}]"
             )
         self._sizes = EvalSizes.of(config.data, config.evaluation)
-        self.classes = trained.classes
+        self.classes, self.class_names = trained.classes, trained.classes.names
         network = copy.deepcopy(trained.model)  # the detector changes its own
         fold_norms(network)
         self._network, self._masks, self._raw = network, masks, raw
@@ -103,11 +97,8 @@ class ExportedDetector(ExportedModel):
 
     def metadata(self) -> dict[str, str]:
         """Return class names, category ids, config and score threshold."""
-        return {
-            "task": self.config.task,
-            "class_names": json.dumps(self.classes.names),
+        return super().metadata() | {
             "category_ids": json.dumps(self.classes.category_ids),
-            "config": self.config.model_dump_json(),
             "score_thresh": str(self.config.model.roi.score_thresh),
         }
 
@@ -132,6 +123,7 @@ class ExportedDetector(ExportedModel):
             for name, value in values.items():  # np.maximum keeps NaN, unlike max
                 values[name] = float(np.maximum(value, getattr(result, name)))
             count += len(expected)
+        # rounding grows with the image: pixels of the network's input if that is smaller
         values["boxes"] /= self._reduction((images.shape[1], images.shape[2]))
         limits = {"boxes": TOLERANCE, "scores": TOLERANCE, "masks": TOLERANCE, "unpaired": 0}
         return Differences(values, limits, count)

@@ -38,6 +38,9 @@ def load_for_export(
     """
     weights, _, saved = read_trained_weights(path)
     task, changes = saved.get("task", ""), [*overrides, _PRECISION]
+    if masks != "pasted" and (task != "segmentation" or raw):
+        got = "--raw" if raw else task or "none"
+        raise UserError(f"--masks {masks}: expected a run of task segmentation, got {got}")
     model: ExportedModel
     # each task is imported only when it is used
     if task == "classification":

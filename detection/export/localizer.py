@@ -4,7 +4,6 @@ B images of H x W pixels, T requested classes per image.
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from detection.export.localizer_graph import (
     RegionsGraph,
     view_of,
 )
-from detection.export.model import Arrays, Differences, ExportedModel
+from detection.export.model import TOLERANCE, Arrays, Differences, ExportedModel
 from detection.export.program import ImageSize, Program, image_program
 from detection.localization.classifier import NUM_TOP_CLASSES
 from detection.localization.config import EvaluationConfig, LocalizationBaseConfig
@@ -33,8 +32,6 @@ from detection.structures import ImageBatch
 from engine.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
-TOLERANCE = 1e-3
-"""Largest difference of boxes in pixels, of scores, and of the outputs of the network alone."""
 
 
 class ExportedLocalizer(ExportedModel):
@@ -54,7 +51,7 @@ class ExportedLocalizer(ExportedModel):
         self, task: LocalizationTask | LocalizationRegionsTask, *, raw: bool = False
     ) -> None:
         self._task, self._raw = task, raw
-        self.config = task.config
+        self.config, self.class_names = task.config, task.class_names
         _check_one_view(self.config.evaluation)
         if raw and isinstance(task, LocalizationRegionsTask):
             raise UserError("--raw: expected a run of task localization, got localization_regions")
@@ -85,14 +82,6 @@ class ExportedLocalizer(ExportedModel):
         if self._raw:
             return RawLocalizerGraph(network)
         return LocalizerGraph(network, task.config.evaluation, image_size=size)
-
-    def metadata(self) -> dict[str, str]:
-        """Return class names and config."""
-        return {
-            "task": self.config.task,
-            "class_names": json.dumps(list(self._task.class_names)),
-            "config": self.config.model_dump_json(),
-        }
 
     def inputs(self, images: np.ndarray) -> Arrays:
         """Return the images, or for the network alone normalised pixels; and some classes."""

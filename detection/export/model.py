@@ -1,7 +1,8 @@
 """What a trained model must offer to be exported, and how its file's results are compared."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from detection.export.program import ImageSize, Program
 from engine.schema import RunConfig
 
+TOLERANCE = 1e-3
+"""Largest difference that is allowed of coordinates in pixels, of scores, probabilities, logits and
+deltas, and of the share of a mask's pixels."""
 Arrays = Mapping[str, np.ndarray]
 """Inputs or outputs of a file, by name."""
 
@@ -33,10 +37,11 @@ class Differences:
 class ExportedModel(ABC):
     """A trained model that can be exported: its program, and its own results to compare with.
 
-    config: of the run.
+    config: of the run. class_names: by label.
     """
 
     config: RunConfig
+    class_names: Sequence[str]
 
     @abstractmethod
     def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
@@ -45,9 +50,13 @@ class ExportedModel(ABC):
         batch: images in a batch; None: any number. size: (height, width) of all images; None: any.
         """
 
-    @abstractmethod
     def metadata(self) -> dict[str, str]:
         """Return what users of the file need to know, as text by key; lists are JSON."""
+        return {
+            "task": self.config.model_dump()["task"],
+            "class_names": json.dumps(list(self.class_names)),
+            "config": self.config.model_dump_json(),
+        }
 
     @abstractmethod
     def inputs(self, images: np.ndarray) -> Arrays:

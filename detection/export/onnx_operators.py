@@ -76,9 +76,10 @@ def _roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Any:
-    """RoIAlign of the RoIs that reach the map; those on its left, `pool_rois` leaves there, give 0.
+    """RoIAlign of the RoIs that reach the map; the others give 0.
 
-    `pool_rois` moves RoIs of other levels there, and onnxruntime would spend its time on them.
+    `pool_rois` moves RoIs of other levels to the left of the map, where onnxruntime's RoIAlign would
+    spend as much time on them.
     """
     op = _operators()
 

@@ -83,6 +83,10 @@ WRONG = {
     "no images": (("trained", "--images", "empty"), "empty: expected images, got none"),
     "images in a file": (("trained", "--images", "tiny.yaml"), "--images: expected a folder"),
     "output is a folder": (("trained", "--output", "folder.onnx"), "--output: expected a file"),
+    "masks": (
+        ("trained", "--masks", "cells"),
+        "--masks cells: expected a run of task segmentation",
+    ),
     "no such run": (("absent",), "absent: "),
     "ap without data": (
         ("trained", "--ap", "data.val.annotations=no.json"),
