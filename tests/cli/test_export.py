@@ -85,7 +85,7 @@ WRONG = {
     "output is a folder": (("trained", "--output", "folder.onnx"), "--output: expected a file"),
     "masks": (
         ("trained", "--masks", "cells"),
-        "--masks cells: expected a run of task segmentation",
+        "--masks cells: expected a run of",
     ),
     "no such run": (("absent",), "absent: "),
     "ap without data": (
