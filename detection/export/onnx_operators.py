@@ -78,8 +78,8 @@ def _roi_align(
 ) -> Any:
     """RoIAlign of the RoIs that reach the map; the others give 0.
 
-    `pool_rois` moves RoIs of other levels to the left of the map, where onnxruntime's RoIAlign would
-    spend as much time on them.
+    `pool_rois` moves RoIs of other levels to the left of the map, but onnxruntime's RoIAlign takes
+    as long for them.
     """
     op = _operators()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detection.models.faster_rcnn import FasterRCNN
-from detection.ops.boxes import box_area, box_factors
+from detection.ops.boxes import box_area, box_factors, take_boxes
 from detection.structures import ImageBatch
 
 CANONICAL_AREA = 224.0**2
@@ -67,8 +67,8 @@ class MultiScaleRegions:
             (B, R, D).
         """
         scale_idxs = nearest_scales(boxes, self._factors).flatten(1)  # (B, R * 2)
-        # (B, S, 4) indexed by (B, R * 2, 1) -> (B, R * 2, 4)
-        factors = torch.take_along_dim(self._factors, scale_idxs[..., None], dim=1)
+        # (B, S, 4) at (B, R * 2) -> (B, R * 2, 4)
+        factors = take_boxes(self._factors, scale_idxs)
         at_scales = boxes.repeat_interleave(2, dim=1) * factors
         vectors: Tensor = self._network.region_vectors(
             self._pyramids, at_scales, stage, scale_idxs=scale_idxs

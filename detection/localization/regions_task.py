@@ -18,15 +18,10 @@ from detection.localization.dataset import CROWD_IOA_THRESH
 from detection.localization.localizer import Localizer
 from detection.localization.region_classifier import RegionClassifier
 from detection.localization.task import LocalizationTask
-from detection.localization.views import (
-    find_candidates,
-    indices_of_boxes,
-    merge_candidates,
-    propose,
-)
+from detection.localization.views import find_candidates, merge_candidates, propose
 from detection.losses import roi_loss
 from detection.ops.box_coder import BoxWeights, decode_boxes
-from detection.ops.boxes import box_factors, clip_boxes, flip_boxes
+from detection.ops.boxes import box_factors, clip_boxes, flip_boxes, take_boxes
 from detection.samples import class_labels, sample_rois, with_ground_truth
 from detection.structures import DetectionBatch, ImageBatch, Proposals
 from engine.checkpoint import find_weights_file
@@ -211,6 +206,6 @@ def _refine(
     # All K classes are predicted; only the outputs of the requested one are used.
     # (B, P, 1) index of the class; deltas are (B, P, K, 4)
     own = label[:, None, None].expand(-1, deltas.shape[1], 1)
-    own_deltas = deltas.gather(2, indices_of_boxes(own))[:, :, 0]
+    own_deltas = take_boxes(deltas, own)[:, :, 0]
     boxes = decode_boxes(own_deltas, regions, weights=weights)
     return boxes, class_logits.softmax(dim=2).gather(2, own)[..., 0]

@@ -14,6 +14,7 @@ from detection.localization.localizer import Localizer
 from detection.localization.losses import localization_loss
 from detection.localization.views import localize
 from detection.losses import weighted
+from detection.ops.boxes import take_boxes
 from detection.samples import sample_anchors
 from detection.structures import DetectionBatch, ImageBatch
 
@@ -46,7 +47,7 @@ class LocalizationTask(LocalizationBaseTask):
         )
         losses = localization_loss(
             logits.gather(1, samples.idxs),
-            torch.take_along_dim(deltas, samples.idxs[..., None], dim=1),
+            take_boxes(deltas, samples.idxs),
             samples.boxes,
             samples.gt_boxes,
             samples.is_fg,

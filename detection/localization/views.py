@@ -17,7 +17,7 @@ from detection.localization.config import EvaluationConfig
 from detection.localization.localizer import Localizer
 from detection.models.proposals import select_by_nms
 from detection.ops.box_coder import decode_boxes
-from detection.ops.boxes import box_area, flip_boxes
+from detection.ops.boxes import box_area, flip_boxes, take_boxes
 from detection.ops.voting import vote_boxes
 from detection.structures import ImageBatch, Proposals
 from engine.errors import UserError
@@ -115,7 +115,7 @@ def candidates_of(
     logits, idxs = logits.topk(count, dim=2)  # (B, T, M)
     idxs = idxs.clamp(max=num_anchors - 1)
     # (B, T, N, 4), then the deltas of the chosen anchors (B, T, M, 4)
-    deltas = output.deltas.transpose(1, 2).gather(2, indices_of_boxes(idxs))
+    deltas = take_boxes(output.deltas.transpose(1, 2), idxs)
     boxes = decode_boxes(deltas, output.anchors[idxs])
     return _in_image(boxes, view, mirrored=mirrored), logits.sigmoid()
 
@@ -135,7 +135,7 @@ def merge_candidates(
     """
     # best: (..., 1) index of the box with the highest score
     best_scores, best = scores.max(dim=-1, keepdim=True)
-    chosen = boxes.gather(-2, indices_of_boxes(best))  # (..., 1, 4)
+    chosen = take_boxes(boxes, best)  # (..., 1, 4)
     if config.merge == "vote":
         rows, row_scores = boxes.flatten(0, -3), scores.flatten(0, -2)  # (B, M, 4), (B, M)
         labels = torch.zeros_like(row_scores, dtype=torch.int64)  # all of one class
@@ -149,12 +149,6 @@ def merge_candidates(
         )
         chosen = voted.reshape(chosen.shape)
     return chosen[..., 0, :], best_scores[..., 0]
-
-
-def indices_of_boxes(idxs: Tensor) -> Tensor:
-    """Return indices (..., M) of boxes as (..., M, 4), to gather from (..., N, 4)."""
-    # not take_along_dim, which would fix the number of images in an exported graph
-    return idxs[..., None].expand(*idxs.shape, 4)
 
 
 def _views(pixels: Tensor, config: EvaluationConfig) -> Iterator[View]:

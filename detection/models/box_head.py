@@ -11,7 +11,7 @@ from backbones.kernels.pooling import mean_over_cells
 from detection.config import RoIConfig
 from detection.models.region_convs import RegionConvs, init_convolutions
 from detection.ops.box_coder import BoxWeights, decode_boxes
-from detection.ops.boxes import clip_boxes
+from detection.ops.boxes import clip_boxes, take_boxes
 from detection.ops.precision import at_least_float32
 
 
@@ -118,6 +118,6 @@ def next_stage_boxes(
         box_weights: scale of the deltas.
     """
     labels = class_logits[..., :-1].argmax(dim=2).clamp(max=deltas.shape[2] - 1)
-    # (B, R, K, 4) indexed by (B, R, 1, 4) -> (B, R, 1, 4) -> (B, R, 4)
-    best_deltas = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    # (B, R, K, 4) at (B, R, 1) -> (B, R, 1, 4) -> (B, R, 4)
+    best_deltas = take_boxes(deltas, labels[..., None])[:, :, 0]
     return clip_boxes(decode_boxes(best_deltas, boxes, weights=box_weights), sizes)

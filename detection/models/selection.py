@@ -49,9 +49,9 @@ class BoxPredictions(NamedTuple):
 
     def best_boxes(self) -> Tensor:
         """Return the box of each RoI's best class, (B, R, 4)."""
-        labels = self.scores.argmax(dim=2)[..., None, None]
-        # (B, R, K, 4) indexed by (B, R, 1, 1) -> (B, R, 1, 4) -> (B, R, 4)
-        return torch.take_along_dim(self.boxes, labels, dim=2)[:, :, 0]
+        labels = self.scores.argmax(dim=2)[..., None]
+        # (B, R, K, 4) at (B, R, 1) -> (B, R, 1, 4) -> (B, R, 4)
+        return take_boxes(self.boxes, labels)[:, :, 0]
 
 
 class Selection(NamedTuple):

@@ -20,9 +20,9 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def take_boxes(boxes: Tensor, idxs: Tensor) -> Tensor:
-    """Return the boxes, or deltas, (B, M, 4) at indices (B, M) of `boxes` (B, N, 4)."""
-    # not take_along_dim, which needs a compiled graph for each N
-    return boxes.gather(1, idxs[..., None].expand(-1, -1, 4))
+    """Return the boxes, or deltas, (..., M, 4) at indices (..., M) of `boxes` (..., N, 4)."""
+    # not take_along_dim, which needs a compiled graph for each N, and fixes B in an exported one
+    return boxes.gather(-2, idxs[..., None].expand(*idxs.shape, 4))
 
 
 def box_iou(a: Tensor, b: Tensor, *, is_crowd: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from detection.structures import Detections
 from engine.config import load_config
 from engine.errors import UserError
 from engine.trainer import fit
+from tests.detection.small_bccd import SMALL_BCCD
 from tools.lab.tile_accuracy import GRID, Mosaics, clipped, measure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,13 +22,7 @@ BOX = (25.0, 4.0, 30.0, 12.0)
 """Of the one object of each image, at its right border."""
 
 QUICK = [
-    "data.augment.short_sides=[192]",
-    "data.augment.max_side=256",
-    "data.eval_short_side=192",
-    "data.eval_max_side=256",
-    "model.neck.channels=64",
-    "model.rpn.anchor_sizes=[8,16,32,64,128]",
-    "model.roi.hidden_dim=128",
+    *SMALL_BCCD,
     "schedule.warmup_steps=20",
     "loop.max_steps=120",
     "loop.eval_every=0",

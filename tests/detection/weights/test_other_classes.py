@@ -19,18 +19,13 @@ from engine.checkpoint import read_safetensors, write_safetensors
 from engine.config import load_config, parse_config
 from engine.evaluate import evaluate
 from engine.trainer import fit
+from tests.detection.small_bccd import SMALL_BCCD
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CELLS = ("RBC", "WBC", "Platelets")
 NEW_CLASS = "Malaria parasite"
 QUICK = [
-    "data.augment.short_sides=[192]",
-    "data.augment.max_side=256",
-    "data.eval_short_side=192",
-    "data.eval_max_side=256",
-    "model.neck.channels=64",
-    "model.rpn.anchor_sizes=[8,16,32,64,128]",
-    "model.roi.hidden_dim=128",
+    *SMALL_BCCD,
     "schedule.warmup_steps=10",
     "loop.max_steps=60",
     "loop.batch_size=4",
