@@ -156,6 +156,8 @@ def _compare(
     rows = list(log.progress(comparisons, len(images), "comparing the file with the model"))
     title = f"Largest differences between {name} in {precision} and the model"
     log.table(proof_table(rows, title, with_limits=precision == "fp32"))
+    if not any(row.differences.count for row in rows):
+        log.note("warning: the model finds nothing on these images, so nothing was compared")
     return sum(not row.differences.are_allowed() for row in rows)
 
 

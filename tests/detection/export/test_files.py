@@ -123,12 +123,15 @@ class Doubling(torch.nn.Module):
 
 
 class DoublingModel(ExportedModel):
-    """A model whose file gives twice the sum of an image, while the model gives `factor` times."""
+    """A model whose file gives twice the sum of an image, while the model gives `factor` times.
+
+    count: of results that are said to be compared.
+    """
 
     config = RunConfig()
 
-    def __init__(self, factor: float) -> None:
-        self._factor = factor
+    def __init__(self, factor: float, count: int = 1) -> None:
+        self._factor, self._count = factor, count
 
     def program(self, *, batch: int | None = None, size: ImageSize | None = None) -> Program:
         count = 2 if batch is None else batch
@@ -144,7 +147,7 @@ class DoublingModel(ExportedModel):
     def differences(self, images: np.ndarray, outputs: Arrays) -> Differences:
         expected = images.sum(axis=(1, 2, 3)) * self._factor
         largest = float(np.abs(outputs["sums"] - expected).max())
-        return Differences({"sums": largest}, {"sums": 1e-3}, len(images))
+        return Differences({"sums": largest}, {"sums": 1e-3}, self._count)
 
 
 @pytest.fixture
@@ -166,6 +169,17 @@ def test_file_that_differs_is_not_written(tmp_path: Path, log: RunLog) -> None:
     write_proved(DoublingModel(2), output, options, metadata={}, images=images, log=log)
     run = program_runner(output, ("sums",))
     assert run({"images": np.ones((1, 2, 5, 3), np.uint8)})["sums"] == [60]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("count", [0, 1])
+def test_comparison_of_nothing_is_said(
+    count: int, tmp_path: Path, log: RunLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, output = DoublingModel(2, count), tmp_path / "model.pt2"
+    options, images = ExportOptions("torch"), make_images()[:2]
+    write_proved(model, output, options, metadata={}, images=images, log=log)
+    assert ("so nothing was compared" in capsys.readouterr().out) == (count == 0)
 
 
 def test_script_of_the_user_is_kept(tmp_path: Path) -> None:
