@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backbones.decoder_messages import with_messages
 from backbones.images import MAX_FILE_BYTES, BadImageError, decode, read_image, read_size
 from engine.errors import UserError
 from tests.reference.images import encoded, smooth_image
@@ -96,6 +98,13 @@ def test_threads_get_the_decoder_messages_of_their_own_images(large: np.ndarray)
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_threads_decode_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=30)  # raises BrokenBarrierError if one waits for the other
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda _: with_messages(both.wait), range(2)))
+    assert sorted(results) == [(0, ""), (1, "")]
 
 
 def test_folders_fifos_and_devices_give_an_error_at_once(tmp_path: Path) -> None:
