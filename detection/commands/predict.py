@@ -71,7 +71,8 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--threads",
         type=int,
-        help="threads that read and resize images (default: 1; on a GPU one a core, at most 8)",
+        help="threads that read images, and as many that draw (default: 1; on a GPU one a core, at "
+        "most 8)",
     )
     add_tile_options(parser)
     return parser

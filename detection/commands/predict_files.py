@@ -5,6 +5,7 @@ Results go to JSON lines as they come, and from there, in image order, to the fi
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -39,8 +40,8 @@ class PredictionOptions:
 
     formats: keys of `FORMATS`. drawings: draw each image. crops: save each detection as an image.
     labels: the classes whose detections are kept, ascending; None: all. threads: that read images
-    ahead of the network. resume: go on with an interrupted prediction in the output folder. job:
-    what must be the same for that, besides these options.
+    ahead of the network, and as many that draw behind it. resume: go on with an interrupted
+    prediction in the output folder. job: what must be the same for that, besides these options.
     """
 
     formats: Sequence[str] = ()
@@ -119,10 +120,11 @@ def predict_files(
             keep_pixels=files.need_pixels,
         )
         in_all = ([replace(each, index=missing[each.index]) for each in batch] for batch in found)
-        recorder = _Recorder(lines, files, paths, classes, labels=options.labels)
+        recorder = _Recorder(lines, files, paths, classes, options=options)
         try:
             with (
                 stop_requests(after="this batch") as request,
+                closing(recorder),
                 closing(ahead(in_all, recorder.record, depth=_BATCHES_BEHIND)) as recorded,
             ):
                 done = chain.from_iterable(recorded)
@@ -172,14 +174,14 @@ def _open_lines(paths: Sequence[str], output: Path, options: PredictionOptions) 
 
 
 class _Recorder:
-    """Writes the files and lines of images.
+    """Writes the files and lines of images, the files in threads.
 
     Args:
         lines: gets the lines.
         files: writes drawings and crops.
         paths: of the images.
         classes: of the detector.
-        labels: the classes whose detections are kept; None: all.
+        options: its `labels` and `threads`.
     """
 
     def __init__(
@@ -189,17 +191,23 @@ class _Recorder:
         paths: Sequence[str],
         classes: ClassMap,
         *,
-        labels: Sequence[int] | None,
+        options: PredictionOptions,
     ) -> None:
         self._lines, self._files, self._paths, self._classes = lines, files, paths, classes
-        self._labels = None if labels is None else torch.tensor(labels)
+        self._labels = None if options.labels is None else torch.tensor(options.labels)
+        self._pool = ThreadPoolExecutor(options.threads)
         # numbers of the names of drawings; without any, all are 1
         self._numbers = array("L", lines.started["numbers"] or [1] * len(paths))
 
     def record(self, batch: Sequence[ImageResult]) -> list[int]:
         """Write what was found in the images of a batch; return their indices."""
-        self._lines.append([(result.index, self._values(result)) for result in batch])
-        return [result.index for result in batch]
+        idxs = [result.index for result in batch]
+        self._lines.append(list(zip(idxs, self._pool.map(self._values, batch), strict=True)))
+        return idxs
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._pool.shutdown()
 
     def _values(self, result: ImageResult) -> dict[str, Any]:
         """Write the files of an image; return the values of its line."""
