@@ -21,12 +21,14 @@ from backbones.text_rendering import paste_text, render_text
 from detection.structures import Detections
 from engine.errors import UserError
 from engine.files import write_file
-from engine.paths import names_in, resolved
+from engine.paths import names_in, open_file, resolved
 
 READABLE_SIDE = 480
 """Small images are enlarged until their longer side has about this many pixels."""
 
 _JPEG_SIDE = 65535  # largest side of a JPEG: its header has 16 bits for each
+_MARK = b"\xff\xfe\x00\x10resdet drawing"  # a JPEG comment of 16 bytes, its length included
+_MARK_AT = 20  # behind the header of 18 bytes and the two before it
 _NAME_BYTES = 200  # longest stem of a drawing's file name; file systems allow 255 bytes in all
 _TEXT = 18  # smallest text height in pixels
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
@@ -139,6 +141,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def encode_image(path: Path, image: np.ndarray) -> bytes:
     """Return the content of an image file, in the format of the path's suffix.
 
+    A JPEG has a comment by which later drawings know that they may replace it.
+
     Raises:
         UserError: the image is too large for a JPEG.
     """
@@ -147,41 +151,60 @@ def encode_image(path: Path, image: np.ndarray) -> bytes:
         raise UserError(f"{path}: expected sides of at most {_JPEG_SIDE} pixels, got {size}")
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done, f"no encoder for {path.suffix}"
-    return data.tobytes()
+    content = data.tobytes()
+    if path.suffix == ".jpg":
+        content = content[:_MARK_AT] + _MARK + content[_MARK_AT:]
+    return content
 
 
-def free_paths(sources: Sequence[Path], directory: Path, *, replace: bool) -> list[Path]:
+def _is_drawing(path: Path) -> bool:
+    """Return whether a file is a JPEG of `encode_image`."""
+    with suppress(UserError, OSError), open_file(path) as file:
+        return file.read(_MARK_AT + len(_MARK)).endswith(_MARK)
+    return False
+
+
+def free_paths(sources: Sequence[Path], directory: Path) -> list[Path]:
     """Return a different path in `directory` for the drawing of each source, named like the source.
 
     As `free_numbers` chooses them.
     """
-    numbers = free_numbers(sources, directory, replace=replace)
+    numbers = free_numbers(sources, directory)
     return [directory / numbered_name(*each) for each in zip(sources, numbers, strict=True)]
 
 
-def free_numbers(
-    sources: Sequence[Path | str], directory: Path | None, *, replace: bool
-) -> "array[int]":
+def free_numbers(sources: Sequence[Path | str], directory: Path | None) -> "array[int]":
     """Return the number of each source for `numbered_name`, so that no two names are equal.
 
-    No name is that of a source in `directory`, so that drawing into the folder of the images keeps
-    them. Without `replace` no name is that of an existing file. None: there is nothing to keep.
+    No name is that of a file in `directory`, except of an earlier drawing that is not a source
+    itself. None: there is nothing to keep.
 
     Raises:
         UserError: the system does not allow looking into the folder.
     """
-    taken = set(names_in(directory)) if directory else set()
-    if directory and taken and replace:
+    taken: set[str] = set()
+    earlier: set[str] = set()
+    if directory and (names := names_in(directory)):
         folder = resolved(directory)
         found = (_resolved_if_any(source) for source in sources)
         taken = {path.name for path in found if path is not None and path.parent == folder}
+        earlier = set(names) - taken
+
+    def is_taken(name: str) -> bool:
+        if name in earlier:
+            earlier.remove(name)  # looked at once
+            assert directory is not None
+            if not _is_drawing(directory / name):
+                taken.add(name)
+        return name in taken
+
     last_number: dict[str, int] = {}
     numbers = array("L")
     for source in sources:
         # The search starts after the last number used; 1 need not be stored, as it is taken.
         stem = PurePath(source).stem
         number = last_number.get(stem, 0) + 1
-        while (name := numbered_name(source, number)) in taken:
+        while is_taken(name := numbered_name(source, number)):
             number += 1
         if number > 1:
             last_number[stem] = number

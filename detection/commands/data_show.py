@@ -162,7 +162,7 @@ def _write_sheets(
 ) -> int:
     """Write the contact sheets of each class; return their number."""
     from detection.commands.contact_sheets import contact_sheets
-    from detection.visualize import write_image
+    from detection.visualize import free_paths, write_image
 
     classes = reader.annotations.classes
     totals = np.bincount(reader.annotations.labels, minlength=len(classes))
@@ -174,7 +174,9 @@ def _write_sheets(
         for page, sheet in enumerate(contact_sheets(reader, chosen, title=title), start=1):
             end = f"_{page}" if page > 1 else ""
             # the id keeps apart what is one name for the file system
-            write_image(folder / f"{classes.category_ids[label]}_{plain_name}{end}.jpg", sheet)
+            sheet_name = f"{classes.category_ids[label]}_{plain_name}{end}.jpg"
+            (target,) = free_paths([Path(sheet_name)], folder)
+            write_image(target, sheet)
             written += 1
     return written
 
@@ -208,7 +210,7 @@ def _write_drawings(reader: "ImageReader", rows: Sequence[int], folder: Path, lo
     from detection.visualize import free_paths, write_image
 
     written = 0
-    targets = free_paths([reader.path_of(row) for row in rows], folder, replace=True)
+    targets = free_paths([reader.path_of(row) for row in rows], folder)
     pairs = zip(rows, targets, strict=True)
     for row, target in log.progress(pairs, len(rows), "drawing images"):
         drawing = draw_annotated(reader, row)

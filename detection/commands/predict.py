@@ -114,7 +114,7 @@ def main() -> None:
     log = RunLog(None, is_main=True)
     predictor = in_tiles(detector, arguments, log=log)
     options = PredictionOptions(
-        formats=[each for each in arguments.format.split(",") if each != "coco"],
+        formats=[each for each in dict.fromkeys(arguments.format.split(",")) if each != "coco"],
         drawings=not arguments.no_drawings,
         crops=arguments.save_crops,
         labels=labels,

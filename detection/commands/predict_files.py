@@ -14,9 +14,15 @@ from typing import Any
 
 import torch
 
-from detection.commands.predict_formats import FORMATS, LABELS, write_results
-from detection.commands.predict_images import CROPS, ImageFiles
-from detection.commands.predict_lines import ResultLines, has_job
+from detection.commands.predict_formats import FORMATS, write_results
+from detection.commands.predict_images import ImageFiles
+from detection.commands.predict_lines import ResultLines
+from detection.commands.predict_output import (
+    check_files,
+    check_folders,
+    filled_folders,
+    other_results,
+)
 from detection.data.coco import ClassMap, detections_to_coco
 from detection.predict import ImageResult, Predictor
 from detection.visualize import free_numbers
@@ -24,7 +30,6 @@ from engine.device_copies import ahead
 from engine.errors import InterruptedRunError, UserError
 from engine.interrupt import stop_requests
 from engine.log import RunLog
-from engine.paths import exists, names_in
 from engine.run_files import DETECTIONS_FILE
 
 PARTIAL = "detections.partial.jsonl"
@@ -99,7 +104,7 @@ def predict_files(
     Args:
         detector: the trained detector.
         paths: image files; the `image_id` of a result is the index of its image in `paths`.
-        output: an existing folder. If it has earlier results, earlier drawings are replaced.
+        output: an existing folder; of its files only those of earlier predictions are replaced.
         options: what to write.
         log: shows the progress.
 
@@ -110,7 +115,9 @@ def predict_files(
     classes = ClassMap(detector.class_names, detector.category_ids)
     thresh = detector.config.evaluation.draw_score_thresh if options.drawings else None
     files = ImageFiles(output, classes, draw_thresh=thresh, crops=options.crops)
-    with _open_lines(paths, output, options) as lines:
+    with _open_lines(paths, output, options, log=log) as lines:
+        filled = lines.started["filled"]  # before this job, which may be a resumed one
+        check_folders(output, filled, options.formats, crops=options.crops)
         missing = lines.missing()
         if options.resume:
             log.note(f"{output}: {len(paths) - len(missing)} of {len(paths)} images are done")
@@ -119,18 +126,23 @@ def predict_files(
             threads=options.threads,
             keep_pixels=files.need_pixels,
         )
-        in_all = ([replace(each, index=missing[each.index]) for each in batch] for batch in found)
         recorder = _Recorder(lines, files, paths, classes, options=options)
+
+        def batches() -> Iterator[list[ImageResult]]:
+            for batch in found:
+                yield [replace(each, index=missing[each.index]) for each in batch]
+                if request.requested:
+                    return
+
         try:
             with (
                 stop_requests(after="this batch") as request,
                 closing(recorder),
-                closing(ahead(in_all, recorder.record, depth=_BATCHES_BEHIND)) as recorded,
+                closing(ahead(batches(), recorder.record, depth=_BATCHES_BEHIND)) as recorded,
             ):
                 done = chain.from_iterable(recorded)
                 for _ in log.progress(done, len(missing), "predicting"):
-                    if request.requested:
-                        break
+                    pass
         except BaseException:
             with suppress(UserError):  # do not hide the first error
                 write_results(lines, output, classes)
@@ -150,26 +162,31 @@ def predict_files(
     return summary
 
 
-def _open_lines(paths: Sequence[str], output: Path, options: PredictionOptions) -> ResultLines:
-    """Return the lines of a new job or of the one to resume."""
-    path = output / PARTIAL
-    is_started = has_job(path)
-    is_earlier = is_started or exists(output / DETECTIONS_FILE)
-    if not (options.resume and is_started):
-        # files of other images would stay among the new ones
-        for folder in [CROPS] * options.crops + [LABELS] * ("yolo" in options.formats):
-            if names_in(output / folder):
-                expected = "expected no files of an earlier prediction, got some"
-                raise UserError(f"{output / folder}: {expected}; remove it, or choose an --output")
+def _open_lines(
+    paths: Sequence[str], output: Path, options: PredictionOptions, *, log: RunLog
+) -> ResultLines:
+    """Return the lines of a new job or of the one to resume.
+
+    Raises:
+        UserError: the folder has files that would be replaced, or mixed with new ones.
+    """
+    check_files(output, options.formats)
 
     def start() -> dict[str, Any]:
-        kept = output if options.drawings else None
-        numbers = free_numbers(paths, kept, replace=is_earlier).tolist()
-        return {"numbers": numbers if max(numbers) > 1 else []}
+        filled = filled_folders(output)
+        check_folders(output, filled, options.formats, crops=options.crops)
+        for path in other_results(output, options.formats, crops=options.crops):
+            log.note(f"{path}: kept; it is not of this prediction")
+        numbers = free_numbers(paths, output if options.drawings else None).tolist()
+        return {"numbers": numbers if max(numbers) > 1 else [], "filled": filled}
 
     job = {"classes": options.labels, "drawings": options.drawings, "crops": options.crops}
     return ResultLines(
-        path, {**options.job, **job}, count=len(paths), start=start, resume=options.resume
+        output / PARTIAL,
+        {**options.job, **job},
+        count=len(paths),
+        start=start,
+        resume=options.resume,
     )
 
 

@@ -27,6 +27,10 @@ from engine.yaml_text import dump_yaml
 
 ANNOTATIONS_FILE = "annotations.json"
 CSV_FILE = "detections.csv"
+ANNOTATIONS_START = '{"info": {}, "licenses": [], "categories": ['
+CSV_HEADER = (*HEADER, "score")
+DATA_FILE = "data.yaml"
+DATA_START = "# resdet predict\n"
 LABELS = "labels"
 """Folder of YOLO's label files."""
 
@@ -57,7 +61,7 @@ def write_csv(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
     def write(file: BinaryIO) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow((*HEADER, "score"))
+        writer.writerow(CSV_HEADER)
         for line in _with_results(lines):
             height, width = line["size"]
             for entry in line["detections"]:
@@ -70,7 +74,7 @@ def write_csv(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
         text.detach()
 
     write_atomically(output / CSV_FILE, write)
-    return [f"{output / CSV_FILE}: rows of {', '.join((*HEADER, 'score'))}", *dropped.rows()]
+    return [f"{output / CSV_FILE}: rows of {', '.join(CSV_HEADER)}", *dropped.rows()]
 
 
 def write_yolo(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
@@ -96,9 +100,10 @@ def write_yolo(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
             yield f"{name}.txt", "".join(rows)
 
     count = write_folder(output / LABELS, files(), force=True)
-    write_file(output / CLASSES_FILE, "".join(f"{name}\n" for name in classes.names))
     data = {"path": str(resolved(output)), "train": "images"}
-    write_file(output / "data.yaml", dump_yaml(data | {"names": dict(enumerate(classes.names))}))
+    text = dump_yaml(data | {"names": dict(enumerate(classes.names))})
+    write_file(output / DATA_FILE, DATA_START + text)
+    write_file(output / CLASSES_FILE, "".join(f"{name}\n" for name in classes.names))
     return [
         f"{output / LABELS}: {count} label files; data.yaml expects the images in "
         f"{output / 'images'}",
@@ -109,7 +114,7 @@ def write_yolo(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
 def write_annotations(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
     """Write annotations.json: COCO annotations with the ids of detections.json, and scores.
 
-    Masks are polygons. Detections without an area are dropped and counted.
+    Masks are polygons. Detections without an area, of box or mask, are dropped and counted.
     """
     root = _common_folder(line["file_name"] for line in _with_results(lines))
     path = output / ANNOTATIONS_FILE
@@ -128,7 +133,7 @@ def write_annotations(lines: Lines, output: Path, classes: ClassMap) -> list[str
             for entry in line["detections"]:
                 annotation = _annotation(entry)
                 if annotation is None:
-                    dropped.add("dropped, detections without an area", line["file_name"])
+                    dropped.add("dropped, detections whose box or mask is empty", line["file_name"])
                     continue
                 yield json.dumps({"id": next(ids), **annotation})
 
@@ -137,8 +142,7 @@ def write_annotations(lines: Lines, output: Path, classes: ClassMap) -> list[str
             {"id": category_id, "name": name, "supercategory": ""}
             for name, category_id in zip(classes.names, classes.category_ids, strict=True)
         ]
-        start = {"info": {}, "licenses": [], "categories": categories}
-        file.write(f'{json.dumps(start)[:-1]}, "images": '.encode())
+        file.write(f'{ANNOTATIONS_START}{json.dumps(categories)[1:]}, "images": '.encode())
         _write_list(file, images(), end=',\n"annotations": ')
         _write_list(file, annotations(), end="}\n")
 

@@ -1,6 +1,7 @@
 """Image files of a prediction: a drawing of each image, and a crop of each detection."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -93,6 +94,8 @@ def _write(path: Path, image: np.ndarray) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
+        with suppress(OSError):  # a part of it, on a full disk
+            path.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 

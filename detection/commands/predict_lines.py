@@ -20,7 +20,7 @@ _START = re.compile(rb'\{"image": (\d+), "left": (\d+), ')
 _MISSING = -1
 
 
-def has_job(path: Path) -> bool:
+def _has_job(path: Path) -> bool:
     """Return whether a file has the whole first line of a job; before it there are no results."""
     if not is_file(path):
         return False
@@ -38,8 +38,8 @@ class ResultLines:
         path: the file.
         job: what must be the same for the job to be resumed; JSON values.
         count: number of images.
-        start: called for a job that begins; returns more values, which a resumed job takes from
-            the file (`started`).
+        start: called for a job that begins, before the file is changed; returns more values, which
+            a resumed job takes from the file (`started`).
         resume: continue the job in the file, if there is one. Lines of a batch that is not
             complete, and a line that was cut by a kill, are removed.
 
@@ -60,9 +60,11 @@ class ResultLines:
         self._path, self._job = path, job
         self._offsets = array("q", [_MISSING]) * count
         self._end = 0
-        if resume and has_job(path):
+        if resume and _has_job(path):
             self._read()
         is_new = not self._end
+        if is_new:
+            self.started = start()
         try:
             if not is_new:
                 os.truncate(path, self._end)
@@ -70,7 +72,6 @@ class ResultLines:
         except OSError as error:
             raise self._write_error(error) from error
         if is_new:
-            self.started = start()
             try:
                 self._write(_json_line({"job": job, "started": self.started}))
             except UserError:

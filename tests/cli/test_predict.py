@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,12 +66,16 @@ def test_bad_images_are_reported_and_the_others_predicted(
 def test_results_are_kept_if_a_drawing_cannot_be_written(
     site: Path, trained: Path, call: Call
 ) -> None:
-    (site / "out" / "1.jpg").mkdir(parents=True)
-    (site / "out" / "detections.json").write_text("[]\n")  # so drawings are replaced
-    outcome = call(predict, trained, "data", *OPTIONS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        outcome = call(predict, trained, "data", *OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert outcome.code == 2
     assert "not drawn: out/1.jpg: cannot be written" in outcome.out
     assert {entry["image_id"] for entry in entries(site / "out")} == {0, 1, 2}
+    assert not list((site / "out").glob("*.jpg"))  # no half of one
 
 
 @pytest.mark.parametrize("name", ["detections.partial.jsonl", "detections.json"])

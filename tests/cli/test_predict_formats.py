@@ -219,7 +219,7 @@ def test_detections_without_an_area_are_no_annotations(tmp_path: Path) -> None:
         }
     ]
     notes = write_annotations(lines, tmp_path, CLASSES)
-    assert notes[1] == "dropped, detections without an area: 1 (first: x/a.jpg)"
+    assert notes[1] == "dropped, detections whose box or mask is empty: 1 (first: x/a.jpg)"
     content = json.loads((tmp_path / "annotations.json").read_text())
     assert [each["score"] for each in content["annotations"]] == [0.4]
     assert content["images"] == [{"id": 3, "file_name": "a.jpg", "width": 9, "height": 9}]

@@ -167,14 +167,23 @@ def test_free_paths_spare_sources_and_each_other(tmp_path: Path) -> None:
     out.mkdir()
     (out / "b.jpg").touch()
     sources = [Path("in/a.png"), Path("other/a.jpg"), out / "b.jpg", out / "c.png"]
-    names = [path.name for path in free_paths(sources, out, replace=True)]
+    names = [path.name for path in free_paths(sources, out)]
     assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]
 
 
-def test_free_paths_replace_only_what_they_may(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").touch()
-    for replace_it, name in ((True, "a.jpg"), (False, "a_2.jpg")):
-        assert free_paths([Path("in/a.png")], tmp_path, replace=replace_it) == [tmp_path / name]
+def test_free_paths_replace_drawings_alone(tmp_path: Path) -> None:
+    source, target = Path("in/a.png"), tmp_path / "a.jpg"
+    target.write_bytes(b"\xff\xd8 a photo of the user")
+    assert free_paths([source], tmp_path) == [tmp_path / "a_2.jpg"]
+    write_image(target, grey(4, 4))
+    assert free_paths([source], tmp_path) == [target]
+    assert free_paths([target], tmp_path) == [tmp_path / "a_2.jpg"]  # a drawing that is a source
+    back = cv2.imread(str(target))
+    assert back is not None
+    assert back.shape == (4, 4, 3)
+    target.unlink()
+    target.mkdir()
+    assert free_paths([source], tmp_path) == [tmp_path / "a_2.jpg"]
 
 
 def test_masks_tint_their_pixels_alone() -> None:
@@ -228,16 +237,16 @@ def test_a_drawing_that_no_jpeg_holds_is_one_line(tmp_path: Path, size: tuple[in
 
 def test_names_that_are_long_or_of_another_encoding_are_drawn_to(tmp_path: Path) -> None:
     sources = [Path("a") / f"{'x' * 250}.png", Path("b") / f"{'x' * 250}.png", Path("\udce4.png")]
-    paths = free_paths(sources, tmp_path, replace=False)
+    paths = free_paths(sources, tmp_path)
     assert len(set(paths)) == 3
     for path in paths:
         write_image(path, grey(4, 4))
-    assert free_paths([tmp_path / "y" / "\0.png"], tmp_path / "z", replace=True)
+    assert free_paths([tmp_path / "y" / "\0.png"], tmp_path / "z")
 
 
 def test_thousands_of_one_name_are_quick() -> None:
     sources = [Path(str(number)) / "0.jpg" for number in range(2000)]
-    paths = free_paths(sources, Path("out"), replace=True)
+    paths = free_paths(sources, Path("out"))
     assert [path.name for path in (paths[0], paths[1], paths[-1])] == [
         "0.jpg",
         "0_2.jpg",

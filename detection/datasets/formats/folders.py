@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -90,8 +89,8 @@ def refuse_filled(folder: Path, *, force: bool) -> None:
 def write_folder(folder: Path, files: Iterable[tuple[str, bytes | str]], *, force: bool) -> int:
     """Write files into a folder: first all of them into one beside it, which is then renamed.
 
-    An interrupted command leaves no half-written folder. A folder that has files keeps them, except
-    those that are replaced.
+    A command that is killed leaves no half-written folder of this name. A folder that has files
+    keeps them, except those that are replaced.
 
     Args:
         folder: created if it is missing.
@@ -105,10 +104,12 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes | str]], *, forc
         UserError: the folder has files and `force` is false, or a file cannot be written.
     """
     refuse_filled(folder, force=force)
-    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     count = 0
     made: set[Path] = set()
     try:
+        if paths.exists(partial):  # of a command that was killed
+            shutil.rmtree(partial)
         partial.mkdir(parents=True)
         for name, content in files:
             path = partial / name
