@@ -1,11 +1,15 @@
 """A model as a graph with named inputs and outputs, traced by torch.export."""
 
+import io
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from engine.errors import UserError
 
 ImageSize = tuple[int, int]
 """(height, width) of images, in pixels."""
@@ -27,7 +31,13 @@ class Program:
     batch: int | None = None
 
     def traced(self) -> torch.export.ExportedProgram:
-        """Return the graph of public operators, with symbols for what is dynamic."""
+        """Return the graph of public operators, with symbols for what is dynamic.
+
+        Raises:
+            UserError: this torch cannot trace the graph for images of any size.
+        """
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
         export = torch.export
         # one symbol for all inputs
         batch = export.Dim("batch", min=1) if self.batch is None else export.Dim.STATIC
@@ -40,14 +50,21 @@ class Program:
             ]
             shapes[name] = dict(enumerate([batch, *others]))
         graph = self.graph.eval().requires_grad_(False)
-        with torch.no_grad(), warnings.catch_warnings():
+        # torch prints the graph when it fails
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # about torch's and torchvision's own code
-            return export.export(
-                graph,
-                tuple(self.inputs.values()),
-                dynamic_shapes=tuple(shapes.values()),
-                strict=False,
-            )
+            try:
+                return export.export(
+                    graph,
+                    tuple(self.inputs.values()),
+                    dynamic_shapes=tuple(shapes.values()),
+                    strict=False,
+                )
+            except GuardOnDataDependentSymNode as error:  # convolutions in torch 2.11
+                raise UserError(
+                    f"torch {torch.__version__} cannot trace this network for images of any size; "
+                    "torch 2.14 can, or give --size HEIGHTxWIDTH"
+                ) from error
 
 
 def image_program(
