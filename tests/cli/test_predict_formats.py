@@ -18,7 +18,7 @@ from detection.datasets.formats import yolo
 from detection.datasets.formats.document import ReadOptions
 from engine.checkpoint import write_safetensors
 from tests.cli.conftest import Call
-from tests.detection.inference.networks import make_config, make_network
+from tests.detection.inference.networks import make_config, make_metadata, make_network
 from tests.reference.images import smooth_image
 
 CLASSES = ClassMap(("cow, brown", "../ant", "/Ant"), (4, 9, 17))
@@ -32,12 +32,7 @@ def masks_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     config = make_config(task="segmentation")
     network = make_network(config)
-    metadata = {
-        "task": "segmentation",
-        "config": config.model_dump_json(),
-        "class_names": json.dumps(CLASSES.names),
-        "category_ids": json.dumps(CLASSES.category_ids),
-    }
+    metadata = make_metadata(config, CLASSES)
     write_safetensors(folder / "model.safetensors", network.state_dict(), metadata)
     return folder
 

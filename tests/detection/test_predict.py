@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from detection.structures import Detections
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
+from tests.detection.inference.networks import make_metadata
 from tests.reference.images import smooth_image
 
 CLASSES = ClassMap(("cow", "no", "ant"), (2, 7, 90))
@@ -49,12 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_config()
     torch.manual_seed(0)
     model = build_faster_rcnn(config.model, num_classes=3, size_divisor=32)
-    metadata = {
-        "task": "detection",
-        "config": config.model_dump_json(),
-        "class_names": json.dumps(CLASSES.names),
-        "category_ids": json.dumps(CLASSES.category_ids),
-    }
+    metadata = make_metadata(config, CLASSES)
     write_safetensors(folder / "model.safetensors", model.state_dict(), metadata)
     (folder / "checkpoints").mkdir()
     payload = {"model": model.state_dict(), "average": None, "metadata": metadata}

@@ -1,5 +1,6 @@
 """Small detectors whose predictions overlap and differ, and batches of images at several scales."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from detection.config import DetectionConfig
+from detection.data.coco import ClassMap
 from detection.data.collate import Sample, collate_detection
 from detection.data.eval_sizes import EvalSizes
 from detection.data.transforms import resize
@@ -54,6 +56,16 @@ def make_config(
         "evaluation": evaluation or {},
     }
     return DetectionConfig.model_validate(values)
+
+
+def make_metadata(config: DetectionConfig, classes: ClassMap) -> dict[str, str]:
+    """Return the metadata of a trained detector's weights."""
+    return {
+        "task": config.task,
+        "config": config.model_dump_json(),
+        "class_names": json.dumps(classes.names),
+        "category_ids": json.dumps(classes.category_ids),
+    }
 
 
 def make_network(config: DetectionConfig, *, seed: int = 0, num_classes: int = 3) -> FasterRCNN:

@@ -1,6 +1,5 @@
 """Detectors and ensembles read from files, and what does not fit together."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from detection.inference.trained import TrainedDetector, load_ensemble, load_tra
 from detection.predict import Detector, load_detector
 from engine.checkpoint import write_safetensors
 from engine.errors import UserError
-from tests.detection.inference.networks import make_config, make_network
+from tests.detection.inference.networks import make_config, make_metadata, make_network
 from tests.reference.images import smooth_image
 
 NAMES = ("ant", "bee", "missing")
@@ -26,13 +25,8 @@ def write_detector(
     seed: int = 0,
 ) -> Path:
     network = make_network(config, seed=seed, num_classes=len(names))
-    metadata = {
-        "task": config.task,
-        "config": config.model_dump_json(),
-        "class_names": json.dumps(names),
-        "category_ids": json.dumps(list(range(1, len(names) + 1))),
-    }
-    write_safetensors(path, network.state_dict(), metadata)
+    classes = ClassMap(names, tuple(range(1, len(names) + 1)))
+    write_safetensors(path, network.state_dict(), make_metadata(config, classes))
     return path
 
 
