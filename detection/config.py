@@ -79,7 +79,7 @@ class EvaluationConfig(Config):
         if list(self.scales) != sorted(set(self.scales)):
             raise ValueError(f"scales: expected rising numbers, got {list(self.scales)}")
         if self.mirror and self.merge == "maxout":
-            raise ValueError("mirror: expected merge=union with mirrored images, got maxout")
+            raise ValueError("mirror: expected false, or merge=union as well, got merge=maxout")
         return self
 
 

@@ -41,10 +41,21 @@ def main() -> None:
         raise UserError(
             "command line: expected RUN_OR_CHECKPOINT or --results FILE.json [--named-images]"
         )
+    _check_output(arguments.output, runs)
     if runs:
         _score_runs(runs, overrides, output=arguments.output, device=arguments.device)
     else:
         _score_file(arguments.results, overrides, arguments.output, arguments.named_images)
+
+
+def _check_output(output: Path | None, runs: Sequence[Path]) -> None:
+    """Raise UserError if the scores would replace those of another run."""
+    from engine.paths import resolved
+    from engine.run_folder import contains_run, run_folder_of
+
+    own = {resolved(run_folder_of(run)) for run in runs}
+    if output is not None and contains_run(output) and resolved(output) not in own:
+        raise UserError(f"--output: expected a folder for scores, got another run: {output}")
 
 
 def _score_runs(

@@ -33,7 +33,7 @@ def make_parser() -> CommandParser:
         help="onnx (default); torch: a torch.export program; aoti: compiled for this processor by "
         "AOTInductor, which needs a C++ compiler",
     )
-    parser.add_argument("--output", type=Path, help="default: in the run, by format")
+    parser.add_argument("--output", type=Path, help="default: in the run, by format and precision")
     parser.add_argument(
         "--batch", default="dynamic", help="images in a batch; dynamic (default): any number"
     )
@@ -103,8 +103,11 @@ def main() -> None:
 
     chosen = files.FORMATS[arguments.format]
     files.check_packages(arguments.format)
-    output = arguments.output or run_folder_of(paths[0]) / chosen.file_name
-    suffix = Path(chosen.file_name).suffix
+    name = Path(chosen.file_name)
+    if arguments.precision != "fp32":
+        name = name.with_stem(f"{name.stem}_{arguments.precision}")
+    output = arguments.output or run_folder_of(paths[0]) / name
+    suffix = name.suffix
     if output.suffix != suffix:
         raise UserError(f"--output: expected a name that ends in {suffix}, got {output}")
     if is_folder(output):

@@ -140,7 +140,9 @@ def _check_arguments(arguments: argparse.Namespace, images: Sequence[Path]) -> N
 
     known = ("coco", *FORMATS)
     if not images:
-        raise UserError("command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ...")
+        raise UserError(
+            "command line: expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER ..., got no image"
+        )
     if list(map(str, images)).count("-") > 1:
         raise UserError("command line: expected - once, because standard input is read once")
     if contains_run(arguments.output):

@@ -119,7 +119,9 @@ def predict_files(
         filled = lines.started["filled"]  # before this job, which may be a resumed one
         check_folders(output, filled, options.formats, crops=options.crops)
         missing = lines.missing()
-        if options.resume:
+        if options.resume and lines.is_new:
+            log.note(f"{output}: no interrupted prediction to resume; this one starts")
+        elif options.resume:
             log.note(f"{output}: {len(paths) - len(missing)} of {len(paths)} images are done")
         found = detector.batches(
             (paths[index] for index in missing),

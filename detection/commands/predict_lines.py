@@ -62,7 +62,7 @@ class ResultLines:
         self._end = 0
         if resume and _has_job(path):
             self._read()
-        is_new = not self._end
+        self.is_new = is_new = not self._end
         if is_new:
             self.started = start()
         try:

@@ -1,5 +1,6 @@
 """Half precision and 8-bit integers for the layers of an ONNX file."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,17 +62,21 @@ def write_int8(source: Path, target: Path, inputs: Iterable[Arrays]) -> None:
 
     nodes = onnx.load(source).graph.node
     last = [node.name for node in nodes if any(name in _module(node) for name in _LAST)]
-    quantize_static(
-        source,
-        target,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(_LAYERS),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=last,
-    )
+    logging.disable(logging.WARNING)  # it advises a step that this file does not need
+    try:
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_LAYERS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=last,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _module(node: Any) -> str:

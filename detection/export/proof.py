@@ -46,7 +46,7 @@ def prove(
 
 def proof_table(rows: Sequence[ProofRow], title: str, *, with_limits: bool) -> Table:
     """Return a table of the comparisons, with the allowed differences in the last row."""
-    table = Table(title=title)
+    table = Table(title=title, min_width=len(title))
     names = list(rows[0].differences.values)
     for column in ("images", "compared", *names):
         table.add_column(column, justify="right")

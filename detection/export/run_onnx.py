@@ -26,9 +26,11 @@ available = onnxruntime.get_available_providers()
 providers = [
     name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
 ]
-session = onnxruntime.InferenceSession(arguments.model, providers=providers)
-metadata = session.get_modelmeta().custom_metadata_map
-names = json.loads(metadata["class_names"])
+try:
+    session = onnxruntime.InferenceSession(arguments.model, providers=providers)
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+except Exception as error:  # onnxruntime raises anything
+    parser.error(f"{arguments.model}: expected a model of resdet export, got another file: {error}")
 outputs = [output.name for output in session.get_outputs()]
 localizes = "classes" in [each.name for each in session.get_inputs()]
 if localizes != bool(arguments.classes) or set(arguments.classes) - set(names):
@@ -37,6 +39,7 @@ if localizes != bool(arguments.classes) or set(arguments.classes) - set(names):
 wanted = [names.index(name) for name in arguments.classes]
 batch, height, width, _ = session.get_inputs()[0].shape  # numbers if fixed, else texts
 
+num_bad = 0
 for path in arguments.images:
     try:
         opened = ImageOps.exif_transpose(Image.open(path))
@@ -44,7 +47,8 @@ for path in arguments.images:
             raise OSError(f"expected 8 bits a channel, got Pillow's mode {opened.mode}")
         image = opened.convert("RGB")
     except OSError as error:
-        print(f"{path}: {error}", file=sys.stderr)
+        print(f"{path}: {error.strerror or error}", file=sys.stderr)
+        num_bad += 1
         continue
     original_size = image.size
     if isinstance(height, int):  # a file for images of one size
@@ -68,3 +72,6 @@ for path in arguments.images:
     for box, score, label in zip(boxes, scores, labels, strict=True):
         if localizes or (label >= 0 and score >= arguments.score):
             print(f"{path}\t{names[label]}\t{score:.3f}\t" + " ".join(f"{x:.1f}" for x in box))
+
+if num_bad:
+    sys.exit(2)

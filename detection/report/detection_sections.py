@@ -248,8 +248,8 @@ def gallery_sections(galleries: Mapping[str, str], examples: Numbers, note: str)
         Section(
             "wrong",
             "Confident false positives",
-            f"{examples['false_positives']['count']} detections match no object; those with the "
-            "highest scores of every class.",
+            f"{examples['false_positives']['count']} detections match no object of their "
+            "class; those with the highest scores of every class.",
             key + galleries["wrong"],
         ),
         Section(

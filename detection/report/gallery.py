@@ -296,14 +296,16 @@ def _view(
     for shape in sorted(shapes, key=lambda each: each.focus):  # on top of the others
         a, b, c, d = shape.box
         classes = f"{kind}{' focus' if shape.focus else ''}{' crowd' if shape.crowd else ''}"
-        left, top = max(a, x1), max(b, y1)
+        # a text near the right border moves to the left; a letter is some 0.6 of the font wide
+        left = max(x1, min(max(a, x1) + font * 0.2, x2 - font * 0.6 * len(shape.text)))
+        top = max(b, y1)
         parts.append(
             f'<rect class="{classes}" x="{a:.1f}" y="{b:.1f}" width="{max(c - a, 0):.1f}" '
             f'height="{max(d - b, 0):.1f}"><title>{escaped(shape.text)}</title></rect>'
         )
         if (shape.focus and num_focus <= _TEXTS) or len(shapes) <= _TEXTS:
             parts.append(
-                f'<text x="{left + font * 0.2:.1f}" y="{top + font:.1f}" '
+                f'<text x="{left:.1f}" y="{top + font:.1f}" '
                 f'style="font-size:{font:.1f}px;stroke-width:{font / 5:.1f}px">'
                 f"{escaped(shape.text)}</text>"
             )

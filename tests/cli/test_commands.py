@@ -78,6 +78,16 @@ def test_results_file_has_the_scores_of_its_run(site: Path, trained: Path, call:
     assert sorted(site.rglob("*")) == before  # without --output nothing is written
 
 
+def test_scores_of_another_run_are_not_replaced(site: Path, trained: Path, call: Call) -> None:
+    shutil.copytree(trained, "other")
+    for source in ([trained], ["--results", trained / "detections.json"]):
+        outcome = call(eval_tool, *source, "--output", "other")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert "--output: expected a folder for scores, got another run: other" in outcome.err
+    assert read_json(site / "other" / "metrics.json") == read_json(trained / "metrics.json")
+    assert call(eval_tool, trained, "--output", trained).code == 0
+
+
 @pytest.mark.parametrize("flag", [(), ("--all-images",)], ids=["default", "flag"])
 def test_all_annotated_images_are_scored(site: Path, call: Call, flag: tuple[str, ...]) -> None:
     found = {"image_id": 10, "category_id": 4, "bbox": [5, 5, 30, 40], "score": 0.5}

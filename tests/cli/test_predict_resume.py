@@ -210,6 +210,7 @@ def test_without_resume_a_prediction_starts_again(images: Path, trained: Path, c
     assert call(predict, *arguments(trained, "out")).code == 0
     assert call(predict, *arguments(trained, "whole")).code == 0
     assert files_of(Path("out")) == files_of(Path("whole"))
-    again = call(predict, *arguments(trained, "out", "--resume"))  # nothing to resume: starts
+    again = call(predict, *arguments(trained, "out", "--resume"))
     assert again.code == 0, again.err
+    assert "out: no interrupted prediction to resume; this one starts" in again.out
     assert files_of(Path("out")) == files_of(Path("whole"))

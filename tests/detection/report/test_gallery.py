@@ -1,5 +1,6 @@
 """Galleries: windows, the share of bytes, images that cannot be shown."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_without_images_boxes_are_drawn_alone() -> None:
     drawn = draw_galleries([Gallery("a", [card(0)])], images, class_names=["c"], progress=silent)
     assert drawn["a"].count("<rect") == 2
     assert "No images were given" in images.note()
+
+
+def test_texts_stay_inside_the_view() -> None:
+    image = (0, 0, 100, 100)
+    boxes = [(5, 5, 20, 20), (90, 5, 99, 20), (95, 50, 99, 60)]
+    shapes = [Shape(box, "a triangle"[: 10 - 2 * place]) for place, box in enumerate(boxes)]
+    card = Card(0, image, shapes, [], "t", (), frozenset((0,)))
+    images = Images(None, np.full((1, 2), 100))
+    drawn = draw_galleries([Gallery("a", [card])], images, class_names=["c"], progress=silent)["a"]
+    x1, _, width, _ = map(float, drawn.split('viewBox="')[1].split('"')[0].split())
+    found = re.findall(r'<text x="([\d.]+)".*?font-size:([\d.]+)px.*?>([^<]+)</text>', drawn)
+    assert len(found) == 3
+    for x, font, text in found:
+        assert x1 <= float(x) <= x1 + width - 0.55 * float(font) * len(text)
 
 
 def test_spread_gives_every_class_a_place_and_keeps_the_best() -> None:

@@ -93,7 +93,7 @@ def test_seeds_and_test_data(configs: Path) -> None:
 
 def test_wrong_test_time_settings_are_found_before_training(configs: Path) -> None:
     rows = {"plain": {"network": "plain", "overrides": ["evaluation.mirror=true"]}}
-    with pytest.raises(UserError, match="mirror: expected merge=union"):
+    with pytest.raises(UserError, match="mirror: expected false, or merge=union"):
         plan(configs, scale_of(rows=rows, expectations=[]))
 
 
