@@ -22,10 +22,8 @@ parser.add_argument(
 )
 arguments = parser.parse_args()
 
-available = onnxruntime.get_available_providers()
-providers = [
-    name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
-]
+known = ("CUDAExecutionProvider", "CPUExecutionProvider")
+providers = [name for name in known if name in onnxruntime.get_available_providers()]
 try:
     session = onnxruntime.InferenceSession(arguments.model, providers=providers)
     names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
@@ -46,20 +44,18 @@ for path in arguments.images:
         if opened.mode.startswith(("I", "F")):  # convert() would clip them
             raise OSError(f"expected 8 bits a channel, got Pillow's mode {opened.mode}")
         image = opened.convert("RGB")
-    except OSError as error:
-        print(f"{path}: {error.strerror or error}", file=sys.stderr)
+    except Exception as error:  # Pillow's readers raise anything
+        print(f"{path}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         num_bad += 1
         continue
     original_size = image.size
     if isinstance(height, int):  # a file for images of one size
         image = image.resize((width, height))
     factors = np.tile(np.divide(original_size, image.size), 2)  # of boxes, to the original size
-    pixels = np.asarray(image)[None]  # (1, height, width, 3) uint8 RGB
-    if isinstance(batch, int):
-        pixels = pixels.repeat(batch, axis=0)
-    inputs = {"images": pixels}
+    count = batch if isinstance(batch, int) else 1
+    inputs = {"images": np.stack([np.asarray(image)] * count)}  # (B, height, width, 3) uint8 RGB
     if localizes:
-        inputs["classes"] = np.array([wanted] * len(pixels), dtype=np.int64)
+        inputs["classes"] = np.array([wanted] * count, dtype=np.int64)
     results = dict(zip(outputs, session.run(None, inputs), strict=True))
     if "probabilities" in results:
         probabilities = results["probabilities"][0]
@@ -72,6 +68,4 @@ for path in arguments.images:
     for box, score, label in zip(boxes, scores, labels, strict=True):
         if localizes or (label >= 0 and score >= arguments.score):
             print(f"{path}\t{names[label]}\t{score:.3f}\t" + " ".join(f"{x:.1f}" for x in box))
-
-if num_bad:
-    sys.exit(2)
+sys.exit(2 if num_bad else 0)
