@@ -19,7 +19,8 @@ class FoundImages:
     """Image files to predict on.
 
     paths: the images; text, which takes less memory than a Path. problems: a message for each input
-    without images. num_others: number of other files in the folders.
+    without images, and for each folder or link in them that cannot be read. num_others: number of
+    other files in the folders.
     """
 
     paths: list[str]
@@ -42,31 +43,36 @@ def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     num_others = 0
     for path in inputs:
         try:
-            inside, others = _images_of(path, skip_folder=skip_folder)
-            found += inside
-            num_others += others
+            inside = _images_of(path, skip_folder=skip_folder)
         except UserError as error:
             problems.append(str(error))
+            continue
+        found += inside.paths
+        problems += inside.problems
+        num_others += inside.num_others
     if not found:
         raise UserError(problems[0])
     return FoundImages(found, problems, num_others)
 
 
-def _images_of(path: Path, *, skip_folder: Path) -> tuple[list[str], int]:
-    """Return the images of one input and how many other files it has."""
+def _images_of(path: Path, *, skip_folder: Path) -> FoundImages:
+    """Return the images of one input; UserError if it has neither images nor other problems."""
     if path == STDIN:
-        return _listed_images(sys.stdin.buffer.read()), 0
+        return FoundImages(_listed_images(sys.stdin.buffer.read()), [], 0)
     if not exists(path):
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):
-        return [str(path)], 0
-    inside, others = images_in(path, skip_folder=skip_folder)
-    if not inside:
+        return FoundImages([str(path)], [], 0)
+    problems: list[str] = []
+    inside, others = images_in(
+        path, skip_folder=skip_folder, on_error=lambda error: problems.append(str(error))
+    )
+    if not inside and not problems:
         raise UserError(
             f"{path}: expected images ({' '.join(SUFFIXES)}) apart from those in {skip_folder}, "
             "got none"
         )
-    return [str(path / name) for name in inside], others
+    return FoundImages([str(path / name) for name in inside], problems, others)
 
 
 def _listed_images(data: bytes) -> list[str]:

@@ -36,6 +36,31 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
 
 
+def test_folders_and_links_that_cannot_be_read_cost_no_other_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.png").touch()
+    (folder / "sub" / "b.png").touch()
+    (folder / "sub" / "loop").symlink_to("..")
+    (folder / "x").symlink_to("x")
+    deep = folder
+    while len(str(deep)) < 4000:  # a path of over 4096 bytes cannot be read, even by root
+        deep /= "d" * 200
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    Path("e" * 200).mkdir()
+    found = find_images([folder, tmp_path / "in" / "a.png"], skip_folder=tmp_path / "out")
+    assert found.paths[:2] == [str(folder / "a.png"), str(folder / "sub" / "b.png")]
+    assert sorted(found.problems) == [
+        f"{deep}/{'e' * 200}/: cannot be read: File name too long",
+        f"{folder}/x: cannot be read: Too many levels of symbolic links",
+    ]
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        find_images([deep], skip_folder=tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("data", "paths"),
     [
