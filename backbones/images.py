@@ -84,19 +84,21 @@ def files_below(
         folder: hidden files and folders in it are skipped. Links to folders are followed, except
             to one that the link itself is in.
         suffix: upper and lower case are equal; "" is any.
-        skip_folder: a folder that is skipped too.
+        skip_folder: a folder that is skipped too, unless `folder` is inside it.
         on_error: called for each folder or link that cannot be read.
 
     Raises:
         UserError: a folder or link cannot be read, if `on_error` is not given.
     """
     apart = resolved(skip_folder) if skip_folder else None
+    start = resolved(folder)
     found: list[str] = []
     waiting: list[tuple[str, frozenset[Path]]] = [("", frozenset())]  # with resolved parents
     while waiting:
         below, parents = waiting.pop()
         location = resolved(folder / below)
-        if location in parents or (apart and location.is_relative_to(apart)):
+        in_apart = apart in location.parents and apart not in start.parents
+        if location in parents or location == apart or in_apart:
             continue
         folders, names = list_folder(f"{folder}/{below}", on_error)
         parents |= {location}

@@ -33,7 +33,7 @@ def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
 
     Args:
         inputs: files and folders; `STDIN` once. Hidden files and folders inside them are skipped.
-        skip_folder: a folder to skip, such as the output folder.
+        skip_folder: a folder to skip, such as the output folder, unless an input is inside it.
 
     Raises:
         UserError: no input gives an image; the message is that of the first input.

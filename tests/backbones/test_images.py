@@ -323,3 +323,22 @@ def test_links_to_themselves_are_an_error_by_default(tmp_path: Path) -> None:
     (tmp_path / "x").symlink_to("x")
     with pytest.raises(UserError, match=r"/x: cannot be read: Too many levels of symbolic links$"):
         images_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "skipped", "images"),
+    [
+        ("set", "set/images", ["a.jpg"]),
+        ("set/images", "set", ["b.jpg", "deep/c.jpg"]),
+        ("set", "set", []),
+        ("set", "set/images/deep", ["a.jpg", "images/b.jpg"]),
+        ("link", "set", ["b.jpg", "deep/c.jpg"]),
+    ],
+)
+def test_skipped_folder(tmp_path: Path, folder: str, skipped: str, images: list[str]) -> None:
+    (tmp_path / "set" / "images" / "deep").mkdir(parents=True)
+    for name in ("set/a.jpg", "set/images/b.jpg", "set/images/deep/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "images" / "up").symlink_to("..")
+    (tmp_path / "link").symlink_to("set/images")
+    assert images_in(tmp_path / folder, skip_folder=tmp_path / skipped)[0] == images

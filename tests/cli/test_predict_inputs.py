@@ -36,6 +36,16 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
 
 
+def test_images_beside_the_labels_that_are_written(site: Path, trained: Path, call: Call) -> None:
+    (site / "set").mkdir()
+    (site / "data").rename("set/images")
+    options = ("--device", "cpu", "--output", "set", "--format", "yolo", "--no-drawings")
+    outcome = call(predict, trained, "set/images", *options)
+    assert outcome.code == 0, outcome.err
+    names = {f"{number}.txt" for number in range(3)}
+    assert {path.name for path in (site / "set" / "labels").iterdir()} == names
+
+
 def test_folders_and_links_that_cannot_be_read_cost_no_other_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
