@@ -1,5 +1,6 @@
 """The images that a prediction is asked for: files, folders, and a list on standard input."""
 
+import codecs
 import os
 import sys
 from collections.abc import Iterable
@@ -80,6 +81,7 @@ def _listed_images(data: bytes) -> list[str]:
 
     They are not looked for: there may be a million, and reading a missing one says so.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)  # Windows' editors write it
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
     paths = [os.fsdecode(line) for line in lines if line.strip()]
     if not paths:

@@ -77,8 +77,9 @@ def test_folders_and_links_that_cannot_be_read_cost_no_other_image(
         (b"b.jpg\n\na b.jpg\r\n./c.jpg", ["b.jpg", "a b.jpg", "./c.jpg"]),
         (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),
         (b"\xb9.jpg\n", [os.fsdecode(b"\xb9.jpg")]),
+        (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),
     ],
-    ids=["lines", "NUL", "not UTF-8"],
+    ids=["lines", "NUL", "not UTF-8", "byte order mark"],
 )
 def test_lists_on_standard_input(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, paths: list[str]
