@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.images import SUFFIXES, images_in
+from detection.inference.image_inputs import refuse_url
 from engine.errors import UserError
 from engine.paths import exists, is_folder
 
@@ -60,6 +61,7 @@ def _images_of(path: Path, *, skip_folder: Path) -> FoundImages:
     """Return the images of one input; UserError if it has neither images nor other problems."""
     if path == STDIN:
         return FoundImages(_listed_images(sys.stdin.buffer.read()), [], 0)
+    refuse_url(path)
     if not exists(path):
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):

@@ -34,6 +34,10 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "out"], skip_folder=tmp_path / "out")
     with pytest.raises(UserError, match="no such image or folder"):
         find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"^https://a.org/b.jpg: expected a path; URLs are not read"
+    ):
+        find_images([Path("https://a.org/b.jpg")], skip_folder=tmp_path / "out")
 
 
 def test_images_beside_the_labels_that_are_written(site: Path, trained: Path, call: Call) -> None:
