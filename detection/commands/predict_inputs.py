@@ -3,14 +3,18 @@
 import codecs
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from backbones.images import SUFFIXES, images_in
 from detection.inference.image_inputs import refuse_url
 from engine.errors import UserError
-from engine.paths import exists, is_folder
+from engine.log import RunLog
+from engine.paths import exists, is_folder, resolved
 
 STDIN = Path("-")
 """In place of an image: paths of images come on standard input."""
@@ -33,6 +37,8 @@ class FoundImages:
 def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     """Return the given files, and the images in the given folders at any depth, sorted by name.
 
+    Of an image that is given several times the first is taken; the log says how many are dropped.
+
     Args:
         inputs: files and folders; `STDIN` once. Hidden files and folders inside them are skipped.
         skip_folder: a folder to skip, such as the output folder, unless an input is inside it.
@@ -54,7 +60,11 @@ def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
         num_others += inside.num_others
     if not found:
         raise UserError(problems[0])
-    return FoundImages(found, problems, num_others)
+    paths = _without_repeats(found)
+    if len(paths) < len(found):
+        repeated = f"{len(found) - len(paths)} images that were given before were skipped"
+        RunLog(None, is_main=True).note(repeated)
+    return FoundImages(paths, problems, num_others)
 
 
 def _images_of(path: Path, *, skip_folder: Path) -> FoundImages:
@@ -89,3 +99,26 @@ def _listed_images(data: bytes) -> list[str]:
     if not paths:
         raise UserError("-: expected paths of images on standard input, one a line, got none")
     return paths
+
+
+def _without_repeats(paths: Iterable[str]) -> list[str]:
+    """Drop the later ones of equal names in one folder, whichever links or `..` lead to it.
+
+    Names are not looked for, as in `_listed_images`: links to one image are different images.
+    """
+    seen: defaultdict[Path, set[str]] = defaultdict(set)  # names by folder
+
+    @cache
+    def names_seen(folder: str) -> set[str]:
+        with suppress(UserError):  # reading the image says what is wrong
+            return seen[resolved(folder)]
+        return set()
+
+    kept = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        names = names_seen(folder)
+        if name not in names:
+            names.add(name)
+            kept.append(path)
+    return kept

@@ -40,6 +40,25 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         find_images([Path("https://a.org/b.jpg")], skip_folder=tmp_path / "out")
 
 
+def test_repeated_images_are_dropped_and_counted(
+    site: Path,
+    trained: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (site / "link").symlink_to("data")
+    (site / "x").symlink_to("x")
+    (site / "data" / "same.jpg").symlink_to("0.jpg")  # another name is another image
+    list_images(monkeypatch, b"data/../data/1.jpg\nx/0.jpg\nx/0.jpg\n")
+    inputs = ("./data/1.jpg", "data", "link", site / "data" / "2.jpg", "-")
+    options = ("--device", "cpu", "--output", "out", "--skip-bad", "--format", "coco-annotations")
+    outcome = call(predict, trained, *inputs, *options)
+    assert outcome.code == 0, outcome.err
+    assert "\n8 images that were given before were skipped\n" in f"\n{outcome.out}"
+    images = json.loads((site / "out" / "annotations.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["1.jpg", "0.jpg", "2.jpg", "same.jpg"]
+
+
 def test_images_beside_the_labels_that_are_written(site: Path, trained: Path, call: Call) -> None:
     (site / "set").mkdir()
     (site / "data").rename("set/images")
