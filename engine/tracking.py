@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -73,10 +73,8 @@ class Tracking:
         self._queued_bytes = self._written_bytes = 0
         self._calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._threads = [
-            threading.Thread(target=each, daemon=True) for each in (self._write, self._read)
-        ]
+        self._process: subprocess.Popen[bytes] | None = None  # None if it could not be started
+        self._threads: list[threading.Thread] = []  # the writing and the reading one
         try:
             with (output / TRACKER_LOG_FILE).open("ab") as log:
                 self._process = subprocess.Popen(
@@ -86,10 +84,20 @@ class Tracking:
                     stderr=log,
                     start_new_session=True,  # Ctrl-C and the group's SIGTERM are for the run
                 )
-            for thread in self._threads:
+            for work, pipe in (
+                (self._write, self._process.stdin),
+                (self._read, self._process.stdout),
+            ):
+                thread = threading.Thread(target=work, args=[pipe], daemon=True)
                 thread.start()
+                self._threads.append(thread)
         except (OSError, RuntimeError) as error:  # no memory, no process, no thread
             self._report("start", f"cannot be started: {error}")
+            self._calls.put(None)  # ends the writing thread
+            if self._process is not None:
+                with self._process as process:  # closes its pipes
+                    process.kill()
+                self._process = None
         settings = config.model_dump(mode="json")
         self._call(name, output.absolute(), settings, self._stored_run_id())
 
@@ -195,21 +203,17 @@ class Tracking:
         except UserError as error:
             self._report("id", f"a resumed run will be a new one in the tracker: {error}")
 
-    def _write(self) -> None:
+    def _write(self, pipe: IO[bytes]) -> None:
         """Send calls to the process; runs in a thread, because a pipe may block."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with suppress(OSError), self._process.stdin as pipe:
+        with suppress(OSError), pipe:
             for data in iter(self._calls.get, None):
                 with suppress(OSError):  # the process has ended; `_record` sees it
                     pipe.write(data)
                     pipe.flush()
                 self._written_bytes += len(data)
 
-    def _read(self) -> None:
+    def _read(self, pipe: IO[bytes]) -> None:
         """Collect the answers of the process; runs in a thread, until the process ends."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with suppress(ValueError), self._process.stdout as lines:  # killed while it wrote a line
-            for line in lines:
+        with suppress(ValueError), pipe:  # killed while it wrote a line
+            for line in pipe:
                 self._answers.put(json.loads(line))

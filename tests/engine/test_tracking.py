@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -211,6 +212,33 @@ def test_problem_is_said_once_with_counts_at_the_end(
     end = f"; the run continues; see {tmp_path / 'tracker.log'}"
     assert [line for line in said if line.endswith(end)] == [f"{first}{problem}{end}"]
     assert said[-1].startswith(f"{first}{counts}")
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["writing", "reading"])
+def test_thread_that_cannot_be_started_does_not_end_the_run(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == number:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_some)
+        tracker = tracked(tmp_path, said)
+    for thread in started:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in started)
+    tracker.scalars(1, {"loss": 1.0})
+    tracker.finish(completed=True)
+    assert [line.partition(";")[0] for line in said] == [
+        "loop.tracker=wandb: cannot be started: can't start new thread",
+        "loop.tracker=wandb: 0 of 1 records sent, 0 failed, 1 dropped",
+    ]
 
 
 def test_records_for_a_tracker_that_hangs_are_dropped_and_cost_no_time(
