@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import secrets
-import sys
 import threading
 import time
 import traceback
@@ -173,10 +172,12 @@ def _parts(values: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Start the tracker, then make and answer calls until the last one."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the packages print must not come between the answers
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
+    # what the packages read must not be the calls; what they print, not come between the answers
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     threading.Thread(target=_end_after_parent, args=[os.getppid()], daemon=True).start()
-    name, *arguments = pickle.load(sys.stdin.buffer)
+    name, *arguments = pickle.load(calls)
     call, tracker = "start", None
     while True:
         answer: dict[str, str | None] = {"call": call}
@@ -195,7 +196,7 @@ def main() -> None:
         if tracker is None or call == "finish":
             return
         try:
-            call, *arguments = pickle.load(sys.stdin.buffer)
+            call, *arguments = pickle.load(calls)
         except (EOFError, pickle.UnpicklingError):  # killed, perhaps while it sent a call
             call, arguments = "finish", [False]
 

@@ -119,7 +119,6 @@ class Tracking:
             self._calls.put(None)
             try:
                 self._process.wait(timeout=FINISH_S)
-                self._check_process()
             except subprocess.TimeoutExpired:
                 self._report("finish", f"did not finish within {FINISH_S} s")
             finally:
@@ -129,6 +128,8 @@ class Tracking:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=1)
             self._take_answers()
+            if self._process.returncode or self._num_unanswered:
+                self._report_end(self._process.returncode)
         line = f"loop.tracker={self._name}: {self._num_sent} of {self._num_records} records sent"
         if self._num_sent < self._num_records:
             lost = self._num_records - self._num_sent - self._num_failed
@@ -137,20 +138,21 @@ class Tracking:
 
     def _record(self, method: str, *arguments: Any) -> None:
         self._num_records += 1
-        self._take_answers()
-        if not self._check_process():
+        if self._process is None:
             return
-        if self._queued_bytes - self._written_bytes > MAX_WAITING:
+        is_reading = self._threads[1].is_alive()
+        self._take_answers()
+        if not is_reading and self._process.poll() is not None:
+            self._report_end(self._process.returncode)
+        elif self._queued_bytes - self._written_bytes > MAX_WAITING:
             self._report("late", "is behind, records are dropped")
         else:
             self._call(method, *arguments)
 
-    def _check_process(self) -> bool:
-        """Return whether the process runs; report if it crashed."""
-        code = 0 if self._process is None else self._process.poll()
-        if code:  # 0 if the start failed, which was reported
+    def _report_end(self, code: int) -> None:
+        """Report that the process ended, unless an answer or `finish` said why."""
+        if self._said.isdisjoint(("start", "finish")):
             self._report("process", f"its process ended with code {code}")
-        return code is None
 
     def _call(self, *call: Any) -> None:
         data = pickle.dumps(call)

@@ -27,7 +27,7 @@ from tests.engine.toy import ToyData, ToyTask
 
 # A package named wandb whose calls are written to calls.jsonl, with the fault of FAKE_FAULT.
 FAKE = """
-import atexit, json, os, threading, time
+import atexit, json, os, sys, threading, time
 
 FAULT = os.environ.get("FAKE_FAULT", "")
 
@@ -42,6 +42,10 @@ def act(name, **values):
         raise SystemExit("not logged in")
     if FAULT == f"{name} crashes":
         os._exit(9)
+    if FAULT == f"{name} ends":
+        os._exit(0)
+    if FAULT == f"{name} reads":
+        sys.stdin.read()
 
 act("import")
 if FAULT == "exit hook hangs":
@@ -80,7 +84,7 @@ def init(*, id, config, **others):
 FAULTS = [
     f"{call} {fault}"
     for call in ("import", "init", "log", "finish")
-    for fault in ("raises", "hangs", "exits", "crashes")
+    for fault in ("raises", "hangs", "exits", "crashes", "ends")
 ] + ["exit hook hangs", "thread stays"]
 QUICK = ("", "log raises", "finish hangs")
 
@@ -185,6 +189,9 @@ def tracked(output: Path, said: list[str]) -> Tracking:
         ("init exits", "start failed: SystemExit: not logged in", "0 of 9 records sent, 0 failed"),
         ("log raises", "scalars failed: RuntimeError: no network", "0 of 9 records sent, 9 failed"),
         ("log crashes", "its process ended with code 9", "0 of 9 records sent, 0 failed"),
+        ("import ends", "its process ended with code 0", "0 of 9 records sent, 0 failed"),
+        ("log ends", "its process ended with code 0", "0 of 9 records sent, 0 failed"),
+        ("finish ends", "its process ended with code 0", "9 of 9 records sent"),
         ("log hangs", "did not finish within 1 s", "0 of 9 records sent, 0 failed"),
         ("finish raises", "finish failed: RuntimeError: no network", "9 of 9 records sent"),
     ],
@@ -239,6 +246,20 @@ def test_thread_that_cannot_be_started_does_not_end_the_run(
         "loop.tracker=wandb: cannot be started: can't start new thread",
         "loop.tracker=wandb: 0 of 1 records sent, 0 failed, 1 dropped",
     ]
+
+
+@pytest.mark.parametrize("fault", ["import reads", "log reads"])
+def test_package_that_reads_standard_input_gets_no_calls(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", fault)
+    said: list[str] = []
+    tracker = tracked(tmp_path, said)
+    for step in range(9):
+        tracker.scalars(step, {"loss": 1.0})
+    tracker.finish(completed=True)
+    assert said[-1] == "loop.tracker=wandb: 9 of 9 records sent"
+    assert calls(fake, "finish") == [{"call": "finish", "exit_code": 0}]
 
 
 def test_records_for_a_tracker_that_hangs_are_dropped_and_cost_no_time(
