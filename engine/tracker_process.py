@@ -1,9 +1,10 @@
 """The process in which a tracker's package runs: wandb, mlflow or trackio.
 
-`engine/tracking.py` starts it by file name, so it imports nothing of this project. It reads pickled
-tuples from stdin: the tracker's name with the arguments of its class, then calls, each the name of
-a method of `Tracker` with its arguments. A line of JSON on stdout answers each. The process ends
-after the call `finish`, or some time after the run's process was killed.
+`engine/tracking.py` starts it by file name, so it imports nothing of this project. Its argument is
+the id of the run's process. It reads pickled tuples from stdin: the tracker's name with the
+arguments of its class, then calls, each the name of a method of `Tracker` with its arguments. A
+line of JSON on stdout answers each. The process ends after the call `finish`, or some time after
+the run's process was killed.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import pickle
 import re
 import secrets
+import sys
 import threading
 import time
 import traceback
@@ -176,7 +178,7 @@ def main() -> None:
     # what the packages read must not be the calls; what they print, not come between the answers
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    threading.Thread(target=_end_after_parent, args=[os.getppid()], daemon=True).start()
+    threading.Thread(target=_end_after_parent, args=[int(sys.argv[1])], daemon=True).start()
     name, *arguments = pickle.load(calls)
     call, tracker = "start", None
     while True:

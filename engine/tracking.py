@@ -6,6 +6,7 @@ from this one. Nothing here waits for it, except `finish`, for a limited time.
 """
 
 import json
+import os
 import pickle
 import queue
 import subprocess
@@ -78,7 +79,7 @@ class Tracking:
         try:
             with (output / TRACKER_LOG_FILE).open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(tracker_process.__file__))],
+                    [sys.executable, "-P", str(Path(tracker_process.__file__)), str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
