@@ -27,7 +27,7 @@ from engine.files import write_file
 from engine.paths import is_file, read_text
 from engine.run_files import TRACKER_FILE, TRACKER_LOG_FILE
 from engine.schema import Config, TrackerName
-from engine.text import shortened
+from engine.text import one_line, shortened
 from engine.tracker_process import FINISH_S
 
 MAX_WAITING = 256 * 2**20
@@ -186,7 +186,7 @@ class Tracking:
         """Say a problem, if it is the first of its kind."""
         if kind not in self._said:
             self._said.add(kind)
-            problem = shortened(" ".join(problem.split()), limit=400)
+            problem = shortened(one_line(problem), limit=400)
             log = self._output / TRACKER_LOG_FILE
             self._say(f"loop.tracker={self._name}: {problem}; the run continues; see {log}")
 
