@@ -225,7 +225,8 @@ def test_problem_is_said_once_with_counts_at_the_end(
 def test_thread_that_cannot_be_started_does_not_end_the_run(
     tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    start, started = threading.Thread.start, []
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
 
     def start_some(thread: threading.Thread) -> None:
         if len(started) == number:
