@@ -5,10 +5,10 @@ import itertools
 import os
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import cv2
 import numpy as np
@@ -39,6 +39,9 @@ REDUCTIONS = {
 }
 """Factors by which a JPEG can be decoded smaller, and OpenCV's flags for them without colour."""
 
+OnError = Callable[[UserError], object]
+"""Called with each problem; it raises it, or returns to go on with the others."""
+
 
 class BadImageError(UserError):
     """A file that is not an image, is damaged, too large, or of another size than annotated."""
@@ -55,47 +58,79 @@ def quiet_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def images_in(folder: Path, *, skip_folder: Path | None = None) -> tuple[list[str], int]:
-    """Return the sorted relative paths of images in `folder` at any depth; the number of others.
+def _raise(error: UserError) -> NoReturn:
+    raise error
+
+
+def images_in(
+    folder: Path, *, skip_folder: Path | None = None, on_error: OnError = _raise
+) -> tuple[list[str], int]:
+    """Return the images among `files_below`, and the number of other files."""
+    names = files_below(folder, "", skip_folder=skip_folder, on_error=on_error)
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    return images, len(names) - len(images)
+
+
+def files_below(
+    folder: Path,
+    suffix: str,
+    *,
+    skip_folder: Path | None = None,
+    on_error: OnError = _raise,
+) -> list[str]:
+    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
 
     Args:
-        folder: hidden files and folders in it are skipped.
-        skip_folder: a folder that is skipped too.
+        folder: hidden files and folders in it are skipped. Links to folders are followed, except
+            to one that the link itself is in.
+        suffix: upper and lower case are equal; "" is any.
+        skip_folder: a folder that is skipped too, unless `folder` is inside it.
+        on_error: called for each folder or link that cannot be read.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder or link cannot be read, if `on_error` is not given.
     """
     apart = resolved(skip_folder) if skip_folder else None
-    images: list[str] = []
-    num_others = 0
-    waiting = [""]
+    start = resolved(folder)
+    found: list[str] = []
+    waiting: list[tuple[str, frozenset[Path]]] = [("", frozenset())]  # with resolved parents
     while waiting:
-        below = waiting.pop()
-        if apart and resolved(folder / below).is_relative_to(apart):
+        below, parents = waiting.pop()
+        location = resolved(folder / below)
+        in_apart = apart in location.parents and apart not in start.parents
+        if location in parents or location == apart or in_apart:
             continue
-        folders, files = list_folder(f"{folder}/{below}")
-        waiting += [f"{below}{name}/" for name in folders]
-        inside = [f"{below}{name}" for name in files if name.lower().endswith(SUFFIXES)]
-        images += inside
-        num_others += len(files) - len(inside)
-    return sorted(images), num_others
+        folders, names = list_folder(f"{folder}/{below}", on_error)
+        parents |= {location}
+        waiting += [(f"{below}{name}/", parents) for name in folders]
+        found += [f"{below}{name}" for name in names if name.lower().endswith(suffix)]
+    return sorted(found)
 
 
-def list_folder(folder: str) -> tuple[list[str], list[str]]:
+def list_folder(folder: str, on_error: OnError = _raise) -> tuple[list[str], list[str]]:
     """Return the names of the folders and of the files in `folder`, without hidden ones.
 
     With strings instead of paths, and no system call for each file: ImageNet has 1.3 million.
+    `on_error`: see `files_below`.
     """
     folders: list[str] = []
     files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if entry.name.startswith("."):
+                    continue
+                try:
                     (folders if entry.is_dir() else files).append(entry.name)
+                except OSError as error:  # a cycle of links
+                    on_error(_unreadable(entry.path, error))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+        on_error(_unreadable(folder, error))
     return folders, files
+
+
+def _unreadable(path: str, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
 def read_image(path: str | Path, *, rotate: bool = True) -> np.ndarray:
@@ -311,26 +346,3 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     None: `data` is not a JPEG, or its header is not complete.
     """
     return jpeg_size(data)
-
-
-def files_below(folder: Path, suffix: str) -> list[str]:
-    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
-
-    Hidden files are skipped, and upper and lower case of the suffix are equal.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    found: list[str] = []
-    waiting = [""]
-    seen: set[Path] = set()  # resolved folders, so that cycles of links end
-    while waiting:
-        below = waiting.pop()
-        location = resolved(folder / below)
-        if location in seen:
-            continue
-        seen.add(location)
-        folders, names = list_folder(f"{folder}/{below}")
-        waiting += [f"{below}{name}/" for name in folders]
-        found += [f"{below}{name}" for name in names if name.lower().endswith(suffix)]
-    return sorted(found)

@@ -32,6 +32,7 @@ from engine.errors import DamagedFileError, UserError
 from engine.files import write_atomically
 from engine.paths import exists, is_file, is_folder, names_in, open_file
 from engine.run_files import WEIGHTS_FILE
+from engine.text import one_line
 
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
@@ -291,8 +292,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except Exception as error:  # including a dtype that torch does not have
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: expected a safetensors file, got: {reason}") from error
+        raise UserError(f"{path}: expected a safetensors file, got: {one_line(error)}") from error
     return tensors, {key: text for key, text in metadata.items() if key != CHECKSUM_KEY}
 
 
@@ -386,7 +386,6 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
     except (KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"--resume: expected the state of torch's generators, got: {reason}"
+            f"--resume: expected the state of torch's generators, got: {one_line(error)}"
         ) from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.errors import PeerError, UserError
 from engine.memory import keep_freed_memory
 from engine.rendezvous import join_job
+from engine.text import one_line
 from engine.watchdog import ProgressWatchdog
 
 _NCCL_MARGIN_S = 60
@@ -105,7 +106,7 @@ def process_group(device: str | None = None, timeout_s: int = 1800) -> Iterator[
             if _is_peer_failure(error):
                 raise PeerError(
                     f"{where}: another process ended or did not answer within {limit_s} s; its own "
-                    f"error says why ({' '.join(str(error).split())})"
+                    f"error says why ({one_line(error)})"
                 ) from error
             error.add_note(f"in {where}")
             raise

@@ -1,4 +1,4 @@
-"""Escaping of untrusted text before it is printed on a terminal."""
+"""Escaping and shortening of untrusted text before it is printed on a terminal."""
 
 import re
 import sys
@@ -28,6 +28,11 @@ def printable(text: str, *, keep: str = "") -> str:
         return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
     return _HIDDEN.sub(escaped, text)
+
+
+def one_line(text: object) -> str:
+    """Return `text`, such as an error, with each run of spaces and line breaks as one space."""
+    return " ".join(str(text).split())
 
 
 def shortened(text: str, limit: int = 1000) -> str:

@@ -1,9 +1,10 @@
 """The process in which a tracker's package runs: wandb, mlflow or trackio.
 
-`engine/tracking.py` starts it by file name, so it imports nothing of this project. It reads pickled
-tuples from stdin: the tracker's name with the arguments of its class, then calls, each the name of
-a method of `Tracker` with its arguments. A line of JSON on stdout answers each. The process ends
-after the call `finish`, or some time after the run's process was killed.
+`engine/tracking.py` starts it by file name, so it imports nothing of this project. Its argument is
+the id of the run's process. It reads pickled tuples from stdin: the tracker's name with the
+arguments of its class, then calls, each the name of a method of `Tracker` with its arguments. A
+line of JSON on stdout answers each. The process ends after the call `finish`, or some time after
+the run's process was killed.
 """
 
 import json
@@ -173,10 +174,12 @@ def _parts(values: Mapping[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Start the tracker, then make and answer calls until the last one."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the packages print must not come between the answers
-    threading.Thread(target=_end_after_parent, args=[os.getppid()], daemon=True).start()
-    name, *arguments = pickle.load(sys.stdin.buffer)
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
+    # what the packages read must not be the calls; what they print, not come between the answers
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    threading.Thread(target=_end_after_parent, args=[int(sys.argv[1])], daemon=True).start()
+    name, *arguments = pickle.load(calls)
     call, tracker = "start", None
     while True:
         answer: dict[str, str | None] = {"call": call}
@@ -195,7 +198,7 @@ def main() -> None:
         if tracker is None or call == "finish":
             return
         try:
-            call, *arguments = pickle.load(sys.stdin.buffer)
+            call, *arguments = pickle.load(calls)
         except (EOFError, pickle.UnpicklingError):  # killed, perhaps while it sent a call
             call, arguments = "finish", [False]
 

@@ -6,6 +6,7 @@ from this one. Nothing here waits for it, except `finish`, for a limited time.
 """
 
 import json
+import os
 import pickle
 import queue
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from engine.files import write_file
 from engine.paths import is_file, read_text
 from engine.run_files import TRACKER_FILE, TRACKER_LOG_FILE
 from engine.schema import Config, TrackerName
-from engine.text import shortened
+from engine.text import one_line, shortened
 from engine.tracker_process import FINISH_S
 
 MAX_WAITING = 256 * 2**20
@@ -73,23 +74,31 @@ class Tracking:
         self._queued_bytes = self._written_bytes = 0
         self._calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._threads = [
-            threading.Thread(target=each, daemon=True) for each in (self._write, self._read)
-        ]
+        self._process: subprocess.Popen[bytes] | None = None  # None if it could not be started
+        self._threads: list[threading.Thread] = []  # the writing and the reading one
         try:
             with (output / TRACKER_LOG_FILE).open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(tracker_process.__file__))],
+                    [sys.executable, "-P", str(Path(tracker_process.__file__)), str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C and the group's SIGTERM are for the run
                 )
-            for thread in self._threads:
+            for work, pipe in (
+                (self._write, self._process.stdin),
+                (self._read, self._process.stdout),
+            ):
+                thread = threading.Thread(target=work, args=[pipe], daemon=True)
                 thread.start()
+                self._threads.append(thread)
         except (OSError, RuntimeError) as error:  # no memory, no process, no thread
             self._report("start", f"cannot be started: {error}")
+            self._calls.put(None)  # ends the writing thread
+            if self._process is not None:
+                with self._process as process:  # closes its pipes
+                    process.kill()
+                self._process = None
         settings = config.model_dump(mode="json")
         self._call(name, output.absolute(), settings, self._stored_run_id())
 
@@ -111,7 +120,6 @@ class Tracking:
             self._calls.put(None)
             try:
                 self._process.wait(timeout=FINISH_S)
-                self._check_process()
             except subprocess.TimeoutExpired:
                 self._report("finish", f"did not finish within {FINISH_S} s")
             finally:
@@ -121,6 +129,8 @@ class Tracking:
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=1)
             self._take_answers()
+            if self._process.returncode or self._num_unanswered:
+                self._report_end(self._process.returncode)
         line = f"loop.tracker={self._name}: {self._num_sent} of {self._num_records} records sent"
         if self._num_sent < self._num_records:
             lost = self._num_records - self._num_sent - self._num_failed
@@ -129,20 +139,21 @@ class Tracking:
 
     def _record(self, method: str, *arguments: Any) -> None:
         self._num_records += 1
-        self._take_answers()
-        if not self._check_process():
+        if self._process is None:
             return
-        if self._queued_bytes - self._written_bytes > MAX_WAITING:
+        is_reading = self._threads[1].is_alive()
+        self._take_answers()
+        if not is_reading and self._process.poll() is not None:
+            self._report_end(self._process.returncode)
+        elif self._queued_bytes - self._written_bytes > MAX_WAITING:
             self._report("late", "is behind, records are dropped")
         else:
             self._call(method, *arguments)
 
-    def _check_process(self) -> bool:
-        """Return whether the process runs; report if it crashed."""
-        code = 0 if self._process is None else self._process.poll()
-        if code:  # 0 if the start failed, which was reported
+    def _report_end(self, code: int) -> None:
+        """Report that the process ended, unless an answer or `finish` said why."""
+        if self._said.isdisjoint(("start", "finish")):
             self._report("process", f"its process ended with code {code}")
-        return code is None
 
     def _call(self, *call: Any) -> None:
         data = pickle.dumps(call)
@@ -175,7 +186,7 @@ class Tracking:
         """Say a problem, if it is the first of its kind."""
         if kind not in self._said:
             self._said.add(kind)
-            problem = shortened(" ".join(problem.split()), limit=400)
+            problem = shortened(one_line(problem), limit=400)
             log = self._output / TRACKER_LOG_FILE
             self._say(f"loop.tracker={self._name}: {problem}; the run continues; see {log}")
 
@@ -195,21 +206,17 @@ class Tracking:
         except UserError as error:
             self._report("id", f"a resumed run will be a new one in the tracker: {error}")
 
-    def _write(self) -> None:
+    def _write(self, pipe: IO[bytes]) -> None:
         """Send calls to the process; runs in a thread, because a pipe may block."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with suppress(OSError), self._process.stdin as pipe:
+        with suppress(OSError), pipe:
             for data in iter(self._calls.get, None):
                 with suppress(OSError):  # the process has ended; `_record` sees it
                     pipe.write(data)
                     pipe.flush()
                 self._written_bytes += len(data)
 
-    def _read(self) -> None:
+    def _read(self, pipe: IO[bytes]) -> None:
         """Collect the answers of the process; runs in a thread, until the process ends."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with suppress(ValueError), self._process.stdout as lines:  # killed while it wrote a line
-            for line in lines:
+        with suppress(ValueError), pipe:  # killed while it wrote a line
+            for line in pipe:
                 self._answers.put(json.loads(line))

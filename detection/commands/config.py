@@ -19,6 +19,7 @@ from engine.cli import CommandParser, split_arguments
 from engine.config_keys import key_elsewhere, key_paths
 from engine.errors import UserError
 from engine.paths import read_text
+from engine.text import one_line
 
 Row = tuple[str, str, str, str]
 """Key, type, default and meaning."""
@@ -138,7 +139,7 @@ def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def rows_of(schema: type[BaseModel], prefix: str = "") -> Iterator[Row]:
     """Yield (key, type, default, meaning) of every key; keys of a sub-config follow its own row."""
     for name, field in schema.model_fields.items():
-        meaning = " ".join((field.description or "").split())
+        meaning = one_line(field.description or "")
         # sub-configs have no type or default of their own: their keys follow
         parts = _models_in(field.annotation)
         default = "" if parts and field.default is not None else _default_of(field)

@@ -24,6 +24,7 @@ from engine.checkpoint import prepare_output
 from engine.errors import UserError
 from engine.log import RunLog
 from engine.paths import is_file, is_folder, names_in, open_file, status_of
+from engine.text import one_line
 
 CHUNK_BYTES = 10**6
 TIMEOUT_S = 60.0
@@ -180,11 +181,11 @@ def _download(archive: Archive, path: Path, log: RunLog) -> None:
             raise
         except urllib.error.HTTPError as error:
             error.close()
-            raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
+            raise UserError(f"{archive.url}: download failed: {one_line(error)}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             # after progress, try again: the loop resumes with the bytes so far
             if _size(partial) == previous_size:
-                raise UserError(f"{archive.url}: download failed: {_one_line(error)}") from error
+                raise UserError(f"{archive.url}: download failed: {one_line(error)}") from error
     if _size(partial) < archive.size:
         got = f"{_size(partial)}; run the same command again to resume"
         raise UserError(f"{archive.url}: expected {archive.size} bytes, got {got}")
@@ -201,10 +202,6 @@ def _verify(archive: Archive, path: Path, log: RunLog) -> None:
     if digest.hexdigest() != expected:
         advice = "delete it to download it again"
         raise UserError(f"{path}: expected {archive.checksum}, got {digest.hexdigest()}; {advice}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())  # urllib's messages about redirects have several lines
 
 
 def _size(path: Path) -> int:

@@ -12,7 +12,7 @@ from detection.export.model import Arrays
 from detection.export.program import Program
 from detection.ops.nms import public_nms
 from engine.errors import UserError
-from engine.text import shortened
+from engine.text import one_line, shortened
 
 METADATA_FILE = "metadata.json"
 """Name of the metadata inside a program's file."""
@@ -51,7 +51,7 @@ def write_compiled(program: Program, path: Path, *, metadata: Mapping[str, str])
     try:
         aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configs)
     except InductorError as error:  # no C++ compiler, or one that failed
-        reason = shortened(" ".join(str(error).split()))
+        reason = shortened(one_line(error))
         raise UserError(f"--format aoti: torch cannot compile the model: {reason}") from error
 
 

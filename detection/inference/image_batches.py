@@ -14,6 +14,7 @@ from detection.data.transforms import resize
 from detection.inference.image_inputs import ImageInput, check_iterable, pixels_of
 from engine.device_copies import ahead
 from engine.errors import UserError
+from engine.text import one_line
 
 BATCHES_AHEAD = 2
 """Batches' worth of images that threads read ahead, besides one image for each thread."""
@@ -121,7 +122,7 @@ class ImageReader:
         except UserError as error:
             return ReadImage(index, name, error=error)
         except (cv2.error, MemoryError) as error:
-            reason = " ".join(str(error).split()) or "not enough memory"
+            reason = one_line(error) or "not enough memory"
             return ReadImage(index, name, error=UserError(f"{name}: cannot be resized: {reason}"))
         return ReadImage(index, name, sample, pixels if keep_pixels else None)
 

@@ -20,7 +20,6 @@ ImageInput = Union[np.ndarray, Tensor, "Image", str, Path]
 """An image for a detector: see `Detector.predict`."""
 
 _URL = re.compile(r"(https?|ftp|s3|gs|file):/|data:image/", re.IGNORECASE)
-"""Start of a URL; a Path has one slash where its text had two."""
 
 
 def pixels_of(image: Any, *, place: int) -> np.ndarray:
@@ -34,9 +33,7 @@ def pixels_of(image: Any, *, place: int) -> np.ndarray:
         UserError: a file cannot be read, or the input is not a supported image.
     """
     if isinstance(image, str | Path):
-        if _URL.match(str(image)):
-            url = shortened(str(image), 100)
-            raise UserError(f"image {place}: expected a path, got the URL {url}; download it first")
+        refuse_url(image)
         return read_image(image)
     pixels = image
     if isinstance(image, Tensor):
@@ -56,6 +53,16 @@ def pixels_of(image: Any, *, place: int) -> np.ndarray:
         got = f"{pixels.shape} {pixels.dtype}"
         raise UserError(f"image {place}: expected (height, width, 3) uint8 RGB, got {got}")
     return np.ascontiguousarray(pixels)
+
+
+def refuse_url(path: str | Path) -> None:
+    """Raise UserError if a path is a URL."""
+    url = str(path)
+    if _URL.match(url):
+        if isinstance(path, Path):  # it has one slash where its text had two
+            url = url.replace(":/", "://", 1)
+        url = shortened(url, 100)
+        raise UserError(f"{url}: expected a path; URLs are not read, download it first")
 
 
 def _pixels_of_pillow(image: Any, place: int) -> np.ndarray:

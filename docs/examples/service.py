@@ -30,7 +30,7 @@ try:
     detector = load_detector(os.environ["RESDET_RUN"])
 except UserError as error:
     sys.exit(f"RESDET_RUN: {error}")
-# One thread decodes and detects, so the detector is never used by two, and memory stays bounded.
+# One thread decodes and detects, so one decoded image is in memory. More threads would be safe.
 thread = ThreadPoolExecutor(max_workers=1)
 places = asyncio.Semaphore(MAX_REQUESTS)
 app = FastAPI(title="resdet")

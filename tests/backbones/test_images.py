@@ -14,7 +14,9 @@ from backbones.images import (
     bit_depth_note,
     decode,
     enlarge,
+    files_below,
     image_size,
+    images_in,
     read_image,
     read_size,
     resize_pixels,
@@ -305,3 +307,38 @@ def test_size_of_a_png_that_ends_too_early(tmp_path: Path, length: int) -> None:
     (tmp_path / "a.png").write_bytes(encoded(smooth_image(), "PNG")[:length])
     with pytest.raises(BadImageError):
         read_size(tmp_path / "a.png")
+
+
+def test_links_to_folders_are_followed_until_they_come_back(tmp_path: Path) -> None:
+    for name in ("train/ant/1.jpg", "train/ant/notes.txt", "train/.hidden/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "val").symlink_to("train")
+    (tmp_path / "train" / "ant" / "up").symlink_to(tmp_path)
+    assert images_in(tmp_path) == (["train/ant/1.jpg", "val/ant/1.jpg"], 2)
+    assert files_below(tmp_path, ".txt") == ["train/ant/notes.txt", "val/ant/notes.txt"]
+
+
+def test_links_to_themselves_are_an_error_by_default(tmp_path: Path) -> None:
+    (tmp_path / "x").symlink_to("x")
+    with pytest.raises(UserError, match=r"/x: cannot be read: Too many levels of symbolic links$"):
+        images_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "skipped", "images"),
+    [
+        ("set", "set/images", ["a.jpg"]),
+        ("set/images", "set", ["b.jpg", "deep/c.jpg"]),
+        ("set", "set", []),
+        ("set", "set/images/deep", ["a.jpg", "images/b.jpg"]),
+        ("link", "set", ["b.jpg", "deep/c.jpg"]),
+    ],
+)
+def test_skipped_folder(tmp_path: Path, folder: str, skipped: str, images: list[str]) -> None:
+    (tmp_path / "set" / "images" / "deep").mkdir(parents=True)
+    for name in ("set/a.jpg", "set/images/b.jpg", "set/images/deep/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "images" / "up").symlink_to("..")
+    (tmp_path / "link").symlink_to("set/images")
+    assert images_in(tmp_path / folder, skip_folder=tmp_path / skipped)[0] == images

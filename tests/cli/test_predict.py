@@ -122,9 +122,11 @@ def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Ca
     ],
 )
 def test_results_are_kept_after_a_signal(site: Path, trained: Path, number: int) -> None:
-    images = ["data/0.jpg", "data/1.jpg"] * 3000
+    (site / "many").mkdir()
+    for name in range(6000):
+        (site / "many" / f"{name}.jpg").hardlink_to(site / "data" / f"{name % 2}.jpg")
     process = subprocess.Popen(
-        [sys.executable, str(PREDICT), str(trained), *images, *OPTIONS],
+        [sys.executable, str(PREDICT), str(trained), "many", *OPTIONS],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -34,6 +34,64 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "out"], skip_folder=tmp_path / "out")
     with pytest.raises(UserError, match="no such image or folder"):
         find_images([tmp_path / "absent.jpg"], skip_folder=tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"^https://a.org/b.jpg: expected a path; URLs are not read"
+    ):
+        find_images([Path("https://a.org/b.jpg")], skip_folder=tmp_path / "out")
+
+
+def test_repeated_images_are_dropped_and_counted(
+    site: Path,
+    trained: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (site / "link").symlink_to("data")
+    (site / "x").symlink_to("x")
+    (site / "data" / "same.jpg").symlink_to("0.jpg")  # another name is another image
+    list_images(monkeypatch, b"data/../data/1.jpg\nx/0.jpg\nx/0.jpg\n")
+    inputs = ("./data/1.jpg", "data", "link", site / "data" / "2.jpg", "-")
+    options = ("--device", "cpu", "--output", "out", "--skip-bad", "--format", "coco-annotations")
+    outcome = call(predict, trained, *inputs, *options)
+    assert outcome.code == 0, outcome.err
+    assert "\n8 images that were given before were skipped\n" in f"\n{outcome.out}"
+    images = json.loads((site / "out" / "annotations.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["1.jpg", "0.jpg", "2.jpg", "same.jpg"]
+
+
+def test_images_beside_the_labels_that_are_written(site: Path, trained: Path, call: Call) -> None:
+    (site / "set").mkdir()
+    (site / "data").rename("set/images")
+    options = ("--device", "cpu", "--output", "set", "--format", "yolo", "--no-drawings")
+    outcome = call(predict, trained, "set/images", *options)
+    assert outcome.code == 0, outcome.err
+    names = {f"{number}.txt" for number in range(3)}
+    assert {path.name for path in (site / "set" / "labels").iterdir()} == names
+
+
+def test_folders_and_links_that_cannot_be_read_cost_no_other_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.png").touch()
+    (folder / "sub" / "b.png").touch()
+    (folder / "sub" / "loop").symlink_to("..")
+    (folder / "x").symlink_to("x")
+    deep = folder
+    while len(str(deep)) < 4000:  # a path of over 4096 bytes cannot be read, even by root
+        deep /= "d" * 200
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    Path("e" * 200).mkdir()
+    found = find_images([folder, tmp_path / "in" / "a.png"], skip_folder=tmp_path / "out")
+    assert found.paths[:2] == [str(folder / "a.png"), str(folder / "sub" / "b.png")]
+    assert sorted(found.problems) == [
+        f"{deep}/{'e' * 200}/: cannot be read: File name too long",
+        f"{folder}/x: cannot be read: Too many levels of symbolic links",
+    ]
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        find_images([deep], skip_folder=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -42,8 +100,9 @@ def test_images_are_found_in_folders(tmp_path: Path) -> None:
         (b"b.jpg\n\na b.jpg\r\n./c.jpg", ["b.jpg", "a b.jpg", "./c.jpg"]),
         (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),
         (b"\xb9.jpg\n", [os.fsdecode(b"\xb9.jpg")]),
+        (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),
     ],
-    ids=["lines", "NUL", "not UTF-8"],
+    ids=["lines", "NUL", "not UTF-8", "byte order mark"],
 )
 def test_lists_on_standard_input(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, paths: list[str]

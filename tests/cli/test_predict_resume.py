@@ -129,7 +129,9 @@ def test_done_images_are_not_predicted_again(images: Path, trained: Path, call: 
 
 @pytest.mark.extended
 def test_a_signal_keeps_the_lines_and_the_results(images: Path, trained: Path, call: Call) -> None:
-    inputs = ["in"] * 6
+    inputs = [f"in{number}" for number in range(6)]
+    for name in inputs:
+        shutil.copytree("in", name)
     whole = [str(trained), *inputs, *arguments(trained, "whole")[2:]]
     assert call(predict, *whole).code == 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.text import printable
+from engine.text import one_line, printable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,6 +31,10 @@ def test_control_characters_are_escaped(text: str, expected: str) -> None:
 
 def test_kept_line_breaks_are_not_escaped() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+def test_one_line_has_single_spaces() -> None:
+    assert one_line(ValueError(" no\n\n  memory\r\n")) == "no memory"
 
 
 NAME = "caf\\u00e9 \\u732b\\x1b[2J\\u202e\\udcff"

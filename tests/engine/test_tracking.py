@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.engine.toy import ToyData, ToyTask
 
 # A package named wandb whose calls are written to calls.jsonl, with the fault of FAKE_FAULT.
 FAKE = """
-import atexit, json, os, threading, time
+import atexit, json, os, sys, threading, time
 
 FAULT = os.environ.get("FAKE_FAULT", "")
 
@@ -41,6 +42,10 @@ def act(name, **values):
         raise SystemExit("not logged in")
     if FAULT == f"{name} crashes":
         os._exit(9)
+    if FAULT == f"{name} ends":
+        os._exit(0)
+    if FAULT == f"{name} reads":
+        sys.stdin.read()
 
 act("import")
 if FAULT == "exit hook hangs":
@@ -79,7 +84,7 @@ def init(*, id, config, **others):
 FAULTS = [
     f"{call} {fault}"
     for call in ("import", "init", "log", "finish")
-    for fault in ("raises", "hangs", "exits", "crashes")
+    for fault in ("raises", "hangs", "exits", "crashes", "ends")
 ] + ["exit hook hangs", "thread stays"]
 QUICK = ("", "log raises", "finish hangs")
 
@@ -184,6 +189,9 @@ def tracked(output: Path, said: list[str]) -> Tracking:
         ("init exits", "start failed: SystemExit: not logged in", "0 of 9 records sent, 0 failed"),
         ("log raises", "scalars failed: RuntimeError: no network", "0 of 9 records sent, 9 failed"),
         ("log crashes", "its process ended with code 9", "0 of 9 records sent, 0 failed"),
+        ("import ends", "its process ended with code 0", "0 of 9 records sent, 0 failed"),
+        ("log ends", "its process ended with code 0", "0 of 9 records sent, 0 failed"),
+        ("finish ends", "its process ended with code 0", "9 of 9 records sent"),
         ("log hangs", "did not finish within 1 s", "0 of 9 records sent, 0 failed"),
         ("finish raises", "finish failed: RuntimeError: no network", "9 of 9 records sent"),
     ],
@@ -211,6 +219,48 @@ def test_problem_is_said_once_with_counts_at_the_end(
     end = f"; the run continues; see {tmp_path / 'tracker.log'}"
     assert [line for line in said if line.endswith(end)] == [f"{first}{problem}{end}"]
     assert said[-1].startswith(f"{first}{counts}")
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["writing", "reading"])
+def test_thread_that_cannot_be_started_does_not_end_the_run(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == number:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_some)
+        tracker = tracked(tmp_path, said)
+    for thread in started:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in started)
+    tracker.scalars(1, {"loss": 1.0})
+    tracker.finish(completed=True)
+    assert [line.partition(";")[0] for line in said] == [
+        "loop.tracker=wandb: cannot be started: can't start new thread",
+        "loop.tracker=wandb: 0 of 1 records sent, 0 failed, 1 dropped",
+    ]
+
+
+@pytest.mark.parametrize("fault", ["import reads", "log reads"])
+def test_package_that_reads_standard_input_gets_no_calls(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", fault)
+    said: list[str] = []
+    tracker = tracked(tmp_path, said)
+    for step in range(9):
+        tracker.scalars(step, {"loss": 1.0})
+    tracker.finish(completed=True)
+    assert said[-1] == "loop.tracker=wandb: 9 of 9 records sent"
+    assert calls(fake, "finish") == [{"call": "finish", "exit_code": 0}]
 
 
 def test_records_for_a_tracker_that_hangs_are_dropped_and_cost_no_time(
