@@ -127,6 +127,8 @@ def main() -> None:
             log.note(line)
         if len(runs) > 1:
             log.note(f"ensemble of {len(runs)} detectors, with the settings of {runs[0]}")
+        if found.num_repeats:
+            log.note(f"images given more than once: {found.num_repeats} dropped")
         if note := bit_depth_note(found.paths):
             log.note(note)
         written = predict_files(predictor, found.paths, arguments.output, options=options, log=log)

@@ -13,6 +13,7 @@ from detection.structures import Detections
 from detection.visualize import draw_detections, encode_image, numbered_name
 from engine.errors import UserError
 from engine.paths import make_folder
+from engine.text import one_line
 
 CROPS = "crops"
 """Folder of the crops, with a folder for each class."""
@@ -60,8 +61,7 @@ class ImageFiles:
             except UserError as error:
                 problem = problem or str(error)
             except (cv2.error, MemoryError) as error:
-                reason = " ".join(str(error).split())
-                problem = problem or f"{source}: cannot be drawn: {reason}"
+                problem = problem or f"{source}: cannot be drawn: {one_line(error)}"
         return problem
 
     def _draw(self, name: str, pixels: np.ndarray, found: Detections) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from backbones.images import SUFFIXES, images_in
 from detection.inference.image_inputs import refuse_url
 from engine.errors import UserError
-from engine.log import RunLog
 from engine.paths import exists, is_folder, resolved
 
 STDIN = Path("-")
@@ -26,18 +25,19 @@ class FoundImages:
 
     paths: the images; text, which takes less memory than a Path. problems: a message for each input
     without images, and for each folder or link in them that cannot be read. num_others: number of
-    other files in the folders.
+    other files in the folders. num_repeats: number of images that were given before, and dropped.
     """
 
     paths: list[str]
     problems: list[str]
-    num_others: int
+    num_others: int = 0
+    num_repeats: int = 0
 
 
 def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     """Return the given files, and the images in the given folders at any depth, sorted by name.
 
-    Of an image that is given several times the first is taken; the log says how many are dropped.
+    Of an image that is given several times the first is taken.
 
     Args:
         inputs: files and folders; `STDIN` once. Hidden files and folders inside them are skipped.
@@ -61,21 +61,18 @@ def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     if not found:
         raise UserError(problems[0])
     paths = _without_repeats(found)
-    if len(paths) < len(found):
-        repeated = f"{len(found) - len(paths)} images that were given before were skipped"
-        RunLog(None, is_main=True).note(repeated)
-    return FoundImages(paths, problems, num_others)
+    return FoundImages(paths, problems, num_others, len(found) - len(paths))
 
 
 def _images_of(path: Path, *, skip_folder: Path) -> FoundImages:
     """Return the images of one input; UserError if it has neither images nor other problems."""
     if path == STDIN:
-        return FoundImages(_listed_images(sys.stdin.buffer.read()), [], 0)
+        return FoundImages(_listed_images(sys.stdin.buffer.read()), [])
     refuse_url(path)
     if not exists(path):
         raise UserError(f"{path}: no such image or folder")
     if not is_folder(path):
-        return FoundImages([str(path)], [], 0)
+        return FoundImages([str(path)], [])
     problems: list[str] = []
     inside, others = images_in(
         path, skip_folder=skip_folder, on_error=lambda error: problems.append(str(error))

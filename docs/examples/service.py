@@ -47,6 +47,8 @@ async def detect(request: Request) -> list[dict[str, Any]]:
     """Return the objects in the image that is the body of the request, by falling score."""
     if places.locked():
         raise HTTPException(503, "busy: send the image again later", {"Retry-After": "1"})
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(415, "expected the image as the body, as curl --data-binary sends it")
     async with places:
         try:
             data = await read_body(request)

@@ -54,7 +54,7 @@ def test_repeated_images_are_dropped_and_counted(
     options = ("--device", "cpu", "--output", "out", "--skip-bad", "--format", "coco-annotations")
     outcome = call(predict, trained, *inputs, *options)
     assert outcome.code == 0, outcome.err
-    assert "\n8 images that were given before were skipped\n" in f"\n{outcome.out}"
+    assert "\nimages given more than once: 8 dropped\n" in f"\n{outcome.out}"
     images = json.loads((site / "out" / "annotations.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["1.jpg", "0.jpg", "2.jpg", "same.jpg"]
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -82,6 +84,14 @@ def test_what_is_no_image_gets_one_line(
     assert (got, content["detail"].startswith(reason)) == (status, True), content
     assert "\n" not in content["detail"]
     assert post(running, jpeg)[0] == 200
+
+
+@pytest.mark.extended
+def test_a_form_is_refused(running: Service) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    form = Request(f"http://127.0.0.1:{running.port}/detect", b"--x--", headers)
+    with pytest.raises(HTTPError, match="415"):
+        urlopen(form, timeout=30)
 
 
 @pytest.mark.extended
