@@ -235,7 +235,7 @@ def _draw(
         # One colour per object, because touching objects of a class would look like one. Reversed:
         # the last object, the best detection, always gets colour 0.
         colors = [class_color(number) for number in reversed(range(len(labels)))]
-        for (mask, size), color in zip(masks, colors, strict=False):
+        for (mask, size), color in zip(masks, colors, strict=True):
             _tint(canvas, mask, size, color, thickness=thickness)
     # Clipped to the canvas: for corners far outside OpenCV draws nothing or takes very long.
     limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2

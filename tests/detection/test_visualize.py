@@ -240,6 +240,14 @@ def test_masks_are_drawn_as_on_the_whole_canvas(
                     np.testing.assert_array_equal(canvas, whole)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_object_has_a_mask_or_none_has(count: int) -> None:
+    boxes, labels = torch.tensor([[1.0, 1.0, 9.0, 9.0]] * 2), torch.zeros(2).long()
+    masks = np.ones((count, 60, 80), np.bool_)
+    with pytest.raises(ValueError, match="zip"):
+        draw_ground_truth(grey(60, 80), boxes, labels, class_names=NAMES, masks=masks)
+
+
 def test_a_mask_takes_memory_by_its_own_size() -> None:
     size = (4000, 4000)
     code = encode_window(np.ones((50, 50), np.bool_), top=9, left=3000, size=size)
