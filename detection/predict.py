@@ -6,6 +6,7 @@ Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 RGB tensors, or Pi
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,8 @@ class Predictor(ABC):
             batch_size: images in one forward pass; it does not change the result.
 
         Raises:
-            UserError: a file cannot be read, an element is not an image, or `images` is a single
-                image instead of a list.
+            UserError: a file cannot be read, an element is not an image, `images` is a single image
+                instead of a list, or a batch does not fit in the GPU's memory.
         """
         found = dict(self.stream(images, batch_size=batch_size))
         return [found[index] for index in range(len(found))]
@@ -126,7 +127,8 @@ class Predictor(ABC):
             keep_pixels: return the decoded images too.
 
         Raises:
-            UserError: `images` is a single image, or a number is not one.
+            UserError: `images` is a single image, a number is not one, or a batch does not fit in
+                the GPU's memory.
         """
 
 
@@ -203,8 +205,16 @@ class Detector(Predictor):
             torch.inference_mode(),
             backend_settings(loop, device),
             autocast(device, loop.precision),
+            # an error raised in an `except` would hold what the network has allocated
+            suppress(torch.OutOfMemoryError),
         ):
             return self._predict([images.to(device) for images in batch.at_all_scales])
+        height, width = max(images.pixels.shape[2:] for images in batch.at_all_scales)
+        raise UserError(
+            f"{device}: out of memory: expected room for {len(samples)} images of {width} x "
+            f"{height} pixels at once; choose a smaller batch_size or data.eval_short_side; with "
+            "tiles (--tile) small objects are found at a smaller one"
+        )
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

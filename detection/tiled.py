@@ -101,12 +101,14 @@ class TiledDetector(Predictor):
             self._on_cut(f"{image.name}: {width} x {height} pixels, {len(tiles)} tiles")
         tiles = [Tile(0, 0, *image.size), *tiles]
         parts = (_part(image.pixels, tile) for tile in tiles)
-        try:
-            found = dict(self._detector.stream(parts, batch_size=batch_size, threads=threads))
-        except UserError as error:
-            return replace(
-                image, size=None, pixels=None, error=UserError(f"{image.name}: a tile: {error}")
-            )
+        bad: list[str] = []  # of the image; what is raised, as if the GPU is full, is not
+        stream = self._detector.stream(
+            parts, batch_size=batch_size, threads=threads, on_bad=bad.append
+        )
+        found = dict(stream)
+        if bad:
+            error = UserError(f"{image.name}: a tile: {bad[0]}")
+            return replace(image, size=None, pixels=None, error=error)
         in_order = [found[place] for place in range(len(tiles))]
         nms_thresh = self.config.model.roi.nms_thresh
         return replace(image, found=join_tiles(in_order, tiles, image.size, nms_thresh=nms_thresh))
