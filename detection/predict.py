@@ -3,12 +3,14 @@
 Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 RGB tensors, or Pillow images.
 """
 
+import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -172,8 +174,8 @@ class Detector(Predictor):
         only_read: called with (height, width) of an image; if true, the image is not predicted: its
         result has the decoded image and comes by itself.
         """
-        _check_count("batch_size", batch_size, least=1)
-        _check_count("threads", threads, least=0)
+        batch_size = _count("batch_size", batch_size, least=1)
+        threads = _count("threads", threads, least=0)
         read = self._reader.batches(
             images,
             batch_size=batch_size,
@@ -217,9 +219,12 @@ class Detector(Predictor):
         )
 
 
-def _check_count(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+def _count(name: str, value: SupportsIndex, *, least: int) -> int:
+    """Return an argument as an int, NumPy's integers too; raise UserError for others."""
+    number = operator.index(value) if isinstance(value, SupportsIndex) else least - 1
+    if number < least:
         raise UserError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return number
 
 
 def load_detector(

@@ -1,7 +1,9 @@
 """Prediction on large images in tiles, with a trained detector."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class TiledDetector(Predictor):
         on_cut: called with one line about each image that is cut: its size and number of tiles.
 
     Raises:
-        UserError: `tile` or `overlap` is out of range.
+        UserError: `tile` is no pair of integers, or `tile` or `overlap` is out of range.
     """
 
     def __init__(
@@ -43,15 +45,19 @@ class TiledDetector(Predictor):
         overlap: float = OVERLAP,
         on_cut: Callable[[str], object] | None = None,
     ) -> None:
-        if min(tile) < MIN_SIDE:
-            raise UserError(f"tile: expected at least {MIN_SIDE} pixels, got {min(tile)}")
-        if not 0 <= overlap < 1:
-            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {overlap}")
+        try:
+            height, width = map(operator.index, tile)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"tile: expected (height, width) in pixels, got {tile!r}") from error
+        if min(height, width) < MIN_SIDE:
+            raise UserError(f"tile: expected at least {MIN_SIDE} pixels, got {min(height, width)}")
+        if not isinstance(overlap, SupportsFloat) or not 0 <= overlap < 1:
+            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {overlap!r}")
         self.class_names = detector.class_names
         self.category_ids = detector.category_ids
         self.config = detector.config
         self._detector = detector
-        self._tile, self._overlap = tile, overlap
+        self._tile, self._overlap = (height, width), overlap
         self._on_cut = on_cut
 
     def batches(

@@ -250,6 +250,8 @@ ODD: dict[str, Any] = {
     "channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
     "float tensor": torch.zeros(3, 9, 9),
     "empty tensor": torch.zeros(3, 0, 9, dtype=torch.uint8),
+    "sparse tensor": torch.zeros(3, 9, 9, dtype=torch.uint8).to_sparse(),
+    "tensor without values": torch.zeros(3, 9, 9, dtype=torch.uint8, device="meta"),
     "deep": Image.new("I;16", (9, 9)),
     "float": Image.new("F", (9, 9)),
 }
