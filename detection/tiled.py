@@ -90,18 +90,15 @@ class TiledDetector(Predictor):
                 batch_size=batch_size,
                 threads=threads,
                 keep_pixels=keep_pixels,
-                only_read=lambda size: len(self._grid(size)) > 1,
+                only_read=lambda size: size[0] > self._tile[0] or size[1] > self._tile[1],
             ),
         )
-
-    def _grid(self, size: tuple[int, int]) -> list[Tile]:
-        return tile_grid(size, self._tile, overlap=self._overlap)
 
     def _in_tiles(self, image: ImageResult, *, batch_size: int, threads: int) -> ImageResult:
         """Return the result of an image that was only read."""
         assert image.size is not None
         assert image.pixels is not None
-        tiles = self._grid(image.size)
+        tiles = tile_grid(image.size, self._tile, overlap=self._overlap)
         if self._on_cut is not None:
             height, width = image.size
             self._on_cut(f"{image.name}: {width} x {height} pixels, {len(tiles)} tiles")

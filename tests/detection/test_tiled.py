@@ -88,6 +88,21 @@ def test_tiles_that_are_images_find_what_the_images_have() -> None:
     np.testing.assert_array_equal(list(found.masks), [masks[index] for index in order])
 
 
+def test_tiles_are_listed_once_and_only_of_images_that_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = []
+
+    def counted(size: tuple[int, int], *args: Any, **options: Any) -> list[Tile]:
+        listed.append(size)
+        return tile_grid(size, *args, **options)
+
+    monkeypatch.setattr("detection.tiled.tile_grid", counted)
+    sizes = [(64, 80), (65, 80), (64, 81), (1, 80), (64, 1), (64, 120)]
+    TiledDetector(make_detector("detection"), tile=(64, 80)).predict([varied(*s) for s in sizes])
+    assert listed == [(65, 80), (64, 81), (64, 120)]
+
+
 def test_large_images_and_small_ones_and_bad_ones_together() -> None:
     detector = make_detector()
     lines: list[str] = []
