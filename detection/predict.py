@@ -69,7 +69,7 @@ class Predictor(ABC):
             images: any number of images of any size, each a path, an (H, W, 3) uint8 RGB array, a
                 (3, H, W) uint8 RGB tensor or a Pillow image. Pillow images are rotated by their
                 EXIF orientation and converted to RGB, like files.
-            batch_size: images in one forward pass; it does not change the result.
+            batch_size: most images in one forward pass; it changes results by rounding alone.
 
         Raises:
             UserError: a file cannot be read, an element is not an image, `images` is a single image
@@ -167,9 +167,10 @@ class Detector(Predictor):
     ) -> Iterator[list[ImageResult]]:
         """Yield results as `Predictor.batches`.
 
-        All images of a batch have the same padded shape, so that no result depends on the other
-        images. Batches come in the order in which they are filled. At most five times
-        `batch_size` images, and one for each thread, are held in memory besides the results.
+        All images of a batch have the same padded shape, so that of the others only their number
+        changes a result, by rounding. Batches come in the order in which they are filled. At most
+        five times `batch_size` images, and one for each thread, are held in memory besides the
+        results.
 
         only_read: called with (height, width) of an image; if true, the image is not predicted: its
         result has the decoded image and comes by itself.
