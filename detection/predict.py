@@ -215,14 +215,17 @@ class Detector(Predictor):
         height, width = max(images.pixels.shape[2:] for images in batch.at_all_scales)
         raise UserError(
             f"{device}: out of memory: expected room for {len(samples)} images of {width} x "
-            f"{height} pixels at once; choose a smaller batch_size or data.eval_short_side; with "
-            "tiles (--tile) small objects are found at a smaller one"
+            f"{height} pixels at once; choose a smaller batch_size or data.eval_short_side, with "
+            "tiles (--tile) for small objects"
         )
 
 
 def _count(name: str, value: SupportsIndex, *, least: int) -> int:
     """Return an argument as an int, NumPy's integers too; raise UserError for others."""
-    number = operator.index(value) if isinstance(value, SupportsIndex) else least - 1
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
     if number < least:
         raise UserError(f"{name}: expected an integer of at least {least}, got {value!r}")
     return number

@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import SupportsFloat
 
 import numpy as np
 
@@ -51,7 +50,7 @@ class TiledDetector(Predictor):
             raise UserError(f"tile: expected (height, width) in pixels, got {tile!r}") from error
         if min(height, width) < MIN_SIDE:
             raise UserError(f"tile: expected at least {MIN_SIDE} pixels, got {min(height, width)}")
-        if not isinstance(overlap, SupportsFloat) or not 0 <= overlap < 1:
+        if not isinstance(overlap, int | float | np.floating) or not 0 <= overlap < 1:
             raise UserError(f"overlap: expected a fraction from 0 to below 1, got {overlap!r}")
         self.class_names = detector.class_names
         self.category_ids = detector.category_ids
@@ -104,7 +103,7 @@ class TiledDetector(Predictor):
             self._on_cut(f"{image.name}: {width} x {height} pixels, {len(tiles)} tiles")
         tiles = [Tile(0, 0, *image.size), *tiles]
         parts = (_part(image.pixels, tile) for tile in tiles)
-        bad: list[str] = []  # of the image; what is raised, as if the GPU is full, is not
+        bad: list[str] = []  # faults of the image; others, such as a full GPU, are raised
         stream = self._detector.stream(
             parts, batch_size=batch_size, threads=threads, on_bad=bad.append
         )

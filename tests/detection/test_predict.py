@@ -290,7 +290,7 @@ def test_numbers_of_threads_that_are_none(run: Path, threads: Any) -> None:
         next(load_detector(run, device="cpu").batches([], threads=threads))
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4", torch.tensor(2.5)])
 def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
     with pytest.raises(UserError, match="batch_size: expected an integer of at least 1"):
         load_detector(run, device="cpu").predict([], batch_size=batch_size)

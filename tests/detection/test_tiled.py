@@ -159,7 +159,7 @@ def test_after_any_batch_the_images_that_are_left_give_the_same(threads: int) ->
         ({"tile": (100.5, 100)}, r"tile: expected \(height, width\) in pixels, got \(100.5, 100\)"),
         ({"tile": "800"}, r"tile: expected \(height, width\) in pixels, got '800'"),
         ({"tile": (80, 80), "overlap": "x"}, "overlap: expected a fraction .* got 'x'"),
-        ({"tile": (80, 80), "overlap": None}, "overlap: expected a fraction .* got None"),
+        ({"tile": (80, 80), "overlap": np.ones(2)}, "overlap: expected a fraction .* got array"),
         ({"tile": (80, 80), "overlap": 1.0}, "overlap: expected a fraction from 0 to below 1"),
         ({"tile": (80, 80), "overlap": -0.1}, "overlap: expected a fraction .* got -0.1"),
         ({"tile": (80, 80), "overlap": float("nan")}, "overlap: expected a fraction .* got nan"),
