@@ -3,11 +3,14 @@
 Images are paths, (H, W, 3) uint8 RGB arrays, (3, H, W) uint8 RGB tensors, or Pillow images.
 """
 
+import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -66,11 +69,11 @@ class Predictor(ABC):
             images: any number of images of any size, each a path, an (H, W, 3) uint8 RGB array, a
                 (3, H, W) uint8 RGB tensor or a Pillow image. Pillow images are rotated by their
                 EXIF orientation and converted to RGB, like files.
-            batch_size: images in one forward pass; it does not change the result.
+            batch_size: most images in one forward pass; it changes results by rounding alone.
 
         Raises:
-            UserError: a file cannot be read, an element is not an image, or `images` is a single
-                image instead of a list.
+            UserError: a file cannot be read, an element is not an image, `images` is a single image
+                instead of a list, or a batch does not fit in the GPU's memory.
         """
         found = dict(self.stream(images, batch_size=batch_size))
         return [found[index] for index in range(len(found))]
@@ -126,7 +129,8 @@ class Predictor(ABC):
             keep_pixels: return the decoded images too.
 
         Raises:
-            UserError: `images` is a single image, or a number is not one.
+            UserError: `images` is a single image, a number is not one, or a batch does not fit in
+                the GPU's memory.
         """
 
 
@@ -163,15 +167,16 @@ class Detector(Predictor):
     ) -> Iterator[list[ImageResult]]:
         """Yield results as `Predictor.batches`.
 
-        All images of a batch have the same padded shape, so that no result depends on the other
-        images. Batches come in the order in which they are filled. At most five times
-        `batch_size` images, and one for each thread, are held in memory besides the results.
+        All images of a batch have the same padded shape, so that of the others only their number
+        changes a result, by rounding. Batches come in the order in which they are filled. At most
+        five times `batch_size` images, and one for each thread, are held in memory besides the
+        results.
 
         only_read: called with (height, width) of an image; if true, the image is not predicted: its
         result has the decoded image and comes by itself.
         """
-        _check_count("batch_size", batch_size, least=1)
-        _check_count("threads", threads, least=0)
+        batch_size = _count("batch_size", batch_size, least=1)
+        threads = _count("threads", threads, least=0)
         read = self._reader.batches(
             images,
             batch_size=batch_size,
@@ -203,13 +208,27 @@ class Detector(Predictor):
             torch.inference_mode(),
             backend_settings(loop, device),
             autocast(device, loop.precision),
+            # an error raised in an `except` would hold what the network has allocated
+            suppress(torch.OutOfMemoryError),
         ):
             return self._predict([images.to(device) for images in batch.at_all_scales])
+        height, width = max(images.pixels.shape[2:] for images in batch.at_all_scales)
+        raise UserError(
+            f"{device}: out of memory: expected room for {len(samples)} images of {width} x "
+            f"{height} pixels at once; choose a smaller batch_size or data.eval_short_side, with "
+            "tiles (--tile) for small objects"
+        )
 
 
-def _check_count(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+def _count(name: str, value: SupportsIndex, *, least: int) -> int:
+    """Return an argument as an int, NumPy's integers too; raise UserError for others."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
         raise UserError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return number
 
 
 def load_detector(

@@ -1,5 +1,6 @@
 """Prediction on large images in tiles, with a trained detector."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ class TiledDetector(Predictor):
         on_cut: called with one line about each image that is cut: its size and number of tiles.
 
     Raises:
-        UserError: `tile` or `overlap` is out of range.
+        UserError: `tile` is no pair of integers, or `tile` or `overlap` is out of range.
     """
 
     def __init__(
@@ -43,15 +44,19 @@ class TiledDetector(Predictor):
         overlap: float = OVERLAP,
         on_cut: Callable[[str], object] | None = None,
     ) -> None:
-        if min(tile) < MIN_SIDE:
-            raise UserError(f"tile: expected at least {MIN_SIDE} pixels, got {min(tile)}")
-        if not 0 <= overlap < 1:
-            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {overlap}")
+        try:
+            height, width = map(operator.index, tile)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"tile: expected (height, width) in pixels, got {tile!r}") from error
+        if min(height, width) < MIN_SIDE:
+            raise UserError(f"tile: expected at least {MIN_SIDE} pixels, got {min(height, width)}")
+        if not isinstance(overlap, int | float | np.floating) or not 0 <= overlap < 1:
+            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {overlap!r}")
         self.class_names = detector.class_names
         self.category_ids = detector.category_ids
         self.config = detector.config
         self._detector = detector
-        self._tile, self._overlap = tile, overlap
+        self._tile, self._overlap = (height, width), overlap
         self._on_cut = on_cut
 
     def batches(
@@ -84,29 +89,28 @@ class TiledDetector(Predictor):
                 batch_size=batch_size,
                 threads=threads,
                 keep_pixels=keep_pixels,
-                only_read=lambda size: len(self._grid(size)) > 1,
+                only_read=lambda size: size[0] > self._tile[0] or size[1] > self._tile[1],
             ),
         )
-
-    def _grid(self, size: tuple[int, int]) -> list[Tile]:
-        return tile_grid(size, self._tile, overlap=self._overlap)
 
     def _in_tiles(self, image: ImageResult, *, batch_size: int, threads: int) -> ImageResult:
         """Return the result of an image that was only read."""
         assert image.size is not None
         assert image.pixels is not None
-        tiles = self._grid(image.size)
+        tiles = tile_grid(image.size, self._tile, overlap=self._overlap)
         if self._on_cut is not None:
             height, width = image.size
             self._on_cut(f"{image.name}: {width} x {height} pixels, {len(tiles)} tiles")
         tiles = [Tile(0, 0, *image.size), *tiles]
         parts = (_part(image.pixels, tile) for tile in tiles)
-        try:
-            found = dict(self._detector.stream(parts, batch_size=batch_size, threads=threads))
-        except UserError as error:
-            return replace(
-                image, size=None, pixels=None, error=UserError(f"{image.name}: a tile: {error}")
-            )
+        bad: list[str] = []  # faults of the image; others, such as a full GPU, are raised
+        stream = self._detector.stream(
+            parts, batch_size=batch_size, threads=threads, on_bad=bad.append
+        )
+        found = dict(stream)
+        if bad:
+            error = UserError(f"{image.name}: a tile: {bad[0]}")
+            return replace(image, size=None, pixels=None, error=error)
         in_order = [found[place] for place in range(len(tiles))]
         nms_thresh = self.config.model.roi.nms_thresh
         return replace(image, found=join_tiles(in_order, tiles, image.size, nms_thresh=nms_thresh))

@@ -8,7 +8,7 @@ import colorsys
 import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from backbones.images import enlarge
 from backbones.text_rendering import paste_text, render_text
-from detection.structures import Detections
+from detection.data.masks import TightMask
+from detection.ops.rle import decode_columns
+from detection.structures import Detections, RunLengthMasks
 from engine.errors import UserError
 from engine.files import write_file
 from engine.paths import names_in, open_file, resolved
@@ -37,6 +39,8 @@ _GREY = 64  # colour of gaps and padding
 _OPACITY = 0.5  # of masks
 
 Color = tuple[int, int, int]
+_SizedMask = tuple[TightMask, tuple[int, ...]]
+"""A mask and the (height, width) of its image."""
 
 
 def class_color(label: int) -> Color:
@@ -70,8 +74,7 @@ def draw_detections(
     kept = [i for i in np.argsort(scores, kind="stable").tolist() if scores[i] >= score_thresh]
     labels = detections.labels[kept].tolist()
     texts = [f"{class_names[label]} {scores[i]:.2f}" for i, label in zip(kept, labels, strict=True)]
-    found = detections.masks
-    masks = None if found is None else (found[i] for i in kept)
+    masks = None if detections.masks is None else _decoded(detections.masks, kept)
     return _draw(image, detections.boxes[kept], labels, texts, masks=masks)
 
 
@@ -89,7 +92,8 @@ def draw_ground_truth(
     """
     numbers = labels.tolist()
     texts = [class_names[label] for label in numbers]
-    return _draw(image, boxes, numbers, texts, masks=masks)
+    sized = None if masks is None else ((TightMask.around(mask), mask.shape) for mask in masks)
+    return _draw(image, boxes, numbers, texts, masks=sized)
 
 
 def draw_comparison(
@@ -230,13 +234,20 @@ def _resolved_if_any(source: Path | str) -> Path | None:
     return None
 
 
+def _decoded(masks: RunLengthMasks, idxs: Sequence[int]) -> Iterator[_SizedMask]:
+    """Yield masks one by one; the cost is that of the object, not of its image."""
+    for index in idxs:
+        columns, left = decode_columns(masks.codes[index], masks.size, first=0, end=masks.size[1])
+        yield TightMask.around(columns, left=left), masks.size
+
+
 def _draw(
     image: np.ndarray,
     boxes: Tensor,
     labels: Sequence[int],
     texts: Sequence[str],
     *,
-    masks: Iterable[np.ndarray] | None,
+    masks: Iterable[_SizedMask] | None,
 ) -> np.ndarray:
     """Draw masks, boxes and texts; the last object is on top."""
     canvas = enlarge(image, max(image.shape[:2]), wanted=READABLE_SIDE)
@@ -247,8 +258,8 @@ def _draw(
         # One colour per object, because touching objects of a class would look like one. Reversed:
         # the last object, the best detection, always gets colour 0.
         colors = [class_color(number) for number in reversed(range(len(labels)))]
-        for mask, color in zip(masks, colors, strict=False):
-            _tint(canvas, mask, color, thickness=thickness)
+        for (mask, size), color in zip(masks, colors, strict=True):
+            _tint(canvas, mask, size, color, thickness=thickness)
     # Clipped to the canvas: for corners far outside OpenCV draws nothing or takes very long.
     limits = [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2
     corners = (boxes * factor).round().numpy().clip(0, limits).astype(int).tolist()
@@ -262,20 +273,36 @@ def _draw(
     return canvas
 
 
-def _tint(canvas: np.ndarray, mask: np.ndarray, color: Color, *, thickness: int) -> None:
-    """Colour and outline a mask (h, w) bool, which is resized to the canvas."""
-    enlarged = cv2.resize(
-        mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
-    )
-    inside = enlarged.astype(np.bool_)
-    canvas[inside] = (canvas[inside] * (1 - _OPACITY) + np.array(color) * _OPACITY).astype(np.uint8)
-    # The outline is what erosion removes. Outside the canvas counts as 0, so that a mask at the
-    # border is outlined there too.
-    edge = (
-        cv2.erode(enlarged, np.ones((3, 3), np.uint8), iterations=thickness, borderValue=0)
-        != enlarged
-    )
-    canvas[edge] = color
+def _tint(
+    canvas: np.ndarray, mask: TightMask, size: tuple[int, ...], color: Color, *, thickness: int
+) -> None:
+    """Colour and outline a mask of an image of some size, which is resized to the canvas."""
+    box = mask.rectangle
+    top, rows = _nearest(size[0], canvas.shape[0], box.top, box.bottom)
+    left, columns = _nearest(size[1], canvas.shape[1], box.left, box.right)
+    inside = mask.pixels[rows][:, columns]
+    if not inside.size:  # OpenCV erodes no empty image
+        return
+    window = canvas[top : top + len(rows), left : left + len(columns)]
+    tinted = window[inside] * (1 - _OPACITY) + np.array(color) * _OPACITY
+    window[inside] = tinted.astype(np.uint8)
+    # The outline is what erosion removes. Outside the window counts as 0, so that a mask at the
+    # border of the canvas is outlined there too.
+    kernel = np.ones((3, 3), np.uint8)
+    inner = cv2.erode(inside.astype(np.uint8), kernel, iterations=thickness, borderValue=0)
+    window[inner != inside] = color
+
+
+def _nearest(length: int, new_length: int, first: int, end: int) -> tuple[int, np.ndarray]:
+    """Return which rows (or columns) from `first` to `end` - 1 the resized image shows, and where.
+
+    The first result is the row of the resized image where they begin, the second has for each from
+    there on the row that OpenCV's nearest neighbour takes, counted from `first`.
+    """
+    places = np.arange(length, dtype=np.int32)[None]
+    nearest = cv2.resize(places, (new_length, 1), interpolation=cv2.INTER_NEAREST)[0]
+    start, stop = np.searchsorted(nearest, [first, end]).tolist()
+    return start, nearest[start:stop] - first
 
 
 def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color: Color) -> None:

@@ -37,9 +37,13 @@ def pixels_of(image: Any, *, place: int) -> np.ndarray:
         return read_image(image)
     pixels = image
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            got = f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
-            raise UserError(f"image {place}: expected a (3, height, width) uint8 tensor, got {got}")
+        is_dense = image.layout == torch.strided and not image.is_meta
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not is_dense:
+            kind = (tuple(image.shape), image.dtype, image.layout, image.device.type)
+            got = " ".join(map(str, kind)).replace("torch.", "")
+            raise UserError(
+                f"image {place}: expected a (3, height, width) uint8 dense tensor, got {got}"
+            )
         pixels = image.detach().cpu().permute(1, 2, 0).numpy()
     # checked by name, so that Pillow need not be imported
     elif type(image).__module__.partition(".")[0] == "PIL":

@@ -18,6 +18,7 @@ from detection.inference.trained import load_trained
 from detection.models.build import build_faster_rcnn
 from detection.predict import Detector, load_detector
 from detection.structures import Detections
+from detection.tiled import TiledDetector
 from engine.checkpoint import save_checkpoint, write_safetensors
 from engine.config import parse_config
 from engine.errors import UserError
@@ -242,6 +243,8 @@ ODD: dict[str, Any] = {
     "channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
     "float tensor": torch.zeros(3, 9, 9),
     "empty tensor": torch.zeros(3, 0, 9, dtype=torch.uint8),
+    "sparse tensor": torch.zeros(3, 9, 9, dtype=torch.uint8).to_sparse(),
+    "tensor without values": torch.zeros(3, 9, 9, dtype=torch.uint8, device="meta"),
     "deep": Image.new("I;16", (9, 9)),
     "float": Image.new("F", (9, 9)),
 }
@@ -280,10 +283,40 @@ def test_numbers_of_threads_that_are_none(run: Path, threads: Any) -> None:
         next(load_detector(run, device="cpu").batches([], threads=threads))
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4"])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4", torch.tensor(2.5)])
 def test_batch_sizes_that_are_none(run: Path, batch_size: Any) -> None:
     with pytest.raises(UserError, match="batch_size: expected an integer of at least 1"):
         load_detector(run, device="cpu").predict([], batch_size=batch_size)
+
+
+def full_gpu(batches: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n...")
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)], ids=["whole", "tiles"])
+def test_a_full_gpu_is_one_line_and_ends_the_prediction(run: Path, tile: Any) -> None:
+    """It is no fault of an image, which would be skipped, and not tried again by --resume."""
+    overrides = ["evaluation.scales=[32, 64, 96]", "data.eval_max_side=200"]
+    detector = load_detector(run, device="cpu", overrides=overrides)
+    detector._predict = full_gpu
+    predictor = TiledDetector(detector, tile=tile) if tile else detector
+    images = [np.zeros((90, 64, 3), np.uint8)] * 3
+    bad: list[str] = []
+    with pytest.raises(UserError, match="cpu: out of memory: expected room") as caught:
+        list(predictor.stream(images, on_bad=bad.append))
+    assert (bad, caught.value.__context__) == ([], None)  # it would hold the memory
+    assert "\n" not in str(caught.value)
+    if tile is None:
+        assert "room for 3 images of 96 x 160 pixels" in str(caught.value)
+
+
+def test_a_tile_that_cannot_be_resized_is_a_fault_of_its_image(run: Path) -> None:
+    overrides = ["data.eval_short_side=1000000", "data.eval_max_side=1000000"]
+    tiled = TiledDetector(load_detector(run, device="cpu", overrides=overrides), tile=(64, 64))
+    bad: list[str] = []
+    assert list(tiled.stream([np.zeros((90, 64, 3), np.uint8)], on_bad=bad.append)) == []
+    (line,) = bad
+    assert line.startswith("image 0: a tile: image 0: cannot be resized: ")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70000), (70000, 1), (2, 3)], ids=str)

@@ -88,6 +88,21 @@ def test_tiles_that_are_images_find_what_the_images_have() -> None:
     np.testing.assert_array_equal(list(found.masks), [masks[index] for index in order])
 
 
+def test_tiles_are_listed_once_and_only_of_images_that_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = []
+
+    def counted(size: tuple[int, int], *args: Any, **options: Any) -> list[Tile]:
+        listed.append(size)
+        return tile_grid(size, *args, **options)
+
+    monkeypatch.setattr("detection.tiled.tile_grid", counted)
+    sizes = [(64, 80), (65, 80), (64, 81), (1, 80), (64, 1), (64, 120)]
+    TiledDetector(make_detector("detection"), tile=(64, 80)).predict([varied(*s) for s in sizes])
+    assert listed == [(65, 80), (64, 81), (64, 120)]
+
+
 def test_large_images_and_small_ones_and_bad_ones_together() -> None:
     detector = make_detector()
     lines: list[str] = []
@@ -138,6 +153,13 @@ def test_after_any_batch_the_images_that_are_left_give_the_same(threads: int) ->
     [
         ({"tile": (0, 0)}, "tile: expected at least 32 pixels, got 0"),
         ({"tile": (800, 4)}, "tile: expected at least 32 pixels, got 4"),
+        ({"tile": 100}, r"tile: expected \(height, width\) in pixels, got 100"),
+        ({"tile": (64,)}, r"tile: expected \(height, width\) in pixels, got \(64,\)"),
+        ({"tile": (64, 64, 3)}, r"tile: expected \(height, width\) in pixels, got \(64, 64, 3\)"),
+        ({"tile": (100.5, 100)}, r"tile: expected \(height, width\) in pixels, got \(100.5, 100\)"),
+        ({"tile": "800"}, r"tile: expected \(height, width\) in pixels, got '800'"),
+        ({"tile": (80, 80), "overlap": "x"}, "overlap: expected a fraction .* got 'x'"),
+        ({"tile": (80, 80), "overlap": np.ones(2)}, "overlap: expected a fraction .* got array"),
         ({"tile": (80, 80), "overlap": 1.0}, "overlap: expected a fraction from 0 to below 1"),
         ({"tile": (80, 80), "overlap": -0.1}, "overlap: expected a fraction .* got -0.1"),
         ({"tile": (80, 80), "overlap": float("nan")}, "overlap: expected a fraction .* got nan"),
@@ -147,6 +169,15 @@ def test_after_any_batch_the_images_that_are_left_give_the_same(threads: int) ->
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TiledDetector(make_detector("detection"), **values)
+
+
+def test_numbers_may_be_those_of_numpy() -> None:
+    image, detector = varied(60, 80), make_detector("detection")
+    (expected,) = TiledDetector(detector, tile=(60, 40)).predict([image], batch_size=2)
+    tiled = TiledDetector(detector, tile=tuple(np.array([60, 40])))
+    ((index, found),) = tiled.stream([image], batch_size=np.int64(2), threads=np.int8(1))  # type: ignore[arg-type]
+    assert index == 0
+    assert_equal(found, expected)
 
 
 def test_one_image_is_no_list() -> None:

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from detection.data.masks import TightMask
 from detection.ops.rle import encode_window
 from detection.structures import Detections, RunLengthMasks
 from detection.visualize import (
     READABLE_SIDE,
+    Color,
+    _decoded,
+    _tint,
     class_color,
     draw_comparison,
     draw_detections,
@@ -199,6 +204,70 @@ def test_masks_tint_their_pixels_alone() -> None:
     assert not (changed & ~mask).any()
     half = cv2.resize(plain[:240, :320], (320, 240))
     assert draw(half, found).shape == draw(half, boxes).shape  # a mask fits any size of its image
+
+
+def tint_whole_canvas(canvas: np.ndarray, mask: np.ndarray, color: Color, thickness: int) -> None:
+    """The reference of `_tint`: all of the canvas at each step."""
+    resized = cv2.resize(
+        mask.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST
+    )
+    inside = resized > 0
+    canvas[inside] = (canvas[inside] * 0.5 + np.array(color) * 0.5).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    inner = cv2.erode(resized, kernel, iterations=thickness, borderValue=0)
+    canvas[inner != resized] = color
+
+
+@pytest.mark.parametrize("thickness", [2, 5])
+@pytest.mark.parametrize(
+    "canvas_size",
+    [(90, 120), (270, 360), (45, 60), (64, 85), (91, 119), (400, 33), (1, 1), (7, 999)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["empty", "full", "parts and holes"])
+def test_masks_are_drawn_as_on_the_whole_canvas(
+    kind: str, canvas_size: tuple[int, int], thickness: int
+) -> None:
+    rng = np.random.default_rng(0)
+    size = (90, 120)
+    for height, width in ((1, 1), (20, 30), (60, 90), size):
+        blobs = cv2.blur(rng.random((height, width)), (9, 9)) < 0.5
+        for top in {0, 11, 90 - height} & {*range(91 - height)}:
+            for left in {0, 17, 120 - width} & {*range(121 - width)}:
+                mask = np.zeros(size, np.bool_)
+                mask[top : top + height, left : left + width] = {"empty": False, "full": True}.get(
+                    kind, blobs
+                )
+                code = encode_window(mask, top=0, left=0, size=size)
+                expected = rng.integers(256, size=(*canvas_size, 3), dtype=np.uint8)
+                ((decoded, _),) = _decoded(RunLengthMasks(size, (code,)), [0])
+                for tight in (decoded, TightMask.around(mask)):
+                    canvas = expected.copy()
+                    _tint(canvas, tight, size, (250, 3, 99), thickness=thickness)
+                    whole = expected.copy()
+                    tint_whole_canvas(whole, mask, (250, 3, 99), thickness)
+                    np.testing.assert_array_equal(canvas, whole)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_object_has_a_mask_or_none_has(count: int) -> None:
+    boxes, labels = torch.tensor([[1.0, 1.0, 9.0, 9.0]] * 2), torch.zeros(2).long()
+    masks = np.ones((count, 60, 80), np.bool_)
+    with pytest.raises(ValueError, match="zip"):
+        draw_ground_truth(grey(60, 80), boxes, labels, class_names=NAMES, masks=masks)
+
+
+def test_a_mask_takes_memory_by_its_own_size() -> None:
+    size = (4000, 4000)
+    code = encode_window(np.ones((50, 50), np.bool_), top=9, left=3000, size=size)
+    canvas = grey(*size)
+    tracemalloc.start()
+    for mask, of_image in _decoded(RunLengthMasks(size, (code,)), [0]):
+        _tint(canvas, mask, of_image, (250, 3, 99), thickness=8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (canvas[10, 3001] == (250, 3, 99)).all()
+    assert peak < 1_000_000
 
 
 def disc(center: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:

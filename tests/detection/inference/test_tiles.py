@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from detection.inference.tiles import Tile, join_tiles, tile_grid
+from detection.inference.tiles import VOTE_IOU_THRESH, Tile, _vote, join_tiles, tile_grid
 from detection.ops.rle import encode_window
+from detection.ops.voting import vote_boxes
 from detection.structures import Detections, RunLengthMasks
+from tests.detection.ops.test_voting import LargestTensor
 
 SIZE = (100, 180)
 LEFT, RIGHT = Tile(0, 0, 100, 100), Tile(0, 80, 100, 100)  # 20 pixels overlap
@@ -111,6 +113,32 @@ def test_detections_of_several_tiles_vote() -> None:
     assert row[1:] == second[1:]
     far = (77, 10, 98, 20, 0.3, 1)  # with an IoU of 14 / 21 it is dropped without a vote
     assert joined((LEFT, [far]), (RIGHT, [(84, 10, 98, 20, 0.6, 1)])) == [second]
+
+
+@pytest.mark.parametrize("count", [0, 1, 300, 3000])
+@pytest.mark.parametrize("largest", [30, 2000])
+def test_votes_of_near_boxes_are_those_of_all(count: int, largest: int) -> None:
+    corners = (torch.rand(count, 2) * 1000).round()
+    sides = torch.rand(count, 2).pow(4) * largest
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    boxes = torch.cat([boxes, boxes + torch.rand(count, 4), boxes[: count // 9] * 1.001])
+    scores, labels = (torch.rand(len(boxes)) - 0.1).clamp(min=0), torch.randint(3, (len(boxes),))
+    idxs = torch.randperm(len(boxes))[: len(boxes) // 2]
+    batch = (boxes[None, idxs], labels[None, idxs], boxes[None], scores[None], labels[None])
+    expected = vote_boxes(*batch, iou_thresh=VOTE_IOU_THRESH)[0]
+    assert torch.equal(_vote(boxes, scores, labels, idxs), expected)
+    if count > 1:
+        assert not torch.equal(expected, boxes[idxs])
+
+
+def test_memory_of_votes_is_that_of_the_detections() -> None:
+    """Not that of their pairs, nor of sixteen with all others."""
+    count = 2000
+    corners = torch.rand(count, 2) * 10_000
+    boxes = torch.cat([corners, corners + 9], dim=1)
+    with LargestTensor() as largest:
+        _vote(boxes, torch.ones(count), torch.zeros(count).long(), torch.arange(count))
+    assert largest.numel == boxes.numel()
 
 
 def test_no_tile_finds_anything() -> None:
