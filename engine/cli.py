@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from engine.errors import InterruptedRunError, StoppedError, UserError
 from engine.paths import exists, is_file, names_in, resolved
 from engine.run_files import CONFIG_FILE
-from engine.text import escape_unencodable_output, printable, shortened
+from engine.text import escape_unencodable_output, one_line, printable, shortened
 
 _OVERRIDE = re.compile(r"[\w.]+=")
 """Start of a `key=value` override; a path may contain "=" too."""
@@ -85,8 +85,8 @@ def command_line(script: str, subcommand: str) -> str:
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0 done, 2 user error, other codes as in engine.errors.
 
-    Unexpected system errors, such as a full disk under a redirected stdout, also give one line and
-    exit code 2.
+    Unexpected system errors, such as a full disk under a redirected stdout, and a full GPU also
+    give one line and exit code 2.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))  # read when torch is loaded
@@ -105,6 +105,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stderr.write("stopped: interrupted\n")
         sys.exit(InterruptedRunError.exit_code)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        sys.exit(UserError.exit_code)
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        advice = "choose a smaller loop.batch_size or smaller images"
+        sys.stderr.write(f"error: {printable(shortened(one_line(error)))}; {advice}\n")
         sys.exit(UserError.exit_code)
     except OSError as error:
         what = "" if error.filename is None else f"{error.filename}: "

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from detection.commands import compare, predict
 from detection.commands import data as prepare_data
 from detection.commands import evaluate as eval_tool
 from detection.commands import pretrain as pretrain_backbone
 from detection.commands import train as train_det
-from engine.cli import CommandParser, split_arguments
+from engine.cli import CommandParser, run_command, split_arguments
 from tests.cli.conftest import Call
 from tests.cli.test_bad_inputs import assert_one_line
 from tools.lab.benchmarks import command as benchmark
@@ -24,6 +25,17 @@ from tools.lab.transfer import command as transfer
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LONG = "x" * 300
 SIDES = f"data.augment.short_sides=[{','.join(map(str, range(64, 200)))},x]"
+
+
+def test_a_full_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    error = "error: CUDA out of memory. Tried to allocate 2 GiB.; choose a smaller loop.batch_size"
+    assert capsys.readouterr().err.startswith(error)
 
 
 def test_overrides_may_be_longer_than_file_names(tmp_path: Path) -> None:
