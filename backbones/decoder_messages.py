@@ -1,8 +1,9 @@
 """Messages of the C libraries that decode images: libjpeg reports damage in no other way.
 
 They print to C's `stderr`. While an image is decoded, that variable points to a buffer in memory.
-The process's file descriptor 2, Python's `sys.stderr` and child processes keep theirs. This needs
-Linux with glibc; elsewhere there are no messages.
+The process's file descriptor 2, Python's `sys.stderr` and child processes keep theirs. What other
+C libraries print meanwhile, in other threads, is dropped. This needs Linux with glibc; elsewhere
+there are no messages.
 """
 
 import ctypes
@@ -91,28 +92,28 @@ class _Capture:
                 result = decode(*arguments)
             finally:
                 with self._changed:
-                    text, is_own = self._printed(start), not self._are_mixed
+                    text, is_own = self._printed()[start:], not self._are_mixed
                     self._leave()
         finally:
             with self._changed:
                 self._num_alone -= alone
                 self._changed.notify_all()
-        return result, text, is_own
+        return result, text.decode(errors="replace"), is_own
 
     def _enter(self) -> int:
         """Put the stream in place if it is not; return the number of bytes in it."""
         self._are_mixed = self._num_decoding > 0
         self._num_decoding += 1
         self._stderr.value = self._stream
-        return len(self._printed(0))
+        return len(self._printed())
 
-    def _printed(self, start: int) -> str:
-        """Return what is in the stream after the first `start` characters."""
+    def _printed(self) -> bytes:
+        """Return what is in the stream."""
         assert self._library is not None
         self._library.fflush(self._stream)  # sets the size
         if not self._size.value:
-            return ""
-        return ctypes.string_at(self._text, self._size.value).decode("latin-1")[start:]
+            return b""
+        return ctypes.string_at(self._text, self._size.value)
 
     def _leave(self) -> None:
         """Empty the stream and put C's own back if no other thread is decoding."""

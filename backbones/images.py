@@ -65,41 +65,55 @@ def _raise(error: UserError) -> NoReturn:
 def images_in(
     folder: Path, *, skip_folder: Path | None = None, on_error: OnError = _raise
 ) -> tuple[list[str], int]:
-    """Return the images among `files_below`, and the number of other files."""
-    names = files_below(folder, "", skip_folder=skip_folder, on_error=on_error)
-    images = [name for name in names if name.lower().endswith(SUFFIXES)]
-    return images, len(names) - len(images)
-
-
-def files_below(
-    folder: Path,
-    suffix: str,
-    *,
-    skip_folder: Path | None = None,
-    on_error: OnError = _raise,
-) -> list[str]:
-    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
+    """Return the sorted relative paths of images in `folder` at any depth; the number of others.
 
     Args:
         folder: hidden files and folders in it are skipped. Links to folders are followed, except
             to one that the link itself is in.
-        suffix: upper and lower case are equal; "" is any.
         skip_folder: a folder that is skipped too, unless `folder` is inside it.
         on_error: called for each folder or link that cannot be read.
 
     Raises:
         UserError: a folder or link cannot be read, if `on_error` is not given.
     """
+    names = _walk(folder, "", once=False, skip_folder=skip_folder, on_error=on_error)
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    return images, len(names) - len(images)
+
+
+def files_below(folder: Path, suffix: str) -> list[str]:
+    """Return the sorted relative paths of files with a suffix such as `.txt`, at any depth.
+
+    Hidden files are skipped, and upper and lower case of the suffix are equal. Of links to one
+    folder one is followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return _walk(folder, suffix, once=True)
+
+
+def _walk(
+    folder: Path,
+    suffix: str,
+    *,
+    once: bool,
+    skip_folder: Path | None = None,
+    on_error: OnError = _raise,
+) -> list[str]:
+    """Return the paths for `images_in` and `files_below`; once: each folder is listed once."""
     apart = resolved(skip_folder) if skip_folder else None
     start = resolved(folder)
     found: list[str] = []
+    seen: set[Path] = set()
     waiting: list[tuple[str, frozenset[Path]]] = [("", frozenset())]  # with resolved parents
     while waiting:
         below, parents = waiting.pop()
         location = resolved(folder / below)
         in_apart = apart in location.parents and apart not in start.parents
-        if location in parents or location == apart or in_apart:
+        if location in (seen if once else parents) or location == apart or in_apart:
             continue
+        seen.add(location)
         folders, names = list_folder(f"{folder}/{below}", on_error)
         parents |= {location}
         waiting += [(f"{below}{name}/", parents) for name in folders]

@@ -215,8 +215,8 @@ class Detector(Predictor):
         height, width = max(images.pixels.shape[2:] for images in batch.at_all_scales)
         raise UserError(
             f"{device}: out of memory: expected room for {len(samples)} images of {width} x "
-            f"{height} pixels at once; choose a smaller batch_size or data.eval_short_side, with "
-            "tiles (--tile) for small objects"
+            f"{height} pixels at once; choose a smaller data.eval_short_side (with --tile for "
+            "small objects), in Python also a smaller batch_size"
         )
 
 

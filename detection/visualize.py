@@ -23,14 +23,14 @@ from detection.ops.rle import decode_columns
 from detection.structures import Detections, RunLengthMasks
 from engine.errors import UserError
 from engine.files import write_file
-from engine.paths import names_in, open_file, resolved
+from engine.paths import is_link, names_in, open_file, resolved
 
 READABLE_SIDE = 480
 """Small images are enlarged until their longer side has about this many pixels."""
 
 _JPEG_SIDE = 65535  # largest side of a JPEG: its header has 16 bits for each
 _MARK = b"\xff\xfe\x00\x10resdet drawing"  # a JPEG comment of 16 bytes, its length included
-_MARK_AT = 20  # behind the header of 18 bytes and the two before it
+_MARK_AT = 20  # behind two bytes and the first segment, of 18
 _NAME_BYTES = 200  # longest stem of a drawing's file name; file systems allow 255 bytes in all
 _TEXT = 18  # smallest text height in pixels
 _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring labels far apart
@@ -134,18 +134,16 @@ def mosaic(images: Sequence[np.ndarray], *, columns: int | None = None) -> np.nd
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image in the format of the path's suffix.
+    """Write a drawing in the format of the path's suffix.
 
     Raises:
         UserError: the file cannot be written, or the image is too large for a JPEG.
     """
-    write_file(path, encode_image(path, image))
+    write_file(path, encode_drawing(path, image))
 
 
 def encode_image(path: Path, image: np.ndarray) -> bytes:
     """Return the content of an image file, in the format of the path's suffix.
-
-    A JPEG has a comment by which later drawings know that they may replace it.
 
     Raises:
         UserError: the image is too large for a JPEG.
@@ -155,16 +153,23 @@ def encode_image(path: Path, image: np.ndarray) -> bytes:
         raise UserError(f"{path}: expected sides of at most {_JPEG_SIDE} pixels, got {size}")
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done, f"no encoder for {path.suffix}"
-    content = data.tobytes()
+    return data.tobytes()
+
+
+def encode_drawing(path: Path, image: np.ndarray) -> bytes:
+    """Return `encode_image`; a JPEG gets a comment by which `free_numbers` knows it."""
+    content = encode_image(path, image)
     if path.suffix == ".jpg":
         content = content[:_MARK_AT] + _MARK + content[_MARK_AT:]
     return content
 
 
 def _is_drawing(path: Path) -> bool:
-    """Return whether a file is a JPEG of `encode_image`."""
+    """Return whether a file is a drawing, which later ones may replace: no link, nor a photo."""
     with suppress(UserError, OSError), open_file(path) as file:
-        return file.read(_MARK_AT + len(_MARK)).endswith(_MARK)
+        found = file.read(_MARK_AT + len(_MARK))
+        # a kill may leave an empty file
+        return not is_link(path) and (not found or found.endswith(_MARK))
     return False
 
 

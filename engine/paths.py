@@ -63,6 +63,12 @@ def is_folder(path: Path | str) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
+def is_link(path: Path | str) -> bool:
+    """Return whether `path` is a symbolic link; UserError as for `status_of`."""
+    with _as_user_error(path):
+        return Path(path).is_symlink()
+
+
 def require_folder(path: Path | str, what: str) -> Path:
     """Return `path` as a Path if it is a folder.
 

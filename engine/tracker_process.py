@@ -178,7 +178,9 @@ def main() -> None:
     # what the packages read must not be the calls; what they print, not come between the answers
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    threading.Thread(target=_end_after_parent, args=[int(sys.argv[1])], daemon=True).start()
+    # on Windows the parent is a launcher of Python, which ends with the run
+    parent = int(sys.argv[1]) if os.name == "posix" else os.getppid()
+    threading.Thread(target=_end_after_parent, args=[parent], daemon=True).start()
     name, *arguments = pickle.load(calls)
     call, tracker = "start", None
     while True:

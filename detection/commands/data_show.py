@@ -162,7 +162,7 @@ def _write_sheets(
 ) -> int:
     """Write the contact sheets of each class; return their number."""
     from detection.commands.contact_sheets import contact_sheets
-    from detection.visualize import free_paths, write_image
+    from detection.visualize import write_image
 
     classes = reader.annotations.classes
     totals = np.bincount(reader.annotations.labels, minlength=len(classes))
@@ -174,9 +174,7 @@ def _write_sheets(
         for page, sheet in enumerate(contact_sheets(reader, chosen, title=title), start=1):
             end = f"_{page}" if page > 1 else ""
             # the id keeps apart what is one name for the file system
-            sheet_name = f"{classes.category_ids[label]}_{plain_name}{end}.jpg"
-            (target,) = free_paths([Path(sheet_name)], folder)
-            write_image(target, sheet)
+            write_image(folder / f"{classes.category_ids[label]}_{plain_name}{end}.jpg", sheet)
             written += 1
     return written
 

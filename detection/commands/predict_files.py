@@ -18,8 +18,10 @@ from detection.commands.predict_formats import FORMATS, write_results
 from detection.commands.predict_images import ImageFiles
 from detection.commands.predict_lines import ResultLines
 from detection.commands.predict_output import (
+    PARTIAL,
     check_files,
     check_folders,
+    files_of,
     filled_folders,
     other_results,
 )
@@ -32,8 +34,6 @@ from engine.interrupt import stop_requests
 from engine.log import RunLog
 from engine.run_files import DETECTIONS_FILE
 
-PARTIAL = "detections.partial.jsonl"
-"""The JSON lines, until the prediction is complete."""
 MAX_NAMED = 20
 """Failed images of which the message is kept; there may be thousands."""
 _BATCHES_BEHIND = 1  # batches that wait for being written, besides the one that is
@@ -116,12 +116,12 @@ def predict_files(
     thresh = detector.config.evaluation.draw_score_thresh if options.drawings else None
     files = ImageFiles(output, classes, draw_thresh=thresh, crops=options.crops)
     with _open_lines(paths, output, options, log=log) as lines:
-        filled = lines.started["filled"]  # before this job, which may be a resumed one
-        check_folders(output, filled, options.formats, crops=options.crops)
         missing = lines.missing()
         if options.resume and lines.is_new:
             log.note(f"{output}: no interrupted prediction to resume; this one starts")
         elif options.resume:
+            filled = lines.started.get("filled", ())
+            check_folders(output, filled, options.formats, crops=options.crops)
             log.note(f"{output}: {len(paths) - len(missing)} of {len(paths)} images are done")
         found = detector.batches(
             (paths[index] for index in missing),
@@ -172,7 +172,7 @@ def _open_lines(
     Raises:
         UserError: the folder has files that would be replaced, or mixed with new ones.
     """
-    check_files(output, options.formats)
+    check_files(output, (PARTIAL, *files_of(options.formats)))
 
     def start() -> dict[str, Any]:
         filled = filled_folders(output)

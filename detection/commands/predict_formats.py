@@ -19,7 +19,7 @@ from detection.datasets.formats.document import Tally
 from detection.datasets.formats.folders import CLASSES_FILE, number_text, write_folder
 from detection.datasets.formats.shapes import mask_area
 from detection.datasets.formats.yolo_files import DECIMALS
-from detection.visualize import numbered_name
+from detection.visualize import free_numbers, numbered_name
 from engine.files import write_atomically, write_file
 from engine.paths import resolved
 from engine.run_files import DETECTIONS_FILE
@@ -85,9 +85,13 @@ def write_yolo(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
     """
     numbers = {category_id: number for number, category_id in enumerate(classes.category_ids)}
     dropped = Tally()
+    # apart from those of drawings, which also keep away from other files
+    of_images = free_numbers([line["file_name"] for line in lines], None)
 
     def files() -> Iterator[tuple[str, str]]:
-        for line in _with_results(lines):
+        for line, of_image in zip(lines, of_images, strict=True):
+            if "detections" not in line:
+                continue
             height, width = line["size"]
             rows = []
             for entry in line["detections"]:
@@ -96,7 +100,7 @@ def write_yolo(lines: Lines, output: Path, classes: ClassMap) -> list[str]:
                 values = " ".join(f"{value:.{DECIMALS}f}" for value in (*box, entry["score"]))
                 rows.append(f"{numbers[entry['category_id']]} {values}\n")
                 _count_mask(entry, dropped)
-            name = numbered_name(line["file_name"], line["number"]).removesuffix(".jpg")
+            name = numbered_name(line["file_name"], of_image).removesuffix(".jpg")
             yield f"{name}.txt", "".join(rows)
 
     count = write_folder(output / LABELS, files(), force=True)

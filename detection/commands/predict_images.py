@@ -10,7 +10,7 @@ import numpy as np
 from detection.data.coco import ClassMap
 from detection.predict import ImageResult
 from detection.structures import Detections
-from detection.visualize import draw_detections, encode_image, numbered_name
+from detection.visualize import draw_detections, encode_drawing, encode_image, numbered_name
 from engine.errors import UserError
 from engine.paths import make_folder
 from engine.text import one_line
@@ -68,7 +68,8 @@ class ImageFiles:
         thresh = self._draw_thresh
         if thresh is not None:
             drawing = draw_detections(pixels, found, class_names=self._names, score_thresh=thresh)
-            _write(self._output / name, drawing)
+            path = self._output / name
+            _write(path, encode_drawing(path, drawing))
 
     def _save_crops(self, name: str, pixels: np.ndarray, found: Detections) -> None:
         """Write FOLDER/NAME_1.jpg for the first detection, and so on."""
@@ -81,16 +82,12 @@ class ImageFiles:
             if folder not in self._made:
                 make_folder(folder)
                 self._made.add(folder)
-            _write(folder / f"{stem}_{place}.jpg", _crop(pixels, box))
+            path = folder / f"{stem}_{place}.jpg"
+            _write(path, encode_image(path, _crop(pixels, box)))
 
 
-def _write(path: Path, image: np.ndarray) -> None:
-    """Write an image file, without waiting for the disk: what a kill leaves half is repeated.
-
-    Raises:
-        UserError: it cannot be written, or the image is too large for a JPEG.
-    """
-    data = encode_image(path, image)
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, without waiting for the disk: what a kill leaves half is repeated."""
     try:
         path.write_bytes(data)
     except OSError as error:

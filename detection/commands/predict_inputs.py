@@ -61,7 +61,7 @@ def find_images(inputs: Iterable[Path], *, skip_folder: Path) -> FoundImages:
     if not found:
         raise UserError(problems[0])
     paths = _without_repeats(found)
-    return FoundImages(paths, problems, num_others, len(found) - len(paths))
+    return FoundImages(paths, list(dict.fromkeys(problems)), num_others, len(found) - len(paths))
 
 
 def _images_of(path: Path, *, skip_folder: Path) -> FoundImages:

@@ -62,6 +62,7 @@ def write_int8(source: Path, target: Path, inputs: Iterable[Arrays]) -> None:
 
     nodes = onnx.load(source).graph.node
     last = [node.name for node in nodes if any(name in _module(node) for name in _LAST)]
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises a step that this file does not need
     try:
         quantize_static(
@@ -76,7 +77,7 @@ def write_int8(source: Path, target: Path, inputs: Iterable[Arrays]) -> None:
             nodes_to_exclude=last,
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 def _module(node: Any) -> str:

@@ -18,7 +18,11 @@ from engine.errors import InterruptedRunError, UserError
 from engine.log import RunLog
 from tests.cli.conftest import Call
 
-FILES = ("detections.json", "detections.csv", "annotations.json", "classes.txt", "data.yaml")
+PARTIAL = "detections.partial.jsonl"
+FILES = (
+    *("detections.json", "detections.csv", "annotations.json", "classes.txt", "data.yaml"),
+    PARTIAL,
+)
 OPTIONS = ("--device", "cpu", "--output", "out")
 ALL = ("--format", ",".join(FORMATS))
 
@@ -31,7 +35,7 @@ def test_files_of_the_user_are_not_replaced(
     Path("out", name).write_text('[{"image_id": 1}]')
     outcome = call(predict, trained, "data", *OPTIONS, *ALL)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert f"out/{name}: expected no such file but an earlier prediction's" in outcome.err
+    assert f"out/{name}: expected none, or that of an earlier prediction, got" in outcome.err
     assert [path.name for path in Path("out").iterdir()] == [name]
     assert Path("out", name).read_text() == '[{"image_id": 1}]'
 
@@ -48,16 +52,37 @@ def test_images_of_the_user_are_not_drawn_over(site: Path, trained: Path, call: 
 def test_files_of_an_earlier_prediction_are_replaced(site: Path, trained: Path, call: Call) -> None:
     assert call(predict, trained, "data/0.jpg", *OPTIONS, *ALL).code == 0
     shutil.rmtree("out/labels")
-    Path("out/labels.partial").mkdir()  # of a command that was killed
+    Path("out/.labels.partial").mkdir()  # of a command that was killed
     outcome = call(predict, trained, "data", *OPTIONS, *ALL)
     assert outcome.code == 0, outcome.err
     assert "kept" not in outcome.out
-    assert not Path("out/labels.partial").exists()
+    assert not Path("out/.labels.partial").exists()
     assert sorted(path.name for path in Path("out").glob("*.jpg")) == ["0.jpg", "1.jpg", "2.jpg"]
     outcome = call(predict, trained, "data", *OPTIONS, "--format", "csv")
     assert outcome.code == 0, outcome.err
-    for name in ("data.yaml", "annotations.json"):
+    for name in ("data.yaml", "classes.txt", "labels", "annotations.json"):
         assert f"out/{name}: kept; it is not of this prediction" in outcome.out
+
+
+def test_labels_have_the_names_of_images_whatever_else_is_there(
+    site: Path, trained: Path, call: Call
+) -> None:
+    Path("out").mkdir()
+    Path("out/0.jpg").write_bytes(b"of the user")
+    Path("labels").mkdir()
+    Path("out/labels").symlink_to(Path("labels").absolute())  # empty
+    assert call(predict, trained, "data/0.jpg", *OPTIONS, "--format", "yolo").code == 0
+    assert [path.name for path in Path("out/labels").iterdir()] == ["0.txt"]
+    assert Path("out/0_2.jpg").exists()
+
+
+def test_a_file_in_place_of_a_folder(site: Path, trained: Path, call: Call) -> None:
+    Path("out").mkdir()
+    Path("out/labels").write_text("of the user")
+    outcome = call(predict, trained, "data/0.jpg", *OPTIONS, "--format", "yolo")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "out/labels: expected a folder, got a file" in outcome.err
+    assert call(predict, trained, "data/0.jpg", *OPTIONS, "--format", "csv").code == 0
 
 
 def test_other_labels_are_noticed_when_a_job_is_resumed(

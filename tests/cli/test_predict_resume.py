@@ -204,6 +204,10 @@ def test_another_job_is_not_resumed(images: Path, trained: Path, call: Call) -> 
     Path("out", PARTIAL).write_text('{"file_name": "a.jpg"}\n')
     outcome = call(predict, *default)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"out/{PARTIAL}: expected none, or that of an earlier prediction, got" in outcome.err
+    Path("out", PARTIAL).write_text('{"job": {}}\n')
+    outcome = call(predict, *default)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "--resume: expected the lines of an interrupted prediction, got others" in outcome.err
 
 

@@ -170,7 +170,7 @@ def test_written_image_reads_back(tmp_path: Path) -> None:
 def test_free_paths_spare_sources_and_each_other(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "b.jpg").touch()
+    (out / "b.jpg").write_bytes(b"a photo")
     sources = [Path("in/a.png"), Path("other/a.jpg"), out / "b.jpg", out / "c.png"]
     names = [path.name for path in free_paths(sources, out)]
     assert names == ["a.jpg", "a_2.jpg", "b_2.jpg", "c.jpg"]
@@ -186,6 +186,12 @@ def test_free_paths_replace_drawings_alone(tmp_path: Path) -> None:
     back = cv2.imread(str(target))
     assert back is not None
     assert back.shape == (4, 4, 3)
+    target.rename(tmp_path / "archived.jpg")
+    target.symlink_to("archived.jpg")
+    assert free_paths([source], tmp_path) == [tmp_path / "a_2.jpg"]
+    target.unlink()
+    target.touch()  # of a command that was killed
+    assert free_paths([source], tmp_path) == [target]
     target.unlink()
     target.mkdir()
     assert free_paths([source], tmp_path) == [tmp_path / "a_2.jpg"]

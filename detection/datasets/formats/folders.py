@@ -104,7 +104,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes | str]], *, forc
         UserError: the folder has files and `force` is false, or a file cannot be written.
     """
     refuse_filled(folder, force=force)
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     count = 0
     made: set[Path] = set()
     try:
@@ -129,8 +129,9 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes | str]], *, forc
 
 def _move(partial: Path, folder: Path) -> None:
     if not paths.names_in(folder):
-        os.replace(partial, folder)  # noqa: PTH105
-        return
+        with suppress(NotADirectoryError):  # a link to an empty folder
+            os.replace(partial, folder)  # noqa: PTH105
+            return
     for name in files_below(partial, ""):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).replace(folder / name)

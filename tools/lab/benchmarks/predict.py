@@ -17,6 +17,7 @@ import torch
 
 from backbones.images import images_in, read_image
 from detection.commands import predict, predict_files
+from detection.commands.predict_output import PARTIAL
 from detection.config import DetectionConfig
 from detection.inference.pipeline import InferencePipeline
 from detection.models.build import build_faster_rcnn
@@ -181,7 +182,7 @@ def timed_run(inputs: Sequence[str], output: Path) -> TimedRun:
     with _started([sys.executable, "-c", path], inputs, output) as process:
         while process.poll() is None:
             time.sleep(_POLL_S)
-            if is_file(output / predict_files.PARTIAL):
+            if is_file(output / PARTIAL):
                 with suppress(UserError, IndexError):  # it has just ended
                     status = read_text(f"/proc/{process.pid}/status")
                     memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
@@ -200,7 +201,7 @@ def kill_and_resume(inputs: Sequence[str], output: Path, *, count: int) -> list[
     """
     rng = random.Random(0)
     command = [sys.executable, str(REPOSITORY / "tools" / "predict.py")]
-    lines = output / predict_files.PARTIAL
+    lines = output / PARTIAL
     done = []
     for number in range(KILLS):
         # in the first half, then in the second, while lines, drawings or nothing is written
