@@ -19,7 +19,7 @@ from backbones.prediction import prepare_for_prediction
 from detection.config import DetectionConfig
 from detection.data.collate import Sample, collate_detection
 from detection.inference.graphed import GraphedDetector
-from detection.inference.image_batches import ImageReader, ReadImage
+from detection.inference.image_batches import ImageReader, ReadImage, ReadingOptions
 from detection.inference.image_inputs import ImageInput
 from detection.inference.pipeline import InferencePipeline
 from detection.inference.trained import TrainedDetector, load_ensemble
@@ -108,7 +108,6 @@ class Predictor(ABC):
                     raise result.error
                 on_bad(str(result.error))
 
-    @abstractmethod
     def batches(
         self,
         images: Iterable[ImageInput],
@@ -132,6 +131,18 @@ class Predictor(ABC):
             UserError: `images` is a single image, a number is not one, or a batch does not fit in
                 the GPU's memory.
         """
+        options = ReadingOptions(
+            batch_size=_count("batch_size", batch_size, least=1),
+            threads=_count("threads", threads, least=0),
+            keep_pixels=keep_pixels,
+        )
+        return self.results(images, options)
+
+    @abstractmethod
+    def results(
+        self, images: Iterable[ImageInput], options: ReadingOptions
+    ) -> Iterator[list[ImageResult]]:
+        """Yield results as `batches`, which checks the options."""
 
 
 class Detector(Predictor):
@@ -156,37 +167,21 @@ class Detector(Predictor):
             GraphedDetector(pipeline, device=device).predict if cuda_graphs else pipeline.predict
         )
 
-    def batches(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        batch_size: int = 4,
-        threads: int = 0,
-        keep_pixels: bool = False,
-        only_read: Callable[[tuple[int, int]], bool] | None = None,
+    def results(
+        self, images: Iterable[ImageInput], options: ReadingOptions
     ) -> Iterator[list[ImageResult]]:
-        """Yield results as `Predictor.batches`.
+        """Yield results as `batches`.
 
         All images of a batch have the same padded shape, so that of the others only their number
         changes a result, by rounding. Batches come in the order in which they are filled. At most
         five times `batch_size` images, and one for each thread, are held in memory besides the
-        results.
-
-        only_read: called with (height, width) of an image; if true, the image is not predicted: its
-        result has the decoded image and comes by itself.
+        results. An image that is only read (`options.only_read`) is not predicted: its result has
+        the decoded image and comes by itself.
         """
-        batch_size = _count("batch_size", batch_size, least=1)
-        threads = _count("threads", threads, least=0)
-        read = self._reader.batches(
-            images,
-            batch_size=batch_size,
-            threads=threads,
-            keep_pixels=keep_pixels,
-            only_read=only_read,
-        )
-        yield from map(self._results, read)  # a loop's variable would hold a large image too long
+        # not in a loop, whose variable would hold a large image too long
+        return map(self._of_batch, self._reader.batches(images, options))
 
-    def _results(self, batch: Sequence[ReadImage]) -> list[ImageResult]:
+    def _of_batch(self, batch: Sequence[ReadImage]) -> list[ImageResult]:
         samples = [image.sample for image in batch if image.sample is not None]
         if samples:
             found = self._detect(samples)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from detection.inference.image_batches import ReadingOptions
 from detection.inference.image_inputs import ImageInput
 from detection.inference.tiles import Tile, join_tiles, tile_grid
 from detection.predict import Detector, ImageResult, Predictor
@@ -59,41 +60,29 @@ class TiledDetector(Predictor):
         self._tile, self._overlap = (height, width), overlap
         self._on_cut = on_cut
 
-    def batches(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        batch_size: int = 4,
-        threads: int = 0,
-        keep_pixels: bool = False,
+    def results(
+        self, images: Iterable[ImageInput], options: ReadingOptions
     ) -> Iterator[list[ImageResult]]:
-        """Yield results as `Predictor.batches`; those of an image that is cut by itself.
+        """Yield results as `batches`; those of an image that is cut by itself.
 
         Of such images the decoded pixels are held, and the tiles of a few batches: see
-        `Detector.batches`. With threads at least one image more is read ahead.
-
-        batch_size: also of tiles; a batch has tiles of one image.
+        `Detector.results`. With threads at least one image more is read ahead. The batch size is
+        also that of tiles; a batch has tiles of one image.
         """
 
         def complete(batch: list[ImageResult]) -> list[ImageResult]:
             (first, *others) = batch
             if others or first.found is not None or first.error is not None:
                 return batch
-            result = self._in_tiles(first, batch_size=batch_size, threads=threads)
-            return [result if keep_pixels else replace(result, pixels=None)]
+            result = self._in_tiles(first, options)
+            return [result if options.keep_pixels else replace(result, pixels=None)]
 
-        return map(
-            complete,
-            self._detector.batches(
-                images,
-                batch_size=batch_size,
-                threads=threads,
-                keep_pixels=keep_pixels,
-                only_read=lambda size: size[0] > self._tile[0] or size[1] > self._tile[1],
-            ),
-        )
+        def is_cut(size: tuple[int, int]) -> bool:
+            return size[0] > self._tile[0] or size[1] > self._tile[1]
 
-    def _in_tiles(self, image: ImageResult, *, batch_size: int, threads: int) -> ImageResult:
+        return map(complete, self._detector.results(images, replace(options, only_read=is_cut)))
+
+    def _in_tiles(self, image: ImageResult, options: ReadingOptions) -> ImageResult:
         """Return the result of an image that was only read."""
         assert image.size is not None
         assert image.pixels is not None
@@ -105,7 +94,7 @@ class TiledDetector(Predictor):
         parts = (_part(image.pixels, tile) for tile in tiles)
         bad: list[str] = []  # faults of the image; others, such as a full GPU, are raised
         stream = self._detector.stream(
-            parts, batch_size=batch_size, threads=threads, on_bad=bad.append
+            parts, batch_size=options.batch_size, threads=options.threads, on_bad=bad.append
         )
         found = dict(stream)
         if bad:

@@ -26,6 +26,21 @@ BATCHES_WAITING = 3
 
 
 @dataclass(frozen=True)
+class ReadingOptions:
+    """How images are read and grouped.
+
+    batch_size: most images of a batch. threads: that read images ahead; 0 reads them when they are
+    asked for. keep_pixels: keep each image as decoded, besides its sample. only_read: called with
+    (height, width) of an image; if true, the image is kept as decoded, without a sample.
+    """
+
+    batch_size: int
+    threads: int = 0
+    keep_pixels: bool = False
+    only_read: Callable[[tuple[int, int]], bool] | None = None
+
+
+@dataclass(frozen=True)
 class ReadImage:
     """An image as the network takes it, or the error that says why it cannot be used.
 
@@ -55,30 +70,19 @@ class ImageReader:
         self._divisor = config.data.size_divisor
 
     def batches(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        batch_size: int,
-        threads: int,
-        keep_pixels: bool,
-        only_read: Callable[[tuple[int, int]], bool] | None = None,
+        self, images: Iterable[ImageInput], options: ReadingOptions
     ) -> Iterator[list[ReadImage]]:
         """Yield images of one padded shape as a batch, and by itself each without a sample.
 
         Which images share a batch depends on the images that are not yet yielded and their order
         alone. So after any batch, the same call with those images yields the same batches.
 
-        Args:
-            images: as for `Detector.predict`.
-            batch_size: most images of a batch.
-            threads: that read images ahead; 0 reads them when they are asked for.
-            keep_pixels: keep each image as decoded, besides its sample.
-            only_read: called with (height, width) of an image; if true, the image is kept as
-                decoded, without a sample.
+        images: as for `Detector.predict`.
         """
+        batch_size, threads = options.batch_size, options.threads
 
         def read(numbered: tuple[int, ImageInput]) -> ReadImage:
-            return self._read(*numbered, keep_pixels=keep_pixels, only_read=only_read)
+            return self._read(*numbered, options)
 
         def depth_after(image: ReadImage) -> int:
             return BYTES_AHEAD // max(1, image.num_bytes)
@@ -104,19 +108,12 @@ class ImageReader:
                 yield waiting.pop(fullest)
         yield from waiting.values()
 
-    def _read(
-        self,
-        index: int,
-        image: ImageInput,
-        *,
-        keep_pixels: bool,
-        only_read: Callable[[tuple[int, int]], bool] | None,
-    ) -> ReadImage:
+    def _read(self, index: int, image: ImageInput, options: ReadingOptions) -> ReadImage:
         name = str(image) if isinstance(image, str | Path) else f"image {index}"
         try:
             pixels = pixels_of(image, place=index)
             height, width = pixels.shape[:2]
-            if only_read is not None and only_read((height, width)):
+            if options.only_read is not None and options.only_read((height, width)):
                 return ReadImage(index, name, pixels=pixels)
             sample = self._sample(index, pixels)
         except UserError as error:
@@ -124,7 +121,7 @@ class ImageReader:
         except (cv2.error, MemoryError) as error:
             reason = one_line(error) or "not enough memory"
             return ReadImage(index, name, error=UserError(f"{name}: cannot be resized: {reason}"))
-        return ReadImage(index, name, sample, pixels if keep_pixels else None)
+        return ReadImage(index, name, sample, pixels if options.keep_pixels else None)
 
     def _sample(self, index: int, pixels: np.ndarray) -> Sample:
         height, width = pixels.shape[:2]

@@ -12,6 +12,7 @@ from detection.commands import predict
 from detection.commands.predict_files import PredictionOptions, predict_files
 from detection.commands.predict_formats import FORMATS
 from detection.config import DetectionConfig
+from detection.inference.image_batches import ReadingOptions
 from detection.inference.image_inputs import ImageInput
 from detection.predict import ImageResult, Predictor
 from engine.errors import InterruptedRunError, UserError
@@ -107,13 +108,8 @@ class Interrupted(Predictor):
     def __init__(self) -> None:
         self.begun = 0
 
-    def batches(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        batch_size: int = 4,
-        threads: int = 0,
-        keep_pixels: bool = False,
+    def results(
+        self, images: Iterable[ImageInput], options: ReadingOptions
     ) -> Iterator[list[ImageResult]]:
         for index, image in enumerate(images):
             self.begun += 1

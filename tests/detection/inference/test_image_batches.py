@@ -11,6 +11,7 @@ from detection.inference.image_batches import (
     BYTES_AHEAD,
     ImageReader,
     ReadImage,
+    ReadingOptions,
 )
 from detection.inference.image_inputs import ImageInput
 from tests.detection.inference.networks import make_config
@@ -37,7 +38,7 @@ def test_threads_change_neither_order_nor_content(threads: int) -> None:
     reader = ImageReader(make_config())
 
     def batches(threads: int) -> list[list[ReadImage]]:
-        found = reader.batches(images, batch_size=BATCH, threads=threads, keep_pixels=True)
+        found = reader.batches(images, ReadingOptions(BATCH, threads, keep_pixels=True))
         return list(found)
 
     found, expected = batches(threads), batches(0)
@@ -59,14 +60,12 @@ def test_threads_change_neither_order_nor_content(threads: int) -> None:
 def test_after_any_batch_the_images_that_are_left_give_the_next_ones(threads: int) -> None:
     images = make_images(30)
     reader = ImageReader(make_config())
-    batches = indices(reader.batches(images, batch_size=BATCH, threads=0, keep_pixels=False))
+    batches = indices(reader.batches(images, ReadingOptions(BATCH)))
     assert [BATCH] * len(batches) != list(map(len, batches))  # batches that were not filled
     for done in range(len(batches)):
         finished = {index for batch in batches[:done] for index in batch}
         left = [index for index in range(len(images)) if index not in finished]
-        again = reader.batches(
-            (images[index] for index in left), batch_size=BATCH, threads=threads, keep_pixels=False
-        )
+        again = reader.batches((images[index] for index in left), ReadingOptions(BATCH, threads))
         assert [[left[i] for i in batch] for batch in indices(again)] == batches[done:]
 
 
@@ -81,7 +80,7 @@ def test_few_images_are_in_memory(threads: int) -> None:
             yield image
 
     reader = ImageReader(make_config())
-    for batch in reader.batches(counted(), batch_size=BATCH, threads=threads, keep_pixels=True):
+    for batch in reader.batches(counted(), ReadingOptions(BATCH, threads, keep_pixels=True)):
         most = max(most, taken - given)
         given += len(batch)
     ahead = BATCHES_AHEAD * BATCH + threads - 1 if threads else 0
@@ -101,7 +100,7 @@ def test_of_huge_images_few_are_read_ahead() -> None:
     huge = np.zeros((BYTES_AHEAD // 30_000 // 3 + 1, 30_000, 3), np.uint8)  # is never touched
     reader = ImageReader(make_config())
     for batch in reader.batches(
-        counted(), batch_size=BATCH, threads=3, keep_pixels=False, only_read=lambda size: True
+        counted(), ReadingOptions(BATCH, threads=3, only_read=lambda size: True)
     ):
         (image,) = batch
         assert (image.sample, image.pixels is huge) == (None, True)
