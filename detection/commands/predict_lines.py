@@ -32,7 +32,8 @@ class ResultLines:
     """The JSON lines of a job, and where in the file the line of each image is.
 
     A line has `image` (its index), `left` (the images of its batch that follow) and what `append`
-    was given. Only offsets are in memory, eight bytes an image.
+    was given. Only offsets are in memory, eight bytes an image. `is_new`
+    says whether the job begins.
 
     Args:
         path: the file.
