@@ -125,7 +125,7 @@ def list_folder(folder: str, on_error: OnError = _raise) -> tuple[list[str], lis
     """Return the names of the folders and of the files in `folder`, without hidden ones.
 
     With strings instead of paths, and no system call for each file: ImageNet has 1.3 million.
-    `on_error`: see `files_below`.
+    `on_error`: see `images_in`.
     """
     folders: list[str] = []
     files: list[str] = []

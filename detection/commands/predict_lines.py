@@ -32,8 +32,8 @@ class ResultLines:
     """The JSON lines of a job, and where in the file the line of each image is.
 
     A line has `image` (its index), `left` (the images of its batch that follow) and what `append`
-    was given. Only offsets are in memory, eight bytes an image. `is_new`
-    says whether the job begins.
+    was given. Only offsets are in memory, eight bytes an image. `is_new` says whether the job
+    begins.
 
     Args:
         path: the file.
@@ -63,16 +63,16 @@ class ResultLines:
         self._end = 0
         if resume and _has_job(path):
             self._read()
-        self.is_new = is_new = not self._end
-        if is_new:
+        self.is_new = not self._end
+        if self.is_new:
             self.started = start()
         try:
-            if not is_new:
+            if not self.is_new:
                 os.truncate(path, self._end)
-            self._file = path.open("wb" if is_new else "r+b", buffering=0)
+            self._file = path.open("wb" if self.is_new else "r+b", buffering=0)
         except OSError as error:
             raise self._write_error(error) from error
-        if is_new:
+        if self.is_new:
             try:
                 self._write(_json_line({"job": job, "started": self.started}))
             except UserError:

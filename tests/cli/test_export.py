@@ -52,13 +52,16 @@ def test_file_is_written_with_its_script_which_needs_no_other_packages(
     assert [row[0] for row in rows] == [
         name for name, found in zip(images, expected, strict=True) for _ in range(len(found))
     ]
-    for bad in ((str(path), "absent.jpg", images[0]), ("data/0.jpg", images[0])):
+    for bad, message in (
+        ([str(path), "absent.jpg", images[0]], "absent.jpg: No such file"),
+        (["data/0.jpg", images[0]], "data/0.jpg: expected a model"),
+    ):
         wrong = subprocess.run(
             [sys.executable, str(script), *bad], cwd=site, capture_output=True, text=True
         )
         assert wrong.returncode == 2
         assert "Traceback" not in wrong.stderr
-        assert "absent.jpg: No such file" in wrong.stderr or "data/0.jpg: expected" in wrong.stderr
+        assert message in wrong.stderr
     scores = [float(row[2]) for row in rows]
     assert scores == pytest.approx([float(x) for found in expected for x in found.scores], abs=1e-3)
     # the detections of --ap are a COCO results file
