@@ -18,6 +18,7 @@ from detection.datasets.formats.document import (
 from detection.datasets.formats.shapes import mask_area, polygon_area
 from detection.datasets.voc import Category
 from engine import paths
+from engine.errors import UserError
 from engine.files import write_file
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -96,6 +97,9 @@ def read(source: Path, options: ReadOptions) -> Document:
         names = ["", *(f"{name}/" for name in paths.names_in(source))]
         candidates = {name: source / name / ROBOFLOW_FILE for name in names}
         files = {name: path for name, path in candidates.items() if paths.is_file(path)}
+        if not files:
+            expected = f"expected a COCO JSON, or a folder with {ROBOFLOW_FILE}"
+            raise UserError(f"{source}: {expected}, got a folder without it")
         splits = [name.rstrip("/") for name in files]
         chosen = choose_splits(options.split, splits, source)
         files = {name: path for name, path in files.items() if name.rstrip("/") in chosen}

@@ -49,3 +49,10 @@ def test_splits(tmp_path: Path) -> None:
         read_checked(tmp_path, "roboflow")
     rows = rows_of(read_checked(tmp_path, "roboflow", split="all"))
     assert [row[0].split("/")[0] for row in rows] == ["train", "valid"]
+
+
+@pytest.mark.parametrize("split", [None, "train", "all"])
+def test_folder_without_roboflows_file(tmp_path: Path, split: str | None) -> None:
+    write_files(tmp_path, {"annotations/instances_train.json": json.dumps(roboflow())})
+    with pytest.raises(UserError, match=r"or a folder with _annotations\.coco\.json, got a folder"):
+        read_checked(tmp_path, "coco", split=split)
