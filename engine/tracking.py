@@ -141,7 +141,7 @@ class Tracking:
         self._num_records += 1
         if self._process is None:
             return
-        is_reading = self._threads[1].is_alive()
+        is_reading = self._threads[1].is_alive()  # asked first: its last answers are taken below
         self._take_answers()
         if not is_reading and self._process.poll() is not None:
             self._report_end(self._process.returncode)
