@@ -6,7 +6,7 @@ training draws its first one seconds or days after its start.
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,8 +21,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 8
-_SCORES = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "top1", "top5")
-_LOSSES = ("loss", "rpn", "roi", "mask", "class")
+_NO_LOSSES = (
+    *("kind", "step", "lr", "grad_norm", "train_error"),
+    *("images_per_second", "images_skipped", "data_wait"),
+)
+SCORES = (
+    *("ap", "ap50", "ap75", "mask_ap", "lvis_ap", "mask_lvis_ap", "mask_ap50"),
+    *("top1", "top5"),
+    *("localization_accuracy", "mean_iou"),
+)
+"""Scores of an evaluation that are drawn over steps."""
+
+
+def loss_names(names: Iterable[str]) -> list[str]:
+    """Return those names of a training record in metrics.jsonl that are losses."""
+    return [name for name in names if name not in _NO_LOSSES]
 
 
 @contextmanager
@@ -64,10 +77,9 @@ def plot_training_curves(run_dir: Path) -> Path:
     trained = [record for record in records if record["kind"] == "train"]
     scored = [record for record in records if record["kind"] == "eval"]
     figure, (losses, rate, scores) = make_panels(3, columns=3, size=4.0)
-    names = [name for name in _keys(trained) if name.startswith(_LOSSES)]
-    _plot(losses, trained, names, title="losses")
+    _plot(losses, trained, loss_names(_keys(trained)), title="losses")
     _plot(rate, trained, ["lr"], title="learning rate")
-    _plot(scores, scored, [name for name in _SCORES if name in _keys(scored)], title="scores")
+    _plot(scores, scored, [name for name in SCORES if name in _keys(scored)], title="scores")
     for axes in (losses, rate, scores):
         axes.set_xlabel("step")
     path = run_dir / "curves.png"
@@ -91,7 +103,9 @@ def _plot(
         axes.plot(steps, numbers, label=name, linewidth=1.2, marker=marker, markersize=3)
     axes.set_title(title)
     if names and steps:
-        axes.legend()
+        axes.legend(fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "none logged", transform=axes.transAxes, ha="center")
 
 
 def make_panels(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from backbones.plots import SCORES, loss_names
 from detection.report.charts import Line, line_chart
 from detection.report.markup import Markup, escaped, number, percent, table
 from detection.report.page import Section, side_by_side
@@ -19,6 +20,7 @@ from engine.run_files import CONFIG_FILE, LOG_FILE
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
 _MOST_POINTS = 500  # of a training curve
+_MOST_LINES = 6  # of a chart: it has six colours
 
 
 def origin(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -70,18 +72,15 @@ def training_section(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Secti
     """Return the charts of losses, learning rate and scores over steps."""
     charts = []
     train = curves.get("train", {})
-    losses = [name for name in train if name not in _NO_LOSSES and any(train[name])][:6]
+    losses = [name for name in loss_names(train) if any(train[name])]
     if losses:
-        lines = [Line(name, train["step"], _numbers(train[name])) for name in losses]
-        charts.append(line_chart(lines, title="Training losses", x_name="step"))
+        charts.append(_chart("Training losses", train, losses))
     if "lr" in train:
-        line = Line("lr", train["step"], _numbers(train["lr"]))
-        charts.append(line_chart([line], title="Learning rate", x_name="step"))
+        charts.append(_chart("Learning rate", train, ["lr"]))
     scored = curves.get("eval", {})
-    names = [name for name in _SCORES if name in scored]
+    names = [name for name in SCORES if name in scored]
     if names:
-        lines = [Line(name, scored["step"], _numbers(scored[name])) for name in names[:6]]
-        charts.append(line_chart(lines, title="Validation", x_name="step", y_range=(0, 1)))
+        charts.append(_chart("Validation", scored, names, y_range=(0, 1)))
         rows = [
             (number(step, digits=0), *(percent(scored[name][place]) for name in names))
             for place, step in enumerate(scored["step"])
@@ -91,8 +90,16 @@ def training_section(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Secti
     return Section("training", "Training", lead, side_by_side(*charts) if charts else "")
 
 
-_NO_LOSSES = ("step", "lr", "images_per_second", "grad_norm", "data_wait", "train_error")
-_SCORES = ("ap", "ap50", "ap75", "mask_ap", "top1", "top5", "localization_accuracy", "mean_iou")
+def _chart(
+    title: str,
+    curves: Mapping[str, Sequence[Any]],
+    names: Sequence[str],
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    shown = names[:_MOST_LINES]
+    lines = [Line(name, curves["step"], _numbers(curves[name])) for name in shown]
+    cut = "" if len(shown) == len(names) else f", {len(shown)} of {len(names)}"
+    return line_chart(lines, title=f"{title}{cut}", x_name="step", y_range=y_range)
 
 
 def origin_section(

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from backbones import plots
-from backbones.plots import plot_training_curves, plot_when_training_ends
+from backbones.classification.metrics import ClassificationEvaluator
+from backbones.plots import SCORES, loss_names, plot_training_curves, plot_when_training_ends
+from detection.localization.evaluation import LocalizationEvaluator
 
 PNG = b"\x89PNG"
 
@@ -39,6 +41,24 @@ def test_losses_and_scores_of_masks_are_plotted(
     assert plot_training_curves(tmp_path).read_bytes().startswith(PNG)
     assert drawn["losses"] == ["loss", "mask"]
     assert drawn["scores"] == ["ap", "mask_ap"]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *("ap", "mask_ap", "lvis_ap", "mask_lvis_ap"),  # of CocoEvaluator
+        ClassificationEvaluator.main_metric,
+        LocalizationEvaluator.main_metric,
+    ],
+)
+def test_main_metric_of_every_task_is_drawn(metric: str) -> None:
+    assert metric in SCORES
+
+
+def test_all_losses_of_a_training_record_are_drawn_and_nothing_else() -> None:
+    losses = ["loss", "localization_class", "localization_box", "roi_box_3", "class"]
+    measured = ["grad_norm", "train_error", "data_wait", "images_skipped", "images_per_second"]
+    assert loss_names(["kind", "step", *losses, *measured, "lr"]) == losses
 
 
 def test_curves_are_plotted_after_an_interruption(tmp_path: Path) -> None:
