@@ -11,6 +11,8 @@ from typing import NamedTuple
 from detection.report.markup import escaped
 
 WIDTH = 400
+LINE_COLORS = 6
+"""Colours of lines in the style sheet, `s0` to `s5`; a chart of more lines uses them again."""
 _LABELS = 128  # width of the names of bars
 _ROW = 22
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 38  # around the plot of a line chart
@@ -87,7 +89,7 @@ def line_chart(
     top = _TOP + _LEGEND * -(-len(lines) // _IN_ROW)
     parts = _axes(x_range, y_range, x_name=x_name, top=top)
     for place, line in enumerate(lines):
-        style = f"line s{place % 6}" + (" dashed" if line.dashed else "")
+        style = f"line s{place % LINE_COLORS}" + (" dashed" if line.dashed else "")
         path = _path(line, x_range, y_range, top=top)
         parts.append(f'<path class="{style}" d="{path}"/>')
     parts += _legend(lines)
@@ -221,7 +223,7 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     for place, line in enumerate(lines):
         x, y = _LEFT + place % _IN_ROW * room, place // _IN_ROW * _LEGEND
         dashed = " dashed" if line.dashed else ""
-        parts.append(f'<path class="line s{place % 6}{dashed}" d="M{x:.0f} {y + 9}h16"/>')
+        parts.append(f'<path class="line s{place % LINE_COLORS}{dashed}" d="M{x:.0f} {y + 9}h16"/>')
         parts.append(_text(x + 20, y + 13, _short(line.name, 15), full=line.name))
     return parts
 

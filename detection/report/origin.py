@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backbones.plots import SCORES, loss_names
-from detection.report.charts import Line, line_chart
+from detection.report.charts import LINE_COLORS, Line, line_chart
 from detection.report.markup import Markup, escaped, number, percent, table
 from detection.report.page import Section, side_by_side
 from engine.checksum import file_digest
@@ -20,7 +20,6 @@ from engine.run_files import CONFIG_FILE, LOG_FILE
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "resdet")
 _MOST_POINTS = 500  # of a training curve
-_MOST_LINES = 6  # of a chart: it has six colours
 
 
 def origin(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _chart(
     names: Sequence[str],
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    shown = names[:_MOST_LINES]
+    shown = names[:LINE_COLORS]
     lines = [Line(name, curves["step"], _numbers(curves[name])) for name in shown]
     cut = "" if len(shown) == len(names) else f", {len(shown)} of {len(names)}"
     return line_chart(lines, title=f"{title}{cut}", x_name="step", y_range=y_range)
