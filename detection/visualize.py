@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from backbones.images import enlarge
+from backbones.text_places import place_texts
 from backbones.text_rendering import paste_text, render_text
 from detection.data.masks import TightMask
 from detection.ops.rle import decode_columns
@@ -37,6 +38,7 @@ _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring la
 _GAP = 8  # pixels between images
 _GREY = 64  # colour of gaps and padding
 _OPACITY = 0.5  # of masks
+_STRIP = 2  # pixels by which the strip behind a text is wider and higher than the text
 
 Color = tuple[int, int, int]
 _SizedMask = tuple[TightMask, tuple[int, ...]]
@@ -273,9 +275,27 @@ def _draw(
     # Text height: 1/70 of the longer side, but at most 1/6 of the shorter one (for long, low
     # images), and never below _TEXT.
     height = max(_TEXT, round(min(max(canvas.shape[:2]) / 70, min(canvas.shape[:2]) / 6)))
-    for (x1, y1, _, _), color, text in zip(corners, colors, texts, strict=True):
-        _write(canvas, render_text(text, height), (x1, y1), color)
+    lines = [render_text(text, height) for text in texts]
+    places = _places(canvas, corners, lines, thickness=thickness)
+    for line, place, color in zip(lines, places, colors, strict=True):
+        _write(canvas, line, place, color)
     return canvas
+
+
+def _places(
+    canvas: np.ndarray,
+    boxes: Sequence[Sequence[int]],
+    lines: Sequence[np.ndarray],
+    *,
+    thickness: int,
+) -> list[tuple[int, int]]:
+    """Return the left upper corner of each text's strip."""
+    sizes = np.array([line.shape[::-1] for line in lines]).reshape(-1, 2) + _STRIP
+    window = (0, 0, canvas.shape[1], canvas.shape[0])
+    outlines = np.array(boxes).reshape(-1, 4)
+    outlines[:, 3] += thickness  # a text below a box hides no side of a better one at its place
+    places = place_texts(outlines, sizes, window, inside=False)
+    return [(left, top) for left, top in places.astype(int).tolist()]
 
 
 def _tint(
@@ -310,13 +330,12 @@ def _nearest(length: int, new_length: int, first: int, end: int) -> tuple[int, n
     return start, nearest[start:stop] - first
 
 
-def _write(canvas: np.ndarray, line: np.ndarray, corner: tuple[int, int], color: Color) -> None:
-    """Write a line of text on a filled strip above the corner, moved to stay inside the canvas."""
+def _write(canvas: np.ndarray, line: np.ndarray, place: tuple[int, int], color: Color) -> None:
+    """Write a line of text on a filled strip whose left upper corner is given."""
     height, width = line.shape
-    left = max(0, min(corner[0], canvas.shape[1] - width - 2))
-    bottom = max(corner[1], height + 2)
-    top = bottom - height - 2
-    cv2.rectangle(canvas, (left, top), (left + width + 2, bottom), color, cv2.FILLED)
+    left, top = place
+    corner = left + width + _STRIP, top + height + _STRIP
+    cv2.rectangle(canvas, (left, top), corner, color, cv2.FILLED)
     paste_text(canvas, line, (left + 1, top + 1), (0, 0, 0))
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from backbones.images import read_image
+from backbones.text_places import place_texts
 from detection.data.image_files import image_path
 from detection.report.markup import escaped
 from detection.report.page import filtered
@@ -291,24 +292,18 @@ def _view(
     x1, y1, x2, y2 = window
     # text of about 11 pixels: a view is 150 pixels wide for a crop, 230 for a whole image
     font = (x2 - x1) / (14 if is_crop else 21)
-    num_focus = sum(shape.focus for shape in shapes)
     parts = []
-    for shape in sorted(shapes, key=lambda each: each.focus):  # on top of the others
+    in_order = sorted(shapes, key=lambda each: each.focus)  # the focus lies on the others
+    for shape in in_order:
         a, b, c, d = shape.box
         classes = f"{kind}{' focus' if shape.focus else ''}{' crowd' if shape.crowd else ''}"
-        # a text near the right border moves to the left; a letter is some 0.6 of the font wide
-        left = max(x1, min(max(a, x1) + font * 0.2, x2 - font * 0.6 * len(shape.text)))
-        top = max(b, y1)
         parts.append(
             f'<rect class="{classes}" x="{a:.1f}" y="{b:.1f}" width="{max(c - a, 0):.1f}" '
             f'height="{max(d - b, 0):.1f}"><title>{escaped(shape.text)}</title></rect>'
         )
-        if (shape.focus and num_focus <= _TEXTS) or len(shapes) <= _TEXTS:
-            parts.append(
-                f'<text x="{left:.1f}" y="{top + font:.1f}" '
-                f'style="font-size:{font:.1f}px;stroke-width:{font / 5:.1f}px">'
-                f"{escaped(shape.text)}</text>"
-            )
+    named = [shape for shape in in_order if shape.focus or len(shapes) <= _TEXTS]
+    if len(named) <= _TEXTS:
+        parts += _texts(named, window, font)
     what = "ground truth" if kind == "gt" else "detections"
     return (
         f'<svg viewBox="{x1:.1f} {y1:.1f} {x2 - x1:.1f} {y2 - y1:.1f}" role="img" '
@@ -316,6 +311,22 @@ def _view(
     )
 
 
+def _texts(shapes: Sequence[Shape], window: Window, font: float) -> Iterator[str]:
+    """Yield the text of each shape; the last ones lie on top."""
+    boxes = np.array([shape.box for shape in shapes]).reshape(-1, 4)
+    # a letter is some 0.6 of the font wide
+    widths = [font * (0.4 + 0.6 * len(shape.text)) for shape in shapes]
+    sizes = np.array([(width, font * _LINE) for width in widths]).reshape(-1, 2)
+    places = place_texts(boxes, sizes, window, inside=True).tolist()
+    for shape, (left, top) in zip(shapes, places, strict=True):
+        yield (
+            f'<text x="{left + font * 0.2:.1f}" y="{top + font:.1f}" '
+            f'style="font-size:{font:.1f}px;stroke-width:{font / 5:.1f}px">'
+            f"{escaped(shape.text)}</text>"
+        )
+
+
+_LINE = 1.3  # height of a line of text, in its font size
 _TEXTS = 8  # most boxes of a view that all get a text; of more, a tooltip
 
 

@@ -116,6 +116,18 @@ def test_better_detections_lie_on_worse_ones() -> None:
         assert tuple(image[300, 200]) == class_color(best)
 
 
+def test_no_text_hides_that_of_another_detection_of_the_same_object() -> None:
+    box = [100.0, 100.0, 300.0, 300.0]
+    both = draw(grey(480, 640), make_detections(box, box))
+    alone = [draw(grey(480, 640), make_detections(box)), draw(grey(480, 640), make_detections())]
+    text = (alone[0] != alone[1])[:98, :].any(axis=2)  # above the box
+    assert text.any()
+    # the best has its text above the box, the other has its own below it
+    assert (both[:98] == np.array(class_color(1))).all(axis=2).any()
+    assert not (both[:98] == np.array(class_color(0))).all(axis=2).any()
+    assert (both[303:] == np.array(class_color(0))).all(axis=2).any()
+
+
 def test_neighbouring_classes_differ_in_colour() -> None:
     colors = np.array([class_color(label) for label in range(80)], dtype=float)
     assert len(np.unique(colors, axis=0)) == 80

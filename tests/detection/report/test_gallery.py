@@ -91,3 +91,17 @@ def test_spread_gives_every_class_a_place_and_keeps_the_best() -> None:
     assert set(labels[chosen].tolist()) == {0, 1, 2}
     assert spread(np.arange(3), labels, 8) == [0, 1, 2]
     assert spread(np.zeros(0, np.int64), labels, 8) == []
+
+
+def test_texts_of_equal_boxes_do_not_hide_each_other() -> None:
+    shapes = [Shape((4, 4, 16, 16), "one"), Shape((4, 4, 16, 16), "two", focus=True)]
+    both = Card(0, (0, 0, 20, 20), shapes, [], "t", (), frozenset((0,)))
+    images = Images(None, np.full((1, 2), 0))
+    drawn = draw_galleries([Gallery("a", [both])], images, class_names=["c"], progress=silent)
+    pattern = r'<text x="([\d.]+)" y="([\d.]+)" style="font-size:([\d.]+)px[^>]*>(\w+)<'
+    found = {
+        name: [float(n) for n in numbers] for *numbers, name in re.findall(pattern, drawn["a"])
+    }
+    (_, top, font), (_, focus_top, _) = found["one"], found["two"]
+    assert abs(top - focus_top) >= font
+    assert focus_top == pytest.approx(4 + font, abs=0.1)  # the focus has the best place
