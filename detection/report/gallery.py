@@ -331,8 +331,8 @@ _TEXTS = 8  # most boxes of a view that all get a text; of more, a tooltip
 
 
 def _whole(card: Card, size: np.ndarray) -> Window:
-    """Return the window of a whole image; of unknown size, what holds all boxes."""
+    """Return the window of a whole image; of unknown size, what holds all boxes, not empty."""
     if all(size):
         return 0.0, 0.0, float(size[1]), float(size[0])
-    corners = [shape.box[2:] for shape in (*card.annotated, *card.detected)] or [(1.0, 1.0)]
+    corners = [(1.0, 1.0), *(shape.box[2:] for shape in (*card.annotated, *card.detected))]
     return 0.0, 0.0, max(each[0] for each in corners), max(each[1] for each in corners)

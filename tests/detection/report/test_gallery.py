@@ -105,3 +105,11 @@ def test_texts_of_equal_boxes_do_not_hide_each_other() -> None:
     (_, top, font), (_, focus_top, _) = found["one"], found["two"]
     assert abs(top - focus_top) >= font
     assert focus_top == pytest.approx(4 + font, abs=0.1)  # the focus has the best place
+
+
+def test_empty_boxes_of_an_image_of_unknown_size_are_drawn() -> None:
+    shape = Shape((0, 0, 0, 0), "a point")
+    point = Card(0, None, [shape], [shape], "t", (), frozenset((0,)))
+    images = Images(None, np.zeros((1, 2), int))
+    drawn = draw_galleries([Gallery("a", [point])], images, class_names=["c"], progress=silent)
+    assert 'viewBox="0.0 0.0 1.0 1.0"' in drawn["a"]
