@@ -213,6 +213,11 @@ def _report(
     if num_bad > MAX_NAMED:
         log.note(f"and {num_bad - MAX_NAMED} more")
     log.note(f"{written.objects} objects in {written.images} images: {arguments.output}")
+    if written.draw_thresh is not None and written.above < written.objects:
+        log.note(
+            f"drawings show those with a score of {written.draw_thresh} or more, {written.above} "
+            f"of {written.objects}; --score sets another"
+        )
     if num_bad and not arguments.skip_bad:
         more = f" and {num_bad - 1} more" if num_bad > 1 else ""
         raise UserError(f"{bad[0]}{more}; --skip-bad makes the exit code 0")

@@ -62,10 +62,14 @@ class PredictionOptions:
 class PredictionSummary:
     """Counts of objects and images, and the first error messages of failed images.
 
-    skipped: images without results. not_drawn: images of which a drawing or crop is missing.
+    draw_thresh: smallest score of an object that is drawn; None: there are no drawings. above:
+    objects with at least this score. skipped: images without results. not_drawn: images of which a
+    drawing or crop is missing.
     """
 
+    draw_thresh: float | None
     objects: int = 0
+    above: int = 0
     images: int = 0
     num_skipped: int = 0
     num_not_drawn: int = 0
@@ -80,7 +84,10 @@ class PredictionSummary:
                 self.skipped += [line["skipped"]] * (len(self.skipped) < MAX_NAMED)
             else:
                 self.images += 1
-                self.objects += len(line["detections"])
+                scores = [each["score"] for each in line["detections"]]
+                self.objects += len(scores)
+                if self.draw_thresh is not None:
+                    self.above += sum(score >= self.draw_thresh for score in scores)
             if "not_drawn" in line:
                 self.num_not_drawn += 1
                 self.not_drawn += [line["not_drawn"]] * (len(self.not_drawn) < MAX_NAMED)
@@ -149,7 +156,7 @@ def predict_files(
             with suppress(UserError):  # do not hide the first error
                 write_results(lines, output, classes)
             raise
-        summary = PredictionSummary()
+        summary = PredictionSummary(thresh)
         write_results(summary.counting(lines), output, classes)
         num_left = len(lines.missing())
         if request.requested and num_left:  # a request during the last images changes nothing

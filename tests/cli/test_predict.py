@@ -103,6 +103,19 @@ def test_overrides_are_applied(site: Path, trained: Path, call: Call) -> None:
     assert "expected RUN_OR_CHECKPOINT and IMAGE_OR_FOLDER" in nothing.err
 
 
+def test_objects_that_are_not_drawn_are_counted(site: Path, trained: Path, call: Call) -> None:
+    options = ("data", "model.roi.score_thresh=0", *OPTIONS[2:])
+    call(predict, trained, *options)
+    scores = sorted(entry["score"] for entry in entries(site / "out"))
+    thresh = scores[len(scores) // 2]
+    above, count = sum(score >= thresh for score in scores), len(scores)
+    assert 0 < above < count
+    found = call(predict, trained, f"evaluation.draw_score_thresh={thresh!r}", *options)
+    assert f"a score of {thresh} or more, {above} of {count};" in found.out
+    for all_drawn in ((*OPTIONS, "data"), (*options, "--no-drawings")):
+        assert "drawings show" not in call(predict, trained, *all_drawn).out
+
+
 def test_twelve_bit_images_are_reported_once(site: Path, trained: Path, call: Call) -> None:
     for name in ("12a.png", "12b.png"):
         cv2.imwrite(str(site / name), np.full((40, 40), 4000, np.uint16))
