@@ -38,7 +38,7 @@ _GOLDEN = 0.618034  # steps of the golden ratio keep the hues of neighbouring la
 _GAP = 8  # pixels between images
 _GREY = 64  # colour of gaps and padding
 _OPACITY = 0.5  # of masks
-_STRIP = 2  # pixels by which the strip behind a text is wider and higher than the text
+_STRIP = 2  # from the first to the last pixel of a strip, less the width or height of its text
 
 Color = tuple[int, int, int]
 _SizedMask = tuple[TightMask, tuple[int, ...]]
