@@ -97,6 +97,17 @@ def test_make_target_exists(command: str) -> None:
     assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
 
 
+def test_files_of_own_data_are_written_before_they_are_read() -> None:
+    known = {"my/yolo"}  # the user's own folder
+    for command in shell_commands(README):
+        written = re.findall(r"--(?:output|fix) (\S+)", command)
+        read = set(re.findall(r"\bmy/\S+", command)) - set(written)
+        assert read <= known, command
+        parts = " ".join(re.findall(r"--names ([\w ]+)", command)).split()
+        known.update(written, (f"{written[0]}/{part}.json" for part in parts))
+    assert len(known) > 5
+
+
 def test_table_of_configs_is_complete() -> None:
     table = DOCUMENTS["docs/CONFIGS.md"].split("## Keys")[0]
     assert sorted(re.findall(r"`(\w+\.yaml)`", table)) == sorted(path.name for path in CONFIGS)
