@@ -1,4 +1,4 @@
-"""Precision of forward passes: float32, bfloat16, or the faster one of a device."""
+"""Precision of forward passes: float32, bfloat16, or bfloat16 where a device computes in it."""
 
 import torch
 
@@ -34,6 +34,6 @@ def precision_note(device: torch.device, setting: PrecisionSetting) -> str | Non
     if setting == "bf16" and not computes_in_bf16(device):
         return (
             "loop.precision=bf16: this device emulates it, several times slower than fp32; "
-            "loop.precision=auto takes the faster one"
+            "loop.precision=auto takes fp32 here"
         )
     return None
